@@ -1,0 +1,53 @@
+"""Shape of the policy: DeepSeek-V3's architecture as Kimi K2.5 configures it. Field names are the Hugging Face ones. No torch."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ModelConfig(BaseModel):
+    """A K2.5-shaped decoder. The defaults are the quickstart's tiny one (about 1.5 M parameters)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vocab_size: int = Field(1024, gt=0, description="rows of the embedding; the tokenizer may use fewer")
+    hidden_size: int = Field(128, gt=0)
+    num_hidden_layers: int = Field(4, gt=0)
+    first_k_dense_replace: int = Field(1, ge=0, description="how many first layers have a dense feed-forward part")
+    intermediate_size: int = Field(384, gt=0, description="width of the dense feed-forward part")
+    num_attention_heads: int = Field(4, gt=0)
+    q_lora_rank: int = Field(96, gt=0)
+    kv_lora_rank: int = Field(64, gt=0)
+    qk_nope_head_dim: int = Field(32, gt=0)
+    qk_rope_head_dim: int = Field(16, gt=0)
+    v_head_dim: int = Field(48, gt=0)
+    n_routed_experts: int = Field(8, gt=0)
+    num_experts_per_tok: int = Field(2, gt=0)
+    n_shared_experts: int = Field(1, ge=0)
+    moe_intermediate_size: int = Field(96, gt=0)
+    routed_scaling_factor: float = Field(1.0, gt=0)
+    norm_topk_prob: bool = True
+    rms_norm_eps: float = Field(1e-5, gt=0)
+    rope_theta: float = Field(10000.0, gt=0)
+    max_position_embeddings: int = Field(2048, gt=0, description="longest trace in tokens")
+    initializer_range: float = Field(0.02, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim={self.qk_rope_head_dim} must be even: it is rotated in pairs")
+        if self.num_experts_per_tok > self.n_routed_experts:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok} exceeds n_routed_experts={self.n_routed_experts}"
+            )
+        return self
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a query or key head: the part without and the part with rotary position."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def num_moe_layers(self) -> int:
+        """Layers whose tokens carry routes."""
+        return max(0, self.num_hidden_layers - self.first_k_dense_replace)

@@ -1,0 +1,160 @@
+"""The whole configuration, as strict pydantic models. No torch: ``parl --help`` and ``--dry-run`` must be instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from envs.world.config import WorldConfig
+from model.config import ModelConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EnvsConfig(_Section):
+    """Where tasks and tools come from."""
+
+    world: WorldConfig = WorldConfig()
+    tasks: str | None = Field(None, description="own tasks: .jsonl, .parquet or a datasets hub id; None = generated")
+
+
+class TokenizerConfig(_Section):
+    """The BPE vocabulary trained on the world's text."""
+
+    vocab_size: int = Field(1024, gt=300, description="byte alphabet + merges + special tokens")
+
+
+class SftConfig(_Section):
+    """The cold start: imitation of scripted demonstrations."""
+
+    seed: int = Field(1, ge=0)
+    tokens: int = Field(6_000_000, gt=0, description="training tokens")
+    batch_tokens: int = Field(8192, gt=0, description="tokens of one optimiser step")
+    lr: float = Field(3e-3, gt=0, description="AdamW: embeddings, norms, router")
+    muon_lr: float = Field(6e-3, gt=0, description="Muon: matrices")
+    parallel: float = Field(0.3, ge=0, le=1, description="share of demonstrations that spawn where it pays")
+    wrong: float = Field(0.15, ge=0, le=1, description="share of demonstrations that spawn where it does not")
+    observation_weight: float = Field(0.1, ge=0, description="loss weight of tokens that the agent did not write")
+
+
+class BudgetConfig(_Section):
+    """Limits of one episode. Hitting one ends it, named in ``Episode.limit``."""
+
+    orchestrator_steps: int = Field(48, gt=0)
+    subagent_steps: int = Field(8, gt=0, description="per sub-agent")
+    subagents: int = Field(32, gt=0, description="per episode")
+    critical_factor: float = Field(1.5, gt=0, description="critical steps allowed = factor x the oracle's serial steps + 4")
+    turn_tokens: int = Field(512, gt=0, description="sampled tokens of one turn")
+    total_tokens: int = Field(20_000, gt=0, description="sampled tokens of all agents")
+    episode_s: float = Field(300.0, gt=0, description="wall-clock deadline")
+    call_s: float = Field(20.0, gt=0, description="deadline of one tool or model call")
+
+
+class RolloutsConfig(_Section):
+    """How episodes are made."""
+
+    swarm: bool = Field(True, description="offer create_subagent and assign_task; False = single agent")
+    group_size: int = Field(8, gt=1, description="episodes of one task")
+    tasks_per_step: int = Field(12, gt=0)
+    temperature: float = Field(1.0, gt=0)
+    concurrency: int = Field(32, gt=0, description="episodes at once in one worker")
+    workers: int = Field(1, gt=0, description="Ray rollout workers")
+    policy_engines: int = Field(1, gt=0, description="replicas of the policy pool")
+    frozen_engines: int = Field(1, gt=0, description="replicas of the frozen sub-agent pool")
+    engine: Literal["embedded"] = "embedded"
+    max_restarts: int = Field(3, ge=0, description="how often dead rollout actors are started again in a run")
+    budget: BudgetConfig = BudgetConfig()
+
+
+class RewardsConfig(_Section):
+    """r = perf + λ1 parallel + λ2 finish - μ critical."""
+
+    lambda_parallel: float = Field(0.3, ge=0, description="λ1 at the start")
+    lambda_finish: float = Field(0.1, ge=0, description="λ2 at the start")
+    anneal: float = Field(0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
+    parallel_cap: int = Field(16, gt=0, description="sub-agents at which r_parallel reaches 1")
+    critical_penalty: float = Field(0.25, ge=0, description="μ, constant; 0 switches the term off")
+
+
+class ObjectiveConfig(_Section):
+    """K2.5's policy objective (report Eq. 1)."""
+
+    log_ratio_min: float = Field(-0.5, lt=0, description="α: tokens with a smaller log-ratio get no gradient")
+    log_ratio_max: float = Field(0.5, gt=0, description="β: tokens with a larger log-ratio get no gradient")
+    tau: float = Field(0.01, ge=0, description="weight of the squared log-ratio")
+
+
+class OptimizerConfig(_Section):
+    """The learner's optimiser in RL: Muon on the matrices, AdamW on the rest."""
+
+    lr: float = Field(3e-4, gt=0, description="AdamW")
+    muon_lr: float = Field(1e-3, gt=0, description="Muon")
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+
+
+class TrainerConfig(_Section):
+    """The loop."""
+
+    steps: int = Field(40, gt=0)
+    epochs: int = Field(1, gt=0, description="passes over each step's rows")
+    minibatches: int = Field(2, gt=0, description="optimiser steps of one pass")
+    micro_tokens: int = Field(8192, gt=0, description="padded tokens of one forward pass")
+    threads: int = Field(2, gt=0, description="CPU threads of the learner")
+    checkpoint_every: int = Field(1, gt=0, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, gt=0)
+    step_s: float = Field(900.0, gt=0, description="deadline of one step; a slower one ends the run loudly")
+
+
+class EvalConfig(_Section):
+    """Held-out evaluation."""
+
+    tasks: int = Field(160, gt=0, description="held-out tasks, one episode each")
+    split: Literal["val", "test"] = "test"
+    temperature: float = Field(1.0, ge=0, description="0 = greedy")
+    seed: int = Field(7, ge=0)
+
+
+class TrackingConfig(_Section):
+    """Where numbers go besides metrics.jsonl."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field("auto", description="auto = online with a key, else offline")
+    project: str = "parl"
+
+
+class Config(_Section):
+    """One run."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="the run's folder is runs/NAME")
+    root: Path = Field(Path("runs"), description="folder of all runs")
+    seed: int = Field(1, ge=0)
+    baseline: bool = Field(False, description="also train and evaluate the single agent")
+    starter: Path | None = Field(None, description="shipped cold-start weights, used when their hash matches")
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    envs: EnvsConfig = EnvsConfig()
+    sft: SftConfig = SftConfig()
+    rollouts: RolloutsConfig = RolloutsConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.tokenizer.vocab_size > self.model.vocab_size:
+            raise ValueError(
+                f"tokenizer.vocab_size={self.tokenizer.vocab_size} exceeds model.vocab_size={self.model.vocab_size}"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run lives; another seed of the same config gets a folder of its own."""
+        return self.root / (self.name if self.seed == 1 else f"{self.name}-seed{self.seed}")

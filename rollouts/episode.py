@@ -1,0 +1,132 @@
+"""Episodes: what a rollout leaves behind, and all that rewards, learner, store and report may look at.
+
+An ``Episode`` is one attempt at a task: a tree of ``Trace`` objects, the orchestrator's first. A ``Trace`` is one
+agent's append-only token stream, cut into ``Turn`` records. Sampled tokens are stored exactly as sampled. Nothing here
+imports torch.
+
+Shapes: a trace with T tokens holds ``tokens``, ``mask``, ``logprobs`` and ``versions`` of length T, and ``routes`` of
+shape [T, L, K] (L mixture-of-experts layers, K experts a token), or None for a dense policy or scripted agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from envs.base import Role, Task, ToolCall, ToolResult
+
+
+class EpisodeStatus(StrEnum):
+    """How an episode ended; exactly one of these."""
+
+    ANSWERED = "answered"  # the orchestrator gave a final answer
+    OVER_BUDGET = "over_budget"  # a step, token or sub-agent budget was hit first (Episode.limit names it)
+    MALFORMED = "malformed"  # the orchestrator wrote something that is neither a valid call nor an answer
+    FAILED = "failed"  # an exception or deadline outside the policy's power (Episode.error)
+
+
+class TraceStatus(StrEnum):
+    """How one agent ended."""
+
+    RUNNING = "running"
+    FINISHED = "finished"  # returned a valid message
+    OVER_BUDGET = "over_budget"
+    MALFORMED = "malformed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, kw_only=True)
+class Turn:
+    """One model call and the tool results that answer it: one step.
+
+    ``start:end`` are the sampled tokens' positions in the trace. ``spawned`` are the ids of the traces that this turn
+    launched (they ran in parallel); a turn with its spawned traces is a stage. Times are seconds since the episode began.
+    """
+
+    start: int
+    end: int
+    content: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    results: list[ToolResult] = field(default_factory=list)
+    spawned: list[str] = field(default_factory=list)
+    malformed: str = ""  # why the parser refused the turn, empty when it did not
+    t_start: float = 0.0  # the model was asked
+    t_model: float = 0.0  # the model had answered
+    t_end: float = 0.0  # all tool results were in
+
+
+@dataclass(slots=True, kw_only=True)
+class Trace:
+    """One agent's token stream. ``agent_id`` is a path: ``0`` for the orchestrator, ``0/3`` for its fourth spawn."""
+
+    agent_id: str
+    role: Role
+    name: str = ""  # the sub-agent configuration it was made from
+    parent: str | None = None
+    parent_turn: int | None = None  # index of the turn in the parent that launched it
+    prompt: str = ""
+    status: TraceStatus = TraceStatus.RUNNING
+    message: str = ""  # the one message that returned to the parent, or the final answer
+    tokens: list[int] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)  # True where the token was sampled by this agent's policy
+    logprobs: list[float] = field(default_factory=list)  # 0.0 where mask is False
+    versions: list[int] = field(default_factory=list)  # policy version that sampled the token, -1 where mask is False
+    routes: np.ndarray | None = None  # int16 [T, L, K]
+    turns: list[Turn] = field(default_factory=list)
+    trainable: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Turns taken: K2.5's step."""
+        return len(self.turns)
+
+    @property
+    def tool_calls(self) -> int:
+        """Tool invocations, the other count of a step (K2.5 report E.8)."""
+        return sum(len(turn.calls) for turn in self.turns)
+
+
+@dataclass(slots=True, kw_only=True)
+class Episode:
+    """One attempt at ``task``. ``traces[0]`` is the orchestrator's; the others follow in order of their agent ids."""
+
+    task: Task
+    index: int  # which attempt of the group
+    seed: int
+    traces: list[Trace]
+    status: EpisodeStatus
+    answer: str = ""
+    limit: str = ""  # the budget that ended it, e.g. "critical_steps"
+    error: str = ""
+    critical_budget: int = 0  # critical steps allowed, 0 = unlimited
+    wall_s: float = 0.0
+    rewards: dict[str, float] = field(default_factory=dict)  # filled by scoring: parts and their weighted sum "total"
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def orchestrator(self) -> Trace:
+        """The root trace."""
+        return self.traces[0]
+
+    @property
+    def subagents(self) -> list[Trace]:
+        """All traces but the root."""
+        return self.traces[1:]
+
+    def trace(self, agent_id: str) -> Trace:
+        """The trace of ``agent_id``; KeyError if there is none."""
+        for trace in self.traces:
+            if trace.agent_id == agent_id:
+                return trace
+        raise KeyError(f"episode {self.task.key}#{self.index} has no agent {agent_id!r}")
+
+    def stages(self) -> Iterator[tuple[Turn, list[Trace]]]:
+        """The orchestrator's turns, each with the sub-agents that it launched."""
+        by_id = {trace.agent_id: trace for trace in self.traces}
+        for turn in self.orchestrator.turns:
+            yield turn, [by_id[agent_id] for agent_id in turn.spawned]
