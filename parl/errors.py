@@ -1,0 +1,11 @@
+"""Mistakes that a user can fix. The command line prints their text alone, without a traceback, and exits with 2."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake with a known fix; the text says what is wrong and what to do."""
+
+
+class ConfigError(UserError):
+    """The configuration is wrong; the text lists every problem by its dotted key."""

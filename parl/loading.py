@@ -1,0 +1,290 @@
+"""From a YAML file and dotted overrides to a checked :class:`Config`; every mistake is named with its fix. No torch.
+
+Values are validated strictly (``true`` is no number, ``"20"`` no integer), so a typing slip never becomes a silent
+setting. All problems of a file and its overrides are reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from parl.config import Config
+from parl.errors import ConfigError
+
+_TASK_FILES = {".jsonl", ".json", ".csv", ".parquet"}
+_TYPE_WORDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text (quote it in YAML)",
+    "path_type": "a path",
+    "dict_type": "a mapping of keys to values",
+    "tuple_type": "a list",
+}
+_BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads ``3e-4`` as a number and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
+                )
+            if isinstance(key_node.value, str):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read ``path``, apply overrides such as ``trainer.steps=20`` and validate; raises :class:`ConfigError`."""
+    path = Path(path)
+    tree = _read_yaml(path)
+    for override in overrides or []:
+        _apply_override(tree, override)
+    tree = _without_empty_sections(tree, Config)
+    problems = [
+        f"{key} = {_show(value)}: must be a finite number" for key, value in _leaves(tree) if _not_finite(value)
+    ]
+    if problems:
+        raise _error(path, problems)
+    config = _validate(path, tree)
+    return _resolve_paths(path, config)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration with every default, as YAML that :func:`load_config` reads back to the same."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(*parts: BaseModel | str | int | float | bool | None) -> str:
+    """Twelve hex digits that change when, and only when, one of the given sections or values changes."""
+    dump = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(dump, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"no configuration file {path}{_nearby(path)}")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not valid YAML: {error.problem or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}:1: a configuration is a mapping of keys to values, this is {_show(tree)}")
+    return tree
+
+
+def _nearby(path: Path) -> str:
+    folders = {path.parent, Path("configs"), Path(".")}
+    files = sorted({file for folder in folders if folder.is_dir() for file in folder.glob("*.y*ml")})
+    if not files:
+        return ""
+    close = difflib.get_close_matches(path.name, [file.name for file in files], n=1, cutoff=0.6)
+    files.sort(key=lambda file: file.name not in close)
+    return "; there are: " + ", ".join(str(file) for file in files[:8])
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"the override {override!r} is not KEY=VALUE, e.g. trainer.steps=20")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"the override {override!r} has a value that is not valid YAML: {text!r}") from None
+    node, model = tree, Config
+    for depth, part in enumerate(parts[:-1]):
+        field = model.model_fields.get(part) if model else None
+        model = _section(field)
+        if node.get(part) is None:  # a mapping such as envs.world.mix keeps its other default entries
+            default = field.get_default(call_default_factory=True) if field and not model else None
+            node[part] = dict(default) if isinstance(default, dict) else {}
+        if not isinstance(node[part], dict):
+            raise ConfigError(f"the override {override!r} goes below {'.'.join(parts[: depth + 1])}, which has no keys")
+        node = node[part]
+    node[parts[-1]] = value
+
+
+def _section(field: FieldInfo | None) -> type[BaseModel] | None:
+    kind = field.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _without_empty_sections(tree: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """A section whose lines are all commented out reads as null: it means its defaults."""
+    clean = {}
+    for key, value in tree.items():
+        section = _section(model.model_fields.get(key))
+        if section and value is None:
+            continue
+        clean[key] = _without_empty_sections(value, section) if section and isinstance(value, dict) else value
+    return clean
+
+
+def _validate(path: Path, tree: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        raise _error(path, [line for detail in error.errors() for line in _explain(dict(detail))]) from None
+
+
+def _error(path: Path, problems: list[str]) -> ConfigError:
+    unique = list(dict.fromkeys(problems))
+    if len(unique) == 1:
+        return ConfigError(f"{path}: {unique[0]}")
+    return ConfigError(f"{path}: {len(unique)} problems\n" + "\n".join(f"  - {problem}" for problem in unique))
+
+
+def _explain(detail: dict[str, Any]) -> list[str]:
+    """One readable line for each problem that pydantic found."""
+    loc, value, kind = [str(part) for part in detail["loc"]], detail["input"], detail["type"]
+    key = ".".join(loc)
+    if kind == "extra_forbidden":
+        return [_unknown(unknown, given) for unknown, given in _leaves({key: value})]
+    if kind == "value_error":
+        return [_value_error(loc, str(detail["ctx"]["error"]))]
+    field, model = _field(loc)
+    if kind in ("model_type", "dataclass_type") and model:
+        return [f"{key} = {_show(value)}: is a section with the keys {', '.join(model.model_fields)}"]
+    return [f"{key} = {_show(value)}: must be {_allowed(field, detail)}"]
+
+
+def _unknown(key: str, value: Any) -> str:
+    close = nearest_keys(key)
+    hint = f"; did you mean {' or '.join(close)}?" if close else f"; sections: {', '.join(Config.model_fields)}"
+    return f"unknown key {key} (given {_show(value)}){hint}"
+
+
+def _value_error(loc: list[str], text: str) -> str:
+    """A section's own check names its fields bare; give them their full path."""
+    _, model = _field(loc)
+    prefix = ".".join(loc)
+    names = "|".join(map(re.escape, model.model_fields)) if model and prefix else ""
+    full = re.sub(rf"(?<![.\w])({names})(?==| names)", rf"{prefix}.\1", text) if names else text
+    return full if full != text or not prefix else f"{prefix}: {text}"
+
+
+def _field(loc: list[str]) -> tuple[FieldInfo | None, type[BaseModel] | None]:
+    """The innermost field that ``loc`` leads to, and its model where it is a section."""
+    field, model = None, Config
+    for part in loc:
+        if model is None or part not in model.model_fields:
+            break
+        field = model.model_fields[part]
+        model = _section(field)
+    return field, model
+
+
+def _allowed(field: FieldInfo | None, detail: dict[str, Any]) -> str:
+    context = detail.get("ctx") or {}
+    if detail["type"] == "literal_error" or (field and get_origin(field.annotation) is Literal):
+        choices = [str(choice) for choice in get_args(field.annotation)] if field else [str(context.get("expected"))]
+        close = difflib.get_close_matches(str(detail["input"]), choices, n=1)
+        return f"one of {', '.join(choices)}" + (f"; did you mean {close[0]}?" if close else "")
+    if detail["type"] == "string_pattern_mismatch":
+        return f"text that matches {context['pattern']}"
+    words = _TYPE_WORDS.get(detail["type"], "")
+    bounds = [
+        f"{sign} {getattr(part, name)}"
+        for part in (field.metadata if field else [])
+        for name, sign in _BOUNDS
+        if getattr(part, name, None) is not None
+    ]
+    if bounds and (words or detail["type"].startswith(("greater", "less"))):
+        return " ".join(filter(None, [words, " and ".join(bounds)]))
+    if field and field.annotation and get_origin(field.annotation) is tuple:
+        size = len(get_args(field.annotation))
+        return f"a list of {size} numbers, e.g. {_show(list(field.get_default(call_default_factory=True)))}"
+    return words or f"valid ({detail['msg']})"
+
+
+def nearest_keys(key: str, count: int = 2) -> list[str]:
+    """The valid dotted keys that resemble ``key`` most, also those of other sections; best first."""
+    leaf = key.rpartition(".")[2]
+    scored = []
+    for known in dict(_known_keys()):
+        whole = difflib.SequenceMatcher(None, key, known).ratio()
+        last = difflib.SequenceMatcher(None, leaf, known.rpartition(".")[2]).ratio()
+        scored.append((max(whole, last), whole, known))
+    scored.sort(key=lambda item: (-item[0], -item[1], item[2]))
+    best = scored[0][0]
+    return [known for score, _, known in scored[:count] if score >= max(0.6, best - 0.02)]
+
+
+def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        yield prefix + name, field
+        section = _section(field)
+        if section:
+            yield from _known_keys(section, f"{prefix}{name}.")
+
+
+def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _not_finite(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return any(isinstance(item, float) and not math.isfinite(item) for item in values)
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _resolve_paths(path: Path, config: Config) -> Config:
+    """Files named in the YAML are looked up beside it first, then from the current folder."""
+    world = config.envs.world
+    tasks = Path(config.envs.tasks) if config.envs.tasks else None
+    tasks = tasks if tasks and tasks.suffix in _TASK_FILES else None  # anything else is a hub id
+    found = {name: _beside(path, file) for name, file in (("source", world.source), ("tasks", tasks))}
+    problems = [
+        f"envs.{'world.source' if name == 'source' else name} = {file}: no such file, neither beside {path} nor here"
+        for name, file in found.items()
+        if file and not file.is_file()
+    ]
+    if problems:
+        raise _error(path, problems)
+    world = world.model_copy(update={"source": found["source"]})
+    new_tasks = str(found["tasks"]) if found["tasks"] else config.envs.tasks
+    envs = config.envs.model_copy(update={"world": world, "tasks": new_tasks})
+    return config.model_copy(update={"envs": envs, "starter": _beside(path, config.starter)})
+
+
+def _beside(config_path: Path, file: Path | None) -> Path | None:
+    if file is None or file.is_absolute() or not (config_path.parent / file).exists():
+        return file
+    return config_path.parent / file

@@ -1,0 +1,119 @@
+"""Loading a configuration: what is accepted, and what a mistake's message says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parl.config import Config
+from parl.errors import ConfigError
+from parl.loading import config_hash, load_config, to_yaml
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def _write(text: str, name: str = "run.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def _message(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, list(overrides))
+    return str(caught.value)
+
+
+def test_empty_file_gives_the_defaults_and_overrides_win(write) -> None:
+    assert load_config(write("")) == Config()
+    config = load_config(write("trainer: {steps: 7}\nsft:\n"), ["trainer.steps=20", "optimizer.lr=3e-4", "name=x"])
+    assert (config.trainer.steps, config.optimizer.lr, config.name) == (20, 3e-4, "x")
+    assert config.sft == Config().sft
+
+
+def test_override_of_one_mix_weight_keeps_the_others(write) -> None:
+    mix = load_config(write(""), ["envs.world.mix.chain=0.9", "envs.world.widths=[3, 5]"]).envs.world
+    assert mix.mix == {**Config().envs.world.mix, "chain": 0.9}
+    assert mix.widths == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("trainer: {step: 3}", [], ["unknown key trainer.step ", "3", "did you mean trainer.steps?"]),
+        ("steps: 3", [], ["unknown key steps", "did you mean trainer.steps?"]),
+        ("", ["train.steps=3"], ["unknown key train.steps", "did you mean trainer.steps?"]),
+        ("", ["group_size=4"], ["did you mean rollouts.group_size?"]),
+        ("", ["qqqqzz=4"], ["unknown key qqqqzz", "sections:", "trainer"]),
+        ("trainer: {steps: 0}", [], ["trainer.steps = 0", "> 0"]),
+        ("trainer: {steps: many}", [], ['trainer.steps = "many"', "a whole number"]),
+        ("trainer: {steps: true}", [], ["trainer.steps = true", "a whole number"]),
+        ("", ["rollouts.swarm=3"], ["rollouts.swarm = 3", "true or false"]),
+        ("", ["sft.parallel=1.5"], ["sft.parallel = 1.5", ">= 0 and <= 1"]),
+        ("", ["tracking.wandb=ofline"], ["tracking.wandb", "auto, online, offline, disabled", "did you mean offline?"]),
+        ("", ["trainer=5"], ["trainer = 5", "section", "checkpoint_every"]),
+        ("", ["optimizer.lr=.inf"], ["optimizer.lr", "finite"]),
+        ("", ["name=a/b"], ['name = "a/b"', "matches"]),
+        ("", ["envs.world.widths=4"], ["envs.world.widths = 4", "a list of 2 numbers"]),
+        ("", ["tokenizer.vocab_size=9000"], ["tokenizer.vocab_size=9000 exceeds model.vocab_size=1024"]),
+        ("", ["model.qk_rope_head_dim=15"], ["model.qk_rope_head_dim=15 must be even"]),
+        ("", ["model.num_experts_per_tok=9"], ["model.num_experts_per_tok=9 exceeds model.n_routed_experts=8"]),
+        ("", ["envs.world.mix.wyde=1"], ["envs.world.mix names unknown task families", "wyde", "single_fact"]),
+        ("", ["trainer.steps"], ["trainer.steps", "KEY=VALUE"]),
+        ("", ["trainer.steps.x=3"], ["trainer.steps"]),
+        ("trainer: 3", ["trainer.steps=3"], ["goes below trainer"]),
+        ("", ["envs.world.source=nowhere.csv"], ["envs.world.source = nowhere.csv", "no such file"]),
+        ("", ["trainer.steps=[1"], ["not valid YAML"]),
+        ("- 1", [], ["a mapping"]),
+    ],
+)
+def test_a_mistake_is_named_with_key_value_and_fix(write, text: str, overrides: list[str], expected: list[str]) -> None:
+    message = _message(write(text), *overrides)
+    for part in expected:
+        assert part in message
+
+
+def test_all_problems_are_listed_at_once(write) -> None:
+    message = _message(write("trainer: {stepz: 1, epochs: 0}\nsft: {lr: fast}"), "rewards.lambda_finsh=1")
+    assert "4 problems" in message
+    for key in ("trainer.steps", "trainer.epochs = 0", "sft.lr", "rewards.lambda_finish"):
+        assert key in message
+
+
+def test_missing_file_lists_its_neighbours_and_bad_yaml_its_line(write, tmp_path: Path) -> None:
+    path = write("a: 1", "quickstart.yaml")
+    assert str(path) in _message(tmp_path / "quikstart.yaml")
+    assert "run.yaml:3:" in _message(write("a: 1\nb: 2\nc: {]\n"))
+    assert "run.yaml:2:1: not valid YAML: the key 'seed' is given twice" in _message(write("seed: 1\nseed: 2\n"))
+
+
+def test_yaml_round_trips(write) -> None:
+    config = load_config(write(""), ["envs.world.widths=[3, 5]", "optimizer.lr=1e-5", "starter=a/b.bin"])
+    text = to_yaml(config)
+    assert "checkpoint_every" in text
+    assert load_config(write(text, "again.yaml")) == config
+
+
+def test_paths_are_found_beside_the_file_first(write, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("name,x\na,1\n")
+    config = load_config(write("envs: {world: {source: table.csv}}\nstarter: not-there.bin"))
+    assert config.envs.world.source == tmp_path / "table.csv"
+    assert config.starter == Path("not-there.bin")
+
+
+def test_hash_follows_the_chosen_sections_only() -> None:
+    one, other = Config(), Config.model_validate({"trainer": {"steps": 3}})
+    assert config_hash(one.sft, one.model) == config_hash(other.sft, other.model)
+    assert config_hash(one.trainer) != config_hash(other.trainer)
+    assert len(config_hash(one.sft, 3)) == 12
+
+
+def test_loading_imports_nothing_heavy() -> None:
+    code = "import sys, parl.loading; print([m for m in ('torch', 'ray', 'wandb', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
