@@ -1,0 +1,159 @@
+"""What an episode cost: critical steps, total steps, and the time it would take under a concurrency cap.
+
+Pure functions of an ``Episode``; training, evaluation and report all use these and no others. Unit of a step: one turn
+(one model call). The critical steps are those of the Kimi K2.5 report, section on Agent Swarm:
+
+    CriticalSteps = Σ_t ( S_main(t) + max_i S_sub,i(t) )
+
+over the stages t of the orchestrator, with S_main(t) = 1 turn and the maximum over the sub-agents launched in that turn
+(0 where none was). A sub-agent that itself spawns costs by the same sum instead of its bare number of turns.
+
+Steps do not see queueing. ``makespan`` does: it replays the measured durations with at most C sub-agents at once.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rollouts.episode import Episode, Trace, Turn
+
+
+def critical_steps(episode: Episode) -> int:
+    """K2.5's critical steps of the whole episode, in turns: Σ over stages of (1 + longest sub-agent launched in it)."""
+    return trace_cost(episode.orchestrator, {trace.agent_id: trace for trace in episode.traces})
+
+
+def trace_cost(trace: Trace, by_id: Mapping[str, Trace]) -> int:
+    """Critical steps of one agent with all that it launched; ``by_id`` maps agent ids to the episode's traces."""
+    meter = CriticalMeter()
+    for turn in trace.turns:
+        meter.stage(trace_cost(by_id[agent_id], by_id) for agent_id in turn.spawned)
+    return meter.steps
+
+
+@dataclass(slots=True)
+class CriticalMeter:
+    """The same sum, kept online by a swarm while an agent runs. ``steps`` counts the finished stages."""
+
+    steps: int = 0
+
+    def stage(self, subagent_costs: Iterable[int] = ()) -> int:
+        """Add one finished turn and the costs of the sub-agents it launched; returns the critical steps so far."""
+        self.steps = self.running(subagent_costs)
+        return self.steps
+
+    def running(self, subagent_costs: Iterable[int] = ()) -> int:
+        """Critical steps if the current turn ended now, its sub-agents having cost ``subagent_costs`` so far."""
+        return self.steps + 1 + max(subagent_costs, default=0)
+
+    def allowance(self, budget: int) -> int | None:
+        """Steps that every sub-agent launched in the current turn may take so that one turn is left to answer.
+
+        None where ``budget`` is 0 (unlimited); never negative.
+        """
+        return max(budget - self.steps - 2, 0) if budget else None
+
+
+def total_steps(episode: Episode) -> int:
+    """Turns of all agents together: what a serial machine would have to run."""
+    return sum(trace.steps for trace in episode.traces)
+
+
+def tool_calls(episode: Episode) -> int:
+    """Tool invocations of all agents together, spawning calls included (the count of K2.5 report E.8)."""
+    return sum(trace.tool_calls for trace in episode.traces)
+
+
+def longest_subagent(traces: Iterable[Trace]) -> Trace | None:
+    """The trace with most steps of its own, the first of equals; None where there is none."""
+    return max(traces, key=lambda trace: trace.steps, default=None)
+
+
+def makespan(episode: Episode, concurrency: int | None = None) -> float:
+    """Seconds that the episode's turns take with at most ``concurrency`` sub-agents running (None = no cap).
+
+    Greedy list schedule: a sub-agent starts as soon as it is launched and a slot is free, waiting ones in the order of
+    their launch. An agent that waits for its own sub-agents holds no slot meanwhile; the orchestrator never needs one.
+    A turn that spawns nothing lasts ``t_end - t_start``; one that spawns lasts its model time and then the longer of
+    its direct tool calls (``latency_s``) and its sub-agents. Gaps between turns count nothing, so without a cap this is
+    the true critical path in seconds.
+    """
+    if concurrency is not None and concurrency < 1:
+        raise ValueError(f"concurrency must be at least 1 or None, not {concurrency}")
+    return _Schedule(episode, concurrency).run()
+
+
+def busy_seconds(turn: Turn) -> tuple[float, float]:
+    """(own seconds, seconds of direct tools that run beside the sub-agents) of a turn."""
+    if not turn.spawned:
+        return turn.t_end - turn.t_start, 0.0
+    direct = [r.latency_s for c, r in zip(turn.calls, turn.results, strict=False) if c.name != "assign_task"]
+    return turn.t_model - turn.t_start, max(direct, default=0.0)
+
+
+class _Schedule:
+    """Event simulation behind ``makespan``: every agent alternates between a turn and the join of what it spawned."""
+
+    def __init__(self, episode: Episode, concurrency: int | None) -> None:
+        self.by_id = {trace.agent_id: trace for trace in episode.traces}
+        self.root = episode.orchestrator.agent_id
+        self.free = float("inf") if concurrency is None else concurrency
+        self.waiting: deque[str] = deque()  # sub-agents that are ready for a slot
+        self.turn = dict.fromkeys(self.by_id, 0)  # next turn of each agent
+        self.joining = dict.fromkeys(self.by_id, 0)  # children and direct tools that an agent still waits for
+        self.events: list[tuple[float, int, str, str]] = []  # (time, order, what happens, agent)
+        self.order = 0
+        self.now = 0.0
+
+    def run(self) -> float:
+        self._begin(self.root)
+        while self.events:
+            self.now, _, what, agent = heapq.heappop(self.events)
+            if what == "turn":
+                self._turn_done(agent)
+            else:
+                self._joined(agent)
+            while self.waiting and self.free > 0:
+                self.free -= 1
+                self._begin(self.waiting.popleft())
+        return self.now
+
+    def _at(self, seconds: float, what: str, agent: str) -> None:
+        self.order += 1
+        heapq.heappush(self.events, (self.now + seconds, self.order, what, agent))
+
+    def _begin(self, agent: str) -> None:
+        """Run the agent's next turn, or finish it where it has none."""
+        turns = self.by_id[agent].turns
+        if self.turn[agent] < len(turns):
+            self._at(busy_seconds(turns[self.turn[agent]])[0], "turn", agent)
+            return
+        if agent != self.root:
+            self.free += 1
+            parent = self.by_id[agent].parent
+            if parent is not None:
+                self._at(0.0, "join", parent)
+
+    def _turn_done(self, agent: str) -> None:
+        turn = self.by_id[agent].turns[self.turn[agent]]
+        self.turn[agent] += 1
+        if not turn.spawned:
+            self._begin(agent)
+            return
+        if agent != self.root:
+            self.free += 1
+        self.waiting.extend(turn.spawned)
+        self.joining[agent] = len(turn.spawned) + 1
+        self._at(busy_seconds(turn)[1], "join", agent)
+
+    def _joined(self, agent: str) -> None:
+        self.joining[agent] -= 1
+        if self.joining[agent]:
+            return
+        if agent == self.root:
+            self._begin(agent)
+        else:
+            self.waiting.append(agent)
