@@ -15,9 +15,13 @@ class WorldConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Path | None = Field(None, description="CSV table (rows = entities, columns = attributes) instead of a generated world")
+    source: Path | None = Field(
+        None, description="CSV table (rows = entities, columns = attributes) instead of a generated world"
+    )
     seed: int = Field(1, ge=0, description="seed of the generated knowledge base")
-    entities: int = Field(2400, gt=0, description="entities of the train split; validation and test have a quarter each")
+    entities: int = Field(
+        2400, gt=0, description="entities of the train split; validation and test have a quarter each"
+    )
     distractors: float = Field(0.5, ge=0, le=1, description="share of entities with an outdated or look-alike page")
     aliases: float = Field(0.0, ge=0, le=1, description="share of entities that a task may call by another name")
     search_results: int = Field(3, gt=0, description="hits that one search returns")
@@ -28,7 +32,9 @@ class WorldConfig(BaseModel):
     widths: tuple[int, int] = Field((2, 16), description="smallest and largest number of rows of a wide table")
     hops: tuple[int, int] = Field((2, 4), description="shortest and longest chain")
     attributes: tuple[int, int] = Field((1, 1), description="fewest and most value columns of a wide table")
-    transport: Literal["asgi", "socket"] = Field("asgi", description="how httpx reaches the tools: in process or over a socket")
+    transport: Literal["asgi", "socket"] = Field(
+        "asgi", description="how httpx reaches the tools: in process or over a socket"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> WorldConfig:

@@ -1,0 +1,90 @@
+"""The world's tools as an HTTP application: ``POST /{split}/{tool}`` takes JSON arguments, answers ``{text, error}``.
+
+Status 200 for a result, 404 for an unknown page or path, 422 for arguments that do not fit the tool.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from envs.base import ErrorKind, ToolSpec
+from envs.world.index import PageIndex
+from envs.world.wording import NO_MATCH, NOT_FOUND
+
+_STATUS = {None: 200, ErrorKind.NOT_FOUND: 404, ErrorKind.UNKNOWN_TOOL: 404, ErrorKind.BAD_ARGS: 422}
+Answer = tuple[str, ErrorKind | None]
+
+
+def _spec(name: str, description: str, *arguments: str) -> ToolSpec:
+    properties = {argument: {"type": "string"} for argument in arguments}
+    schema = {"type": "object", "properties": properties, "required": list(arguments)}
+    return ToolSpec(name=name, description=description, parameters=schema)
+
+
+TOOLS = (  # descriptions are short because every agent reads them
+    _spec("search", "Search.", "query"),
+    _spec("open_page", "Open a page.", "url"),
+    _spec("find_in_page", "Find text in a page.", "url", "pattern"),
+)
+
+
+def build_app(index_of: Callable[[str], PageIndex], splits: tuple[str, ...], search_results: int) -> Starlette:
+    """The application over the index of each split; ``index_of`` is called with a known split only."""
+
+    async def endpoint(request: Request) -> Response:
+        split, tool = request.path_params["split"], request.path_params["tool"]
+        spec = next((spec for spec in TOOLS if spec.name == tool), None)
+        if split not in splits or spec is None:
+            return _reply((f"error: unknown tool {tool}", ErrorKind.UNKNOWN_TOOL))
+        arguments = _arguments(await request.body(), spec)
+        if isinstance(arguments, str):
+            return _reply((f"error: {arguments}", ErrorKind.BAD_ARGS))
+        return _reply(_run(index_of(split), tool, arguments, search_results))
+
+    return Starlette(routes=[Route("/{split}/{tool}", endpoint, methods=["POST"])])
+
+
+def _arguments(body: bytes, spec: ToolSpec) -> dict[str, str] | str:
+    """The arguments, or in one phrase what is wrong with them."""
+    try:
+        arguments: Any = json.loads(body)
+    except ValueError:
+        return "bad JSON"
+    if not isinstance(arguments, dict):
+        return "bad JSON"
+    known = spec.parameters["required"]
+    for name in known:
+        if name not in arguments:
+            return f"missing {name}"
+    for name, value in arguments.items():
+        if name not in known:
+            return "unknown argument"
+        if not isinstance(value, str):
+            return f"{name} must be a string"
+    return arguments
+
+
+def _run(index: PageIndex, tool: str, arguments: dict[str, str], search_results: int) -> Answer:
+    if tool == "search":
+        return index.search(arguments["query"], search_results), None
+    text = index.page(arguments["url"].strip())
+    if text is None:
+        return f"error: {NOT_FOUND}", ErrorKind.NOT_FOUND
+    if tool == "open_page":
+        return text, None
+    pattern = arguments["pattern"].casefold()
+    lines = [line for line in text.splitlines() if pattern and pattern in line.casefold()]
+    return "\n".join(lines) or NO_MATCH, None
+
+
+def _reply(answer: Answer) -> Response:
+    text, error = answer
+    body = json.dumps({"text": text, "error": error}, ensure_ascii=True)
+    return Response(body, status_code=_STATUS[error], media_type="application/json")

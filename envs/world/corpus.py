@@ -1,0 +1,112 @@
+"""Text of the world for training a tokenizer. Names are fresh in every sample, so merges stop at syllables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from random import Random
+
+from envs.world.documents import group_text, page_ids, profile_lines
+from envs.world.knowledge import KINDS, Entity, Group, draw_value
+from envs.world.lexicon import names_of_split
+from envs.world.reference import CREATE, WORKER
+from envs.world.wording import (
+    ARCHIVE,
+    CONNECTORS,
+    answer_table,
+    delegate_prompt,
+    fact_line,
+    hit_line,
+    path_words,
+    question,
+)
+
+
+def corpus_texts(seed: int, count: int) -> Iterator[str]:
+    """``count`` samples: questions, calls' arguments, hits, pages, delegated prompts, returned lines, answer tables.
+
+    Only train wordings and names; no chat markup (whoever renders conversations adds that).
+    """
+    rng = Random(f"corpus:{seed}")
+    kinds = (_question, _question, _hits, _page, _page, _calls, _returned, _table, _table, _group)
+    for i in range(count):
+        yield kinds[i % len(kinds)](rng)
+
+
+def _names(rng: Random, count: int) -> list[str]:
+    return rng.sample(names_of_split("train"), count)
+
+
+def _entity(rng: Random) -> Entity:
+    name, *others = _names(rng, 5)
+    kind = rng.choice(list(KINDS))
+    attributes, relations = KINDS[kind]
+    return Entity(
+        name=name,
+        kind=kind,
+        values={a: draw_value(a, rng) for a in attributes},
+        relations=dict(zip(relations, others, strict=False)),
+        next=rng.choice((None, None, others[2], "none")),
+        alias=rng.choice((None, None, None, others[3])),
+    )
+
+
+def _attributes(rng: Random) -> list[str]:
+    attributes = KINDS[rng.choice(list(KINDS))][0]
+    return rng.sample(attributes, rng.choice((1, 1, 1, 2)))
+
+
+def _question(rng: Random) -> str:
+    family = rng.choice(list(CONNECTORS))
+    if family == "wide":
+        what = ", ".join(_names(rng, rng.randint(2, 12)))
+    elif family == "chain":
+        relations = [r for _, pair in KINDS.values() for r in pair]
+        what = path_words(_names(rng, 1)[0], [rng.choice(relations) for _ in range(rng.randint(2, 4))])
+    else:
+        what = _names(rng, 1)[0]
+    return question(family, "train", _attributes(rng)[: None if family == "wide" else 1], what, rng)
+
+
+def _hits(rng: Random) -> str:
+    name, other = _names(rng, 2)
+    titles = rng.choice(([name], [name, name + ARCHIVE], [name + ARCHIVE, name], [name, other]))
+    return "\n".join(hit_line(title, page) for title, page in zip(titles, page_ids(len(titles), rng), strict=True))
+
+
+def _page(rng: Random) -> str:
+    lines = profile_lines(_entity(rng))
+    rng.shuffle(lines)
+    return "\n".join(lines)
+
+
+def _group(rng: Random) -> str:
+    name, *members = _names(rng, rng.randint(3, 11))
+    return group_text(Group(name=name, kind="city", members=tuple(members), chained=rng.random() < 0.3))
+
+
+def _calls(rng: Random) -> str:
+    name = _names(rng, 1)[0]
+    prompt = delegate_prompt(_attributes(rng), name)
+    arguments = rng.choice(
+        (
+            {"query": name},
+            {"url": page_ids(1, rng)[0]},
+            {"url": page_ids(1, rng)[0], "pattern": _attributes(rng)[0]},
+            {"agent": WORKER, "prompt": prompt},
+            {"agent": WORKER, "prompt": prompt},
+            CREATE[1],
+        )
+    )
+    return rng.choice((json.dumps(arguments), json.dumps(arguments), prompt))
+
+
+def _returned(rng: Random) -> str:
+    name = _names(rng, 1)[0]
+    return "\n".join(fact_line(name, a, draw_value(a, rng)) for a in _attributes(rng))
+
+
+def _table(rng: Random) -> str:
+    attributes = _attributes(rng)
+    rows = [[name, *(draw_value(a, rng) for a in attributes)] for name in _names(rng, rng.randint(2, 12))]
+    return answer_table(("name", *attributes), rows)

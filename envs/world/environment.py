@@ -1,0 +1,171 @@
+"""The embedded world as an environment: tasks, and tools that are reached through httpx only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from functools import cached_property
+
+import httpx
+from starlette.applications import Starlette
+
+from envs.base import ErrorKind, Role, Task, ToolCall, ToolResult, ToolSpec
+from envs.world.app import TOOLS, build_app
+from envs.world.config import WorldConfig
+from envs.world.documents import build_documents
+from envs.world.index import PageIndex
+from envs.world.knowledge import Knowledge, build_knowledge
+from envs.world.lexicon import SPLITS, check_split
+from envs.world.server import SocketServer
+from envs.world.table import table_knowledge
+from envs.world.tasks import TaskStream, generate_tasks
+
+TASKS_PER_SPLIT = 512
+_TOOL_NAMES = frozenset(spec.name for spec in TOOLS)
+_JSON = {"content-type": "application/json"}
+
+
+class World:
+    """Knowledge and index of every split, each built on first use and then shared by the whole process."""
+
+    _shared: dict[str, World] = {}  # noqa: RUF012 - the process-wide cache, guarded by _lock
+    _lock = threading.RLock()
+
+    def __init__(self, config: WorldConfig) -> None:
+        self.config = config
+        self._knowledge: dict[str, Knowledge] = {}
+        self._index: dict[str, PageIndex] = {}
+
+    @classmethod
+    def of(cls, config: WorldConfig) -> World:
+        """The process's one world of ``config``."""
+        with cls._lock:
+            return cls._shared.setdefault(config.model_dump_json(), cls(config))
+
+    def knowledge(self, split: str) -> Knowledge:
+        """What is true in ``split``; ValueError for an unknown split or a bad table."""
+        with self._lock:
+            if check_split(split) not in self._knowledge:
+                source = self.config.source
+                made = build_knowledge(split, self.config) if source is None else table_knowledge(source, split)
+                self._knowledge[split] = made
+            return self._knowledge[split]
+
+    def index(self, split: str) -> PageIndex:
+        """The searchable pages of ``split``."""
+        if split not in self._index:
+            with self._lock:
+                if split not in self._index:
+                    self._index[split] = PageIndex(build_documents(self.knowledge(split)))
+        return self._index[split]
+
+    @cached_property
+    def app(self) -> Starlette:
+        """The HTTP application over all splits."""
+        return build_app(self.index, SPLITS, self.config.search_results)
+
+
+class WorldEnvironment:
+    """Tasks and sessions of the embedded world. Cheap to make and to pickle: the world is built on first use."""
+
+    def __init__(self, config: WorldConfig) -> None:
+        self.config = config
+        self._server: SocketServer | None = None
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __getstate__(self) -> dict[str, WorldConfig]:
+        return {"config": self.config}
+
+    def __setstate__(self, state: dict[str, WorldConfig]) -> None:
+        self.__init__(state["config"])
+
+    @property
+    def world(self) -> World:
+        """Knowledge and indices behind the tools (for tests and for making demonstrations)."""
+        return World.of(self.config)
+
+    def tasks(self, split: str) -> list[Task]:
+        """Up to ``TASKS_PER_SPLIT`` distinct tasks of ``split`` in a fixed order (the order of the world's seed)."""
+        return generate_tasks(self.world.knowledge(split), split, TASKS_PER_SPLIT, self.config.seed, self.config)
+
+    def task_stream(self, split: str, seed: int) -> TaskStream:
+        """Endless tasks of ``split``: iterate, or index (task ``i`` depends on (seed, i) alone)."""
+        return TaskStream(self.world.knowledge(split), self.config, seed)
+
+    async def open(self, task: Task) -> WorldSession:
+        """A session for one episode of ``task``; ValueError when the task's split is unknown."""
+        check_split(task.split)
+        return WorldSession(self._http(), task.split)
+
+    async def close(self) -> None:
+        """Close the client and, with ``transport: socket``, the server. The environment may be used again."""
+        client, server = self._client, self._server
+        self._client = self._server = self._loop = None
+        if client is not None:
+            await client.aclose()
+        if server is not None:
+            await asyncio.to_thread(server.close)
+
+    def _http(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:  # a pool belongs to the event loop that opened it
+            self._client, self._loop = self._make_client(), loop
+        return self._client
+
+    def _make_client(self) -> httpx.AsyncClient:
+        # The call's own deadline bounds every wait, so httpx's default of five seconds is off.
+        if self.config.transport == "asgi":
+            transport = httpx.ASGITransport(app=self.world.app, raise_app_exceptions=False)
+            return httpx.AsyncClient(transport=transport, base_url="http://world", timeout=None)
+        if self._server is None:
+            self._server = SocketServer(self.world.app)
+        # A small pool: httpx scans every connection for each request, so a large one is slower, not faster.
+        limits = httpx.Limits(max_connections=16, max_keepalive_connections=16)
+        return httpx.AsyncClient(base_url=self._server.url, timeout=None, limits=limits, trust_env=False)
+
+
+class WorldSession:
+    """One episode's tools. The world is read-only, so agents need no state of their own."""
+
+    def __init__(self, client: httpx.AsyncClient, split: str) -> None:
+        self._client, self._split, self._closed = client, split, False
+
+    def tools(self, role: Role) -> list[ToolSpec]:
+        """search, open_page and find_in_page, for both roles."""
+        return list(TOOLS)
+
+    async def call(self, agent_id: str, call: ToolCall, *, deadline_s: float) -> ToolResult:
+        """Run ``call``; failures come back as results, only cancellation propagates. ``deadline_s`` in seconds."""
+        started = time.perf_counter()
+        if self._closed:
+            text, error = "error: closed", ErrorKind.CANCELLED
+        elif call.name not in _TOOL_NAMES:
+            text, error = "error: unknown tool", ErrorKind.UNKNOWN_TOOL
+        else:
+            text, error = await self._post(call, deadline_s)
+        return ToolResult(text=text, error=error, latency_s=time.perf_counter() - started)
+
+    async def close(self) -> None:
+        """End the session; later calls answer ``cancelled``."""
+        self._closed = True
+
+    async def _post(self, call: ToolCall, deadline_s: float) -> tuple[str, ErrorKind | None]:
+        try:
+            body = json.dumps(call.arguments)
+        except (TypeError, ValueError):
+            return "error: bad JSON", ErrorKind.BAD_ARGS
+        try:
+            async with asyncio.timeout(deadline_s):
+                reply = await self._client.post(f"/{self._split}/{call.name}", content=body, headers=_JSON)
+            if reply.status_code >= 500:
+                return "error: server", ErrorKind.SERVER
+            payload = reply.json()
+            error = payload["error"]
+            return payload["text"], None if error is None else ErrorKind(error)
+        except TimeoutError:
+            return "error: timeout", ErrorKind.TIMEOUT
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):  # no connection, or a reply that is not ours
+            return "error: server", ErrorKind.SERVER

@@ -1,0 +1,209 @@
+"""Scripted policies that solve tasks through the tools alone: demonstrations to learn from, and a check of oracles.
+
+A policy is a pure function of (task, history, seed): it replays the history into notes, asks for the first thing that
+it still misses, and answers when nothing is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+from envs.base import Task
+from envs.world.wording import (
+    ARCHIVE,
+    NOT_FOUND,
+    answer_table,
+    delegate_prompt,
+    fact_line,
+    read_fact,
+    read_hits,
+    split_words,
+)
+
+Style = Literal["serial", "parallel", "partial", "wrong"]
+Call = tuple[str, dict[str, Any]]
+Turn = Sequence[tuple[str, dict[str, Any], str]]  # (tool, arguments, result text), in call order
+Action = list[Call] | str  # tool calls of one turn, or the final answer
+
+WORKER = "worker"
+CREATE: Call = ("create_subagent", {"name": WORKER, "system_prompt": "Look up facts."})
+
+
+def pick_hit(query: str, result: str) -> str | None:
+    """The page to open for ``query``: its exact title, else the first page that is not an outdated one."""
+    hits = read_hits(result)
+    exact = [page for title, page in hits if title.casefold() == query.casefold()]
+    current = [page for title, page in hits if not title.endswith(ARCHIVE)]
+    return next(iter([*exact, *current, *(page for _, page in hits)]), None)
+
+
+@dataclass(slots=True)
+class _Notes:
+    """What a history has shown: search results by query, pages by url, returned messages by prompt."""
+
+    searches: dict[str, str]
+    pages: dict[str, str]
+    returns: dict[str, str]
+    created: bool
+
+    @classmethod
+    def of(cls, history: Sequence[Turn]) -> _Notes:
+        notes = cls({}, {}, {}, False)
+        for name, arguments, result in (entry for turn in history for entry in turn):
+            if name == "search":
+                notes.searches[arguments["query"]] = result
+            elif name == "open_page":
+                notes.pages[arguments["url"]] = result
+            elif name == "assign_task":
+                notes.returns[arguments["prompt"]] = result
+            elif name == "create_subagent":
+                notes.created = True
+        return notes
+
+    def page(self, name: str) -> str | None:
+        """The page of ``name``; "" where it cannot be had, None where it was not yet looked up."""
+        if name not in self.searches:
+            return None
+        url = pick_hit(name, self.searches[name])
+        return "" if url is None else self.pages.get(url)
+
+    def look_up(self, name: str) -> list[Call]:
+        """The next call on the way to the page of ``name``."""
+        if name not in self.searches:
+            return [("search", {"query": name})]
+        return [("open_page", {"url": pick_hit(name, self.searches[name])})]
+
+    def assign(self, prompts: Sequence[str], *, create_first: bool = False) -> list[Call]:
+        """One turn that hands out ``prompts``, making the sub-agent before (or, ``create_first``, only making it)."""
+        calls: list[Call] = [("assign_task", {"agent": WORKER, "prompt": prompt}) for prompt in prompts]
+        if self.created:
+            return calls
+        return [CREATE] if create_first else [CREATE, *calls]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencePolicy:
+    """An orchestrator of fixed habits.
+
+    ``serial``: one call a turn. ``parallel``: independent rows by sub-agents at once, all else serial (so it meets
+    ``Task.oracle.parallel_steps``). ``partial``: some rows by sub-agents, the rest itself. ``wrong``: spawns where it
+    does not pay - a sub-agent for one row, or for each hop of a chain in turn.
+    """
+
+    style: Style
+    seed: int = 0
+
+    def act(self, task: Task, history: Sequence[Turn]) -> Action:
+        """The next turn: tool calls, or the final answer. ValueError for a task without a plan."""
+        if not task.plan:
+            raise ValueError(f"task {task.key} has no plan; only tasks of the embedded world can be demonstrated")
+        notes = _Notes.of(history)
+        attributes: list[str] = task.plan["attributes"]
+        if "hops" in task.plan:
+            return self._path(task, notes, attributes[0])
+        if "names" in task.plan:
+            return self._rows(task, notes, task.plan["names"], attributes)
+        return self._members(task, notes, attributes)
+
+    def creates_first(self, task: Task) -> bool:
+        """Whether the sub-agent is made in a turn of its own (a quarter of the seeds), one step above the oracle."""
+        return self._rng(task, "create").random() < 0.25
+
+    def _rng(self, task: Task, purpose: str) -> Random:
+        return Random(f"{purpose}:{self.seed}:{task.key}")
+
+    def _delegated(self, task: Task, names: Sequence[str]) -> list[str]:
+        """The rows that sub-agents look up."""
+        if self.style == "serial" or (self.style == "parallel" and len(names) == 1):
+            return []
+        if self.style == "parallel":
+            return list(names)
+        rng = self._rng(task, "delegate")
+        count = 1 if self.style == "wrong" else rng.randint(1, max(1, len(names) - 1))
+        chosen = set(rng.sample(list(names), count))
+        return [name for name in names if name in chosen]
+
+    def _rows(self, task: Task, notes: _Notes, names: Sequence[str], attributes: Sequence[str]) -> Action:
+        prompts = {name: delegate_prompt(attributes, name) for name in self._delegated(task, names)}
+        if any(prompt not in notes.returns for prompt in prompts.values()):
+            return notes.assign(list(prompts.values()), create_first=self.creates_first(task))
+        rows: list[list[str]] = []
+        for name in names:
+            source = notes.returns.get(prompts.get(name, ""), "")
+            if any(read_fact(source, a) is None for a in attributes):  # not delegated, or not returned
+                page = notes.page(name)
+                if page is None:
+                    return notes.look_up(name)
+                source = page
+            rows.append([name, *(read_fact(source, a) or "" for a in attributes)])
+        return answer_table(("name", *attributes), rows)
+
+    def _members(self, task: Task, notes: _Notes, attributes: Sequence[str]) -> Action:
+        group = task.plan["group"]
+        page = notes.page(group)
+        if page is None:
+            return notes.look_up(group)
+        listed = read_fact(page, "members")
+        if listed is not None:
+            return self._rows(task, notes, listed.split(", "), attributes)
+        rows: list[list[str]] = []
+        name = read_fact(page, "first")
+        while name not in (None, "", "none"):
+            action, text = self._visit(task, notes, name, [*attributes, "next"])
+            if action is not None:
+                return action
+            rows.append([name, *(read_fact(text, a) or "" for a in attributes)])
+            name = read_fact(text, "next")
+        return answer_table(("name", *attributes), rows)
+
+    def _path(self, task: Task, notes: _Notes, attribute: str) -> Action:
+        name, value = task.plan["names"][0], ""
+        for label in (*task.plan["hops"], attribute):
+            action, text = self._visit(task, notes, name, [label])
+            if action is not None:
+                return action
+            value = read_fact(text, label) or ""
+            if not value:
+                break  # a lost hop: nothing further can be known
+            name = value
+        return value
+
+    def _visit(self, task: Task, notes: _Notes, name: str, labels: Sequence[str]) -> tuple[Action | None, str]:
+        """The facts of one step that others depend on: (next action, "") while missing, else (None, text)."""
+        if self.style == "wrong":
+            prompt = delegate_prompt(labels, name)
+            if prompt not in notes.returns:
+                return notes.assign([prompt], create_first=self.creates_first(task)), ""
+            if all(read_fact(notes.returns[prompt], label) is not None for label in labels):
+                return None, notes.returns[prompt]
+        page = notes.page(name)
+        return (notes.look_up(name), "") if page is None else (None, page)
+
+
+def subagent_act(prompt: str, history: Sequence[Turn]) -> Action:
+    """The scripted sub-agent: search, open, then the asked lines (``Karona mass: 47``) or ``not found``."""
+    asked, _, query = prompt.partition(" of ")
+    notes = _Notes.of(history)
+    if query not in notes.searches:
+        return [("search", {"query": query})] if query else NOT_FOUND
+    titles = (title for title, _ in read_hits(notes.searches[query]))
+    for title in titles:  # names and attributes may hold " of " themselves; a title says where the name begins
+        if prompt.endswith(f" of {title}"):
+            asked, query = prompt[: -len(title) - 4], title
+            notes.searches[query] = notes.searches[prompt.partition(" of ")[2]]
+            break
+    page = notes.page(query)
+    if page is None:
+        return notes.look_up(query)
+    return _report(page, query, asked) or NOT_FOUND
+
+
+def _report(page: str, name: str, asked: str) -> str:
+    wanted = [asked] if read_fact(page, asked) is not None else split_words(asked)
+    facts = [(label, read_fact(page, label)) for label in wanted]
+    marks = [f" {label}: " for label in wanted]
+    subject = next((line.partition(m)[0] for line in page.splitlines() for m in marks if m in line), name)
+    return "\n".join(fact_line(subject, label, value) for label, value in facts if value is not None)

@@ -1,0 +1,91 @@
+"""Every text format of the world in one place: pages, hits, questions, delegated prompts, answer tables.
+
+A question is a verb and a connector. Pairs of them are disjoint over the splits, while every verb and every connector
+occurs in train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from random import Random
+
+NO_RESULTS = "no results"
+NO_MATCH = "no match"
+NOT_FOUND = "not found"
+ARCHIVE = " archive"
+
+VERBS = ("Find", "Give", "Get", "State", "Show", "Report")
+EACH = (  # wide
+    "the {a} of each: {x}.", "the {a} for each: {x}.", "the {a} of all: {x}.",
+    "the {a} for all: {x}.", "the {a} of: {x}.", "the {a} for: {x}.",
+)  # fmt: skip
+MEMBERS = (  # list and swap
+    "the {a} of each in {x}.", "the {a} for each in {x}.", "the {a} of all in {x}.",
+    "the {a} for all in {x}.", "the {a} in {x}.", "the {a} within {x}.",
+)  # fmt: skip
+ONE = (  # chain and single fact
+    "the {a} of {x}.", "the {a} for {x}.", "{a} of {x}.",
+    "{a} for {x}.", "the known {a} of {x}.", "the known {a} for {x}.",
+)  # fmt: skip
+CONNECTORS = {"wide": EACH, "list": MEMBERS, "swap": MEMBERS, "chain": ONE, "single_fact": ONE}
+
+
+def templates(family: str, split: str) -> list[str]:
+    """The question templates of ``family`` in ``split``, with the slots ``{a}`` (attributes) and ``{x}`` (of what)."""
+    connectors = CONNECTORS[family]
+    wanted = {"val": (0,), "test": (1,), "train": range(2, len(connectors))}[split]
+    cells = [(i, j) for i in range(len(VERBS)) for j in range(len(connectors))]
+    return [f"{VERBS[i]} {connectors[j]}" for i, j in cells if (j - i) % len(connectors) in wanted]
+
+
+def question(family: str, split: str, attributes: Sequence[str], what: str, rng: Random) -> str:
+    """A question of ``family`` in a random wording of ``split``."""
+    return rng.choice(templates(family, split)).format(a=join_words(attributes), x=what)
+
+
+def path_words(start: str, hops: Sequence[str]) -> str:
+    """``Karona's ally's rival``: the entity reached from ``start`` over ``hops``."""
+    return "'s ".join((start, *hops))
+
+
+def join_words(words: Sequence[str]) -> str:
+    """``mass``, ``mass and color``, ``mass, color and age``."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def split_words(text: str) -> list[str]:
+    """Inverse of :func:`join_words`."""
+    return [word for part in text.split(", ") for word in part.split(" and ")]
+
+
+def fact_line(name: str, label: str, value: str) -> str:
+    """``Karona mass: 47``."""
+    return f"{name} {label}: {value}"
+
+
+def read_fact(text: str, label: str) -> str | None:
+    """The value of ``label`` in lines of facts, None where no line states it."""
+    mark = f" {label}: "
+    return next((line.partition(mark)[2] for line in text.splitlines() if mark in line), None)
+
+
+def hit_line(title: str, page_id: str) -> str:
+    """``Karona: p4217``."""
+    return f"{title}: {page_id}"
+
+
+def read_hits(text: str) -> list[tuple[str, str]]:
+    """(title, page id) of every line of a search result, best first; empty for ``no results`` and errors."""
+    pairs = (line.rpartition(": ") for line in text.splitlines())
+    return [(title, page) for title, _, page in pairs if title and page[:1] == "p" and page[1:].isdigit()]
+
+
+def delegate_prompt(attributes: Sequence[str], name: str) -> str:
+    """What a sub-agent is asked: ``mass of Karona``."""
+    return f"{join_words(attributes)} of {name}"
+
+
+def answer_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The answer of a table task: a Markdown table without a fence."""
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
