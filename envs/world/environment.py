@@ -140,7 +140,7 @@ class WorldSession:
     async def call(self, agent_id: str, call: ToolCall, *, deadline_s: float) -> ToolResult:
         """Run ``call``; failures come back as results, only cancellation propagates. ``deadline_s`` in seconds."""
         started = time.perf_counter()
-        if self._closed:
+        if self._closed or self._client.is_closed:
             text, error = "error: closed", ErrorKind.CANCELLED
         elif call.name not in _TOOL_NAMES:
             text, error = "error: unknown tool", ErrorKind.UNKNOWN_TOOL

@@ -204,6 +204,7 @@ def subagent_act(prompt: str, history: Sequence[Turn]) -> Action:
 def _report(page: str, name: str, asked: str) -> str:
     wanted = [asked] if read_fact(page, asked) is not None else split_words(asked)
     facts = [(label, read_fact(page, label)) for label in wanted]
-    marks = [f" {label}: " for label in wanted]
-    subject = next((line.partition(m)[0] for line in page.splitlines() for m in marks if m in line), name)
+    heads = [line.removesuffix(f" {label}: {value}") for line in page.splitlines() for label, value in facts]
+    stated = [head for head in heads if head not in page.splitlines()]
+    subject = min(stated, key=len, default=name)  # the page's own name, where the task used an alias
     return "\n".join(fact_line(subject, label, value) for label, value in facts if value is not None)

@@ -64,9 +64,10 @@ def fact_line(name: str, label: str, value: str) -> str:
 
 
 def read_fact(text: str, label: str) -> str | None:
-    """The value of ``label`` in lines of facts, None where no line states it."""
-    mark = f" {label}: "
-    return next((line.partition(mark)[2] for line in text.splitlines() if mark in line), None)
+    """The value of ``label`` in lines of facts about one name, None where no line states it."""
+    parts = [line.partition(f" {label}: ") for line in text.splitlines()]
+    found = [(len(head), value) for head, mark, value in parts if mark]
+    return min(found)[1] if found else None  # shortest head: "land area: 5" also ends in "area: 5"
 
 
 def hit_line(title: str, page_id: str) -> str:

@@ -1,0 +1,98 @@
+"""Scripted policies solve every family through the tools, at exactly the oracle's cost."""
+
+from __future__ import annotations
+
+import pytest
+from world_helpers import only, play, right
+
+from envs.world.config import FAMILIES
+from envs.world.environment import WorldEnvironment
+from envs.world.reference import ReferencePolicy, subagent_act
+from envs.world.tasks import generate_tasks
+
+COUNT = 60
+
+
+async def _played(family: str, style: str, count: int = COUNT, **settings):
+    environment = WorldEnvironment(only(family, **settings))
+    tasks = generate_tasks(environment.world.knowledge("train"), "train", count, 3, environment.config)
+    assert len(tasks) == count
+    for seed, task in enumerate(tasks):
+        policy = ReferencePolicy(style=style, seed=seed)
+        yield task, policy, await play(policy, task, await environment.open(task))
+    await environment.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_serial_policy_is_right_at_the_serial_oracle(family):
+    async for task, _, played in _played(family, "serial"):
+        assert right(task, played.answer), (task.prompt, played)
+        assert played.critical_steps == task.oracle.serial_steps
+        assert played.assigned == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_parallel_policy_is_right_at_the_parallel_oracle(family):
+    separate = 0
+    async for task, policy, played in _played(family, "parallel"):
+        assert right(task, played.answer), (task.prompt, played)
+        extra = int(policy.creates_first(task) and played.assigned > 0)
+        assert played.critical_steps == task.oracle.parallel_steps + extra
+        assert task.oracle.width in (0, played.assigned)
+        separate += extra
+    assert separate < COUNT / 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("style", ["partial", "wrong"])
+async def test_other_styles_are_right_but_never_below_the_oracle(family, style):
+    spawned = 0
+    async for task, _, played in _played(family, style, count=25):
+        assert right(task, played.answer), (task.prompt, played)
+        assert played.critical_steps >= task.oracle.parallel_steps
+        spawned += played.assigned > 0
+    assert spawned == 25 or style == "partial"
+    assert spawned or family not in ("wide", "list")
+
+
+async def test_rows_that_subagents_lose_are_looked_up_by_the_orchestrator():
+    environment = WorldEnvironment(only("wide", widths=(4, 4)))
+    task = environment.task_stream("val", 0)[0]
+    prompt = f"{task.plan['attributes'][0]} of {task.plan['names'][1]}"
+    played = await play(ReferencePolicy("parallel", 1), task, await environment.open(task), lost=frozenset({prompt}))
+    assert right(task, played.answer)
+    assert [name for turn in played.history for name, _, _ in turn][-2:] == ["search", "open_page"]
+
+
+async def test_a_value_that_no_tool_gives_is_left_empty():
+    environment = WorldEnvironment(only("wide", widths=(2, 2)))
+    task = environment.task_stream("val", 0)[0]
+    history = [[("search", {"query": name}, "no results")] for name in task.plan["names"]]
+    answer = ReferencePolicy("serial").act(task, history)
+    assert [line.split("|")[2].strip() for line in answer.splitlines()[2:]] == ["", ""]
+
+
+async def test_aliases_and_several_columns_are_answered():
+    async for task, _, played in _played("wide", "parallel", count=30, aliases=0.8, attributes=(2, 3), widths=(3, 5)):
+        assert right(task, played.answer), (task.prompt, played)
+
+
+def test_policy_is_a_pure_function_of_task_history_and_seed():
+    environment = WorldEnvironment(only("wide"))
+    task = environment.task_stream("train", 0)[4]
+    for style in ("serial", "parallel", "partial", "wrong"):
+        assert ReferencePolicy(style, 5).act(task, []) == ReferencePolicy(style, 5).act(task, [])
+
+
+def test_subagent_reports_not_found_for_an_unknown_name():
+    history = [[("search", {"query": "Nobody"}, "no results")]]
+    assert subagent_act("mass of Nobody", []) == [("search", {"query": "Nobody"})]
+    assert subagent_act("mass of Nobody", history) == "not found"
+    assert subagent_act("nonsense", []) == "not found"
+
+
+def test_a_task_without_plan_is_refused():
+    task = WorldEnvironment(only("wide")).task_stream("train", 0)[0]
+    bare = type(task)(key="k", family="user", split="test", prompt="?", gold=task.gold)
+    with pytest.raises(ValueError, match="no plan"):
+        ReferencePolicy("serial").act(bare, [])
