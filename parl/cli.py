@@ -1,0 +1,154 @@
+"""The ``parl`` command. Help, ``--dry-run`` and mistakes in a configuration answer before anything heavy is imported."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parl.errors import UserError
+
+app = typer.Typer(
+    name="parl",
+    help="Train an orchestrator to split work over a swarm of frozen sub-agents, where it pays.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ConfigArg = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/quickstart.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, e.g. trainer.steps=20 seed=2")
+]
+FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Ignore caches and shipped weights: do it all.")]
+
+
+@contextmanager
+def _reported(hint: str = "") -> Iterator[None]:
+    """Turn what goes wrong into an exit code: 2 a mistake with a fix, 130 interrupted, 1 anything else."""
+    try:
+        yield
+    except UserError as error:
+        typer.echo(f"error: {getattr(error, 'cause', None) or error}", err=True)  # Ray wraps what its actors raise
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted{hint}", err=True)
+        raise typer.Exit(130) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception:
+        traceback.print_exc()
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def train(
+    config: ConfigArg,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")] = False,
+    from_scratch: FromScratch = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+) -> None:
+    """Cold start, reinforcement learning, evaluation and report of one run."""
+    with _reported(f"; continue with: parl train {config} {' '.join(overrides or [])} --resume".replace("  ", " ")):
+        from parl.loading import load_config, to_yaml
+
+        if resume and from_scratch:
+            raise UserError("--resume continues the old run and --from-scratch discards it: give one of them")
+        resolved = load_config(config, overrides)
+        if dry_run:
+            typer.echo(to_yaml(resolved), nl=False)
+            typer.echo(f"# run folder: {resolved.run_dir}")
+            return
+        from parl.trainer import run_training
+
+        run_dir = run_training(resolved, resume=resume, from_scratch=from_scratch)
+        typer.echo(f"done: {run_dir}")
+
+
+@app.command()
+def sft(
+    config: ConfigArg,
+    overrides: Overrides = None,
+    from_scratch: FromScratch = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the weights here.")] = None,
+) -> None:
+    """Only the cold start: imitation of scripted demonstrations."""
+    with _reported():
+        from parl.loading import load_config
+
+        resolved = load_config(config, overrides)
+        from parl.sft import run_sft
+
+        typer.echo(f"done: {run_sft(resolved, from_scratch=from_scratch, out=out)}")
+
+
+@app.command("eval")
+def evaluate(
+    config: ConfigArg,
+    overrides: Overrides = None,
+    model: Annotated[Path | None, typer.Option("--model", help="Weights to evaluate instead of the run's own.")] = None,
+    single_agent: Annotated[bool, typer.Option("--single-agent", help="Without the tools that spawn.")] = False,
+) -> None:
+    """Evaluate a policy on held-out tasks."""
+    with _reported():
+        from parl.loading import load_config
+
+        resolved = load_config(config, overrides)
+        from parl.evaluate import run_eval
+
+        _print_groups(run_eval(resolved, model=model, single_agent=single_agent))
+
+
+def _print_groups(result: dict) -> None:
+    """The evaluation as a table: a row for each group of tasks."""
+    from rich.console import Console
+    from rich.table import Table
+
+    groups = {name: numbers for name, numbers in result.items() if isinstance(numbers, dict)}
+    columns = list(dict.fromkeys(column for numbers in groups.values() for column in numbers))
+    table = Table("tasks", *columns)
+    for name, numbers in groups.items():
+        cells = [numbers.get(column) for column in columns]
+        table.add_row(name, *(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    Console().print(table)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, or its name below runs/")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/report.html")] = None,
+) -> None:
+    """Write one self-contained HTML page about a run: verdict, curves, swarm timelines."""
+    with _reported():
+        from parl.report import write_report
+
+        run_dir = run if run.exists() or not (Path("runs") / run).is_dir() else Path("runs") / run
+        typer.echo(f"wrote {write_report(run_dir, out or run_dir / 'report.html')}")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"parl {version('parl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the ``parl`` script."""
+    sys.exit(app())

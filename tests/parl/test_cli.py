@@ -1,0 +1,127 @@
+"""The command line: answers at once, one clean message for a mistake, the right exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from parl.cli import app
+from parl.config import Config
+from parl.errors import UserError
+
+HEAVY = ("torch", "ray", "wandb", "datasets", "deepspeed")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("name: mine\ntrainer: {steps: 3}\n")
+    return path
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch):
+    """Put a module with one function in place of a heavy one; returns the calls that it got."""
+
+    def _fake(module: str, name: str, result: object) -> list[tuple[Config, dict]]:
+        calls: list[tuple[Config, dict]] = []
+
+        def function(config: Config, **options: object) -> object:
+            calls.append((config, options))
+            if isinstance(result, BaseException):
+                raise result
+            return result
+
+        stub = ModuleType(module)
+        setattr(stub, name, function)
+        monkeypatch.setitem(sys.modules, module, stub)
+        return calls
+
+    return _fake
+
+
+def _run(*args: object):
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def _imports(*args: object) -> tuple[int, set[str], str]:
+    code = (
+        "import sys\nfrom parl.cli import app\n"
+        f"try: app({[str(arg) for arg in args]!r})\n"
+        "except SystemExit as error: code = error.code or 0\n"
+        f"print('LOADED', code, *[m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stdout.strip().splitlines()[-1].split()
+    assert last[0] == "LOADED", done.stderr
+    return int(last[1]), set(last[2:]), done.stderr
+
+
+def test_help_dry_run_and_config_mistakes_import_nothing_heavy(config: Path) -> None:
+    assert _imports("--help")[:2] == (0, set())
+    assert _imports("train", config, "--dry-run")[:2] == (0, set())
+    code, loaded, message = _imports("train", config, "trainer.stepz=4")
+    assert (code, loaded) == (2, set())
+    assert "did you mean trainer.steps?" in message and "Traceback" not in message
+
+
+def test_dry_run_prints_the_resolved_config_and_the_run_folder(config: Path) -> None:
+    done = _run("train", config, "seed=2", "trainer.steps=20", "--dry-run")
+    assert done.exit_code == 0
+    printed = yaml.safe_load(done.stdout)
+    assert (printed["name"], printed["seed"], printed["trainer"]["steps"]) == ("mine", 2, 20)
+    assert "# run folder: runs/mine-seed2" in done.stdout
+
+
+def test_train_passes_its_options_on(config: Path, fake) -> None:
+    calls = fake("parl.trainer", "run_training", Path("runs/mine"))
+    done = _run("train", config, "trainer.steps=5", "--resume", "optimizer.lr=1e-4")
+    assert done.exit_code == 0 and "runs/mine" in done.stdout
+    ((seen, options),) = calls
+    assert (seen.trainer.steps, seen.optimizer.lr) == (5, 1e-4)
+    assert options == {"resume": True, "from_scratch": False}
+
+
+def test_sft_and_eval_pass_their_options_on(config: Path, fake) -> None:
+    sft = fake("parl.sft", "run_sft", Path("w.safetensors"))
+    evaluate = fake("parl.evaluate", "run_eval", {"wide": {"item_f1": 0.912345, "n_tasks": 60}, "seed": 1})
+    assert _run("sft", config, "--out", "x.bin", "--from-scratch").exit_code == 0
+    assert sft[0][1] == {"from_scratch": True, "out": Path("x.bin")}
+    done = _run("eval", config, "--single-agent", "--model", "m")
+    assert done.exit_code == 0
+    assert evaluate[0][1] == {"model": Path("m"), "single_agent": True}
+    assert "0.912" in done.stdout and "item_f1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (UserError("no checkpoint in runs/mine; leave out --resume"), 2, "error: no checkpoint"),
+        (RuntimeError("boom"), 1, "Traceback"),
+        (KeyboardInterrupt(), 130, "--resume"),
+    ],
+)
+def test_failures_have_their_exit_codes(config: Path, fake, error: BaseException, code: int, text: str) -> None:
+    fake("parl.trainer", "run_training", error)
+    done = _run("train", config)
+    assert done.exit_code == code
+    assert text in done.stderr
+    assert ("Traceback" in done.stderr) == (code == 1)
+
+
+def test_mistakes_on_the_command_line_exit_with_2(config: Path, tmp_path: Path) -> None:
+    assert _run("train", config, "--resume", "--from-scratch").exit_code == 2
+    assert _run("train", tmp_path / "none.yaml").exit_code == 2
+    done = _run("report", tmp_path / "none")
+    assert done.exit_code == 2 and "Traceback" not in done.stderr
+
+
+def test_version() -> None:
+    done = _run("--version")
+    assert done.exit_code == 0 and done.stdout.startswith("parl 0.")
