@@ -1,0 +1,27 @@
+"""Exact match of a short answer, normalised as SQuAD and HotpotQA do."""
+
+from __future__ import annotations
+
+import re
+import string
+
+from envs.base import Gold
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def exact_match(answer: str, gold: Gold) -> bool:
+    """Whether ``answer`` equals one of ``gold.answers``, or an alias of one, after :func:`normalise_answer`.
+
+    An answer of which nothing is left never matches.
+    """
+    given = normalise_answer(answer)
+    accepted = {normalise_answer(text) for text in gold.answers}
+    aliases = {normalise_answer(alias) for alias, text in gold.aliases.items() if normalise_answer(text) in accepted}
+    return bool(given) and given in accepted | aliases
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, without ASCII punctuation, without the articles a/an/the, white space collapsed."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
