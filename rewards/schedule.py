@@ -1,0 +1,34 @@
+"""How λ1 and λ2 fall. The only state of a schedule is the training step, so a resumed run needs nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearAnneal:
+    """λ(step) = start · max(0, 1 − step / horizon), horizon = min(anneal_fraction · total_steps, total_steps − 1).
+
+    ``step`` counts from 0. λ is 0 from ``anneal_fraction · total_steps`` on; the K2.5 report anneals to 0 without
+    giving a schedule. The second bound makes the last step a λ = 0 step even with ``anneal_fraction`` 1: an
+    orchestrator that is still paid for spawning when training stops is what spawn farming looks like.
+    """
+
+    start: float
+    anneal_fraction: float
+    total_steps: int
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or not 0 < self.anneal_fraction <= 1 or self.total_steps < 1:
+            raise ValueError(f"{self}: needs start >= 0, 0 < anneal_fraction <= 1, total_steps >= 1")
+
+    @property
+    def horizon(self) -> float:
+        """The step (may be fractional) from which λ is 0."""
+        return min(self.anneal_fraction * self.total_steps, self.total_steps - 1)
+
+    def __call__(self, step: int) -> float:
+        """λ at ``step``."""
+        if step >= self.horizon:
+            return 0.0
+        return self.start * (1 - max(step, 0) / self.horizon)

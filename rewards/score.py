@@ -1,0 +1,47 @@
+"""Scoring: fills ``Episode.rewards`` and ``Episode.metrics``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from envs.base import Role
+from rewards.outcome import Outcome, score_answer
+from rewards.parl import Weights, finish_rate, parts_of_score, total
+from rollouts.critical_path import critical_steps, tool_calls, total_steps
+from rollouts.episode import Episode, EpisodeStatus
+
+
+def score_episode(episode: Episode, weights: Weights, cap: int) -> None:
+    """Fill ``episode.rewards`` (perf, parallel, finish, critical unweighted, and the weighted total) and ``.metrics``.
+
+    Metrics: ``item_f1``, ``row_f1`` (an exact-match task's exact match, 0 or 1), ``success`` (0 or 1),
+    ``critical_steps``, ``total_steps`` in turns, ``tool_calls``, ``subagents``, ``spawned`` (0 or 1), ``finish_rate``
+    (None where nothing was launched), ``tokens_orchestrator`` and ``tokens_subagent`` (sampled tokens),
+    ``useless_spawn`` (1 where it spawned on a task of which the oracle says that spawning cannot pay).
+    Answers count only where the episode ended ANSWERED. Scoring again replaces the earlier values.
+    """
+    answered = episode.status is EpisodeStatus.ANSWERED
+    outcome = score_answer(episode.task, episode.answer) if answered else Outcome()
+    parts = parts_of_score(episode, outcome.score, cap=cap)
+    oracle = episode.task.oracle
+    spawned = int(bool(episode.subagents))
+    episode.rewards = {**asdict(parts), "total": total(parts, weights)}
+    episode.metrics = {
+        **episode.metrics,
+        "item_f1": outcome.details.get("item_f1", 0.0),
+        "row_f1": outcome.details.get("row_f1", 0.0),
+        "success": int(outcome.success),
+        "critical_steps": critical_steps(episode),
+        "total_steps": total_steps(episode),
+        "tool_calls": tool_calls(episode),
+        "subagents": len(episode.subagents),
+        "spawned": spawned,
+        "finish_rate": finish_rate(episode),
+        "tokens_orchestrator": _sampled(episode, Role.ORCHESTRATOR),
+        "tokens_subagent": _sampled(episode, Role.SUBAGENT),
+        "useless_spawn": int(bool(spawned and oracle is not None and oracle.width == 0)),
+    }
+
+
+def _sampled(episode: Episode, role: Role) -> int:
+    return sum(sum(trace.mask) for trace in episode.traces if trace.role is role)

@@ -1,0 +1,242 @@
+"""The reward's parts, their weights over time, and the metrics made of them, with numbers worked out by hand."""
+
+import subprocess
+import sys
+
+import pytest
+
+from envs.base import Gold, Oracle, Role, Task
+from rewards.aggregate import aggregate, evaluation_table
+from rewards.budget import critical_budget
+from rewards.parl import RewardParts, Weights, blog_total, reward_parts, total
+from rewards.schedule import LinearAnneal
+from rewards.score import score_episode
+from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
+
+WEIGHTS = Weights(parallel=0.3, finish=0.1, critical=0.25)
+
+
+ORACLE = Oracle(serial_steps=8, parallel_steps=4, width=4)
+
+
+def make_task(family="wide", width=4, oracle=ORACLE, key="k"):
+    return Task(
+        key=key,
+        family=family,
+        split="test",
+        prompt="p",
+        gold=Gold(kind="exact", answers=("yes",)),
+        oracle=oracle,
+        width=width,
+    )
+
+
+def make_episode(task=None, finished=(), turns=2, answer="yes", status=EpisodeStatus.ANSWERED, budget=0, index=0):
+    """Sub-agents take one turn each and are launched in the first turn; ``finished`` says which returned a message."""
+    spawned = [f"0/{i}" for i in range(len(finished))]
+    root = [Turn(start=i, end=i + 1) for i in range(turns)]
+    if spawned:
+        root[0].spawned = spawned
+    traces = [Trace(agent_id="0", role=Role.ORCHESTRATOR, turns=root, mask=[False, True, True], trainable=True)]
+    for agent_id, done in zip(spawned, finished, strict=True):
+        traces.append(
+            Trace(
+                agent_id=agent_id,
+                role=Role.SUBAGENT,
+                parent="0",
+                parent_turn=0,
+                status=TraceStatus.FINISHED if done else TraceStatus.OVER_BUDGET,
+                turns=[Turn(start=0, end=1)],
+                mask=[True],
+            )
+        )
+    return Episode(
+        task=task or make_task(),
+        index=index,
+        seed=0,
+        traces=traces,
+        status=status,
+        answer=answer,
+        critical_budget=budget,
+    )
+
+
+def scored(*args, **kwargs):
+    episode = make_episode(*args, **kwargs)
+    score_episode(episode, WEIGHTS, cap=4)
+    return episode
+
+
+def test_parts_by_hand():
+    # 3 critical steps (2 turns + 1) of 8; 2 sub-agents of 4; one of two finished
+    parts = reward_parts(make_episode(finished=[True, False]), cap=4)
+    assert parts == RewardParts(perf=1.0, parallel=0.5, finish=0.5, critical=3 / 8)
+    assert total(parts, WEIGHTS) == pytest.approx(1 + 0.15 + 0.05 - 0.09375)
+
+
+def test_parallel_saturates_at_the_cap():
+    assert reward_parts(make_episode(finished=[True] * 5), cap=4).parallel == 1.0
+    with pytest.raises(ValueError, match="cap"):
+        reward_parts(make_episode(), cap=0)
+
+
+def test_not_spawning_never_earns_more_finish_reward_than_spawning():
+    assert reward_parts(make_episode(), cap=4).finish == 0.0
+    assert reward_parts(make_episode(finished=[False, False]), cap=4).finish == 0.0
+    assert reward_parts(make_episode(finished=[True]), cap=4).finish == 1.0
+
+
+@pytest.mark.parametrize("status", [s for s in EpisodeStatus if s is not EpisodeStatus.ANSWERED])
+def test_only_an_answered_episode_has_performance(status):
+    assert reward_parts(make_episode(status=status), cap=4).perf == 0.0
+
+
+def test_the_critical_term_refers_to_the_oracle_then_the_budget_then_nothing():
+    assert reward_parts(make_episode(turns=4), cap=4).critical == 0.5
+    assert reward_parts(make_episode(turns=40), cap=4).critical == 2.0
+    user = make_task(oracle=None)
+    assert reward_parts(make_episode(user, turns=4, budget=10), cap=4).critical == pytest.approx(0.4)
+    assert reward_parts(make_episode(user, turns=4), cap=4).critical == 0.0
+
+
+def test_with_all_lambdas_zero_a_useless_spawn_still_costs_something():
+    weights = Weights(critical=0.25)
+    serial = total(reward_parts(make_episode(turns=3), cap=4), weights)
+    spawning = total(reward_parts(make_episode(turns=3, finished=[True]), cap=4), weights)
+    assert spawning < serial
+
+
+def test_the_blog_form_is_convex_and_gated_by_success():
+    parts = RewardParts(perf=0.8, parallel=0.5, finish=1.0, critical=1.0)
+    assert blog_total(parts, success=True, lambda_aux=0.1) == pytest.approx(0.05 + 0.72)
+    assert blog_total(parts, success=False, lambda_aux=0.1) == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="lambda_aux"):
+        blog_total(parts, success=True, lambda_aux=1.5)
+
+
+def test_lambda_falls_linearly_and_ends_in_a_zero_phase():
+    schedule = LinearAnneal(start=0.4, anneal_fraction=0.5, total_steps=40)
+    assert [schedule(0), schedule(5), schedule(10), schedule(19)] == pytest.approx([0.4, 0.3, 0.2, 0.02])
+    assert {schedule(step) for step in range(20, 41)} == {0.0}
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 7, 40])
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99, 1.0])
+def test_the_last_step_is_always_a_lambda_zero_step(total_steps, fraction):
+    schedule = LinearAnneal(start=0.3, anneal_fraction=fraction, total_steps=total_steps)
+    values = [schedule(step) for step in range(total_steps)]
+    assert values[-1] == 0.0
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_schedule_refuses_nonsense():
+    with pytest.raises(ValueError, match="anneal_fraction"):
+        LinearAnneal(start=0.3, anneal_fraction=0.0, total_steps=3)
+
+
+def test_the_critical_budget_follows_the_oracle():
+    assert critical_budget(make_task(), 1.5) == 16
+    assert critical_budget(make_task(oracle=Oracle(serial_steps=10, parallel_steps=4, width=4)), 1.1, slack=0) == 11
+    assert critical_budget(make_task(oracle=Oracle(serial_steps=5, parallel_steps=5, width=0)), 1.5, slack=0) == 8
+    assert critical_budget(make_task(oracle=None), 1.5) == 0
+
+
+def test_scoring_fills_rewards_and_metrics_and_may_be_repeated():
+    episode = make_episode(finished=[True, False])
+    episode.metrics["note"] = "kept"
+    for _ in range(2):
+        score_episode(episode, WEIGHTS, cap=4)
+    assert episode.rewards == pytest.approx(
+        {"perf": 1.0, "parallel": 0.5, "finish": 0.5, "critical": 0.375, "total": 1.10625}
+    )
+    assert episode.metrics == {
+        "note": "kept",
+        "item_f1": 1.0,
+        "row_f1": 1.0,
+        "success": 1,
+        "critical_steps": 3,
+        "total_steps": 4,
+        "tool_calls": 0,
+        "subagents": 2,
+        "spawned": 1,
+        "finish_rate": 0.5,
+        "tokens_orchestrator": 2,
+        "tokens_subagent": 2,
+        "useless_spawn": 0,
+    }
+
+
+def test_an_unanswered_episode_has_no_item_f1_even_with_a_right_answer():
+    episode = scored(status=EpisodeStatus.OVER_BUDGET)
+    assert (episode.metrics["item_f1"], episode.metrics["success"], episode.rewards["perf"]) == (0.0, 0, 0.0)
+
+
+CHAIN = make_task(family="chain", width=1, oracle=Oracle(serial_steps=4, parallel_steps=4, width=0), key="c")
+
+
+def test_aggregate_by_hand():
+    episodes = [
+        scored(finished=[True, False]),  # 3 critical steps
+        scored(turns=7, answer="no"),  # 7
+        scored(CHAIN, turns=4),  # 4
+        scored(CHAIN, turns=4, finished=[True]),  # 5, useless
+        scored(CHAIN, turns=50, status=EpisodeStatus.FAILED),
+    ]
+    metrics = aggregate(episodes)
+    assert metrics["episodes/answered"] == 4 and metrics["episodes/failed"] == 1
+    assert metrics["episodes/malformed"] == metrics["episodes/over_budget"] == 0
+    assert metrics["reward/perf"] == pytest.approx(3 / 4)
+    assert metrics["reward/parallel"] == pytest.approx((0.5 + 0.25) / 4)
+    assert metrics["reward/finish"] == pytest.approx((0.5 + 1) / 4)
+    assert metrics["reward/critical"] == pytest.approx((3 / 8 + 7 / 8 + 1 + 5 / 4) / 4)
+    assert metrics["reward/total"] == pytest.approx(0.75 + 0.3 * 0.1875 + 0.1 * 0.375 - 0.25 * 0.875)
+    assert metrics["steps/critical"] == pytest.approx(19 / 4)
+    assert metrics["steps/critical_p50"] == pytest.approx(4.5)
+    assert metrics["steps/critical_p95"] == pytest.approx(6.7)
+    assert metrics["steps/total"] == pytest.approx((4 + 7 + 4 + 5) / 4)
+    assert metrics["swarm/subagents"] == pytest.approx(3 / 4)
+    assert metrics["swarm/spawn_rate"] == pytest.approx(0.5)
+    assert metrics["swarm/spawn_rate/chain"] == metrics["swarm/spawn_rate/wide"] == 0.5
+    assert metrics["swarm/finish_rate"] == pytest.approx(0.75)
+    assert metrics["swarm/useless_spawn_rate"] == 0.5
+    assert metrics["perf/item_f1/wide"] == 0.5 and metrics["perf/item_f1/chain"] == 1.0
+    assert metrics["perf/success"] == 0.75
+    assert metrics["steps/critical/wide"] == 5.0 and metrics["steps/critical/chain"] == 4.5
+
+
+def test_means_over_nothing_are_left_out():
+    assert aggregate([]) == {f"episodes/{status}": 0.0 for status in EpisodeStatus}
+    assert "swarm/finish_rate" not in aggregate([scored()])
+    assert "swarm/useless_spawn_rate" not in aggregate([scored()])
+
+
+def test_the_evaluation_table_groups_by_family_and_width():
+    episodes = [
+        scored(make_task(width=12, key="a"), finished=[True, True]),
+        scored(make_task(width=11, key="b"), turns=5, answer="no"),
+        scored(CHAIN, turns=4),
+        scored(CHAIN, turns=4, status=EpisodeStatus.FAILED, index=1),
+    ]
+    table = evaluation_table(episodes)
+    assert list(table) == ["wide", "wide_12", "chain", "single_fact", "list", "swap", "all"]
+    assert table["wide"] == {
+        "item_f1": 0.5,
+        "success": 0.5,
+        "critical_steps": 4.0,
+        "total_steps": 4.5,
+        "subagents": 1.0,
+        "spawn_rate": 0.5,
+        "finish_rate": 1.0,
+        "n_tasks": 2,
+    }
+    assert table["wide_12"]["n_tasks"] == 1 and table["wide_12"]["critical_steps"] == 3.0
+    assert table["chain"]["item_f1"] == 0.5  # the failed episode counts
+    assert table["chain"]["finish_rate"] is None and table["chain"]["n_tasks"] == 1
+    assert table["all"]["n_tasks"] == 3
+    assert table["swap"] == {**dict.fromkeys(table["wide"]), "n_tasks": 0}
+
+
+def test_rewards_import_without_torch():
+    modules = "rewards.score, rewards.aggregate, rewards.schedule, rewards.budget"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
