@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs.world.config import WorldConfig
 from model.config import ModelConfig
+from rollouts.config import RolloutsConfig
 
 
 class _Section(BaseModel):
@@ -39,35 +40,6 @@ class SftConfig(_Section):
     parallel: float = Field(0.3, ge=0, le=1, description="share of demonstrations that spawn where it pays")
     wrong: float = Field(0.15, ge=0, le=1, description="share of demonstrations that spawn where it does not")
     observation_weight: float = Field(0.1, ge=0, description="loss weight of tokens that the agent did not write")
-
-
-class BudgetConfig(_Section):
-    """Limits of one episode. Hitting one ends it, named in ``Episode.limit``."""
-
-    orchestrator_steps: int = Field(48, gt=0)
-    subagent_steps: int = Field(8, gt=0, description="per sub-agent")
-    subagents: int = Field(32, gt=0, description="per episode")
-    critical_factor: float = Field(1.5, gt=0, description="critical steps allowed = factor x the oracle's serial steps + 4")
-    turn_tokens: int = Field(512, gt=0, description="sampled tokens of one turn")
-    total_tokens: int = Field(20_000, gt=0, description="sampled tokens of all agents")
-    episode_s: float = Field(300.0, gt=0, description="wall-clock deadline")
-    call_s: float = Field(20.0, gt=0, description="deadline of one tool or model call")
-
-
-class RolloutsConfig(_Section):
-    """How episodes are made."""
-
-    swarm: bool = Field(True, description="offer create_subagent and assign_task; False = single agent")
-    group_size: int = Field(8, gt=1, description="episodes of one task")
-    tasks_per_step: int = Field(12, gt=0)
-    temperature: float = Field(1.0, gt=0)
-    concurrency: int = Field(32, gt=0, description="episodes at once in one worker")
-    workers: int = Field(1, gt=0, description="Ray rollout workers")
-    policy_engines: int = Field(1, gt=0, description="replicas of the policy pool")
-    frozen_engines: int = Field(1, gt=0, description="replicas of the frozen sub-agent pool")
-    engine: Literal["embedded"] = "embedded"
-    max_restarts: int = Field(3, ge=0, description="how often dead rollout actors are started again in a run")
-    budget: BudgetConfig = BudgetConfig()
 
 
 class RewardsConfig(_Section):

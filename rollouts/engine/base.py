@@ -30,8 +30,9 @@ class Sampling:
 class Completion:
     """What came back. For N new tokens: ``tokens`` and ``logprobs`` of length N, under the sampling temperature.
 
-    ``routes``: int16 [P + N, L, K] for the whole stream up to and including the last *fed* token when the policy is a
-    mixture of experts (the last sampled token has not been fed yet: its row is -1), else None.
+    ``routes``: int16 [F, L, K], the experts of the stream's positions ``routes_start`` to ``routes_start + F``: all
+    positions fed since the session's last completion, so that consecutive completions tile the stream (the last
+    sampled token has not been fed yet and comes with the next one). None for a dense or frozen policy.
     """
 
     tokens: list[int]
@@ -39,6 +40,7 @@ class Completion:
     finish: Finish
     policy_version: int
     routes: np.ndarray | None = None
+    routes_start: int = 0
 
 
 @runtime_checkable

@@ -1,0 +1,206 @@
+"""The policy as an inference engine needs it: feed any mix of tokens, get logits, sample. Exact and batch-invariant.
+
+``NativeDecoder`` runs the C++ kernels, ``ReferenceDecoder`` the same function in plain PyTorch, one sequence at a time:
+it is the specification in tests and the fallback where there is no compiler.
+
+The cache is a pool of pages of 16 positions. ``tables`` [S, M] lists each sequence's pages in order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model.attention import rotate
+from model.config import ModelConfig
+from model.kernels.native import load_library
+from model.transformer import Transformer
+
+PAGE = 16
+Weights = dict[str, np.ndarray]
+
+
+class NotFinite(FloatingPointError):
+    """A logit was NaN or infinite: the weights are broken."""
+
+
+def export_weights(model: Transformer) -> Weights:
+    """All parameters and the routers' correction biases as float32 arrays (copies), keyed by their names."""
+    state = {name: tensor for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().to(torch.float32).cpu().numpy().copy() for name, tensor in state.items()}
+
+
+class Decoder(Protocol):
+    """Stateful in its pages only; see :class:`NativeDecoder`."""
+
+    routes: np.ndarray
+
+    def load(self, weights: Weights) -> None: ...
+    def forward(
+        self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, tables: np.ndarray, rows: np.ndarray
+    ) -> np.ndarray: ...
+    def sample(
+        self, logits: np.ndarray, temperature: np.ndarray, keys: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+class NativeDecoder:
+    """C++ decoder with ``pages`` cache pages. Not safe for concurrent calls."""
+
+    def __init__(self, config: ModelConfig, pages: int) -> None:
+        library = load_library()
+        if library is None:
+            raise RuntimeError("the native kernels are not available; use make_decoder()")
+        c, self.config, self._lib = config, config, library
+        ints = (ctypes.c_int * 17)(
+            c.vocab_size, c.hidden_size, c.num_hidden_layers, c.first_k_dense_replace, c.intermediate_size,
+            c.num_attention_heads, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim,
+            c.n_routed_experts, c.num_experts_per_tok, c.n_shared_experts, c.moe_intermediate_size,
+            c.max_position_embeddings, int(c.norm_topk_prob),
+        )  # fmt: skip
+        floats = (ctypes.c_float * 4)(c.rms_norm_eps, c.routed_scaling_factor, c.qk_head_dim**-0.5, c.rope_theta)
+        self._model = ctypes.c_void_p(library.parl_decoder_new(ints, floats))
+        self._pages = np.zeros((pages, library.parl_page_floats(self._model)), np.float32)
+        self.routes = np.full((pages, PAGE, c.num_moe_layers, c.num_experts_per_tok), -1, np.int16)
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self._lib.parl_decoder_free(self._model)
+            self._model = None
+
+    def load(self, weights: Weights) -> None:
+        """Take new weights; the cache's contents are stale from here on."""
+        for name, array in weights.items():
+            layer, key = _native_name(name)
+            data = np.ascontiguousarray(array, np.float32)
+            if self._lib.parl_decoder_set(self._model, layer, key.encode(), _pointer(data)):
+                raise KeyError(f"the decoder knows no weight {name!r}")
+
+    def forward(
+        self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, tables: np.ndarray, rows: np.ndarray
+    ) -> np.ndarray:
+        """Feed T tokens (int32 each: id, position, sequence); logits float32 [len(rows), V] for batch rows ``rows``.
+
+        A sequence's tokens must follow its cached ones in order. Raises NotFinite.
+        """
+        logits = np.empty((len(rows), self.config.vocab_size), np.float32)
+        bad = self._lib.parl_decoder_forward(
+            self._model, len(tokens), _pointer(tokens), _pointer(positions), _pointer(sequences), _pointer(tables),
+            tables.shape[1], _pointer(self._pages), _pointer(self.routes), len(rows), _pointer(rows), _pointer(logits),
+        )  # fmt: skip
+        if bad:
+            raise NotFinite("the policy produced a NaN or infinite logit")
+        return logits
+
+    def sample(
+        self, logits: np.ndarray, temperature: np.ndarray, keys: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(token ids int32, log-probs float32) a row; the noise is a function of (key uint64, position int32) alone."""
+        count = len(logits)
+        token, logprob = np.empty(count, np.int32), np.empty(count, np.float32)
+        self._lib.parl_sample(
+            count, logits.shape[1], _pointer(logits), _pointer(temperature), _pointer(keys), _pointer(positions),
+            _pointer(token), _pointer(logprob),
+        )  # fmt: skip
+        return token, logprob
+
+
+def _native_name(name: str) -> tuple[int, str]:
+    top = {"embed_tokens.weight": "embed", "norm.weight": "norm", "lm_head.weight": "head"}
+    if name in top:
+        return -1, top[name]
+    _, layer, rest = name.split(".", 2)
+    return int(layer), rest.removesuffix(".weight")
+
+
+class ReferenceDecoder:
+    """The same contract in plain PyTorch: recomputes each sequence's attention from a cache of latents, token by token."""
+
+    def __init__(self, config: ModelConfig, pages: int) -> None:
+        self.config = config
+        self.model = Transformer(config).eval()
+        width = config.kv_lora_rank + config.qk_rope_head_dim
+        self._cache = torch.zeros(config.num_hidden_layers, pages * PAGE, width)
+        self.routes = np.full((pages, PAGE, config.num_moe_layers, config.num_experts_per_tok), -1, np.int16)
+
+    def load(self, weights: Weights) -> None:
+        self.model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+
+    @torch.no_grad()
+    def forward(
+        self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, tables: np.ndarray, rows: np.ndarray
+    ) -> np.ndarray:
+        hidden = {}
+        for index in range(len(tokens)):
+            slots = (tables[sequences[index]][:, None].astype(np.int64) * PAGE + np.arange(PAGE)).ravel()
+            hidden[index] = self._one(int(tokens[index]), int(positions[index]), torch.from_numpy(slots))
+        logits = torch.stack([self.model.lm_head(self.model.norm(hidden[int(row)])) for row in rows])
+        if not bool(torch.isfinite(logits).all()):
+            raise NotFinite("the policy produced a NaN or infinite logit")
+        return logits.numpy()
+
+    def _one(self, token: int, position: int, slots: torch.Tensor) -> torch.Tensor:
+        x = self.model.embed_tokens.weight[token]
+        for index, layer in enumerate(self.model.layers):
+            x = x + self._attend(layer.self_attn, index, layer.input_layernorm(x), position, slots)
+            h = layer.post_attention_layernorm(x)
+            if index < self.config.first_k_dense_replace:
+                x = x + layer.mlp(h)
+                continue
+            ids, weights = layer.mlp.gate(h[None])
+            slot = int(slots[position])
+            self.routes[slot // PAGE, slot % PAGE, index - self.config.first_k_dense_replace] = ids[0].numpy()
+            routed = layer.mlp.experts(h[None], ids, weights)[0]
+            x = x + (routed if layer.mlp.shared_experts is None else routed + layer.mlp.shared_experts(h))
+        return x
+
+    def _attend(self, attn, index: int, h: torch.Tensor, position: int, slots: torch.Tensor) -> torch.Tensor:
+        c, cos, sin = self.config, self.model.rope_cos[position], self.model.rope_sin[position]
+        latent, k_rope = attn.kv_a_proj_with_mqa(h).split((c.kv_lora_rank, c.qk_rope_head_dim))
+        self._cache[index, slots[position]] = torch.cat((attn.kv_a_layernorm(latent), rotate(k_rope, cos, sin)))
+        q = attn.q_b_proj(attn.q_a_layernorm(attn.q_a_proj(h))).view(c.num_attention_heads, c.qk_head_dim)
+        q_nope, q_rope = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
+        up = attn.kv_b_proj.weight.view(c.num_attention_heads, -1, c.kv_lora_rank)
+        key_up, value_up = up.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
+        query = torch.cat((torch.einsum("hn,hnc->hc", q_nope, key_up), rotate(q_rope, cos, sin)), dim=-1)
+        past = self._cache[index, slots[: position + 1]]
+        weight = F.softmax(query @ past.T * c.qk_head_dim**-0.5, dim=-1)
+        out = torch.einsum("hc,hvc->hv", weight @ past[:, : c.kv_lora_rank], value_up)
+        return attn.o_proj(out.flatten())
+
+    def sample(
+        self, logits: np.ndarray, temperature: np.ndarray, keys: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        tokens, logprobs = [], []
+        for row, heat, key, position in zip(logits, temperature, keys, positions, strict=True):
+            scaled = row.astype(np.float64) / (heat or 1.0)
+            weights = np.exp(scaled - scaled.max())
+            cumulative = np.cumsum(weights)
+            noise = _mix(int(key) ^ _mix(int(position))) >> 11
+            pick = int(np.searchsorted(cumulative, noise * 2.0**-53 * cumulative[-1], side="right"))
+            pick = int(row.argmax()) if heat == 0 else min(pick, len(row) - 1)
+            tokens.append(pick)
+            logprobs.append(np.log(weights[pick] / cumulative[-1]))
+        return np.array(tokens, np.int32), np.array(logprobs, np.float32)
+
+
+def _mix(x: int) -> int:
+    """splitmix64's finaliser, as in decoder.cpp."""
+    mask = (1 << 64) - 1
+    x = (x + 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)
+
+
+def make_decoder(config: ModelConfig, pages: int) -> Decoder:
+    """The native decoder where it can be built, else the reference one (a warning says why)."""
+    return NativeDecoder(config, pages) if load_library() is not None else ReferenceDecoder(config, pages)

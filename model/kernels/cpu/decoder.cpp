@@ -1,0 +1,495 @@
+// Batch-invariant decoder of the K2.5-shaped policy on CPU, fp32.
+//
+// One call feeds T tokens of any mix of sequences (prefill chunks and decode steps alike) through all layers, with the
+// compressed latent cache in pages of 16 positions. Every output element is accumulated in one fixed order by one
+// thread, whatever else is in the batch and however many threads run: a token's result has the same bits alone, in a
+// batch of 7 or of 4096.
+//
+// Legend: T tokens, D hidden, H heads, C kv_lora_rank, R qk_rope_head_dim, N qk_nope_head_dim, V v_head_dim,
+// E experts, K experts a token, I expert width, P positions a page (16).
+// A page holds, per layer, the latents and rotary keys transposed: [(C + R)][P].
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int VL = 16, NV = 4, MR = 6;
+#else
+constexpr int VL = 8, NV = 2, MR = 4;
+#endif
+constexpr int PANEL = VL * NV;
+constexpr int P = 16;
+typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
+typedef float v16 __attribute__((vector_size(64), aligned(4)));
+typedef int32_t i16v __attribute__((vector_size(64), aligned(4)));
+
+inline v16 load16(const float* p) { return *reinterpret_cast<const v16*>(p); }
+inline void store16(float* p, v16 v) { *reinterpret_cast<v16*>(p) = v; }
+inline v16 splat(float x) { return v16{} + x; }
+inline float hsum(v16 v) {
+    float s[16];
+    store16(s, v);
+    for (int w = 8; w; w /= 2)
+        for (int i = 0; i < w; i++) s[i] += s[i + w];
+    return s[0];
+}
+inline float hmax(v16 v) {
+    float s[16];
+    store16(s, v);
+    return *std::max_element(s, s + 16);
+}
+inline v16 vmin(v16 a, v16 b) { return a < b ? a : b; }
+inline v16 vmax(v16 a, v16 b) { return a > b ? a : b; }
+
+// exp by range reduction and a degree-5 polynomial (Cephes coefficients), relative error below 2e-7.
+inline v16 vexp(v16 x) {
+    x = vmin(vmax(x, splat(-87.0f)), splat(88.0f));
+    v16 n = x * 1.44269504f;
+    i16v k = __builtin_convertvector(n + (n < 0.0f ? splat(-0.5f) : splat(0.5f)), i16v);
+    v16 kf = __builtin_convertvector(k, v16);
+    v16 r = x - kf * 0.693359375f + kf * 2.12194440e-4f;
+    v16 p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    i16v bits = (k + 127) << 23;
+    v16 scale;
+    std::memcpy(&scale, &bits, 64);
+    return p * scale;
+}
+inline float sexp(float x) { return vexp(splat(x))[0]; }
+
+// A weight [n, k] stored as panels [n / PANEL][k][PANEL], so that a tile streams it once.
+struct Linear {
+    int n = 0, k = 0;
+    std::vector<float> w;
+    void pack(const float* src, int n_, int k_, long row_stride, long col_stride) {
+        n = n_;
+        k = k_;
+        int panels = (n + PANEL - 1) / PANEL;
+        w.assign(size_t(panels) * k * PANEL, 0.0f);
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < k; j++)
+                w[(size_t(i / PANEL) * k + j) * PANEL + i % PANEL] = src[i * row_stride + j * col_stride];
+    }
+};
+
+template <int ROWS>
+inline void tile(const float* x, long ldx, const float* w, int k, float* y, long ldy, int cols) {
+    vf acc[ROWS][NV];
+    for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < NV; j++) acc[r][j] = vf{};
+    for (int i = 0; i < k; i++) {
+        vf wv[NV];
+        for (int j = 0; j < NV; j++) wv[j] = *reinterpret_cast<const vf*>(w + size_t(i) * PANEL + j * VL);
+        for (int r = 0; r < ROWS; r++) {
+            vf xv = vf{} + x[r * ldx + i];
+            for (int j = 0; j < NV; j++) acc[r][j] += xv * wv[j];
+        }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        float out[PANEL];
+        for (int j = 0; j < NV; j++) *reinterpret_cast<vf*>(out + j * VL) = acc[r][j];
+        std::memcpy(y + r * ldy, out, sizeof(float) * cols);
+    }
+}
+
+// y[t, :n] = W x[t, :k] for every row t.
+void linear(const Linear& lin, const float* x, long ldx, int rows, float* y, long ldy) {
+    int panels = (lin.n + PANEL - 1) / PANEL, tiles = (rows + MR - 1) / MR;
+#pragma omp parallel for collapse(2) schedule(static) if (long(tiles) * panels > 16)
+    for (int p = 0; p < panels; p++)
+        for (int b = 0; b < tiles; b++) {
+            int r = b * MR, left = std::min(MR, rows - r), cols = std::min(PANEL, lin.n - p * PANEL);
+            const float* w = lin.w.data() + size_t(p) * lin.k * PANEL;
+            const float* xr = x + r * ldx;
+            float* yr = y + r * ldy + p * PANEL;
+            switch (left) {
+                case 1: tile<1>(xr, ldx, w, lin.k, yr, ldy, cols); break;
+                case 2: tile<2>(xr, ldx, w, lin.k, yr, ldy, cols); break;
+                case 3: tile<3>(xr, ldx, w, lin.k, yr, ldy, cols); break;
+                case 4: tile<4>(xr, ldx, w, lin.k, yr, ldy, cols); break;
+#if defined(__AVX512F__)
+                case 5: tile<5>(xr, ldx, w, lin.k, yr, ldy, cols); break;
+                default: tile<6>(xr, ldx, w, lin.k, yr, ldy, cols);
+#else
+                default: tile<4>(xr, ldx, w, lin.k, yr, ldy, cols);
+#endif
+            }
+        }
+}
+
+void rms_norm(const float* x, long ldx, const float* gain, int d, float eps, int rows, float* y, long ldy) {
+    for (int t = 0; t < rows; t++) {
+        const float* xr = x + t * ldx;
+        float* yr = y + t * ldy;
+        float lane[16] = {};
+        for (int i = 0; i < d; i++) lane[i & 15] += xr[i] * xr[i];
+        float s = 0;
+        for (int i = 0; i < 16; i++) s += lane[i];
+        float inv = 1.0f / std::sqrt(s / d + eps);
+        for (int i = 0; i < d; i++) yr[i] = xr[i] * inv * gain[i];
+    }
+}
+
+inline void swiglu(const float* gate_up, int width, float* out) {  // out may not alias
+    int i = 0;
+    for (; i + 16 <= width; i += 16) {
+        v16 g = load16(gate_up + i);
+        store16(out + i, g / (1.0f + vexp(-g)) * load16(gate_up + width + i));
+    }
+    for (; i < width; i++) out[i] = gate_up[i] / (1.0f + sexp(-gate_up[i])) * gate_up[width + i];
+}
+
+struct Layer {
+    std::vector<float> input_norm, q_norm, kv_norm, post_norm, bias;
+    Linear q_a, q_b, kv_a, o, gate_up, down, gate, shared_gate_up, shared_down;
+    std::vector<Linear> key_up, value_up, expert_gate_up, expert_down;
+};
+
+struct Decoder {
+    int vocab, D, layers, dense, dense_width, H, q_rank, C, N, R, V, E, K, shared, I, max_pos;
+    bool norm_topk;
+    float eps, scaling, softmax_scale;
+    std::vector<float> embed, final_norm, rope_cos, rope_sin;
+    Linear head;
+    std::vector<Layer> layer;
+    long page_layer() const { return long(C + R) * P; }
+};
+
+void fused_rows(const float* gate, const float* up, int width, int k, Linear& out) {
+    std::vector<float> both(size_t(2) * width * k);
+    std::memcpy(both.data(), gate, sizeof(float) * width * k);
+    std::memcpy(both.data() + size_t(width) * k, up, sizeof(float) * width * k);
+    out.pack(both.data(), 2 * width, k, k, 1);
+}
+
+void rotate(float* x, int r, const float* cosv, const float* sinv) {  // interleaved pairs, as DeepSeek-V3 stores them
+    for (int i = 0; i < r / 2; i++) {
+        float a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = a * cosv[i] - b * sinv[i];
+        x[2 * i + 1] = a * sinv[i] + b * cosv[i];
+    }
+}
+
+// One token's attention over its own sequence, G heads at a time (they share every load of the cache).
+// q: [G][C + R] absorbed queries; out: [G][C]. Keys and latent values are the same transposed rows of a page.
+template <int G>
+void attend_heads(const Decoder& m, const float* q, const float* pages, const int* table, int layer, int pos, float* out,
+                  std::vector<float>& scratch) {
+    int blocks = pos / P + 1, width = m.C + m.R;
+    scratch.resize((size_t(blocks) + m.C) * P * G);
+    float *score = scratch.data(), *value = score + size_t(blocks) * P * G;
+    v16 top[G], sum[G];
+    for (int g = 0; g < G; g++) top[g] = splat(-INFINITY), sum[g] = v16{};
+    for (int b = 0; b < blocks; b++) {
+        const float* kt = pages + (size_t(table[b]) * m.layers + layer) * m.page_layer();
+        v16 acc[G];
+        for (int g = 0; g < G; g++) acc[g] = v16{};
+        for (int d = 0; d < width; d++) {
+            v16 k = load16(kt + d * P);
+            for (int g = 0; g < G; g++) acc[g] += q[size_t(g) * width + d] * k;
+        }
+        for (int g = 0; g < G; g++) {
+            acc[g] *= m.softmax_scale;
+            if (b == blocks - 1)
+                for (int i = pos % P + 1; i < P; i++) acc[g][i] = -INFINITY;
+            top[g] = vmax(top[g], acc[g]);
+            store16(score + (size_t(b) * G + g) * P, acc[g]);
+        }
+    }
+    std::memset(value, 0, sizeof(float) * m.C * P * G);
+    float high[G];
+    for (int g = 0; g < G; g++) high[g] = hmax(top[g]);
+    for (int b = 0; b < blocks; b++) {
+        const float* kt = pages + (size_t(table[b]) * m.layers + layer) * m.page_layer();
+        v16 e[G];
+        for (int g = 0; g < G; g++) {
+            v16 s = load16(score + (size_t(b) * G + g) * P);
+            e[g] = s > -1e30f ? vexp(s - high[g]) : splat(0.0f);
+            sum[g] += e[g];
+        }
+        for (int c = 0; c < m.C; c++) {
+            v16 k = load16(kt + c * P);
+            float* v = value + size_t(c) * P * G;
+            for (int g = 0; g < G; g++) store16(v + g * P, load16(v + g * P) + e[g] * k);
+        }
+    }
+    for (int g = 0; g < G; g++) {
+        float inv = 1.0f / hsum(sum[g]);
+        for (int c = 0; c < m.C; c++) out[size_t(g) * m.C + c] = hsum(load16(value + (size_t(c) * G + g) * P)) * inv;
+    }
+}
+
+void attend(const Decoder& m, const float* q, const float* pages, const int* table, int layer, int pos, float* out,
+            std::vector<float>& scratch) {
+    int h = 0, width = m.C + m.R;
+    for (; h + 4 <= m.H; h += 4)
+        attend_heads<4>(m, q + size_t(h) * width, pages, table, layer, pos, out + size_t(h) * m.C, scratch);
+    for (; h < m.H; h++)
+        attend_heads<1>(m, q + size_t(h) * width, pages, table, layer, pos, out + size_t(h) * m.C, scratch);
+}
+
+struct Batch {
+    int T;
+    const int *tokens, *pos, *seq, *tables;
+    int table_stride;
+    float* pages;
+    int16_t* routes;  // [page][P][moe layers][K] or null
+};
+
+void attention(const Decoder& m, const Layer& l, int index, const Batch& b, const float* h, float* out) {
+    int T = b.T, qd = m.H * (m.N + m.R), width = m.C + m.R;
+    std::vector<float> qa(size_t(T) * m.q_rank), q(size_t(T) * qd), kv(size_t(T) * width), ql(size_t(T) * m.H * width),
+        lat(size_t(T) * m.H * m.C), o(size_t(T) * m.H * m.V);
+    linear(l.q_a, h, m.D, T, qa.data(), m.q_rank);
+    rms_norm(qa.data(), m.q_rank, l.q_norm.data(), m.q_rank, m.eps, T, qa.data(), m.q_rank);
+    linear(l.q_b, qa.data(), m.q_rank, T, q.data(), qd);
+    linear(l.kv_a, h, m.D, T, kv.data(), width);
+    rms_norm(kv.data(), width, l.kv_norm.data(), m.C, m.eps, T, kv.data(), width);
+    for (int t = 0; t < T; t++) {
+        const float* cosv = &m.rope_cos[size_t(b.pos[t]) * m.R / 2];
+        const float* sinv = &m.rope_sin[size_t(b.pos[t]) * m.R / 2];
+        float* row = &kv[size_t(t) * width];
+        rotate(row + m.C, m.R, cosv, sinv);
+        int page = b.tables[size_t(b.seq[t]) * b.table_stride + b.pos[t] / P], slot = b.pos[t] % P;
+        float* kt = b.pages + (size_t(page) * m.layers + index) * m.page_layer();
+        for (int d = 0; d < width; d++) kt[d * P + slot] = row[d];
+        for (int hd = 0; hd < m.H; hd++) {
+            float* qh = &q[size_t(t) * qd + size_t(hd) * (m.N + m.R)];
+            rotate(qh + m.N, m.R, cosv, sinv);
+            std::memcpy(&ql[(size_t(t) * m.H + hd) * width + m.C], qh + m.N, sizeof(float) * m.R);
+        }
+    }
+    for (int hd = 0; hd < m.H; hd++)
+        linear(l.key_up[hd], q.data() + size_t(hd) * (m.N + m.R), qd, T, ql.data() + size_t(hd) * width, m.H * width);
+#pragma omp parallel
+    {
+        std::vector<float> score;
+#pragma omp for schedule(dynamic, 4)
+        for (int t = 0; t < T; t++)
+            attend(m, &ql[size_t(t) * m.H * width], b.pages, b.tables + size_t(b.seq[t]) * b.table_stride, index,
+                   b.pos[t], &lat[size_t(t) * m.H * m.C], score);
+    }
+    for (int hd = 0; hd < m.H; hd++)
+        linear(l.value_up[hd], lat.data() + size_t(hd) * m.C, m.H * m.C, T, o.data() + size_t(hd) * m.V, m.H * m.V);
+    linear(l.o, o.data(), m.H * m.V, T, out, m.D);
+}
+
+void mlp(const Linear& gate_up, const Linear& down, int width, const float* x, int D, int rows, float* out) {
+    std::vector<float> gu(size_t(rows) * 2 * width), act(size_t(rows) * width);
+    linear(gate_up, x, D, rows, gu.data(), 2 * width);
+    for (int t = 0; t < rows; t++) swiglu(&gu[size_t(t) * 2 * width], width, &act[size_t(t) * width]);
+    linear(down, act.data(), width, rows, out, D);
+}
+
+void experts(const Decoder& m, const Layer& l, int moe_index, const Batch& b, const float* h, float* out) {
+    int T = b.T, moe_layers = m.layers - m.dense;
+    std::vector<float> logits(size_t(T) * m.E), weight(size_t(T) * m.K);
+    std::vector<int> chosen(size_t(T) * m.K), count(m.E + 1, 0), slot(size_t(T) * m.K);
+    linear(l.gate, h, m.D, T, logits.data(), m.E);
+    for (int t = 0; t < T; t++) {
+        float* s = &logits[size_t(t) * m.E];
+        for (int e = 0; e < m.E; e++) s[e] = 1.0f / (1.0f + sexp(-s[e]));
+        float total = 0;
+        for (int k = 0; k < m.K; k++) {  // K rounds of argmax; ties go to the lowest index
+            int best = -1;
+            for (int e = 0; e < m.E; e++) {
+                bool taken = false;
+                for (int j = 0; j < k; j++) taken |= chosen[size_t(t) * m.K + j] == e;
+                if (!taken && (best < 0 || s[e] + l.bias[e] > s[best] + l.bias[best])) best = e;
+            }
+            chosen[size_t(t) * m.K + k] = best;
+            weight[size_t(t) * m.K + k] = s[best];
+            total += s[best];
+        }
+        float scale = m.scaling * (m.norm_topk ? 1.0f / (total + 1e-20f) : 1.0f);
+        for (int k = 0; k < m.K; k++) {
+            weight[size_t(t) * m.K + k] *= scale;
+            count[chosen[size_t(t) * m.K + k] + 1]++;
+        }
+        if (b.routes) {
+            int page = b.tables[size_t(b.seq[t]) * b.table_stride + b.pos[t] / P];
+            int16_t* r = b.routes + ((size_t(page) * P + b.pos[t] % P) * moe_layers + moe_index) * m.K;
+            for (int k = 0; k < m.K; k++) r[k] = int16_t(chosen[size_t(t) * m.K + k]);
+        }
+    }
+    for (int e = 0; e < m.E; e++) count[e + 1] += count[e];
+    std::vector<int> next(count.begin(), count.end() - 1);
+    std::vector<float> gathered(size_t(T) * m.K * m.D), result(size_t(T) * m.K * m.D);
+    for (int i = 0; i < T * m.K; i++) {
+        slot[i] = next[chosen[i]]++;
+        std::memcpy(&gathered[size_t(slot[i]) * m.D], h + size_t(i / m.K) * m.D, sizeof(float) * m.D);
+    }
+    for (int e = 0; e < m.E; e++)
+        if (count[e + 1] > count[e])
+            mlp(l.expert_gate_up[e], l.expert_down[e], m.I, &gathered[size_t(count[e]) * m.D], m.D,
+                count[e + 1] - count[e], &result[size_t(count[e]) * m.D]);
+    if (m.shared)
+        mlp(l.shared_gate_up, l.shared_down, m.I * m.shared, h, m.D, T, out);
+    else
+        std::memset(out, 0, sizeof(float) * T * m.D);
+    for (int t = 0; t < T; t++)
+        for (int k = 0; k < m.K; k++) {
+            const float* r = &result[size_t(slot[size_t(t) * m.K + k]) * m.D];
+            float w = weight[size_t(t) * m.K + k];
+            for (int d = 0; d < m.D; d++) out[size_t(t) * m.D + d] += w * r[d];
+        }
+}
+
+uint64_t mix(uint64_t x) {  // splitmix64 finaliser
+    x += 0x9E3779B97F4A7C15ull;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+    return x ^ (x >> 31);
+}
+
+}  // namespace
+
+extern "C" {
+
+// ints: vocab, D, layers, dense, dense_width, H, q_rank, C, N, R, V, E, K, shared, I, max_pos, norm_topk
+// floats: eps, scaling, softmax_scale, rope_theta
+Decoder* parl_decoder_new(const int* ints, const float* floats) {
+    auto* m = new Decoder();
+    int* fields[] = {&m->vocab, &m->D, &m->layers, &m->dense, &m->dense_width, &m->H, &m->q_rank, &m->C,
+                     &m->N,     &m->R, &m->V,      &m->E,     &m->K,           &m->shared, &m->I, &m->max_pos};
+    for (int i = 0; i < 16; i++) *fields[i] = ints[i];
+    m->norm_topk = ints[16];
+    m->eps = floats[0];
+    m->scaling = floats[1];
+    m->softmax_scale = floats[2];
+    m->layer.resize(m->layers);
+    m->rope_cos.resize(size_t(m->max_pos) * m->R / 2);
+    m->rope_sin.resize(size_t(m->max_pos) * m->R / 2);
+    for (int p = 0; p < m->max_pos; p++)
+        for (int i = 0; i < m->R / 2; i++) {
+            double angle = p * std::pow(double(floats[3]), -2.0 * i / m->R);
+            m->rope_cos[size_t(p) * m->R / 2 + i] = float(std::cos(angle));
+            m->rope_sin[size_t(p) * m->R / 2 + i] = float(std::sin(angle));
+        }
+    return m;
+}
+
+void parl_decoder_free(Decoder* m) { delete m; }
+long parl_page_floats(const Decoder* m) { return m->page_layer() * m->layers; }
+
+// name: the Hugging Face name inside a layer (or "embed", "norm", "head" with layer -1). Returns 0, or 1 if unknown.
+int parl_decoder_set(Decoder* m, int layer, const char* name_c, const float* w) {
+    std::string name(name_c);
+    auto vec = [&](std::vector<float>& v, size_t n) { v.assign(w, w + n); return 0; };
+    auto lin = [&](Linear& x, int n, int k) { x.pack(w, n, k, k, 1); return 0; };
+    if (layer < 0) {
+        if (name == "embed") return vec(m->embed, size_t(m->vocab) * m->D);
+        if (name == "norm") return vec(m->final_norm, m->D);
+        if (name == "head") return lin(m->head, m->vocab, m->D);
+        return 1;
+    }
+    Layer& l = m->layer[layer];
+    int shared_width = m->I * m->shared;
+    if (name == "input_layernorm") return vec(l.input_norm, m->D);
+    if (name == "post_attention_layernorm") return vec(l.post_norm, m->D);
+    if (name == "self_attn.q_a_layernorm") return vec(l.q_norm, m->q_rank);
+    if (name == "self_attn.kv_a_layernorm") return vec(l.kv_norm, m->C);
+    if (name == "self_attn.q_a_proj") return lin(l.q_a, m->q_rank, m->D);
+    if (name == "self_attn.q_b_proj") return lin(l.q_b, m->H * (m->N + m->R), m->q_rank);
+    if (name == "self_attn.kv_a_proj_with_mqa") return lin(l.kv_a, m->C + m->R, m->D);
+    if (name == "self_attn.o_proj") return lin(l.o, m->D, m->H * m->V);
+    if (name == "self_attn.kv_b_proj") {  // absorbed: keys' half maps queries to the latent, values' half maps it back
+        l.key_up.resize(m->H);
+        l.value_up.resize(m->H);
+        for (int h = 0; h < m->H; h++) {
+            const float* base = w + size_t(h) * (m->N + m->V) * m->C;
+            l.key_up[h].pack(base, m->C, m->N, 1, m->C);
+            l.value_up[h].pack(base + size_t(m->N) * m->C, m->V, m->C, m->C, 1);
+        }
+        return 0;
+    }
+    if (name == "mlp.gate") return lin(l.gate, m->E, m->D);
+    if (name == "mlp.gate.e_score_correction_bias") return vec(l.bias, m->E);
+    if (name == "mlp.gate_up_proj") { fused_rows(w, w + size_t(m->dense_width) * m->D, m->dense_width, m->D, l.gate_up); return 0; }
+    if (name == "mlp.down_proj") return lin(l.down, m->D, m->dense_width);
+    if (name == "mlp.shared_experts.gate_up_proj") { fused_rows(w, w + size_t(shared_width) * m->D, shared_width, m->D, l.shared_gate_up); return 0; }
+    if (name == "mlp.shared_experts.down_proj") return lin(l.shared_down, m->D, shared_width);
+    if (name == "mlp.experts.gate_up_proj" || name == "mlp.experts.down_proj") {
+        bool up = name == "mlp.experts.gate_up_proj";
+        auto& list = up ? l.expert_gate_up : l.expert_down;
+        int n = up ? 2 * m->I : m->D, k = up ? m->D : m->I;
+        list.resize(m->E);
+        for (int e = 0; e < m->E; e++) list[e].pack(w + size_t(e) * n * k, n, k, k, 1);
+        return 0;
+    }
+    return 1;
+}
+
+// Feeds T tokens; writes logits [n_out][vocab] for the batch rows in out_rows. Returns 0, or 1 if a logit is not finite.
+int parl_decoder_forward(const Decoder* mp, int T, const int* tokens, const int* pos, const int* seq, const int* tables,
+                         int table_stride, float* pages, int16_t* routes, int n_out, const int* out_rows, float* logits) {
+    const Decoder& m = *mp;
+    Batch b{T, tokens, pos, seq, tables, table_stride, pages, routes};
+    std::vector<float> x(size_t(T) * m.D), h(size_t(T) * m.D), y(size_t(T) * m.D);
+    for (int t = 0; t < T; t++) std::memcpy(&x[size_t(t) * m.D], &m.embed[size_t(tokens[t]) * m.D], sizeof(float) * m.D);
+    for (int i = 0; i < m.layers; i++) {
+        const Layer& l = m.layer[i];
+        rms_norm(x.data(), m.D, l.input_norm.data(), m.D, m.eps, T, h.data(), m.D);
+        attention(m, l, i, b, h.data(), y.data());
+        for (size_t j = 0; j < x.size(); j++) x[j] += y[j];
+        rms_norm(x.data(), m.D, l.post_norm.data(), m.D, m.eps, T, h.data(), m.D);
+        if (i < m.dense)
+            mlp(l.gate_up, l.down, m.dense_width, h.data(), m.D, T, y.data());
+        else
+            experts(m, l, i - m.dense, b, h.data(), y.data());
+        for (size_t j = 0; j < x.size(); j++) x[j] += y[j];
+    }
+    for (int r = 0; r < n_out; r++)
+        rms_norm(&x[size_t(out_rows[r]) * m.D], m.D, m.final_norm.data(), m.D, m.eps, 1, &h[size_t(r) * m.D], m.D);
+    linear(m.head, h.data(), m.D, n_out, logits, m.vocab);
+    for (size_t i = 0; i < size_t(n_out) * m.vocab; i++)
+        if (!std::isfinite(logits[i])) return 1;
+    return 0;
+}
+
+// Inverse-CDF sampling of each row with a uniform number that is a function of (key, position) alone.
+// temperature 0 = argmax (log-prob then at temperature 1).
+void parl_sample(int rows, int vocab, const float* logits, const float* temperature, const uint64_t* key,
+                 const int* position, int* token, float* logprob) {
+    std::vector<float> e(vocab + 16);
+    for (int r = 0; r < rows; r++) {
+        const float* l = logits + size_t(r) * vocab;
+        float inv = temperature[r] > 0 ? 1.0f / temperature[r] : 1.0f;
+        int best = int(std::max_element(l, l + vocab) - l);
+        float high = l[best] * inv;
+        double sum = 0;
+        for (int i = 0; i < vocab; i += 16) {
+            float in[16];
+            for (int j = 0; j < 16; j++) in[j] = i + j < vocab ? l[i + j] * inv - high : -INFINITY;
+            v16 v = load16(in);
+            store16(&e[i], v > -80.0f ? vexp(v) : splat(0.0f));
+        }
+        for (int i = 0; i < vocab; i++) sum += e[i];
+        int pick = best;
+        if (temperature[r] > 0) {
+            double u = double(mix(key[r] ^ mix(uint64_t(position[r]))) >> 11) * 0x1.0p-53, target = u * sum, cum = 0;
+            for (int i = 0; i < vocab; i++) {
+                cum += e[i];
+                if (cum > target) {
+                    pick = i;
+                    break;
+                }
+            }
+        }
+        token[r] = pick;
+        logprob[r] = float(double(l[pick]) * inv - high - std::log(sum));
+    }
+}
+}

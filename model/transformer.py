@@ -1,0 +1,98 @@
+"""The policy: a DeepSeek-V3-shaped decoder as Kimi K2.5 uses it, in the form that the learner trains.
+
+Shapes: B rows, T positions, D hidden, V vocabulary, L mixture-of-experts layers, K experts a token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import LatentAttention, RMSNorm, rope_tables
+from model.config import ModelConfig
+from model.moe import Experts, MixtureOfExperts, Router, SwiGLU
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and feed-forward part (dense in the first layers, experts after)."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        dense = index < config.first_k_dense_replace
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LatentAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, routes_BTK: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        h = self.post_attention_layernorm(x)
+        return x + (self.mlp(h, routes_BTK) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h))
+
+
+class Transformer(nn.Module):
+    """Token ids in, hidden states or log-probs out. Rows are padded on the right; padding is never looked back at."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        cos, sin = rope_tables(config)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal initialisation with the config's range; depth-scaled on the matrices that write the residual stream."""
+        std = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                writes = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
+                scale = (2 * self.config.num_hidden_layers) ** -0.5 if writes else 1.0
+                nn.init.normal_(parameter, std=std * scale)
+
+    def hidden(self, tokens_BT: Tensor, routes_BTLK: Tensor | None = None) -> Tensor:
+        """Final-norm hidden states [B, T, D]; ``routes_BTLK`` replays expert choices (-1 = live)."""
+        length = tokens_BT.shape[1]
+        if length > self.config.max_position_embeddings:
+            raise ValueError(f"row of {length} tokens exceeds max_position_embeddings={self.config.max_position_embeddings}")
+        cos, sin = self.rope_cos[:length], self.rope_sin[:length]
+        x = self.embed_tokens(tokens_BT)
+        first = self.config.first_k_dense_replace
+        for index, layer in enumerate(self.layers):
+            replay = None if routes_BTLK is None or index < first else routes_BTLK[:, :, index - first]
+            x = layer(x, cos, sin, replay)
+        return self.norm(x)
+
+    def forward(
+        self, tokens_BT: Tensor, mask_BT: Tensor, routes_BTLK: Tensor | None = None, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs [M] of the M tokens under ``mask_BT`` given their prefixes, and the entropies [M] (detached).
+
+        A token at position 0 has no prefix and must not be under the mask.
+        """
+        if bool(mask_BT[:, 0].any()):
+            raise ValueError("mask covers position 0, which has no prefix to predict it from")
+        hidden = self.hidden(tokens_BT, routes_BTLK)
+        chosen = hidden[:, :-1][mask_BT[:, 1:]]
+        logprobs_MV = torch.log_softmax(self.lm_head(chosen).float() / temperature, dim=-1)
+        entropy_M = -(logprobs_MV.detach().exp() * logprobs_MV.detach()).sum(-1)
+        targets = tokens_BT[:, 1:][mask_BT[:, 1:]]
+        return logprobs_MV.gather(1, targets[:, None]).squeeze(1), entropy_M
+
+    def routers(self) -> list[Router]:
+        """The routers of all mixture-of-experts layers, first to last."""
+        return [layer.mlp.gate for layer in self.layers if isinstance(layer.mlp, MixtureOfExperts)]  # type: ignore[union-attr]
+
+
+def muon_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(matrices for Muon, the rest for AdamW): embeddings, head, router and gains are not orthogonalised."""
+    matrices, rest = [], []
+    expert_ids = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
+    for name, parameter in model.named_parameters():
+        plain = parameter.dim() == 2 and not any(key in name for key in ("embed_tokens", "lm_head", "mlp.gate.weight"))
+        (matrices if plain or id(parameter) in expert_ids else rest).append(parameter)
+    return matrices, rest

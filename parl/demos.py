@@ -1,0 +1,96 @@
+"""Demonstrations: scripted policies solving tasks of the embedded world through the same swarm code as any rollout.
+
+Each demonstration is an episode, so its tokens are exactly those that a rollout would have; its sub-agents' traces
+teach the sub-agents' part. Most demonstrations are serial, some spawn where it pays, some spawn where it does not:
+the cold start must leave the choice open, or reinforcement learning would have nothing to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+from typing import Literal
+
+from envs.base import Role, Task
+from envs.world.corpus import corpus_texts
+from envs.world.environment import WorldEnvironment
+from envs.world.lexicon import FIRSTS, SECONDS
+from envs.world.reference import ReferencePolicy, subagent_act
+from model.chat import call_id, join, prompt_pieces, tool_result_pieces
+from model.tokenizer import Tokenizer, train_tokenizer
+from parl.config import Config
+from rollouts.config import BudgetConfig
+from rollouts.engine.scripted import ScriptedEngine
+from rollouts.episode import Episode, Trace
+from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
+from rollouts.swarm import SwarmSettings, run_episode
+
+Style = Literal["serial", "parallel", "partial", "wrong"]
+_ROOMY = BudgetConfig(orchestrator_steps=200, subagents=64, total_tokens=10**9, turn_tokens=10**6)
+
+
+def build_tokenizer(config: Config) -> Tokenizer:
+    """BPE over the world's text and the chat scaffolding; names are split in their syllables."""
+    return train_tokenizer(_texts(config), config.tokenizer.vocab_size, atoms=[*FIRSTS, *SECONDS])
+
+
+def _texts(config: Config) -> Iterable[str]:
+    environment = WorldEnvironment(config.envs.world)
+    session_tools = _world_tools(environment)
+    rng = Random(config.sft.seed)
+    for text in corpus_texts(config.sft.seed, 6000):
+        yield text
+        name = rng.choice(["search", "open_page", "find_in_page", "assign_task", "create_subagent"])
+        yield call_id(name, rng.randrange(40))
+        yield join(tool_result_pieces([(call_id(name, rng.randrange(40)), name, text)], thinking=False))
+    for tools in (session_tools, [*session_tools, *SPAWNING]):
+        declared = [tool.to_openai() for tool in tools]
+        messages = [{"role": "system", "content": ORCHESTRATOR_PROMPT}, {"role": "user", "content": ""}]
+        for _ in range(400):
+            yield join(prompt_pieces(messages, declared, thinking=False))
+
+
+def _world_tools(environment: WorldEnvironment):
+    from envs.world.app import TOOLS
+
+    return list(TOOLS)
+
+
+def draw_style(task: Task, config: Config, rng: Random) -> Style:
+    """How the demonstration of ``task`` goes."""
+    useful = task.oracle is not None and task.oracle.width > 0
+    roll = rng.random()
+    if useful:
+        return "parallel" if roll < config.sft.parallel else "partial" if roll < config.sft.parallel + 0.05 else "serial"
+    return "wrong" if roll < config.sft.wrong else "serial"
+
+
+class Demonstrator:
+    """Makes demonstration ``i`` of a run: a pure function of (config, i)."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.environment = WorldEnvironment(config.envs.world)
+        self._stream = self.environment.task_stream("train", config.sft.seed + 10_000)
+
+    async def episode(self, index: int, *, max_width: int | None = None) -> Episode:
+        """The ``index``-th demonstration; tasks wider than ``max_width`` are skipped for the next narrower one."""
+        offset = 0
+        while True:
+            task = self._stream[index + offset * 1_000_003]
+            if max_width is None or task.width <= max_width or offset > 50:
+                break
+            offset += 1
+        rng = Random(f"{self.config.sft.seed}:{index}")
+        style = draw_style(task, self.config, rng)
+        policy = ReferencePolicy(style=style, seed=rng.randrange(2**31))
+
+        def pool(trace: Trace) -> ScriptedEngine:
+            if trace.role is Role.ORCHESTRATOR:
+                return ScriptedEngine(trace, self.tokenizer, lambda history: policy.act(task, history))
+            return ScriptedEngine(trace, self.tokenizer, lambda history: subagent_act(trace.prompt, history))
+
+        # a demonstration without any spawning also teaches the single agent's tool list
+        spawning = style != "serial" or rng.random() < 0.6
+        settings = SwarmSettings(tokenizer=self.tokenizer, pool=pool, budget=_ROOMY, spawning=spawning)
+        return await run_episode(task, self.environment, settings, index=0, seed=0, critical_budget=0)

@@ -1,0 +1,235 @@
+"""The embedded engine: continuous batching with a paged latent cache over our own model.
+
+Every step feeds one batch that mixes chunks of new prompts with one token of each running stream. Results do not depend
+on the batch (the decoder is batch-invariant) nor on arrival order (noise is keyed by stream and position), so an
+episode is the same bits under any concurrency.
+
+Invariants: a stream's fed tokens are a prefix of its tokens; a request is in exactly one of waiting, running, done;
+``policy_version`` grows only through :meth:`EmbeddedEngine.update`, which refuses while requests run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from model.config import ModelConfig
+from model.decoder import PAGE, Weights, make_decoder
+from rollouts.engine.base import Completion, Finish, Sampling
+from rollouts.engine.pages import PagePool
+
+_CHUNK = 128  # prompt tokens that one stream may feed in one step
+_BATCH = 512  # tokens of one step
+_STREAMS = 4096
+
+
+@dataclass(slots=True, kw_only=True)
+class _Stream:
+    """One session's token stream and its pages."""
+
+    row: int  # line of the page table
+    tokens: list[int] = field(default_factory=list)
+    fed: int = 0
+    pages: list[int] = field(default_factory=list)
+    reported: int = 0  # positions whose routes have been handed out
+    closed: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class _Request:
+    stream: _Stream
+    sampling: Sampling
+    future: asyncio.Future[Completion]
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    limit: int = 0
+
+
+class EmbeddedEngine:
+    """Serves one model to coroutines of one event loop. ``record_routes`` hands out the experts of every fed token."""
+
+    def __init__(self, config: ModelConfig, *, pages: int = 24_576, record_routes: bool = True) -> None:
+        self.config = config
+        self.policy_version = -1
+        self.generated = 0
+        self.fed = 0
+        self._record = record_routes and config.num_moe_layers > 0
+        self._decoder = make_decoder(config, pages)
+        self._pool = PagePool(pages)
+        per_stream = (config.max_position_embeddings + PAGE - 1) // PAGE
+        self._tables = np.zeros((_STREAMS, per_stream), np.int32)
+        self._rows = list(range(_STREAMS - 1, -1, -1))
+        self._streams: dict[str, _Stream] = {}
+        self._running: list[_Request] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._loop_task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+
+    async def update(self, version: int, weights: Weights) -> None:
+        """Take ``weights`` as policy ``version``. Refuses while requests run; forgets every cached position."""
+        if self._running:
+            raise RuntimeError(f"weight update to version {version} while {len(self._running)} requests run")
+        self._decoder.load(weights)
+        for session in list(self._streams):
+            await self.release(session)
+        self._pool.forget_all()
+        self.policy_version = version
+
+    async def generate(self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float) -> Completion:
+        """Continue ``prompt``, which must extend what ``session`` has seen. Raises TimeoutError, ValueError."""
+        if self.policy_version < 0:
+            raise RuntimeError("the engine has no weights yet")
+        room = self.config.max_position_embeddings - len(prompt)
+        if room <= 0:
+            return Completion(tokens=[], logprobs=[], finish=Finish.LENGTH, policy_version=self.policy_version)
+        stream = self._open(session, prompt)
+        request = _Request(
+            stream=stream,
+            sampling=sampling,
+            future=asyncio.get_running_loop().create_future(),
+            limit=min(sampling.max_new_tokens, room),
+        )
+        self._running.append(request)
+        self._wake.set()
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = asyncio.create_task(self._serve())
+        try:
+            return await asyncio.wait_for(request.future, deadline_s)
+        except (TimeoutError, asyncio.CancelledError):
+            self._running = [other for other in self._running if other is not request]
+            raise
+
+    async def release(self, session: str) -> None:
+        """Forget ``session``; its full pages stay for streams that begin alike."""
+        stream = self._streams.pop(session, None)
+        if stream is not None:
+            stream.closed = True
+            self._pool.release(stream.pages)
+            self._rows.append(stream.row)
+
+    def statistics(self) -> dict[str, float]:
+        """Counters since the start: sampled and fed tokens, tokens taken from shared pages, live streams."""
+        return {
+            "generated": self.generated,
+            "fed": self.fed,
+            "prefix_hits": self._pool.hits,
+            "prefix_asked": self._pool.asked,
+            "streams": len(self._streams),
+        }
+
+    def _open(self, session: str, prompt: list[int]) -> _Stream:
+        stream = self._streams.get(session)
+        if stream is None:
+            if not self._rows:
+                raise RuntimeError(f"more than {_STREAMS} streams at once: lower rollouts.concurrency")
+            stream = _Stream(row=self._rows.pop(), pages=self._pool.match(prompt))
+            stream.fed = len(stream.pages) * PAGE
+            self._tables[stream.row, : len(stream.pages)] = stream.pages
+            self._streams[session] = stream
+        elif prompt[: len(stream.tokens)] != stream.tokens:
+            raise ValueError(f"session {session!r}: the prompt does not extend the stream (history was re-rendered)")
+        stream.tokens = list(prompt)
+        return stream
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._running:
+                self._wake.clear()
+                await self._wake.wait()
+            batch = self._plan()
+            try:
+                tokens, logprobs = await loop.run_in_executor(self._thread, self._compute, batch)
+            except Exception as error:  # every waiter must hear of it; the engine itself stays up
+                for request in self._running:
+                    if not request.future.done():
+                        request.future.set_exception(error)
+                self._running = []
+                continue
+            self._commit(batch, tokens, logprobs)
+
+    def _plan(self) -> list[tuple[_Request, int]]:
+        """Which requests feed how many tokens in this step, oldest first."""
+        batch, left = [], _BATCH
+        for request in self._running:
+            stream = request.stream
+            count = min(len(stream.tokens) - stream.fed, _CHUNK, left)
+            if count <= 0:
+                break
+            while len(stream.pages) * PAGE < stream.fed + count:
+                self._tables[stream.row, len(stream.pages)] = page = self._pool.allocate()
+                stream.pages.append(page)
+            batch.append((request, count))
+            left -= count
+        return batch
+
+    def _compute(self, batch: list[tuple[_Request, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Feed the batch and sample for the streams whose prompt is now complete."""
+        ids: list[int] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        out: list[int] = []
+        ready: list[_Request] = []
+        for request, count in batch:
+            stream = request.stream
+            ids += stream.tokens[stream.fed : stream.fed + count]
+            positions += range(stream.fed, stream.fed + count)
+            rows += [stream.row] * count
+            if stream.fed + count == len(stream.tokens):
+                out.append(len(ids) - 1)
+                ready.append(request)
+        as_int = lambda values: np.array(values, np.int32)  # noqa: E731
+        logits = self._decoder.forward(as_int(ids), as_int(positions), as_int(rows), self._tables, as_int(out))
+        if not ready:
+            return np.empty(0, np.int32), np.empty(0, np.float32)
+        heat = np.array([r.sampling.temperature for r in ready], np.float32)
+        keys = np.array([r.sampling.seed & (2**64 - 1) for r in ready], np.uint64)
+        return self._decoder.sample(logits, heat, keys, as_int([len(r.stream.tokens) for r in ready]))
+
+    def _commit(self, batch: list[tuple[_Request, int]], tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        sampled = 0
+        finished: set[int] = set()
+        for request, count in batch:
+            stream = request.stream
+            if stream.closed:  # released while the step ran
+                sampled += stream.fed + count == len(stream.tokens)
+                continue
+            first_full, self.fed = stream.fed // PAGE, self.fed + count
+            stream.fed += count
+            for index in range(first_full, stream.fed // PAGE):
+                self._pool.publish(stream.pages, index, stream.tokens)
+            if stream.fed < len(stream.tokens):
+                continue
+            token = int(tokens[sampled])
+            request.tokens.append(token)
+            request.logprobs.append(float(logprobs[sampled]))
+            stream.tokens.append(token)
+            sampled += 1
+            stop = token in request.sampling.stop
+            if stop or len(request.tokens) >= request.limit:
+                finished.add(id(request))
+                self._finish(request, Finish.STOP if stop else Finish.LENGTH)
+        self.generated += sampled
+        if finished:
+            self._running = [request for request in self._running if id(request) not in finished]
+
+    def _finish(self, request: _Request, finish: Finish) -> None:
+        if request.future.done():
+            return
+        stream, routes, start = request.stream, None, request.stream.reported
+        if self._record:
+            routes = self._decoder.routes[stream.pages].reshape(-1, *self._decoder.routes.shape[2:])[start : stream.fed].copy()
+            stream.reported = stream.fed
+        request.future.set_result(
+            Completion(
+                tokens=request.tokens,
+                logprobs=request.logprobs,
+                finish=finish,
+                policy_version=self.policy_version,
+                routes=routes,
+                routes_start=start,
+            )
+        )
