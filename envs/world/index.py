@@ -44,7 +44,7 @@ class PageIndex:
         connection.commit()
         common = max(_COMMON_FLOOR, int(_COMMON_SHARE * len(rows)))
         self._common = dict(connection.execute("SELECT term, doc FROM terms WHERE doc > ?", (common,)))
-        self._image = None if path else connection.serialize()
+        self._image = b"" if path else connection.serialize()
         connection.close()
 
     def search(self, query: str, limit: int) -> str:

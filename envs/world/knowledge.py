@@ -140,7 +140,7 @@ def _groups(entities: dict[str, Entity], kinds: list[str], names: Iterator[str],
     groups: list[Group] = []
     for i in range(max(2, len(entities) // 16)):
         kind = kinds[i % len(kinds)]
-        size = low + (i // len(kinds)) % (high - low + 1)
+        size = low + i % (high - low + 1)
         if len(of_kind[kind]) >= size:
             members = tuple(rng.sample(of_kind[kind], size))
             groups.append(Group(name=next(names), kind=kind, members=members, chained=False))

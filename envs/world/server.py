@@ -18,7 +18,9 @@ class SocketServer:
 
     def __init__(self, app: Starlette) -> None:
         """Start serving; RuntimeError when the server is not up within 20 seconds."""
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        # asyncio switches Nagle's algorithm off only where the protocol is named; with it on, a call takes 40 ms
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         settings = uvicorn.Config(app, log_level="error", lifespan="off", access_log=False)
         self._server = uvicorn.Server(settings)

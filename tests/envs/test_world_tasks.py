@@ -139,3 +139,10 @@ def test_corpus_names_stay_rare_and_never_come_from_held_out_splits():
     assert not set(names) & ({*names_of_split("val"), *names_of_split("test")})
     assert texts == list(corpus_texts(1, 3000)) != list(corpus_texts(2, 3000))
     assert not any("<|" in text for text in texts)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("chained", [False, True])
+def test_groups_of_every_size_exist_in_every_split_of_the_default_world(split, chained):
+    groups = [g for g in build_knowledge(split, WorldConfig()).groups if g.chained == chained]
+    assert {len(group.members) for group in groups} == set(range(2, 11))
