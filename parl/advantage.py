@@ -1,0 +1,133 @@
+"""From a group of episodes to rows for the learner.
+
+Advantage (K2.5 report Eq. 1): A_j = r_j − (1/K) Σ_k r_k over the K episodes of one task; no division by the standard
+deviation, no critic. One number per *episode*, whatever number of traces or rows it becomes: a baseline per row would
+weigh an episode by how often it was cut.
+
+The denominator N of the loss is the number of trained tokens of the whole step, Σ over all rows of Σ mask
+(:func:`denominator`). Since every token then has the weight A_j / N wherever it lies, cutting an episode in rows leaves
+the gradient unchanged.
+
+Only trainable traces give rows: frozen sub-agents are observations. FAILED episodes (the machine's fault, not the
+policy's) give no rows and do not enter the baseline of their group.
+
+Shapes: T tokens of a row, L mixture-of-experts layers, K experts a token.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rollouts.episode import Episode, EpisodeStatus, Trace
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """What the learner eats. ``key`` is (task key, index of the episode in its group, agent id)."""
+
+    key: tuple[str, int, str]
+    tokens: np.ndarray  # int32 [T]
+    mask: np.ndarray  # bool [T], True where the token is trained
+    logprobs: np.ndarray  # float32 [T], of the policy that sampled; 0 where mask is False
+    advantages: np.ndarray  # float32 [T], 0 where mask is False
+    routes: np.ndarray | None = None  # int16 [T, L, K]
+
+    @property
+    def trained(self) -> int:
+        """Tokens that carry loss."""
+        return int(self.mask.sum())
+
+
+def group_advantages(rewards: Sequence[float]) -> list[float]:
+    """A_j = r_j − mean(r), the group-mean baseline of K2.5 Eq. 1."""
+    if not rewards:
+        return []
+    mean = sum(rewards) / len(rewards)
+    return [reward - mean for reward in rewards]
+
+
+def step_rows(episodes: Iterable[Episode], *, routed: bool = False) -> list[Row]:
+    """Rows of a training step's scored episodes, in the order given: groups by task key, then :func:`episode_rows`."""
+    valid = [episode for episode in episodes if episode.status is not EpisodeStatus.FAILED]
+    groups: dict[str, list[int]] = defaultdict(list)
+    for position, episode in enumerate(valid):
+        groups[episode.task.key].append(position)
+    advantages = [0.0] * len(valid)
+    for members in groups.values():
+        for position, advantage in zip(
+            members, group_advantages([valid[i].rewards["total"] for i in members]), strict=True
+        ):
+            advantages[position] = advantage
+    pairs = zip(valid, advantages, strict=True)
+    return [row for episode, advantage in pairs for row in episode_rows(episode, advantage, routed=routed)]
+
+
+def episode_rows(episode: Episode, advantage: float, *, routed: bool = False) -> list[Row]:
+    """One row per trainable trace that sampled anything; none for a FAILED episode.
+
+    ``routed``: the policy is a mixture of experts, so a trace without routes is an error instead of a silent replay by
+    the learner's own router.
+    """
+    if episode.status is EpisodeStatus.FAILED:
+        return []
+    traces = [trace for trace in episode.traces if trace.trainable and any(trace.mask)]
+    return [_row(episode, trace, advantage, routed) for trace in traces]
+
+
+def denominator(rows: Iterable[Row]) -> int:
+    """N of K2.5 Eq. 1: trained tokens of all rows of the step, over all ranks."""
+    return sum(row.trained for row in rows)
+
+
+def split_row(row: Row, pieces: int) -> list[Row]:
+    """Cut the loss of ``row`` in at most ``pieces`` rows of (nearly) equally many trained tokens.
+
+    Every piece keeps all tokens before its last trained one, the last piece all tokens; the masks are disjoint and
+    cover the mask of ``row``. Fewer pieces come back where there are fewer trained tokens.
+    """
+    if pieces < 1:
+        raise ValueError(f"pieces must be at least 1, not {pieces}")
+    trained = np.flatnonzero(row.mask)
+    chunks = [chunk for chunk in np.array_split(trained, min(pieces, max(len(trained), 1))) if len(chunk)]
+    if len(chunks) < 2:
+        return [row]
+    rows = []
+    for chunk in chunks:
+        end = len(row.mask) if chunk is chunks[-1] else int(chunk[-1]) + 1
+        mask = np.zeros(end, dtype=bool)
+        mask[chunk] = True
+        rows.append(
+            replace(
+                row,
+                tokens=row.tokens[:end],
+                mask=mask,
+                logprobs=np.where(mask, row.logprobs[:end], np.float32(0)),
+                advantages=np.where(mask, row.advantages[:end], np.float32(0)),
+                routes=None if row.routes is None else row.routes[:end],
+            )
+        )
+    return rows
+
+
+def _row(episode: Episode, trace: Trace, advantage: float, routed: bool) -> Row:
+    where = f"episode {episode.task.key}#{episode.index}, agent {trace.agent_id}"
+    length = len(trace.tokens)
+    if not len(trace.mask) == len(trace.logprobs) == length:
+        raise ValueError(f"{where}: {length} tokens, {len(trace.mask)} mask, {len(trace.logprobs)} log-probs")
+    if routed and trace.routes is None:
+        raise ValueError(f"{where}: no routes, but the policy is a mixture of experts")
+    if trace.routes is not None and len(trace.routes) != length:
+        raise ValueError(f"{where}: {length} tokens, but routes of {len(trace.routes)}")
+    mask = np.asarray(trace.mask, dtype=bool)
+    return Row(
+        key=(episode.task.key, episode.index, trace.agent_id),
+        tokens=np.asarray(trace.tokens, dtype=np.int32),
+        mask=mask,
+        logprobs=np.where(mask, np.asarray(trace.logprobs, dtype=np.float32), np.float32(0)),
+        advantages=np.where(mask, np.float32(advantage), np.float32(0)),
+        routes=None if trace.routes is None else np.asarray(trace.routes, dtype=np.int16),
+    )

@@ -1,0 +1,113 @@
+"""Group advantages and rows, by hand."""
+
+import numpy as np
+import pytest
+
+from envs.base import Gold, Role, Task
+from parl.advantage import denominator, episode_rows, group_advantages, split_row, step_rows
+from rollouts.episode import Episode, EpisodeStatus, Trace
+
+
+def make_episode(key="a", index=0, total=0.0, status=EpisodeStatus.ANSWERED, subagents=1, routes=False):
+    task = Task(key=key, family="wide", split="train", prompt="p", gold=Gold(kind="exact", answers=("x",)))
+    traces = [
+        Trace(
+            agent_id="0",
+            role=Role.ORCHESTRATOR,
+            trainable=True,
+            tokens=[5, 6, 7, 8, 9],
+            mask=[False, True, True, False, True],
+            logprobs=[0.0, -1.0, -2.0, 0.0, -3.0],
+            versions=[-1, 0, 0, -1, 0],
+            routes=np.arange(20, dtype=np.int16).reshape(5, 2, 2) if routes else None,
+        )
+    ]
+    for i in range(subagents):
+        traces.append(
+            Trace(agent_id=f"0/{i}", role=Role.SUBAGENT, parent="0", tokens=[1], mask=[True], logprobs=[-1.0])
+        )
+    return Episode(task=task, index=index, seed=0, traces=traces, status=status, rewards={"total": total})
+
+
+def test_the_advantage_is_reward_minus_group_mean_and_is_not_scaled():
+    assert group_advantages([1.0, 0.0, 0.5, 0.5]) == [0.5, -0.5, 0.0, 0.0]
+    assert group_advantages([3.0]) == [0.0]
+    assert group_advantages([]) == []
+
+
+def test_rows_carry_the_advantage_on_sampled_tokens_only():
+    (row,) = episode_rows(make_episode(routes=True), 0.25)
+    assert row.key == ("a", 0, "0")
+    assert row.tokens.tolist() == [5, 6, 7, 8, 9]
+    assert row.advantages.tolist() == [0.0, 0.25, 0.25, 0.0, 0.25]
+    assert row.logprobs.tolist() == [0.0, -1.0, -2.0, 0.0, -3.0]
+    assert row.routes.shape == (5, 2, 2)
+    dtypes = [a.dtype for a in (row.tokens, row.mask, row.logprobs, row.advantages, row.routes)]
+    assert dtypes == [np.int32, np.bool_, np.float32, np.float32, np.int16]
+    assert row.trained == 3
+
+
+def test_frozen_subagents_give_no_rows_and_trainable_ones_share_the_episodes_advantage():
+    episode = make_episode(subagents=3)
+    assert len(episode_rows(episode, 1.0)) == 1
+    episode.traces[2].trainable = True
+    assert [row.key[2] for row in episode_rows(episode, 1.0)] == ["0", "0/1"]
+
+
+def test_the_baseline_is_per_group_and_per_episode_not_per_row():
+    episodes = [
+        make_episode("a", 0, 1.0, subagents=2),
+        make_episode("b", 0, 0.2),
+        make_episode("a", 1, 0.0),
+        make_episode("b", 1, 0.6),
+    ]
+    for trace in episodes[0].subagents:
+        trace.trainable = True  # three rows of the good episode must not lift the baseline of its group
+    rows = step_rows(episodes)
+    advantage = {row.key: row.advantages.sum() / row.trained for row in rows}
+    assert advantage == pytest.approx(
+        {("a", 0, "0"): 0.5, ("a", 0, "0/0"): 0.5, ("a", 0, "0/1"): 0.5}
+        | {("a", 1, "0"): -0.5, ("b", 0, "0"): -0.2, ("b", 1, "0"): 0.2}
+    )
+    assert denominator(rows) == 4 * 3 + 2
+
+
+def test_failed_episodes_leave_baseline_and_rows():
+    episodes = [
+        make_episode(total=1.0),
+        make_episode(index=1, total=0.0),
+        make_episode(index=2, total=-9.0, status=EpisodeStatus.FAILED),
+    ]
+    rows = step_rows(episodes)
+    assert [row.advantages.max() for row in rows] == [0.5, 0.0]
+    assert [row.key[1] for row in rows] == [0, 1]
+    assert episode_rows(episodes[2], 1.0) == []
+    assert denominator(rows) == 6
+
+
+def test_a_mixture_of_experts_without_routes_is_an_error():
+    with pytest.raises(ValueError, match=r"episode a#0, agent 0: no routes"):
+        episode_rows(make_episode(), 0.0, routed=True)
+    assert episode_rows(make_episode(routes=True), 0.0, routed=True)
+
+
+def test_a_trace_with_arrays_of_different_lengths_is_an_error():
+    episode = make_episode()
+    episode.orchestrator.logprobs.pop()
+    with pytest.raises(ValueError, match="5 tokens, 5 mask, 4 log-probs"):
+        episode_rows(episode, 0.0)
+
+
+@pytest.mark.parametrize(("pieces", "ends"), [(1, [5]), (2, [3, 5]), (3, [2, 3, 5]), (9, [2, 3, 5])])
+def test_split_rows_keep_the_prefix_and_partition_the_mask(pieces, ends):
+    (row,) = episode_rows(make_episode(routes=True), 0.5)
+    parts = split_row(row, pieces)
+    assert [len(part.tokens) for part in parts] == ends
+    covered = np.zeros(5, dtype=int)
+    for part, end in zip(parts, ends, strict=True):
+        assert part.tokens.tolist() == row.tokens[:end].tolist()
+        assert part.routes.shape == (end, 2, 2)
+        assert (part.advantages != 0).tolist() == part.mask.tolist() == (part.logprobs != 0).tolist()
+        covered[:end] += part.mask
+    assert covered.tolist() == row.mask.astype(int).tolist()
+    assert denominator(parts) == row.trained
