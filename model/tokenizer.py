@@ -1,7 +1,7 @@
 """Byte-level BPE with K2.5's control tokens, made for small models that must copy names and write tool calls.
 
-Layout of the ids: learned tokens (the 256 bytes among them), then the atoms and the one- and two-digit strings, then
-the control tokens in Kimi's order. Before merging, text is cut so that
+Layout of the ids: learned tokens (the 256 bytes among them), then the atoms and the two-digit strings, then the
+control tokens in Kimi's order. Before merging, text is cut so that
 
 - digits stand alone in pairs from the left (``4217`` -> ``42``, ``17``);
 - a name, a capitalised atom followed by one or two lower-case ones (``Karona``), is one token an atom, with or without
@@ -26,11 +26,11 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from model.chat import END_THINK, EOS, IM_END, PAD, SPECIAL_TOKENS, THINK, Piece, call_id
+from model.chat import END_THINK, EOS, IM_END, PAD, SPECIAL_TOKENS, THINK, Piece, call_id, dump_arguments
 from model.chat_tools import declare_tools
 
 _DIGITS = "[0-9]{1,2}"
-_NUMBERS = [*"0123456789", *(a + b for a, b in product("0123456789", repeat=2))]
+_NUMBERS = [a + b for a, b in product("0123456789", repeat=2)]  # single digits are bytes
 _CACHED_CHARS = 4096  # longer texts are not worth remembering
 
 
@@ -144,7 +144,11 @@ class Tokenizer:
         text = json.dumps({key: content[key] for key in ("added_tokens", "pre_tokenizer", "model")}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    # ---------------------------------------------------------------- disk
+    # ---------------------------------------------------------------- disk, other processes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its content; the cache stays behind."""
+        return _restore, (self._backend.to_str(),)
 
     def save(self, path: str | Path) -> Path:
         """Write one ``tokenizer.json`` (``path`` is that file or its folder) that Hugging Face loads as well."""
@@ -170,25 +174,28 @@ class Tokenizer:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, *, atoms: Sequence[str] = (), max_token_length: int = 32
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    atoms: Sequence[str] = (),
+    words: Sequence[str] = (),
+    max_token_length: int = 32,
 ) -> Tokenizer:
     """Learn a vocabulary of ``vocab_size`` ids in all (fewer where ``texts`` gives no more merges).
 
     ``atoms`` are the parts of names: one token each, wherever a capitalised one is followed by lower-case ones.
+    ``words`` are one token each wherever they stand as a whole word, so that a value has one spelling in every context.
     The same arguments give the same tokenizer, bit for bit.
     """
     atoms = sorted(set(atoms))
-    whole = [*_NUMBERS, *(atom for atom in atoms if not atom.isdigit())]
-    learned = vocab_size - len(whole) - len(SPECIAL_TOKENS)
-    if learned < 256:
-        least = 256 + len(whole) + len(SPECIAL_TOKENS)
+    whole = [*_NUMBERS, *(atom for atom in atoms if not atom.isdigit()), *sorted(set(words))]
+    least = 256 + len(whole) + len(SPECIAL_TOKENS)
+    if vocab_size < least:
         raise ValueError(f"vocab_size {vocab_size} is too small: bytes, digits, atoms and control tokens take {least}")
     pattern = _isolated(atoms)
-    model = _learn(texts, pattern, learned, max_token_length)
-    for text in whole:
-        model["vocab"].setdefault(_as_symbols(text), len(model["vocab"]))
-    merges = [tuple(pair) for pair in model["merges"]]
-    backend = Backend(models.BPE(vocab=model["vocab"], merges=merges, ignore_merges=True))
+    room = vocab_size - len(SPECIAL_TOKENS)
+    vocab, merges = _learn(texts, pattern, [_as_symbols(text) for text in whole], room, max_token_length)
+    backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     backend.pre_tokenizer = _splitter(pattern, "isolated")
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS])
@@ -211,20 +218,25 @@ def name_pattern(atoms: Sequence[str]) -> str:
     return f"{head}(?={tail}{{1,2}}{end})|{tail}(?:(?:{one})(?={tail}?{end})|(?:{two}){end})"
 
 
-def chat_corpus(tools: Iterable[Mapping[str, Any]], *, calls: int = 41, declarations: int = 1) -> Iterator[str]:
+def chat_corpus(tools: Iterable[Mapping[str, Any]], *, calls: int = 41, repeats: int = 1) -> Iterator[str]:
     """The plain text that the chat template adds around a corpus: what ``train_tokenizer`` should see besides it.
 
-    Role words, call ids and result headings of every tool with the indices 0 to ``calls`` - 1, and the declaration
-    ``declarations`` times (a text that occurs once earns no merges of its own).
+    The declaration once (what occurs once earns no merges of its own), then ``repeats`` times for every tool and
+    index below ``calls`` the role words, the call's id, the JSON between its arguments and its result's heading.
     """
     tools = list(tools)
-    yield from [declare_tools(tools)] * declarations
-    for tool in tools:
-        name = tool["function"]["name"]
-        for index in range(calls):
-            yield from ("system", "user", "assistant", "tool", name)
-            yield call_id(name, index)
-            yield f"## Return of {call_id(name, index)}\n"
+    yield declare_tools(tools)
+    for _, tool, index in product(range(repeats), tools, range(calls)):
+        function = tool["function"]
+        identifier = call_id(function["name"], index)
+        yield from ("system", "user", "assistant", "tool", function["name"], identifier)
+        yield f"## Return of {identifier}\n"
+        names = list((function.get("parameters") or {}).get("properties") or ())
+        if names:
+            scaffold = dump_arguments(dict.fromkeys(names, "\n")).split('"\\n"')
+            yield f'{scaffold[0]}"'
+            yield from (f'"{between}"' for between in scaffold[1:-1])
+            yield f'"{scaffold[-1]}'
 
 
 def plain_texts(pieces: Iterable[Piece]) -> Iterator[str]:
@@ -232,6 +244,10 @@ def plain_texts(pieces: Iterable[Piece]) -> Iterator[str]:
     for is_control, run in groupby(pieces, key=lambda piece: piece[1]):
         if not is_control:
             yield "".join(text for text, _ in run)
+
+
+def _restore(content: str) -> Tokenizer:
+    return Tokenizer(Backend.from_str(content))
 
 
 def _by_length(strings: Iterable[str]) -> list[list[str]]:
@@ -251,19 +267,33 @@ def _one_of(strings: Iterable[str]) -> str:
     return f"(?:{branches})" + ("?" if "" in strings else "")
 
 
-def _learn(texts: Iterable[str], pattern: str, size: int, max_token_length: int) -> dict:
-    """Vocabulary and merges of the text between the isolated strings, as the backend writes them."""
+def _learn(
+    texts: Iterable[str], pattern: str, whole: list[str], size: int, max_token_length: int
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary of at most ``size`` ids, ``whole`` last, and the merges of the text between the isolated strings."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = _splitter(pattern, "removed")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         min_frequency=2,
         show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=alphabet,
         max_token_length=max_token_length,
     )
     backend.train_from_iterator(texts, trainer)
-    return json.loads(backend.to_str())["model"]
+    vocab = {symbol: index for index, symbol in enumerate(alphabet)}
+    merges: list[tuple[str, str]] = []
+    apart = set(whole) - set(vocab)  # wanted, and not yet learned by chance
+    for left, right in json.loads(backend.to_str())["model"]["merges"]:
+        if len(vocab) + len(apart) == size and left + right not in apart:
+            break  # merges build on earlier ones only, so the first ones are a vocabulary by themselves
+        vocab.setdefault(left + right, len(vocab))
+        apart.discard(left + right)
+        merges.append((left, right))
+    for symbols in whole:
+        vocab.setdefault(symbols, len(vocab))
+    return vocab, merges
 
 
 def _splitter(pattern: str, behavior: str) -> pre_tokenizers.PreTokenizer:
@@ -271,8 +301,10 @@ def _splitter(pattern: str, behavior: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def _isolated(atoms: Sequence[str]) -> str:
-    return f"{_DIGITS}|{name_pattern(atoms)}" if atoms else _DIGITS
+def _isolated(atoms: Sequence[str], words: Sequence[str] = ()) -> str:
+    names = [name_pattern(atoms)] if atoms else []
+    whole = [rf"(?<![A-Za-z]){_one_of(sorted(set(words)))}(?![A-Za-z])"] if words else []
+    return "|".join([_DIGITS, *names, *whole])
 
 
 def _as_symbols(text: str) -> str:
