@@ -1,0 +1,235 @@
+"""The durable episode store: one Parquet shard a training step, written whole or not at all.
+
+A shard is ``KIND-STEP.parquet`` (``train-000012.parquet``), one row an episode, readable by any Parquet tool and by
+``datasets.load_dataset("parquet", data_files=...)``. Columns a reader may want to filter by are plain (``task_key``,
+``family``, ``index``, ``status``, ``answer``, ``policy_version``, ...); ``task``, ``traces``, ``rewards`` and
+``metrics`` are JSON; token arrays of all traces of an episode lie one behind the other in binary columns, little
+endian: ``tokens`` int32, ``mask`` uint8, ``logprobs`` float32, ``versions`` int32, ``routes`` int16 [tokens, L, K] of
+those traces that have them. Each trace in ``traces`` gives the length of its arrays and the shape of its routes.
+
+Log-probabilities are float32 everywhere in this project; a value that is not is rounded to one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from envs.base import ErrorKind, Role, Task, ToolCall, ToolResult
+from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
+
+SCHEMA_VERSION = 1
+
+_ARRAYS = {"tokens": "<i4", "mask": "<u1", "logprobs": "<f4", "versions": "<i4"}
+_PLAIN = ("index", "seed", "answer", "limit", "error", "critical_budget", "wall_s")
+_SHARD = re.compile(r"([a-z][a-z_]*)-(\d{6,})\.parquet")
+_ROW_GROUP = 128  # episodes
+_TRACE_PLAIN = ("agent_id", "name", "parent", "parent_turn", "prompt", "message", "trainable")
+_TURN_PLAIN = tuple(f.name for f in fields(Turn) if f.name not in ("calls", "results"))
+
+_SCHEMA = pa.schema(
+    [
+        ("task_key", pa.string()),
+        ("family", pa.string()),
+        ("split", pa.string()),
+        ("index", pa.int64()),
+        ("seed", pa.int64()),
+        ("status", pa.string()),
+        ("answer", pa.string()),
+        ("limit", pa.string()),
+        ("error", pa.string()),
+        ("critical_budget", pa.int64()),
+        ("wall_s", pa.float64()),
+        ("step", pa.int64()),
+        ("policy_version", pa.int64()),
+        ("task", pa.string()),
+        ("traces", pa.large_string()),
+        ("rewards", pa.string()),
+        ("metrics", pa.string()),
+        *((name, pa.large_binary()) for name in (*_ARRAYS, "routes")),
+    ]
+)
+
+
+class StoreError(RuntimeError):
+    """A shard that cannot be read, with the file's name."""
+
+
+class EpisodeStore:
+    """Episodes by (kind, step) in ``folder``; a shard is there completely or not at all, also after a kill."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, step: int, kind: str = "train") -> Path:
+        """Where the shard of ``step`` is or would be."""
+        name = f"{kind}-{step:06d}.parquet"
+        if step < 0 or not _SHARD.fullmatch(name):
+            raise ValueError(f"no shard can be named kind={kind!r}, step={step}: kind is a lower-case word, step >= 0")
+        return self.folder / name
+
+    def write(self, step: int, episodes: Sequence[Episode], *, policy_version: int, kind: str = "train") -> Path:
+        """Store ``episodes`` as the shard of ``step``, replacing an earlier one; on disk when this returns."""
+        path = self.path(step, kind)
+        rows = [{**_episode_row(e), "step": step, "policy_version": policy_version} for e in episodes]
+        meta = {"parl_schema": SCHEMA_VERSION, "kind": kind, "step": step, "policy_version": policy_version}
+        schema = _SCHEMA.with_metadata({key: str(value) for key, value in meta.items()})
+        table = pa.Table.from_pylist(rows, schema=schema)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd", row_group_size=_ROW_GROUP)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        self._sync_folder()
+        return path
+
+    def read(self, step: int, kind: str = "train") -> tuple[list[Episode], int] | None:
+        """(episodes, policy version) of ``step`` as they were written; None if there is no such shard."""
+        path = self.path(step, kind)
+        return read_shard(path) if path.exists() else None
+
+    def steps(self, kind: str = "train") -> list[int]:
+        """Steps that have a shard, ascending."""
+        names = [_SHARD.fullmatch(path.name) for path in self.folder.iterdir()]
+        return sorted(int(name[2]) for name in names if name and name[1] == kind)
+
+    def discard_after(self, step: int, kind: str = "train") -> list[int]:
+        """Delete the shards of all steps greater than ``step`` (what a resumed run has not done yet); returns those."""
+        gone = [later for later in self.steps(kind) if later > step]
+        for later in gone:
+            self.path(later, kind).unlink()
+        if gone:
+            self._sync_folder()
+        return gone
+
+    def _sync_folder(self) -> None:
+        handle = os.open(self.folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def read_shard(path: str | Path) -> tuple[list[Episode], int]:
+    """(episodes, policy version) of one shard file; :class:`StoreError` names a file that is not one."""
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path}: not a readable Parquet shard ({error})") from error
+    meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    version = meta.get("parl_schema")
+    if version != str(SCHEMA_VERSION):
+        found = f"has schema version {version}" if version else "was not written by parl"
+        raise StoreError(f"{path}: {found}; this parl reads schema version {SCHEMA_VERSION}")
+    tasks: dict[str, Task] = {}  # the episodes of a group share their task
+    return [_episode(row, tasks) for row in table.to_pylist()], int(meta["policy_version"])
+
+
+def _episode_row(episode: Episode) -> dict[str, Any]:
+    task = episode.task
+    return {
+        **{name: getattr(episode, name) for name in _PLAIN},
+        **{name: _concatenated(episode.traces, name, dtype) for name, dtype in _ARRAYS.items()},
+        "task_key": task.key,
+        "family": task.family,
+        "split": task.split,
+        "status": str(episode.status),
+        "task": _dumps(task.to_row()),
+        "traces": _dumps([_trace_json(trace) for trace in episode.traces]),
+        "rewards": _dumps(episode.rewards),
+        "metrics": _dumps(episode.metrics),
+        "routes": b"".join(np.asarray(t.routes, dtype="<i2").tobytes() for t in episode.traces if t.routes is not None),
+    }
+
+
+def _concatenated(traces: Iterable[Trace], name: str, dtype: str) -> bytes:
+    return b"".join(np.asarray(getattr(trace, name), dtype=dtype).tobytes() for trace in traces)
+
+
+def _trace_json(trace: Trace) -> dict[str, Any]:
+    return {
+        **{name: getattr(trace, name) for name in _TRACE_PLAIN},
+        "role": str(trace.role),
+        "status": str(trace.status),
+        "length": {name: len(getattr(trace, name)) for name in _ARRAYS},
+        "routes": None if trace.routes is None else list(trace.routes.shape),
+        "turns": [_turn_json(turn) for turn in trace.turns],
+    }
+
+
+def _turn_json(turn: Turn) -> dict[str, Any]:
+    return {
+        **{name: getattr(turn, name) for name in _TURN_PLAIN},
+        "calls": [[call.id, call.name, call.arguments] for call in turn.calls],
+        "results": [[result.text, result.error, result.latency_s] for result in turn.results],
+    }
+
+
+def _dumps(value: Any) -> str:
+    # ASCII, so that even a lone surrogate that a model wrote into an argument survives
+    return json.dumps(value, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"an episode holds a {type(value).__name__} where only JSON can be stored: {value!r}")
+
+
+def _episode(row: dict[str, Any], tasks: dict[str, Task]) -> Episode:
+    text = row["task"]
+    if text not in tasks:
+        tasks[text] = Task.from_row(json.loads(text))
+    arrays = {name: np.frombuffer(row[name], dtype=dtype) for name, dtype in _ARRAYS.items()}
+    arrays["routes"] = np.frombuffer(row["routes"], dtype="<i2")
+    return Episode(
+        **{name: row[name] for name in _PLAIN},
+        task=tasks[text],
+        status=EpisodeStatus(row["status"]),
+        traces=[_trace(data, arrays) for data in json.loads(row["traces"])],
+        rewards=json.loads(row["rewards"]),
+        metrics=json.loads(row["metrics"]),
+    )
+
+
+def _trace(data: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
+    """Rebuild one trace and advance ``arrays`` past its tokens."""
+    own = {}
+    for name, length in data["length"].items():
+        own[name], arrays[name] = arrays[name][:length], arrays[name][length:]
+    routes = None
+    if data["routes"] is not None:
+        size = int(np.prod(data["routes"]))
+        routes = arrays["routes"][:size].astype(np.int16).reshape(data["routes"])
+        arrays["routes"] = arrays["routes"][size:]
+    return Trace(
+        **{name: data[name] for name in _TRACE_PLAIN},
+        role=Role(data["role"]),
+        status=TraceStatus(data["status"]),
+        tokens=own["tokens"].tolist(),
+        mask=own["mask"].astype(bool).tolist(),
+        logprobs=own["logprobs"].tolist(),
+        versions=own["versions"].tolist(),
+        routes=routes,
+        turns=[_turn(turn) for turn in data["turns"]],
+    )
+
+
+def _turn(data: dict[str, Any]) -> Turn:
+    return Turn(
+        **{name: data[name] for name in _TURN_PLAIN},
+        calls=[ToolCall(id=i, name=name, arguments=arguments) for i, name, arguments in data["calls"]],
+        results=[
+            ToolResult(text=text, error=None if error is None else ErrorKind(error), latency_s=latency)
+            for text, error, latency in data["results"]
+        ],
+    )
