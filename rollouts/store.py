@@ -122,7 +122,7 @@ class EpisodeStore:
 def read_shard(path: str | Path) -> tuple[list[Episode], int]:
     """(episodes, policy version) of one shard file; :class:`StoreError` names a file that is not one."""
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: not a readable Parquet shard ({error})") from error
     meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
