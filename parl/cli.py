@@ -1,4 +1,4 @@
-"""The ``parl`` command. Help, ``--dry-run`` and mistakes in a configuration answer before anything heavy is imported."""
+"""The ``parl`` command. Help, ``--dry-run`` and mistakes answer before anything heavy is imported."""
 
 from __future__ import annotations
 

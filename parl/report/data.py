@@ -1,0 +1,136 @@
+"""What a run folder holds, read for the report. A missing piece becomes a note, a damaged one a :class:`UserError`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from parl.errors import UserError
+from parl.tracking import read_rows
+
+FAMILIES = ("wide", "list", "swap", "chain", "single_fact")
+
+
+@dataclass(slots=True, kw_only=True)
+class RunData:
+    """All that the page shows. Each series is a list of ``[step, value]``."""
+
+    name: str
+    summary: dict[str, Any] = field(default_factory=dict)
+    charts: list[dict[str, Any]] = field(default_factory=list)
+    timelines: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def load_run(run_dir: Path) -> RunData:
+    """Read ``run_dir``; raises :class:`UserError` if it is no run folder."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"no run folder {run_dir}{_other_runs(run_dir)}")
+    run = RunData(name=run_dir.resolve().name)
+    run.summary = _read_json(run_dir / "summary.json", run.notes, "the verdict: the run has not been evaluated yet", {})
+    run.timelines = _read_json(run_dir / "timelines.json", run.notes, "the swarm timelines", [])
+    own = run_dir / "metrics.jsonl"
+    single = run_dir / "single_agent" / "metrics.jsonl"
+    if not own.is_file():
+        run.notes.append("Without metrics.jsonl there are no curves.")
+    elif not single.is_file():
+        run.notes.append("No single_agent/metrics.jsonl: the curves show the trained policy alone.")
+    run.charts = _charts(_by_metric(own), _by_metric(single))
+    return run
+
+
+def _other_runs(run_dir: Path) -> str:
+    parents = [folder for folder in (run_dir.parent, Path("runs")) if folder.is_dir()]
+    runs = sorted({str(file.parent) for folder in parents for file in folder.glob("*/metrics.jsonl")})
+    return f"; there are: {', '.join(runs[:8])}" if runs else "; train one first: parl train CONFIG"
+
+
+def _read_json(path: Path, notes: list[str], what: str, empty: Any) -> Any:
+    if not path.is_file():
+        notes.append(f"Without {path.name} the page lacks {what}.")
+        return empty
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if type(value) is not type(empty):
+        raise UserError(f"{path} is damaged: it must hold a JSON {'object' if empty == {} else 'list'}")
+    return value
+
+
+def _by_metric(path: Path) -> dict[str, list[list[float]]]:
+    try:
+        rows = read_rows(path)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    series: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row.get("kind") != "train":
+            continue
+        for name, value in row.items():
+            if name not in ("step", "kind") and isinstance(value, int | float):
+                series.setdefault(name, {})[row["step"]] = value
+    return {name: [[step, points[step]] for step in sorted(points)] for name, points in series.items()}
+
+
+def _charts(own: dict[str, list[list[float]]], single: dict[str, list[list[float]]]) -> list[dict[str, Any]]:
+    """The curves of the page, those without data left out."""
+
+    def pair(metric: str) -> list[dict[str, Any]]:
+        return [
+            {"name": name, "color": color, "points": source[metric]}
+            for name, color, source in (("trained", "trained", own), ("single agent", "single", single))
+            if source.get(metric)
+        ]
+
+    def named(*parts: tuple[str, str, str]) -> list[dict[str, Any]]:
+        return [
+            {"name": name, "color": color, "points": own[metric]} for name, color, metric in parts if own.get(metric)
+        ]
+
+    def families(prefix: str) -> list[dict[str, Any]]:
+        found = sorted(name[len(prefix) :] for name in own if name.startswith(prefix))
+        known = [name for name in FAMILIES if name in found] + [name for name in found if name not in FAMILIES]
+        colors = {name: f"c{i % 6}" for i, name in enumerate([*FAMILIES, *(n for n in known if n not in FAMILIES)])}
+        return named(*((name.replace("_", " "), colors[name], prefix + name) for name in known))
+
+    reward_parts = [
+        ("performance", "c0", "reward/perf"),
+        ("parallel", "c1", "reward/parallel"),
+        ("finish", "c2", "reward/finish"),
+        ("critical steps", "c3", "reward/critical"),
+    ]
+    lambdas = (("λ1 parallel", "c1", "lambda/parallel"), ("λ2 finish", "c2", "lambda/finish"))
+    charts = [
+        {"title": "Reward", "note": "mean of a step's episodes", "series": pair("reward/total")},
+        {
+            "title": "Critical steps per episode",
+            "note": "fewer is faster",
+            "zero": True,
+            "series": pair("steps/critical"),
+        },
+        {"title": "Outcome: r_perf", "note": "item-F1 or exact match", "max": 1, "series": pair("reward/perf")},
+        {
+            "title": "Spawn rate by task family",
+            "note": "share of episodes that start a sub-agent",
+            "zero": True,
+            "max": 1,
+        }
+        | {"series": families("swarm/spawn_rate/")},
+        {"title": "Sub-agents per episode", "note": "", "zero": True, "series": pair("swarm/subagents")},
+        {"title": "Item-F1 by task family", "note": "", "max": 1, "series": families("perf/item_f1/")},
+        {"title": "Reward parts, unweighted", "note": "", "series": named(*reward_parts)},
+        {"title": "Annealed weights λ", "note": "", "zero": True, "series": named(*lambdas)},
+        {
+            "title": "Tokens per second",
+            "note": "sampled, all agents",
+            "zero": True,
+            "series": pair("speed/tokens_per_s"),
+        },
+    ]
+    annealed = own.get("lambda/parallel") or []
+    zero_from = next((step for i, (step, _) in enumerate(annealed) if not any(v for _, v in annealed[i:])), None)
+    return [chart | {"zero_lambda": zero_from} for chart in charts if chart["series"]]

@@ -1,0 +1,154 @@
+"""Assembles the page. Everything is inline and the page forbids itself the network; all text of a run is escaped."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from parl.report.data import RunData, load_run
+
+_POLICIES = {"cold_start": "cold start", "trained": "trained swarm", "single_agent": "single agent"}
+_GROUPS = {
+    "wide": "wide",
+    "wide_12": "wide, 12 rows and more",
+    "chain": "chain",
+    "single_fact": "single fact",
+    "all": "all tasks",
+}
+_COLUMNS = {
+    "item_f1": ("item-F1", "{:.3f}"),
+    "success": ("success", "{:.0%}"),
+    "critical_steps": ("critical steps", "{:.1f}"),
+    "total_steps": ("total steps", "{:.1f}"),
+    "subagents": ("sub-agents", "{:.2f}"),
+    "spawn_rate": ("spawn rate", "{:.0%}"),
+    "finish_rate": ("finish rate", "{:.0%}"),
+    "n_tasks": ("tasks", "{:.0f}"),
+}
+
+
+def write_report(run_dir: Path, out: Path) -> Path:
+    """Write the page about ``run_dir`` to ``out`` and return ``out``."""
+    out = Path(out)
+    html = render(load_run(Path(run_dir)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(html, encoding="utf-8")
+    return out
+
+
+def render(run: RunData) -> str:
+    """The page as one string."""
+    assets = files("parl.report") / "assets"
+    text = {name: (assets / name).read_text(encoding="utf-8") for name in ("report.css", "charts.js", "swarm.js")}
+    sections = [
+        _hero(run.summary),
+        _verdict(run.summary),
+        '<section id="curves"><h2>Training</h2><div class="grid"></div></section>' if run.charts else "",
+        '<section id="swarm"><h2>Swarm timeline</h2></section>' if run.timelines else "",
+    ]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
+    data = {"charts": run.charts, "timelines": run.timelines}
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
+<link rel="icon" href="data:,">
+<title>{escape(run.name)} · parl</title>
+<style>{text["report.css"]}</style>
+</head>
+<body>
+<header><p class="brand">parl report</p><h1>{escape(run.name)}</h1>{_facts(run.summary)}</header>
+<main>
+{"".join(sections)}
+{f'<ul class="notes">{notes}</ul>' if notes else ""}
+</main>
+<div id="tip" role="status" hidden></div>
+<script type="application/json" id="data">{_json(data)}</script>
+<script>{text["charts.js"]}</script>
+<script>{text["swarm.js"]}</script>
+</body>
+</html>
+"""  # noqa: E501
+
+
+def _json(data: Any) -> str:
+    """JSON that cannot end the script element that holds it."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _facts(summary: dict[str, Any]) -> str:
+    parts = []
+    if isinstance(summary.get("wall_s"), int | float):
+        parts.append(f"{summary['wall_s'] / 60:.1f} min")
+    if isinstance(summary.get("peak_rss_gib"), int | float):
+        parts.append(f"peak memory {summary['peak_rss_gib']:.1f} GiB")
+    parts += [f"{name} {summary[name]}" for name in ("seed", "version") if name in summary]
+    return f'<p class="facts">{escape(" · ".join(parts))}</p>' if parts else ""
+
+
+def _number(summary: dict[str, Any], policy: str, group: str, column: str) -> float | None:
+    value: Any = summary
+    for key in (policy, group, column):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, int | float) else None
+
+
+def _hero(summary: dict[str, Any]) -> str:
+    trained = _number(summary, "trained", "wide_12", "critical_steps")
+    single = _number(summary, "single_agent", "wide_12", "critical_steps")
+    if not trained or not single:
+        return ""
+    return f"""<section class="hero">
+<div class="big"><strong>{single / trained:.1f}×</strong>
+<p>fewer critical steps than the single agent on wide tasks of 12 rows and more:
+<b>{single:.1f}</b> → <b>{trained:.1f}</b></p></div>
+<div class="tiles">{"".join(_tiles(summary))}</div></section>"""
+
+
+def _tiles(summary: dict[str, Any]) -> list[str]:
+    """Three small figures beside the headline: is it still right, and does it spawn only where that pays?"""
+    parts = (
+        ("item-F1, wide tasks", "wide", "item_f1", "{:.3f}", "single_agent"),
+        ("spawn rate, chain", "chain", "spawn_rate", "{:.0%}", "cold_start"),
+        ("spawn rate, single fact", "single_fact", "spawn_rate", "{:.0%}", "cold_start"),
+    )
+    tiles = []
+    for label, group, column, form, other in parts:
+        value, reference = _number(summary, "trained", group, column), _number(summary, other, group, column)
+        if value is None:
+            continue
+        beside = f"<small>{_POLICIES[other]} {form.format(reference)}</small>" if reference is not None else ""
+        tiles.append(f'<div class="tile"><span>{label}</span><b>{form.format(value)}</b>{beside}</div>')
+    return tiles
+
+
+def _verdict(summary: dict[str, Any]) -> str:
+    body = ""
+    for group, title in _GROUPS.items():
+        rows = [policy for policy in _POLICIES if isinstance((summary.get(policy) or {}).get(group), dict)]
+        if not rows:
+            continue
+        body += f'<tbody><tr class="group"><th colspan="{len(_COLUMNS) + 1}" scope="rowgroup">{title}</th></tr>'
+        for policy in rows:
+            cells = "".join(
+                f"<td>{'–' if value is None else form.format(value)}</td>"
+                for column, (_, form) in _COLUMNS.items()
+                for value in [_number(summary, policy, group, column)]
+            )
+            body += f'<tr class="{policy}"><th scope="row"><i></i>{_POLICIES[policy]}</th>{cells}</tr>'
+        body += "</tbody>"
+    if not body:
+        return ""
+    head = "".join(f"<th scope='col'>{label}</th>" for label, _ in _COLUMNS.values())
+    return f"""<section><h2>Verdict on held-out tasks</h2><div class="scroll"><table>
+<thead><tr><th scope="col">policy</th>{head}</tr></thead>{body}</table></div>
+<p class="legend-note">Critical steps: each orchestrator step plus the longest sub-agent that it started, summed.
+Means over the group's tasks; rates are shares of episodes;
+finish rate is the share of sub-agents that returned.</p></section>"""
