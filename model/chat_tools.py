@@ -103,7 +103,7 @@ def _notes(schema: Any, indent: str) -> list[str]:
     lines = _comment(schema.get("description", ""), indent)
     kind = schema.get("type")
     plain = isinstance(kind, str) and not any(key in schema for key in ("$ref", "anyOf", "oneOf", "enum"))
-    limits = [f"{key}: {schema[key]}" for key in _CONSTRAINTS.get(kind, ()) if key in schema] if plain else []
+    limits = [f"{key}: {schema[key]}" for key in _CONSTRAINTS.get(str(kind), ()) if key in schema] if plain else []
     return [*lines, f"{indent}// {', '.join(limits)}"] if limits else lines
 
 

@@ -88,7 +88,7 @@ class KimiTokenizer(Tokenizer):
 
 def _core(ranks: dict[bytes, int], special: dict[str, int]) -> Any:
     try:
-        import tiktoken
+        import tiktoken  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("Kimi's vocabulary needs tiktoken: pip install 'parl[kimi]'") from error
     return tiktoken.Encoding("kimi", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
