@@ -39,12 +39,13 @@ class Tokenizer:
 
     def __init__(self, backend: Backend) -> None:
         """Wrap ``backend``; use :func:`train_tokenizer` or :meth:`load` to get one."""
-        missing = [name for name in SPECIAL_TOKENS if backend.token_to_id(name) is None]
+        added = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
+        missing = [name for name in SPECIAL_TOKENS if name not in added]
         if missing:
             raise ValueError(f"not a parl tokenizer: it lacks the control tokens {', '.join(missing)}")
         backend.encode_special_tokens = True  # control strings inside a text are plain text
         self._backend = backend
-        self.special: dict[str, int] = {name: backend.token_to_id(name) for name in SPECIAL_TOKENS}
+        self.special: dict[str, int] = {name: added[name] for name in SPECIAL_TOKENS}
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self._names = {index: name for name, index in self.special.items()}
         self._bytes = _token_bytes(backend, self._names)
@@ -192,7 +193,7 @@ def train_tokenizer(
     least = 256 + len(whole) + len(SPECIAL_TOKENS)
     if vocab_size < least:
         raise ValueError(f"vocab_size {vocab_size} is too small: bytes, digits, atoms and control tokens take {least}")
-    pattern = _isolated(atoms)
+    pattern = _isolated(atoms, words)
     room = vocab_size - len(SPECIAL_TOKENS)
     vocab, merges = _learn(texts, pattern, [_as_symbols(text) for text in whole], room, max_token_length)
     backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))

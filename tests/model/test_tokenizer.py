@@ -117,6 +117,13 @@ def test_atoms_do_not_cut_ordinary_words(text: str) -> None:
     assert split(with_atoms, text) == split(plain, text)
 
 
+def test_a_listed_word_is_one_token_in_every_context() -> None:
+    tokenizer = train_tokenizer(["colour: red.", "red, redder"] * 50, 520, words=["red"])
+    for text in ("red", "a red b", "colour: red.", '"red"'):
+        assert "red" in split(tokenizer, text)
+    assert "red" not in split(tokenizer, "redder")[:1]
+
+
 def test_every_pair_of_digits_and_every_digit_is_one_token(tokenizer: Tokenizer) -> None:
     numbers = [str(i) for i in range(10)] + [f"{i:02d}" for i in range(100)]
     assert all(len(tokenizer.encode(number)) == 1 for number in numbers)
