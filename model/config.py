@@ -10,7 +10,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    vocab_size: int = Field(1024, gt=0, description="rows of the embedding; the tokenizer may use fewer")
+    vocab_size: int = Field(1152, gt=0, description="rows of the embedding; the tokenizer may use fewer")
     hidden_size: int = Field(128, gt=0)
     num_hidden_layers: int = Field(4, gt=0)
     first_k_dense_replace: int = Field(1, ge=0, description="how many first layers have a dense feed-forward part")

@@ -26,7 +26,7 @@ class EnvsConfig(_Section):
 class TokenizerConfig(_Section):
     """The BPE vocabulary trained on the world's text."""
 
-    vocab_size: int = Field(1024, gt=300, description="byte alphabet + merges + special tokens")
+    vocab_size: int = Field(1152, gt=300, description="byte alphabet + merges + special tokens")
 
 
 class SftConfig(_Section):

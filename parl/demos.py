@@ -12,12 +12,14 @@ from random import Random
 from typing import Literal
 
 from envs.base import Role, Task
+from envs.world.app import TOOLS
 from envs.world.corpus import corpus_texts
 from envs.world.environment import WorldEnvironment
+from envs.world.knowledge import CATEGORIES
 from envs.world.lexicon import FIRSTS, SECONDS
-from envs.world.reference import ReferencePolicy, subagent_act
-from model.chat import call_id, join, prompt_pieces, tool_result_pieces
-from model.tokenizer import Tokenizer, train_tokenizer
+from envs.world.reference import CREATE, WORKER, ReferencePolicy, subagent_act
+from model.chat import call_id, dump_arguments, prompt_pieces, tool_result_pieces
+from model.tokenizer import Tokenizer, plain_texts, train_tokenizer
 from parl.config import Config
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
@@ -29,31 +31,35 @@ Style = Literal["serial", "parallel", "partial", "wrong"]
 _ROOMY = BudgetConfig(orchestrator_steps=200, subagents=64, total_tokens=10**9, turn_tokens=10**6)
 
 
+_CALLS = (  # the recurring scaffolding of a call should cost a token or two
+    {"query": ""},
+    {"url": ""},
+    {"agent": WORKER, "prompt": ""},
+    CREATE[1],
+)
+
+
 def build_tokenizer(config: Config) -> Tokenizer:
     """BPE over the world's text and the chat scaffolding; names are split in their syllables."""
-    return train_tokenizer(_texts(config), config.tokenizer.vocab_size, atoms=[*FIRSTS, *SECONDS])
+    values = [value for values in CATEGORIES.values() for value in values]
+    return train_tokenizer(_texts(config), config.tokenizer.vocab_size, atoms=[*FIRSTS, *SECONDS], words=values)
 
 
 def _texts(config: Config) -> Iterable[str]:
-    environment = WorldEnvironment(config.envs.world)
-    session_tools = _world_tools(environment)
+    """World text, and conversations' plain runs with their scaffolding as often as rollouts show it."""
     rng = Random(config.sft.seed)
-    for text in corpus_texts(config.sft.seed, 6000):
+    names = [tool.name for tool in (*TOOLS, *SPAWNING)]
+    for text in corpus_texts(config.sft.seed, 8000):
         yield text
-        name = rng.choice(["search", "open_page", "find_in_page", "assign_task", "create_subagent"])
+        name = rng.choice(names)
+        yield dump_arguments(rng.choice(_CALLS))
         yield call_id(name, rng.randrange(40))
-        yield join(tool_result_pieces([(call_id(name, rng.randrange(40)), name, text)], thinking=False))
-    for tools in (session_tools, [*session_tools, *SPAWNING]):
+        yield from plain_texts(tool_result_pieces([(call_id(name, rng.randrange(40)), name, text)], thinking=False))
+    for tools in (TOOLS, (*TOOLS, *SPAWNING)):
         declared = [tool.to_openai() for tool in tools]
         messages = [{"role": "system", "content": ORCHESTRATOR_PROMPT}, {"role": "user", "content": ""}]
-        for _ in range(400):
-            yield join(prompt_pieces(messages, declared, thinking=False))
-
-
-def _world_tools(environment: WorldEnvironment):
-    from envs.world.app import TOOLS
-
-    return list(TOOLS)
+        for _ in range(150):
+            yield from plain_texts(prompt_pieces(messages, declared, thinking=False))
 
 
 def draw_style(task: Task, config: Config, rng: Random) -> Style:
@@ -61,7 +67,8 @@ def draw_style(task: Task, config: Config, rng: Random) -> Style:
     useful = task.oracle is not None and task.oracle.width > 0
     roll = rng.random()
     if useful:
-        return "parallel" if roll < config.sft.parallel else "partial" if roll < config.sft.parallel + 0.05 else "serial"
+        spawning = "parallel" if roll < config.sft.parallel else "partial"
+        return spawning if roll < config.sft.parallel + 0.05 else "serial"
     return "wrong" if roll < config.sft.wrong else "serial"
 
 

@@ -42,7 +42,7 @@ function onWidth(node, draw) {
   let last = 0;
   new ResizeObserver(() => {
     const width = Math.floor(node.clientWidth);
-    if (width && width !== last) { last = width; draw(width); }
+    if (width && width !== last) { last = width; requestAnimationFrame(() => draw(width)); }
   }).observe(node);
 }
 
@@ -57,7 +57,7 @@ function domain(chart) {
 }
 
 function drawChart(chart, host, width) {
-  const height = 200, left = 44, right = 12, top = 10, bottom = 24;
+  const height = 200, left = 44, right = 12, top = 18, bottom = 24;
   const xs = chart.series.flatMap(s => s.points.map(p => p[0]));
   const x0 = Math.min(...xs), x1 = Math.max(Math.max(...xs), x0 + 1), [y0, y1] = domain(chart);
   const X = v => left + (v - x0) / (x1 - x0) * (width - left - right);
@@ -66,16 +66,17 @@ function drawChart(chart, host, width) {
   if (chart.zero_lambda !== null && chart.zero_lambda < x1) {
     const x = X(Math.max(chart.zero_lambda, x0));
     root.append(svg("rect", { x, y: top, width: width - right - x, height: height - top - bottom, fill: "var(--band)" }),
-      svg("text", { x: width - right - 5, y: top + 13, "text-anchor": "end" }, "λ = 0"));
+      svg("text", { x: (x + width - right) / 2, y: top - 5, "text-anchor": "middle" }, "λ = 0"));
   }
   for (const v of ticks(y0, y1, 4)) {
     root.append(svg("line", { x1: left, x2: width - right, y1: Y(v), y2: Y(v), stroke: "var(--grid)" }),
       svg("text", { x: left - 7, y: Y(v) + 4, "text-anchor": "end" }, format(v)));
   }
-  for (const v of ticks(x0, x1, Math.max(2, Math.floor(width / 90))).filter(Number.isInteger)) {
+  for (const v of ticks(x0, x1, Math.max(2, Math.floor(width / 55))).filter(Number.isInteger)) {
     root.append(svg("text", { x: X(v), y: height - 7, "text-anchor": "middle" }, format(v)));
   }
   root.append(svg("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, stroke: "var(--line)" }));
+  root.append(svg("text", { x: left - 7, y: height - 7, "text-anchor": "end" }, "step"));
   for (const s of chart.series) {
     const color = `var(--${s.color})`;
     root.append(svg("polyline", { points: s.points.map(p => `${X(p[0])},${Y(p[1])}`).join(" "), fill: "none", stroke: color,

@@ -21,6 +21,7 @@ function callLines(turn, limit) {
 function shortTurn(agent, index) {
   const turn = agent.turns[index], text = [turn.text, callLines(turn, 4)].filter(Boolean).join("\n");
   const parts = turnSummary(agent, index);
+  if (index === 0 && agent.parent !== null && agent.prompt) parts.push(el("pre", {}, "asked: " + agent.prompt.slice(0, 200)));
   if (text) parts.push(el("pre", {}, text.slice(0, 420)));
   if (turn.malformed) parts.push(el("pre", { class: "bad" }, turn.malformed));
   return parts;
@@ -42,10 +43,16 @@ function fullTurn(agent, index) {
   return parts;
 }
 
+function laneLabel(agents, agent) {
+  if (agent.parent === null) return "orchestrator";
+  const shared = agents.some(other => other !== agent && other.name === agent.name);  // one configuration, many instances
+  return shared || !agent.name ? `${agent.name} ${agent.id.split("/").slice(1).join("/")}`.trim() : agent.name;
+}
+
 function drawSwarm(episode, mode, host, pinned, width) {
   const agents = episode.agents, byId = Object.fromEntries(agents.map((a, i) => [a.id, i]));
   const lane = agents.length > 40 ? 18 : 27, thick = lane - 9, top = 8, bottom = 38;
-  const left = width < 560 ? 66 : 150, right = 14, height = top + agents.length * lane + bottom;
+  const left = width < 560 ? 94 : 150, right = 14, height = top + agents.length * lane + bottom;
   const byStep = mode === "step";
   const span = turn => byStep ? [turn.column, turn.column + 1] : [turn.t[0], turn.t[2]];
   const all = agents.flatMap(a => a.turns.map(span));
@@ -65,10 +72,10 @@ function drawSwarm(episode, mode, host, pinned, width) {
     "stroke-width": critical ? 2 : 1.2, ...(dashed ? { "stroke-dasharray": "2 4" } : {}) }));
 
   agents.forEach((agent, i) => {
-    const label = agent.parent === null ? "orchestrator" : (agent.name || agent.id);
-    const room = Math.floor((left - 12) / 6.6);
-    const text = svg("text", { x: left - 10, y: mid(i) + 4, "text-anchor": "end", class: "lane" }, label.length > room ? label.slice(0, room - 1) + "…" : label);
-    text.append(svg("title", {}, `${agent.id} ${label}: ${agent.status}`));
+    const label = laneLabel(agents, agent), room = Math.floor((left - 12) / 7.2), tail = Math.floor(room / 3);
+    const shown = label.length > room ? label.slice(0, room - tail - 1) + "…" + label.slice(-tail) : label;
+    const text = svg("text", { x: left - 10, y: mid(i) + 4, "text-anchor": "end", class: "lane" }, shown);
+    text.append(svg("title", {}, `${agent.id} ${label}: ${agent.status}\n${agent.prompt}`));
     if (agent.critical) text.setAttribute("font-weight", "600");
     root.append(text);
     if (agent.parent !== null && agent.status !== "finished") text.setAttribute("style", "fill: var(--bad)");
@@ -82,7 +89,7 @@ function drawSwarm(episode, mode, host, pinned, width) {
       }
       g.append(svg("rect", { x: X(a) + gap, y, width: Math.max(2, X(solid) - X(a) - 2 * gap), height: thick, rx: 3, fill: color }));
       const inside = turn.spawned.length ? `+${turn.spawned.length}` : "";
-      if (byStep && inside && X(b) - X(a) > 24) g.append(svg("text", { x: (X(a) + X(b)) / 2, y: mid(i) + 4, "text-anchor": "middle", class: "in" }, inside));
+      if (byStep && inside && X(b) - X(a) > 24 && thick > 12) g.append(svg("text", { x: (X(a) + X(b)) / 2, y: mid(i) + 4, "text-anchor": "middle", class: "in" }, inside));
       g.addEventListener("pointermove", event => showTip(event.clientX, event.clientY, ...shortTurn(agent, k)));
       g.addEventListener("pointerleave", hideTip);
       const pin = () => {
@@ -144,9 +151,10 @@ if (swarm) {
     toggle.append(button);
   }
   const legend = el("div", { class: "legend" });
-  for (const [color, label] of [["critical", "critical path"], ["bar", "off it"], ["wait", "waiting for tools or sub-agents (by time)"]]) {
+  for (const [color, label] of [["critical", "critical path"], ["bar", "off it"], ["wait", "waiting for tools or sub-agents, by time"]]) {
     legend.append(el("span", { class: "box", style: `--c: var(--${color})` }, label));
   }
+  legend.append(el("span", { class: "dots", style: "--c: var(--bar)" }, "done, the others are not"));
   function draw() {
     if (width) drawSwarm(DATA.timelines[current], mode, host, pinned, width);
   }

@@ -1,0 +1,231 @@
+"""The learner: rows and denominators in, new weights and metrics out. It knows no agents, no rewards, no tasks.
+
+One DeepSpeed engine over the policy. Rows are sorted by length into padded micro-batches; a loss module turns the
+log-probs of the trained tokens into a sum that is divided by the caller's global denominator, so the number of rows,
+their order and the micro-batch size do not change the gradient.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.decoder import Weights, export_weights
+from model.transformer import Transformer, muon_parameters
+from parl.advantage import Row
+from parl.config import ObjectiveConfig, OptimizerConfig
+from parl.objective.k25 import k25_loss
+from parl.optimizer import MuonAdamW
+
+
+class NotFiniteLoss(FloatingPointError):
+    """The loss or its gradient was NaN or infinite; the weights were not touched."""
+
+
+@dataclass(slots=True, kw_only=True)
+class TextRow:
+    """One demonstration trace: tokens int32 [T] and the loss weight float32 [T] of each."""
+
+    tokens: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Padded micro-batch: B rows, T positions; ``token`` fields are gathered under the mask, [M]."""
+
+    rows: list[Row] | list[TextRow]
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    routes_BTLK: Tensor | None
+
+    def gather(self, name: str) -> Tensor:
+        """Field ``name`` of every row at the masked positions, float32 [M]."""
+        out = torch.zeros(self.tokens_BT.shape)
+        for i, row in enumerate(self.rows):
+            values = getattr(row, name)
+            out[i, : len(values)] = torch.from_numpy(np.array(values, np.float32))
+        return out[:, 1:][self.mask_BT[:, 1:]]
+
+
+def micro_batches(rows: Sequence, limit: int) -> list[list]:
+    """Rows by falling length in groups of at most ``limit`` padded tokens (a longer single row is its own group)."""
+    groups: list[list] = []
+    for row in sorted(rows, key=lambda r: -len(r.tokens)):
+        if groups and (len(groups[-1]) + 1) * len(groups[-1][0].tokens) <= limit:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def pad(rows: list, mask: Callable[[Row | TextRow], np.ndarray]) -> _Batch:
+    """Right-padded tensors of ``rows``; an MoE policy's rows must all carry routes, or none."""
+    length = max(len(row.tokens) for row in rows)
+    tokens = torch.zeros(len(rows), length, dtype=torch.long)
+    masks = torch.zeros(len(rows), length, dtype=torch.bool)
+    first = getattr(rows[0], "routes", None)
+    routes = None if first is None else torch.full((len(rows), length, *first.shape[1:]), -1, dtype=torch.int16)
+    for i, row in enumerate(rows):
+        count = len(row.tokens)
+        tokens[i, :count] = torch.from_numpy(row.tokens.astype(np.int64))
+        masks[i, :count] = torch.from_numpy(mask(row))
+        if routes is not None:
+            routes[i, :count] = torch.from_numpy(row.routes)
+    return _Batch(rows, tokens, masks, routes)
+
+
+class Learner:
+    """Trains one policy. Use it in process, or as a Ray actor (``parl.cluster``)."""
+
+    def __init__(self, model: ModelConfig, optimizer: OptimizerConfig, *, seed: int, threads: int = 1) -> None:
+        _prepare_process(threads)
+        import deepspeed
+
+        torch.manual_seed(seed)
+        self.model = Transformer(model)
+        matrices, rest = muon_parameters(self.model)
+        self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
+        settings = {"muon_lr": optimizer.muon_lr, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=self.model,
+            optimizer=MuonAdamW(matrices, rest, **settings),
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_clipping": optimizer.grad_clip,
+                "managed_gradient_accumulation": False,  # the number of micro-batches differs from step to step
+                "zero_optimization": {"stage": 0},
+            },
+        )
+        self.model.train()
+
+    # ---------------------------------------------------------------- steps
+
+    def policy_step(
+        self, rows: list[Row], objective: ObjectiveConfig, *, denominator: float, temperature: float, micro_tokens: int
+    ) -> dict[str, float]:
+        """One optimiser step of the K2.5 objective over ``rows``. Raises NotFiniteLoss, ValueError (missing routes)."""
+        if self.model.config.num_moe_layers and any(row.routes is None for row in rows):
+            raise ValueError("a row of a mixture-of-experts policy has no routes: replay would silently be off")
+        totals: dict[str, float] = {}
+
+        def loss_of(batch: _Batch) -> Tensor:
+            logprobs, entropy = self.engine(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature)
+            loss, stats = k25_loss(
+                logprobs,
+                batch.gather("logprobs"),
+                batch.gather("advantages"),
+                torch.ones_like(logprobs, dtype=torch.bool),
+                denominator=denominator,
+                log_ratio_min=objective.log_ratio_min,
+                log_ratio_max=objective.log_ratio_max,
+                tau=objective.tau,
+            )
+            share = len(logprobs) / denominator
+            for name, value in stats.items():
+                totals[name] = totals.get(name, 0.0) + float(value) * share
+            totals["entropy"] = totals.get("entropy", 0.0) + float(entropy.sum()) / denominator
+            drift = (logprobs.detach() - batch.gather("logprobs")).abs()
+            totals["logprob_gap"] = max(totals.get("logprob_gap", 0.0), float(drift.max()) if len(drift) else 0.0)
+            return loss
+
+        totals.update(self._step(rows, loss_of, micro_tokens, mask=lambda row: row.mask))
+        return totals
+
+    def text_step(
+        self, rows: list[TextRow], *, micro_tokens: int, lr_scale: float, balance: float = 1e-3
+    ) -> dict[str, float]:
+        """One optimiser step of weighted cross-entropy; ``lr_scale`` multiplies both learning rates."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr[group["muon"]] * lr_scale
+        denominator = float(sum(row.weights.sum() for row in rows))
+        seen = {"right": 0.0, "count": 0.0}
+
+        def loss_of(batch: _Batch) -> Tensor:
+            logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT)
+            weights = batch.gather("weights")
+            acted = weights == 1
+            seen["right"] += float((logprobs.detach()[acted] > np.log(0.5)).sum())
+            seen["count"] += float(acted.sum())
+            return -(weights * logprobs).sum() / denominator
+
+        metrics = self._step(rows, loss_of, micro_tokens, mask=lambda row: _not_first(row.weights > 0))
+        for router in self.model.routers():
+            router.balance(balance)
+        metrics["accuracy"] = seen["right"] / max(seen["count"], 1.0)
+        return metrics
+
+    def _step(self, rows: list, loss_of: Callable[[_Batch], Tensor], micro_tokens: int, *, mask) -> dict[str, float]:
+        total = 0.0
+        for group in micro_batches(rows, micro_tokens):
+            loss = loss_of(pad(group, mask))
+            if not bool(torch.isfinite(loss)):
+                self.engine.zero_grad()
+                raise NotFiniteLoss(f"loss is {float(loss.detach())}: lower the learning rate, or look at the last episodes")
+            self.engine.backward(loss)
+            total += float(loss.detach())
+        squares = [p.grad.double().square().sum() for p in self.model.parameters() if p.grad is not None]
+        norm = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+        if not np.isfinite(norm):
+            self.engine.zero_grad()
+            raise NotFiniteLoss(f"the gradient's norm is {norm}; the weights were not touched")
+        self.engine.step()
+        return {"loss": total, "grad_norm": norm}
+
+    # ---------------------------------------------------------------- state
+
+    def weights(self) -> Weights:
+        """Float32 copies of all parameters."""
+        return export_weights(self.model)
+
+    def load_weights(self, weights: Weights) -> None:
+        """Replace all parameters; the optimiser's state is kept."""
+        self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Weights and optimiser under ``folder``/``tag`` in DeepSpeed's layout."""
+        self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Inverse of :meth:`save`; FileNotFoundError when there is nothing."""
+        path, _ = self.engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise FileNotFoundError(f"no checkpoint {tag} under {folder}")
+
+    def ready(self) -> int:
+        """The process id, once the learner stands."""
+        return os.getpid()
+
+
+def _not_first(mask: np.ndarray) -> np.ndarray:
+    mask = mask.copy()
+    mask[0] = False
+    return mask
+
+
+def _prepare_process(threads: int) -> None:
+    """One rank on this machine: gloo, no launcher, no native op that would be compiled for nothing."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "parl" / "torch_extensions"))
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    deepspeed.utils.logging.logger.setLevel("ERROR")
+    if not deepspeed.comm.is_initialized():
+        __compatible_ops__["deepspeed_shm_comm"] = False  # else DeepSpeed compiles it first, for 24 s and more
+        deepspeed.init_distributed(dist_backend="gloo")

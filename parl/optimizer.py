@@ -1,0 +1,87 @@
+"""Muon on matrices, AdamW on everything else, as one optimiser with two kinds of parameter groups.
+
+Muon: Jordan et al. 2024; update scaled to AdamW's size by 0.2 √max(n, m) as in Moonlight (arXiv 2502.16982, eq. 4) and
+Kimi K2. Stacks of matrices (experts) are orthogonalised one by one, batched. fp32 throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz iteration of the Muon reference
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Approximate U Vᵀ of each [..., n, m] matrix by Newton-Schulz iteration."""
+    a, b, c = _COEFFICIENTS
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Parameter groups carry ``muon: bool`` and ``lr``; betas and momentum are shared."""
+
+    def __init__(
+        self,
+        matrices: Iterable[torch.nn.Parameter],
+        rest: Iterable[torch.nn.Parameter],
+        *,
+        muon_lr: float,
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+    ) -> None:
+        groups = [
+            {"params": list(matrices), "muon": True, "lr": muon_lr},
+            {"params": list(rest), "muon": False, "lr": lr},
+        ]
+        super().__init__(groups, {"weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure=None):  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if group["weight_decay"]:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                state = self.state[parameter]
+                if group["muon"]:
+                    self._muon(parameter, state, group)
+                else:
+                    self._adamw(parameter, state, group)
+
+    @staticmethod
+    def _muon(parameter: Tensor, state: dict, group: dict) -> None:
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        grad, momentum = parameter.grad, group["momentum"]
+        assert grad is not None
+        state["momentum"].mul_(momentum).add_(grad)
+        update = orthogonalise(grad + momentum * state["momentum"])  # Nesterov
+        parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape[-2:]) ** 0.5)
+
+    @staticmethod
+    def _adamw(parameter: Tensor, state: dict, group: dict) -> None:
+        if "step" not in state:
+            state["step"] = 0
+            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        grad, (beta1, beta2) = parameter.grad, group["betas"]
+        assert grad is not None
+        state["step"] += 1
+        state["mean"].lerp_(grad, 1 - beta1)
+        state["square"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        scale = (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
+        denominator = state["square"].sqrt().add_(group["eps"])
+        parameter.addcdiv_(state["mean"], denominator, value=-group["lr"] * scale)
