@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 from parl.config import Config
 from parl.progress import Progress
@@ -122,7 +122,7 @@ class Tracker:
             warnings.warn(f"W&B failed ({type(error).__name__}: {error}); {self.path} goes on", stacklevel=3)
             return None
 
-    def _start(self, config: Config, mode: str) -> Any:
+    def _start(self, config: Config, mode: Literal["online", "offline", "disabled"]) -> Any:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -189,7 +189,7 @@ class Tracker:
         part.replace(self.path)
 
 
-def _mode(config: Config) -> str:
+def _mode(config: Config) -> Literal["online", "offline", "disabled"]:
     if config.tracking.wandb != "auto":
         return config.tracking.wandb
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"

@@ -43,7 +43,7 @@ def _parsed(file: Path) -> Iterator[Any]:
     from wandb.proto import wandb_internal_pb2
 
     for data in read_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
         try:
             record.ParseFromString(data)
         except DecodeError:  # a damaged record at the end of a killed run's file
