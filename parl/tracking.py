@@ -60,7 +60,7 @@ class Tracker:
         self._run: Any = None
         mode = _mode(config)
         self._off = mode == "disabled"
-        self._run = self._safely(lambda: self._start(config, mode))
+        self._run = self._safely(lambda: self._start_or_offline(config, mode))
         self._safely(lambda: self._log_missing(kept))
 
     @property
@@ -122,6 +122,20 @@ class Tracker:
             warnings.warn(f"W&B failed ({type(error).__name__}: {error}); {self.path} goes on", stacklevel=3)
             return None
 
+    def _start_or_offline(self, config: Config, mode: Literal["online", "offline", "disabled"]) -> Any:
+        """Without a network the run is kept on disk; ``wandb sync`` uploads it later."""
+        if mode != "online":
+            return self._start(config, mode)
+        try:
+            return self._start(config, mode)
+        except Exception as error:
+            text = f"W&B is out of reach ({type(error).__name__}: {error}); the run is kept offline in {self.run_dir}"
+            warnings.warn(text, stacklevel=5)
+            import wandb
+
+            wandb.teardown()  # the failed attempt's service still holds the run's id
+            return self._start(config, "offline")
+
     def _start(self, config: Config, mode: Literal["online", "offline", "disabled"]) -> Any:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
@@ -133,7 +147,7 @@ class Tracker:
             disable_code=True,
             x_disable_stats=True,
             x_disable_meta=True,
-            init_timeout=60,
+            init_timeout=30,
             login_timeout=10,
             finish_timeout=120,
         )

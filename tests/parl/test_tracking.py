@@ -201,3 +201,21 @@ def test_read_rows_refuses_damage_in_the_middle(tmp_path: Path) -> None:
     path.write_text(textwrap.dedent('{"step": 1, "kind": "train"}\nbroken\n{"step": 2, "kind": "train"}\n'))
     with pytest.raises(ValueError, match=r"metrics.jsonl:2"):
         read_rows(path)
+
+
+def test_online_without_a_key_is_kept_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    real = wandb.init
+
+    def unreachable(**options: object) -> object:
+        if options["mode"] == "online":
+            raise wandb.errors.CommError("no network")
+        return real(**options)
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    with pytest.warns(UserWarning, match="kept offline"):
+        tracker = Tracker(tmp_path, Config.model_validate({"tracking": {"wandb": "online"}}))
+    tracker.log(1, {"a": 1.0})
+    tracker.finish()
+    assert _steps(read_history(tmp_path), "train/step") == [1]
