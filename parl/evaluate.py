@@ -1,0 +1,110 @@
+"""Held-out evaluation: every policy on the same tasks, one table, the summary file, timelines and the report."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from envs.world.environment import WorldEnvironment
+from model.checkpoint import load_policy
+from parl.cluster import local_ray
+from parl.collect import Collector
+from parl.config import Config
+from parl.progress import Progress
+from parl.report import write_report
+from parl.report.timeline import episode_to_timeline
+from parl.sft import run_sft
+from parl.tasks import held_out_tasks
+from rewards.aggregate import evaluation_table
+from rewards.parl import Weights as RewardWeights
+from rewards.score import score_episode
+from rollouts.episode import Episode
+from rollouts.store import EpisodeStore
+
+_TIMELINES = 4
+Policies = dict[str, tuple[Path, bool]]  # label -> (folder of the policy, whether it may spawn)
+
+
+def evaluate_policies(
+    config: Config, run_dir: Path, policies: Policies, *, cold: Path, began: float, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Evaluate, write ``summary.json``, ``timelines.json`` and ``report.html`` in ``run_dir``; returns the summary."""
+    store = EpisodeStore(run_dir / "eval")
+    summary: dict[str, Any] = {}
+    for number, (label, (folder, spawning)) in enumerate(policies.items()):
+        if progress:
+            progress.phase(f"evaluating {label}", number, len(policies))
+        episodes = evaluate_policy(config, folder, cold=cold, spawning=spawning)
+        store.write(0, episodes, policy_version=0, kind=label.replace("_", "-"))
+        summary[label] = evaluation_table(episodes)
+        if label == "trained":
+            _write(run_dir / "timelines.json", [episode_to_timeline(e) for e in _telling(episodes)])
+    summary |= {
+        "wall_s": round(time.monotonic() - began, 1),
+        "peak_rss_gib": round(peak_rss_gib(), 2),
+        "seed": config.seed,
+        "version": version("parl"),
+    }
+    _write(run_dir / "summary.json", summary)
+    write_report(run_dir, run_dir / "report.html")
+    return summary
+
+
+def evaluate_policy(config: Config, folder: Path, *, cold: Path, spawning: bool) -> list[Episode]:
+    """One scored episode of every held-out task; sub-agents are the frozen cold start. λ = 0, penalty as trained."""
+    weights, _, _, _ = load_policy(folder)
+    frozen, _, _, _ = load_policy(cold)
+    rollouts = config.rollouts.model_copy(update={"swarm": spawning})
+    run = config.model_copy(update={"rollouts": rollouts})
+    collector = Collector(run, WorldEnvironment(config.envs.world), cold / "tokenizer.json", frozen)
+    try:
+        collector.sync(weights, 0)
+        tasks = held_out_tasks(config)
+        seed, heat = config.eval.seed, config.eval.temperature
+        episodes = collector.collect(tasks, group_size=1, seed=seed, temperature=heat)
+    finally:
+        collector.close()
+    for episode in episodes:
+        score_episode(episode, RewardWeights(critical=config.rewards.critical_penalty), config.rewards.parallel_cap)
+    return episodes
+
+
+def run_eval(config: Config, *, model: Path | None = None, single_agent: bool = False) -> dict[str, Any]:
+    """``parl eval``: the table of one policy (the run's trained one by default), printed and returned."""
+    with local_ray():
+        cold = run_sft(config)
+        folder = model or config.run_dir / ("single_agent/policy" if single_agent else "policy")
+        episodes = evaluate_policy(config, folder if folder.exists() or model else cold, cold=cold, spawning=not single_agent)
+    return evaluation_table(episodes)
+
+
+def peak_rss_gib() -> float:
+    """Largest resident memory so far of this process, plus what its children hold now, in GiB."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    children = psutil.Process().children(recursive=True)
+    held = 0
+    for child in children:
+        try:
+            held += child.memory_info().rss
+        except psutil.Error:
+            continue
+    return (own + held) / 2**30
+
+
+def _telling(episodes: list[Episode]) -> list[Episode]:
+    """A few episodes worth looking at: the widest swarms first, then one of each other family."""
+    by_width = sorted(episodes, key=lambda e: -len(e.subagents))
+    chosen = by_width[:2]
+    for family in ("list", "swap", "chain"):
+        chosen += [e for e in episodes if e.task.family == family and e not in chosen][:1]
+    return chosen[: _TIMELINES + 1]
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")

@@ -1,0 +1,258 @@
+"""The training loop, top to bottom: collect → score → advantage → learn → sync → save → track.
+
+``run_training`` is the whole job: cold start, training, the single-agent baseline, evaluation, summary and report.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from envs.world.environment import WorldEnvironment
+from model.checkpoint import load_policy, save_policy
+from model.decoder import Weights
+from parl.advantage import Row, denominator, step_rows
+from parl.cluster import actor, local_ray
+from parl.collect import Collector, count_statuses
+from parl.config import Config
+from parl.errors import UserError
+from parl.evaluate import evaluate_policies
+from parl.learner import Learner
+from parl.loading import to_yaml
+from parl.progress import Progress
+from parl.sft import run_sft
+from parl.state import Checkpoints, State
+from parl.tasks import TrainTasks
+from parl.tracking import Tracker
+from rewards.aggregate import aggregate
+from rewards.parl import Weights as RewardWeights
+from rewards.schedule import LinearAnneal
+from rewards.score import score_episode
+from rollouts.episode import Episode
+from rollouts.store import EpisodeStore
+
+_SETUP_S = 180.0
+
+
+def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False) -> Path:
+    """Everything that ``parl train`` does; returns the run's folder. Raises UserError for mistakes with a fix."""
+    began = time.monotonic()
+    run_dir = config.run_dir
+    _claim(run_dir, config, resume)
+    with local_ray(), Progress(config.trainer.steps, config.name) as progress:
+        cold = run_sft(
+            config,
+            from_scratch=from_scratch,
+            report=lambda done, total, metrics: progress.phase(
+                f"cold start: loss {metrics['loss']:.2f}, accuracy {metrics['accuracy']:.2f}", done, total
+            ),
+        )
+        trained = Training(config, run_dir, cold).run(progress)
+        policies = {"cold_start": (cold, True), "trained": (trained, True)}
+        if config.baseline:
+            single = single_agent(config)
+            with Progress(config.trainer.steps, f"{config.name}: single agent") as baseline_progress:
+                folder = Training(single, run_dir / "single_agent", cold).run(baseline_progress)
+            policies["single_agent"] = (folder, False)
+        evaluate_policies(config, run_dir, policies, cold=cold, began=began, progress=progress)
+    return run_dir
+
+
+def single_agent(config: Config) -> Config:
+    """The same run without spawning tools and without the terms that pay for spawning."""
+    rollouts = config.rollouts.model_copy(update={"swarm": False})
+    rewards = config.rewards.model_copy(update={"lambda_parallel": 0.0, "lambda_finish": 0.0})
+    return config.model_copy(update={"rollouts": rollouts, "rewards": rewards, "name": f"{config.name}-single"})
+
+
+class Training:
+    """One policy's training in one folder."""
+
+    def __init__(self, config: Config, folder: Path, cold: Path) -> None:
+        self.config, self.folder, self.cold = config, folder, cold
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.trainer.keep_checkpoints)
+        self.store = EpisodeStore(folder / "episodes")
+        self.tasks = TrainTasks(config)
+        rewards, steps = config.rewards, config.trainer.steps
+        anneal = {"anneal_fraction": rewards.anneal, "total_steps": steps}
+        self.lambda_parallel = LinearAnneal(start=rewards.lambda_parallel, **anneal)
+        self.lambda_finish = LinearAnneal(start=rewards.lambda_finish, **anneal)
+        self.state = State()
+        self.weights: Weights = {}
+        self._learner: Any = None
+        self._collector: Any = None
+
+    def run(self, progress: Progress) -> Path:
+        """Train to the last step, from the newest checkpoint if there is one; returns the policy's folder."""
+        final = self.folder / "policy"
+        if (final / "model.safetensors").exists():
+            return final
+        progress.phase("starting engines and learner")
+        with self._actors():
+            resumed = self._restore()
+            tracker = Tracker(self.folder, self.config, self.state.wandb_id, self.state.step)
+            self.state.wandb_id = tracker.run_id
+            try:
+                self.store.discard_after(self.state.step + 1)
+                while self.state.step < self.config.trainer.steps:
+                    metrics = self._step(progress)
+                    tracker.log(self.state.step, metrics)
+                    progress.update(self.state.step, metrics)
+                if resumed is None or self.state.step:
+                    _, model, tokenizer, _ = load_policy(self.cold)
+                    meta = {"step": self.state.step, "policy_version": self.state.policy_version}
+                    save_policy(final, model, self.weights, tokenizer, meta)
+            finally:
+                tracker.finish()
+        return final
+
+    # ---------------------------------------------------------------- one step
+
+    def _step(self, progress: Progress) -> dict[str, float]:
+        began = time.monotonic()
+        step = self.state.step + 1
+        lambdas = RewardWeights(
+            parallel=self.lambda_parallel(self.state.step),
+            finish=self.lambda_finish(self.state.step),
+            critical=self.config.rewards.critical_penalty,
+        )
+        episodes = self._collect(step, lambdas, progress)
+        collected = time.monotonic()
+        progress.phase("learning")
+        rows = step_rows(episodes, routed=self.config.model.num_moe_layers > 0)
+        learned = self._learn(rows)
+        trained = time.monotonic()
+        self.weights = self._ask(self._learner.weights)
+        sync_s = self._collector.sync(self.weights, self.state.policy_version + 1)
+        staleness = [self.state.policy_version - version for e in episodes for version in e.orchestrator.versions if version >= 0]
+        self.state.step, self.state.policy_version = step, self.state.policy_version + 1
+        self.state.tasks_drawn += self.config.rollouts.tasks_per_step
+        self.state.episodes += len(episodes)
+        self.state.elapsed_s += time.monotonic() - began
+        if step % self.config.trainer.checkpoint_every == 0 or step == self.config.trainer.steps:
+            self._save()
+        tokens = sum(sum(trace.mask) for episode in episodes for trace in episode.traces)
+        return {
+            **aggregate(episodes),
+            **count_statuses(episodes),
+            "lambda/parallel": lambdas.parallel,
+            "lambda/finish": lambdas.finish,
+            "lambda/critical": lambdas.critical,
+            **{f"policy/{name}": value for name, value in learned.items()},
+            "policy/version": self.state.policy_version,
+            "policy/staleness": sum(staleness) / max(len(staleness), 1),
+            "rollouts/tokens": tokens,
+            "rollouts/restarts": self._collector.restarts,
+            "speed/tokens_per_s": tokens / (collected - began),
+            "time/collect_s": collected - began,
+            "time/learn_s": trained - collected,
+            "time/sync_s": sync_s,
+            "time/step_s": time.monotonic() - began,
+        }
+
+    def _collect(self, step: int, lambdas: RewardWeights, progress: Progress) -> list[Episode]:
+        """This step's scored episodes: from the store if a killed run had collected them, else fresh and then stored."""
+        stored = self.store.read(step)
+        if stored is not None and stored[1] == self.state.policy_version:
+            return stored[0]
+        tasks = self.tasks.take(self.state.tasks_drawn, self.config.rollouts.tasks_per_step)
+        episodes = self._collector.collect(
+            tasks,
+            group_size=self.config.rollouts.group_size,
+            seed=self.config.seed,
+            temperature=self.config.rollouts.temperature,
+            progress=lambda done, total: progress.phase("rolling out", done, total),
+        )
+        for episode in episodes:
+            score_episode(episode, lambdas, self.config.rewards.parallel_cap)
+        self.store.write(step, episodes, policy_version=self.state.policy_version)
+        return episodes
+
+    def _learn(self, rows: list[Row]) -> dict[str, float]:
+        """``epochs`` passes in ``minibatches`` optimiser steps each, groups kept whole; metrics averaged."""
+        trainer, keys = self.config.trainer, list(dict.fromkeys(row.key[0] for row in rows))
+        totals: dict[str, float] = {}
+        for _ in range(trainer.epochs):
+            for part in range(trainer.minibatches):
+                chosen = set(keys[part :: trainer.minibatches])
+                batch = [row for row in rows if row.key[0] in chosen]
+                if not batch:
+                    continue
+                metrics = self._ask(
+                    self._learner.policy_step,
+                    batch,
+                    self.config.objective,
+                    denominator=denominator(batch),
+                    temperature=self.config.rollouts.temperature,
+                    micro_tokens=trainer.micro_tokens,
+                )
+                for name, value in metrics.items():
+                    totals[name] = totals.get(name, 0.0) + value / (trainer.epochs * trainer.minibatches)
+        return totals
+
+    # ---------------------------------------------------------------- actors and state
+
+    @contextmanager
+    def _actors(self) -> Iterator[None]:
+        config = self.config
+        weights, model, _, _ = load_policy(self.cold)
+        if model != config.model:
+            raise UserError(f"{self.cold} holds a model of another shape than the config's model section")
+        threads = config.trainer.threads
+        self._learner = actor(Learner, model, config.optimizer, seed=config.seed, threads=threads, _threads=threads)
+        environment = WorldEnvironment(config.envs.world)
+        self._collector = Collector(config, environment, self.cold / "tokenizer.json", weights)
+        try:
+            self._ask(self._learner.ready)
+            self.weights = weights
+            yield
+        finally:
+            self._collector.close()
+            ray.kill(self._learner)
+
+    def _restore(self) -> Path | None:
+        found = self.checkpoints.latest()
+        if found is None:
+            self._ask(self._learner.load_weights, self.weights)
+        else:
+            self.state, path = found
+            self._ask(self._learner.load, path, "learner")
+            self.weights = self._ask(self._learner.weights)
+        self._collector.sync(self.weights, self.state.policy_version)
+        return found[1] if found else None
+
+    def _save(self) -> None:
+        size = 3 * sum(array.nbytes for array in self.weights.values())
+        path = self.checkpoints.begin(self.state, size)
+        self._ask(self._learner.save, path, "learner")
+        self.checkpoints.commit(self.state, path)
+
+    def _ask(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the learner and wait; its death or silence ends the run."""
+        return ray.get(method.remote(*args, **kwargs), timeout=self.config.trainer.step_s)
+
+
+def _claim(run_dir: Path, config: Config, resume: bool) -> None:
+    """Make ``run_dir`` this run's own: an older run there is moved aside, or continued with ``resume``."""
+    resolved = to_yaml(config)
+    file = run_dir / "config.yaml"
+    if resume:
+        if not file.exists():
+            raise UserError(f"nothing to resume in {run_dir}: start without --resume")
+        if file.read_text() != resolved:
+            raise UserError(f"{file} differs from this configuration: resume with the same one, or start without --resume")
+        return
+    if run_dir.exists():
+        number = 1
+        while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+            number += 1
+        shutil.move(run_dir, aside)
+        print(f"the earlier run is kept in {aside}")
+    run_dir.mkdir(parents=True)
+    file.write_text(resolved)

@@ -1,0 +1,70 @@
+"""The rollout worker: one Ray actor that runs many episodes, and all their agents, as coroutines of one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from envs.base import Environment, Role, Task
+from model.tokenizer import Tokenizer
+from rollouts.config import RolloutsConfig
+from rollouts.engine.actor import RemoteEngine
+from rollouts.episode import Episode, Trace
+from rollouts.swarm import SwarmSettings, run_episode
+
+
+class EngineLost(RuntimeError):
+    """An engine died while an episode ran; the episode must be run again."""
+
+
+class RolloutWorker:
+    """Runs episodes of ``environment`` against a policy pool and a frozen pool. At most ``concurrency`` at once."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        tokenizer_path: str,
+        config: RolloutsConfig,
+        *,
+        policy: Sequence[Any],
+        frozen: Sequence[Any],
+        name: str,
+    ) -> None:
+        self._environment = environment
+        self._tokenizer = Tokenizer.load(tokenizer_path)
+        self._config = config
+        self._policy = RemoteEngine(list(policy), name)
+        self._frozen = RemoteEngine(list(frozen), name)
+        self._slots = asyncio.Semaphore(config.concurrency)
+
+    async def ready(self) -> bool:
+        """True once the worker stands."""
+        return True
+
+    async def run(
+        self, task: Task, indices: Sequence[int], *, seed: int, temperature: float, critical_budget: int
+    ) -> list[Episode]:
+        """Attempts ``indices`` at ``task``, in that order. Raises EngineLost when an engine died meanwhile."""
+        settings = SwarmSettings(
+            tokenizer=self._tokenizer,
+            pool=self._pool,
+            budget=self._config.budget,
+            spawning=self._config.swarm,
+            temperature=temperature,
+            subagent_temperature=temperature,
+        )
+        attempts = [self._one(task, settings, index, seed, critical_budget) for index in indices]
+        return list(await asyncio.gather(*attempts))
+
+    def _pool(self, trace: Trace) -> RemoteEngine:
+        return self._policy if trace.role is Role.ORCHESTRATOR else self._frozen
+
+    async def _one(self, task: Task, settings: SwarmSettings, index: int, seed: int, critical_budget: int) -> Episode:
+        async with self._slots:
+            episode = await run_episode(
+                task, self._environment, settings, index=index, seed=seed, critical_budget=critical_budget
+            )
+        if "ActorDied" in episode.error or "ActorUnavailable" in episode.error or "RayActorError" in episode.error:
+            raise EngineLost(episode.error)
+        return episode
