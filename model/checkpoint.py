@@ -17,14 +17,22 @@ from model.tokenizer import Tokenizer
 
 
 def save_policy(
-    folder: Path, config: ModelConfig, weights: Weights, tokenizer: Tokenizer, meta: dict[str, Any], *, dtype: str = "float32"
+    folder: Path,
+    config: ModelConfig,
+    weights: Weights,
+    tokenizer: Tokenizer,
+    meta: dict[str, Any],
+    *,
+    dtype: str = "float32",
 ) -> None:
     """Write a policy; the weights come last and are renamed into place, so a folder with weights is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
     (folder / "meta.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
     tokenizer.save(folder / "tokenizer.json")
-    tensors = {name: torch.from_numpy(array).to(getattr(torch, dtype)).contiguous() for name, array in weights.items()}
+    tensors = {
+        name: torch.from_numpy(array.copy()).to(getattr(torch, dtype)).contiguous() for name, array in weights.items()
+    }
     save_file(tensors, folder / "model.safetensors.tmp")
     os.replace(folder / "model.safetensors.tmp", folder / "model.safetensors")
 

@@ -58,7 +58,9 @@ class Transformer(nn.Module):
         """Final-norm hidden states [B, T, D]; ``routes_BTLK`` replays expert choices (-1 = live)."""
         length = tokens_BT.shape[1]
         if length > self.config.max_position_embeddings:
-            raise ValueError(f"row of {length} tokens exceeds max_position_embeddings={self.config.max_position_embeddings}")
+            raise ValueError(
+                f"row of {length} tokens exceeds max_position_embeddings={self.config.max_position_embeddings}"
+            )
         cos, sin = self.rope_cos[:length], self.rope_sin[:length]
         x = self.embed_tokens(tokens_BT)
         first = self.config.first_k_dense_replace

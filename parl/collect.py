@@ -63,7 +63,9 @@ class Collector:
                 left = deadline - time.monotonic()
                 ready, _ = ray.wait(list(calls), timeout=max(left, 0.0))
                 if not ready:
-                    raise RuntimeError(f"{len(calls)} groups unfinished at trainer.step_s={self._config.trainer.step_s}")
+                    raise RuntimeError(
+                        f"{len(calls)} groups unfinished at trainer.step_s={self._config.trainer.step_s}"
+                    )
                 for call in ready:
                     done[calls.pop(call)] = ray.get(call, timeout=_SETUP_S)
                     if progress:
@@ -115,7 +117,9 @@ class Collector:
     def _submit(self, number: int, task: Task, group_size: int, seed: int, temperature: float) -> Any:
         budget = critical_budget(task, self._config.rollouts.budget.critical_factor)
         worker = self._workers[number % len(self._workers)]
-        return worker.run.remote(task, list(range(group_size)), seed=seed, temperature=temperature, critical_budget=budget)
+        return worker.run.remote(
+            task, list(range(group_size)), seed=seed, temperature=temperature, critical_budget=budget
+        )
 
     def _retrying(self, act: Callable[[], None]) -> None:
         """Run ``act``; where a rollout actor died, replace all of them and run it again, within max_restarts."""

@@ -94,7 +94,9 @@ class EvalConfig(_Section):
 class TrackingConfig(_Section):
     """Where numbers go besides metrics.jsonl."""
 
-    wandb: Literal["auto", "online", "offline", "disabled"] = Field("auto", description="auto = online with a key, else offline")
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto = online with a key, else offline"
+    )
     project: str = "parl"
 
 

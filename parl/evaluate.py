@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from envs.world.environment import WorldEnvironment
 from model.checkpoint import load_policy
 from parl.cluster import local_ray
 from parl.collect import Collector
 from parl.config import Config
+from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.report import write_report
 from parl.report.timeline import episode_to_timeline
 from parl.sft import run_sft
+from parl.table import print_table
 from parl.tasks import held_out_tasks
 from rewards.aggregate import evaluation_table
 from rewards.parl import Weights as RewardWeights
@@ -32,14 +31,20 @@ Policies = dict[str, tuple[Path, bool]]  # label -> (folder of the policy, wheth
 
 
 def evaluate_policies(
-    config: Config, run_dir: Path, policies: Policies, *, cold: Path, began: float, progress: Progress | None = None
+    config: Config,
+    run_dir: Path,
+    policies: Policies,
+    *,
+    cold: Path,
+    began: float,
+    memory: PeakMemory,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Evaluate, write ``summary.json``, ``timelines.json`` and ``report.html`` in ``run_dir``; returns the summary."""
     store = EpisodeStore(run_dir / "eval")
     summary: dict[str, Any] = {}
     for number, (label, (folder, spawning)) in enumerate(policies.items()):
-        if progress:
-            progress.phase(f"evaluating {label}", number, len(policies))
+        progress.phase(f"evaluating {label}", number, len(policies))
         episodes = evaluate_policy(config, folder, cold=cold, spawning=spawning)
         store.write(0, episodes, policy_version=0, kind=label.replace("_", "-"))
         summary[label] = evaluation_table(episodes)
@@ -47,12 +52,15 @@ def evaluate_policies(
             _write(run_dir / "timelines.json", [episode_to_timeline(e) for e in _telling(episodes)])
     summary |= {
         "wall_s": round(time.monotonic() - began, 1),
-        "peak_rss_gib": round(peak_rss_gib(), 2),
+        "peak_rss_gib": round(memory.peak_gib, 2),
         "seed": config.seed,
         "version": version("parl"),
     }
     _write(run_dir / "summary.json", summary)
-    write_report(run_dir, run_dir / "report.html")
+    report = write_report(run_dir, run_dir / "report.html")
+    progress.phase("")
+    print_table({label: summary[label] for label in policies})
+    print(f"report: {report}")
     return summary
 
 
@@ -80,21 +88,10 @@ def run_eval(config: Config, *, model: Path | None = None, single_agent: bool = 
     with local_ray():
         cold = run_sft(config)
         folder = model or config.run_dir / ("single_agent/policy" if single_agent else "policy")
-        episodes = evaluate_policy(config, folder if folder.exists() or model else cold, cold=cold, spawning=not single_agent)
+        episodes = evaluate_policy(
+            config, folder if folder.exists() or model else cold, cold=cold, spawning=not single_agent
+        )
     return evaluation_table(episodes)
-
-
-def peak_rss_gib() -> float:
-    """Largest resident memory so far of this process, plus what its children hold now, in GiB."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    children = psutil.Process().children(recursive=True)
-    held = 0
-    for child in children:
-        try:
-            held += child.memory_info().rss
-        except psutil.Error:
-            continue
-    return (own + held) / 2**30
 
 
 def _telling(episodes: list[Episode]) -> list[Episode]:

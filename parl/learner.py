@@ -77,9 +77,9 @@ def pad(rows: list, mask: Callable[[Row | TextRow], np.ndarray]) -> _Batch:
     for i, row in enumerate(rows):
         count = len(row.tokens)
         tokens[i, :count] = torch.from_numpy(row.tokens.astype(np.int64))
-        masks[i, :count] = torch.from_numpy(mask(row))
+        masks[i, :count] = torch.from_numpy(np.array(mask(row)))
         if routes is not None:
-            routes[i, :count] = torch.from_numpy(row.routes)
+            routes[i, :count] = torch.from_numpy(np.array(row.routes))
     return _Batch(rows, tokens, masks, routes)
 
 
@@ -130,8 +130,8 @@ class Learner:
                 tau=objective.tau,
             )
             share = len(logprobs) / denominator
-            for name, value in stats.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * share
+            for name in ("ratio", "masked", "kl"):
+                totals[name] = totals.get(name, 0.0) + float(stats[name]) * share
             totals["entropy"] = totals.get("entropy", 0.0) + float(entropy.sum()) / denominator
             drift = (logprobs.detach() - batch.gather("logprobs")).abs()
             totals["logprob_gap"] = max(totals.get("logprob_gap", 0.0), float(drift.max()) if len(drift) else 0.0)
@@ -169,7 +169,9 @@ class Learner:
             loss = loss_of(pad(group, mask))
             if not bool(torch.isfinite(loss)):
                 self.engine.zero_grad()
-                raise NotFiniteLoss(f"loss is {float(loss.detach())}: lower the learning rate, or look at the last episodes")
+                raise NotFiniteLoss(
+                    f"loss is {float(loss.detach())}: lower the learning rate, or look at the last episodes"
+                )
             self.engine.backward(loss)
             total += float(loss.detach())
         squares = [p.grad.double().square().sum() for p in self.model.parameters() if p.grad is not None]

@@ -38,7 +38,9 @@ def cold_start_hash(config: Config) -> str:
     return config_hash(config.model, config.tokenizer, config.envs.world, config.sft, VERSION)
 
 
-def run_sft(config: Config, *, from_scratch: bool = False, out: Path | None = None, report: Report | None = None) -> Path:
+def run_sft(
+    config: Config, *, from_scratch: bool = False, out: Path | None = None, report: Report | None = None
+) -> Path:
     """The folder of the cold start (weights and tokenizer): cached, shipped, or trained now. ``out``: a copy there."""
     key = cold_start_hash(config)
     folder = config.root / "cold_start" / key

@@ -42,7 +42,9 @@ class Checkpoints:
         """An empty folder to save into. Raises UserError when the disk has no room for it."""
         free = shutil.disk_usage(self.folder).free
         if free < _SLACK * expected_bytes:
-            raise UserError(f"only {free / 2**20:.0f} MiB free for checkpoints in {self.folder}: free some and --resume")
+            raise UserError(
+                f"only {free / 2**20:.0f} MiB free for checkpoints in {self.folder}: free some and --resume"
+            )
         path = self.folder / f"step-{state.step:06d}.partial"
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
@@ -64,7 +66,9 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if path.suffix == "" and (path / "state.json").exists())
+        return sorted(
+            path for path in self.folder.glob("step-*") if path.suffix == "" and (path / "state.json").exists()
+        )
 
     def latest(self) -> tuple[State, Path] | None:
         """The newest complete checkpoint."""

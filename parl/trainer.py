@@ -25,6 +25,7 @@ from parl.errors import UserError
 from parl.evaluate import evaluate_policies
 from parl.learner import Learner
 from parl.loading import to_yaml
+from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.sft import run_sft
 from parl.state import Checkpoints, State
@@ -45,30 +46,40 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
     began = time.monotonic()
     run_dir = config.run_dir
     _claim(run_dir, config, resume)
-    with local_ray(), Progress(config.trainer.steps, config.name) as progress:
-        cold = run_sft(
-            config,
-            from_scratch=from_scratch,
-            report=lambda done, total, metrics: progress.phase(
-                f"cold start: loss {metrics['loss']:.2f}, accuracy {metrics['accuracy']:.2f}", done, total
-            ),
-        )
-        trained = Training(config, run_dir, cold).run(progress)
-        policies = {"cold_start": (cold, True), "trained": (trained, True)}
+    with PeakMemory() as memory, local_ray():
+        cold = _cold_start(config, from_scratch)
+        policies = {"cold_start": (cold, True), "trained": (_train(config, run_dir, cold), True)}
         if config.baseline:
-            single = single_agent(config)
-            with Progress(config.trainer.steps, f"{config.name}: single agent") as baseline_progress:
-                folder = Training(single, run_dir / "single_agent", cold).run(baseline_progress)
-            policies["single_agent"] = (folder, False)
-        evaluate_policies(config, run_dir, policies, cold=cold, began=began, progress=progress)
+            policies["single_agent"] = (_train(single_agent(config), run_dir / "single_agent", cold), False)
+        with Progress(len(policies), "held-out evaluation") as progress:
+            evaluate_policies(config, run_dir, policies, cold=cold, began=began, memory=memory, progress=progress)
     return run_dir
+
+
+def _cold_start(config: Config, from_scratch: bool) -> Path:
+    shown = -1
+
+    with Progress(1, f"{config.name}: cold start") as progress:
+
+        def report(done: int, total: int, metrics: dict[str, float]) -> None:
+            nonlocal shown
+            if done * 20 // total != shown:  # a line every 5 %
+                shown = done * 20 // total
+                progress.phase(f"loss {metrics['loss']:.2f}, accuracy {metrics['accuracy']:.3f}", done, total)
+
+        return run_sft(config, from_scratch=from_scratch, report=report)
+
+
+def _train(config: Config, folder: Path, cold: Path) -> Path:
+    with Progress(config.trainer.steps, config.name) as progress:
+        return Training(config, folder, cold).run(progress)
 
 
 def single_agent(config: Config) -> Config:
     """The same run without spawning tools and without the terms that pay for spawning."""
     rollouts = config.rollouts.model_copy(update={"swarm": False})
     rewards = config.rewards.model_copy(update={"lambda_parallel": 0.0, "lambda_finish": 0.0})
-    return config.model_copy(update={"rollouts": rollouts, "rewards": rewards, "name": f"{config.name}-single"})
+    return config.model_copy(update={"rollouts": rollouts, "rewards": rewards, "name": f"{config.name}-single-agent"})
 
 
 class Training:
@@ -95,7 +106,7 @@ class Training:
             return final
         progress.phase("starting engines and learner")
         with self._actors():
-            resumed = self._restore()
+            self._restore()
             tracker = Tracker(self.folder, self.config, self.state.wandb_id, self.state.step)
             self.state.wandb_id = tracker.run_id
             try:
@@ -104,10 +115,9 @@ class Training:
                     metrics = self._step(progress)
                     tracker.log(self.state.step, metrics)
                     progress.update(self.state.step, metrics)
-                if resumed is None or self.state.step:
-                    _, model, tokenizer, _ = load_policy(self.cold)
-                    meta = {"step": self.state.step, "policy_version": self.state.policy_version}
-                    save_policy(final, model, self.weights, tokenizer, meta)
+                _, model, tokenizer, _ = load_policy(self.cold)
+                meta = {"step": self.state.step, "policy_version": self.state.policy_version}
+                save_policy(final, model, self.weights, tokenizer, meta)
             finally:
                 tracker.finish()
         return final
@@ -130,7 +140,8 @@ class Training:
         trained = time.monotonic()
         self.weights = self._ask(self._learner.weights)
         sync_s = self._collector.sync(self.weights, self.state.policy_version + 1)
-        staleness = [self.state.policy_version - version for e in episodes for version in e.orchestrator.versions if version >= 0]
+        sampled_by = [v for episode in episodes for v in episode.orchestrator.versions if v >= 0]
+        staleness = self.state.policy_version - sum(sampled_by) / max(len(sampled_by), 1)
         self.state.step, self.state.policy_version = step, self.state.policy_version + 1
         self.state.tasks_drawn += self.config.rollouts.tasks_per_step
         self.state.episodes += len(episodes)
@@ -146,7 +157,7 @@ class Training:
             "lambda/critical": lambdas.critical,
             **{f"policy/{name}": value for name, value in learned.items()},
             "policy/version": self.state.policy_version,
-            "policy/staleness": sum(staleness) / max(len(staleness), 1),
+            "policy/staleness": staleness,
             "rollouts/tokens": tokens,
             "rollouts/restarts": self._collector.restarts,
             "speed/tokens_per_s": tokens / (collected - began),
@@ -178,6 +189,7 @@ class Training:
         """``epochs`` passes in ``minibatches`` optimiser steps each, groups kept whole; metrics averaged."""
         trainer, keys = self.config.trainer, list(dict.fromkeys(row.key[0] for row in rows))
         totals: dict[str, float] = {}
+        gap: float | None = None  # engine against learner, seen only before the first update
         for _ in range(trainer.epochs):
             for part in range(trainer.minibatches):
                 chosen = set(keys[part :: trainer.minibatches])
@@ -192,9 +204,11 @@ class Training:
                     temperature=self.config.rollouts.temperature,
                     micro_tokens=trainer.micro_tokens,
                 )
+                first = metrics.pop("logprob_gap")
+                gap = first if gap is None else gap
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, 0.0) + value / (trainer.epochs * trainer.minibatches)
-        return totals
+        return totals | {"engine_gap": gap or 0.0}
 
     # ---------------------------------------------------------------- actors and state
 
@@ -216,7 +230,7 @@ class Training:
             self._collector.close()
             ray.kill(self._learner)
 
-    def _restore(self) -> Path | None:
+    def _restore(self) -> None:
         found = self.checkpoints.latest()
         if found is None:
             self._ask(self._learner.load_weights, self.weights)
@@ -225,7 +239,6 @@ class Training:
             self._ask(self._learner.load, path, "learner")
             self.weights = self._ask(self._learner.weights)
         self._collector.sync(self.weights, self.state.policy_version)
-        return found[1] if found else None
 
     def _save(self) -> None:
         size = 3 * sum(array.nbytes for array in self.weights.values())
@@ -246,7 +259,9 @@ def _claim(run_dir: Path, config: Config, resume: bool) -> None:
         if not file.exists():
             raise UserError(f"nothing to resume in {run_dir}: start without --resume")
         if file.read_text() != resolved:
-            raise UserError(f"{file} differs from this configuration: resume with the same one, or start without --resume")
+            raise UserError(
+                f"{file} differs from this configuration: resume with the same one, or start without --resume"
+            )
         return
     if run_dir.exists():
         number = 1

@@ -14,7 +14,8 @@ is there to prevent. With 0, one launched and finished sub-agent earns it; not s
 
 The reference of ``critical`` is the oracle's serial cost: 1 means as slow as one agent that makes no mistake. Tasks
 without an oracle use the episode's critical-step budget instead; without either the term is 0. It is cut at 2 so that
-one runaway episode cannot dominate the baseline of its group.
+one runaway episode cannot dominate the baseline of its group. An episode without an answer pays the full 2: otherwise
+giving up at once would be cheaper than trying.
 """
 
 from __future__ import annotations
@@ -78,10 +79,13 @@ def finish_rate(episode: Episode) -> float | None:
 
 
 def critical_share(episode: Episode) -> float:
-    """min(critical steps / reference, 2) with the reference of the module's text; 0 without one."""
+    """min(critical steps / reference, 2), 2 without an answer; the reference is the module's text's, 0 without one."""
     oracle = episode.task.oracle
     reference = oracle.serial_steps if oracle else episode.critical_budget
-    return min(critical_steps(episode) / reference, CRITICAL_MAX) if reference > 0 else 0.0
+    if reference <= 0:
+        return 0.0
+    answered = episode.status is EpisodeStatus.ANSWERED
+    return min(critical_steps(episode) / reference, CRITICAL_MAX) if answered else CRITICAL_MAX
 
 
 def total(parts: RewardParts, weights: Weights) -> float:

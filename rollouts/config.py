@@ -15,8 +15,12 @@ class BudgetConfig(BaseModel):
     orchestrator_steps: int = Field(48, gt=0)
     subagent_steps: int = Field(8, gt=0, description="per sub-agent")
     subagents: int = Field(32, gt=0, description="per episode")
-    direct_calls: int = Field(1, gt=0, description="tool calls of one turn besides the spawning ones: a step is one call")
-    critical_factor: float = Field(1.5, gt=0, description="critical steps allowed = factor x the oracle's serial steps + 4")
+    direct_calls: int = Field(
+        1, gt=0, description="tool calls of one turn besides the spawning ones: a step is one call"
+    )
+    critical_factor: float = Field(
+        1.5, gt=0, description="critical steps allowed = factor x the oracle's serial steps + 4"
+    )
     turn_tokens: int = Field(512, gt=0, description="sampled tokens of one turn")
     total_tokens: int = Field(20_000, gt=0, description="sampled tokens of all agents")
     episode_s: float = Field(300.0, gt=0, description="wall-clock deadline")

@@ -199,7 +199,9 @@ class _Agent:
         start, end = self.transcript.sampled(completion)
         parsed = self._parse(completion)
         calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in parsed.calls]
-        turn = Turn(start=start, end=end, content=parsed.content, calls=calls, malformed=parsed.malformed, t_start=began)
+        turn = Turn(
+            start=start, end=end, content=parsed.content, calls=calls, malformed=parsed.malformed, t_start=began
+        )
         turn.t_model = self.swarm.elapsed()
         self.trace.turns.append(turn)
         if parsed.malformed:

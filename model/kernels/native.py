@@ -39,7 +39,9 @@ def load_library() -> ctypes.CDLL | None:
     if compiler is None:
         warnings.warn("no C++ compiler found (g++ or clang++): the slower PyTorch decoder is used", stacklevel=2)
         return None
-    key = hashlib.sha256("\0".join((_SOURCE.read_text(), compiler, *_FLAGS, _cpu_signature())).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join((_SOURCE.read_text(), compiler, *_FLAGS, _cpu_signature())).encode()).hexdigest()[
+        :16
+    ]
     target = cache_dir() / f"decoder-{key}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,9 @@ def load_library() -> ctypes.CDLL | None:
                 [compiler, *_FLAGS, "-o", str(built), str(_SOURCE)], capture_output=True, text=True, timeout=300
             )
             if run.returncode:
-                warnings.warn(f"{compiler} failed, the slower PyTorch decoder is used:\n{run.stderr[-2000:]}", stacklevel=2)
+                warnings.warn(
+                    f"{compiler} failed, the slower PyTorch decoder is used:\n{run.stderr[-2000:]}", stacklevel=2
+                )
                 return None
             os.replace(built, target)
     library = ctypes.CDLL(str(target))

@@ -221,7 +221,11 @@ class EmbeddedEngine:
             return
         stream, routes, start = request.stream, None, request.stream.reported
         if self._record:
-            routes = self._decoder.routes[stream.pages].reshape(-1, *self._decoder.routes.shape[2:])[start : stream.fed].copy()
+            routes = (
+                self._decoder.routes[stream.pages]
+                .reshape(-1, *self._decoder.routes.shape[2:])[start : stream.fed]
+                .copy()
+            )
             stream.reported = stream.fed
         request.future.set_result(
             Completion(

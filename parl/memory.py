@@ -1,0 +1,40 @@
+"""How much memory a run takes: the whole process tree, sampled."""
+
+from __future__ import annotations
+
+import threading
+
+import psutil
+
+
+class PeakMemory:
+    """Largest sum so far of the memory of this process and its descendants, in GiB.
+
+    Proportional set sizes, so that pages which several processes share (libraries, the object store) count once.
+    """
+
+    def __init__(self, interval_s: float = 5.0) -> None:
+        self.peak_gib = 0.0
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._stop.wait(self._interval_s):
+            self.peak_gib = max(self.peak_gib, sum(map(_bytes, [me, *me.children(recursive=True)])) / 2**30)
+
+
+def _bytes(process: psutil.Process) -> int:
+    try:
+        info = process.memory_full_info()
+        return getattr(info, "pss", info.rss)
+    except psutil.Error:  # it ended, or it is not ours to look at
+        return 0
