@@ -20,82 +20,86 @@ class EnvsConfig(_Section):
     """Where tasks and tools come from."""
 
     world: WorldConfig = WorldConfig()
-    tasks: str | None = Field(None, description="own tasks: .jsonl, .parquet or a datasets hub id; None = generated")
+    tasks: str | None = Field(
+        default=None, description="own tasks: .jsonl, .parquet or a datasets hub id; None = generated"
+    )
 
 
 class TokenizerConfig(_Section):
     """The BPE vocabulary trained on the world's text."""
 
-    vocab_size: int = Field(1152, gt=300, description="byte alphabet + merges + special tokens")
+    vocab_size: int = Field(default=1152, gt=300, description="byte alphabet + merges + special tokens")
 
 
 class SftConfig(_Section):
     """The cold start: imitation of scripted demonstrations."""
 
-    seed: int = Field(1, ge=0)
-    tokens: int = Field(6_000_000, gt=0, description="training tokens")
-    batch_tokens: int = Field(8192, gt=0, description="tokens of one optimiser step")
-    lr: float = Field(3e-3, gt=0, description="AdamW: embeddings, norms, router")
-    muon_lr: float = Field(6e-3, gt=0, description="Muon: matrices")
-    parallel: float = Field(0.3, ge=0, le=1, description="share of demonstrations that spawn where it pays")
-    wrong: float = Field(0.15, ge=0, le=1, description="share of demonstrations that spawn where it does not")
-    observation_weight: float = Field(0.1, ge=0, description="loss weight of tokens that the agent did not write")
+    seed: int = Field(default=1, ge=0)
+    tokens: int = Field(default=6_000_000, gt=0, description="training tokens")
+    batch_tokens: int = Field(default=8192, gt=0, description="tokens of one optimiser step")
+    lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
+    muon_lr: float = Field(default=6e-3, gt=0, description="Muon: matrices")
+    parallel: float = Field(default=0.3, ge=0, le=1, description="share of demonstrations that spawn where it pays")
+    wrong: float = Field(default=0.15, ge=0, le=1, description="share of demonstrations that spawn where it does not")
+    observation_weight: float = Field(
+        default=0.1, ge=0, description="loss weight of tokens that the agent did not write"
+    )
 
 
 class RewardsConfig(_Section):
     """r = perf + λ1 parallel + λ2 finish - μ critical."""
 
-    lambda_parallel: float = Field(0.3, ge=0, description="λ1 at the start")
-    lambda_finish: float = Field(0.1, ge=0, description="λ2 at the start")
-    anneal: float = Field(0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
-    parallel_cap: int = Field(16, gt=0, description="sub-agents at which r_parallel reaches 1")
-    critical_penalty: float = Field(0.25, ge=0, description="μ, constant; 0 switches the term off")
+    lambda_parallel: float = Field(default=0.3, ge=0, description="λ1 at the start")
+    lambda_finish: float = Field(default=0.1, ge=0, description="λ2 at the start")
+    anneal: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
+    parallel_cap: int = Field(default=16, gt=0, description="sub-agents at which r_parallel reaches 1")
+    critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
 
 
 class ObjectiveConfig(_Section):
     """K2.5's policy objective (report Eq. 1)."""
 
-    log_ratio_min: float = Field(-0.5, lt=0, description="α: tokens with a smaller log-ratio get no gradient")
-    log_ratio_max: float = Field(0.5, gt=0, description="β: tokens with a larger log-ratio get no gradient")
-    tau: float = Field(0.01, ge=0, description="weight of the squared log-ratio")
+    log_ratio_min: float = Field(default=-0.5, lt=0, description="α: tokens with a smaller log-ratio get no gradient")
+    log_ratio_max: float = Field(default=0.5, gt=0, description="β: tokens with a larger log-ratio get no gradient")
+    tau: float = Field(default=0.01, ge=0, description="weight of the squared log-ratio")
 
 
 class OptimizerConfig(_Section):
     """The learner's optimiser in RL: Muon on the matrices, AdamW on the rest."""
 
-    lr: float = Field(3e-4, gt=0, description="AdamW")
-    muon_lr: float = Field(1e-3, gt=0, description="Muon")
-    weight_decay: float = Field(0.0, ge=0)
-    grad_clip: float = Field(1.0, gt=0)
+    lr: float = Field(default=3e-4, gt=0, description="AdamW")
+    muon_lr: float = Field(default=1e-3, gt=0, description="Muon")
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
 
 
 class TrainerConfig(_Section):
     """The loop."""
 
-    steps: int = Field(40, gt=0)
-    epochs: int = Field(1, gt=0, description="passes over each step's rows")
-    minibatches: int = Field(2, gt=0, description="optimiser steps of one pass")
-    micro_tokens: int = Field(8192, gt=0, description="padded tokens of one forward pass")
-    threads: int = Field(2, gt=0, description="CPU threads of the learner")
-    checkpoint_every: int = Field(1, gt=0, description="steps between checkpoints")
-    keep_checkpoints: int = Field(2, gt=0)
-    step_s: float = Field(900.0, gt=0, description="deadline of one step; a slower one ends the run loudly")
+    steps: int = Field(default=40, gt=0)
+    epochs: int = Field(default=1, gt=0, description="passes over each step's rows")
+    minibatches: int = Field(default=2, gt=0, description="optimiser steps of one pass")
+    micro_tokens: int = Field(default=8192, gt=0, description="padded tokens of one forward pass")
+    threads: int = Field(default=2, gt=0, description="CPU threads of the learner")
+    checkpoint_every: int = Field(default=1, gt=0, description="steps between checkpoints")
+    keep_checkpoints: int = Field(default=2, gt=0)
+    step_s: float = Field(default=900.0, gt=0, description="deadline of one step; a slower one ends the run loudly")
 
 
 class EvalConfig(_Section):
     """Held-out evaluation."""
 
-    tasks: int = Field(160, gt=0, description="held-out tasks, one episode each")
+    tasks: int = Field(default=160, gt=0, description="held-out tasks, one episode each")
     split: Literal["val", "test"] = "test"
-    temperature: float = Field(1.0, ge=0, description="0 = greedy")
-    seed: int = Field(7, ge=0)
+    temperature: float = Field(default=1.0, ge=0, description="0 = greedy")
+    seed: int = Field(default=7, ge=0)
 
 
 class TrackingConfig(_Section):
     """Where numbers go besides metrics.jsonl."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto = online with a key, else offline"
+        default="auto", description="auto = online with a key, else offline"
     )
     project: str = "parl"
 
@@ -103,11 +107,11 @@ class TrackingConfig(_Section):
 class Config(_Section):
     """One run."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="the run's folder is runs/NAME")
-    root: Path = Field(Path("runs"), description="folder of all runs")
-    seed: int = Field(1, ge=0)
-    baseline: bool = Field(False, description="also train and evaluate the single agent")
-    starter: Path | None = Field(None, description="shipped cold-start weights, used when their hash matches")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$", description="the run's folder is runs/NAME")
+    root: Path = Field(default=Path("runs"), description="folder of all runs")
+    seed: int = Field(default=1, ge=0)
+    baseline: bool = Field(default=False, description="also train and evaluate the single agent")
+    starter: Path | None = Field(default=None, description="shipped cold-start weights, used when their hash matches")
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     envs: EnvsConfig = EnvsConfig()

@@ -12,19 +12,19 @@ class BudgetConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    orchestrator_steps: int = Field(48, gt=0)
-    subagent_steps: int = Field(8, gt=0, description="per sub-agent")
-    subagents: int = Field(32, gt=0, description="per episode")
+    orchestrator_steps: int = Field(default=48, gt=0)
+    subagent_steps: int = Field(default=8, gt=0, description="per sub-agent")
+    subagents: int = Field(default=32, gt=0, description="per episode")
     direct_calls: int = Field(
-        1, gt=0, description="tool calls of one turn besides the spawning ones: a step is one call"
+        default=1, gt=0, description="tool calls of one turn besides the spawning ones: a step is one call"
     )
     critical_factor: float = Field(
-        1.5, gt=0, description="critical steps allowed = factor x the oracle's serial steps + 4"
+        default=1.5, gt=0, description="critical steps allowed = factor x the oracle's serial steps + 4"
     )
-    turn_tokens: int = Field(512, gt=0, description="sampled tokens of one turn")
-    total_tokens: int = Field(20_000, gt=0, description="sampled tokens of all agents")
-    episode_s: float = Field(300.0, gt=0, description="wall-clock deadline")
-    call_s: float = Field(20.0, gt=0, description="deadline of one tool or model call")
+    turn_tokens: int = Field(default=512, gt=0, description="sampled tokens of one turn")
+    total_tokens: int = Field(default=20_000, gt=0, description="sampled tokens of all agents")
+    episode_s: float = Field(default=300.0, gt=0, description="wall-clock deadline")
+    call_s: float = Field(default=20.0, gt=0, description="deadline of one tool or model call")
 
 
 class RolloutsConfig(BaseModel):
@@ -32,14 +32,14 @@ class RolloutsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    swarm: bool = Field(True, description="offer create_subagent and assign_task; False = single agent")
-    group_size: int = Field(8, gt=1, description="episodes of one task")
-    tasks_per_step: int = Field(12, gt=0)
-    temperature: float = Field(1.0, gt=0)
-    concurrency: int = Field(32, gt=0, description="episodes at once in one worker")
-    workers: int = Field(1, gt=0, description="Ray rollout workers")
-    policy_engines: int = Field(1, gt=0, description="replicas of the policy pool")
-    frozen_engines: int = Field(1, gt=0, description="replicas of the frozen sub-agent pool")
+    swarm: bool = Field(default=True, description="offer create_subagent and assign_task; False = single agent")
+    group_size: int = Field(default=8, gt=1, description="episodes of one task")
+    tasks_per_step: int = Field(default=12, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    concurrency: int = Field(default=32, gt=0, description="episodes at once in one worker")
+    workers: int = Field(default=1, gt=0, description="Ray rollout workers")
+    policy_engines: int = Field(default=1, gt=0, description="replicas of the policy pool")
+    frozen_engines: int = Field(default=1, gt=0, description="replicas of the frozen sub-agent pool")
     engine: Literal["embedded"] = "embedded"
-    max_restarts: int = Field(3, ge=0, description="how often dead rollout actors are started again in a run")
+    max_restarts: int = Field(default=3, ge=0, description="how often dead rollout actors are started again in a run")
     budget: BudgetConfig = BudgetConfig()

@@ -16,24 +16,28 @@ class WorldConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Path | None = Field(
-        None, description="CSV table (rows = entities, columns = attributes) instead of a generated world"
+        default=None, description="CSV table (rows = entities, columns = attributes) instead of a generated world"
     )
-    seed: int = Field(1, ge=0, description="seed of the generated knowledge base")
+    seed: int = Field(default=1, ge=0, description="seed of the generated knowledge base")
     entities: int = Field(
-        2400, gt=0, description="entities of the train split; validation and test have a quarter each"
+        default=2400, gt=0, description="entities of the train split; validation and test have a quarter each"
     )
-    distractors: float = Field(0.5, ge=0, le=1, description="share of entities with an outdated or look-alike page")
-    aliases: float = Field(0.0, ge=0, le=1, description="share of entities that a task may call by another name")
-    search_results: int = Field(3, gt=0, description="hits that one search returns")
+    distractors: float = Field(
+        default=0.5, ge=0, le=1, description="share of entities with an outdated or look-alike page"
+    )
+    aliases: float = Field(
+        default=0.0, ge=0, le=1, description="share of entities that a task may call by another name"
+    )
+    search_results: int = Field(default=3, gt=0, description="hits that one search returns")
     mix: dict[str, float] = Field(
         default_factory=lambda: {"wide": 0.4, "chain": 0.2, "list": 0.15, "swap": 0.1, "single_fact": 0.15},
         description="weights of the task families",
     )
-    widths: tuple[int, int] = Field((2, 16), description="smallest and largest number of rows of a wide table")
-    hops: tuple[int, int] = Field((2, 4), description="shortest and longest chain")
-    attributes: tuple[int, int] = Field((1, 1), description="fewest and most value columns of a wide table")
+    widths: tuple[int, int] = Field(default=(2, 16), description="smallest and largest number of rows of a wide table")
+    hops: tuple[int, int] = Field(default=(2, 4), description="shortest and longest chain")
+    attributes: tuple[int, int] = Field(default=(1, 1), description="fewest and most value columns of a wide table")
     transport: Literal["asgi", "socket"] = Field(
-        "asgi", description="how httpx reaches the tools: in process or over a socket"
+        default="asgi", description="how httpx reaches the tools: in process or over a socket"
     )
 
     @model_validator(mode="after")
