@@ -46,7 +46,7 @@ def evaluate_policies(
     for number, (label, (folder, spawning)) in enumerate(policies.items()):
         progress.phase(f"evaluating {label}", number, len(policies))
         episodes = evaluate_policy(config, folder, cold=cold, spawning=spawning)
-        store.write(0, episodes, policy_version=0, kind=label.replace("_", "-"))
+        store.write(0, episodes, policy_version=0, kind=label)
         summary[label] = evaluation_table(episodes)
         if label == "trained":
             _write(run_dir / "timelines.json", [episode_to_timeline(e) for e in _telling(episodes)])

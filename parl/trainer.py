@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -107,13 +108,17 @@ class Training:
         progress.phase("starting engines and learner")
         with self._actors():
             self._restore()
+            if self.state.wandb_id is None:  # kept before anything is logged: a resumed run continues the same one
+                self.state.wandb_id = secrets.token_hex(4)
+                self._save()
             tracker = Tracker(self.folder, self.config, self.state.wandb_id, self.state.step)
-            self.state.wandb_id = tracker.run_id
             try:
                 self.store.discard_after(self.state.step + 1)
                 while self.state.step < self.config.trainer.steps:
                     metrics = self._step(progress)
-                    tracker.log(self.state.step, metrics)
+                    tracker.log(self.state.step, metrics)  # before the checkpoint: a kill in between logs it again
+                    if self._due():
+                        self._save()
                     progress.update(self.state.step, metrics)
                 _, model, tokenizer, _ = load_policy(self.cold)
                 meta = {"step": self.state.step, "policy_version": self.state.policy_version}
@@ -146,8 +151,6 @@ class Training:
         self.state.tasks_drawn += self.config.rollouts.tasks_per_step
         self.state.episodes += len(episodes)
         self.state.elapsed_s += time.monotonic() - began
-        if step % self.config.trainer.checkpoint_every == 0 or step == self.config.trainer.steps:
-            self._save()
         tokens = sum(sum(trace.mask) for episode in episodes for trace in episode.traces)
         return {
             **aggregate(episodes),
@@ -168,7 +171,7 @@ class Training:
         }
 
     def _collect(self, step: int, lambdas: RewardWeights, progress: Progress) -> list[Episode]:
-        """This step's scored episodes: from the store if a killed run had collected them, else fresh and then stored."""
+        """This step's scored episodes: from the store if a killed run had collected them, else fresh, then stored."""
         stored = self.store.read(step)
         if stored is not None and stored[1] == self.state.policy_version:
             return stored[0]
@@ -239,6 +242,10 @@ class Training:
             self._ask(self._learner.load, path, "learner")
             self.weights = self._ask(self._learner.weights)
         self._collector.sync(self.weights, self.state.policy_version)
+
+    def _due(self) -> bool:
+        step = self.state.step
+        return step % self.config.trainer.checkpoint_every == 0 or step == self.config.trainer.steps
 
     def _save(self) -> None:
         size = 3 * sum(array.nbytes for array in self.weights.values())
