@@ -118,7 +118,7 @@ class Task:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Task:
-        """Inverse of :meth:`to_row`; a row without ``key`` gets its content hash, other absent fields their defaults."""
+        """Inverse of :meth:`to_row`; a row without ``key`` gets its content hash, other absent fields a default."""
         gold = _loads(row["gold"])
         tuples = {name: tuple(gold.get(name) or ()) for name in ("columns", "unique_columns", "answers")}
         rows = tuple(tuple(r) for r in gold.get("rows") or ())

@@ -39,7 +39,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class LatentAttention(nn.Module):
-    """Queries and keys-values through low-rank latents; one rotary key shared by all heads. Parameter names are HF's."""
+    """Queries and keys-values through low-rank latents; all heads share one rotary key. Parameter names are HF's."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Shape of the policy: DeepSeek-V3's architecture as Kimi K2.5 configures it. Field names are the Hugging Face ones. No torch."""
+"""Shape of the policy: DeepSeek-V3's architecture as Kimi K2.5 configures it. Hugging Face's field names. No torch."""
 
 from __future__ import annotations
 

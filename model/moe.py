@@ -28,6 +28,9 @@ class SwiGLU(nn.Module):
 class Router(nn.Module):
     """noaux_tc routing: choose by sigmoid score + correction bias, weigh by the score alone."""
 
+    e_score_correction_bias: Tensor
+    load_E: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -56,7 +59,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def balance(self, rate: float) -> None:
-        """Auxiliary-loss-free balancing (DeepSeek-V3, section 2.1.2): nudge the bias against the load seen since last time."""
+        """Auxiliary-loss-free balancing (DeepSeek-V3, 2.1.2): nudge the bias against the load seen since last time."""
         self.e_score_correction_bias += rate * torch.sign(self.load_E.mean() - self.load_E)
         self.load_E.zero_()
 
@@ -70,7 +73,7 @@ class _Permute(torch.autograd.Function):
         return x[order]
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx, grad: Tensor):
         (inverse,) = ctx.saved_tensors
         return grad[inverse], None, None
 

@@ -33,6 +33,9 @@ class DecoderLayer(nn.Module):
 class Transformer(nn.Module):
     """Token ids in, hidden states or log-probs out. Rows are padded on the right; padding is never looked back at."""
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -46,7 +49,7 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal initialisation with the config's range; depth-scaled on the matrices that write the residual stream."""
+        """Normal initialisation with the config's range, scaled by depth where a matrix writes the residual stream."""
         std = self.config.initializer_range
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
@@ -64,7 +67,7 @@ class Transformer(nn.Module):
         cos, sin = self.rope_cos[:length], self.rope_sin[:length]
         x = self.embed_tokens(tokens_BT)
         first = self.config.first_k_dense_replace
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.blocks()):
             replay = None if routes_BTLK is None or index < first else routes_BTLK[:, :, index - first]
             x = layer(x, cos, sin, replay)
         return self.norm(x)
@@ -85,9 +88,13 @@ class Transformer(nn.Module):
         targets = tokens_BT[:, 1:][mask_BT[:, 1:]]
         return logprobs_MV.gather(1, targets[:, None]).squeeze(1), entropy_M
 
+    def blocks(self) -> list[DecoderLayer]:
+        """The layers, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
     def routers(self) -> list[Router]:
         """The routers of all mixture-of-experts layers, first to last."""
-        return [layer.mlp.gate for layer in self.layers if isinstance(layer.mlp, MixtureOfExperts)]  # type: ignore[union-attr]
+        return [layer.mlp.gate for layer in self.blocks() if isinstance(layer.mlp, MixtureOfExperts)]
 
 
 def muon_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -6,6 +6,7 @@ rollout workers are started again by their owner (``parl.collect``).
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,11 +33,18 @@ def local_ray() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {} if address else {"object_store_memory": _STORE_BYTES, "include_dashboard": False}
-    ray.init(address=address, logging_level="error", log_to_driver=True, **local)
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, **local)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def wait(reference: Any, deadline_s: float) -> Any:
+    """The value of a Ray reference; raises what its maker raised, GetTimeoutError at the deadline."""
+    import ray
+
+    return ray.get(reference, timeout=deadline_s)
 
 
 def actor(cls: type, *args: Any, _threads: int = 1, concurrency: int | None = None, **kwargs: Any) -> Any:

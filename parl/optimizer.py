@@ -48,7 +48,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure=None):  # type: ignore[override]
+    def step(self, closure=None):
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:

@@ -16,7 +16,7 @@ import ray
 from model.checkpoint import load_policy, save_policy
 from model.decoder import Weights
 from model.tokenizer import Tokenizer
-from parl.cluster import actor, local_ray
+from parl.cluster import actor, local_ray, wait
 from parl.config import Config, OptimizerConfig
 from parl.demos import Demonstrator, build_tokenizer
 from parl.errors import UserError
@@ -112,17 +112,17 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
         threads = config.trainer.threads
         learner = actor(Learner, config.model, optimizer, seed=sft.seed, threads=threads, _threads=threads)
         worker = actor(DemoWorker, config, str(path.resolve()))
-        ray.get(learner.ready.remote(), timeout=_DEADLINE_S)
+        wait(learner.ready.remote(), _DEADLINE_S)
         done, metrics = 0, {}
         for batch in _batches(config, worker):
             scale = learning_rate(done / sft.tokens)
             step = learner.text_step.remote(batch, micro_tokens=config.trainer.micro_tokens, lr_scale=scale)
-            metrics = ray.get(step, timeout=_DEADLINE_S)
+            metrics = wait(step, _DEADLINE_S)
             done += sum(len(row.tokens) for row in batch)
             report(min(done, sft.tokens), sft.tokens, metrics)
             if done >= sft.tokens:
                 break
-        weights = ray.get(learner.weights.remote(), timeout=_DEADLINE_S)
+        weights = wait(learner.weights.remote(), _DEADLINE_S)
         for handle in (learner, worker):
             ray.kill(handle)
     if not np.isfinite(metrics["loss"]):
@@ -141,7 +141,7 @@ def _batches(config: Config, worker) -> Iterator[list[TextRow]]:
             width = width_limit(drawn / config.sft.tokens, config.envs.world.widths[1])
             pending.append(worker.rows.remote(start, width))
             start += _CHUNK
-        pool += ray.get(pending.pop(0), timeout=_DEADLINE_S)
+        pool += wait(pending.pop(0), _DEADLINE_S)
         total = sum(len(row.tokens) for row in pool)
         if total < 6 * size:
             continue

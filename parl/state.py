@@ -1,7 +1,7 @@
 """The one state of a training run, and its checkpoints on disk.
 
-Everything random is a function of (seed, step), so the step is the cursor of data, schedules and noise alike. A checkpoint
-is a folder that is renamed into place when complete: a run killed at any byte finds the last good one.
+Everything random is a function of (seed, step), so the step is the cursor of data, schedules and noise alike. A
+checkpoint is a folder that is renamed into place when complete: a run killed at any byte finds the last good one.
 """
 
 from __future__ import annotations

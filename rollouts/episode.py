@@ -45,7 +45,7 @@ class Turn:
     """One model call and the tool results that answer it: one step.
 
     ``start:end`` are the sampled tokens' positions in the trace. ``spawned`` are the ids of the traces that this turn
-    launched (they ran in parallel); a turn with its spawned traces is a stage. Times are seconds since the episode began.
+    launched (they ran in parallel); a turn with its spawned traces is a stage. Times: seconds since the episode began.
     """
 
     start: int

@@ -1,4 +1,4 @@
-"""What agents are told, and the two spawning tools of Kimi K2.5's orchestrator (report, appendix E.8). Short: words cost tokens."""
+"""What agents are told, and the spawning tools of K2.5's orchestrator (report, E.8). Short: words cost tokens."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Engine(Protocol):
     """One pool of replicas that serves one model."""
 
     async def generate(self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float) -> Completion:
-        """Continue ``prompt``. Calls of one ``session`` extend the same stream. Raises ``TimeoutError`` at the deadline."""
+        """Continue ``prompt``. Calls of one ``session`` extend one stream. Raises ``TimeoutError`` at the deadline."""
         ...
 
     async def release(self, session: str) -> None:

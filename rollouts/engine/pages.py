@@ -1,7 +1,7 @@
 """Pages of the latent cache: allocation, reference counts, and sharing of equal prefixes.
 
 A full page is known by its content: (identity of the page before it, its 16 tokens). A new stream that begins with the
-same tokens takes the same pages. Content identities are dropped when the weights change, so a stale page is never shared.
+same tokens takes the same pages. Content identities are dropped when the weights change: a stale page is never shared.
 """
 
 from __future__ import annotations
