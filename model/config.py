@@ -30,9 +30,9 @@ class ModelConfig(BaseModel):
     routed_scaling_factor: float = Field(default=1.0, gt=0)
     norm_topk_prob: bool = True
     rms_norm_eps: float = Field(default=1e-5, gt=0)
-    rope_theta: float = Field(default=10000.0, gt=0)
+    rope_theta: float = Field(default=500.0, gt=0)
     max_position_embeddings: int = Field(default=2048, gt=0, description="longest trace in tokens")
-    initializer_range: float = Field(default=0.02, gt=0)
+    initializer_range: float = Field(default=0.06, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

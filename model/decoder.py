@@ -15,9 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model.attention import rotate
+from model.attention import LatentAttention, rotate
 from model.config import ModelConfig
 from model.kernels.native import load_library
+from model.moe import SwiGLU
 from model.transformer import Transformer
 
 PAGE = 16
@@ -30,8 +31,22 @@ class NotFinite(FloatingPointError):
 
 def export_weights(model: Transformer) -> Weights:
     """All parameters and the routers' correction biases as float32 arrays (copies), keyed by their names."""
-    state = {name: tensor for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
     return {name: tensor.detach().to(torch.float32).cpu().numpy().copy() for name, tensor in state.items()}
+
+
+def check_weights(config: ModelConfig, weights: Weights) -> None:
+    """ValueError where ``weights`` are not a whole policy of ``config``'s shape, NotFinite where one is broken."""
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
+    odd = sorted(shapes.keys() ^ weights.keys())
+    if odd:
+        raise ValueError(f"not the weights of this model: {', '.join(odd[:3])} are missing or unknown")
+    for name, array in weights.items():
+        if array.shape != shapes[name]:
+            raise ValueError(f"weight {name} has shape {array.shape}, this model's is {shapes[name]}")
+        if not np.isfinite(array).all():
+            raise NotFinite(f"weight {name} holds NaN or infinity")
 
 
 class Decoder(Protocol):
@@ -77,12 +92,13 @@ class NativeDecoder:
             self._model = None
 
     def load(self, weights: Weights) -> None:
-        """Take new weights; the cache's contents are stale from here on."""
+        """Take new weights; the cache's contents are stale from here on. Raises ValueError, NotFinite."""
+        check_weights(self.config, weights)
         for name, array in weights.items():
             layer, key = _native_name(name)
             data = np.ascontiguousarray(array, np.float32)
             if self._lib.parl_decoder_set(self._model, layer, key.encode(), _pointer(data)):
-                raise KeyError(f"the decoder knows no weight {name!r}")
+                raise ValueError(f"decoder.cpp knows no weight {name!r}")
 
     def forward(
         self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, tables: np.ndarray, rows: np.ndarray
@@ -122,7 +138,7 @@ def _native_name(name: str) -> tuple[int, str]:
 
 
 class ReferenceDecoder:
-    """The same contract in plain PyTorch: recomputes each sequence's attention from a cache of latents, token by token."""
+    """The same contract in plain PyTorch, a token at a time, each sequence's attention from a cache of latents."""
 
     def __init__(self, config: ModelConfig, pages: int) -> None:
         self.config = config
@@ -132,27 +148,32 @@ class ReferenceDecoder:
         self.routes = np.full((pages, PAGE, config.num_moe_layers, config.num_experts_per_tok), -1, np.int16)
 
     def load(self, weights: Weights) -> None:
+        """See :meth:`NativeDecoder.load`."""
+        check_weights(self.config, weights)
         self.model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
 
     @torch.no_grad()
     def forward(
         self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, tables: np.ndarray, rows: np.ndarray
     ) -> np.ndarray:
+        """See :meth:`NativeDecoder.forward`."""
         hidden = {}
         for index in range(len(tokens)):
             slots = (tables[sequences[index]][:, None].astype(np.int64) * PAGE + np.arange(PAGE)).ravel()
             hidden[index] = self._one(int(tokens[index]), int(positions[index]), torch.from_numpy(slots))
-        logits = torch.stack([self.model.lm_head(self.model.norm(hidden[int(row)])) for row in rows])
-        if not bool(torch.isfinite(logits).all()):
+        logits = np.empty((len(rows), self.config.vocab_size), np.float32)
+        for index, row in enumerate(rows):
+            logits[index] = self.model.lm_head(self.model.norm(hidden[int(row)])).numpy()
+        if not np.isfinite(logits).all():
             raise NotFinite("the policy produced a NaN or infinite logit")
-        return logits.numpy()
+        return logits
 
     def _one(self, token: int, position: int, slots: torch.Tensor) -> torch.Tensor:
         x = self.model.embed_tokens.weight[token]
-        for index, layer in enumerate(self.model.layers):
+        for index, layer in enumerate(self.model.blocks()):
             x = x + self._attend(layer.self_attn, index, layer.input_layernorm(x), position, slots)
             h = layer.post_attention_layernorm(x)
-            if index < self.config.first_k_dense_replace:
+            if isinstance(layer.mlp, SwiGLU):
                 x = x + layer.mlp(h)
                 continue
             ids, weights = layer.mlp.gate(h[None])
@@ -162,7 +183,9 @@ class ReferenceDecoder:
             x = x + (routed if layer.mlp.shared_experts is None else routed + layer.mlp.shared_experts(h))
         return x
 
-    def _attend(self, attn, index: int, h: torch.Tensor, position: int, slots: torch.Tensor) -> torch.Tensor:
+    def _attend(
+        self, attn: LatentAttention, index: int, h: torch.Tensor, position: int, slots: torch.Tensor
+    ) -> torch.Tensor:
         c, cos, sin = self.config, self.model.rope_cos[position], self.model.rope_sin[position]
         latent, k_rope = attn.kv_a_proj_with_mqa(h).split((c.kv_lora_rank, c.qk_rope_head_dim))
         self._cache[index, slots[position]] = torch.cat((attn.kv_a_layernorm(latent), rotate(k_rope, cos, sin)))
@@ -179,6 +202,7 @@ class ReferenceDecoder:
     def sample(
         self, logits: np.ndarray, temperature: np.ndarray, keys: np.ndarray, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`NativeDecoder.sample`."""
         tokens, logprobs = [], []
         for row, heat, key, position in zip(logits, temperature, keys, positions, strict=True):
             scaled = row.astype(np.float64) / (heat or 1.0)

@@ -1,7 +1,7 @@
 """Collecting episodes: the rollout side of a run - engines, workers, their restarts - behind two calls.
 
-``sync`` hands weights to the policy engines under the next version, ``collect`` returns every episode that was asked for,
-in the order asked. Dead engines and workers are replaced and their unfinished groups run again; since an episode is a
+``sync`` hands weights to the policy engines under the next version, ``collect`` returns every episode asked for, in the
+order asked. Dead engines and workers are replaced and their unfinished groups run again; since an episode is a
 function of (weights, task, index, seed), running it again gives the same one. Counters always add up:
 submitted == finished + failed.
 """
@@ -22,7 +22,7 @@ from parl.cluster import actor
 from parl.config import Config
 from rewards.budget import critical_budget
 from rollouts.engine.actor import EngineActor
-from rollouts.episode import Episode, EpisodeStatus
+from rollouts.episode import Episode
 from rollouts.worker import EngineLost, RolloutWorker
 
 _SETUP_S = 120.0
@@ -52,7 +52,7 @@ class Collector:
     def collect(
         self, tasks: Sequence[Task], *, group_size: int, seed: int, temperature: float, progress: Progress | None = None
     ) -> list[Episode]:
-        """``group_size`` episodes of every task, tasks in order. Raises RuntimeError past the deadline of a step."""
+        """``group_size`` episodes of each task, in order. RuntimeError past trainer.step_s, or if all failed."""
         done: dict[int, list[Episode]] = {}
         deadline = time.monotonic() + self._config.trainer.step_s
 
@@ -72,7 +72,10 @@ class Collector:
                         progress(len(done), len(tasks))
 
         self._retrying(attempt)
-        return [episode for i in range(len(tasks)) for episode in done[i]]
+        episodes = [episode for i in range(len(tasks)) for episode in done[i]]
+        if episodes and all(episode.status is EpisodeStatus.FAILED for episode in episodes):
+            raise RuntimeError(f"all {len(episodes)} episodes failed, the first of: {episodes[0].error}")
+        return episodes
 
     def statistics(self) -> dict[str, float]:
         """Engine counters, summed over the replicas of each pool."""
@@ -97,8 +100,9 @@ class Collector:
             for pool, count in counts.items()
         }
         arguments = (self._environment, self._tokenizer, rollouts)
+        pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
         self._workers = [
-            actor(RolloutWorker, *arguments, **self._engines, name=f"worker-{i}-{self.restarts}", concurrency=1000)
+            actor(RolloutWorker, *arguments, **pools, name=f"worker-{i}-{self.restarts}")
             for i in range(rollouts.workers)
         ]
         ray.get([worker.ready.remote() for worker in self._workers], timeout=_SETUP_S)
@@ -133,11 +137,3 @@ class Collector:
                 self.restarts += 1
                 self.close()
                 self._start()
-
-
-def count_statuses(episodes: Sequence[Episode]) -> dict[str, int]:
-    """Episodes by status; the values add up to ``len(episodes)``."""
-    counts = {f"episodes/{status}": 0 for status in EpisodeStatus}
-    for episode in episodes:
-        counts[f"episodes/{episode.status}"] += 1
-    return counts

@@ -35,8 +35,8 @@ class SftConfig(_Section):
     """The cold start: imitation of scripted demonstrations."""
 
     seed: int = Field(default=1, ge=0)
-    tokens: int = Field(default=6_000_000, gt=0, description="training tokens")
-    batch_tokens: int = Field(default=8192, gt=0, description="tokens of one optimiser step")
+    tokens: int = Field(default=4_500_000, gt=0, description="training tokens")
+    batch_tokens: int = Field(default=2048, gt=0, description="tokens of one optimiser step")
     lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
     muon_lr: float = Field(default=6e-3, gt=0, description="Muon: matrices")
     parallel: float = Field(default=0.3, ge=0, le=1, description="share of demonstrations that spawn where it pays")
@@ -69,6 +69,7 @@ class OptimizerConfig(_Section):
 
     lr: float = Field(default=3e-4, gt=0, description="AdamW")
     muon_lr: float = Field(default=1e-3, gt=0, description="Muon")
+    final_lr: float = Field(default=0.1, ge=0, le=1, description="both learning rates fall linearly to this share")
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,10 +94,12 @@ class Learner:
         self.model = Transformer(model)
         matrices, rest = muon_parameters(self.model)
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
-        settings = {"muon_lr": optimizer.muon_lr, "lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+        self.optimizer = MuonAdamW(
+            matrices, rest, muon_lr=optimizer.muon_lr, lr=optimizer.lr, weight_decay=optimizer.weight_decay
+        )
+        self.engine, *_ = deepspeed.initialize(
             model=self.model,
-            optimizer=MuonAdamW(matrices, rest, **settings),
+            optimizer=self.optimizer,
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_clipping": optimizer.grad_clip,
@@ -110,11 +112,20 @@ class Learner:
     # ---------------------------------------------------------------- steps
 
     def policy_step(
-        self, rows: list[Row], objective: ObjectiveConfig, *, denominator: float, temperature: float, micro_tokens: int
+        self,
+        rows: list[Row],
+        objective: ObjectiveConfig,
+        *,
+        denominator: float,
+        temperature: float,
+        micro_tokens: int,
+        lr_scale: float = 1.0,
     ) -> dict[str, float]:
         """One optimiser step of the K2.5 objective over ``rows``. Raises NotFiniteLoss, ValueError (missing routes)."""
         if self.model.config.num_moe_layers and any(row.routes is None for row in rows):
             raise ValueError("a row of a mixture-of-experts policy has no routes: replay would silently be off")
+        self._set_lr(lr_scale)
+        rows = [_without_tail(row) for row in rows]
         totals: dict[str, float] = {}
 
         def loss_of(batch: _Batch) -> Tensor:
@@ -144,8 +155,7 @@ class Learner:
         self, rows: list[TextRow], *, micro_tokens: int, lr_scale: float, balance: float = 1e-3
     ) -> dict[str, float]:
         """One optimiser step of weighted cross-entropy; ``lr_scale`` multiplies both learning rates."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr[group["muon"]] * lr_scale
+        self._set_lr(lr_scale)
         denominator = float(sum(row.weights.sum() for row in rows))
         seen = {"right": 0.0, "count": 0.0}
 
@@ -182,6 +192,10 @@ class Learner:
         self.engine.step()
         return {"loss": total, "grad_norm": norm}
 
+    def _set_lr(self, scale: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr[group["muon"]] * scale
+
     # ---------------------------------------------------------------- state
 
     def weights(self) -> Weights:
@@ -205,6 +219,13 @@ class Learner:
     def ready(self) -> int:
         """The process id, once the learner stands."""
         return os.getpid()
+
+
+def _without_tail(row: Row) -> Row:
+    """``row`` up to its last trained token: what was read after it, be it longer than the context, teaches nothing."""
+    end = int(np.flatnonzero(row.mask).max(initial=0)) + 1
+    cut = {name: getattr(row, name)[:end] for name in ("tokens", "mask", "logprobs", "advantages")}
+    return replace(row, **cut, routes=None if row.routes is None else row.routes[:end])
 
 
 def _not_first(mask: np.ndarray) -> np.ndarray:

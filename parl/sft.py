@@ -29,6 +29,7 @@ Report = Callable[[int, int, dict[str, float]], None]  # tokens done, tokens in 
 _CHUNK = 48  # demonstrations that one call makes
 _AHEAD = 3  # calls under way
 _SUBAGENTS = 3  # sub-agent traces kept of one demonstration: they are all alike
+_POOL = 49_152  # tokens that are sorted by length together
 _DEADLINE_S = 300.0
 VERSION = 1  # part of the hash: raised when the demonstrations or the recipe change in code
 
@@ -64,8 +65,8 @@ def learning_rate(done: float) -> float:
 
 
 def width_limit(done: float, widest: int) -> int:
-    """Curriculum: rows of the widest table so far, from 3 to all over the first half."""
-    return int(min(widest, 3 + (widest - 3) * done / 0.5))
+    """Curriculum: rows of the widest table so far: 3 for the first tenth (copying is learned there), all from 0.6 on."""
+    return int(min(widest, 3 + max(widest - 3, 0) * max(done - 0.1, 0.0) / 0.5))
 
 
 def text_rows(demonstration, observation_weight: float, rng: Random) -> list[TextRow]:
@@ -143,7 +144,7 @@ def _batches(config: Config, worker) -> Iterator[list[TextRow]]:
             start += _CHUNK
         pool += wait(pending.pop(0), _DEADLINE_S)
         total = sum(len(row.tokens) for row in pool)
-        if total < 6 * size:
+        if total < max(6 * size, _POOL):
             continue
         drawn += total
         batches: list[list[TextRow]] = [[]]

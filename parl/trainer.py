@@ -20,7 +20,7 @@ from model.checkpoint import load_policy, save_policy
 from model.decoder import Weights
 from parl.advantage import Row, denominator, step_rows
 from parl.cluster import actor, local_ray
-from parl.collect import Collector, count_statuses
+from parl.collect import Collector
 from parl.config import Config
 from parl.errors import UserError
 from parl.evaluate import evaluate_policies
@@ -154,7 +154,6 @@ class Training:
         tokens = sum(sum(trace.mask) for episode in episodes for trace in episode.traces)
         return {
             **aggregate(episodes),
-            **count_statuses(episodes),
             "lambda/parallel": lambdas.parallel,
             "lambda/finish": lambdas.finish,
             "lambda/critical": lambdas.critical,
@@ -163,11 +162,21 @@ class Training:
             "policy/staleness": staleness,
             "rollouts/tokens": tokens,
             "rollouts/restarts": self._collector.restarts,
+            **self._engine_metrics(),
             "speed/tokens_per_s": tokens / (collected - began),
             "time/collect_s": collected - began,
             "time/learn_s": trained - collected,
             "time/sync_s": sync_s,
             "time/step_s": time.monotonic() - began,
+        }
+
+    def _engine_metrics(self) -> dict[str, float]:
+        """Share of prompt tokens that shared pages spared each pool since it started."""
+        counters = self._collector.statistics()
+        return {
+            f"speed/{pool}_prefix_hit_rate": counters[f"{pool}/prefix_hits"]
+            / max(counters[f"{pool}/prefix_asked"], 1.0)
+            for pool in ("policy", "frozen")
         }
 
     def _collect(self, step: int, lambdas: RewardWeights, progress: Progress) -> list[Episode]:
@@ -191,6 +200,8 @@ class Training:
     def _learn(self, rows: list[Row]) -> dict[str, float]:
         """``epochs`` passes in ``minibatches`` optimiser steps each, groups kept whole; metrics averaged."""
         trainer, keys = self.config.trainer, list(dict.fromkeys(row.key[0] for row in rows))
+        done = self.state.step / trainer.steps
+        lr_scale = 1.0 - done * (1.0 - self.config.optimizer.final_lr)
         totals: dict[str, float] = {}
         gap: float | None = None  # engine against learner, seen only before the first update
         for _ in range(trainer.epochs):
@@ -206,6 +217,7 @@ class Training:
                     denominator=denominator(batch),
                     temperature=self.config.rollouts.temperature,
                     micro_tokens=trainer.micro_tokens,
+                    lr_scale=lr_scale,
                 )
                 first = metrics.pop("logprob_gap")
                 gap = first if gap is None else gap

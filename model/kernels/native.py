@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -32,31 +33,38 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PARL_CACHE") or Path.home() / ".cache" / "parl")
 
 
+class _BuildError(RuntimeError):
+    """The kernels could not be compiled; the message says why."""
+
+
 @cache
 def load_library() -> ctypes.CDLL | None:
     """The kernels, or None (with one warning that says why) where they cannot be built."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        warnings.warn("no C++ compiler found (g++ or clang++): the slower PyTorch decoder is used", stacklevel=2)
+    try:
+        library = ctypes.CDLL(str(_built()))
+    except (_BuildError, OSError, subprocess.TimeoutExpired) as error:
+        warnings.warn(f"the slower PyTorch decoder is used, no native kernels: {error}", stacklevel=2)
         return None
-    key = hashlib.sha256("\0".join((_SOURCE.read_text(), compiler, *_FLAGS, _cpu_signature())).encode()).hexdigest()[
-        :16
-    ]
-    target = cache_dir() / f"decoder-{key}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # renamed whole: builders never see half a file
-            built = Path(folder) / target.name
-            run = subprocess.run(
-                [compiler, *_FLAGS, "-o", str(built), str(_SOURCE)], capture_output=True, text=True, timeout=300
-            )
-            if run.returncode:
-                warnings.warn(
-                    f"{compiler} failed, the slower PyTorch decoder is used:\n{run.stderr[-2000:]}", stacklevel=2
-                )
-                return None
-            os.replace(built, target)
-    library = ctypes.CDLL(str(target))
     library.parl_decoder_new.restype = ctypes.c_void_p
     library.parl_page_floats.restype = ctypes.c_long
     return library
+
+
+def _built() -> Path:
+    """The shared library, compiled now if no earlier build fits this source, compiler and processor."""
+    compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "")
+    if not compiler:
+        raise _BuildError("no C++ compiler found (g++ or clang++)")
+    parts = (_SOURCE.read_text(), *compiler, *_FLAGS, _cpu_signature())
+    target = cache_dir() / f"decoder-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # renamed whole: builders never see half a file
+        built = Path(folder) / target.name
+        command = [*compiler, *_FLAGS, "-o", str(built), str(_SOURCE)]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if run.returncode:
+            raise _BuildError(f"{' '.join(compiler)} failed:\n{run.stderr[-2000:]}")
+        os.replace(built, target)
+    return target

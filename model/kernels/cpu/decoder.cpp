@@ -50,7 +50,7 @@ inline v16 vmax(v16 a, v16 b) { return a > b ? a : b; }
 
 // exp by range reduction and a degree-5 polynomial (Cephes coefficients), relative error below 2e-7.
 inline v16 vexp(v16 x) {
-    x = vmin(vmax(x, splat(-87.0f)), splat(88.0f));
+    x = vmin(splat(88.0f), vmax(splat(-87.0f), x));  // in this order a NaN stays one
     v16 n = x * 1.44269504f;
     i16v k = __builtin_convertvector(n + (n < 0.0f ? splat(-0.5f) : splat(0.5f)), i16v);
     v16 kf = __builtin_convertvector(k, v16);
@@ -216,7 +216,7 @@ void attend_heads(const Decoder& m, const float* q, const float* pages, const in
         v16 e[G];
         for (int g = 0; g < G; g++) {
             v16 s = load16(score + (size_t(b) * G + g) * P);
-            e[g] = s > -1e30f ? vexp(s - high[g]) : splat(0.0f);
+            e[g] = s < -1e30f ? splat(0.0f) : vexp(s - high[g]);
             sum[g] += e[g];
         }
         for (int c = 0; c < m.C; c++) {
