@@ -38,6 +38,9 @@ class ModelConfig(BaseModel):
     def _check(self) -> ModelConfig:
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim={self.qk_rope_head_dim} must be even: it is rotated in pairs")
+        for name in ("hidden_size", "moe_intermediate_size"):
+            if getattr(self, name) % 8:
+                raise ValueError(f"{name}={getattr(self, name)} must be a multiple of 8 (grouped products)")
         if self.num_experts_per_tok > self.n_routed_experts:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} exceeds n_routed_experts={self.n_routed_experts}"
