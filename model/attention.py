@@ -22,6 +22,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """``x`` over the root of its mean square, times the gain."""
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
@@ -54,6 +55,7 @@ class LatentAttention(nn.Module):
         self.o_proj = nn.Linear(heads * c.v_head_dim, hidden, bias=False)
 
     def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+        """Causal attention over each row; the tables hold the positions of T, [T, R / 2]."""
         c = self.config
         rows, length, _ = x_BTD.shape
         heads = c.num_attention_heads

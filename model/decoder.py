@@ -54,13 +54,21 @@ class Decoder(Protocol):
 
     routes: np.ndarray
 
-    def load(self, weights: Weights) -> None: ...
+    def load(self, weights: Weights) -> None:
+        """Take new weights."""
+        ...
+
     def forward(
         self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, tables: np.ndarray, rows: np.ndarray
-    ) -> np.ndarray: ...
+    ) -> np.ndarray:
+        """Feed tokens; logits of batch rows ``rows``."""
+        ...
+
     def sample(
         self, logits: np.ndarray, temperature: np.ndarray, keys: np.ndarray, positions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]: ...
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(token ids, log-probs) a row of ``logits``."""
+        ...
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:

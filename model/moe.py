@@ -21,6 +21,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
@@ -88,6 +89,7 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(count, hidden, width))
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Σ_k weight_k · expert_k(x) for the K experts of each token, [T, D]."""
         tokens, top_k = ids_TK.shape
         flat = ids_TK.flatten()
         order = torch.argsort(flat, stable=True)
@@ -116,6 +118,7 @@ class MixtureOfExperts(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor, routes_BTK: Tensor | None = None) -> Tensor:
+        """[B, T, D] to [B, T, D]; ``routes_BTK`` replays choices as in :meth:`Router.forward`."""
         x_TD = x_BTD.flatten(0, 1)
         routes_TK = None if routes_BTK is None else routes_BTK.flatten(0, 1)
         ids_TK, weights_TK = self.gate(x_TD, routes_TK)

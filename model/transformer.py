@@ -25,6 +25,7 @@ class DecoderLayer(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, routes_BTK: Tensor | None) -> Tensor:
+        """The residual stream [B, T, D] after this layer."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
         h = self.post_attention_layernorm(x)
         return x + (self.mlp(h, routes_BTK) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h))

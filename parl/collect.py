@@ -22,7 +22,7 @@ from parl.cluster import actor
 from parl.config import Config
 from rewards.budget import critical_budget
 from rollouts.engine.actor import EngineActor
-from rollouts.episode import Episode
+from rollouts.episode import Episode, EpisodeStatus
 from rollouts.worker import EngineLost, RolloutWorker
 
 _SETUP_S = 120.0
