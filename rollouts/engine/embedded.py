@@ -48,6 +48,16 @@ class _Request:
     limit: int = 0
 
 
+@dataclass(slots=True)
+class _Step:
+    """One batch as the decoder takes it, copied on the event loop: nothing in it changes while the decoder works."""
+
+    parts: list[tuple[_Request, int]]  # who feeds how many tokens
+    ready: list[_Request]  # whose prompt this step completes: they sample
+    fed: tuple[np.ndarray, ...]  # tokens, positions, sequences, tables, rows of the ready ones
+    drawn: tuple[np.ndarray, ...]  # temperatures, keys, positions of the new tokens
+
+
 class EmbeddedEngine:
     """Serves one model to coroutines of one event loop. ``record_routes`` hands out the experts of every fed token."""
 
@@ -67,16 +77,18 @@ class EmbeddedEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._loop_task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._stepping = asyncio.Lock()  # held while the decoder works
 
     async def update(self, version: int, weights: Weights) -> None:
         """Take ``weights`` as policy ``version``. Refuses while requests run; forgets every cached position."""
-        if self._running:
-            raise RuntimeError(f"weight update to version {version} while {len(self._running)} requests run")
-        self._decoder.load(weights)
-        for session in list(self._streams):
-            await self.release(session)
-        self._pool.forget_all()
-        self.policy_version = version
+        async with self._stepping:  # the last step of cancelled requests may still be under way
+            if self._running:
+                raise RuntimeError(f"weight update to version {version} while {len(self._running)} requests run")
+            self._decoder.load(weights)
+            for session in list(self._streams):
+                await self.release(session)
+            self._pool.forget_all()
+            self.policy_version = version
 
     async def generate(self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float) -> Completion:
         """Continue ``prompt``, which must extend what ``session`` has seen. Raises TimeoutError, ValueError."""
@@ -103,12 +115,17 @@ class EmbeddedEngine:
             raise
 
     async def release(self, session: str) -> None:
-        """Forget ``session``; its full pages stay for streams that begin alike."""
+        """Forget ``session`` and end what it still generates; its full pages stay for streams that begin alike."""
         stream = self._streams.pop(session, None)
-        if stream is not None:
-            stream.closed = True
-            self._pool.release(stream.pages)
-            self._rows.append(stream.row)
+        if stream is None:
+            return
+        for request in self._running:
+            if request.stream is stream and not request.future.done():
+                request.future.set_exception(RuntimeError(f"session {session!r} was released while it generated"))
+        self._running = [request for request in self._running if request.stream is not stream]
+        stream.closed = True
+        self._pool.release(stream.pages)
+        self._rows.append(stream.row)
 
     def statistics(self) -> dict[str, float]:
         """Counters since the start: sampled and fed tokens, tokens taken from shared pages, live streams."""
@@ -135,25 +152,31 @@ class EmbeddedEngine:
         return stream
 
     async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             if not self._running:
                 self._wake.clear()
                 await self._wake.wait()
-            batch = self._plan()
-            try:
-                tokens, logprobs = await loop.run_in_executor(self._thread, self._compute, batch)
-            except Exception as error:  # every waiter must hear of it; the engine itself stays up
-                for request in self._running:
-                    if not request.future.done():
-                        request.future.set_exception(error)
-                self._running = []
-                continue
-            self._commit(batch, tokens, logprobs)
+            async with self._stepping:
+                await self._advance()
 
-    def _plan(self) -> list[tuple[_Request, int]]:
-        """Which requests feed how many tokens in this step, oldest first."""
-        batch, left = [], _BATCH
+    async def _advance(self) -> None:
+        """One step of the batch. What goes wrong in it is told to every waiter; the engine itself stays up."""
+        try:
+            step = self._plan()
+            loop = asyncio.get_running_loop()
+            tokens, logprobs = await loop.run_in_executor(self._thread, self._compute, step)
+        except Exception as error:
+            for request in self._running:
+                if not request.future.done():
+                    request.future.set_exception(error)
+            self._running = []
+            return
+        self._commit(step, tokens, logprobs)
+
+    def _plan(self) -> _Step:
+        """Which requests feed how many tokens in this step, oldest first. Raises CacheFull."""
+        parts: list[tuple[_Request, int]] = []
+        left = _BATCH
         for request in self._running:
             stream = request.stream
             count = min(len(stream.tokens) - stream.fed, _CHUNK, left)
@@ -162,37 +185,40 @@ class EmbeddedEngine:
             while len(stream.pages) * PAGE < stream.fed + count:
                 self._tables[stream.row, len(stream.pages)] = page = self._pool.allocate()
                 stream.pages.append(page)
-            batch.append((request, count))
+            parts.append((request, count))
             left -= count
-        return batch
+        return self._inputs(parts)
 
-    def _compute(self, batch: list[tuple[_Request, int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Feed the batch and sample for the streams whose prompt is now complete."""
+    def _inputs(self, parts: list[tuple[_Request, int]]) -> _Step:
         ids: list[int] = []
         positions: list[int] = []
+        sequences: list[int] = []
         rows: list[int] = []
-        out: list[int] = []
         ready: list[_Request] = []
-        for request, count in batch:
+        for index, (request, count) in enumerate(parts):
             stream = request.stream
             ids += stream.tokens[stream.fed : stream.fed + count]
             positions += range(stream.fed, stream.fed + count)
-            rows += [stream.row] * count
+            sequences += [index] * count
             if stream.fed + count == len(stream.tokens):
-                out.append(len(ids) - 1)
+                rows.append(len(ids) - 1)
                 ready.append(request)
-        as_int = lambda values: np.array(values, np.int32)  # noqa: E731
-        logits = self._decoder.forward(as_int(ids), as_int(positions), as_int(rows), self._tables, as_int(out))
-        if not ready:
-            return np.empty(0, np.int32), np.empty(0, np.float32)
+        tables = self._tables[[request.stream.row for request, _ in parts]]
         heat = np.array([r.sampling.temperature for r in ready], np.float32)
         keys = np.array([r.sampling.seed & (2**64 - 1) for r in ready], np.uint64)
-        return self._decoder.sample(logits, heat, keys, as_int([len(r.stream.tokens) for r in ready]))
+        places = _ints([len(r.stream.tokens) for r in ready])
+        fed = (_ints(ids), _ints(positions), _ints(sequences), tables, _ints(rows))
+        return _Step(parts, ready, fed, (heat, keys, places))
 
-    def _commit(self, batch: list[tuple[_Request, int]], tokens: np.ndarray, logprobs: np.ndarray) -> None:
+    def _compute(self, step: _Step) -> tuple[np.ndarray, np.ndarray]:
+        """Feed the batch and sample for the streams whose prompt is now complete (in the decoder's thread)."""
+        logits = self._decoder.forward(*step.fed)
+        return self._decoder.sample(logits, *step.drawn)
+
+    def _commit(self, step: _Step, tokens: np.ndarray, logprobs: np.ndarray) -> None:
         sampled = 0
         finished: set[int] = set()
-        for request, count in batch:
+        for request, count in step.parts:
             stream = request.stream
             if stream.closed:  # released while the step ran
                 sampled += stream.fed + count == len(stream.tokens)
@@ -237,3 +263,7 @@ class EmbeddedEngine:
                 routes_start=start,
             )
         )
+
+
+def _ints(values: list[int]) -> np.ndarray:
+    return np.array(values, np.int32)
