@@ -113,7 +113,7 @@ def tables() -> str:
             continue
         seen |= {prefix + name for name in fields}
         heading = f"### `{prefix.rstrip('.')}`" if prefix else "### Top level"
-        summary = (model.__doc__ or "").strip().splitlines()[0]
+        summary = (model.__doc__ or "").strip().splitlines()[0].split(". ")[0].rstrip(".") + "."
         rows = [_row(prefix + name, field) for name, field in fields.items()]
         head = ["| key | default | allowed | unit | meaning |", "|---|---|---|---|---|"]
         parts.append("\n".join([heading, "", summary, "", *head, *rows]))
