@@ -43,17 +43,17 @@ async def run_episode(
     """One attempt at ``task``. Never raises but for cancellation: a failure is an episode with status FAILED."""
     swarm = _Swarm(task, settings, index=index, seed=seed, critical_budget=critical_budget)
     began = time.monotonic()
+    clock = asyncio.timeout(settings.budget.episode_s)
     try:
-        async with asyncio.timeout(settings.budget.episode_s):
+        async with clock:
             session = await environment.open(task)
             try:
                 await swarm.run(session)
             finally:
                 await session.close()
-    except TimeoutError:
-        swarm.fail(f"the episode's deadline of {settings.budget.episode_s} s passed")
     except Exception as error:  # the boundary: one bad episode must not take the others down
-        swarm.fail(f"{type(error).__name__}: {error}")
+        late = clock.expired() and isinstance(error, TimeoutError)
+        swarm.fail(f"the episode's deadline of {settings.budget.episode_s} s passed" if late else _reason(error))
     swarm.episode.wall_s = time.monotonic() - began
     return swarm.episode
 
@@ -75,7 +75,7 @@ class _Swarm:
             status=EpisodeStatus.FAILED,
             critical_budget=critical_budget,
         )
-        self._agents: dict[str, str] = {}  # registered configurations: name -> system prompt
+        self.agents: dict[str, str] = {}  # registered configurations: name -> system prompt
         self._meter = CriticalMeter()
         self._began = time.monotonic()
 
@@ -120,7 +120,7 @@ class _Swarm:
         name, prompt = call.arguments.get("name"), call.arguments.get("system_prompt")
         if not isinstance(name, str) or not isinstance(prompt, str) or not name:
             return _error(ErrorKind.BAD_ARGS, "name and system_prompt must be strings")
-        self._agents[name] = prompt
+        self.agents[name] = prompt
         return ToolResult(text="created")
 
     def launch(self, call: ToolCall, parent: Trace, turn: Turn) -> Trace | ToolResult:
@@ -128,7 +128,7 @@ class _Swarm:
         agent, prompt = call.arguments.get("agent"), call.arguments.get("prompt")
         if not isinstance(agent, str) or not isinstance(prompt, str):
             return _error(ErrorKind.BAD_ARGS, "agent and prompt must be strings")
-        if agent not in self._agents:
+        if agent not in self.agents:
             return _error(ErrorKind.BAD_ARGS, "no such agent")
         if len(self.episode.subagents) >= self.settings.budget.subagents:
             return _error(ErrorKind.BUDGET, "too many sub-agents")
@@ -144,13 +144,13 @@ class _Swarm:
         turn.spawned.append(trace.agent_id)
         return trace
 
-    async def delegate(self, session: Session, trace: Trace) -> ToolResult:
-        """Run a launched sub-agent to its one message."""
+    async def delegate(self, session: Session, trace: Trace, system: str) -> ToolResult:
+        """Run a launched sub-agent under the prompt ``system`` to its one message."""
         budget = self.settings.budget
         allowance = self._meter.allowance(self.episode.critical_budget)
         steps = budget.subagent_steps if allowance is None else min(budget.subagent_steps, allowance)
         tools = session.tools(Role.SUBAGENT)
-        agent = _Agent(self, session, trace, self._agents[trace.name], tools, self.settings.subagent_temperature)
+        agent = _Agent(self, session, trace, system, tools, self.settings.subagent_temperature)
         started = self.elapsed()
         await agent.run(steps)
         latency = self.elapsed() - started
@@ -232,12 +232,14 @@ class _Agent:
         if completion.finish is Finish.LENGTH:
             return ParsedTurn(malformed="the turn did not end within its tokens")
         tokenizer = self.settings.tokenizer
+        if max(completion.tokens, default=0) >= tokenizer.vocab_size:
+            return ParsedTurn(malformed="a token of an unused embedding row")
         return parse_assistant_ids(
             tokenizer, completion.tokens, prefill=prefill(thinking=False), tool_names=self._names
         )
 
     async def _execute(self, turn: Turn) -> list[ToolResult]:
-        """Results in the order of the calls. Registrations come first in time, then all else runs at once."""
+        """Results in the order of the calls. Registrations take effect in that order; what runs does so at once."""
         pending: list[ToolResult | asyncio.Task[ToolResult]] = []
         direct = 0
         async with asyncio.TaskGroup() as group:
@@ -247,7 +249,8 @@ class _Agent:
                 elif call.name == ASSIGN_TASK.name:
                     launched = self.swarm.launch(call, self.trace, turn)
                     if isinstance(launched, Trace):
-                        pending.append(group.create_task(self.swarm.delegate(self.session, launched)))
+                        system = self.swarm.agents[launched.name]
+                        pending.append(group.create_task(self.swarm.delegate(self.session, launched, system)))
                     else:
                         pending.append(launched)
                 elif direct >= self.settings.budget.direct_calls:
@@ -259,6 +262,13 @@ class _Agent:
 
     async def _call(self, call: ToolCall) -> ToolResult:
         return await self.session.call(self.trace.agent_id, call, deadline_s=self.settings.budget.call_s)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong first, without the groups in which tasks that ran at once report it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 def _error(kind: ErrorKind, reason: str) -> ToolResult:
