@@ -212,9 +212,9 @@ class Learner:
 
     def load(self, folder: Path, tag: str) -> None:
         """Inverse of :meth:`save`; FileNotFoundError when there is nothing."""
-        path, _ = self.engine.load_checkpoint(str(folder), tag=tag)
-        if path is None:
+        if not (folder / tag).is_dir():
             raise FileNotFoundError(f"no checkpoint {tag} under {folder}")
+        self.engine.load_checkpoint(str(folder), tag=tag)
 
     def ready(self) -> int:
         """The process id, once the learner stands."""

@@ -1,0 +1,302 @@
+"""The learner: the engine's numbers, a gradient that no cut or order changes, refusals that leave the weights alone."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from tiny import random_weights, tiny_model
+from torch import Tensor
+
+from parl.advantage import Row, denominator, split_row
+from parl.config import ObjectiveConfig, OptimizerConfig
+from parl.learner import Learner, NotFiniteLoss, TextRow, micro_batches
+from parl.objective.k25 import k25_loss
+from parl.optimizer import MuonAdamW, orthogonalise
+from rollouts.engine.base import Sampling
+from rollouts.engine.embedded import EmbeddedEngine
+
+CONFIG = tiny_model()
+WEIGHTS = random_weights(CONFIG)
+OPTIMIZER = OptimizerConfig(lr=1e-3, muon_lr=3e-3, weight_decay=0.1)
+TEMPERATURE = 0.8
+
+
+@pytest.fixture(scope="module")
+def shared() -> Learner:
+    return Learner(CONFIG, OPTIMIZER, seed=0)
+
+
+@pytest.fixture
+def learner(shared: Learner) -> Learner:
+    """The module's learner at the same weights for every test (the optimiser's memory is emptied)."""
+    shared.load_weights(WEIGHTS)
+    shared.optimizer.state.clear()
+    return shared
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    """Streams of two turns, sampled by the engine, with its log-probs and routes."""
+
+    async def sample() -> list[Row]:
+        engine = EmbeddedEngine(CONFIG, pages=1024)
+        await engine.update(1, WEIGHTS)
+        return list(await asyncio.gather(*(_sampled_row(engine, i) for i in range(6))))
+
+    return asyncio.run(sample())
+
+
+async def _sampled_row(engine: EmbeddedEngine, number: int) -> Row:
+    rng = Random(number)
+    tokens: list[int] = []
+    mask: list[bool] = []
+    logprobs: list[float] = []
+    routes: list[np.ndarray] = []
+    for _ in range(2):
+        read = [rng.randrange(CONFIG.vocab_size) for _ in range(rng.randrange(5, 60))]
+        sampling = Sampling(seed=number, temperature=TEMPERATURE, max_new_tokens=rng.randrange(5, 30))
+        answer = await engine.generate(tokens + read, sampling, session=f"s{number}", deadline_s=30.0)
+        tokens += read + answer.tokens
+        mask += [False] * len(read) + [True] * len(answer.tokens)
+        logprobs += [0.0] * len(read) + answer.logprobs
+        assert answer.routes is not None
+        routes.append(answer.routes)
+    last = np.full((1, *routes[0].shape[1:]), -1, np.int16)
+    shown = np.array(mask)
+    return Row(
+        key=(f"task {number % 3}", number, "0"),
+        tokens=np.array(tokens, np.int32),
+        mask=shown,
+        logprobs=np.array(logprobs, np.float32),
+        advantages=np.where(shown, np.float32(rng.uniform(-1, 1)), np.float32(0)),
+        routes=np.concatenate([*routes, last]),
+    )
+
+
+def step(learner: Learner, rows: list[Row], micro_tokens: int = 4096, **changes) -> dict[str, float]:
+    settings = {"denominator": denominator(rows), "temperature": TEMPERATURE, "micro_tokens": micro_tokens, **changes}
+    return learner.policy_step(rows, ObjectiveConfig(tau=0.1), **settings)
+
+
+def gradient(learner: Learner, rows: list[Row], monkeypatch: pytest.MonkeyPatch, micro_tokens: int = 4096) -> Tensor:
+    """The gradient with which the optimiser would step, all parameters in one vector of float64."""
+    found: list[Tensor] = []
+
+    def keep() -> None:
+        found.append(torch.cat([p.grad.double().flatten() for p in learner.model.parameters()]))
+        learner.engine.zero_grad()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learner.engine, "step", keep)
+        step(learner, rows, micro_tokens)
+    return found[0]
+
+
+def distance(first: Tensor, second: Tensor) -> float:
+    return float((first - second).norm() / second.norm())
+
+
+# ---------------------------------------------------------------- engine and learner agree
+
+
+def test_the_engines_log_probs_are_the_learners(learner: Learner, rows: list[Row]):
+    metrics = step(learner, rows)
+    assert metrics["logprob_gap"] < 1e-4
+    assert metrics["ratio"] == pytest.approx(1.0, abs=1e-5) and metrics["masked"] == 0.0
+    assert 0 < metrics["entropy"] < math.log(CONFIG.vocab_size)
+
+
+def test_a_wrong_route_is_seen_in_the_gap(learner: Learner, rows: list[Row]):
+    wrong = [replace(row, routes=(row.routes + 1) % CONFIG.n_routed_experts) for row in rows]
+    assert step(learner, wrong)["logprob_gap"] > 1e-2
+
+
+# ---------------------------------------------------------------- the gradient
+
+
+def test_the_gradient_is_the_objectives_own(learner: Learner, rows: list[Row], monkeypatch):
+    """DeepSpeed in between neither scales nor clips what accumulates."""
+    got = gradient(learner, rows, monkeypatch)
+    losses = []
+    for row in rows:
+        assert row.routes is not None
+        mask = torch.from_numpy(row.mask)[None]
+        tokens, routes = torch.from_numpy(row.tokens.astype(np.int64))[None], torch.from_numpy(row.routes)[None]
+        logprobs, _ = learner.model(tokens, mask, routes, TEMPERATURE)
+        old, advantages = (torch.from_numpy(values[row.mask]) for values in (row.logprobs, row.advantages))
+        limits = {"log_ratio_min": -0.5, "log_ratio_max": 0.5, "tau": 0.1}
+        losses.append(k25_loss(logprobs, old, advantages, mask[mask], denominator=denominator(rows), **limits)[0])
+    wanted = torch.autograd.grad(torch.stack(losses).sum(), list(learner.model.parameters()))
+    assert distance(got, torch.cat([g.double().flatten() for g in wanted])) < 1e-5
+
+
+@pytest.mark.parametrize("pieces", [2, 5])
+def test_cutting_episodes_in_rows_leaves_the_gradient_unchanged(learner: Learner, rows, monkeypatch, pieces: int):
+    cut = [piece for row in rows for piece in split_row(row, pieces)]
+    assert len(cut) == pieces * len(rows) and denominator(cut) == denominator(rows)
+    assert distance(gradient(learner, cut, monkeypatch), gradient(learner, rows, monkeypatch)) < 1e-6
+
+
+def test_the_order_of_rows_and_the_micro_batch_leave_the_gradient_unchanged(learner: Learner, rows, monkeypatch):
+    wanted = gradient(learner, rows, monkeypatch)
+    assert distance(gradient(learner, rows[::-1], monkeypatch), wanted) < 1e-5
+    for micro_tokens in (1, 150, 10_000):
+        assert distance(gradient(learner, rows, monkeypatch, micro_tokens), wanted) < 1e-5
+
+
+def test_what_was_read_after_the_last_trained_token_is_left_out_even_beyond_the_context(learner: Learner, rows):
+    row = rows[0]
+    extra = CONFIG.max_position_embeddings
+    longer = Row(
+        key=row.key,
+        tokens=np.concatenate([row.tokens, np.zeros(extra, np.int32)]),
+        mask=np.concatenate([row.mask, np.zeros(extra, bool)]),
+        logprobs=np.concatenate([row.logprobs, np.zeros(extra, np.float32)]),
+        advantages=np.concatenate([row.advantages, np.zeros(extra, np.float32)]),
+        routes=np.concatenate([row.routes, np.full((extra, 2, 2), -1, np.int16)]),
+    )
+    assert step(learner, [longer])["logprob_gap"] < 1e-4
+
+
+def test_micro_batches_hold_every_row_once_within_the_limit(rows: list[Row]):
+    groups = micro_batches(rows, 160)
+    assert sorted(id(row) for group in groups for row in group) == sorted(map(id, rows))
+    assert all(len(group) == 1 or len(group) * max(len(r.tokens) for r in group) <= 160 for group in groups)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_rows_without_routes_are_refused(learner: Learner, rows: list[Row]):
+    with pytest.raises(ValueError, match="no routes"):
+        step(learner, [rows[0], replace(rows[1], routes=None)])
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 4096], ids=["in a later micro-batch", "in one batch"])
+def test_a_nan_leaves_the_weights_untouched_and_the_next_step_clean(learner: Learner, rows, monkeypatch, micro_tokens):
+    wanted = gradient(learner, rows, monkeypatch)
+    shortest = min(rows, key=lambda row: len(row.tokens))
+    broken = [replace(row, advantages=row.advantages * np.float32(np.nan)) if row is shortest else row for row in rows]
+    with pytest.raises(NotFiniteLoss):
+        step(learner, broken, micro_tokens)
+    assert same_weights(learner.weights(), WEIGHTS)
+    assert torch.equal(gradient(learner, rows, monkeypatch), wanted)
+
+
+def same_weights(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+# ---------------------------------------------------------------- steps and state
+
+
+def test_steps_raise_the_log_probs_of_what_paid(learner: Learner, rows: list[Row]):
+    paid = [replace(row, advantages=np.where(row.mask, np.float32(1), np.float32(0))) for row in rows]
+    first = step(learner, paid)
+    for _ in range(4):
+        last = step(learner, paid)
+    assert last["loss"] < first["loss"] - 0.01
+    assert first["grad_norm"] > 0
+
+
+def test_a_saved_learner_continues_bit_for_bit(learner: Learner, rows: list[Row], tmp_path: Path):
+    step(learner, rows)
+    learner.save(tmp_path, "learner")
+    saved = learner.weights()
+    metrics = [step(learner, rows) for _ in range(2)]
+    wanted = learner.weights()
+    learner.load_weights(WEIGHTS)
+    learner.optimizer.state.clear()
+    learner.load(tmp_path, "learner")
+    assert same_weights(learner.weights(), saved)
+    assert [step(learner, rows) for _ in range(2)] == metrics
+    assert same_weights(learner.weights(), wanted)
+
+
+def test_a_missing_checkpoint_is_an_error(learner: Learner, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint step"):
+        learner.load(tmp_path, "step")
+
+
+def text(count: int, seed: int) -> TextRow:
+    rng = np.random.default_rng(seed)
+    weights = np.where(rng.random(count) < 0.5, 1.0, 0.1).astype(np.float32)
+    return TextRow(tokens=rng.integers(0, 20, count).astype(np.int32), weights=weights)
+
+
+def test_imitation_learns_its_text_and_balances_the_experts(learner: Learner):
+    texts = [text(40, seed) for seed in range(4)]
+    before = learner.weights()["layers.1.mlp.gate.e_score_correction_bias"]
+    losses = [learner.text_step(texts, micro_tokens=100, lr_scale=1.0)["loss"] for _ in range(12)]
+    assert losses[-1] < 0.9 * losses[0]
+    moved = learner.weights()["layers.1.mlp.gate.e_score_correction_bias"] - before
+    assert 0 < np.abs(moved).max() < 0.02
+
+
+def test_the_learning_rate_scale_of_a_step_applies_to_both_kinds(learner: Learner):
+    learner.text_step([text(30, 0)], micro_tokens=100, lr_scale=0.0, balance=0.0)
+    assert same_weights(learner.weights(), WEIGHTS)
+
+
+# ---------------------------------------------------------------- the optimiser
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
+def test_orthogonalising_keeps_the_singular_vectors_and_evens_the_values(shape: tuple[int, int]):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    turned = u.T @ orthogonalise(matrix) @ vt.T
+    values = turned.diagonal()
+    torch.testing.assert_close(turned, torch.diag(values), atol=1e-3, rtol=0)
+    assert values.min() > 0.6 and values.max() < 1.3 and s.max() / s.min() > 2
+
+
+def test_stacked_matrices_are_orthogonalised_one_by_one():
+    stack = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(2))
+    alone = torch.stack([orthogonalise(matrix) for matrix in stack])
+    torch.testing.assert_close(orthogonalise(stack), alone, atol=1e-5, rtol=1e-5)
+
+
+def slow_muon(p: np.ndarray, gradients: list[np.ndarray], lr: float, decay: float) -> np.ndarray:
+    memory = np.zeros_like(p)
+    for g in gradients:
+        memory = 0.95 * memory + g
+        x = g + 0.95 * memory
+        x = (x.T if p.shape[0] > p.shape[1] else x) / np.linalg.norm(x)
+        for _ in range(5):
+            square = x @ x.T
+            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        update = x.T if p.shape[0] > p.shape[1] else x
+        p = p * (1 - lr * decay) - lr * 0.2 * math.sqrt(max(p.shape)) * update
+    return p
+
+
+def slow_adamw(p: np.ndarray, gradients: list[np.ndarray], lr: float, decay: float) -> np.ndarray:
+    mean, square = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(gradients, start=1):
+        mean, square = 0.9 * mean + 0.1 * g, 0.95 * square + 0.05 * g * g
+        unbiased = (mean / (1 - 0.9**t)) / (np.sqrt(square / (1 - 0.95**t)) + 1e-8)
+        p = p * (1 - lr * decay) - lr * unbiased
+    return p
+
+
+@pytest.mark.parametrize(("slow", "shape"), [(slow_muon, (4, 7)), (slow_muon, (7, 4)), (slow_adamw, (5, 3))])
+def test_the_optimisers_steps_follow_a_slow_reference(slow: Callable[..., np.ndarray], shape: tuple[int, int]):
+    rng = np.random.default_rng(0)
+    start, gradients = rng.standard_normal(shape), [rng.standard_normal(shape) for _ in range(4)]
+    parameter = torch.nn.Parameter(torch.tensor(start, dtype=torch.float32))
+    chosen = ([parameter], []) if slow is slow_muon else ([], [parameter])
+    optimizer = MuonAdamW(*chosen, muon_lr=0.02, lr=0.02, weight_decay=0.1)
+    for g in gradients:
+        parameter.grad = torch.tensor(g, dtype=torch.float32)
+        optimizer.step()
+    wanted = slow(start, gradients, 0.02, 0.1)
+    np.testing.assert_allclose(parameter.detach().numpy(), wanted, atol=2e-5)
