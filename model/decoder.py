@@ -35,10 +35,16 @@ def export_weights(model: Transformer) -> Weights:
     return {name: tensor.detach().to(torch.float32).cpu().numpy().copy() for name, tensor in state.items()}
 
 
-def check_weights(config: ModelConfig, weights: Weights) -> None:
-    """ValueError where ``weights`` are not a whole policy of ``config``'s shape, NotFinite where one is broken."""
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
+Shapes = dict[str, tuple[int, ...]]
+
+
+def weight_shapes(config: ModelConfig) -> Shapes:
+    """Name and shape of everything that a policy of ``config`` holds."""
+    return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
+
+
+def check_weights(shapes: Shapes, weights: Weights) -> None:
+    """ValueError where ``weights`` are not a whole policy of these ``shapes``, NotFinite where one is broken."""
     odd = sorted(shapes.keys() ^ weights.keys())
     if odd:
         raise ValueError(f"not the weights of this model: {', '.join(odd[:3])} are missing or unknown")
@@ -83,6 +89,7 @@ class NativeDecoder:
         if library is None:
             raise RuntimeError("the native kernels are not available; use make_decoder()")
         c, self.config, self._lib = config, config, library
+        self._shapes = weight_shapes(config)
         ints = (ctypes.c_int * 17)(
             c.vocab_size, c.hidden_size, c.num_hidden_layers, c.first_k_dense_replace, c.intermediate_size,
             c.num_attention_heads, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim,
@@ -101,7 +108,7 @@ class NativeDecoder:
 
     def load(self, weights: Weights) -> None:
         """Take new weights; the cache's contents are stale from here on. Raises ValueError, NotFinite."""
-        check_weights(self.config, weights)
+        check_weights(self._shapes, weights)
         for name, array in weights.items():
             layer, key = _native_name(name)
             data = np.ascontiguousarray(array, np.float32)
@@ -151,13 +158,14 @@ class ReferenceDecoder:
     def __init__(self, config: ModelConfig, pages: int) -> None:
         self.config = config
         self.model = Transformer(config).eval()
+        self._shapes = weight_shapes(config)
         width = config.kv_lora_rank + config.qk_rope_head_dim
         self._cache = torch.zeros(config.num_hidden_layers, pages * PAGE, width)
         self.routes = np.full((pages, PAGE, config.num_moe_layers, config.num_experts_per_tok), -1, np.int16)
 
     def load(self, weights: Weights) -> None:
         """See :meth:`NativeDecoder.load`."""
-        check_weights(self.config, weights)
+        check_weights(self._shapes, weights)
         self.model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
 
     @torch.no_grad()

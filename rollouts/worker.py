@@ -9,7 +9,7 @@ from typing import Any
 from envs.base import Environment, Role, Task
 from model.tokenizer import Tokenizer
 from rollouts.config import RolloutsConfig
-from rollouts.engine.actor import RemoteEngine
+from rollouts.engine.remote import RemoteEngine
 from rollouts.episode import Episode, Trace
 from rollouts.swarm import SwarmSettings, run_episode
 

@@ -1,0 +1,95 @@
+"""What rollout workers talk to engine actors through. No torch: a worker needs none.
+
+A call per request would cost more than decoding a token, so both directions are batched: requests made in one turn of
+the client's event loop travel in one call, and one long poll brings back everything that has finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from zlib import crc32
+
+from rollouts.engine.base import Completion, Sampling
+
+POLL_S = 2.0  # the longest that a poll waits for something
+_GRACE_S = 30.0
+
+Request = tuple[int, list[int], Sampling, str, float]  # id, prompt, sampling, session, deadline in seconds
+
+
+class RemoteEngine:
+    """``Engine`` over the replicas of one pool; a session stays with its replica."""
+
+    def __init__(self, replicas: list[Any], client: str) -> None:
+        self._links = [_Link(replica, client) for replica in replicas]
+
+    async def generate(self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float) -> Completion:
+        """See ``Engine``; raises what the replica raised, and ``ray.exceptions.RayActorError`` when it died."""
+        return await self._link(session).generate(prompt, sampling, session, deadline_s)
+
+    async def release(self, session: str) -> None:
+        """The session is over."""
+        self._link(session).release(session)
+
+    def _link(self, session: str) -> _Link:
+        return self._links[crc32(session.encode()) % len(self._links)]
+
+
+class _Link:
+    """Batched traffic with one replica."""
+
+    def __init__(self, replica: Any, client: str) -> None:
+        self._replica, self._client = replica, client
+        self._waiting: dict[int, asyncio.Future[Completion]] = {}
+        self._requests: list[Request] = []
+        self._released: list[str] = []
+        self._next = 0
+        self._flushing = False
+        self._poller: asyncio.Task[None] | None = None
+
+    async def generate(self, prompt: list[int], sampling: Sampling, session: str, deadline_s: float) -> Completion:
+        self._next += 1
+        identifier, future = self._next, asyncio.get_running_loop().create_future()
+        self._waiting[identifier] = future
+        self._requests.append((identifier, list(prompt), sampling, session, deadline_s))
+        self._flush_soon()
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll())
+        try:  # the replica keeps the deadline; the grace is for the way there and back
+            return await asyncio.wait_for(future, deadline_s + _GRACE_S)
+        finally:
+            self._waiting.pop(identifier, None)
+
+    def release(self, session: str) -> None:
+        self._released.append(session)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        requests, released = self._requests, self._released
+        self._requests, self._released = [], []
+        self._replica.submit.remote(self._client, requests, released)
+
+    async def _poll(self) -> None:
+        while self._waiting:
+            try:
+                finished = await asyncio.wait_for(self._replica.poll.remote(self._client), POLL_S + _GRACE_S)
+            except Exception as error:  # the replica died or hangs: everyone who waits for it must know
+                for future in self._waiting.values():
+                    if not future.done():
+                        future.set_exception(error)
+                return
+            for identifier, result in finished:
+                future = self._waiting.get(identifier)
+                if future is None or future.done():
+                    continue
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
