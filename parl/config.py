@@ -35,14 +35,14 @@ class SftConfig(_Section):
     """The cold start: imitation of scripted demonstrations."""
 
     seed: int = Field(default=1, ge=0)
-    tokens: int = Field(default=4_500_000, gt=0, description="training tokens")
-    batch_tokens: int = Field(default=2048, gt=0, description="tokens of one optimiser step")
-    lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
-    muon_lr: float = Field(default=6e-3, gt=0, description="Muon: matrices")
+    tokens: int = Field(default=4_000_000, gt=0, description="training tokens")
+    batch_tokens: int = Field(default=1024, gt=0, description="tokens of one optimiser step")
+    lr: float = Field(default=2.5e-3, gt=0, description="AdamW: embeddings, norms, router")
+    muon_lr: float = Field(default=5e-3, gt=0, description="Muon: matrices")
     parallel: float = Field(default=0.3, ge=0, le=1, description="share of demonstrations that spawn where it pays")
     wrong: float = Field(default=0.15, ge=0, le=1, description="share of demonstrations that spawn where it does not")
     observation_weight: float = Field(
-        default=0.1, ge=0, description="loss weight of tokens that the agent did not write"
+        default=0.5, ge=0, description="loss weight of tokens that the agent did not write"
     )
 
 
@@ -81,7 +81,8 @@ class TrainerConfig(_Section):
     epochs: int = Field(default=1, gt=0, description="passes over each step's rows")
     minibatches: int = Field(default=2, gt=0, description="optimiser steps of one pass")
     micro_tokens: int = Field(default=8192, gt=0, description="padded tokens of one forward pass")
-    threads: int = Field(default=2, gt=0, description="CPU threads of the learner")
+    ranks: int = Field(default=2, gt=0, description="learner processes, which split the rows")
+    threads: int = Field(default=1, gt=0, description="CPU threads of each rank")
     checkpoint_every: int = Field(default=1, gt=0, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, gt=0)
     step_s: float = Field(default=900.0, gt=0, description="deadline of one step; a slower one ends the run loudly")

@@ -23,11 +23,9 @@ from model.transformer import Transformer, muon_parameters
 from parl.advantage import Row
 from parl.config import ObjectiveConfig, OptimizerConfig
 from parl.objective.k25 import k25_loss
-from parl.optimizer import MuonAdamW
+from parl.optimizer import MuonAdamW, NotFiniteLoss
 
-
-class NotFiniteLoss(FloatingPointError):
-    """The loss or its gradient was NaN or infinite; the weights were not touched."""
+_SIMILAR = 0.5  # a row joins a micro-batch if it is at least this long beside the longest
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,10 +55,11 @@ class _Batch:
 
 
 def micro_batches(rows: Sequence, limit: int) -> list[list]:
-    """Rows by falling length in groups of at most ``limit`` padded tokens (a longer single row is its own group)."""
+    """Rows by falling length in groups of at most ``limit`` padded tokens and of similar lengths (little padding)."""
     groups: list[list] = []
     for row in sorted(rows, key=lambda r: -len(r.tokens)):
-        if groups and (len(groups[-1]) + 1) * len(groups[-1][0].tokens) <= limit:
+        longest = len(groups[-1][0].tokens) if groups else 0
+        if groups and (len(groups[-1]) + 1) * longest <= limit and len(row.tokens) >= _SIMILAR * longest:
             groups[-1].append(row)
         else:
             groups.append([row])
@@ -86,8 +85,19 @@ def pad(rows: list, mask: Callable[[Row | TextRow], np.ndarray]) -> _Batch:
 class Learner:
     """Trains one policy. Use it in process, or as a Ray actor (``parl.cluster``)."""
 
-    def __init__(self, model: ModelConfig, optimizer: OptimizerConfig, *, seed: int, threads: int = 1) -> None:
-        _prepare_process(threads)
+    def __init__(
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        *,
+        seed: int,
+        threads: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
+        port: int | None = None,
+    ) -> None:
+        self.ranks = ranks
+        _prepare_process(threads, rank, ranks, port or free_port())
         import deepspeed
 
         torch.manual_seed(seed)
@@ -95,14 +105,18 @@ class Learner:
         matrices, rest = muon_parameters(self.model)
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
         self.optimizer = MuonAdamW(
-            matrices, rest, muon_lr=optimizer.muon_lr, lr=optimizer.lr, weight_decay=optimizer.weight_decay
+            matrices,
+            rest,
+            muon_lr=optimizer.muon_lr,
+            lr=optimizer.lr,
+            grad_clip=optimizer.grad_clip,
+            weight_decay=optimizer.weight_decay,
         )
         self.engine, *_ = deepspeed.initialize(
             model=self.model,
             optimizer=self.optimizer,
             config={
                 "train_micro_batch_size_per_gpu": 1,
-                "gradient_clipping": optimizer.grad_clip,
                 "managed_gradient_accumulation": False,  # the number of micro-batches differs from step to step
                 "zero_optimization": {"stage": 0},
             },
@@ -152,26 +166,29 @@ class Learner:
         return totals
 
     def text_step(
-        self, rows: list[TextRow], *, micro_tokens: int, lr_scale: float, balance: float = 1e-3
+        self, rows: list[TextRow], *, denominator: float, micro_tokens: int, lr_scale: float, balance: float = 1e-3
     ) -> dict[str, float]:
-        """One optimiser step of weighted cross-entropy; ``lr_scale`` multiplies both learning rates."""
+        """One optimiser step of weighted cross-entropy; ``lr_scale`` multiplies both learning rates.
+
+        Also counts the tokens written by agents (``acted``) and those of them with a probability above 1/2 (``right``).
+        """
         self._set_lr(lr_scale)
-        denominator = float(sum(row.weights.sum() for row in rows))
-        seen = {"right": 0.0, "count": 0.0}
+        seen = {"right": 0.0, "acted": 0.0}
 
         def loss_of(batch: _Batch) -> Tensor:
             logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT)
             weights = batch.gather("weights")
             acted = weights == 1
             seen["right"] += float((logprobs.detach()[acted] > np.log(0.5)).sum())
-            seen["count"] += float(acted.sum())
+            seen["acted"] += float(acted.sum())
             return -(weights * logprobs).sum() / denominator
 
         metrics = self._step(rows, loss_of, micro_tokens, mask=lambda row: _not_first(row.weights > 0))
         for router in self.model.routers():
+            if self.ranks > 1:
+                torch.distributed.all_reduce(router.load_E)
             router.balance(balance)
-        metrics["accuracy"] = seen["right"] / max(seen["count"], 1.0)
-        return metrics
+        return metrics | seen
 
     def _step(self, rows: list, loss_of: Callable[[_Batch], Tensor], micro_tokens: int, *, mask) -> dict[str, float]:
         total = 0.0
@@ -182,15 +199,10 @@ class Learner:
                 raise NotFiniteLoss(
                     f"loss is {float(loss.detach())}: lower the learning rate, or look at the last episodes"
                 )
-            self.engine.backward(loss)
+            self.engine.backward(loss * self.ranks)  # DeepSpeed averages over the ranks; the denominator is global
             total += float(loss.detach())
-        squares = [p.grad.double().square().sum() for p in self.model.parameters() if p.grad is not None]
-        norm = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-        if not np.isfinite(norm):
-            self.engine.zero_grad()
-            raise NotFiniteLoss(f"the gradient's norm is {norm}; the weights were not touched")
-        self.engine.step()
-        return {"loss": total, "grad_norm": norm}
+        self.engine.step()  # reduces over the ranks, then clips and updates
+        return {"loss": total, "grad_norm": self.optimizer.grad_norm}
 
     def _set_lr(self, scale: float) -> None:
         for group in self.optimizer.param_groups:
@@ -234,17 +246,20 @@ def _not_first(mask: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _prepare_process(threads: int) -> None:
-    """One rank on this machine: gloo, no launcher, no native op that would be compiled for nothing."""
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _prepare_process(threads: int, rank: int, ranks: int, port: int) -> None:
+    """This process as one gloo rank: no launcher, no native op that would be compiled for nothing."""
     torch.set_num_threads(threads)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "parl" / "torch_extensions"))
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, value)
-    if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 

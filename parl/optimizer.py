@@ -6,6 +6,7 @@ Kimi K2. Stacks of matrices (experts) are orthogonalised one by one, batched. fp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -26,6 +27,10 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
+class NotFiniteLoss(FloatingPointError):
+    """The loss or its gradient was NaN or infinite; no weight was touched."""
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """Parameter groups carry ``muon: bool`` and ``lr``; betas and momentum are shared."""
 
@@ -36,6 +41,7 @@ class MuonAdamW(torch.optim.Optimizer):
         *,
         muon_lr: float,
         lr: float,
+        grad_clip: float = float("inf"),
         weight_decay: float = 0.0,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -45,11 +51,23 @@ class MuonAdamW(torch.optim.Optimizer):
             {"params": list(matrices), "muon": True, "lr": muon_lr},
             {"params": list(rest), "muon": False, "lr": lr},
         ]
+        self.grad_clip = grad_clip
+        self.grad_norm = 0.0  # of the last step, before clipping
         super().__init__(groups, {"weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps})
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient, scaled to a global norm of at most ``grad_clip``.
+
+        Clipping lives here because only here the gradient is complete: reduced over all ranks. A norm that is not
+        finite raises :class:`NotFiniteLoss` and touches nothing.
+        """
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.grad_norm = float(torch.stack([grad.double().square().sum() for grad in grads]).sum().sqrt())
+        if not math.isfinite(self.grad_norm):
+            raise NotFiniteLoss(f"the gradient's norm is {self.grad_norm}; the weights were not touched")
+        if self.grad_norm > self.grad_clip:
+            torch._foreach_mul_(grads, self.grad_clip / self.grad_norm)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

@@ -20,7 +20,8 @@ from parl.cluster import actor, local_ray, wait
 from parl.config import Config, OptimizerConfig
 from parl.demos import Demonstrator, build_tokenizer
 from parl.errors import UserError
-from parl.learner import Learner, TextRow
+from parl.learner import TextRow
+from parl.learner_group import LearnerGroup
 from parl.loading import config_hash
 from rollouts.episode import EpisodeStatus, Trace
 
@@ -29,7 +30,7 @@ Report = Callable[[int, int, dict[str, float]], None]  # tokens done, tokens in 
 _CHUNK = 48  # demonstrations that one call makes
 _AHEAD = 3  # calls under way
 _SUBAGENTS = 3  # sub-agent traces kept of one demonstration: they are all alike
-_POOL = 49_152  # tokens that are sorted by length together
+_POOL = 49_152  # tokens that are shuffled together
 _DEADLINE_S = 300.0
 VERSION = 1  # part of the hash: raised when the demonstrations or the recipe change in code
 
@@ -65,8 +66,8 @@ def learning_rate(done: float) -> float:
 
 
 def width_limit(done: float, widest: int) -> int:
-    """Curriculum: rows of the widest table so far: 3 for the first tenth (copying is learned there), all from 0.6 on."""
-    return int(min(widest, 3 + max(widest - 3, 0) * max(done - 0.1, 0.0) / 0.5))
+    """Curriculum: rows of the widest table: 3 for the first fifth (copying is learned there), all from 0.7 on."""
+    return int(min(widest, 3 + max(widest - 3, 0) * max(done - 0.2, 0.0) / 0.5))
 
 
 def text_rows(demonstration, observation_weight: float, rng: Random) -> list[TextRow]:
@@ -110,29 +111,34 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
     path = tokenizer.save(work / "tokenizer.json")
     with local_ray():
         optimizer = OptimizerConfig(lr=sft.lr, muon_lr=sft.muon_lr)
-        threads = config.trainer.threads
-        learner = actor(Learner, config.model, optimizer, seed=sft.seed, threads=threads, _threads=threads)
+        learner = LearnerGroup(
+            config.model,
+            optimizer,
+            seed=sft.seed,
+            ranks=config.trainer.ranks,
+            threads=config.trainer.threads,
+            micro_tokens=config.trainer.micro_tokens,
+            deadline_s=_DEADLINE_S,
+        )
         worker = actor(DemoWorker, config, str(path.resolve()))
-        wait(learner.ready.remote(), _DEADLINE_S)
         done, metrics = 0, {}
         for batch in _batches(config, worker):
             scale = learning_rate(done / sft.tokens)
-            step = learner.text_step.remote(batch, micro_tokens=config.trainer.micro_tokens, lr_scale=scale)
-            metrics = wait(step, _DEADLINE_S)
+            metrics = learner.text_step(batch, lr_scale=scale)
             done += sum(len(row.tokens) for row in batch)
             report(min(done, sft.tokens), sft.tokens, metrics)
             if done >= sft.tokens:
                 break
-        weights = wait(learner.weights.remote(), _DEADLINE_S)
-        for handle in (learner, worker):
-            ray.kill(handle)
+        weights = learner.weights()
+        learner.close()
+        ray.kill(worker)
     if not np.isfinite(metrics["loss"]):
         raise UserError("the cold start diverged: lower sft.lr and sft.muon_lr")
     return weights, tokenizer, metrics
 
 
 def _batches(config: Config, worker) -> Iterator[list[TextRow]]:
-    """Batches of about ``batch_tokens`` tokens, of similar lengths inside, in a seeded order."""
+    """Batches of at least ``batch_tokens`` tokens of mixed traces, in a seeded order."""
     rng = Random(config.sft.seed)
     size, drawn, start = config.sft.batch_tokens, 0, 0
     pending: list = []
@@ -147,12 +153,13 @@ def _batches(config: Config, worker) -> Iterator[list[TextRow]]:
         if total < max(6 * size, _POOL):
             continue
         drawn += total
+        rng.shuffle(pool)  # a batch of like rows only would make the gradient swing from one kind to the next
         batches: list[list[TextRow]] = [[]]
-        for row in sorted(pool, key=lambda r: len(r.tokens)):
-            if sum(len(r.tokens) for r in batches[-1]) + len(row.tokens) > size and batches[-1]:
-                batches.append([])
+        for row in pool:
             batches[-1].append(row)
-        rng.shuffle(batches)
+            if sum(len(r.tokens) for r in batches[-1]) >= size:
+                batches.append([])
+        batches = [batch for batch in batches if batch]
         pool = []
         yield from batches
 

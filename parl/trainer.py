@@ -11,20 +11,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import ray
 
 from envs.world.environment import WorldEnvironment
 from model.checkpoint import load_policy, save_policy
 from model.decoder import Weights
-from parl.advantage import Row, denominator, step_rows
-from parl.cluster import actor, local_ray
+from parl.advantage import Row, step_rows
+from parl.cluster import local_ray
 from parl.collect import Collector
 from parl.config import Config
 from parl.errors import UserError
 from parl.evaluate import evaluate_policies
-from parl.learner import Learner
+from parl.learner_group import LearnerGroup
 from parl.loading import to_yaml
 from parl.memory import PeakMemory
 from parl.progress import Progress
@@ -97,8 +94,8 @@ class Training:
         self.lambda_finish = LinearAnneal(start=rewards.lambda_finish, **anneal)
         self.state = State()
         self.weights: Weights = {}
-        self._learner: Any = None
-        self._collector: Any = None
+        self._learner: LearnerGroup
+        self._collector: Collector
 
     def run(self, progress: Progress) -> Path:
         """Train to the last step, from the newest checkpoint if there is one; returns the policy's folder."""
@@ -143,7 +140,7 @@ class Training:
         rows = step_rows(episodes, routed=self.config.model.num_moe_layers > 0)
         learned = self._learn(rows)
         trained = time.monotonic()
-        self.weights = self._ask(self._learner.weights)
+        self.weights = self._learner.weights()
         sync_s = self._collector.sync(self.weights, self.state.policy_version + 1)
         sampled_by = [v for episode in episodes for v in episode.orchestrator.versions if v >= 0]
         staleness = self.state.policy_version - sum(sampled_by) / max(len(sampled_by), 1)
@@ -210,15 +207,9 @@ class Training:
                 batch = [row for row in rows if row.key[0] in chosen]
                 if not batch:
                     continue
-                metrics = self._ask(
-                    self._learner.policy_step,
-                    batch,
-                    self.config.objective,
-                    denominator=denominator(batch),
-                    temperature=self.config.rollouts.temperature,
-                    micro_tokens=trainer.micro_tokens,
-                    lr_scale=lr_scale,
-                )
+                temperature = self.config.rollouts.temperature
+                objective = self.config.objective
+                metrics = self._learner.policy_step(batch, objective, temperature=temperature, lr_scale=lr_scale)
                 first = metrics.pop("logprob_gap")
                 gap = first if gap is None else gap
                 for name, value in metrics.items():
@@ -233,26 +224,33 @@ class Training:
         weights, model, _, _ = load_policy(self.cold)
         if model != config.model:
             raise UserError(f"{self.cold} holds a model of another shape than the config's model section")
-        threads = config.trainer.threads
-        self._learner = actor(Learner, model, config.optimizer, seed=config.seed, threads=threads, _threads=threads)
+        trainer = config.trainer
+        self._learner = LearnerGroup(
+            model,
+            config.optimizer,
+            seed=config.seed,
+            ranks=trainer.ranks,
+            threads=trainer.threads,
+            micro_tokens=trainer.micro_tokens,
+            deadline_s=trainer.step_s,
+        )
         environment = WorldEnvironment(config.envs.world)
         self._collector = Collector(config, environment, self.cold / "tokenizer.json", weights)
         try:
-            self._ask(self._learner.ready)
             self.weights = weights
             yield
         finally:
             self._collector.close()
-            ray.kill(self._learner)
+            self._learner.close()
 
     def _restore(self) -> None:
         found = self.checkpoints.latest()
         if found is None:
-            self._ask(self._learner.load_weights, self.weights)
+            self._learner.load_weights(self.weights)
         else:
             self.state, path = found
-            self._ask(self._learner.load, path, "learner")
-            self.weights = self._ask(self._learner.weights)
+            self._learner.load(path, "learner")
+            self.weights = self._learner.weights()
         self._collector.sync(self.weights, self.state.policy_version)
 
     def _due(self) -> bool:
@@ -262,12 +260,8 @@ class Training:
     def _save(self) -> None:
         size = 3 * sum(array.nbytes for array in self.weights.values())
         path = self.checkpoints.begin(self.state, size)
-        self._ask(self._learner.save, path, "learner")
+        self._learner.save(path, "learner")
         self.checkpoints.commit(self.state, path)
-
-    def _ask(self, method: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call the learner and wait; its death or silence ends the run."""
-        return ray.get(method.remote(*args, **kwargs), timeout=self.config.trainer.step_s)
 
 
 def _claim(run_dir: Path, config: Config, resume: bool) -> None:

@@ -1,0 +1,109 @@
+"""The learner as the driver sees it: one or more ranks in Ray actors that split each step's rows.
+
+Rows are dealt out by cost; the loss of every rank is divided by the same global denominator and DeepSpeed reduces the
+gradients, so the number of ranks does not change them. A dead or silent rank ends the run: its peers wait for it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from model.config import ModelConfig
+from model.decoder import Weights
+from parl.advantage import Row, denominator
+from parl.cluster import actor, wait
+from parl.config import ObjectiveConfig, OptimizerConfig
+from parl.learner import Learner, TextRow, free_port
+
+_ATTENTION_TOKENS = 1500  # length at which attention costs as much as everything else in a token
+
+
+class LearnerGroup:
+    """``ranks`` learners with ``threads`` CPU threads each. ``deadline_s`` bounds every call."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        *,
+        seed: int,
+        ranks: int,
+        threads: int,
+        micro_tokens: int,
+        deadline_s: float,
+    ) -> None:
+        self._micro_tokens, self._deadline_s = micro_tokens, deadline_s
+        shared = {"seed": seed, "threads": threads, "ranks": ranks, "port": free_port(), "_threads": threads}
+        self._ranks = [actor(Learner, model, optimizer, rank=rank, **shared) for rank in range(ranks)]
+        self._all("ready")
+
+    def policy_step(
+        self, rows: list[Row], objective: ObjectiveConfig, *, temperature: float, lr_scale: float
+    ) -> dict[str, float]:
+        """One optimiser step of the policy objective over ``rows``; metrics over all ranks."""
+        settings = {"denominator": float(denominator(rows)), "temperature": temperature, "lr_scale": lr_scale}
+        calls = [
+            rank.policy_step.remote(share, objective, micro_tokens=self._micro_tokens, **settings)
+            for rank, share in zip(self._ranks, self._deal(rows), strict=True)
+        ]
+        return _merged(wait(calls, self._deadline_s))
+
+    def text_step(self, rows: list[TextRow], *, lr_scale: float) -> dict[str, float]:
+        """One optimiser step of imitation; ``accuracy`` is the share of agents' tokens with probability above 1/2."""
+        total = float(sum(row.weights.sum() for row in rows))
+        calls = [
+            rank.text_step.remote(share, denominator=total, micro_tokens=self._micro_tokens, lr_scale=lr_scale)
+            for rank, share in zip(self._ranks, self._deal(rows), strict=True)
+        ]
+        metrics = _merged(wait(calls, self._deadline_s))
+        right, acted = metrics.pop("right"), metrics.pop("acted")
+        return metrics | {"accuracy": right / max(acted, 1.0)}
+
+    def weights(self) -> Weights:
+        """Float32 copies of all parameters."""
+        return wait(self._ranks[0].weights.remote(), self._deadline_s)
+
+    def load_weights(self, weights: Weights) -> None:
+        """Replace all parameters on every rank."""
+        self._all("load_weights", ray.put(weights))
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Weights and optimiser under ``folder``/``tag``."""
+        self._all("save", folder.resolve(), tag)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Inverse of :meth:`save`; FileNotFoundError when there is nothing."""
+        self._all("load", folder.resolve(), tag)
+
+    def close(self) -> None:
+        """Stop all ranks."""
+        for rank in self._ranks:
+            ray.kill(rank)
+
+    def _all(self, method: str, *args: Any) -> list[Any]:
+        return wait([getattr(rank, method).remote(*args) for rank in self._ranks], self._deadline_s)
+
+    def _deal(self, rows: list) -> list[list]:
+        """Rows by falling cost, each to the rank with the least so far; no rank goes without a row."""
+        shares: list[list] = [[] for _ in self._ranks]
+        costs = np.zeros(len(self._ranks))
+        for row in sorted(rows, key=lambda r: -len(r.tokens)):
+            rank = int(costs.argmin())
+            shares[rank].append(row)
+            costs[rank] += len(row.tokens) * (1 + len(row.tokens) / _ATTENTION_TOKENS)
+        if not all(shares):
+            raise ValueError(f"{len(rows)} rows cannot be dealt to {len(shares)} ranks: lower trainer.ranks")
+        return shares
+
+
+def _merged(metrics: list[dict[str, float]]) -> dict[str, float]:
+    """Sums of what the ranks contribute; the gradient's norm is the same on all, the gap the largest of all."""
+    out = {name: sum(m[name] for m in metrics) for name in metrics[0]}
+    out["grad_norm"] = metrics[0]["grad_norm"]
+    if "logprob_gap" in out:
+        out["logprob_gap"] = max(m["logprob_gap"] for m in metrics)
+    return out
