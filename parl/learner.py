@@ -192,6 +192,8 @@ class Learner:
 
     def _step(self, rows: list, loss_of: Callable[[_Batch], Tensor], micro_tokens: int, *, mask) -> dict[str, float]:
         total = 0.0
+        if not rows:  # this rank has no share of a small step, but its peers wait for its gradient
+            self.engine.backward(sum((p.sum() for p in self.model.parameters()), torch.zeros(())) * 0.0)
         for group in micro_batches(rows, micro_tokens):
             loss = loss_of(pad(group, mask))
             if not bool(torch.isfinite(loss)):
