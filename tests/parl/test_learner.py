@@ -232,17 +232,24 @@ def text(count: int, seed: int) -> TextRow:
     return TextRow(tokens=rng.integers(0, 20, count).astype(np.int32), weights=weights)
 
 
+def imitate(learner: Learner, texts: list[TextRow], lr_scale: float = 1.0, **settings) -> dict[str, float]:
+    total = float(sum(row.weights.sum() for row in texts))
+    return learner.text_step(texts, denominator=total, micro_tokens=100, lr_scale=lr_scale, **settings)
+
+
 def test_imitation_learns_its_text_and_balances_the_experts(learner: Learner):
     texts = [text(40, seed) for seed in range(4)]
     before = learner.weights()["layers.1.mlp.gate.e_score_correction_bias"]
-    losses = [learner.text_step(texts, micro_tokens=100, lr_scale=1.0)["loss"] for _ in range(12)]
-    assert losses[-1] < 0.9 * losses[0]
+    steps = [imitate(learner, texts) for _ in range(12)]
+    assert steps[-1]["loss"] < 0.9 * steps[0]["loss"]
+    assert steps[0]["acted"] == sum(int((row.weights[1:] == 1).sum()) for row in texts)
+    assert 0 <= steps[0]["right"] <= steps[0]["acted"]
     moved = learner.weights()["layers.1.mlp.gate.e_score_correction_bias"] - before
     assert 0 < np.abs(moved).max() < 0.02
 
 
 def test_the_learning_rate_scale_of_a_step_applies_to_both_kinds(learner: Learner):
-    learner.text_step([text(30, 0)], micro_tokens=100, lr_scale=0.0, balance=0.0)
+    imitate(learner, [text(30, 0)], lr_scale=0.0, balance=0.0)
     assert same_weights(learner.weights(), WEIGHTS)
 
 
@@ -300,3 +307,38 @@ def test_the_optimisers_steps_follow_a_slow_reference(slow: Callable[..., np.nda
         optimizer.step()
     wanted = slow(start, gradients, 0.02, 0.1)
     np.testing.assert_allclose(parameter.detach().numpy(), wanted, atol=2e-5)
+
+
+def two_steps(first: list[Tensor], then: list[Tensor], clip: float) -> tuple[list[Tensor], float]:
+    """Parameters after two steps, and the norm that the first reported."""
+    parameters = [torch.nn.Parameter(torch.ones_like(g)) for g in first]
+    optimizer = MuonAdamW(parameters[:1], parameters[1:], muon_lr=0.1, lr=0.1, grad_clip=clip)
+    norms = []
+    for grads in (first, then):
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad.clone()
+        optimizer.step()
+        norms.append(optimizer.grad_norm)
+    return [parameter.detach() for parameter in parameters], norms[0]
+
+
+def test_a_gradient_is_scaled_to_the_largest_norm_allowed():
+    generator = torch.Generator().manual_seed(0)
+    large, small = ([scale * torch.randn(n, generator=generator) for n in ((3, 4), (5,))] for scale in (50.0, 0.1))
+    norm = math.sqrt(sum(float(g.square().sum()) for g in large))
+    clipped, reported = two_steps(large, small, clip=2.0)
+    scaled, _ = two_steps([g * 2.0 / norm for g in large], small, clip=math.inf)
+    free, _ = two_steps(large, small, clip=math.inf)
+    assert reported == pytest.approx(norm)
+    for i in range(2):  # the second step remembers how large the first gradient was
+        torch.testing.assert_close(clipped[i], scaled[i], atol=1e-5, rtol=0)
+        assert (clipped[i] - free[i]).abs().max() > 1e-3
+
+
+def test_a_gradient_without_a_finite_norm_touches_no_weight():
+    parameters = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(3))]
+    optimizer = MuonAdamW(parameters[:1], parameters[1:], muon_lr=0.1, lr=0.1)
+    parameters[0].grad, parameters[1].grad = torch.full((2, 2), math.inf), torch.ones(3)
+    with pytest.raises(NotFiniteLoss, match="norm is inf"):
+        optimizer.step()
+    assert all(bool((parameter == 1).all()) for parameter in parameters)
