@@ -82,6 +82,7 @@ UNITS = {
     "trainer.epochs": "passes",
     "trainer.minibatches": "optimiser steps",
     "trainer.micro_tokens": "tokens",
+    "trainer.ranks": "processes",
     "trainer.threads": "threads",
     "trainer.checkpoint_every": "steps",
     "trainer.keep_checkpoints": "checkpoints",
