@@ -50,15 +50,26 @@ class Collector:
         return time.monotonic() - began
 
     def collect(
-        self, tasks: Sequence[Task], *, group_size: int, seed: int, temperature: float, progress: Progress | None = None
+        self,
+        tasks: Sequence[Task],
+        *,
+        group_size: int,
+        seed: int,
+        temperature: float,
+        spawning: bool | None = None,
+        progress: Progress | None = None,
     ) -> list[Episode]:
-        """``group_size`` episodes of each task, in order. RuntimeError past trainer.step_s, or if all failed."""
+        """``group_size`` episodes of each task, in order; ``spawning`` overrides ``rollouts.swarm``.
+
+        Raises RuntimeError past trainer.step_s, or if all failed.
+        """
+        settings = {"seed": seed, "temperature": temperature, "spawning": spawning}
         done: dict[int, list[Episode]] = {}
         deadline = time.monotonic() + self._config.trainer.step_s
 
         def attempt() -> None:
             missing = [i for i in range(len(tasks)) if i not in done]
-            calls = {self._submit(i, tasks[i], group_size, seed, temperature): i for i in missing}
+            calls = {self._submit(i, tasks[i], group_size, settings): i for i in missing}
             while calls:
                 left = deadline - time.monotonic()
                 ready, _ = ray.wait(list(calls), timeout=max(left, 0.0))
@@ -118,12 +129,10 @@ class Collector:
         if any(answer != version for answer in served):
             raise RuntimeError(f"the {pool} pool serves versions {served}, not {version}")
 
-    def _submit(self, number: int, task: Task, group_size: int, seed: int, temperature: float) -> Any:
+    def _submit(self, number: int, task: Task, group_size: int, settings: dict[str, Any]) -> Any:
         budget = critical_budget(task, self._config.rollouts.budget.critical_factor)
         worker = self._workers[number % len(self._workers)]
-        return worker.run.remote(
-            task, list(range(group_size)), seed=seed, temperature=temperature, critical_budget=budget
-        )
+        return worker.run.remote(task, list(range(group_size)), critical_budget=budget, **settings)
 
     def _retrying(self, act: Callable[[], None]) -> None:
         """Run ``act``; where a rollout actor died, replace all of them and run it again, within max_restarts."""

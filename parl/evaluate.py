@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,13 +45,14 @@ def evaluate_policies(
     """Evaluate, write ``summary.json``, ``timelines.json`` and ``report.html`` in ``run_dir``; returns the summary."""
     store = EpisodeStore(run_dir / "eval")
     summary: dict[str, Any] = {}
-    for number, (label, (folder, spawning)) in enumerate(policies.items()):
-        progress.phase(f"evaluating {label}", number, len(policies))
-        episodes = evaluate_policy(config, folder, cold=cold, spawning=spawning)
-        store.write(0, episodes, policy_version=0, kind=label)
-        summary[label] = evaluation_table(episodes)
-        if label == "trained":
-            _write(run_dir / "timelines.json", [episode_to_timeline(e) for e in _telling(episodes)])
+    with _collector(config, cold) as collector:
+        for number, (label, (folder, spawning)) in enumerate(policies.items()):
+            progress.phase(f"evaluating {label}", number, len(policies))
+            episodes = evaluate_policy(config, collector, folder, spawning=spawning)
+            store.write(0, episodes, policy_version=0, kind=label)
+            summary[label] = evaluation_table(episodes)
+            if label == "trained":
+                _write(run_dir / "timelines.json", [episode_to_timeline(e) for e in _telling(episodes)])
     summary |= {
         "wall_s": round(time.monotonic() - began, 1),
         "peak_rss_gib": round(memory.peak_gib, 2),
@@ -64,20 +67,23 @@ def evaluate_policies(
     return summary
 
 
-def evaluate_policy(config: Config, folder: Path, *, cold: Path, spawning: bool) -> list[Episode]:
-    """One scored episode of every held-out task; sub-agents are the frozen cold start. λ = 0, penalty as trained."""
-    weights, _, _, _ = load_policy(folder)
+@contextmanager
+def _collector(config: Config, cold: Path) -> Iterator[Collector]:
+    """Engines and workers for any number of policies; sub-agents are the frozen cold start."""
     frozen, _, _, _ = load_policy(cold)
-    rollouts = config.rollouts.model_copy(update={"swarm": spawning})
-    run = config.model_copy(update={"rollouts": rollouts})
-    collector = Collector(run, WorldEnvironment(config.envs.world), cold / "tokenizer.json", frozen)
+    collector = Collector(config, WorldEnvironment(config.envs.world), cold / "tokenizer.json", frozen)
     try:
-        collector.sync(weights, 0)
-        tasks = held_out_tasks(config)
-        seed, heat = config.eval.seed, config.eval.temperature
-        episodes = collector.collect(tasks, group_size=1, seed=seed, temperature=heat)
+        yield collector
     finally:
         collector.close()
+
+
+def evaluate_policy(config: Config, collector: Collector, folder: Path, *, spawning: bool) -> list[Episode]:
+    """One scored episode of every held-out task. λ = 0, penalty as trained."""
+    weights, _, _, _ = load_policy(folder)
+    collector.sync(weights, 0)
+    settings = {"seed": config.eval.seed, "temperature": config.eval.temperature}
+    episodes = collector.collect(held_out_tasks(config), group_size=1, spawning=spawning, **settings)
     for episode in episodes:
         score_episode(episode, RewardWeights(critical=config.rewards.critical_penalty), config.rewards.parallel_cap)
     return episodes
@@ -88,9 +94,9 @@ def run_eval(config: Config, *, model: Path | None = None, single_agent: bool = 
     with local_ray():
         cold = run_sft(config)
         folder = model or config.run_dir / ("single_agent/policy" if single_agent else "policy")
-        episodes = evaluate_policy(
-            config, folder if folder.exists() or model else cold, cold=cold, spawning=not single_agent
-        )
+        folder = folder if folder.exists() or model else cold
+        with _collector(config, cold) as collector:
+            episodes = evaluate_policy(config, collector, folder, spawning=not single_agent)
     return evaluation_table(episodes)
 
 

@@ -140,7 +140,8 @@ class Learner:
             raise ValueError("a row of a mixture-of-experts policy has no routes: replay would silently be off")
         self._set_lr(lr_scale)
         rows = [_without_tail(row) for row in rows]
-        totals: dict[str, float] = {}
+        names = ("ratio", "masked", "kl", "entropy", "logprob_gap")
+        totals: dict[str, float] = dict.fromkeys(names, 0.0)  # all of them, also from a rank without rows
 
         def loss_of(batch: _Batch) -> Tensor:
             logprobs, entropy = self.engine(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature)
@@ -156,10 +157,10 @@ class Learner:
             )
             share = len(logprobs) / denominator
             for name in ("ratio", "masked", "kl"):
-                totals[name] = totals.get(name, 0.0) + float(stats[name]) * share
-            totals["entropy"] = totals.get("entropy", 0.0) + float(entropy.sum()) / denominator
+                totals[name] += float(stats[name]) * share
+            totals["entropy"] += float(entropy.sum()) / denominator
             drift = (logprobs.detach() - batch.gather("logprobs")).abs()
-            totals["logprob_gap"] = max(totals.get("logprob_gap", 0.0), float(drift.max()) if len(drift) else 0.0)
+            totals["logprob_gap"] = max(totals["logprob_gap"], float(drift.max()) if len(drift) else 0.0)
             return loss
 
         totals.update(self._step(rows, loss_of, micro_tokens, mask=lambda row: row.mask))

@@ -67,7 +67,8 @@ class MuonAdamW(torch.optim.Optimizer):
         if not math.isfinite(self.grad_norm):
             raise NotFiniteLoss(f"the gradient's norm is {self.grad_norm}; the weights were not touched")
         if self.grad_norm > self.grad_clip:
-            torch._foreach_mul_(grads, self.grad_clip / self.grad_norm)
+            for grad in grads:
+                grad.mul_(self.grad_clip / self.grad_norm)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

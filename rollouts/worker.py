@@ -43,14 +43,24 @@ class RolloutWorker:
         return True
 
     async def run(
-        self, task: Task, indices: Sequence[int], *, seed: int, temperature: float, critical_budget: int
+        self,
+        task: Task,
+        indices: Sequence[int],
+        *,
+        seed: int,
+        temperature: float,
+        critical_budget: int,
+        spawning: bool | None = None,
     ) -> list[Episode]:
-        """Attempts ``indices`` at ``task``, in that order. Raises EngineLost when an engine died meanwhile."""
+        """Attempts ``indices`` at ``task``, in that order; ``spawning`` overrides the configuration's ``swarm``.
+
+        Raises EngineLost when an engine died meanwhile.
+        """
         settings = SwarmSettings(
             tokenizer=self._tokenizer,
             pool=self._pool,
             budget=self._config.budget,
-            spawning=self._config.swarm,
+            spawning=self._config.swarm if spawning is None else spawning,
             temperature=temperature,
             subagent_temperature=temperature,
         )

@@ -58,11 +58,13 @@ def resumed(one_ray: None, cold_start: Path, tiny_yaml: Path, tiny_run: Config) 
     alone["PYTHONPATH"] = str(Path(__file__).parents[2])
     for number, (moment, call) in enumerate(KILLS):
         script = Path(__file__).parent / "killed_run.py"
-        resume = ["--resume"] if number else []
+        resume = ["--resume"] * bool(number)
         command = [sys.executable, str(script), moment, str(call), "train", str(tiny_yaml), *resume]
         run = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=180)
         assert run.returncode == -signal.SIGKILL, f"{moment}: {run.stdout[-2000:]}{run.stderr[-4000:]}"
-    return run_training(tiny_run, resume=True)
+    with Progress(4, "resumed") as progress:
+        Training(tiny_run, tiny_run.run_dir, cold_start).run(progress)
+    return tiny_run.run_dir
 
 
 def test_a_run_that_was_killed_three_times_ends_in_the_same_bits(resumed: Path, finished: Path, cold_start: Path):

@@ -1,0 +1,69 @@
+"""The evaluation: every policy on the same held-out tasks, and files that say what they must."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import tiny_config
+
+from parl.config import Config
+from parl.evaluate import run_eval
+from parl.tasks import TrainTasks, held_out_tasks
+from rollouts.store import EpisodeStore
+
+NUMBERS = {
+    *("item_f1", "success", "critical_steps", "total_steps", "subagents", "spawn_rate", "finish_rate", "n_tasks"),
+}
+
+
+@pytest.mark.slow
+def test_the_summary_holds_every_number_of_every_policy(finished: Path, tiny_run: Config):
+    summary = json.loads((finished / "summary.json").read_text())
+    for policy in ("cold_start", "trained", "single_agent"):
+        for group in ("wide", "wide_12", "chain", "single_fact", "all"):
+            assert summary[policy][group].keys() >= NUMBERS, (policy, group)
+        assert summary[policy]["all"]["n_tasks"] == tiny_run.eval.tasks
+    assert summary["single_agent"]["all"]["subagents"] == 0
+    assert summary["wall_s"] > 0 and summary["peak_rss_gib"] >= 0
+    assert (summary["seed"], summary["version"]) == (tiny_run.seed, "0.1.0")
+
+
+@pytest.mark.slow
+def test_all_policies_see_the_same_tasks_and_the_report_stands_beside_them(finished: Path, tiny_run: Config):
+    wanted = [task.key for task in held_out_tasks(tiny_run)]
+    for policy in ("cold_start", "trained", "single_agent"):
+        episodes, _ = EpisodeStore(finished / "eval").read(0, kind=policy) or pytest.fail(policy)
+        assert [episode.task.key for episode in episodes] == wanted
+        assert all(episode.rewards and episode.metrics for episode in episodes)
+    opening = episodes[0].orchestrator
+    assert "create_subagent" not in {call.name for turn in opening.turns for call in turn.calls}
+    assert (finished / "report.html").stat().st_size > 10_000
+    assert json.loads((finished / "timelines.json").read_text())
+
+
+@pytest.mark.slow
+def test_evaluating_again_gives_the_same_numbers(finished: Path, tiny_run: Config):
+    summary = json.loads((finished / "summary.json").read_text())
+    config = tiny_run.model_copy(update={"name": "undisturbed"})
+    assert json.loads(json.dumps(run_eval(config))) == summary["trained"]
+
+
+def test_held_out_tasks_are_distinct_and_none_is_trained_on(tmp_path: Path):
+    config = tiny_config(tmp_path, eval={"tasks": 40})
+    held_out = held_out_tasks(config)
+    assert len({task.key for task in held_out}) == 40 and {task.split for task in held_out} == {"test"}
+    trained = TrainTasks(config).take(0, 200)
+    assert not {task.prompt for task in trained} & {task.prompt for task in held_out}
+    assert [task.key for task in TrainTasks(config).take(7, 5)] == [task.key for task in trained[7:12]]
+
+
+def test_own_tasks_are_gone_through_again_and_again(tmp_path: Path):
+    row = {"prompt": "Q", "gold": json.dumps({"kind": "exact", "answers": ["x"]}), "split": "train"}
+    rows = [{**row, "prompt": f"Q{i}", "split": "test" if i == 3 else "train"} for i in range(4)]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    config = tiny_config(tmp_path, envs={"tasks": str(path)})
+    assert [task.prompt for task in TrainTasks(config).take(2, 3)] == ["Q2", "Q0", "Q1"]
+    assert [task.prompt for task in held_out_tasks(config)] == ["Q3"]

@@ -1,0 +1,163 @@
+"""The cold start: kept by a hash of what it depends on, taught by demonstrations that are always the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from envs.base import Role
+from model.checkpoint import load_policy
+from model.tokenizer import Tokenizer
+from parl import sft
+from parl.config import Config
+from parl.demos import Demonstrator, build_tokenizer
+from parl.sft import cold_start_hash, learning_rate, run_sft, text_rows, width_limit
+from rollouts.episode import Episode, EpisodeStatus, TraceStatus
+
+
+def changed(config: Config, **sections: dict[str, Any]) -> Config:
+    tree = config.model_dump(mode="json")
+    for name, values in sections.items():
+        tree[name] = {**tree[name], **values} if isinstance(values, dict) else values
+    return Config.model_validate(tree)
+
+
+# ---------------------------------------------------------------- kept by hash
+
+
+def test_the_hash_changes_with_what_the_cold_start_depends_on_and_with_nothing_else(tmp_path: Path):
+    config = tiny_config(tmp_path)
+    key = cold_start_hash(config)
+    depends: list[dict[str, Any]] = [
+        {"model": {"hidden_size": 40}},
+        {"tokenizer": {"vocab_size": 790}},
+        {"envs": {"world": {**config.envs.world.model_dump(mode="json"), "seed": 9}}},
+        {"sft": {"seed": 5}},
+        {"sft": {"tokens": 10}},
+    ]
+    assert len({key, *(cold_start_hash(changed(config, **change)) for change in depends)}) == 6
+    independent: list[dict[str, Any]] = [
+        {"trainer": {"steps": 3}},
+        {"rewards": {"lambda_parallel": 0.0}},
+        {"rollouts": {"group_size": 3}},
+        {"eval": {"tasks": 9}},
+        {"seed": 7},
+        {"name": "other"},
+        {"root": str(tmp_path / "elsewhere")},
+    ]
+    assert {cold_start_hash(changed(config, **change)) for change in independent} == {key}
+
+
+class Trained(Exception):
+    """Raised where the cold start would have been trained."""
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trains(*args: object) -> None:
+        raise Trained
+
+    monkeypatch.setattr(sft, "_train", trains)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_training")
+def test_a_starter_of_the_same_hash_is_taken_and_no_other(cold_start: Path, tiny_run: Config, tmp_path: Path):
+    starter = tmp_path / "starter"
+    shutil.copytree(cold_start, starter / cold_start.name)
+    config = changed(tiny_run, root=str(tmp_path / "runs"), starter=str(starter))
+    folder = run_sft(config)
+    assert folder == tmp_path / "runs" / "cold_start" / cold_start_hash(tiny_run)
+    assert (folder / "model.safetensors").read_bytes() == (cold_start / "model.safetensors").read_bytes()
+    shutil.rmtree(starter)
+    assert run_sft(config) == folder  # now it is cached
+    with pytest.raises(Trained):
+        run_sft(config, from_scratch=True)
+    with pytest.raises(Trained):
+        run_sft(changed(config, starter=str(cold_start.parent), sft={"seed": 99}))
+
+
+@pytest.mark.slow
+def test_a_copy_for_shipping_is_half_as_large_and_nearly_the_same(cold_start: Path, tiny_run: Config, tmp_path: Path):
+    out = run_sft(tiny_run, out=tmp_path / "out")
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (out, cold_start)]
+    assert sizes[0] < 0.6 * sizes[1]
+    (first, shape, tokenizer, meta), (second, *_) = load_policy(out), load_policy(cold_start)
+    assert shape == tiny_run.model and meta["hash"] == cold_start.name
+    assert tokenizer.vocab_size == tiny_run.tokenizer.vocab_size
+    for name, array in first.items():
+        np.testing.assert_allclose(array, second[name], rtol=2**-8)
+
+
+@pytest.mark.slow
+def test_the_cold_start_learned(cold_start: Path):
+    meta = json.loads((cold_start / "meta.json").read_text())
+    assert meta["loss"] < 6.0  # of about log(800) = 6.7 at the beginning
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+def test_the_learning_rate_warms_up_and_falls_and_never_stops():
+    assert learning_rate(0.0) == 0.0 and learning_rate(0.01) < learning_rate(0.02) > learning_rate(0.5)
+    assert all(0 < learning_rate(i / 100) <= 1 for i in range(1, 101))
+
+
+def test_the_curriculum_widens_to_all_and_never_narrows():
+    limits = [width_limit(i / 100, 16) for i in range(101)]
+    assert limits[0] == 3 and limits[-1] == 16 and limits == sorted(limits)
+    assert width_limit(0.0, 2) == width_limit(1.0, 2) == 2
+
+
+# ---------------------------------------------------------------- demonstrations
+
+
+def demonstrations(config: Config, tokenizer: Tokenizer, order: list[int]) -> dict[int, Episode]:
+    demonstrator = Demonstrator(config, tokenizer)
+
+    async def all_of_them() -> list[Episode]:
+        return list(await asyncio.gather(*(demonstrator.episode(index, max_width=4) for index in order)))
+
+    return dict(zip(order, asyncio.run(all_of_them()), strict=True))
+
+
+def test_demonstrations_are_all_answered_and_a_function_of_their_number(tokenizer: Tokenizer, tmp_path: Path):
+    config = tiny_config(tmp_path, sft={"parallel": 0.5, "wrong": 0.4})
+    first = demonstrations(config, tokenizer, list(range(60)))
+    again = demonstrations(config, tokenizer, list(range(59, -1, -1)))
+    for index, episode in first.items():
+        assert episode.status is EpisodeStatus.ANSWERED, f"{index}: {episode.error or episode.limit}"
+        assert {trace.status for trace in episode.traces} == {TraceStatus.FINISHED}
+        assert [trace.tokens for trace in episode.traces] == [trace.tokens for trace in again[index].traces]
+    useful = [episode for episode in first.values() if episode.task.oracle.width]
+    useless = [episode for episode in first.values() if not episode.task.oracle.width]
+    for episodes in (useful, useless):  # both ways are shown for both kinds: the choice is left open
+        assert 0 < sum(bool(episode.subagents) for episode in episodes) < len(episodes)
+    assert Counter(episode.task.family for episode in first.values()).keys() >= {"wide", "chain", "single_fact"}
+
+
+def test_rows_weigh_what_an_agent_wrote_and_a_little_of_what_it_read(tokenizer: Tokenizer, tmp_path: Path):
+    config = tiny_config(tmp_path, sft={"parallel": 1.0})
+    episodes = demonstrations(config, tokenizer, list(range(20))).values()
+    crowd = max(episodes, key=lambda episode: len(episode.subagents))
+    rows = text_rows(crowd, 0.1, Random(0))
+    assert len(rows) == 1 + 3 < 1 + len(crowd.subagents)  # sub-agents are all alike: three are enough
+    for row, trace in zip(rows[:1], crowd.traces[:1], strict=True):
+        assert row.tokens.tolist() == trace.tokens
+        np.testing.assert_array_equal(row.weights, np.where(trace.mask, np.float32(1), np.float32(0.1)))
+    assert crowd.orchestrator.role is Role.ORCHESTRATOR
+
+
+def test_the_tokenizer_is_the_same_every_time(tokenizer: Tokenizer, tmp_path: Path):
+    again = build_tokenizer(tiny_config(tmp_path))
+    files = [chosen.save(tmp_path / name) for chosen, name in ((tokenizer, "a.json"), (again, "b.json"))]
+    assert files[0].read_bytes() == files[1].read_bytes()
