@@ -1,0 +1,108 @@
+"""The rollout worker: episodes in the order asked, so many at once, and dead engines told apart from failures."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from envs.base import Role
+from envs.world.config import WorldConfig
+from envs.world.environment import WorldEnvironment
+from envs.world.reference import ReferencePolicy, subagent_act
+from model.tokenizer import Tokenizer
+from rollouts.config import RolloutsConfig
+from rollouts.engine.scripted import ScriptedEngine
+from rollouts.episode import EpisodeStatus, Trace
+from rollouts.worker import EngineLost, RolloutWorker
+
+SETTINGS = {"seed": 1, "temperature": 1.0, "critical_budget": 0}
+
+
+class Broken:
+    """An engine that raises ``error``."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def generate(self, prompt, sampling, *, session, deadline_s):
+        raise self.error
+
+    async def release(self, session: str) -> None:
+        pass
+
+
+class Counting(WorldEnvironment):
+    """Knows how many sessions were open at once."""
+
+    now = most = 0
+
+    async def open(self, task):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        session = await super().open(task)
+        await asyncio.sleep(0.002)
+        close = session.close
+
+        async def counted() -> None:
+            self.now -= 1
+            await close()
+
+        session.close = counted
+        return session
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tokenizer.save(tmp_path_factory.mktemp("worker") / "tokenizer.json"))
+
+
+@pytest.fixture
+def environment() -> Counting:
+    return Counting(WorldConfig(entities=120, widths=(2, 4), mix={"wide": 1.0}))
+
+
+def worker_of(environment: WorldEnvironment, path: str, frozen: object | None = None, **config) -> RolloutWorker:
+    """A worker whose agents speak by scripts; ``frozen`` replaces the sub-agents' engine."""
+    worker = RolloutWorker(environment, path, RolloutsConfig(**config), policy=[None], frozen=[None], name="w")
+    tokenizer = Tokenizer.load(Path(path))
+    task = environment.task_stream("train", 0)[0]
+    policy = ReferencePolicy(style="parallel", seed=0)
+
+    def pool(trace: Trace):
+        if trace.role is Role.ORCHESTRATOR:
+            return ScriptedEngine(trace, tokenizer, lambda history: policy.act(task, history))
+        return frozen or ScriptedEngine(trace, tokenizer, lambda history: subagent_act(trace.prompt, history))
+
+    worker._pool = pool
+    return worker
+
+
+async def test_attempts_come_in_order_and_at_most_so_many_run_at_once(environment: Counting, tokenizer_path: str):
+    worker = worker_of(environment, tokenizer_path, concurrency=3)
+    episodes = await worker.run(environment.task_stream("train", 0)[0], [4, 2, 9, 0, 1, 3, 5], **SETTINGS)
+    assert [episode.index for episode in episodes] == [4, 2, 9, 0, 1, 3, 5]
+    assert {episode.status for episode in episodes} == {EpisodeStatus.ANSWERED}
+    assert all(episode.subagents for episode in episodes)
+    assert environment.most == 3
+
+
+async def test_spawning_can_be_switched_off_for_a_run(environment: Counting, tokenizer_path: str):
+    worker = worker_of(environment, tokenizer_path)
+    (episode,) = await worker.run(environment.task_stream("train", 0)[0], [0], **SETTINGS, spawning=False)
+    assert episode.status is EpisodeStatus.MALFORMED and not episode.subagents
+
+
+@pytest.mark.parametrize("error", [ActorDiedError(), ActorUnavailableError("away", None)])
+async def test_an_engine_that_died_under_a_sub_agent_means_run_it_again(environment, tokenizer_path, error):
+    worker = worker_of(environment, tokenizer_path, frozen=Broken(error))
+    with pytest.raises(EngineLost):
+        await worker.run(environment.task_stream("train", 0)[0], [0, 1], **SETTINGS)
+
+
+async def test_any_other_failure_is_an_episode(environment: Counting, tokenizer_path: str):
+    worker = worker_of(environment, tokenizer_path, frozen=Broken(ValueError("odd")))
+    (episode,) = await worker.run(environment.task_stream("train", 0)[0], [0], **SETTINGS)
+    assert (episode.status, episode.error) == (EpisodeStatus.FAILED, "ValueError: odd")
