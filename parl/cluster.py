@@ -34,7 +34,7 @@ def local_ray() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {} if address else {"object_store_memory": _STORE_BYTES, "include_dashboard": False}
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, **local)
+    ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=True, **local)
     try:
         yield
     finally:
