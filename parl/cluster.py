@@ -16,6 +16,7 @@ _ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AUTH_MODE": "disabled",
+    "RAY_prestart_worker_first_driver": "0",  # idle processes that no actor here can use
     "RAY_worker_niceness": "0",  # Ray would let every other process on the machine go first
     "DS_ACCELERATOR": "cpu",
 }

@@ -35,7 +35,7 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "concurrency": 8,
             "budget": {"orchestrator_steps": 6, "turn_tokens": 64},
         },
-        trainer={"steps": 4, "threads": 1},
+        trainer={"steps": 4, "ranks": 1},
         eval={"tasks": 6},
     )
     path = root / "tiny.yaml"

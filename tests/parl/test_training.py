@@ -56,11 +56,13 @@ def resumed(one_ray: None, cold_start: Path, tiny_yaml: Path, tiny_run: Config) 
     """The tiny run, killed three times and resumed three times; its folder."""
     alone = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "RAY"))}
     alone["PYTHONPATH"] = str(Path(__file__).parents[2])
+    joined = {**alone, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     for number, (moment, call) in enumerate(KILLS):
         script = Path(__file__).parent / "killed_run.py"
         resume = ["--resume"] * bool(number)
         command = [sys.executable, str(script), moment, str(call), "train", str(tiny_yaml), *resume]
-        run = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=180)
+        environment = joined if number else alone  # with a Ray of its own, and in a cluster that outlives it
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
         assert run.returncode == -signal.SIGKILL, f"{moment}: {run.stdout[-2000:]}{run.stderr[-4000:]}"
     with Progress(4, "resumed") as progress:
         Training(tiny_run, tiny_run.run_dir, cold_start).run(progress)
