@@ -18,8 +18,8 @@ class ModelConfig(BaseModel):
     )
     intermediate_size: int = Field(default=384, gt=0, description="width of the dense feed-forward part")
     num_attention_heads: int = Field(default=4, gt=0)
-    q_lora_rank: int = Field(default=96, gt=0)
-    kv_lora_rank: int = Field(default=64, gt=0)
+    q_lora_rank: int = Field(default=128, gt=0)
+    kv_lora_rank: int = Field(default=96, gt=0)
     qk_nope_head_dim: int = Field(default=32, gt=0)
     qk_rope_head_dim: int = Field(default=16, gt=0)
     v_head_dim: int = Field(default=48, gt=0)
@@ -32,7 +32,14 @@ class ModelConfig(BaseModel):
     rms_norm_eps: float = Field(default=1e-5, gt=0)
     rope_theta: float = Field(default=500.0, gt=0)
     max_position_embeddings: int = Field(default=2048, gt=0, description="longest trace in tokens")
-    initializer_range: float = Field(default=0.06, gt=0)
+    initializer_range: float = Field(default=0.06, gt=0, description="spread of the matrices at the start")
+    embedding_range: float = Field(
+        default=1.0, gt=0, description="spread of the embeddings: large, so that a layer's output cannot drown a token"
+    )
+    embedding_mean: float = Field(
+        default=2.0, ge=0, description="size of a random vector that all embeddings share: what heads that look at a"
+        " position, whatever token stands there, can hold on to from the first step",
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

@@ -50,13 +50,21 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal initialisation with the config's range, scaled by depth where a matrix writes the residual stream."""
-        std = self.config.initializer_range
+        """Normal initialisation with the config's ranges; matrices that write the residual stream scaled by depth."""
+        config = self.config
         for name, parameter in self.named_parameters():
-            if parameter.dim() >= 2:
-                writes = name.endswith(("o_proj.weight", "down_proj.weight", "down_proj"))
-                scale = (2 * self.config.num_hidden_layers) ** -0.5 if writes else 1.0
-                nn.init.normal_(parameter, std=std * scale)
+            if parameter.dim() < 2:
+                continue
+            std = config.initializer_range
+            if name == "embed_tokens.weight":
+                std = config.embedding_range
+            elif name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+                std *= (2 * config.num_hidden_layers) ** -0.5
+            elif name == "lm_head.weight":
+                std = config.hidden_size**-1.0  # nearly uniform predictions at first
+            nn.init.normal_(parameter, std=std)
+        with torch.no_grad():
+            self.embed_tokens.weight += config.embedding_mean * torch.randn(1, config.hidden_size)
 
     def hidden(self, tokens_BT: Tensor, routes_BTLK: Tensor | None = None) -> Tensor:
         """Final-norm hidden states [B, T, D]; ``routes_BTLK`` replays expert choices (-1 = live)."""

@@ -78,7 +78,9 @@ def sft(
     config: ConfigArg,
     overrides: Overrides = None,
     from_scratch: FromScratch = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the weights here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write them here as a starter, e.g. configs/starters.")
+    ] = None,
 ) -> None:
     """Only the cold start: imitation of scripted demonstrations."""
     with _reported():

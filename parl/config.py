@@ -35,10 +35,10 @@ class SftConfig(_Section):
     """The cold start: imitation of scripted demonstrations."""
 
     seed: int = Field(default=1, ge=0)
-    tokens: int = Field(default=4_000_000, gt=0, description="training tokens")
-    batch_tokens: int = Field(default=1024, gt=0, description="tokens of one optimiser step")
-    lr: float = Field(default=2.5e-3, gt=0, description="AdamW: embeddings, norms, router")
-    muon_lr: float = Field(default=5e-3, gt=0, description="Muon: matrices")
+    tokens: int = Field(default=5_000_000, gt=0, description="training tokens")
+    batch_tokens: int = Field(default=1536, gt=0, description="tokens of one optimiser step")
+    lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
+    muon_lr: float = Field(default=6e-3, gt=0, description="Muon: matrices")
     parallel: float = Field(default=0.3, ge=0, le=1, description="share of demonstrations that spawn where it pays")
     wrong: float = Field(default=0.15, ge=0, le=1, description="share of demonstrations that spawn where it does not")
     observation_weight: float = Field(

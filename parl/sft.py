@@ -43,7 +43,10 @@ def cold_start_hash(config: Config) -> str:
 def run_sft(
     config: Config, *, from_scratch: bool = False, out: Path | None = None, report: Report | None = None
 ) -> Path:
-    """The folder of the cold start (weights and tokenizer): cached, shipped, or trained now. ``out``: a copy there."""
+    """The folder of the cold start (weights and tokenizer): cached, shipped, or trained now.
+
+    ``out``: also write it to ``out``/HASH in bfloat16, to be shipped as a starter.
+    """
     key = cold_start_hash(config)
     folder = config.root / "cold_start" / key
     shipped = config.starter / key if config.starter else None
@@ -55,8 +58,8 @@ def run_sft(
             save_policy(folder, config.model, weights, tokenizer, {"hash": key, **metrics})
     if out is not None:
         weights, _, tokenizer, meta = load_policy(folder)
-        save_policy(out, config.model, weights, tokenizer, meta, dtype="bfloat16")
-        return out
+        save_policy(out / key, config.model, weights, tokenizer, meta, dtype="bfloat16")
+        return out / key
     return folder
 
 
@@ -66,8 +69,8 @@ def learning_rate(done: float) -> float:
 
 
 def width_limit(done: float, widest: int) -> int:
-    """Curriculum: rows of the widest table: 3 for the first fifth (copying is learned there), all from 0.7 on."""
-    return int(min(widest, 3 + max(widest - 3, 0) * max(done - 0.2, 0.0) / 0.5))
+    """Curriculum: rows of the widest table: 3 for the first tenth (copying is learned there), all from 0.6 on."""
+    return int(min(widest, 3 + max(widest - 3, 0) * max(done - 0.1, 0.0) / 0.5))
 
 
 def text_rows(demonstration, observation_weight: float, rng: Random) -> list[TextRow]:
