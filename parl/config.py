@@ -35,7 +35,10 @@ class SftConfig(_Section):
     """The cold start: imitation of scripted demonstrations."""
 
     seed: int = Field(default=1, ge=0)
-    tokens: int = Field(default=5_000_000, gt=0, description="training tokens")
+    tokens: int = Field(default=3_500_000, gt=0, description="training tokens")
+    drill_tokens: int = Field(
+        default=300_000, ge=0, description="first of these tokens: random text that repeats itself"
+    )
     batch_tokens: int = Field(default=1536, gt=0, description="tokens of one optimiser step")
     lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
     muon_lr: float = Field(default=6e-3, gt=0, description="Muon: matrices")

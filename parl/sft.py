@@ -31,6 +31,7 @@ _CHUNK = 48  # demonstrations that one call makes
 _AHEAD = 3  # calls under way
 _SUBAGENTS = 3  # sub-agent traces kept of one demonstration: they are all alike
 _POOL = 49_152  # tokens that are shuffled together
+_DRILL = 48  # random tokens that a drill repeats
 _DEADLINE_S = 300.0
 VERSION = 1  # part of the hash: raised when the demonstrations or the recipe change in code
 
@@ -83,6 +84,18 @@ def text_rows(demonstration, observation_weight: float, rng: Random) -> list[Tex
 def _row(trace: Trace, observation_weight: float) -> TextRow:
     weights = np.where(np.array(trace.mask), np.float32(1), np.float32(observation_weight))
     return TextRow(tokens=np.array(trace.tokens, np.int32), weights=weights)
+
+
+def drill(vocab: int, rng: np.random.Generator) -> TextRow:
+    """A copying drill: random tokens, then the same again. What can be copied is trained, the first half is not.
+
+    A small policy needs this: in demonstrations few tokens can be copied from far back, and it takes a long time to
+    find out how; here nearly every token can, and a few hundred steps suffice.
+    """
+    segment = rng.integers(0, vocab, _DRILL).astype(np.int32)
+    tokens = np.concatenate([segment, segment, segment[: _DRILL // 2]])
+    weights = np.where(np.arange(len(tokens)) > _DRILL, np.float32(1), np.float32(0))
+    return TextRow(tokens=tokens, weights=weights)
 
 
 class DemoWorker:
@@ -141,9 +154,17 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
 
 
 def _batches(config: Config, worker) -> Iterator[list[TextRow]]:
-    """Batches of at least ``batch_tokens`` tokens of mixed traces, in a seeded order."""
+    """Batches of at least ``batch_tokens`` tokens: copying drills, then mixed traces in a seeded order."""
+    numbers = np.random.default_rng(config.sft.seed)
+    drilled = 0
+    while drilled < config.sft.drill_tokens:
+        rows = [
+            drill(config.tokenizer.vocab_size, numbers) for _ in range(-(-config.sft.batch_tokens // (_DRILL * 5 // 2)))
+        ]
+        drilled += sum(len(row.tokens) for row in rows)
+        yield rows
     rng = Random(config.sft.seed)
-    size, drawn, start = config.sft.batch_tokens, 0, 0
+    size, drawn, start = config.sft.batch_tokens, drilled, 0
     pending: list = []
     pool: list[TextRow] = []
     while True:
