@@ -33,7 +33,7 @@ _SUBAGENTS = 3  # sub-agent traces kept of one demonstration: they are all alike
 _POOL = 49_152  # tokens that are shuffled together
 _DRILL = 48  # random tokens that a drill repeats
 _DEADLINE_S = 300.0
-VERSION = 1  # part of the hash: raised when the demonstrations or the recipe change in code
+VERSION = 2  # part of the hash: raised when the demonstrations or the recipe change in code
 
 
 def cold_start_hash(config: Config) -> str:
