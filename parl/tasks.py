@@ -38,6 +38,15 @@ def held_out_tasks(config: Config) -> list[Task]:
     return list(tasks.values())
 
 
+def check_tasks(config: Config) -> None:
+    """Raise UserError now, not after the cold start, when the world's table or the task file is bad."""
+    try:
+        TrainTasks(config).take(0, 1)
+        held_out_tasks(config)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
+
+
 def _own_tasks(config: Config, split: str) -> list[Task]:
     if not config.envs.tasks:
         return []

@@ -27,7 +27,7 @@ from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.sft import run_sft
 from parl.state import Checkpoints, State
-from parl.tasks import TrainTasks
+from parl.tasks import TrainTasks, check_tasks
 from parl.tracking import Tracker
 from rewards.aggregate import aggregate
 from rewards.parl import Weights as RewardWeights
@@ -43,6 +43,7 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
     """Everything that ``parl train`` does; returns the run's folder. Raises UserError for mistakes with a fix."""
     began = time.monotonic()
     run_dir = config.run_dir
+    check_tasks(config)
     _claim(run_dir, config, resume)
     with PeakMemory() as memory, local_ray():
         cold = _cold_start(config, from_scratch)
