@@ -36,8 +36,6 @@ from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.store import EpisodeStore
 
-_SETUP_S = 180.0
-
 
 def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False) -> Path:
     """Everything that ``parl train`` does; returns the run's folder. Raises UserError for mistakes with a fix."""
