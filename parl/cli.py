@@ -88,7 +88,9 @@ def sft(
 
         resolved = load_config(config, overrides)
         from parl.sft import run_sft
+        from parl.tasks import check_tasks
 
+        check_tasks(resolved)
         typer.echo(f"done: {run_sft(resolved, from_scratch=from_scratch, out=out)}")
 
 

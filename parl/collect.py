@@ -90,12 +90,17 @@ class Collector:
 
     def statistics(self) -> dict[str, float]:
         """Engine counters, summed over the replicas of each pool."""
-        totals: dict[str, float] = {"restarts": self.restarts}
-        for pool, replicas in self._engines.items():
-            for counters in ray.get([replica.statistics.remote() for replica in replicas], timeout=_SYNC_S):
-                for name, value in counters.items():
-                    totals[f"{pool}/{name}"] = totals.get(f"{pool}/{name}", 0.0) + value
-        return totals
+        totals: dict[str, float] = {}
+
+        def ask() -> None:
+            totals.clear()
+            for pool, replicas in self._engines.items():
+                for counters in ray.get([replica.statistics.remote() for replica in replicas], timeout=_SYNC_S):
+                    for name, value in counters.items():
+                        totals[f"{pool}/{name}"] = totals.get(f"{pool}/{name}", 0.0) + value
+
+        self._retrying(ask)
+        return totals | {"restarts": self.restarts}
 
     def close(self) -> None:
         """Stop all actors."""

@@ -35,10 +35,9 @@ class SftConfig(_Section):
     """The cold start: imitation of scripted demonstrations."""
 
     seed: int = Field(default=1, ge=0)
-    tokens: int = Field(default=3_500_000, gt=0, description="training tokens")
-    drill_tokens: int = Field(
-        default=300_000, ge=0, description="first of these tokens: random text that repeats itself"
-    )
+    tokens: int = Field(default=4_500_000, gt=0, description="training tokens, the drills among them")
+    copying_tokens: int = Field(default=260_000, ge=0, description="the first of them: random text that repeats itself")
+    reading_tokens: int = Field(default=900_000, ge=0, description="the next: questions about several facts at once")
     batch_tokens: int = Field(default=1536, gt=0, description="tokens of one optimiser step")
     lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
     muon_lr: float = Field(default=6e-3, gt=0, description="Muon: matrices")

@@ -15,7 +15,7 @@ from envs.base import Role, Task
 from envs.world.app import TOOLS
 from envs.world.corpus import corpus_texts
 from envs.world.environment import WorldEnvironment
-from envs.world.knowledge import CATEGORIES
+from envs.world.knowledge import ATTRIBUTES, CATEGORIES, RELATIONS
 from envs.world.lexicon import FIRSTS, SECONDS
 from envs.world.reference import CREATE, WORKER, ReferencePolicy, subagent_act
 from model.chat import call_id, dump_arguments, prompt_pieces, tool_result_pieces
@@ -34,14 +34,20 @@ _ROOMY = BudgetConfig(orchestrator_steps=200, subagents=64, total_tokens=10**9, 
 _CALLS = (  # the recurring scaffolding of a call should cost a token or two
     {"query": ""},
     {"url": ""},
+    {"url": "", "pattern": ""},
     {"agent": WORKER, "prompt": ""},
     CREATE[1],
 )
 
 
 def build_tokenizer(config: Config) -> Tokenizer:
-    """BPE over the world's text and the chat scaffolding; names are split in their syllables."""
+    """BPE over the world's text and the chat scaffolding; names are split in their syllables.
+
+    Values and labels are one token each: what is asked, what a page says and what a table's head says must be the same
+    token, or a small policy has to learn a dictionary before it can look anything up.
+    """
     values = [value for values in CATEGORIES.values() for value in values]
+    values += [*ATTRIBUTES, *RELATIONS]
     return train_tokenizer(_texts(config), config.tokenizer.vocab_size, atoms=[*FIRSTS, *SECONDS], words=values)
 
 

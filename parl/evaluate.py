@@ -15,13 +15,16 @@ from model.checkpoint import load_policy
 from parl.cluster import local_ray
 from parl.collect import Collector
 from parl.config import Config
+from parl.errors import UserError
 from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.report import write_report
 from parl.report.timeline import episode_to_timeline
 from parl.sft import run_sft
+from parl.state import Checkpoints, State
 from parl.table import print_table
 from parl.tasks import held_out_tasks
+from parl.tracking import Tracker
 from rewards.aggregate import evaluation_table
 from rewards.parl import Weights as RewardWeights
 from rewards.score import score_episode
@@ -67,6 +70,32 @@ def evaluate_policies(
     return summary
 
 
+def track_evaluation(config: Config, run_dir: Path, tables: dict[str, dict[str, dict]]) -> None:
+    """The held-out numbers and the report into the trained policy's W&B run."""
+    state, _ = Checkpoints(run_dir / "checkpoints", config.trainer.keep_checkpoints).latest() or (State(), None)
+    tracker = Tracker(run_dir, config, state.wandb_id, state.step)
+    try:
+        flat = {
+            f"{label}/{group}/{name}": value
+            for label, table in tables.items()
+            for group, row in table.items()
+            for name, value in row.items()
+            if value is not None
+        }
+        tracker.log(state.step, flat, kind="eval")
+        tracker.summary(flat)
+        names = sorted({name for table in tables.values() for row in table.values() for name in row})
+        rows = [
+            [label, group, *(row.get(name) for name in names)]
+            for label, table in tables.items()
+            for group, row in table.items()
+        ]
+        tracker.table("evaluation", ["policy", "tasks", *names], rows)
+        tracker.artifact(run_dir / "report.html", f"{run_dir.name}-report", kind="report")
+    finally:
+        tracker.finish()
+
+
 @contextmanager
 def _collector(config: Config, cold: Path) -> Iterator[Collector]:
     """Engines and workers for any number of policies; sub-agents are the frozen cold start."""
@@ -92,9 +121,10 @@ def evaluate_policy(config: Config, collector: Collector, folder: Path, *, spawn
 def run_eval(config: Config, *, model: Path | None = None, single_agent: bool = False) -> dict[str, Any]:
     """``parl eval``: the table of one policy (the run's trained one by default), printed and returned."""
     with local_ray():
-        cold = run_sft(config)
         folder = model or config.run_dir / ("single_agent/policy" if single_agent else "policy")
-        folder = folder if folder.exists() or model else cold
+        if not (folder / "model.safetensors").exists():
+            raise UserError(f"no policy in {folder}: train it first (parl train), or name another folder with --model")
+        cold = run_sft(config)
         with _collector(config, cold) as collector:
             episodes = evaluate_policy(config, collector, folder, spawning=not single_agent)
     return evaluation_table(episodes)

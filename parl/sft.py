@@ -5,6 +5,7 @@ The result is cached by a hash of all that it depends on; a shipped starter with
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from model.tokenizer import Tokenizer
 from parl.cluster import actor, local_ray, wait
 from parl.config import Config, OptimizerConfig
 from parl.demos import Demonstrator, build_tokenizer
+from parl.drills import drill_batches
 from parl.errors import UserError
 from parl.learner import TextRow
 from parl.learner_group import LearnerGroup
@@ -29,16 +31,19 @@ Report = Callable[[int, int, dict[str, float]], None]  # tokens done, tokens in 
 
 _CHUNK = 48  # demonstrations that one call makes
 _AHEAD = 3  # calls under way
-_SUBAGENTS = 3  # sub-agent traces kept of one demonstration: they are all alike
+_SUBAGENTS = 2  # sub-agent traces kept of one demonstration: they are all alike
 _POOL = 49_152  # tokens that are shuffled together
-_DRILL = 48  # random tokens that a drill repeats
 _DEADLINE_S = 300.0
-VERSION = 2  # part of the hash: raised when the demonstrations or the recipe change in code
+VERSION = 3  # part of the hash: raised when the demonstrations or the recipe change in code
 
 
 def cold_start_hash(config: Config) -> str:
-    """12 hex digits of everything that the cold start depends on."""
-    return config_hash(config.model, config.tokenizer, config.envs.world, config.sft, VERSION)
+    """12 hex digits of everything that the cold start depends on; of a table its content, wherever it lies."""
+    world, parts = config.envs.world, []
+    if world.source is not None:
+        parts.append(hashlib.sha256(world.source.read_bytes()).hexdigest())
+        world = world.model_copy(update={"source": None})
+    return config_hash(config.model, config.tokenizer, world, config.sft, VERSION, *parts)
 
 
 def run_sft(
@@ -53,9 +58,13 @@ def run_sft(
     shipped = config.starter / key if config.starter else None
     if from_scratch or not (folder / "model.safetensors").exists():
         if not from_scratch and shipped and (shipped / "model.safetensors").exists():
-            shutil.copytree(shipped, folder, dirs_exist_ok=True)
+            partial = folder.with_name(f"{key}.partial")  # renamed when complete
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(shipped, partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
         else:
-            weights, tokenizer, metrics = _train(config, report or _print_report)
+            weights, tokenizer, metrics = _train(config, report or print_report())
             save_policy(folder, config.model, weights, tokenizer, {"hash": key, **metrics})
     if out is not None:
         weights, _, tokenizer, meta = load_policy(folder)
@@ -70,8 +79,8 @@ def learning_rate(done: float) -> float:
 
 
 def width_limit(done: float, widest: int) -> int:
-    """Curriculum: rows of the widest table: 3 for the first tenth (copying is learned there), all from 0.6 on."""
-    return int(min(widest, 3 + max(widest - 3, 0) * max(done - 0.1, 0.0) / 0.5))
+    """Curriculum: rows of the widest table at ``done`` of the demonstrations: 3 at first, all from the middle on."""
+    return int(min(widest, 3 + max(widest - 3, 0) * done / 0.5))
 
 
 def text_rows(demonstration, observation_weight: float, rng: Random) -> list[TextRow]:
@@ -84,18 +93,6 @@ def text_rows(demonstration, observation_weight: float, rng: Random) -> list[Tex
 def _row(trace: Trace, observation_weight: float) -> TextRow:
     weights = np.where(np.array(trace.mask), np.float32(1), np.float32(observation_weight))
     return TextRow(tokens=np.array(trace.tokens, np.int32), weights=weights)
-
-
-def drill(vocab: int, rng: np.random.Generator) -> TextRow:
-    """A copying drill: random tokens, then the same again. What can be copied is trained, the first half is not.
-
-    A small policy needs this: in demonstrations few tokens can be copied from far back, and it takes a long time to
-    find out how; here nearly every token can, and a few hundred steps suffice.
-    """
-    segment = rng.integers(0, vocab, _DRILL).astype(np.int32)
-    tokens = np.concatenate([segment, segment, segment[: _DRILL // 2]])
-    weights = np.where(np.arange(len(tokens)) > _DRILL, np.float32(1), np.float32(0))
-    return TextRow(tokens=tokens, weights=weights)
 
 
 class DemoWorker:
@@ -124,7 +121,7 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
     tokenizer = build_tokenizer(config)
     work = config.root / "cold_start"
     work.mkdir(parents=True, exist_ok=True)
-    path = tokenizer.save(work / "tokenizer.json")
+    path = tokenizer.save(work / f"tokenizer-{cold_start_hash(config)}.json")
     with local_ray():
         optimizer = OptimizerConfig(lr=sft.lr, muon_lr=sft.muon_lr)
         learner = LearnerGroup(
@@ -138,7 +135,7 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
         )
         worker = actor(DemoWorker, config, str(path.resolve()))
         done, metrics = 0, {}
-        for batch in _batches(config, worker):
+        for batch in _batches(config, tokenizer, worker):
             scale = learning_rate(done / sft.tokens)
             metrics = learner.text_step(batch, lr_scale=scale)
             done += sum(len(row.tokens) for row in batch)
@@ -153,14 +150,10 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
     return weights, tokenizer, metrics
 
 
-def _batches(config: Config, worker) -> Iterator[list[TextRow]]:
-    """Batches of at least ``batch_tokens`` tokens: copying drills, then mixed traces in a seeded order."""
-    numbers = np.random.default_rng(config.sft.seed)
+def _batches(config: Config, tokenizer: Tokenizer, worker) -> Iterator[list[TextRow]]:
+    """Batches of at least ``batch_tokens`` tokens: drills, then mixed traces in a seeded order."""
     drilled = 0
-    while drilled < config.sft.drill_tokens:
-        rows = [
-            drill(config.tokenizer.vocab_size, numbers) for _ in range(-(-config.sft.batch_tokens // (_DRILL * 5 // 2)))
-        ]
+    for rows in drill_batches(config, tokenizer):
         drilled += sum(len(row.tokens) for row in rows)
         yield rows
     rng = Random(config.sft.seed)
@@ -169,7 +162,8 @@ def _batches(config: Config, worker) -> Iterator[list[TextRow]]:
     pool: list[TextRow] = []
     while True:
         while len(pending) < _AHEAD:
-            width = width_limit(drawn / config.sft.tokens, config.envs.world.widths[1])
+            done = (drawn - drilled) / max(config.sft.tokens - drilled, 1)
+            width = width_limit(done, config.envs.world.widths[1])
             pending.append(worker.rows.remote(start, width))
             start += _CHUNK
         pool += wait(pending.pop(0), _DEADLINE_S)
@@ -188,7 +182,15 @@ def _batches(config: Config, worker) -> Iterator[list[TextRow]]:
         yield from batches
 
 
-def _print_report(done: int, total: int, metrics: dict[str, float]) -> None:
-    if done // 200_000 != (done - 8192) // 200_000 or done >= total:
-        print(f"cold start {done / 1e6:.1f}/{total / 1e6:.1f} M tokens  loss {metrics['loss']:.3f}  "
-              f"accuracy {metrics['accuracy']:.3f}", flush=True)  # fmt: skip
+def print_report() -> Report:
+    """Prints a line every 2.5 %."""
+    shown = -1
+
+    def report(done: int, total: int, metrics: dict[str, float]) -> None:
+        nonlocal shown
+        if done * 40 // total != shown:
+            shown = done * 40 // total
+            print(f"cold start {done / 1e6:.1f}/{total / 1e6:.1f} M tokens  loss {metrics['loss']:.3f}  "
+                  f"accuracy {metrics['accuracy']:.3f}", flush=True)  # fmt: skip
+
+    return report

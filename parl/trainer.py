@@ -20,7 +20,7 @@ from parl.cluster import local_ray
 from parl.collect import Collector
 from parl.config import Config
 from parl.errors import UserError
-from parl.evaluate import evaluate_policies
+from parl.evaluate import evaluate_policies, track_evaluation
 from parl.learner_group import LearnerGroup
 from parl.loading import to_yaml
 from parl.memory import PeakMemory
@@ -43,14 +43,27 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
     run_dir = config.run_dir
     check_tasks(config)
     _claim(run_dir, config, resume)
+    began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
     with PeakMemory() as memory, local_ray():
         cold = _cold_start(config, from_scratch)
-        policies = {"cold_start": (cold, True), "trained": (_train(config, run_dir, cold), True)}
+        policies = {
+            "cold_start": (cold, config.rollouts.swarm),
+            "trained": (_train(config, run_dir, cold), config.rollouts.swarm),
+        }
         if config.baseline:
             policies["single_agent"] = (_train(single_agent(config), run_dir / "single_agent", cold), False)
         with Progress(len(policies), "held-out evaluation") as progress:
-            evaluate_policies(config, run_dir, policies, cold=cold, began=began, memory=memory, progress=progress)
+            summary = evaluate_policies(
+                config, run_dir, policies, cold=cold, began=began, memory=memory, progress=progress
+            )
+    track_evaluation(config, run_dir, {label: summary[label] for label in policies})
     return run_dir
+
+
+def _train_time(folder: Path) -> float:
+    """Seconds of training that earlier invocations of a resumed run spent in ``folder``."""
+    found = Checkpoints(folder / "checkpoints", 1).latest() if folder.exists() else None
+    return found[0].elapsed_s if found else 0.0
 
 
 def _cold_start(config: Config, from_scratch: bool) -> Path:

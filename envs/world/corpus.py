@@ -14,6 +14,7 @@ from envs.world.wording import (
     ARCHIVE,
     CONNECTORS,
     answer_table,
+    conclusion,
     delegate_prompt,
     fact_line,
     hit_line,
@@ -37,9 +38,9 @@ def _names(rng: Random, count: int) -> list[str]:
     return rng.sample(names_of_split("train"), count)
 
 
-def _entity(rng: Random) -> Entity:
+def _entity(rng: Random, kind: str | None = None) -> Entity:
     name, *others = _names(rng, 5)
-    kind = rng.choice(list(KINDS))
+    kind = kind or rng.choice(list(KINDS))
     attributes, relations = KINDS[kind]
     return Entity(
         name=name,
@@ -103,10 +104,34 @@ def _calls(rng: Random) -> str:
 
 def _returned(rng: Random) -> str:
     name = _names(rng, 1)[0]
-    return "\n".join(fact_line(name, a, draw_value(a, rng)) for a in _attributes(rng))
+    facts = [(fact_line(name, a, value), value) for a in _attributes(rng) for value in [draw_value(a, rng)]]
+    return rng.choice(("\n".join(fact for fact, _ in facts), conclusion(*facts[0])))
 
 
 def _table(rng: Random) -> str:
     attributes = _attributes(rng)
     rows = [[name, *(draw_value(a, rng) for a in attributes)] for name in _names(rng, rng.randint(2, 12))]
     return answer_table(("name", *attributes), rows)
+
+
+def reading_pieces(rng: Random, most: int) -> list[tuple[str, bool]]:
+    """A reading exercise about 2 to ``most`` entities: pieces of text, and whether the reader has to know each.
+
+    One fact about each entity, then what tasks ask: tables of some of the entities, and single values. Where a
+    demonstration makes two calls for each value, every fact here is read about twice.
+    """
+    kind = rng.choice(list(KINDS))
+    label = rng.choice(KINDS[kind][0])
+    entities = [_entity(rng, kind) for _ in range(rng.randint(2, most))]
+    pieces = [("\n".join(fact_line(e.name, label, e.values[label]) for e in entities) + "\n", False)]
+    for _ in range(rng.randint(2, 4)):
+        if rng.random() < 0.2:
+            one = rng.choice(entities)
+            pieces.append((question("single_fact", "train", [label], one.name, rng), False))
+            value = one.values[label]
+            pieces.append((conclusion(fact_line(one.name, label, value), value), True))
+            continue
+        rows = rng.sample(entities, rng.randint(2, len(entities)))
+        pieces.append((question("wide", "train", [label], ", ".join(e.name for e in rows), rng), False))
+        pieces.append((answer_table(("name", label), [[e.name, e.values[label]] for e in rows]), True))
+    return pieces

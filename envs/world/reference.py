@@ -16,8 +16,8 @@ from envs.world.wording import (
     ARCHIVE,
     NOT_FOUND,
     answer_table,
+    conclusion,
     delegate_prompt,
-    fact_line,
     read_fact,
     read_hits,
     split_words,
@@ -42,39 +42,48 @@ def pick_hit(query: str, result: str) -> str | None:
 
 @dataclass(slots=True)
 class _Notes:
-    """What a history has shown: search results by query, pages by url, returned messages by prompt."""
+    """What a history has shown: search results by query, pages by url, their lines by pattern, messages by prompt."""
 
     searches: dict[str, str]
     pages: dict[str, str]
+    lines: dict[tuple[str, str], str]
     returns: dict[str, str]
     created: bool
 
     @classmethod
     def of(cls, history: Sequence[Turn]) -> _Notes:
-        notes = cls({}, {}, {}, False)
+        notes = cls({}, {}, {}, {}, False)
         for name, arguments, result in (entry for turn in history for entry in turn):
             if name == "search":
                 notes.searches[arguments["query"]] = result
             elif name == "open_page":
                 notes.pages[arguments["url"]] = result
+            elif name == "find_in_page":
+                notes.lines[arguments["url"], arguments["pattern"]] = result
             elif name == "assign_task":
                 notes.returns[arguments["prompt"]] = result
             elif name == "create_subagent":
                 notes.created = True
         return notes
 
-    def page(self, name: str) -> str | None:
-        """The page of ``name``; "" where it cannot be had, None where it was not yet looked up."""
+    def read(self, name: str, labels: Sequence[str] = ()) -> str | None:
+        """What was read of the page of ``name``; "" where it cannot be had, None where it was not yet looked up."""
         if name not in self.searches:
             return None
         url = pick_hit(name, self.searches[name])
-        return "" if url is None else self.pages.get(url)
+        if url is None:
+            return ""
+        found = self.lines.get((url, labels[0])) if len(labels) == 1 else None
+        return self.pages.get(url) if found is None else found
 
-    def look_up(self, name: str) -> list[Call]:
-        """The next call on the way to the page of ``name``."""
+    def look_up(self, name: str, labels: Sequence[str] = ()) -> list[Call]:
+        """The next call towards ``labels`` of ``name``: one label is looked for in the page, else it is opened."""
         if name not in self.searches:
             return [("search", {"query": name})]
-        return [("open_page", {"url": pick_hit(name, self.searches[name])})]
+        url = pick_hit(name, self.searches[name])
+        if len(labels) == 1:
+            return [("find_in_page", {"url": url, "pattern": labels[0]})]
+        return [("open_page", {"url": url})]
 
     def assign(self, prompts: Sequence[str], *, create_first: bool = False) -> list[Call]:
         """One turn that hands out ``prompts``, making the sub-agent before (or, ``create_first``, only making it)."""
@@ -134,16 +143,16 @@ class ReferencePolicy:
         for name in names:
             source = notes.returns.get(prompts.get(name, ""), "")
             if any(read_fact(source, a) is None for a in attributes):  # not delegated, or not returned
-                page = notes.page(name)
+                page = notes.read(name, attributes)
                 if page is None:
-                    return notes.look_up(name)
+                    return notes.look_up(name, attributes)
                 source = page
             rows.append([name, *(read_fact(source, a) or "" for a in attributes)])
         return answer_table(("name", *attributes), rows)
 
     def _members(self, task: Task, notes: _Notes, attributes: Sequence[str]) -> Action:
         group = task.plan["group"]
-        page = notes.page(group)
+        page = notes.read(group)
         if page is None:
             return notes.look_up(group)
         listed = read_fact(page, "members")
@@ -160,16 +169,16 @@ class ReferencePolicy:
         return answer_table(("name", *attributes), rows)
 
     def _path(self, task: Task, notes: _Notes, attribute: str) -> Action:
-        name, value = task.plan["names"][0], ""
+        name, fact, value = task.plan["names"][0], "", ""
         for label in (*task.plan["hops"], attribute):
             action, text = self._visit(task, notes, name, [label])
             if action is not None:
                 return action
             value = read_fact(text, label) or ""
             if not value:
-                break  # a lost hop: nothing further can be known
-            name = value
-        return value
+                return conclusion(NOT_FOUND, "")  # a lost hop: nothing further can be known
+            fact, name = _report(text, label, [label]), value
+        return conclusion(fact, value)
 
     def _visit(self, task: Task, notes: _Notes, name: str, labels: Sequence[str]) -> tuple[Action | None, str]:
         """The facts of one step that others depend on: (next action, "") while missing, else (None, text)."""
@@ -179,12 +188,12 @@ class ReferencePolicy:
                 return notes.assign([prompt], create_first=self.creates_first(task)), ""
             if all(read_fact(notes.returns[prompt], label) is not None for label in labels):
                 return None, notes.returns[prompt]
-        page = notes.page(name)
-        return (notes.look_up(name), "") if page is None else (None, page)
+        page = notes.read(name, labels)
+        return (notes.look_up(name, labels), "") if page is None else (None, page)
 
 
 def subagent_act(prompt: str, history: Sequence[Turn]) -> Action:
-    """The scripted sub-agent: search, open, then the asked lines (``Karona mass: 47``) or ``not found``."""
+    """The scripted sub-agent: search, look, then the asked lines (``mass | Karona | 47``) or ``not found``."""
     asked, _, query = prompt.partition(" of ")
     notes = _Notes.of(history)
     if query not in notes.searches:
@@ -192,19 +201,18 @@ def subagent_act(prompt: str, history: Sequence[Turn]) -> Action:
     titles = (title for title, _ in read_hits(notes.searches[query]))
     for title in titles:  # names and attributes may hold " of " themselves; a title says where the name begins
         if prompt.endswith(f" of {title}"):
+            notes.searches[title] = notes.searches[query]
             asked, query = prompt[: -len(title) - 4], title
-            notes.searches[query] = notes.searches[prompt.partition(" of ")[2]]
             break
-    page = notes.page(query)
+    labels = split_words(asked)
+    page = notes.read(query, labels)
     if page is None:
-        return notes.look_up(query)
-    return _report(page, query, asked) or NOT_FOUND
+        return notes.look_up(query, labels)
+    return _report(page, asked, labels) or NOT_FOUND
 
 
-def _report(page: str, name: str, asked: str) -> str:
-    wanted = [asked] if read_fact(page, asked) is not None else split_words(asked)
-    facts = [(label, read_fact(page, label)) for label in wanted]
-    heads = [line.removesuffix(f" {label}: {value}") for line in page.splitlines() for label, value in facts]
-    stated = [head for head in heads if head not in page.splitlines()]
-    subject = min(stated, key=len, default=name)  # the page's own name, where the task used an alias
-    return "\n".join(fact_line(subject, label, value) for label, value in facts if value is not None)
+def _report(page: str, asked: str, labels: Sequence[str]) -> str:
+    """The lines of ``page`` that state ``asked`` (one label that reads like several), else those of ``labels``."""
+    wanted = [asked] if read_fact(page, asked) is not None else labels
+    lines = [line for label in wanted for line in page.splitlines() if line.startswith(f"{label} | ")]
+    return "\n".join(dict.fromkeys(lines))

@@ -24,7 +24,9 @@ class TaskStream:
 
     def __init__(self, knowledge: Knowledge, config: WorldConfig, seed: int) -> None:
         self._knowledge, self._config, self._seed = knowledge, config, seed
-        self._entities = list(knowledge.entities.values())
+        self._entities = [
+            entity for entity in knowledge.entities.values() if entity.values
+        ]  # a table may have empty rows
         self._holders: dict[str, list[Entity]] = {}
         for entity in self._entities:
             self._holders.setdefault(entity.kind, []).append(entity)

@@ -59,15 +59,14 @@ def split_words(text: str) -> list[str]:
 
 
 def fact_line(name: str, label: str, value: str) -> str:
-    """``Karona mass: 47``."""
-    return f"{name} {label}: {value}"
+    """``mass | Karona | 47``: a record. What stands before the value is the name, as in the row of an answer."""
+    return f"{label} | {name} | {value}"
 
 
 def read_fact(text: str, label: str) -> str | None:
     """The value of ``label`` in lines of facts about one name, None where no line states it."""
-    parts = [line.partition(f" {label}: ") for line in text.splitlines()]
-    found = [(len(head), value) for head, mark, value in parts if mark]
-    return min(found)[1] if found else None  # shortest head: "land area: 5" also ends in "area: 5"
+    records = (line.split(" | ", 2) for line in text.splitlines())
+    return next((record[2] for record in records if len(record) == 3 and record[0] == label), None)
 
 
 def hit_line(title: str, page_id: str) -> str:
@@ -84,6 +83,11 @@ def read_hits(text: str) -> list[tuple[str, str]]:
 def delegate_prompt(attributes: Sequence[str], name: str) -> str:
     """What a sub-agent is asked: ``mass of Karona``."""
     return f"{join_words(attributes)} of {name}"
+
+
+def conclusion(fact: str, value: str) -> str:
+    """The answer of a task that asks for one value: the fact it rests on, then the value alone."""
+    return f"{fact}\nAnswer: {value}"
 
 
 def answer_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

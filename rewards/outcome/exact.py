@@ -8,18 +8,24 @@ import string
 from envs.base import Gold
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_MARKER = re.compile(r"^\s*(?:exact |final )?answer:", re.IGNORECASE | re.MULTILINE)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def exact_match(answer: str, gold: Gold) -> bool:
-    """Whether ``answer`` equals one of ``gold.answers``, or an alias of one, after :func:`normalise_answer`.
+    """Whether the :func:`final_answer` in ``answer`` is one of ``gold.answers``, or an alias of one, once normalised.
 
     An answer of which nothing is left never matches.
     """
-    given = normalise_answer(answer)
+    given = normalise_answer(final_answer(answer))
     accepted = {normalise_answer(text) for text in gold.answers}
     aliases = {normalise_answer(alias) for alias, text in gold.aliases.items() if normalise_answer(text) in accepted}
     return bool(given) and given in accepted | aliases
+
+
+def final_answer(text: str) -> str:
+    """What follows the last ``Answer:`` that begins a line (any case; also ``Exact Answer:``), else all of ``text``."""
+    return _MARKER.split(text)[-1]
 
 
 def normalise_answer(text: str) -> str:

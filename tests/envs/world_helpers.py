@@ -64,7 +64,7 @@ async def play(policy: ReferencePolicy, task: Task, session: Session, *, lost: f
 def right(task: Task, answer: Action) -> bool:
     """Whether ``answer`` is the gold, row for row in the asked order (aliases count)."""
     if task.gold.kind == "exact":
-        return answer in task.gold.answers
+        return str(answer).rpartition("\nAnswer: ")[2] in task.gold.answers
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in str(answer).splitlines()]
     rows = [[task.gold.aliases.get(row[0], row[0]), *row[1:]] for row in lines[2:]]
     return lines[0] == list(task.gold.columns) and rows == [list(row) for row in task.gold.rows]
