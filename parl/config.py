@@ -35,9 +35,11 @@ class SftConfig(_Section):
     """The cold start: imitation of scripted demonstrations."""
 
     seed: int = Field(default=1, ge=0)
-    tokens: int = Field(default=4_500_000, gt=0, description="training tokens, the drills among them")
+    tokens: int = Field(default=4_600_000, gt=0, description="training tokens, the drills among them")
     copying_tokens: int = Field(default=260_000, ge=0, description="the first of them: random text that repeats itself")
-    reading_tokens: int = Field(default=900_000, ge=0, description="the next: questions about several facts at once")
+    reading_tokens: int = Field(
+        default=1_300_000, ge=0, description="the next: questions about several facts, lists to go through"
+    )
     batch_tokens: int = Field(default=1536, gt=0, description="tokens of one optimiser step")
     lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
     muon_lr: float = Field(default=6e-3, gt=0, description="Muon: matrices")
@@ -133,6 +135,12 @@ class Config(_Section):
         if self.tokenizer.vocab_size > self.model.vocab_size:
             raise ValueError(
                 f"tokenizer.vocab_size={self.tokenizer.vocab_size} exceeds model.vocab_size={self.model.vocab_size}"
+            )
+        drills = self.sft.copying_tokens + self.sft.reading_tokens
+        if drills >= self.sft.tokens:
+            raise ValueError(
+                f"sft.copying_tokens + sft.reading_tokens = {drills} leave nothing of sft.tokens={self.sft.tokens}"
+                " for demonstrations: lower them or raise sft.tokens"
             )
         return self
 

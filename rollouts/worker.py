@@ -62,7 +62,7 @@ class RolloutWorker:
             budget=self._config.budget,
             spawning=self._config.swarm if spawning is None else spawning,
             temperature=temperature,
-            subagent_temperature=temperature,
+            subagent_temperature=self._config.subagent_temperature,
         )
         attempts = [self._one(task, settings, index, seed, critical_budget) for index in indices]
         return list(await asyncio.gather(*attempts))

@@ -135,3 +135,29 @@ def reading_pieces(rng: Random, most: int) -> list[tuple[str, bool]]:
         pieces.append((question("wide", "train", [label], ", ".join(e.name for e in rows), rng), False))
         pieces.append((answer_table(("name", label), [[e.name, e.values[label]] for e in rows]), True))
     return pieces
+
+
+def agenda_pieces(rng: Random, most: int) -> list[tuple[str, bool]]:
+    """A working-through exercise: a question about 2 to ``most`` names, then the calls that go through them in order.
+
+    Behind each call stands what it led to, so the reader must remember where in the list it is.
+    """
+    names = _names(rng, rng.randint(2, most))
+    label = rng.choice(_attributes(rng))
+    pieces = [(question("wide", "train", [label], ", ".join(names), rng), False)]
+    delegated = rng.random() < 0.5
+    for name in names:
+        fact = fact_line(name, label, draw_value(label, rng))
+        if delegated:
+            pieces += [(_json({"agent": WORKER, "prompt": delegate_prompt([label], name)}), True), (fact, False)]
+            continue
+        titles = rng.choice(([name], [name, name + ARCHIVE]))
+        pages = page_ids(2, rng)
+        found = "\n".join(hit_line(title, page) for title, page in zip(titles, pages, strict=False))
+        look = _json({"url": pages[0], "pattern": label})
+        pieces += [(_json({"query": name}), True), (f"{found}\n{look}\n{fact}", False)]
+    return pieces
+
+
+def _json(arguments: dict[str, str]) -> str:
+    return json.dumps(arguments, separators=(",", ":"))

@@ -61,7 +61,7 @@ async def test_rows_that_subagents_lose_are_looked_up_by_the_orchestrator():
     prompt = f"{task.plan['attributes'][0]} of {task.plan['names'][1]}"
     played = await play(ReferencePolicy("parallel", 1), task, await environment.open(task), lost=frozenset({prompt}))
     assert right(task, played.answer)
-    assert [name for turn in played.history for name, _, _ in turn][-2:] == ["search", "open_page"]
+    assert [name for turn in played.history for name, _, _ in turn][-2:] == ["search", "find_in_page"]
 
 
 async def test_a_value_that_no_tool_gives_is_left_empty():

@@ -40,7 +40,16 @@ async def test_a_subagent_finds_names_and_attributes_that_hold_of(table):
     session, history = await environment.open(environment.tasks("val")[0]), []
     while not isinstance(action := subagent_act("Date of birth of Isle of Man", history), str):
         history.append([(name, args, await call(session, name, **args)) for name, args in action])
-    assert action == "Isle of Man Date of birth: 2 May 1900"
+    assert action == "Date of birth | Isle of Man | 2 May 1900"
+
+
+async def test_a_row_without_any_value_is_a_page_but_never_asked_for(tmp_path):
+    path = tmp_path / "sparse.csv"
+    path.write_text("name,size\nfull,1\nempty,\nwhole,2\n")
+    environment = WorldEnvironment(only("wide", "single_fact", source=path, widths=(1, 2)))
+    stream = environment.task_stream("train", 0)
+    assert {name for i in range(60) for name in stream[i].plan["names"]} == {"full", "whole"}
+    await environment.close()
 
 
 def test_large_tables_are_split_by_name_and_small_ones_shared(tmp_path, table):

@@ -55,7 +55,7 @@ async def test_an_alias_leads_to_the_profile(world):
     entity = next(e for e in knowledge.entities.values() if e.alias)
     hits = read_hits(await call(session, "search", query=entity.alias))
     assert hits[0][0] == entity.name
-    assert f"{entity.name} alias: {entity.alias}" in await call(session, "open_page", url=hits[0][1])
+    assert f"alias | {entity.name} | {entity.alias}" in await call(session, "open_page", url=hits[0][1])
 
 
 async def test_pages_state_one_fact_a_line_with_the_name_on_it(world):
@@ -64,10 +64,10 @@ async def test_pages_state_one_fact_a_line_with_the_name_on_it(world):
     hits = read_hits(await call(session, "search", query=entity.name))
     text = await call(session, "open_page", url=dict(hits)[entity.name])
     facts = {**entity.values, **entity.relations}
-    assert sorted(text.splitlines()) == sorted(f"{entity.name} {label}: {value}" for label, value in facts.items())
+    assert sorted(text.splitlines()) == sorted(f"{label} | {entity.name} | {value}" for label, value in facts.items())
     label = next(iter(entity.values))
     found = await call(session, "find_in_page", url=dict(hits)[entity.name], pattern=label.upper())
-    assert f"{entity.name} {label}: {entity.values[label]}" in found.splitlines()
+    assert f"{label} | {entity.name} | {entity.values[label]}" in found.splitlines()
 
 
 async def test_groups_are_listed_or_chained(world):
@@ -75,9 +75,9 @@ async def test_groups_are_listed_or_chained(world):
     for chained in (False, True):
         group = next(g for g in knowledge.groups if g.chained == chained)
         page = dict(read_hits(await call(session, "search", query=group.name)))[group.name]
-        listed = f"{group.name} members: {', '.join(group.members)}"
+        listed = f"members | {group.name} | {', '.join(group.members)}"
         assert await call(session, "open_page", url=page) == (
-            f"{group.name} first: {group.members[0]}" if chained else listed
+            f"first | {group.name} | {group.members[0]}" if chained else listed
         )
 
 

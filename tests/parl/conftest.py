@@ -28,7 +28,14 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     config = tiny_config(
         root,
-        sft={"tokens": 20_000, "copying_tokens": 2_000, "batch_tokens": 600, "lr": 0.01, "muon_lr": 0.02},
+        sft={
+            "tokens": 20_000,
+            "copying_tokens": 2_000,
+            "reading_tokens": 2_000,
+            "batch_tokens": 600,
+            "lr": 0.01,
+            "muon_lr": 0.02,
+        },
         rollouts={
             "group_size": 4,
             "tasks_per_step": 2,

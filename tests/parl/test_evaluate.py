@@ -9,8 +9,10 @@ import pytest
 from tiny import tiny_config
 
 from parl.config import Config
+from parl.errors import UserError
 from parl.evaluate import run_eval
 from parl.tasks import TrainTasks, held_out_tasks
+from parl.wandb_reader import read_history
 from rollouts.store import EpisodeStore
 
 NUMBERS = {
@@ -48,6 +50,19 @@ def test_evaluating_again_gives_the_same_numbers(finished: Path, tiny_run: Confi
     summary = json.loads((finished / "summary.json").read_text())
     config = tiny_run.model_copy(update={"name": "undisturbed"})
     assert json.loads(json.dumps(run_eval(config))) == summary["trained"]
+
+
+def test_a_run_without_a_policy_is_not_evaluated_as_something_else(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no policy in .*train it first"):
+        run_eval(tiny_config(tmp_path, name="never-trained"))
+
+
+@pytest.mark.slow
+def test_wandb_holds_the_evaluation_too(finished: Path):
+    summary = json.loads((finished / "summary.json").read_text())
+    [row] = [row for row in read_history(finished) if "eval/step" in row]
+    assert row["eval/trained/all/item_f1"] == summary["trained"]["all"]["item_f1"]
+    assert row["eval/single_agent/wide/critical_steps"] == summary["single_agent"]["wide"]["critical_steps"]
 
 
 def test_held_out_tasks_are_distinct_and_none_is_trained_on(tmp_path: Path):

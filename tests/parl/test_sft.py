@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,7 @@ from model.tokenizer import Tokenizer
 from parl import sft
 from parl.config import Config
 from parl.demos import Demonstrator, build_tokenizer
+from parl.drills import agenda_drill, copying_drill, longest, reading_drill
 from parl.sft import cold_start_hash, learning_rate, run_sft, text_rows, width_limit
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 
@@ -42,7 +44,7 @@ def test_the_hash_changes_with_what_the_cold_start_depends_on_and_with_nothing_e
         {"tokenizer": {"vocab_size": 790}},
         {"envs": {"world": {**config.envs.world.model_dump(mode="json"), "seed": 9}}},
         {"sft": {"seed": 5}},
-        {"sft": {"tokens": 10}},
+        {"sft": {"tokens": 9_000_000}},
     ]
     assert len({key, *(cold_start_hash(changed(config, **change)) for change in depends)}) == 6
     independent: list[dict[str, Any]] = [
@@ -55,6 +57,15 @@ def test_the_hash_changes_with_what_the_cold_start_depends_on_and_with_nothing_e
         {"root": str(tmp_path / "elsewhere")},
     ]
     assert {cold_start_hash(changed(config, **change)) for change in independent} == {key}
+
+
+def test_the_hash_knows_a_table_by_its_content(tmp_path: Path):
+    keys = []
+    for name, text in (("a", "x,y\np,1\n"), ("b", "x,y\np,1\n"), ("c", "x,y\np,2\n")):
+        table = tmp_path / f"{name}.csv"
+        table.write_text(text)
+        keys.append(cold_start_hash(tiny_config(tmp_path, envs={"world": {"source": table}})))
+    assert keys[0] == keys[1] != keys[2]
 
 
 class Trained(Exception):
@@ -112,10 +123,46 @@ def test_the_learning_rate_warms_up_and_falls_and_never_stops():
     assert all(0 < learning_rate(i / 100) <= 1 for i in range(1, 101))
 
 
-def test_the_curriculum_widens_to_all_and_never_narrows():
+def test_the_curricula_widen_to_all_and_never_narrow():
+    facts = [longest(i / 100) for i in range(101)]
+    assert facts[0] == facts[30] == 3 and facts[-1] == 12 and facts == sorted(facts)
     limits = [width_limit(i / 100, 16) for i in range(101)]
     assert limits[0] == 3 and limits[-1] == 16 and limits == sorted(limits)
     assert width_limit(0.0, 2) == width_limit(1.0, 2) == 2
+
+
+def test_a_copying_drill_trains_only_what_stood_there_before():
+    row = copying_drill(500, np.random.default_rng(3))
+    trained = np.flatnonzero(row.weights)
+    period = trained[0] - 1
+    assert len(trained) > len(row.tokens) / 2
+    assert (row.tokens[trained] == row.tokens[trained - period]).all()
+
+
+def test_a_reading_drill_trains_answers_that_follow_from_its_facts(tokenizer: Tokenizer):
+    for seed in range(20):
+        row = reading_drill(tokenizer, Random(seed), 6)
+        cuts = np.flatnonzero(np.diff(row.weights)) + 1
+        texts = [tokenizer.decode(part.tolist()) for part in np.split(row.tokens, cuts)]
+        facts = dict(line.split(" | ", 1)[1].split(" | ") for line in texts[0].splitlines() if line.count(" | ") == 2)
+        assert row.weights[0] == 0 and row.weights[-1] == 1 and len(texts) >= 4
+        for answer in texts[1::2]:
+            answer = answer.removesuffix("<|im_end|>")
+            if "Answer: " in answer:
+                fact, _, value = answer.partition("\nAnswer: ")
+                assert facts[fact.split(" | ")[1]] == value
+            else:
+                rows = [line.strip("| ").split(" | ") for line in answer.splitlines()[2:]]
+                assert len(rows) >= 2 and all(facts[name] == value for name, value in rows)
+
+
+def test_an_agenda_drill_trains_the_calls_that_go_through_its_list(tokenizer: Tokenizer):
+    for seed in range(20):
+        row = agenda_drill(tokenizer, Random(seed), 5)
+        texts = [tokenizer.decode(p.tolist()) for p in np.split(row.tokens, np.flatnonzero(np.diff(row.weights)) + 1)]
+        names = re.findall(r"[A-Z][a-z]{5}", texts[0].split(" ", 1)[1])
+        calls = [json.loads(text) for text in texts[1::2]]
+        assert [(call.get("query") or call["prompt"].split(" of ")[1]) for call in calls] == names
 
 
 # ---------------------------------------------------------------- demonstrations
@@ -150,7 +197,7 @@ def test_rows_weigh_what_an_agent_wrote_and_a_little_of_what_it_read(tokenizer: 
     episodes = demonstrations(config, tokenizer, list(range(20))).values()
     crowd = max(episodes, key=lambda episode: len(episode.subagents))
     rows = text_rows(crowd, 0.1, Random(0))
-    assert len(rows) == 1 + 3 < 1 + len(crowd.subagents)  # sub-agents are all alike: three are enough
+    assert len(rows) == 1 + 2 < 1 + len(crowd.subagents)  # sub-agents are all alike: two are enough
     for row, trace in zip(rows[:1], crowd.traces[:1], strict=True):
         assert row.tokens.tolist() == trace.tokens
         np.testing.assert_array_equal(row.weights, np.where(trace.mask, np.float32(1), np.float32(0.1)))

@@ -9,7 +9,7 @@ import pytest
 
 from envs.base import Gold, Task
 from rewards.outcome import score_answer
-from rewards.outcome.exact import exact_match, normalise_answer
+from rewards.outcome.exact import exact_match, final_answer, normalise_answer
 from rewards.outcome.item_f1 import ItemF1, extract_table, item_f1
 
 GOLD = Gold(
@@ -147,6 +147,21 @@ def test_extracted_tables_keep_the_cells_as_written():
     table = extract_table(markdown([('A "b"', "", "C d")]))
     assert table.columns == ["name", "foundedin", "city"]
     assert table.rows == [['A "b"', "", "C d"]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "final"),
+    [
+        ("mass | Karona | 47\nAnswer: 47", "47"),
+        ("Explanation: because.\nExact Answer: The Red Tower", "The Red Tower"),
+        ("answer: 1\nFinal answer: 2", "2"),
+        ("the answer: of all", "the answer: of all"),
+        ("47", "47"),
+    ],
+)
+def test_what_follows_the_marker_is_the_answer(answer: str, final: str):
+    assert final_answer(answer).strip() == final
+    assert exact_match(answer, Gold(kind="exact", answers=(final,)))
 
 
 def test_exact_match_ignores_case_articles_punctuation_and_takes_aliases():
