@@ -41,6 +41,10 @@ class ModelConfig(BaseModel):
         " position, whatever token stands there, can hold on to from the first step",
     )  # fmt: skip
 
+    look_back: bool = Field(
+        default=True, description="start with first-layer heads that look one, two, three, ... positions back"
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         if self.qk_rope_head_dim % 2:

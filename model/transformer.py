@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.attention import LatentAttention, RMSNorm, rope_tables
 from model.config import ModelConfig
+from model.look_back import look_back
 from model.moe import Experts, MixtureOfExperts, Router, SwiGLU
 
 
@@ -64,7 +65,10 @@ class Transformer(nn.Module):
                 std = config.hidden_size**-1.0  # nearly uniform predictions at first
             nn.init.normal_(parameter, std=std)
         with torch.no_grad():
-            self.embed_tokens.weight += config.embedding_mean * torch.randn(1, config.hidden_size)
+            mean = config.embedding_mean * torch.randn(config.hidden_size)
+            self.embed_tokens.weight += mean
+            if config.look_back:
+                look_back([block.self_attn for block in self.blocks()], mean, config.embedding_range)
 
     def hidden(self, tokens_BT: Tensor, routes_BTLK: Tensor | None = None) -> Tensor:
         """Final-norm hidden states [B, T, D]; ``routes_BTLK`` replays expert choices (-1 = live)."""

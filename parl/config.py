@@ -35,10 +35,10 @@ class SftConfig(_Section):
     """The cold start: imitation of scripted demonstrations."""
 
     seed: int = Field(default=1, ge=0)
-    tokens: int = Field(default=4_600_000, gt=0, description="training tokens, the drills among them")
-    copying_tokens: int = Field(default=260_000, ge=0, description="the first of them: random text that repeats itself")
-    reading_tokens: int = Field(
-        default=1_300_000, ge=0, description="the next: questions about several facts, lists to go through"
+    tokens: int = Field(default=5_000_000, gt=0, description="training tokens, the drills among them")
+    copying_tokens: int = Field(default=160_000, ge=0, description="the first of them: random text that repeats itself")
+    drill_tokens: int = Field(
+        default=1_400_000, ge=0, description="the next: questions about several facts, lists to go through"
     )
     batch_tokens: int = Field(default=1536, gt=0, description="tokens of one optimiser step")
     lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
@@ -136,10 +136,10 @@ class Config(_Section):
             raise ValueError(
                 f"tokenizer.vocab_size={self.tokenizer.vocab_size} exceeds model.vocab_size={self.model.vocab_size}"
             )
-        drills = self.sft.copying_tokens + self.sft.reading_tokens
+        drills = self.sft.copying_tokens + self.sft.drill_tokens
         if drills >= self.sft.tokens:
             raise ValueError(
-                f"sft.copying_tokens + sft.reading_tokens = {drills} leave nothing of sft.tokens={self.sft.tokens}"
+                f"sft.copying_tokens + sft.drill_tokens = {drills} leave nothing of sft.tokens={self.sft.tokens}"
                 " for demonstrations: lower them or raise sft.tokens"
             )
         return self

@@ -11,13 +11,13 @@ from random import Random
 
 import numpy as np
 
-from envs.world.corpus import agenda_pieces, reading_pieces
+from envs.world.corpus import Piece, agenda_pieces, reading_pieces
 from model.tokenizer import Tokenizer
 from parl.config import Config
 from parl.learner import TextRow
 
 _REPEATED = 48  # random tokens that a copying drill repeats
-_LONGEST = (3, 12)  # facts of a reading drill or names of an agenda, at the beginning and at the end
+_SHORTEST = 3
 
 
 def copying_drill(vocab: int, rng: np.random.Generator) -> TextRow:
@@ -28,44 +28,26 @@ def copying_drill(vocab: int, rng: np.random.Generator) -> TextRow:
     return TextRow(tokens=tokens, weights=weights)
 
 
-def reading_drill(tokenizer: Tokenizer, rng: Random, most: int) -> TextRow:
-    """Facts, at most ``most``, then questions about them with their answers; only the answers are trained."""
-    return _row(tokenizer, reading_pieces(rng, most), ends=True)
+def length_limit(done: float, longest: int) -> int:
+    """Curriculum: most facts or names of a drill, 3 in the first fifth, ``longest`` at the end.
 
-
-def agenda_drill(tokenizer: Tokenizer, rng: Random, most: int) -> TextRow:
-    """A list of at most ``most`` names, then calls that go through it; only the calls are trained."""
-    return _row(tokenizer, agenda_pieces(rng, most), ends=False)
-
-
-def _row(tokenizer: Tokenizer, pieces: list[tuple[str, bool]], *, ends: bool) -> TextRow:
-    tokens: list[int] = []
-    weights: list[float] = []
-    for text, wanted in pieces:
-        ids = tokenizer.encode(text)
-        ids += [tokenizer.im_end_id] if wanted and ends else []
-        tokens += ids
-        weights += [float(wanted)] * len(ids)
-    return TextRow(tokens=np.array(tokens, np.int32), weights=np.array(weights, np.float32))
-
-
-def longest(done: float) -> int:
-    """Curriculum: with few facts a guess is often right, and the gradient finds out why; with ten it never does."""
-    few, many = _LONGEST
-    return int(few + (many - few) * max(done - 0.3, 0.0) / 0.7)
+    With few facts a guess is often right and the gradient finds out why; with ten it never does.
+    """
+    return int(min(longest, _SHORTEST + max(longest - _SHORTEST, 0) * max(done - 0.2, 0.0) / 0.8))
 
 
 def drill_batches(config: Config, tokenizer: Tokenizer) -> Iterator[list[TextRow]]:
-    """``sft.copying_tokens`` of copying, then ``sft.reading_tokens`` of the others, ``sft.batch_tokens`` at a time."""
-    sft = config.sft
+    """``sft.copying_tokens`` of copying, then ``sft.drill_tokens`` of the others, mixed: like rows only make the
+    gradient swing from one kind to the next."""
+    sft, longest = config.sft, config.envs.world.widths[1]
     numbers, rng = np.random.default_rng(sft.seed), Random(f"drills:{sft.seed}")
 
     def mixed(done: float) -> TextRow:
-        make = reading_drill if rng.random() < 0.5 else agenda_drill
-        return make(tokenizer, rng, longest(done))
+        pieces = reading_pieces if rng.random() < 0.5 else agenda_pieces
+        return row_of(tokenizer, pieces(rng, rng.randint(2, length_limit(done, longest))))
 
     yield from _batches(lambda _: copying_drill(tokenizer.vocab_size, numbers), sft.copying_tokens, sft.batch_tokens)
-    yield from _batches(mixed, sft.reading_tokens, sft.batch_tokens)
+    yield from _batches(mixed, sft.drill_tokens, sft.batch_tokens)
 
 
 def _batches(make: Callable[[float], TextRow], tokens: int, size: int) -> Iterator[list[TextRow]]:
@@ -76,3 +58,14 @@ def _batches(make: Callable[[float], TextRow], tokens: int, size: int) -> Iterat
             rows.append(make(drawn / tokens))
         drawn += sum(len(row.tokens) for row in rows)
         yield rows
+
+
+def row_of(tokenizer: Tokenizer, pieces: list[Piece]) -> TextRow:
+    """``pieces`` as one row, each token with the weight of its piece."""
+    tokens: list[int] = []
+    weights: list[float] = []
+    for text, weight in pieces:
+        ids = tokenizer.encode(text)
+        tokens += ids
+        weights += [weight] * len(ids)
+    return TextRow(tokens=np.array(tokens, np.int32), weights=np.array(weights, np.float32))

@@ -34,7 +34,7 @@ _AHEAD = 3  # calls under way
 _SUBAGENTS = 2  # sub-agent traces kept of one demonstration: they are all alike
 _POOL = 49_152  # tokens that are shuffled together
 _DEADLINE_S = 300.0
-VERSION = 4  # part of the hash: raised when the demonstrations or the recipe change in code
+VERSION = 6  # part of the hash: raised when the demonstrations or the recipe change in code
 
 
 def cold_start_hash(config: Config) -> str:
@@ -74,8 +74,8 @@ def run_sft(
 
 
 def learning_rate(done: float) -> float:
-    """Multiplier at ``done`` of the training: 2 % warm-up, then linear to 0."""
-    return min(done / 0.02, 1.0) * max(1.0 - done, 0.02)
+    """Multiplier at ``done`` of the training: 2 % warm-up, then 1; over the last 40 % linear to 0."""
+    return min(done / 0.02, 1.0) * min(max(1.0 - done, 0.02) / 0.4, 1.0)
 
 
 def width_limit(done: float, widest: int) -> int:

@@ -114,48 +114,60 @@ def _table(rng: Random) -> str:
     return answer_table(("name", *attributes), rows)
 
 
-def reading_pieces(rng: Random, most: int) -> list[tuple[str, bool]]:
-    """A reading exercise about 2 to ``most`` entities: pieces of text, and whether the reader has to know each.
+Piece = tuple[str, float]  # text, and how much it matters that the reader knows it
+_FORM = 0.3  # punctuation around names and values: learned in passing
 
-    One fact about each entity, then what tasks ask: tables of some of the entities, and single values. Where a
-    demonstration makes two calls for each value, every fact here is read about twice.
+
+def reading_pieces(rng: Random, count: int) -> list[Piece]:
+    """A reading exercise: ``count`` facts of one kind, then what tasks ask about them, tables and single values.
+
+    Where a demonstration makes two calls for each value, every fact here is read about twice. A table begins somewhere
+    in the asked order, so that its names cannot be found by counting.
     """
     kind = rng.choice(list(KINDS))
     label = rng.choice(KINDS[kind][0])
-    entities = [_entity(rng, kind) for _ in range(rng.randint(2, most))]
-    pieces = [("\n".join(fact_line(e.name, label, e.values[label]) for e in entities) + "\n", False)]
+    entities = [_entity(rng, kind) for _ in range(count)]
+    pieces: list[Piece] = [("\n".join(fact_line(e.name, label, e.values[label]) for e in entities) + "\n", 0.0)]
     for _ in range(rng.randint(2, 4)):
         if rng.random() < 0.2:
             one = rng.choice(entities)
-            pieces.append((question("single_fact", "train", [label], one.name, rng), False))
-            value = one.values[label]
-            pieces.append((conclusion(fact_line(one.name, label, value), value), True))
+            pieces += [(question("single_fact", "train", [label], one.name, rng), 0.0), (f"{label} | ", _FORM)]
+            pieces += [(one.name, _FORM), (" | ", _FORM), (one.values[label], 1.0)]
+            pieces += [("\nAnswer: ", _FORM), (one.values[label], 1.0), ("\n", 0.0)]
             continue
-        rows = rng.sample(entities, rng.randint(2, len(entities)))
-        pieces.append((question("wide", "train", [label], ", ".join(e.name for e in rows), rng), False))
-        pieces.append((answer_table(("name", label), [[e.name, e.values[label]] for e in rows]), True))
+        rows = rng.sample(entities, rng.randint(2, count))
+        pieces.append((question("wide", "train", [label], ", ".join(e.name for e in rows), rng), 0.0))
+        head = f"| name | {label} |\n|---|---|\n| "
+        for i, entity in enumerate(rows[rng.randrange(len(rows) - 1) :]):
+            pieces += [(head if i == 0 else " |\n| ", _FORM), (entity.name, float(i > 0))]
+            pieces += [(" | ", _FORM), (entity.values[label], 1.0)]
+        pieces += [(" |", _FORM), ("\n", 0.0)]
     return pieces
 
 
-def agenda_pieces(rng: Random, most: int) -> list[tuple[str, bool]]:
-    """A working-through exercise: a question about 2 to ``most`` names, then the calls that go through them in order.
+def agenda_pieces(rng: Random, count: int) -> list[Piece]:
+    """A working-through exercise: a question about ``count`` names, then the calls that go through them in order.
 
-    Behind each call stands what it led to, so the reader must remember where in the list it is.
+    Behind each call stands what it led to, so the reader must remember where in the list it is; the first call is for
+    any of the names, so that counting calls does not help.
     """
-    names = _names(rng, rng.randint(2, most))
+    names = _names(rng, count)
     label = rng.choice(_attributes(rng))
-    pieces = [(question("wide", "train", [label], ", ".join(names), rng), False)]
+    pieces: list[Piece] = [(question("wide", "train", [label], ", ".join(names), rng), 0.0)]
     delegated = rng.random() < 0.5
-    for name in names:
+    before, behind = _json({"agent": WORKER, "prompt": delegate_prompt([label], "\t")}).split("\\t")
+    if not delegated:
+        before, behind = _json({"query": "\t"}).split("\\t")
+    for i, name in enumerate(names[rng.randrange(count - 1) :]):
         fact = fact_line(name, label, draw_value(label, rng))
+        pieces += [(before, _FORM), (name, float(i > 0)), (behind, _FORM)]
         if delegated:
-            pieces += [(_json({"agent": WORKER, "prompt": delegate_prompt([label], name)}), True), (fact, False)]
+            pieces.append((fact if rng.random() < 0.5 else "\n", 0.0))
             continue
         titles = rng.choice(([name], [name, name + ARCHIVE]))
         pages = page_ids(2, rng)
         found = "\n".join(hit_line(title, page) for title, page in zip(titles, pages, strict=False))
-        look = _json({"url": pages[0], "pattern": label})
-        pieces += [(_json({"query": name}), True), (f"{found}\n{look}\n{fact}", False)]
+        pieces.append((f"{found}\n{_json({'url': pages[0], 'pattern': label})}\n{fact}", 0.0))
     return pieces
 
 

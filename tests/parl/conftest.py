@@ -31,7 +31,7 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sft={
             "tokens": 20_000,
             "copying_tokens": 2_000,
-            "reading_tokens": 2_000,
+            "drill_tokens": 2_000,
             "batch_tokens": 600,
             "lr": 0.01,
             "muon_lr": 0.02,

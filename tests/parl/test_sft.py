@@ -16,12 +16,14 @@ import pytest
 from tiny import tiny_config
 
 from envs.base import Role
+from envs.world.corpus import agenda_pieces, reading_pieces
 from model.checkpoint import load_policy
 from model.tokenizer import Tokenizer
 from parl import sft
 from parl.config import Config
 from parl.demos import Demonstrator, build_tokenizer
-from parl.drills import agenda_drill, copying_drill, longest, reading_drill
+from parl.drills import copying_drill, drill_batches, length_limit, row_of
+from parl.learner import TextRow
 from parl.sft import cold_start_hash, learning_rate, run_sft, text_rows, width_limit
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 
@@ -119,13 +121,12 @@ def test_the_cold_start_learned(cold_start: Path):
 
 
 def test_the_learning_rate_warms_up_and_falls_and_never_stops():
-    assert learning_rate(0.0) == 0.0 and learning_rate(0.01) < learning_rate(0.02) > learning_rate(0.5)
+    assert learning_rate(0.0) == 0.0 and learning_rate(0.01) < learning_rate(0.02) == learning_rate(0.6) == 1
+    assert 1 > learning_rate(0.7) > learning_rate(0.9)
     assert all(0 < learning_rate(i / 100) <= 1 for i in range(1, 101))
 
 
-def test_the_curricula_widen_to_all_and_never_narrow():
-    facts = [longest(i / 100) for i in range(101)]
-    assert facts[0] == facts[30] == 3 and facts[-1] == 12 and facts == sorted(facts)
+def test_the_curriculum_widens_to_all_and_never_narrows():
     limits = [width_limit(i / 100, 16) for i in range(101)]
     assert limits[0] == 3 and limits[-1] == 16 and limits == sorted(limits)
     assert width_limit(0.0, 2) == width_limit(1.0, 2) == 2
@@ -139,30 +140,52 @@ def test_a_copying_drill_trains_only_what_stood_there_before():
     assert (row.tokens[trained] == row.tokens[trained - period]).all()
 
 
+def said(row: TextRow, tokenizer: Tokenizer, least: float) -> list[str]:
+    """The runs of a row's tokens that weigh at least ``least``, as text."""
+    cuts = np.flatnonzero(np.diff(row.weights >= least)) + 1
+    parts = zip(np.split(row.tokens, cuts), np.split(row.weights, cuts), strict=True)
+    return [tokenizer.decode(tokens.tolist()) for tokens, weights in parts if weights[0] >= least]
+
+
 def test_a_reading_drill_trains_answers_that_follow_from_its_facts(tokenizer: Tokenizer):
     for seed in range(20):
-        row = reading_drill(tokenizer, Random(seed), 6)
-        cuts = np.flatnonzero(np.diff(row.weights)) + 1
-        texts = [tokenizer.decode(part.tolist()) for part in np.split(row.tokens, cuts)]
-        facts = dict(line.split(" | ", 1)[1].split(" | ") for line in texts[0].splitlines() if line.count(" | ") == 2)
-        assert row.weights[0] == 0 and row.weights[-1] == 1 and len(texts) >= 4
-        for answer in texts[1::2]:
-            answer = answer.removesuffix("<|im_end|>")
-            if "Answer: " in answer:
-                fact, _, value = answer.partition("\nAnswer: ")
-                assert facts[fact.split(" | ")[1]] == value
-            else:
-                rows = [line.strip("| ").split(" | ") for line in answer.splitlines()[2:]]
-                assert len(rows) >= 2 and all(facts[name] == value for name, value in rows)
+        row = row_of(tokenizer, reading_pieces(Random(seed), 4))
+        text = tokenizer.decode(row.tokens.tolist())
+        facts = {line.split(" | ")[1]: line.split(" | ")[2] for line in text.splitlines()[:4]}
+        answers = said(row, tokenizer, 0.1)
+        assert answers and set(said(row, tokenizer, 1.0)) & set(facts.values())
+        for name, value in re.findall(r"\| ([A-Z][a-z]{5}) \| (\w+)", "".join(answers)):
+            assert facts.get(name, value) == value
 
 
-def test_an_agenda_drill_trains_the_calls_that_go_through_its_list(tokenizer: Tokenizer):
-    for seed in range(20):
-        row = agenda_drill(tokenizer, Random(seed), 5)
-        texts = [tokenizer.decode(p.tolist()) for p in np.split(row.tokens, np.flatnonzero(np.diff(row.weights)) + 1)]
-        names = re.findall(r"[A-Z][a-z]{5}", texts[0].split(" ", 1)[1])
-        calls = [json.loads(text) for text in texts[1::2]]
-        assert [(call.get("query") or call["prompt"].split(" of ")[1]) for call in calls] == names
+def test_an_agenda_drill_trains_the_calls_that_go_through_its_list_from_somewhere_on(tokenizer: Tokenizer):
+    starts = set()
+    for seed in range(30):
+        row = row_of(tokenizer, agenda_pieces(Random(seed), 5))
+        asked, _, _ = tokenizer.decode(row.tokens.tolist()).partition(".")
+        names = re.findall(r"[A-Z][a-z]{5}", asked.split(" ", 1)[1])
+        called = re.findall(r"[A-Z][a-z]{5}", "".join(said(row, tokenizer, 0.1)))
+        starts.add(names.index(said(row, tokenizer, 1.0)[0]) - 1)
+        assert said(row, tokenizer, 1.0) == names[-len(said(row, tokenizer, 1.0)) :]
+        assert set(said(row, tokenizer, 1.0)) <= set(called) | set(names)
+    assert len(starts) > 1
+
+
+def test_drill_batches_copy_first_and_then_mix_the_others_and_hold_what_was_asked(tokenizer: Tokenizer, tmp_path: Path):
+    config = tiny_config(tmp_path, sft={"copying_tokens": 5_000, "drill_tokens": 20_000})
+    batches = list(drill_batches(config, tokenizer))
+    sizes = [sum(len(row.tokens) for row in batch) for batch in batches]
+    assert min(sizes) >= 1536 and 25_000 <= sum(sizes) < 30_000
+    texts = [[tokenizer.decode(row.tokens.tolist()) for row in batch] for batch in batches]
+    assert not any(" | " in text and "." in text for batch in texts[:3] for text in batch)
+    for batch in texts[5:]:
+        assert any('{"' in text for text in batch) and any("|---|" in text or "Answer: " in text for text in batch)
+
+
+def test_drills_get_longer():
+    limits = [length_limit(i / 100, 16) for i in range(101)]
+    assert limits[0] == limits[20] == 3 and limits[-1] == 16 and limits == sorted(limits)
+    assert length_limit(1.0, 2) == 3  # two of anything leave nothing to choose from
 
 
 # ---------------------------------------------------------------- demonstrations
