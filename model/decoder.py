@@ -9,6 +9,8 @@ The cache is a pool of pages of 16 positions. ``tables`` [S, M] lists each seque
 from __future__ import annotations
 
 import ctypes
+import warnings
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -77,6 +79,17 @@ class Decoder(Protocol):
         ...
 
 
+def native_refusal(config: ModelConfig) -> str:
+    """What of ``config`` decoder.cpp does not compute, as ``field=value, ...``; empty where it can run it all."""
+    neutral = {"n_group": 1, "rope_interleave": True, "rope_scaling": None}
+    odd = {name: value for name, known in neutral.items() if (value := getattr(config, name)) != known}
+    if config.q_lora_rank is None:
+        odd["q_lora_rank"] = None
+    if config.latent_norm_eps not in (None, config.rms_norm_eps):
+        odd["latent_norm_eps"] = config.latent_norm_eps
+    return ", ".join(f"{name}={value!r}" for name, value in odd.items())
+
+
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
@@ -88,6 +101,9 @@ class NativeDecoder:
         library = load_library()
         if library is None:
             raise RuntimeError("the native kernels are not available; use make_decoder()")
+        refused = native_refusal(config)
+        if refused:
+            raise ValueError(f"the native decoder cannot run {refused}; use ReferenceDecoder or make_decoder()")
         c, self.config, self._lib = config, config, library
         self._shapes = weight_shapes(config)
         ints = (ctypes.c_int * 17)(
@@ -96,7 +112,7 @@ class NativeDecoder:
             c.n_routed_experts, c.num_experts_per_tok, c.n_shared_experts, c.moe_intermediate_size,
             c.max_position_embeddings, int(c.norm_topk_prob),
         )  # fmt: skip
-        floats = (ctypes.c_float * 4)(c.rms_norm_eps, c.routed_scaling_factor, c.qk_head_dim**-0.5, c.rope_theta)
+        floats = (ctypes.c_float * 4)(c.rms_norm_eps, c.routed_scaling_factor, c.softmax_scale, c.rope_theta)
         self._model = ctypes.c_void_p(library.parl_decoder_new(ints, floats))
         self._pages = np.zeros((pages, library.parl_page_floats(self._model)), np.float32)
         self.routes = np.full((pages, PAGE, c.num_moe_layers, c.num_experts_per_tok), -1, np.int16)
@@ -203,15 +219,16 @@ class ReferenceDecoder:
         self, attn: LatentAttention, index: int, h: torch.Tensor, position: int, slots: torch.Tensor
     ) -> torch.Tensor:
         c, cos, sin = self.config, self.model.rope_cos[position], self.model.rope_sin[position]
+        turned = partial(rotate, cos=cos, sin=sin, interleave=c.rope_interleave)
         latent, k_rope = attn.kv_a_proj_with_mqa(h).split((c.kv_lora_rank, c.qk_rope_head_dim))
-        self._cache[index, slots[position]] = torch.cat((attn.kv_a_layernorm(latent), rotate(k_rope, cos, sin)))
-        q = attn.q_b_proj(attn.q_a_layernorm(attn.q_a_proj(h))).view(c.num_attention_heads, c.qk_head_dim)
+        self._cache[index, slots[position]] = torch.cat((attn.kv_a_layernorm(latent), turned(k_rope)))
+        q = attn.query(h).view(c.num_attention_heads, c.qk_head_dim)
         q_nope, q_rope = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         up = attn.kv_b_proj.weight.view(c.num_attention_heads, -1, c.kv_lora_rank)
         key_up, value_up = up.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
-        query = torch.cat((torch.einsum("hn,hnc->hc", q_nope, key_up), rotate(q_rope, cos, sin)), dim=-1)
+        query = torch.cat((torch.einsum("hn,hnc->hc", q_nope, key_up), turned(q_rope)), dim=-1)
         past = self._cache[index, slots[: position + 1]]
-        weight = F.softmax(query @ past.T * c.qk_head_dim**-0.5, dim=-1)
+        weight = F.softmax(query @ past.T * c.softmax_scale, dim=-1)
         out = torch.einsum("hc,hvc->hv", weight @ past[:, : c.kv_lora_rank], value_up)
         return attn.o_proj(out.flatten())
 
@@ -242,5 +259,11 @@ def _mix(x: int) -> int:
 
 
 def make_decoder(config: ModelConfig, pages: int) -> Decoder:
-    """The native decoder where it can be built, else the reference one (a warning says why)."""
-    return NativeDecoder(config, pages) if load_library() is not None else ReferenceDecoder(config, pages)
+    """The native decoder where it can be built and knows the model, else the reference one (a warning says why)."""
+    if load_library() is None:  # warns itself
+        return ReferenceDecoder(config, pages)
+    refused = native_refusal(config)
+    if not refused:
+        return NativeDecoder(config, pages)
+    warnings.warn(f"the native decoder cannot run {refused}: the slower PyTorch decoder serves", stacklevel=2)
+    return ReferenceDecoder(config, pages)
