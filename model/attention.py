@@ -62,13 +62,13 @@ def yarn_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = True) -> Tensor:
     """Rotate pairs of the last dimension, (2i, 2i + 1) or else (i, i + R / 2), the result laid out as ``x`` is.
 
-    ``cos`` and ``sin`` broadcast against [..., R / 2].
+    ``cos`` and ``sin``, in float32, broadcast against [..., R / 2].
     """
     if not interleave:
         a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
     a, b = x[..., 0::2], x[..., 1::2]
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
 
 
 class LatentAttention(nn.Module):

@@ -82,7 +82,7 @@ def _explained(detail: dict[str, Any]) -> str:
 
 
 def _rotary(text: dict[str, Any]) -> dict[str, Any]:
-    """The rotary keys as published (``rope_theta``, ``rope_scaling``) or as transformers 5 has them (``rope_parameters``)."""
+    """The rotary keys, as published (``rope_theta``, ``rope_scaling``) or as transformers 5 has them."""
     given = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
     theta = given.get("rope_theta", text.get("rope_theta"))
     if theta is None:
