@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from model.transformer import Transformer
 transformers = pytest.importorskip("transformers", minversion="5.13", reason="the reference is transformers' model")
 DeepseekV3ForCausalLM, DeepseekV3Config = transformers.DeepseekV3ForCausalLM, transformers.DeepseekV3Config
 
-YARN = {"factor": 8.0, "original_max_position_embeddings": 16, "beta_fast": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+YARN = {"factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}
 GROUPS = {"n_routed_experts": 16, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3}
 HF = {
     "latent_norm_eps": 1e-6,
@@ -145,6 +146,24 @@ def test_their_shards_are_read(tmp_path: Path):
     with torch.no_grad():
         ours = hf_checkpoint.load(tmp_path)
         torch.testing.assert_close(ours.lm_head(ours.hidden(tokens)), theirs(tokens).logits, atol=2e-5, rtol=0)
+
+
+def test_the_language_model_of_their_kimi_k25_is_ours(tmp_path: Path):
+    """From our files to theirs: their own writer names the layers otherwise than the published checkpoint does."""
+    ours = pair(CONFIGS["yarn"], tmp_path / "text")[1]
+    hf_checkpoint.save(ours, tmp_path / "kimi", "kimi_k25")
+    config = json.loads((tmp_path / "kimi" / "config.json").read_text())
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config |= {"vision_config": {**small, "pos_emb_height": 4, "pos_emb_width": 4}, "projection_hidden_size": 16}
+    (tmp_path / "kimi" / "config.json").write_text(json.dumps(config))
+    theirs, report = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(
+        tmp_path / "kimi", output_loading_info=True
+    )
+    assert all("vision_tower" in name or "mm_projector" in name for name in report.pop("missing_keys"))
+    assert not any(report.values()), report
+    tokens = tokens_of(CONFIGS["yarn"])
+    with torch.no_grad():
+        assert largest(ours.lm_head(ours.hidden(tokens)) - theirs.eval()(tokens).logits) <= 2e-5
 
 
 def test_bfloat16_weights_are_the_same_bits_and_the_logits_as_close_to_float32_as_theirs(tmp_path: Path):
