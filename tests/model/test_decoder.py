@@ -267,6 +267,35 @@ def test_exported_weights_are_copies():
     assert (weights["norm.weight"] == 1).all()
 
 
+# ---------------------------------------------------------------- models that decoder.cpp does not know
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_group": 2, "topk_group": 2},
+        {"rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 64}},
+        {"rope_interleave": False},
+        {"q_lora_rank": None},
+        {"latent_norm_eps": 1e-6},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_the_native_decoder_refuses_what_it_does_not_compute_and_the_reference_one_serves(changes):
+    config, field = tiny_model(**changes), next(iter(changes))
+    with pytest.raises(ValueError, match=f"native decoder cannot run {field}="):
+        NativeDecoder(config, 1)
+    with pytest.warns(UserWarning, match=f"cannot run {field}="):
+        decoder = make_decoder(config, STREAM_PAGES)
+    assert isinstance(decoder, ReferenceDecoder)
+    policy, tokens = random_policy(config), some_tokens(20, config.vocab_size)
+    decoder.load(export_weights(policy))
+    with torch.no_grad():
+        wanted = policy.lm_head(policy.hidden(torch.tensor([tokens]))[0]).numpy()
+    np.testing.assert_allclose(Feeder(decoder, 1).feed((0, tokens)), wanted, atol=1e-4)
+
+
 # ---------------------------------------------------------------- building
 
 

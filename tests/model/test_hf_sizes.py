@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from test_hf_config import K2_5
 
 from model.config import ModelConfig
 from model.hf_layout import PREFIXES, Slot, layout, our_shapes
+from parl.loading import load_config
 
+MODELS = Path(__file__).parents[2] / "configs" / "models"
 VISION_TENSORS = 335  # 27 blocks of 12, patch embedding 2, positions 1, final norm 2, projector 6
 
 
@@ -70,3 +73,19 @@ def test_every_part_of_our_tensors_is_in_the_file_once():
     for slot in layout(config).values():
         covered[slot.name] = covered.get(slot.name, 0) + math.prod(slot.shape)
     assert covered == {name: math.prod(shape) for name, shape in our_shapes(config).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "active"),
+    [("kimi_k2_5", 1026.41, 32.9), ("deepseek_v3", 671.03, 37.6), ("moonlight_16b_a3b", 15.96, 2.9)],
+)
+def test_the_shipped_shapes_have_the_published_sizes(name: str, billions: float, active: float):
+    config = load_config(MODELS / f"{name}.yaml").model
+    size = {n: math.prod(shape) for n, shape in our_shapes(config).items() if "correction_bias" not in n}
+    routed = sum(count for n, count in size.items() if ".experts." in n)
+    unused = routed - routed * config.num_experts_per_tok // config.n_routed_experts
+    total = sum(size.values())
+    assert (round(total / 1e9, 2), round((total - unused) / 1e9, 1)) == (billions, active)
+    assert ModelConfig.from_hf(config.to_hf()) == config
+    if name == "kimi_k2_5":
+        assert config == ModelConfig.from_hf(K2_5)
