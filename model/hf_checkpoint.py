@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model import int4
 from model.attention import rope_tables
 from model.config import ModelConfig
 from model.hf_config import from_hf, text_section, to_hf
@@ -37,33 +38,24 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> Transformer:
     hf = _read_json(path / "config.json")
     try:
         config, text = from_hf(hf), text_section(hf)
+        quantization = text.get("quantization_config") or hf.get("quantization_config")
+        group_size = int4.group_size_of(quantization) if quantization else None
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'}: {error}") from None
-    quantization = text.get("quantization_config") or hf.get("quantization_config")
-    if quantization:
-        raise ValueError(f"{path / 'config.json'}: quantization_config={quantization!r} is not supported")
     kimi = hf["model_type"] == "kimi_k25"
     slots = layout(config, PREFIXES["kimi_k25" if kimi else "hf"])
-    skipped = _skipped(config, text, kimi)
     shapes, ours, seen = our_shapes(config), {}, set()
-    for file, names in _shards(path):
-        with _opened(file) as reader:
-            held = set(reader.keys())
-            absent = sorted(names - held)
-            if absent:
-                raise ValueError(f"{file} lacks {_listed(absent)}, which {INDEX} places in it")
-            for name in sorted(held):
-                if name.startswith(skipped):
-                    continue
-                slot = slots.get(name)
-                if slot is None or name in seen:
-                    raise ValueError(f"{file}: tensor {name} is {'there twice' if slot else 'none of this model'}")
-                tensor = _read(reader, file, name, slot)
-                if slot.name not in ours:
-                    kind = torch.float32 if slot.name.endswith(_BIAS) else dtype
-                    ours[slot.name] = torch.empty(shapes[slot.name], dtype=kind)
-                slot.of(ours[slot.name]).copy_(tensor)
-                seen.add(name)
+    for file, name, tensor in _tensors(path, slots, _skipped(config, text, kimi), group_size):
+        if name in seen:
+            raise ValueError(f"{file}: tensor {name} is there twice")
+        slot = slots[name]
+        if tuple(tensor.shape) != slot.shape:
+            raise ValueError(f"{file}: {name} has shape {list(tensor.shape)}, config.json makes it {list(slot.shape)}")
+        if slot.name not in ours:
+            kind = torch.float32 if slot.name.endswith(_BIAS) else dtype
+            ours[slot.name] = torch.empty(shapes[slot.name], dtype=kind)
+        slot.of(ours[slot.name]).copy_(tensor)
+        seen.add(name)
     missing = [name for name in slots if name not in seen]
     if missing:
         raise ValueError(f"{path} lacks {_listed(missing)}")
@@ -88,16 +80,55 @@ def _skipped(config: ModelConfig, text: dict[str, Any], kimi: bool) -> tuple[str
     return (*(f"{prefix}model.layers.{layer}." for layer in extra), *(VISION if kimi else ()))
 
 
-def _shards(path: Path) -> Iterator[tuple[Path, set[str]]]:
-    """Each weight file with the names that the index places in it (none where there is no index)."""
-    if (path / INDEX).exists():
-        places = _read_json(path / INDEX).get("weight_map")
-        if not isinstance(places, dict) or not places:
-            raise ValueError(f"{path / INDEX} has no weight_map")
-        for file in sorted(set(places.values())):
-            yield path / file, {name for name, place in places.items() if place == file}
-    else:
-        yield path / SINGLE, set()
+def _tensors(
+    path: Path, slots: dict[str, Slot], skipped: tuple[str, ...], group_size: int | None
+) -> Iterator[tuple[Path, str, Tensor]]:
+    """(file, name, tensor) of everything in the checkpoint that is ours, INT4 matrices unpacked."""
+    places = _places(path)
+    for file in sorted(set(places.values())) or [path / SINGLE]:
+        with _opened(file) as reader:
+            held = set(reader.keys())
+            absent = sorted(name for name, place in places.items() if place == file and name not in held)
+            if absent:
+                raise ValueError(f"{file} lacks {_listed(absent)}, which {INDEX} places in it")
+            for name in sorted(held):
+                weight = name.rpartition("_")[0] if group_size and name.endswith(int4.SUFFIXES) else name
+                if name.startswith(skipped):
+                    continue
+                if weight not in slots:
+                    raise ValueError(f"{file}: tensor {name} is none of this model")
+                if weight == name:
+                    tensor = reader.get_tensor(name)
+                    if tensor.dtype not in _FLOATS:
+                        kinds = ", ".join(map(str, _FLOATS))
+                        raise ValueError(f"{file}: {name} is {tensor.dtype}, only {kinds} can be read")
+                    yield file, name, tensor
+                elif name == f"{weight}_packed" and group_size:
+                    yield file, weight, _unpacked(reader, file, weight, places, group_size)
+
+
+def _unpacked(reader: Any, file: Path, weight: str, places: dict[str, Path], group_size: int) -> Tensor:
+    """Matrix ``weight`` from its three tensors, of which the scale and the shape may lie in other shards."""
+    parts = [reader.get_tensor(f"{weight}_packed")]
+    for name in (f"{weight}_scale", f"{weight}_shape"):
+        with _opened(places.get(name, file)) as other:
+            if name not in set(other.keys()):
+                raise ValueError(f"{places.get(name, file)} lacks {name}")
+            parts.append(other.get_tensor(name))
+    try:
+        return int4.unpacked(weight, *parts, group_size)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _places(path: Path) -> dict[str, Path]:
+    """Name -> file as the index has it; empty where there is no index."""
+    if not (path / INDEX).exists():
+        return {}
+    places = _read_json(path / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{path / INDEX} has no weight_map")
+    return {name: path / file for name, file in places.items()}
 
 
 def _opened(file: Path) -> Any:
@@ -107,15 +138,6 @@ def _opened(file: Path) -> Any:
         return safe_open(file, framework="pt")
     except SafetensorError as error:  # also a file that was cut off: its header says how long it is
         raise ValueError(f"{file} cannot be read: {error}") from error
-
-
-def _read(reader: Any, file: Path, name: str, slot: Slot) -> Tensor:
-    tensor = reader.get_tensor(name)
-    if tuple(tensor.shape) != slot.shape:
-        raise ValueError(f"{file}: {name} has shape {list(tensor.shape)}, config.json makes it {list(slot.shape)}")
-    if tensor.dtype not in _FLOATS:
-        raise ValueError(f"{file}: {name} is {tensor.dtype}, only {', '.join(map(str, _FLOATS))} can be read")
-    return tensor
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -141,11 +163,13 @@ def save(
     format: str = "hf",
     *,
     dtype: torch.dtype | None = None,
+    int4_experts: bool = False,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write ``model`` to folder ``path`` as ``hf`` (deepseek_v3) or as the language model of ``kimi_k25``.
 
-    ``dtype``: of the matrices, None as they are. ``config.json`` comes last. A folder that holds weights is refused.
+    ``dtype``: of the matrices, None as they are. ``int4_experts``: routed experts packed as K2.5's are.
+    ``config.json`` comes last. A folder that holds weights is refused.
     """
     if format not in PREFIXES:
         raise ValueError(f"format={format!r} is not one of {', '.join(PREFIXES)}")
@@ -156,36 +180,42 @@ def save(
     state = model.state_dict()
     slots = layout(model.config, PREFIXES[format])
     kinds = {name: tensor.dtype if name.endswith(_BIAS) else dtype or tensor.dtype for name, tensor in state.items()}
-    shards, sizes = _planned(slots, kinds, shard_bytes)
+
+    def tensors_of(name: str) -> dict[str, Tensor]:
+        slot = slots[name]
+        if int4_experts and slot.expert is not None:
+            return int4.packed(name, slot.of(state[slot.name]).detach().cpu())
+        # a copy even where nothing is converted: safetensors refuses views of one storage
+        return {name: slot.of(state[slot.name]).detach().to("cpu", kinds[slot.name], copy=True).contiguous()}
+
+    shards = _planned(slots, kinds, shard_bytes)
     places: dict[str, str] = {}
+    total = 0
     for number, names in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for name in names:
-            slot = slots[name]
-            # a copy even where nothing is converted: safetensors refuses views of one storage
-            tensors[name] = slot.of(state[slot.name]).detach().to("cpu", kinds[slot.name], copy=True).contiguous()
+        tensors = {part: tensor for name in names for part, tensor in tensors_of(name).items()}
         save_file(tensors, path / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(names, file)
+        places |= dict.fromkeys(tensors, file)
+        total += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": places}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
         (path / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     tree = to_hf(model.config, MODEL_TYPES[format])
     tree["dtype"] = str(kinds["lm_head.weight"]).removeprefix("torch.")
+    if int4_experts:
+        tree.get("text_config", tree)["quantization_config"] = int4.quantization_config()
     (path / "config.json").write_text(json.dumps(tree, indent=2) + "\n")
 
 
-def _planned(
-    slots: dict[str, Slot], kinds: dict[str, torch.dtype], shard_bytes: int
-) -> tuple[list[list[str]], list[int]]:
-    """Names by shard, filled in order up to ``shard_bytes`` each (one tensor may be larger), and the shards' bytes."""
+def _planned(slots: dict[str, Slot], kinds: dict[str, torch.dtype], shard_bytes: int) -> list[list[str]]:
+    """Names by shard, filled in order up to ``shard_bytes`` (one tensor may be larger), as if nothing were packed."""
     shards: list[list[str]] = []
-    sizes: list[int] = []
+    filled = 0
     for name, slot in slots.items():
-        size = kinds[slot.name].itemsize * int(torch.Size(slot.shape).numel())
-        if not shards or sizes[-1] + size > shard_bytes:
+        size = kinds[slot.name].itemsize * torch.Size(slot.shape).numel()
+        if not shards or filled + size > shard_bytes:
             shards.append([])
-            sizes.append(0)
+            filled = 0
         shards[-1].append(name)
-        sizes[-1] += size
-    return shards, sizes
+        filled += size
+    return shards
