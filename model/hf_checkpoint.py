@@ -109,14 +109,16 @@ def _tensors(
 
 def _unpacked(reader: Any, file: Path, weight: str, places: dict[str, Path], group_size: int) -> Tensor:
     """Matrix ``weight`` from its three tensors, of which the scale and the shape may lie in other shards."""
-    parts = [reader.get_tensor(f"{weight}_packed")]
-    for name in (f"{weight}_scale", f"{weight}_shape"):
+
+    def companion(name: str) -> Tensor:
         with _opened(places.get(name, file)) as other:
             if name not in set(other.keys()):
                 raise ValueError(f"{places.get(name, file)} lacks {name}")
-            parts.append(other.get_tensor(name))
+            return other.get_tensor(name)
+
+    scale, shape = companion(f"{weight}_scale"), companion(f"{weight}_shape")
     try:
-        return int4.unpacked(weight, *parts, group_size)
+        return int4.unpacked(weight, reader.get_tensor(f"{weight}_packed"), scale, shape, group_size)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -128,6 +130,9 @@ def _places(path: Path) -> dict[str, Path]:
     places = _read_json(path / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{path / INDEX} has no weight_map")
+    for name, file in places.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"{path / INDEX} places {name} in {file!r}, which is no file of this folder")
     return {name: path / file for name, file in places.items()}
 
 

@@ -165,6 +165,8 @@ def test_indexes_and_configurations_that_cannot_be_read(folder: Path):
     fails(folder, ValueError, str(folder / INDEX))
     (folder / INDEX).write_text("{}")
     fails(folder, ValueError, str(folder / INDEX), "weight_map")
+    (folder / INDEX).write_text(json.dumps({"weight_map": {GATE: "../other.safetensors"}}))
+    fails(folder, ValueError, str(folder / INDEX), GATE, "../other.safetensors")
     (folder / INDEX).unlink()
     fails(folder, FileNotFoundError, str(folder / SINGLE))
     hf = json.loads((folder / "config.json").read_text())

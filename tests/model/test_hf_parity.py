@@ -14,11 +14,15 @@ from tiny import tiny_model
 from torch import Tensor
 
 from model import hf_checkpoint
+from model.attention import rope_tables, yarn_frequencies
 from model.config import ModelConfig
 from model.decoder import PAGE, ReferenceDecoder, export_weights
 from model.transformer import Transformer
+from parl.loading import load_config
 
 transformers = pytest.importorskip("transformers", minversion="5.13", reason="the reference is transformers' model")
+modeling = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+MODELS = Path(__file__).parents[2] / "configs" / "models"
 DeepseekV3ForCausalLM, DeepseekV3Config = transformers.DeepseekV3ForCausalLM, transformers.DeepseekV3Config
 
 YARN = {"factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}
@@ -136,6 +140,23 @@ def test_a_checkpoint_goes_through_us_unchanged(config: ModelConfig, shard_bytes
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
     assert ModelConfig.from_hf(again.config.to_dict()) == config
+
+
+@pytest.mark.parametrize("name", ["kimi_k2_5", "deepseek_v3", "moonlight_16b_a3b"])
+def test_frequencies_and_softmax_scale_of_the_published_shapes_are_the_same(name: str):
+    config = load_config(MODELS / f"{name}.yaml").model
+    theirs = DeepseekV3Config.from_dict(config.to_hf())
+    rotary = modeling.DeepseekV3RotaryEmbedding(theirs)
+    with torch.device("meta"):
+        scale = modeling.DeepseekV3Attention(theirs, 0).scaling
+    assert config.softmax_scale == pytest.approx(scale, rel=1e-12)
+    assert rotary.attention_scaling == (config.rope_scaling.rotation_scale if config.rope_scaling else 1.0)
+    plain = config.rope_theta ** -(torch.arange(0, 64, 2, dtype=torch.float64) / 64)
+    ours = yarn_frequencies(plain, config) if config.rope_scaling else plain
+    torch.testing.assert_close(ours.float(), rotary.inv_freq, rtol=2e-6, atol=0)
+    cos, sin = rope_tables(config.model_copy(update={"max_position_embeddings": 300}))
+    wanted, other = rotary(torch.zeros(1), torch.arange(300)[None])
+    assert largest(cos - wanted[0, :, :32]) < 1e-4 and largest(sin - other[0, :, :32]) < 1e-4
 
 
 def test_their_shards_are_read(tmp_path: Path):
