@@ -78,15 +78,14 @@ class LatentAttention(nn.Module):
         super().__init__()
         c = self.config = config
         heads, hidden = c.num_attention_heads, c.hidden_size
-        latent_eps = c.rms_norm_eps if c.latent_norm_eps is None else c.latent_norm_eps
         if c.q_lora_rank is None:
             self.q_proj = nn.Linear(hidden, heads * c.qk_head_dim, bias=False)
         else:
             self.q_a_proj = nn.Linear(hidden, c.q_lora_rank, bias=False)
-            self.q_a_layernorm = RMSNorm(c.q_lora_rank, latent_eps)
+            self.q_a_layernorm = RMSNorm(c.q_lora_rank, c.latent_eps)
             self.q_b_proj = nn.Linear(c.q_lora_rank, heads * c.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, c.kv_lora_rank + c.qk_rope_head_dim, bias=False)
-        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, latent_eps)
+        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, c.latent_eps)
         self.kv_b_proj = nn.Linear(c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False)
         self.o_proj = nn.Linear(heads * c.v_head_dim, hidden, bias=False)
 

@@ -125,6 +125,11 @@ class ModelConfig(BaseModel):
         return self.qk_head_dim**-0.5 * (self.rope_scaling.softmax_gain if self.rope_scaling else 1.0)
 
     @property
+    def latent_eps(self) -> float:
+        """Epsilon of the latents' norms."""
+        return self.rms_norm_eps if self.latent_norm_eps is None else self.latent_norm_eps
+
+    @property
     def qk_head_dim(self) -> int:
         """Width of a query or key head: the part without and the part with rotary position."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim

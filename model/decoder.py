@@ -9,7 +9,6 @@ The cache is a pool of pages of 16 positions. ``tables`` [S, M] lists each seque
 from __future__ import annotations
 
 import ctypes
-import warnings
 from functools import partial
 from typing import Protocol
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model.attention import LatentAttention, rotate
+from model.attention import LatentAttention, rope_tables, rotate
 from model.config import ModelConfig
 from model.kernels.native import load_library
 from model.moe import SwiGLU
@@ -79,17 +78,6 @@ class Decoder(Protocol):
         ...
 
 
-def native_refusal(config: ModelConfig) -> str:
-    """What of ``config`` decoder.cpp does not compute, as ``field=value, ...``; empty where it can run it all."""
-    neutral = {"n_group": 1, "rope_interleave": True, "rope_scaling": None}
-    odd = {name: value for name, known in neutral.items() if (value := getattr(config, name)) != known}
-    if config.q_lora_rank is None:
-        odd["q_lora_rank"] = None
-    if config.latent_norm_eps not in (None, config.rms_norm_eps):
-        odd["latent_norm_eps"] = config.latent_norm_eps
-    return ", ".join(f"{name}={value!r}" for name, value in odd.items())
-
-
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
@@ -101,19 +89,22 @@ class NativeDecoder:
         library = load_library()
         if library is None:
             raise RuntimeError("the native kernels are not available; use make_decoder()")
-        refused = native_refusal(config)
-        if refused:
-            raise ValueError(f"the native decoder cannot run {refused}; use ReferenceDecoder or make_decoder()")
         c, self.config, self._lib = config, config, library
         self._shapes = weight_shapes(config)
-        ints = (ctypes.c_int * 17)(
+        ints = (ctypes.c_int * 19)(
             c.vocab_size, c.hidden_size, c.num_hidden_layers, c.first_k_dense_replace, c.intermediate_size,
-            c.num_attention_heads, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim,
+            c.num_attention_heads, c.q_lora_rank or 0, c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim,
+            c.v_head_dim,
             c.n_routed_experts, c.num_experts_per_tok, c.n_shared_experts, c.moe_intermediate_size,
-            c.max_position_embeddings, int(c.norm_topk_prob),
+            c.max_position_embeddings, c.n_group, c.topk_group, int(c.norm_topk_prob),
         )  # fmt: skip
-        floats = (ctypes.c_float * 4)(c.rms_norm_eps, c.routed_scaling_factor, c.softmax_scale, c.rope_theta)
+        floats = (ctypes.c_float * 5)(
+            c.rms_norm_eps, c.latent_eps, c.routed_scaling_factor, c.softmax_scale, c.rope_theta,
+        )  # fmt: skip
         self._model = ctypes.c_void_p(library.parl_decoder_new(ints, floats))
+        if c.rope_scaling:  # decoder.cpp makes the plain tables itself
+            for name, table in zip(("rope_cos", "rope_sin"), rope_tables(c), strict=True):
+                library.parl_decoder_set(self._model, -1, name.encode(), _pointer(table.numpy()))
         self._pages = np.zeros((pages, library.parl_page_floats(self._model)), np.float32)
         self.routes = np.full((pages, PAGE, c.num_moe_layers, c.num_experts_per_tok), -1, np.int16)
 
@@ -127,6 +118,8 @@ class NativeDecoder:
         check_weights(self._shapes, weights)
         for name, array in weights.items():
             layer, key = _native_name(name)
+            if not self.config.rope_interleave:
+                array = _interleaved(key, array, self.config)
             data = np.ascontiguousarray(array, np.float32)
             if self._lib.parl_decoder_set(self._model, layer, key.encode(), _pointer(data)):
                 raise ValueError(f"decoder.cpp knows no weight {name!r}")
@@ -166,6 +159,21 @@ def _native_name(name: str) -> tuple[int, str]:
         return -1, top[name]
     _, layer, rest = name.split(".", 2)
     return int(layer), rest.removesuffix(".weight")
+
+
+def _interleaved(key: str, array: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Rows that make rotary parts in halves, (i, i + R / 2), reordered to the pairs (2i, 2i + 1) of decoder.cpp.
+
+    Queries and keys change together, so their products stay.
+    """
+    order = np.arange(config.qk_rope_head_dim).reshape(2, -1).T.ravel()
+    if key == "self_attn.kv_a_proj_with_mqa":
+        return np.concatenate((array[: config.kv_lora_rank], array[config.kv_lora_rank :][order]))
+    if key in ("self_attn.q_b_proj", "self_attn.q_proj"):
+        heads = array.reshape(config.num_attention_heads, config.qk_head_dim, -1).copy()
+        heads[:, config.qk_nope_head_dim :] = heads[:, config.qk_nope_head_dim :][:, order]
+        return heads.reshape(array.shape)
+    return array
 
 
 class ReferenceDecoder:
@@ -259,11 +267,5 @@ def _mix(x: int) -> int:
 
 
 def make_decoder(config: ModelConfig, pages: int) -> Decoder:
-    """The native decoder where it can be built and knows the model, else the reference one (a warning says why)."""
-    if load_library() is None:  # warns itself
-        return ReferenceDecoder(config, pages)
-    refused = native_refusal(config)
-    if not refused:
-        return NativeDecoder(config, pages)
-    warnings.warn(f"the native decoder cannot run {refused}: the slower PyTorch decoder serves", stacklevel=2)
-    return ReferenceDecoder(config, pages)
+    """The native decoder where it can be built, else the reference one (a warning says why)."""
+    return NativeDecoder(config, pages) if load_library() is not None else ReferenceDecoder(config, pages)

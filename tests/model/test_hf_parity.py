@@ -16,7 +16,8 @@ from torch import Tensor
 from model import hf_checkpoint
 from model.attention import rope_tables, yarn_frequencies
 from model.config import ModelConfig
-from model.decoder import PAGE, ReferenceDecoder, export_weights
+from model.decoder import PAGE, NativeDecoder, ReferenceDecoder, export_weights
+from model.kernels import native
 from model.transformer import Transformer
 from parl.loading import load_config
 
@@ -45,6 +46,7 @@ CONFIGS = {
     "half-split rotation": tiny_model(**HF, rope_interleave=False, rope_scaling=YARN),
     "wide values": tiny_model(**{**HF, "v_head_dim": 40}, first_k_dense_replace=0),
 }
+needs_compiler = pytest.mark.skipif(native.load_library() is None, reason="no C++ compiler")
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
@@ -113,12 +115,15 @@ def test_logits_and_gradients_of_every_parameter_are_the_same(config: ModelConfi
 
 
 @configs
-def test_token_by_token_from_the_cache_of_latents_the_logits_are_the_same(config: ModelConfig, tmp_path: Path):
+@pytest.mark.parametrize("kind", [ReferenceDecoder, pytest.param(NativeDecoder, marks=needs_compiler)])
+def test_token_by_token_from_the_cache_of_latents_the_logits_are_the_same(
+    kind: type[ReferenceDecoder] | type[NativeDecoder], config: ModelConfig, tmp_path: Path
+):
     theirs, ours = pair(config, tmp_path)
     tokens = tokens_of(config, rows=1)
     with torch.no_grad():
         wanted = theirs(tokens).logits[0].numpy()
-    decoder = ReferenceDecoder(config, pages=3)
+    decoder = kind(config, pages=3)
     decoder.load(export_weights(ours))
     table = np.array([[2, 0, 1]], np.int32)
     assert tokens.shape[1] > 2 * PAGE
