@@ -29,7 +29,6 @@ NOTES = {
     "model.hidden_size": "width of the residual stream",
     "model.num_hidden_layers": "decoder layers",
     "model.num_attention_heads": "attention heads",
-    "model.q_lora_rank": "rank of the queries' latent",
     "model.kv_lora_rank": "rank of the keys' and values' latent: what the cache holds",
     "model.qk_nope_head_dim": "width of a query or key head without position",
     "model.qk_rope_head_dim": "width of the rotary part of a query or key head; must be even",

@@ -6,6 +6,8 @@ C latent rank.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,14 +31,44 @@ class RMSNorm(nn.Module):
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin of every position, each [max_position_embeddings, R / 2], computed in float64."""
     dims = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float64) / config.qk_rope_head_dim
-    angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float64), config.rope_theta**-dims)
+    frequencies = config.rope_theta**-dims
+    if config.rope_scaling:
+        frequencies = yarn_frequencies(frequencies, config)
+    angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float64), frequencies)
+    if config.rope_scaling and config.rope_scaling.rotation_scale != 1.0:
+        scale = config.rope_scaling.rotation_scale
+        return (angles.cos() * scale).float(), (angles.sin() * scale).float()
     return angles.cos().float(), angles.sin().float()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate interleaved pairs of the last dimension; ``cos`` and ``sin`` broadcast against [..., R / 2]."""
+def yarn_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
+    """``frequencies`` [R / 2] after YaRN: fast pairs as they are, slow ones over the factor, a ramp between."""
+    yarn = config.rope_scaling
+    assert yarn is not None
+    width = config.qk_rope_head_dim
+
+    def pair_of(turns: float) -> float:
+        """Index of the pair that turns so often within the pretrained context."""
+        wavelength = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
+        return width * math.log(wavelength) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(pair_of(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_of(yarn.beta_slow)), width - 1)
+    pairs = torch.arange(width // 2, dtype=torch.float64)
+    slowed = ((pairs - low) / (high - low if high != low else 0.001)).clamp(0, 1)  # 0.001 as in DeepSeek's code
+    return frequencies * (1 - slowed) + frequencies / yarn.factor * slowed
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = True) -> Tensor:
+    """Rotate pairs of the last dimension, (2i, 2i + 1) or else (i, i + R / 2), the result laid out as ``x`` is.
+
+    ``cos`` and ``sin``, in float32, broadcast against [..., R / 2].
+    """
+    if not interleave:
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
     a, b = x[..., 0::2], x[..., 1::2]
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
 
 
 class LatentAttention(nn.Module):
@@ -46,29 +78,39 @@ class LatentAttention(nn.Module):
         super().__init__()
         c = self.config = config
         heads, hidden = c.num_attention_heads, c.hidden_size
-        self.q_a_proj = nn.Linear(hidden, c.q_lora_rank, bias=False)
-        self.q_a_layernorm = RMSNorm(c.q_lora_rank, c.rms_norm_eps)
-        self.q_b_proj = nn.Linear(c.q_lora_rank, heads * c.qk_head_dim, bias=False)
+        if c.q_lora_rank is None:
+            self.q_proj = nn.Linear(hidden, heads * c.qk_head_dim, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden, c.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(c.q_lora_rank, c.latent_eps)
+            self.q_b_proj = nn.Linear(c.q_lora_rank, heads * c.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, c.kv_lora_rank + c.qk_rope_head_dim, bias=False)
-        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, c.rms_norm_eps)
+        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, c.latent_eps)
         self.kv_b_proj = nn.Linear(c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False)
         self.o_proj = nn.Linear(heads * c.v_head_dim, hidden, bias=False)
+
+    def query(self, x: Tensor) -> Tensor:
+        """Queries of all heads before rotation, [..., D] to [..., H (N + R)]."""
+        if self.config.q_lora_rank is None:
+            return self.q_proj(x)
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
 
     def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
         """Causal attention over each row; the tables hold the positions of T, [T, R / 2]."""
         c = self.config
         rows, length, _ = x_BTD.shape
         heads = c.num_attention_heads
-        q_BTHQ = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD))).view(rows, length, heads, c.qk_head_dim)
+        q_BTHQ = self.query(x_BTD).view(rows, length, heads, c.qk_head_dim)
         q_nope, q_rope = q_BTHQ.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(rows, length, heads, -1)
         k_nope, value = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
-        q_rope = rotate(q_rope, cos_TR[:, None], sin_TR[:, None])
-        k_rope = rotate(k_rope, cos_TR, sin_TR)[:, :, None].expand(-1, -1, heads, -1)
+        q_rope = rotate(q_rope, cos_TR[:, None], sin_TR[:, None], c.rope_interleave)
+        k_rope = rotate(k_rope, cos_TR, sin_TR, c.rope_interleave)[:, :, None].expand(-1, -1, heads, -1)
         query = torch.cat((q_nope, q_rope), dim=-1).transpose(1, 2)
         key = torch.cat((k_nope, k_rope), dim=-1).transpose(1, 2)
         # equal widths let scaled_dot_product_attention take its fused CPU path
         padded = F.pad(value, (0, c.qk_head_dim - c.v_head_dim)) if c.v_head_dim < c.qk_head_dim else value
-        out = F.scaled_dot_product_attention(query, key, padded.transpose(1, 2), is_causal=True)
+        scale = c.softmax_scale if c.rope_scaling else None  # None: over the root of the width, in SDPA's own rounding
+        out = F.scaled_dot_product_attention(query, key, padded.transpose(1, 2), is_causal=True, scale=scale)
         return self.o_proj(out[..., : c.v_head_dim].transpose(1, 2).reshape(rows, length, -1))

@@ -2,7 +2,43 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+
+class YarnScaling(BaseModel):
+    """YaRN (arXiv 2309.00071): a context ``factor`` times the pretrained one. Names and defaults as in transformers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    factor: float = Field(gt=0, description="how many times longer than the pretrained context")
+    original_max_position_embeddings: int = Field(gt=0, description="the pretrained context in tokens")
+    beta_fast: float = Field(default=32.0, gt=0, description="pairs that turn more often in it keep their frequency")
+    beta_slow: float = Field(default=1.0, gt=0, description="pairs that turn less often are slowed by the factor")
+    mscale: float = Field(default=0.0, ge=0, description="0: not given")
+    mscale_all_dim: float = Field(default=0.0, ge=0, description="0: not given, the softmax scale stays")
+
+    @property
+    def rotation_scale(self) -> float:
+        """Factor on cos and sin; 1 where both mscales are equal, as DeepSeek-V3 and K2.5 have them."""
+        if self.mscale and self.mscale_all_dim:
+            return self._gain(self.mscale) / self._gain(self.mscale_all_dim)
+        return self._gain(1.0)
+
+    @property
+    def softmax_gain(self) -> float:
+        """Factor on the softmax scale: the gain of queries times the gain of keys."""
+        return self._gain(self.mscale_all_dim) ** 2
+
+    def _gain(self, mscale: float) -> float:
+        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+
+# What DeepSeek-V3's architecture allows and the small policy does not use. Left out of dumps at their defaults, so that
+# hashes and files of policies that do not use them stay what they were.
+_OPTIONAL = ("n_group", "topk_group", "rope_scaling", "rope_interleave", "latent_norm_eps")
 
 
 class ModelConfig(BaseModel):
@@ -18,7 +54,7 @@ class ModelConfig(BaseModel):
     )
     intermediate_size: int = Field(default=384, gt=0, description="width of the dense feed-forward part")
     num_attention_heads: int = Field(default=4, gt=0)
-    q_lora_rank: int = Field(default=128, gt=0)
+    q_lora_rank: int | None = Field(default=128, gt=0, description="rank of the queries' latent; null: no latent")
     kv_lora_rank: int = Field(default=96, gt=0)
     qk_nope_head_dim: int = Field(default=32, gt=0)
     qk_rope_head_dim: int = Field(default=16, gt=0)
@@ -27,10 +63,19 @@ class ModelConfig(BaseModel):
     num_experts_per_tok: int = Field(default=2, gt=0)
     n_shared_experts: int = Field(default=1, ge=0)
     moe_intermediate_size: int = Field(default=96, gt=0)
+    n_group: int = Field(default=1, gt=0, description="groups that the experts are split into, for routing")
+    topk_group: int = Field(default=1, gt=0, description="groups that a token may choose experts from")
     routed_scaling_factor: float = Field(default=1.0, gt=0)
     norm_topk_prob: bool = True
     rms_norm_eps: float = Field(default=1e-5, gt=0)
+    latent_norm_eps: float | None = Field(
+        default=None, gt=0, description="epsilon of the latents' norms; null: `rms_norm_eps`"
+    )
     rope_theta: float = Field(default=500.0, gt=0)
+    rope_interleave: bool = Field(
+        default=True, description="rotate pairs of neighbours (2i, 2i + 1), as DeepSeek does; false: (i, i + half)"
+    )
+    rope_scaling: YarnScaling | None = Field(default=None, description="YaRN's values; null: none")
     max_position_embeddings: int = Field(default=2048, gt=0, description="longest trace in tokens")
     initializer_range: float = Field(default=0.06, gt=0, description="spread of the matrices at the start")
     embedding_range: float = Field(
@@ -56,7 +101,37 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} exceeds n_routed_experts={self.n_routed_experts}"
             )
+        self._check_groups()
         return self
+
+    def _check_groups(self) -> None:
+        """Each group gives the sum of its two best scores, and the groups taken must hold enough experts."""
+        size, rest = divmod(self.n_routed_experts, self.n_group)
+        if rest or (self.n_group > 1 and size < 2):
+            raise ValueError(
+                f"n_group={self.n_group} must split n_routed_experts={self.n_routed_experts} into equal"
+                " groups of two or more"
+            )
+        if self.topk_group > self.n_group or self.topk_group * size < self.num_experts_per_tok:
+            raise ValueError(
+                f"topk_group={self.topk_group} of n_group={self.n_group} groups of {size} experts cannot give"
+                f" num_experts_per_tok={self.num_experts_per_tok} experts"
+            )
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {k: v for k, v in handler(self).items() if k not in _OPTIONAL or getattr(self, k) != fields[k].default}
+
+    @property
+    def softmax_scale(self) -> float:
+        """What the products of queries and keys are multiplied by."""
+        return self.qk_head_dim**-0.5 * (self.rope_scaling.softmax_gain if self.rope_scaling else 1.0)
+
+    @property
+    def latent_eps(self) -> float:
+        """Epsilon of the latents' norms."""
+        return self.rms_norm_eps if self.latent_norm_eps is None else self.latent_norm_eps
 
     @property
     def qk_head_dim(self) -> int:
@@ -67,3 +142,16 @@ class ModelConfig(BaseModel):
     def num_moe_layers(self) -> int:
         """Layers whose tokens carry routes."""
         return max(0, self.num_hidden_layers - self.first_k_dense_replace)
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> ModelConfig:
+        """From the contents of a Hugging Face ``config.json``, see :func:`model.hf_config.from_hf`."""
+        from model.hf_config import from_hf
+
+        return from_hf(hf)
+
+    def to_hf(self, model_type: str = "deepseek_v3") -> dict[str, Any]:
+        """Contents of a Hugging Face ``config.json``, see :func:`model.hf_config.to_hf`."""
+        from model.hf_config import to_hf
+
+        return to_hf(self, model_type)

@@ -9,13 +9,14 @@ The cache is a pool of pages of 16 positions. ``tables`` [S, M] lists each seque
 from __future__ import annotations
 
 import ctypes
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model.attention import LatentAttention, rotate
+from model.attention import LatentAttention, rope_tables, rotate
 from model.config import ModelConfig
 from model.kernels.native import load_library
 from model.moe import SwiGLU
@@ -90,14 +91,20 @@ class NativeDecoder:
             raise RuntimeError("the native kernels are not available; use make_decoder()")
         c, self.config, self._lib = config, config, library
         self._shapes = weight_shapes(config)
-        ints = (ctypes.c_int * 17)(
+        ints = (ctypes.c_int * 19)(
             c.vocab_size, c.hidden_size, c.num_hidden_layers, c.first_k_dense_replace, c.intermediate_size,
-            c.num_attention_heads, c.q_lora_rank, c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim,
+            c.num_attention_heads, c.q_lora_rank or 0, c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim,
+            c.v_head_dim,
             c.n_routed_experts, c.num_experts_per_tok, c.n_shared_experts, c.moe_intermediate_size,
-            c.max_position_embeddings, int(c.norm_topk_prob),
+            c.max_position_embeddings, c.n_group, c.topk_group, int(c.norm_topk_prob),
         )  # fmt: skip
-        floats = (ctypes.c_float * 4)(c.rms_norm_eps, c.routed_scaling_factor, c.qk_head_dim**-0.5, c.rope_theta)
+        floats = (ctypes.c_float * 5)(
+            c.rms_norm_eps, c.latent_eps, c.routed_scaling_factor, c.softmax_scale, c.rope_theta,
+        )  # fmt: skip
         self._model = ctypes.c_void_p(library.parl_decoder_new(ints, floats))
+        if c.rope_scaling:  # decoder.cpp makes the plain tables itself
+            for name, table in zip(("rope_cos", "rope_sin"), rope_tables(c), strict=True):
+                library.parl_decoder_set(self._model, -1, name.encode(), _pointer(table.numpy()))
         self._pages = np.zeros((pages, library.parl_page_floats(self._model)), np.float32)
         self.routes = np.full((pages, PAGE, c.num_moe_layers, c.num_experts_per_tok), -1, np.int16)
 
@@ -111,6 +118,8 @@ class NativeDecoder:
         check_weights(self._shapes, weights)
         for name, array in weights.items():
             layer, key = _native_name(name)
+            if not self.config.rope_interleave:
+                array = _interleaved(key, array, self.config)
             data = np.ascontiguousarray(array, np.float32)
             if self._lib.parl_decoder_set(self._model, layer, key.encode(), _pointer(data)):
                 raise ValueError(f"decoder.cpp knows no weight {name!r}")
@@ -150,6 +159,21 @@ def _native_name(name: str) -> tuple[int, str]:
         return -1, top[name]
     _, layer, rest = name.split(".", 2)
     return int(layer), rest.removesuffix(".weight")
+
+
+def _interleaved(key: str, array: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Rows that make rotary parts in halves, (i, i + R / 2), reordered to the pairs (2i, 2i + 1) of decoder.cpp.
+
+    Queries and keys change together, so their products stay.
+    """
+    order = np.arange(config.qk_rope_head_dim).reshape(2, -1).T.ravel()
+    if key == "self_attn.kv_a_proj_with_mqa":
+        return np.concatenate((array[: config.kv_lora_rank], array[config.kv_lora_rank :][order]))
+    if key in ("self_attn.q_b_proj", "self_attn.q_proj"):
+        heads = array.reshape(config.num_attention_heads, config.qk_head_dim, -1).copy()
+        heads[:, config.qk_nope_head_dim :] = heads[:, config.qk_nope_head_dim :][:, order]
+        return heads.reshape(array.shape)
+    return array
 
 
 class ReferenceDecoder:
@@ -203,15 +227,16 @@ class ReferenceDecoder:
         self, attn: LatentAttention, index: int, h: torch.Tensor, position: int, slots: torch.Tensor
     ) -> torch.Tensor:
         c, cos, sin = self.config, self.model.rope_cos[position], self.model.rope_sin[position]
+        turned = partial(rotate, cos=cos, sin=sin, interleave=c.rope_interleave)
         latent, k_rope = attn.kv_a_proj_with_mqa(h).split((c.kv_lora_rank, c.qk_rope_head_dim))
-        self._cache[index, slots[position]] = torch.cat((attn.kv_a_layernorm(latent), rotate(k_rope, cos, sin)))
-        q = attn.q_b_proj(attn.q_a_layernorm(attn.q_a_proj(h))).view(c.num_attention_heads, c.qk_head_dim)
+        self._cache[index, slots[position]] = torch.cat((attn.kv_a_layernorm(latent), turned(k_rope)))
+        q = attn.query(h).view(c.num_attention_heads, c.qk_head_dim)
         q_nope, q_rope = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         up = attn.kv_b_proj.weight.view(c.num_attention_heads, -1, c.kv_lora_rank)
         key_up, value_up = up.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
-        query = torch.cat((torch.einsum("hn,hnc->hc", q_nope, key_up), rotate(q_rope, cos, sin)), dim=-1)
+        query = torch.cat((torch.einsum("hn,hnc->hc", q_nope, key_up), turned(q_rope)), dim=-1)
         past = self._cache[index, slots[: position + 1]]
-        weight = F.softmax(query @ past.T * c.qk_head_dim**-0.5, dim=-1)
+        weight = F.softmax(query @ past.T * c.softmax_scale, dim=-1)
         out = torch.einsum("hc,hvc->hv", weight @ past[:, : c.kv_lora_rank], value_up)
         return attn.o_proj(out.flatten())
 

@@ -27,7 +27,10 @@ class SwiGLU(nn.Module):
 
 
 class Router(nn.Module):
-    """noaux_tc routing: choose by sigmoid score + correction bias, weigh by the score alone."""
+    """noaux_tc routing: choose by sigmoid score + correction bias, weigh by the score alone.
+
+    With ``n_group`` > 1 a token first chooses ``topk_group`` groups of neighbouring experts, then experts within them.
+    """
 
     e_score_correction_bias: Tensor
     load_E: Tensor
@@ -46,8 +49,10 @@ class Router(nn.Module):
         router keeps its gradient.
         """
         c = self.config
-        scores_TE = torch.sigmoid(F.linear(x_TD, self.weight))
+        scores_TE = torch.sigmoid(F.linear(x_TD.float(), self.weight.float()))  # in float32 whatever the weights are
         biased = scores_TE.detach() + self.e_score_correction_bias
+        if c.n_group > 1:
+            biased = self._within_best_groups(biased)
         ids_TK = biased.topk(c.num_experts_per_tok, dim=-1).indices
         if routes_TK is not None:
             ids_TK = torch.where(routes_TK >= 0, routes_TK.long(), ids_TK)
@@ -57,6 +62,14 @@ class Router(nn.Module):
         if self.training:
             self.load_E += torch.bincount(ids_TK.flatten(), minlength=c.n_routed_experts)
         return ids_TK, weights_TK * c.routed_scaling_factor
+
+    def _within_best_groups(self, biased_TE: Tensor) -> Tensor:
+        """``biased_TE`` with -inf outside each token's ``topk_group`` best groups, by their two best experts' sum."""
+        c = self.config
+        grouped = biased_TE.unflatten(-1, (c.n_group, -1))
+        best = grouped.topk(2, dim=-1).values.sum(-1).topk(c.topk_group, dim=-1).indices
+        chosen = torch.zeros(grouped.shape[:-1], dtype=torch.bool, device=grouped.device).scatter_(-1, best, True)
+        return grouped.masked_fill(~chosen[..., None], float("-inf")).flatten(-2)
 
     @torch.no_grad()
     def balance(self, rate: float) -> None:
@@ -101,7 +114,7 @@ class Experts(nn.Module):
         gate, up = F.grouped_mm(sorted_rows, self.gate_up_proj.transpose(1, 2), offs=ends).chunk(2, dim=-1)
         out = F.grouped_mm(F.silu(gate) * up, self.down_proj.transpose(1, 2), offs=ends)
         out_TKD = _Permute.apply(out, inverse, order).view(tokens, top_k, -1)
-        return (out_TKD * weights_TK[..., None]).sum(1)
+        return (out_TKD * weights_TK[..., None]).sum(1).to(x_TD.dtype)
 
 
 class MixtureOfExperts(nn.Module):

@@ -21,7 +21,18 @@ from model.decoder import PAGE, NativeDecoder, NotFinite, ReferenceDecoder, expo
 from model.kernels import native
 from model.transformer import Transformer
 
-SHAPES = [pytest.param(SHAPE, id="tiny"), pytest.param(ODD_SHAPE, id="odd")]
+# what DeepSeek-V3's architecture has besides: groups of experts, YaRN, the latents' own epsilon; and its variants
+YARN = {"factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 4.0, "mscale": 1.0, "mscale_all_dim": 0.7}
+GROUPED = {"n_routed_experts": 12, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3}
+FULL_SHAPE = SHAPE | GROUPED | {"rope_scaling": YARN, "latent_norm_eps": 1e-2, "qk_rope_head_dim": 16}
+VARIANT_SHAPE = ODD_SHAPE | {"q_lora_rank": None, "rope_interleave": False, "qk_rope_head_dim": 6, "rope_theta": 50.0}
+SHAPES = [
+    pytest.param(SHAPE, id="tiny"),
+    pytest.param(ODD_SHAPE, id="odd"),
+    pytest.param(FULL_SHAPE, id="full"),
+    pytest.param(VARIANT_SHAPE, id="variant"),
+    pytest.param(SHAPE | {"rope_interleave": False}, id="half-split"),
+]
 STREAM_PAGES = 12
 needs_compiler = pytest.mark.skipif(native.load_library() is None, reason="no C++ compiler")
 
@@ -133,9 +144,9 @@ def test_a_stream_has_the_same_bits_alone_and_beside_any_others(shape):
 def test_the_bits_do_not_depend_on_the_number_of_threads():
     code = """
         import hashlib, numpy as np
-        from test_decoder import ODD_SHAPE, SHAPE, ModelConfig, NativeDecoder, feeder, some_tokens
+        from test_decoder import FULL_SHAPE, ODD_SHAPE, SHAPE, ModelConfig, NativeDecoder, feeder, some_tokens
         digest = hashlib.sha256()
-        for shape in (SHAPE, ODD_SHAPE):
+        for shape in (SHAPE, ODD_SHAPE, FULL_SHAPE):
             feed = feeder(NativeDecoder, ModelConfig(**shape), streams=4)
             parts = [(i, some_tokens(30 + i, 70, i)) for i in range(4)]
             digest.update(feed.feed(*parts).tobytes())

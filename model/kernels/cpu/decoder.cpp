@@ -158,9 +158,9 @@ struct Layer {
 };
 
 struct Decoder {
-    int vocab, D, layers, dense, dense_width, H, q_rank, C, N, R, V, E, K, shared, I, max_pos;
+    int vocab, D, layers, dense, dense_width, H, q_rank, C, N, R, V, E, K, shared, I, max_pos, groups, topk_groups;
     bool norm_topk;
-    float eps, scaling, softmax_scale;
+    float eps, latent_eps, scaling, softmax_scale;
     std::vector<float> embed, final_norm, rope_cos, rope_sin;
     Linear head;
     std::vector<Layer> layer;
@@ -252,11 +252,15 @@ void attention(const Decoder& m, const Layer& l, int index, const Batch& b, cons
     int T = b.T, qd = m.H * (m.N + m.R), width = m.C + m.R;
     std::vector<float> qa(size_t(T) * m.q_rank), q(size_t(T) * qd), kv(size_t(T) * width), ql(size_t(T) * m.H * width),
         lat(size_t(T) * m.H * m.C), o(size_t(T) * m.H * m.V);
-    linear(l.q_a, h, m.D, T, qa.data(), m.q_rank);
-    rms_norm(qa.data(), m.q_rank, l.q_norm.data(), m.q_rank, m.eps, T, qa.data(), m.q_rank);
-    linear(l.q_b, qa.data(), m.q_rank, T, q.data(), qd);
+    if (m.q_rank) {
+        linear(l.q_a, h, m.D, T, qa.data(), m.q_rank);
+        rms_norm(qa.data(), m.q_rank, l.q_norm.data(), m.q_rank, m.latent_eps, T, qa.data(), m.q_rank);
+        linear(l.q_b, qa.data(), m.q_rank, T, q.data(), qd);
+    } else {
+        linear(l.q_b, h, m.D, T, q.data(), qd);  // no latent for queries: q_proj
+    }
     linear(l.kv_a, h, m.D, T, kv.data(), width);
-    rms_norm(kv.data(), width, l.kv_norm.data(), m.C, m.eps, T, kv.data(), width);
+    rms_norm(kv.data(), width, l.kv_norm.data(), m.C, m.latent_eps, T, kv.data(), width);
     for (int t = 0; t < T; t++) {
         const float* cosv = &m.rope_cos[size_t(b.pos[t]) * m.R / 2];
         const float* sinv = &m.rope_sin[size_t(b.pos[t]) * m.R / 2];
@@ -293,19 +297,43 @@ void mlp(const Linear& gate_up, const Linear& down, int width, const float* x, i
     linear(down, act.data(), width, rows, out, D);
 }
 
+// Closes the experts outside a token's topk_groups best groups; a group counts the sum of its two best biased scores.
+// Ties go to the lowest index.
+void close_groups(const Decoder& m, const float* score, const float* bias, char* closed) {
+    int size = m.E / m.groups;
+    std::vector<float> best(m.groups);
+    for (int g = 0; g < m.groups; g++) {
+        float first = -INFINITY, second = -INFINITY;
+        for (int e = g * size; e < (g + 1) * size; e++) {
+            float s = score[e] + bias[e];
+            if (s > first) second = first, first = s;
+            else if (s > second) second = s;
+        }
+        best[g] = first + second;
+    }
+    std::memset(closed, 1, m.E);
+    for (int k = 0; k < m.topk_groups; k++) {
+        int top = int(std::max_element(best.begin(), best.end()) - best.begin());
+        best[top] = -INFINITY;
+        std::memset(closed + top * size, 0, size);
+    }
+}
+
 void experts(const Decoder& m, const Layer& l, int moe_index, const Batch& b, const float* h, float* out) {
     int T = b.T, moe_layers = m.layers - m.dense;
     std::vector<float> logits(size_t(T) * m.E), weight(size_t(T) * m.K);
     std::vector<int> chosen(size_t(T) * m.K), count(m.E + 1, 0), slot(size_t(T) * m.K);
+    std::vector<char> closed(m.E, 0);
     linear(l.gate, h, m.D, T, logits.data(), m.E);
     for (int t = 0; t < T; t++) {
         float* s = &logits[size_t(t) * m.E];
         for (int e = 0; e < m.E; e++) s[e] = 1.0f / (1.0f + sexp(-s[e]));
+        if (m.groups > 1) close_groups(m, s, l.bias.data(), closed.data());
         float total = 0;
         for (int k = 0; k < m.K; k++) {  // K rounds of argmax; ties go to the lowest index
             int best = -1;
             for (int e = 0; e < m.E; e++) {
-                bool taken = false;
+                bool taken = closed[e];
                 for (int j = 0; j < k; j++) taken |= chosen[size_t(t) * m.K + j] == e;
                 if (!taken && (best < 0 || s[e] + l.bias[e] > s[best] + l.bias[best])) best = e;
             }
@@ -358,23 +386,26 @@ uint64_t mix(uint64_t x) {  // splitmix64 finaliser
 
 extern "C" {
 
-// ints: vocab, D, layers, dense, dense_width, H, q_rank, C, N, R, V, E, K, shared, I, max_pos, norm_topk
-// floats: eps, scaling, softmax_scale, rope_theta
+// ints: vocab, D, layers, dense, dense_width, H, q_rank (0: no latent for queries), C, N, R, V, E, K, shared, I, max_pos,
+// groups, topk_groups, norm_topk
+// floats: eps, latent_eps, scaling, softmax_scale, rope_theta
 Decoder* parl_decoder_new(const int* ints, const float* floats) {
     auto* m = new Decoder();
     int* fields[] = {&m->vocab, &m->D, &m->layers, &m->dense, &m->dense_width, &m->H, &m->q_rank, &m->C,
-                     &m->N,     &m->R, &m->V,      &m->E,     &m->K,           &m->shared, &m->I, &m->max_pos};
-    for (int i = 0; i < 16; i++) *fields[i] = ints[i];
-    m->norm_topk = ints[16];
+                     &m->N,     &m->R, &m->V,      &m->E,     &m->K,           &m->shared, &m->I, &m->max_pos,
+                     &m->groups, &m->topk_groups};
+    for (int i = 0; i < 18; i++) *fields[i] = ints[i];
+    m->norm_topk = ints[18];
     m->eps = floats[0];
-    m->scaling = floats[1];
-    m->softmax_scale = floats[2];
+    m->latent_eps = floats[1];
+    m->scaling = floats[2];
+    m->softmax_scale = floats[3];
     m->layer.resize(m->layers);
     m->rope_cos.resize(size_t(m->max_pos) * m->R / 2);
     m->rope_sin.resize(size_t(m->max_pos) * m->R / 2);
     for (int p = 0; p < m->max_pos; p++)
         for (int i = 0; i < m->R / 2; i++) {
-            double angle = p * std::pow(double(floats[3]), -2.0 * i / m->R);
+            double angle = p * std::pow(double(floats[4]), -2.0 * i / m->R);
             m->rope_cos[size_t(p) * m->R / 2 + i] = float(std::cos(angle));
             m->rope_sin[size_t(p) * m->R / 2 + i] = float(std::sin(angle));
         }
@@ -384,7 +415,8 @@ Decoder* parl_decoder_new(const int* ints, const float* floats) {
 void parl_decoder_free(Decoder* m) { delete m; }
 long parl_page_floats(const Decoder* m) { return m->page_layer() * m->layers; }
 
-// name: the Hugging Face name inside a layer (or "embed", "norm", "head" with layer -1). Returns 0, or 1 if unknown.
+// name: the Hugging Face name inside a layer, or with layer -1 "embed", "norm", "head", and "rope_cos" and "rope_sin"
+// [max_pos][R / 2], which take the place of the plain tables. Returns 0, or 1 if unknown.
 int parl_decoder_set(Decoder* m, int layer, const char* name_c, const float* w) {
     std::string name(name_c);
     auto vec = [&](std::vector<float>& v, size_t n) { v.assign(w, w + n); return 0; };
@@ -393,6 +425,8 @@ int parl_decoder_set(Decoder* m, int layer, const char* name_c, const float* w) 
         if (name == "embed") return vec(m->embed, size_t(m->vocab) * m->D);
         if (name == "norm") return vec(m->final_norm, m->D);
         if (name == "head") return lin(m->head, m->vocab, m->D);
+        if (name == "rope_cos") return vec(m->rope_cos, m->rope_cos.size());
+        if (name == "rope_sin") return vec(m->rope_sin, m->rope_sin.size());
         return 1;
     }
     Layer& l = m->layer[layer];
@@ -402,6 +436,7 @@ int parl_decoder_set(Decoder* m, int layer, const char* name_c, const float* w) 
     if (name == "self_attn.q_a_layernorm") return vec(l.q_norm, m->q_rank);
     if (name == "self_attn.kv_a_layernorm") return vec(l.kv_norm, m->C);
     if (name == "self_attn.q_a_proj") return lin(l.q_a, m->q_rank, m->D);
+    if (name == "self_attn.q_proj") return lin(l.q_b, m->H * (m->N + m->R), m->D);
     if (name == "self_attn.q_b_proj") return lin(l.q_b, m->H * (m->N + m->R), m->q_rank);
     if (name == "self_attn.kv_a_proj_with_mqa") return lin(l.kv_a, m->C + m->R, m->D);
     if (name == "self_attn.o_proj") return lin(l.o, m->D, m->H * m->V);

@@ -1,0 +1,104 @@
+"""INT4 weights as compressed-tensors' ``pack-quantized`` format has them, which K2.5's routed experts are published in.
+
+Symmetric, a scale for each group of 32 neighbouring inputs. A weight is code times scale, the code 4 bits, -8 to 7.
+Shapes: O outputs, I inputs of a matrix, G = I / 32 groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GROUP_SIZE = 32
+SUFFIXES = ("_packed", "_scale", "_shape")  # of the three tensors that stand for one ``weight``
+
+_IN_A_WORD = 8
+_WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True}
+
+
+def quantize(weight_OI: Tensor, group_size: int = GROUP_SIZE) -> tuple[Tensor, Tensor]:
+    """(codes int8 [O, I] from -7 to 7, scales bfloat16 [O, G]): the scale is the largest of a group over 7.
+
+    Scales are rounded to bfloat16 before they divide, so :func:`dequantize` of the result quantises to the same codes
+    and scales again. Whether the published weights follow this rule is not known.
+    """
+    outputs, inputs = weight_OI.shape
+    if inputs % group_size:
+        raise ValueError(f"a matrix with {inputs} inputs has no whole groups of {group_size}: it cannot be INT4")
+    groups = weight_OI.float().view(outputs, -1, group_size)
+    scale = (groups.abs().amax(-1) / 7).clamp(min=1e-5).to(torch.bfloat16)  # the floor keeps groups of zeros finite
+    codes = (groups / scale.float()[..., None]).round().clamp(-7, 7)
+    return codes.to(torch.int8).view(outputs, inputs), scale
+
+
+def dequantize(codes_OI: Tensor, scale_OG: Tensor) -> Tensor:
+    """Code times scale in float32 [O, I], which holds the product exactly; bfloat16 would round it."""
+    outputs, inputs = codes_OI.shape
+    groups = codes_OI.float().view(outputs, scale_OG.shape[1], -1)
+    return (groups * scale_OG.float()[..., None]).view(outputs, inputs)
+
+
+def pack(codes_OI: Tensor) -> Tensor:
+    """Codes + 8 as int32 words [O, I / 8], the first code in the lowest four bits."""
+    nibbles = (codes_OI.to(torch.int64) + 8).unflatten(-1, (-1, _IN_A_WORD))
+    shifts = torch.arange(0, 32, 4, device=codes_OI.device)
+    words = (nibbles << shifts).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)  # two's complement
+
+
+def unpack(words: Tensor) -> Tensor:
+    """Codes int8 [O, I] of int32 words [O, I / 8]."""
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device)
+    return ((words[..., None] >> shifts & 15) - 8).to(torch.int8).flatten(-2)
+
+
+def packed(name: str, weight_OI: Tensor) -> dict[str, Tensor]:
+    """The three tensors of a checkpoint that stand for matrix ``name``."""
+    codes, scale = quantize(weight_OI)
+    shape = torch.tensor(weight_OI.shape, dtype=torch.int32)
+    return {name + suffix: tensor for suffix, tensor in zip(SUFFIXES, (pack(codes), scale, shape), strict=True)}
+
+
+def unpacked(name: str, words: Tensor, scale: Tensor, shape: Tensor, group_size: int) -> Tensor:
+    """The matrix in float32 that three tensors of a checkpoint stand for; ValueError where they do not fit together."""
+    outputs, inputs = size = tuple(shape.tolist())
+    for suffix, tensor, width in (("_packed", words, _IN_A_WORD), ("_scale", scale, group_size)):
+        if inputs % width or tuple(tensor.shape) != (outputs, inputs // width):
+            raise ValueError(f"{name}{suffix} has shape {list(tensor.shape)}, {name}_shape {list(size)} is another")
+    if words.dtype != torch.int32:
+        raise ValueError(f"{name}_packed is {words.dtype}, it must be torch.int32")
+    return dequantize(unpack(words), scale)
+
+
+def quantization_config() -> dict[str, Any]:
+    """``quantization_config`` of a checkpoint whose routed experts, and nothing else, are packed."""
+    weights = {**_WEIGHTS, "group_size": GROUP_SIZE, "dynamic": False, "observer": "minmax", "actorder": None}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    ignored = ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"]
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "kv_cache_scheme": None,
+        "ignore": ignored,
+        "config_groups": {"group_0": group},
+    }
+
+
+def group_size_of(config: dict[str, Any]) -> int:
+    """Inputs that share a scale under this ``quantization_config``; ValueError names what cannot be read."""
+    for key, only in (("quant_method", "compressed-tensors"), ("format", "pack-quantized")):
+        if config.get(key) != only:
+            raise ValueError(f"quantization_config.{key}={config.get(key)!r} is not supported, only {only!r} is")
+    groups = config.get("config_groups") or {}
+    if len(groups) != 1:
+        raise ValueError(f"quantization_config.config_groups={list(groups)} is not supported, only a single one is")
+    weights = next(iter(groups.values())).get("weights") or {}
+    for key, only in (*_WEIGHTS.items(), ("actorder", None)):
+        if weights.get(key) != only:
+            raise ValueError(
+                f"quantization_config weights.{key}={weights.get(key)!r} is not supported, only {only!r} is"
+            )
+    return int(weights["group_size"])
