@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kimi_reference import hugging_face, vision_parameters
 from torch import Tensor
 
 from model.vision import VisionModel
@@ -49,42 +50,6 @@ def make(config: VisionConfig, **options: Any) -> VisionModel:
 # ------------------------------------------------------------------------------------- parity with transformers
 
 
-def shim_torchvision() -> None:
-    """Let a torchvision import whose compiled operators do not fit this torch; picture functions need none of them.
-
-    transformers imports torchvision wherever it is installed, even for the model.
-    """
-    try:
-        import torchvision  # noqa: F401  # pyright: ignore
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
-    except ImportError:
-        pass
-
-
-def hugging_face(config: VisionConfig) -> Any:
-    """transformers' model of the same shape, with a language model that is as small as it gets."""
-    pytest.importorskip("transformers", minversion="5.13", reason="the reference implementation: pip install -e .[dev]")
-    shim_torchvision()
-    from transformers.models.kimi_k25.configuration_kimi_k25 import Kimi_K25Config
-    from transformers.models.kimi_k25.modeling_kimi_k25 import Kimi_K25Model
-
-    own = ("projection_layer_norm_eps", "text_hidden_size", "rope_theta")
-    vision = {key: value for key, value in config.model_dump().items() if key not in own}
-    vision["rope_parameters"] = {"rope_type": "axial", "rope_theta": config.rope_theta}
-    text = {
-        "model_type": "deepseek_v3", "hidden_size": config.text_hidden_size, "num_hidden_layers": 1, "vocab_size": 8,
-        "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 8, "q_lora_rank": 8,
-        "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "pad_token_id": None,
-    }  # fmt: skip
-    whole = Kimi_K25Config(
-        text_config=text, vision_config=vision, projection_hidden_size=config.hidden_size,
-        projection_layer_norm_eps=config.projection_layer_norm_eps,
-    )  # fmt: skip
-    return Kimi_K25Model(whole).eval()
-
-
 def their_features(theirs: Any, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
     """Neighbours of as many frames are packed together; transformers 5.23 cannot pool items of different lengths.
 
@@ -99,10 +64,6 @@ def their_features(theirs: Any, pixels: Tensor, grids: Sequence[Grid]) -> Tensor
         features.append(theirs.mm_projector(pooled).squeeze(1))
         start = stop
     return torch.cat(features)
-
-
-def vision_parameters(theirs: Any) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in theirs.named_parameters() if not name.startswith("language_model.")}
 
 
 @pytest.mark.parametrize("config", [pytest.param(TINY, id="tiny"), pytest.param(WIDE, id="wide")])
