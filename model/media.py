@@ -163,7 +163,7 @@ def expand_placeholders(tokens: Sequence[int], counts: Iterable[int], *, placeho
 
 
 def merge_media(embeddings_BTE: Tensor, tokens_BT: Tensor, features_ME: Tensor, *, placeholder: int) -> Tensor:
-    """Embeddings with the rows of ``features_ME`` at the placeholders, batch row after batch row; both get gradients."""
+    """Embeddings with the rows of ``features_ME`` at the placeholders, batch row by batch row; both get gradients."""
     if embeddings_BTE.shape[:2] != tokens_BT.shape:
         shapes = f"embeddings {tuple(embeddings_BTE.shape)}, tokens {tuple(tokens_BT.shape)}"
         raise ValueError(f"{shapes}: rows and positions must be the same; embed these very tokens")
