@@ -27,25 +27,31 @@ def shim_torchvision() -> None:
         pass
 
 
-def hugging_face(config: VisionConfig) -> Any:
-    """transformers' model of the same shape, with a language model that is as small as it gets."""
+def reference_config(config: VisionConfig, **text: Any) -> Any:
+    """transformers' configuration of the same vision side; the language model is as small as it gets, or ``text``."""
     pytest.importorskip("transformers", minversion="5.13", reason=TRANSFORMERS)
     shim_torchvision()
     from transformers.models.kimi_k25.configuration_kimi_k25 import Kimi_K25Config
-    from transformers.models.kimi_k25.modeling_kimi_k25 import Kimi_K25Model
 
     own = ("projection_layer_norm_eps", "text_hidden_size", "rope_theta")
     vision = {key: value for key, value in config.model_dump().items() if key not in own}
     vision["rope_parameters"] = {"rope_type": "axial", "rope_theta": config.rope_theta}
-    text = {
+    smallest = {
         "model_type": "deepseek_v3", "hidden_size": config.text_hidden_size, "num_hidden_layers": 1, "vocab_size": 8,
         "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 8, "q_lora_rank": 8,
         "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "pad_token_id": None,
     }  # fmt: skip
-    whole = Kimi_K25Config(
-        text_config=text, vision_config=vision, projection_hidden_size=config.hidden_size,
-        projection_layer_norm_eps=config.projection_layer_norm_eps,
+    return Kimi_K25Config(
+        text_config=smallest | text, vision_config=vision, projection_hidden_size=config.hidden_size,
+        projection_layer_norm_eps=config.projection_layer_norm_eps, tie_word_embeddings=False,
     )  # fmt: skip
+
+
+def hugging_face(config: VisionConfig) -> Any:
+    """transformers' model without its head."""
+    whole = reference_config(config)
+    from transformers.models.kimi_k25.modeling_kimi_k25 import Kimi_K25Model
+
     return Kimi_K25Model(whole).eval()
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kimi_reference import hugging_face, vision_parameters
+from kimi_reference import hugging_face, reference_config, vision_parameters
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.vision import VisionModel
@@ -92,6 +94,23 @@ def test_features_and_every_gradient_are_those_of_transformers(config: VisionCon
         largest = float(expected.abs().max())
         assert largest > 1e-4, f"{name}: nothing to compare"
         assert float((gradient - expected).abs().max()) <= 2e-5 * largest, name
+
+
+def test_published_weights_are_converted_as_transformers_converts_them(tmp_path: Path):
+    weights = published_weights(TINY)
+    config = reference_config(TINY)
+    from transformers import Kimi_K25ForConditionalGeneration
+
+    own = Kimi_K25ForConditionalGeneration(config)
+    own.save_pretrained(tmp_path)  # writes the published names
+    text = {k: v for k, v in load_file(tmp_path / "model.safetensors").items() if k.startswith("language_model.")}
+    vision = {k: v.float().contiguous() for k, v in weights.items() if not k.startswith("language_model.")}
+    save_file(text | vision, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    theirs, report = Kimi_K25ForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    expected, ours = vision_parameters(theirs.model), from_published(weights, TINY)
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name].float(), expected[name]) for name in expected)
 
 
 # ------------------------------------------------------------------------------- an independent reference, float64
