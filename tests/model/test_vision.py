@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.vision import VisionModel
-from model.vision_checkpoint import from_published
+from model.vision_checkpoint import from_published, to_published
 from model.vision_config import Grid, VisionConfig
 
 TINY = VisionConfig(
@@ -35,7 +35,9 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
+            matrix = parameter.dim() > 1 and "position" not in name
+            std = parameter[0].numel() ** -0.5 if matrix else 0.15  # features stay of one size at any width
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
             if "norm" in name and name.endswith("weight"):
                 parameter += 1
 
@@ -70,9 +72,17 @@ def their_features(theirs: Any, pixels: Tensor, grids: Sequence[Grid]) -> Tensor
     return torch.cat(features)
 
 
-@pytest.mark.parametrize("config", [pytest.param(TINY, id="tiny"), pytest.param(WIDE, id="wide")])
-@pytest.mark.parametrize("grids", [IMAGES, VIDEOS, [*VIDEOS, *IMAGES]], ids=["images", "videos", "mixed"])
-def test_features_and_every_gradient_are_those_of_transformers(config: VisionConfig, grids: list[Grid]):
+# K2.5's widths, patches and position table, two of its layers.
+K25 = VisionConfig(num_hidden_layers=2, text_hidden_size=64)
+
+
+PACKS = {"images": IMAGES, "videos": VIDEOS, "mixed": [*VIDEOS, *IMAGES]}
+CASES = [(shape, pack) for shape in ("tiny", "wide") for pack in PACKS] + [("k25", "mixed")]
+
+
+@pytest.mark.parametrize(("shape", "pack"), CASES)
+def test_features_and_every_gradient_are_those_of_transformers(shape: str, pack: str):
+    config, grids = {"tiny": TINY, "wide": WIDE, "k25": K25}[shape], PACKS[pack]
     theirs = hugging_face(config)
     randomise(theirs)
     reference = vision_parameters(theirs)
@@ -210,6 +220,14 @@ def test_published_weights_give_the_published_model(config: VisionConfig):
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)  # positions are float32 in ours
 
 
+def test_weights_go_back_to_the_published_form():
+    weights = published_weights(WIDE)
+    back = to_published(from_published(weights, WIDE), WIDE)
+    vision = {name: tensor for name, tensor in weights.items() if not name.startswith("language_model.")}
+    assert back.keys() == vision.keys()
+    assert all(torch.equal(back[name], vision[name]) for name in vision)
+
+
 def test_weights_that_are_not_the_vision_sides_are_told():
     with pytest.raises(ValueError, match="weights hold no name that begins with vision_tower"):
         from_published({"language_model.model.norm.weight": torch.ones(3)}, TINY)
@@ -264,14 +282,14 @@ def test_a_frozen_tower_gets_no_gradient_and_the_projector_the_same_one():
 
 
 def test_bfloat16_stays_near_float32():
-    """Measured: largest difference 0.11, mean 0.020, where features reach 12. transformers' own: 0.11 and 0.020."""
+    """Measured: largest difference 0.020, mean 0.0043, where features reach 2.6. transformers' own: 0.020, 0.0042."""
     model, grids = make(TINY), [*VIDEOS, *IMAGES]
     pixels = random_pixels(TINY, grids)
     with torch.no_grad():
         exact = model(pixels, grids)
         off = (model.bfloat16()(pixels.bfloat16(), grids).float() - exact).abs()
-    assert float(exact.abs().max()) > 8
-    assert float(off.max()) < 0.2 and float(off.mean()) < 0.03
+    assert float(exact.abs().max()) > 1
+    assert float(off.max()) < 0.04 and float(off.mean()) < 0.007
 
 
 @pytest.mark.parametrize(
