@@ -129,6 +129,9 @@ def test_a_video_is_cut_into_chunks_of_four_frames():
     assert [chunk.grid for chunk in chunks] == [Grid(4, 4, 4), Grid(2, 4, 4)]
     alone = preprocess_image(noise(30, 30, 6)[5])  # small: neither limit bites
     assert torch.equal(chunks[1].pixels_PCSS[16:], alone.pixels_PCSS)
+    limits = MediaLimits(frame_patches=4)
+    assert preprocess_video(noise(80, 80, 1), limits)[0].grid == Grid(1, 4, 4)  # 25 patches; 32 pixels, padded
+    assert preprocess_image(noise(80, 80), limits).grid == Grid(1, 6, 6)
 
 
 def test_frames_are_sampled_evenly_from_first_to_last():
