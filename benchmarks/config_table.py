@@ -44,7 +44,7 @@ NOTES = {
     "model.initializer_range": "standard deviation of initial weights",
     "sft.seed": "seed of demonstrations, initial weights and batch order",
     "rollouts.tasks_per_step": "tasks (groups) of one training step",
-    "rollouts.temperature": "sampling temperature of orchestrator and sub-agents in training",
+    "rollouts.temperature": "sampling temperature of the orchestrator in training",
     "rollouts.engine": "inference engine; the embedded one is the only one so far",
     "rollouts.budget.orchestrator_steps": "turns of the orchestrator",
     "optimizer.weight_decay": "decoupled weight decay of all parameters",

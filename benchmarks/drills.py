@@ -1,0 +1,94 @@
+"""How soon the quickstart's policy can copy, read a value and go through a list: the cold start's drills alone.
+
+    python benchmarks/drills.py                             # the recipe, about ten minutes on one core
+    python benchmarks/drills.py --set model.look_back=false # without the heads that look back from the start
+    python benchmarks/drills.py --set model.embedding_mean=0
+    python benchmarks/drills.py --steps 300 --set sft.seed=2
+
+Prints, every 50 steps: the loss, and the mean probability of the right token in drills of ten facts or names - a
+value of a table, the next name of a table, the next name of a list that is worked through.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+
+from envs.world.corpus import agenda_pieces, reading_pieces
+from envs.world.lexicon import FIRSTS, SECONDS
+from model.tokenizer import Tokenizer
+from model.transformer import Transformer, muon_parameters
+from parl.demos import build_tokenizer
+from parl.drills import drill_batches, row_of
+from parl.learner import TextRow, pad
+from parl.loading import load_config
+from parl.optimizer import MuonAdamW
+
+LENGTH, PROBES, EVERY = 10, 8, 50
+
+
+def main() -> None:
+    """Train on drills alone and print what is learned."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
+    parser.add_argument("--steps", type=int, default=10**9)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    config = load_config(options.config, options.set)
+    torch.set_num_threads(1)
+    torch.manual_seed(config.sft.seed)
+    tokenizer = build_tokenizer(config)
+    model = Transformer(config.model).train()
+    matrices, rest = muon_parameters(model)
+    optimizer = MuonAdamW(matrices, rest, muon_lr=config.sft.muon_lr, lr=config.sft.lr, grad_clip=1.0)
+    print("step  M tokens   loss  value  name  agenda")
+    tokens = 0
+    for step, rows in enumerate(drill_batches(config, tokenizer)):
+        tokens += sum(len(row.tokens) for row in rows)
+        logprobs_M, weights_M = measure(model, rows)
+        loss = -(weights_M * logprobs_M).sum() / weights_M.sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for router in model.routers():
+            router.balance(1e-3)
+        if step % EVERY == 0:
+            value, name, agenda = probes(model, tokenizer)
+            print(
+                f"{step:4d} {tokens / 1e6:9.2f} {loss.item():6.3f} {value:6.2f} {name:5.2f} {agenda:7.2f}", flush=True
+            )
+        if step >= options.steps:
+            break
+
+
+def measure(model: Transformer, rows: list[TextRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and weights of the trained tokens of ``rows``, both [M]."""
+    batch = pad(rows, lambda row: (row.weights > 0) & (np.arange(len(row.tokens)) > 0))
+    return model(batch.tokens_BT, batch.mask_BT)[0], batch.gather("weights")
+
+
+@torch.no_grad()
+def probes(model: Transformer, tokenizer: Tokenizer) -> tuple[float, float, float]:
+    """Mean probabilities of values and first halves of names in reading drills, and of the latter in agenda drills."""
+    rng = Random(0)
+    found: list[tuple[list[float], list[float]]] = []
+    for pieces in (reading_pieces, agenda_pieces):
+        values, names = [], []
+        for row in [row_of(tokenizer, pieces(rng, LENGTH)) for _ in range(PROBES)]:
+            logprobs_M, weights_M = measure(model, [row])
+            trained = row.tokens[1:][row.weights[1:] > 0]
+            for token, logprob, weight in zip(trained, logprobs_M.tolist(), weights_M.tolist(), strict=True):
+                text = tokenizer.decode([int(token)])
+                if weight == 1 and text not in SECONDS:
+                    (names if text in FIRSTS else values).append(float(np.exp(logprob)))
+        found.append((values, names))
+    (values, names), (_, agenda) = found
+    return float(np.mean(values)), float(np.mean(names)), float(np.mean(agenda))
+
+
+if __name__ == "__main__":
+    main()
