@@ -87,7 +87,8 @@ class ModelConfig(BaseModel):
     )  # fmt: skip
 
     look_back: bool = Field(
-        default=True, description="start with first-layer heads that look one, two, three, ... positions back"
+        default=True,
+        description="start with first-layer heads that look 1, 2, 3, ... positions back (where embedding_mean > 0)",
     )
 
     @model_validator(mode="after")

@@ -26,6 +26,9 @@ def look_back(layers: list[LatentAttention], mean_D: Tensor, spread: float) -> N
     heads find out themselves which distances matter.
     """
     c = layers[0].config
+    rank = c.q_lora_rank
+    if rank is None:
+        raise ValueError("model.look_back needs a query latent: set model.look_back=false, or a model.q_lora_rank")
     size = float(mean_D.norm())
     unit_D = mean_D / size
     constant = size / (size**2 / len(mean_D) + spread**2) ** 0.5  # the share of a normed embedding along unit_D
@@ -34,11 +37,11 @@ def look_back(layers: list[LatentAttention], mean_D: Tensor, spread: float) -> N
     key_R[0::2] = amplitude / constant
     for layer in layers:
         layer.kv_a_proj_with_mqa.weight[c.kv_lora_rank :] = torch.outer(key_R, unit_D)
-        rest = layer.q_a_proj.weight.std() * (len(mean_D) * (c.q_lora_rank - 1)) ** 0.5
+        rest = layer.q_a_proj.weight.std() * (len(mean_D) * (rank - 1)) ** 0.5
         layer.q_a_proj.weight[_DIRECTION] = unit_D
-    carried = c.q_lora_rank**0.5 * constant / (constant**2 + float(rest) ** 2) ** 0.5
+    carried = rank**0.5 * constant / (constant**2 + float(rest) ** 2) ** 0.5
     frequencies = c.rope_theta ** (-torch.arange(0, c.qk_rope_head_dim, 2) / c.qk_rope_head_dim)
-    heads = layers[0].q_b_proj.weight.view(c.num_attention_heads, c.qk_head_dim, c.q_lora_rank)
+    heads = layers[0].q_b_proj.weight.view(c.num_attention_heads, c.qk_head_dim, rank)
     for head in range(c.num_attention_heads):
         turn = frequencies * (head + 1)
         rotary = heads[head, c.qk_nope_head_dim :, _DIRECTION]
