@@ -88,7 +88,7 @@ class ModelConfig(BaseModel):
 
     look_back: bool = Field(
         default=True,
-        description="start with first-layer heads that look 1, 2, 3, ... positions back (where embedding_mean > 0)",
+        description="start with first-layer heads that look 1, 2, ... positions back; needs a mean and a query latent",
     )
 
     @model_validator(mode="after")

@@ -27,8 +27,7 @@ def look_back(layers: list[LatentAttention], mean_D: Tensor, spread: float) -> N
     """
     c = layers[0].config
     rank = c.q_lora_rank
-    if rank is None:
-        raise ValueError("model.look_back needs a query latent: set model.look_back=false, or a model.q_lora_rank")
+    assert rank is not None, "the constant travels in the query's latent"
     size = float(mean_D.norm())
     unit_D = mean_D / size
     constant = size / (size**2 / len(mean_D) + spread**2) ** 0.5  # the share of a normed embedding along unit_D

@@ -67,7 +67,7 @@ class Transformer(nn.Module):
         with torch.no_grad():
             mean = config.embedding_mean * torch.randn(config.hidden_size)
             self.embed_tokens.weight += mean
-            if config.look_back and config.embedding_mean and not mean.is_meta:
+            if config.look_back and config.embedding_mean and config.q_lora_rank and not mean.is_meta:
                 look_back([block.self_attn for block in self.blocks()], mean, config.embedding_range)
 
     def hidden(self, tokens_BT: Tensor, routes_BTLK: Tensor | None = None) -> Tensor:

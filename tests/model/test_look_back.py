@@ -47,9 +47,8 @@ def test_without_it_no_head_does():
     assert all(weights[head].diagonal(-(head + 1))[LENGTH // 2 :].mean() < 0.3 for head in range(4))
 
 
-def test_without_what_it_needs_it_is_left_out_or_refused():
+def test_without_what_it_needs_it_is_left_out():
     Transformer(tiny_model(embedding_mean=0.0))
+    Transformer(tiny_model(q_lora_rank=None))
     with torch.device("meta"):
         Transformer(tiny_model())
-    with pytest.raises(ValueError, match=r"model\.look_back needs a query latent"):
-        Transformer(tiny_model(q_lora_rank=None))
