@@ -18,12 +18,12 @@ from random import Random
 import numpy as np
 import torch
 
-from envs.world.corpus import agenda_pieces, reading_pieces
+from envs.world.corpus import reading_pieces
 from envs.world.lexicon import FIRSTS, SECONDS
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer, muon_parameters
 from parl.demos import build_tokenizer
-from parl.drills import drill_batches, row_of
+from parl.drills import agenda_drill, drill_batches, row_of
 from parl.learner import TextRow, pad
 from parl.loading import load_config
 from parl.optimizer import MuonAdamW
@@ -76,9 +76,10 @@ def probes(model: Transformer, tokenizer: Tokenizer) -> tuple[float, float, floa
     """Mean probabilities of values and first halves of names in reading drills, and of the latter in agenda drills."""
     rng = Random(0)
     found: list[tuple[list[float], list[float]]] = []
-    for pieces in (reading_pieces, agenda_pieces):
+    kinds = (lambda: row_of(tokenizer, reading_pieces(rng, LENGTH)), lambda: agenda_drill(tokenizer, rng, LENGTH))
+    for make in kinds:
         values, names = [], []
-        for row in [row_of(tokenizer, pieces(rng, LENGTH)) for _ in range(PROBES)]:
+        for row in [make() for _ in range(PROBES)]:
             logprobs_M, weights_M = measure(model, [row])
             trained = row.tokens[1:][row.weights[1:] > 0]
             for token, logprob, weight in zip(trained, logprobs_M.tolist(), weights_M.tolist(), strict=True):

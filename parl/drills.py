@@ -11,7 +11,10 @@ from random import Random
 
 import numpy as np
 
-from envs.world.corpus import Piece, agenda_pieces, reading_pieces
+from envs.world.corpus import Piece, agenda, reading_pieces
+from envs.world.reference import WORKER
+from envs.world.wording import delegate_prompt
+from model.chat import Call, assistant_pieces, call_id, tool_result_pieces
 from model.tokenizer import Tokenizer
 from parl.config import Config
 from parl.learner import TextRow
@@ -26,6 +29,40 @@ def copying_drill(vocab: int, rng: np.random.Generator) -> TextRow:
     tokens = np.concatenate([segment, segment, segment[: _REPEATED // 2]])
     weights = np.where(np.arange(len(tokens)) > _REPEATED, np.float32(1), np.float32(0))
     return TextRow(tokens=tokens, weights=weights)
+
+
+def agenda_drill(tokenizer: Tokenizer, rng: Random, count: int) -> TextRow:
+    """A question about ``count`` names, then calls that go through them in order, in the chat format.
+
+    Only the names are trained, for only they have to be found: what stands behind the last one in the question. The
+    calls are those of one turn (``assign_task``) or of many, each followed by a fact. They begin with any of the names
+    and any number, or the policy would learn to count instead, and fail on the first list that is longer.
+    """
+    text, label, facts = agenda(rng, count)
+    todo, index = facts[rng.randrange(count - 1) :], rng.randrange(24)
+    tokens = tokenizer.encode(text)
+    weights = [0.0] * len(tokens)
+    names = {token for name, _ in todo[1:] for token in tokenizer.encode(name)}
+
+    def say(pieces: list[tuple[str, bool]], trained: bool) -> None:
+        ids = tokenizer.encode_segments(pieces)
+        tokens.extend(ids)
+        weights.extend(float(trained and token in names) for token in ids)
+
+    if rng.random() < 0.5:
+        prompts = [delegate_prompt([label], name) for name, _ in todo]
+        calls = [_call("assign_task", index + i, agent=WORKER, prompt=prompt) for i, prompt in enumerate(prompts)]
+        say(assistant_pieces("", calls, thinking=False), True)
+    else:
+        for i, (name, fact) in enumerate(todo):
+            call = _call("search", index + i, query=name)
+            say(assistant_pieces("", [call], thinking=False), i > 0)
+            say(tool_result_pieces([(call.id, call.name, fact)], thinking=False), False)
+    return TextRow(tokens=np.array(tokens, np.int32), weights=np.array(weights, np.float32))
+
+
+def _call(name: str, index: int, **arguments: str) -> Call:
+    return Call(id=call_id(name, index), name=name, arguments=arguments)
 
 
 def length_limit(done: float, longest: int) -> int:
@@ -43,8 +80,10 @@ def drill_batches(config: Config, tokenizer: Tokenizer) -> Iterator[list[TextRow
     numbers, rng = np.random.default_rng(sft.seed), Random(f"drills:{sft.seed}")
 
     def mixed(done: float) -> TextRow:
-        pieces = reading_pieces if rng.random() < 0.5 else agenda_pieces
-        return row_of(tokenizer, pieces(rng, rng.randint(2, length_limit(done, longest))))
+        count = rng.randint(2, length_limit(done, longest))
+        if rng.random() < 0.5:
+            return row_of(tokenizer, reading_pieces(rng, count))
+        return agenda_drill(tokenizer, rng, count)
 
     yield from _batches(lambda _: copying_drill(tokenizer.vocab_size, numbers), sft.copying_tokens, sft.batch_tokens)
     yield from _batches(mixed, sft.drill_tokens, sft.batch_tokens)

@@ -145,31 +145,9 @@ def reading_pieces(rng: Random, count: int) -> list[Piece]:
     return pieces
 
 
-def agenda_pieces(rng: Random, count: int) -> list[Piece]:
-    """A working-through exercise: a question about ``count`` names, then the calls that go through them in order.
-
-    Behind each call stands what it led to, so the reader must remember where in the list it is; the first call is for
-    any of the names, so that counting calls does not help.
-    """
+def agenda(rng: Random, count: int) -> tuple[str, str, list[tuple[str, str]]]:
+    """A question about ``count`` names: its text, the label asked for, and each name with the fact about it."""
     names = _names(rng, count)
     label = rng.choice(_attributes(rng))
-    pieces: list[Piece] = [(question("wide", "train", [label], ", ".join(names), rng), 0.0)]
-    delegated = rng.random() < 0.5
-    before, behind = _json({"agent": WORKER, "prompt": delegate_prompt([label], "\t")}).split("\\t")
-    if not delegated:
-        before, behind = _json({"query": "\t"}).split("\\t")
-    for i, name in enumerate(names[rng.randrange(count - 1) :]):
-        fact = fact_line(name, label, draw_value(label, rng))
-        pieces += [(before, _FORM), (name, float(i > 0)), (behind, _FORM)]
-        if delegated:
-            pieces.append((fact if rng.random() < 0.5 else "\n", 0.0))
-            continue
-        titles = rng.choice(([name], [name, name + ARCHIVE]))
-        pages = page_ids(2, rng)
-        found = "\n".join(hit_line(title, page) for title, page in zip(titles, pages, strict=False))
-        pieces.append((f"{found}\n{_json({'url': pages[0], 'pattern': label})}\n{fact}", 0.0))
-    return pieces
-
-
-def _json(arguments: dict[str, str]) -> str:
-    return json.dumps(arguments, separators=(",", ":"))
+    facts = [(name, fact_line(name, label, draw_value(label, rng))) for name in names]
+    return question("wide", "train", [label], ", ".join(names), rng), label, facts
