@@ -88,7 +88,8 @@ class ModelConfig(BaseModel):
 
     look_back: bool = Field(
         default=True,
-        description="start with first-layer heads that look 1, 2, ... positions back; needs a mean and a query latent",
+        description="start with heads that copy: in the first layer they look 1, 2, ... positions back, above it they"
+        " find where the same stood before; needs a mean and a query latent",
     )
 
     @model_validator(mode="after")

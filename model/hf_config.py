@@ -31,7 +31,8 @@ _ONLY: dict[str, Any] = {  # the one value of each that we compute; absent means
     "topk_method": "noaux_tc",
     "moe_layer_freq": 1,
 }
-_OURS = ("embedding_range", "embedding_mean", "latent_norm_eps")  # written only where they are not what HF's code has
+# of the start, and one constant: written only where they are not what HF's code has
+_OURS = ("embedding_range", "embedding_mean", "latent_norm_eps", "look_back")
 
 
 def text_section(hf: dict[str, Any]) -> dict[str, Any]:
@@ -68,12 +69,17 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
     values = {key: text[key] for key in _SAME} | _rotary(text)
     values |= {key: 1 for key in ("n_group", "topk_group") if values[key] is None}
     # HF initialises embeddings like any matrix; a checkpoint brings its own anyway
-    values |= {"embedding_range": text["initializer_range"], "embedding_mean": 0.0, "latent_norm_eps": LATENT_NORM_EPS}
+    values |= _assumed(text["initializer_range"])
     values |= {key: text[key] for key in _OURS if key in text}
     try:
         return ModelConfig.model_validate(values)
     except ValidationError as error:
         raise ValueError("; ".join(_explained(dict(detail)) for detail in error.errors())) from None
+
+
+def _assumed(spread: float) -> dict[str, Any]:
+    """What HF's code has for our own keys."""
+    return {"embedding_range": spread, "embedding_mean": 0.0, "latent_norm_eps": LATENT_NORM_EPS, "look_back": False}
 
 
 def _explained(detail: dict[str, Any]) -> str:
@@ -129,6 +135,6 @@ def to_hf(config: ModelConfig, model_type: str = "deepseek_v3") -> dict[str, Any
     if config.rope_scaling:
         given = {key: value for key, value in config.rope_scaling.model_dump().items() if value}
         text["rope_scaling"] = {"type": "yarn", **given}
-    assumed = {"embedding_range": config.initializer_range, "embedding_mean": 0.0, "latent_norm_eps": LATENT_NORM_EPS}
+    assumed = _assumed(config.initializer_range)
     ours = {key: getattr(config, key) for key in _OURS}
     return text | {key: value for key, value in ours.items() if value != assumed[key]}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.attention import LatentAttention, RMSNorm, rope_tables
 from model.config import ModelConfig
-from model.look_back import look_back
+from model.look_back import look_back, match
 from model.moe import Experts, MixtureOfExperts, Router, SwiGLU
 
 
@@ -68,7 +68,9 @@ class Transformer(nn.Module):
             mean = config.embedding_mean * torch.randn(config.hidden_size)
             self.embed_tokens.weight += mean
             if config.look_back and config.embedding_mean and config.q_lora_rank and not mean.is_meta:
-                look_back([block.self_attn for block in self.blocks()], mean, config.embedding_range)
+                attention = [block.self_attn for block in self.blocks()]
+                match(attention, self.embed_tokens.weight, self.lm_head, mean)
+                look_back(attention, mean, config.embedding_range)
 
     def hidden(self, tokens_BT: Tensor, routes_BTLK: Tensor | None = None) -> Tensor:
         """Final-norm hidden states [B, T, D]; ``routes_BTLK`` replays expert choices (-1 = live)."""

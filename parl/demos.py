@@ -15,7 +15,7 @@ from envs.base import Role, Task
 from envs.world.app import TOOLS
 from envs.world.corpus import corpus_texts
 from envs.world.environment import WorldEnvironment
-from envs.world.knowledge import ATTRIBUTES, CATEGORIES, RELATIONS
+from envs.world.knowledge import ATTRIBUTES, CATEGORIES, GROUP_SIZES, RELATIONS
 from envs.world.lexicon import FIRSTS, SECONDS
 from envs.world.reference import CREATE, WORKER, ReferencePolicy, subagent_act
 from model.chat import call_id, dump_arguments, prompt_pieces, tool_result_pieces
@@ -43,12 +43,14 @@ _CALLS = (  # the recurring scaffolding of a call should cost a token or two
 def build_tokenizer(config: Config) -> Tokenizer:
     """BPE over the world's text and the chat scaffolding; names are split in their syllables.
 
-    Values and labels are one token each: what is asked, what a page says and what a table's head says must be the same
-    token, or a small policy has to learn a dictionary before it can look anything up.
+    Values, labels and the numbers of lists are one token each: what is asked, what a page says and what a table's head
+    says must be the same token, or a small policy has to learn a dictionary before it can look anything up.
     """
     values = [value for values in CATEGORIES.values() for value in values]
     values += [*ATTRIBUTES, *RELATIONS]
-    return train_tokenizer(_texts(config), config.tokenizer.vocab_size, atoms=[*FIRSTS, *SECONDS], words=values)
+    items = min(max(config.envs.world.widths[1], GROUP_SIZES[1]), 40)
+    texts, atoms = _texts(config), [*FIRSTS, *SECONDS]
+    return train_tokenizer(texts, config.tokenizer.vocab_size, atoms=atoms, words=values, items=items)
 
 
 def _texts(config: Config) -> Iterable[str]:
@@ -86,14 +88,9 @@ class Demonstrator:
         self.environment = WorldEnvironment(config.envs.world)
         self._stream = self.environment.task_stream("train", config.sft.seed + 10_000)
 
-    async def episode(self, index: int, *, max_width: int | None = None) -> Episode:
-        """The ``index``-th demonstration; tasks wider than ``max_width`` are skipped for the next narrower one."""
-        offset = 0
-        while True:
-            task = self._stream[index + offset * 1_000_003]
-            if max_width is None or task.width <= max_width or offset > 50:
-                break
-            offset += 1
+    async def episode(self, index: int) -> Episode:
+        """The ``index``-th demonstration."""
+        task = self._stream[index]
         rng = Random(f"{self.config.sft.seed}:{index}")
         style = draw_style(task, self.config, rng)
         policy = ReferencePolicy(style=style, seed=rng.randrange(2**31))

@@ -23,6 +23,7 @@ from model.transformer import Transformer, muon_parameters
 from parl.advantage import Row
 from parl.config import ObjectiveConfig, OptimizerConfig
 from parl.objective.k25 import k25_loss
+from parl.objective.sft import sft_loss
 from parl.optimizer import MuonAdamW, NotFiniteLoss
 
 _SIMILAR = 0.5  # a row joins a micro-batch if it is at least this long beside the longest
@@ -182,7 +183,7 @@ class Learner:
             acted = weights == 1
             seen["right"] += float((logprobs.detach()[acted] > np.log(0.5)).sum())
             seen["acted"] += float(acted.sum())
-            return -(weights * logprobs).sum() / denominator
+            return sft_loss(logprobs, weights, denominator=denominator)
 
         metrics = self._step(rows, loss_of, micro_tokens, mask=lambda row: _not_first(row.weights > 0))
         for router in self.model.routers():

@@ -34,7 +34,7 @@ _AHEAD = 3  # calls under way
 _SUBAGENTS = 2  # sub-agent traces kept of one demonstration: they are all alike
 _POOL = 49_152  # tokens that are shuffled together
 _DEADLINE_S = 300.0
-VERSION = 7  # part of the hash: raised when the demonstrations or the recipe change in code
+VERSION = 8  # part of the hash: raised when the demonstrations or the recipe change in code
 
 
 def cold_start_hash(config: Config) -> str:
@@ -78,11 +78,6 @@ def learning_rate(done: float) -> float:
     return min(done / 0.02, 1.0) * min(max(1.0 - done, 0.02) / 0.4, 1.0)
 
 
-def width_limit(done: float, widest: int) -> int:
-    """Curriculum: rows of the widest table at ``done`` of the demonstrations: 3 at first, all from the middle on."""
-    return int(min(widest, 3 + max(widest - 3, 0) * done / 0.5))
-
-
 def text_rows(demonstration, observation_weight: float, rng: Random) -> list[TextRow]:
     """The traces of a demonstration as rows; of its sub-agents a few at random."""
     subagents = demonstration.subagents
@@ -102,12 +97,12 @@ class DemoWorker:
         self._config = config
         self._demos = Demonstrator(config, Tokenizer.load(tokenizer_path))
 
-    async def rows(self, start: int, max_width: int) -> list[TextRow]:
+    async def rows(self, start: int) -> list[TextRow]:
         """Rows of demonstrations ``start`` to ``start + 48``: a function of its arguments alone."""
         rng = Random(f"rows:{self._config.sft.seed}:{start}")
         rows: list[TextRow] = []
         for index in range(start, start + _CHUNK):
-            episode = await self._demos.episode(index, max_width=max_width)
+            episode = await self._demos.episode(index)
             if episode.status is not EpisodeStatus.ANSWERED:
                 raise RuntimeError(f"demonstration {index} ended {episode.status}: {episode.error or episode.limit}")
             limit = self._config.model.max_position_embeddings
@@ -152,25 +147,19 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
 
 def _batches(config: Config, tokenizer: Tokenizer, worker) -> Iterator[list[TextRow]]:
     """Batches of at least ``batch_tokens`` tokens: drills, then mixed traces in a seeded order."""
-    drilled = 0
-    for rows in drill_batches(config, tokenizer):
-        drilled += sum(len(row.tokens) for row in rows)
-        yield rows
+    yield from drill_batches(config, tokenizer)
     rng = Random(config.sft.seed)
-    size, drawn, start = config.sft.batch_tokens, drilled, 0
+    size, start = config.sft.batch_tokens, 0
     pending: list = []
     pool: list[TextRow] = []
     while True:
         while len(pending) < _AHEAD:
-            done = (drawn - drilled) / max(config.sft.tokens - drilled, 1)
-            width = width_limit(done, config.envs.world.widths[1])
-            pending.append(worker.rows.remote(start, width))
+            pending.append(worker.rows.remote(start))
             start += _CHUNK
         pool += wait(pending.pop(0), _DEADLINE_S)
         total = sum(len(row.tokens) for row in pool)
         if total < max(6 * size, _POOL):
             continue
-        drawn += total
         rng.shuffle(pool)  # a batch of like rows only would make the gradient swing from one kind to the next
         batches: list[list[TextRow]] = [[]]
         for row in pool:

@@ -14,10 +14,12 @@ from envs.world.wording import (
     ARCHIVE,
     CONNECTORS,
     answer_table,
+    asking,
     conclusion,
-    delegate_prompt,
     fact_line,
     hit_line,
+    items,
+    numbered,
     path_words,
     question,
 )
@@ -60,7 +62,7 @@ def _attributes(rng: Random) -> list[str]:
 def _question(rng: Random) -> str:
     family = rng.choice(list(CONNECTORS))
     if family == "wide":
-        what = ", ".join(_names(rng, rng.randint(2, 12)))
+        what = numbered(_names(rng, rng.randint(2, 12)))
     elif family == "chain":
         relations = [r for _, pair in KINDS.values() for r in pair]
         what = path_words(_names(rng, 1)[0], [rng.choice(relations) for _ in range(rng.randint(2, 4))])
@@ -87,11 +89,13 @@ def _group(rng: Random) -> str:
 
 
 def _calls(rng: Random) -> str:
-    name = _names(rng, 1)[0]
-    prompt = delegate_prompt(_attributes(rng), name)
+    names = _names(rng, 12)
+    name = names[0]
+    prompt = asking(_attributes(rng), rng.choice((name, rng.choice(items(names)))))
     arguments = rng.choice(
         (
             {"query": name},
+            {"query": prompt},
             {"url": page_ids(1, rng)[0]},
             {"url": page_ids(1, rng)[0], "pattern": _attributes(rng)[0]},
             {"agent": WORKER, "prompt": prompt},
@@ -121,13 +125,15 @@ _FORM = 0.3  # punctuation around names and values: learned in passing
 def reading_pieces(rng: Random, count: int) -> list[Piece]:
     """A reading exercise: ``count`` facts of one kind, then what tasks ask about them, tables and single values.
 
-    Where a demonstration makes two calls for each value, every fact here is read about twice. A table begins somewhere
-    in the asked order, so that its names cannot be found by counting.
+    Where a demonstration makes two calls for each value, every fact here is read about twice. The lists are pieces of
+    one order, or an earlier question would say that another name comes next; a table begins somewhere in its list, so
+    that its names cannot be found by counting.
     """
     kind = rng.choice(list(KINDS))
     label = rng.choice(KINDS[kind][0])
     entities = [_entity(rng, kind) for _ in range(count)]
     pieces: list[Piece] = [("\n".join(fact_line(e.name, label, e.values[label]) for e in entities) + "\n", 0.0)]
+    order = rng.sample(entities, count)
     for _ in range(rng.randint(2, 4)):
         if rng.random() < 0.2:
             one = rng.choice(entities)
@@ -135,8 +141,10 @@ def reading_pieces(rng: Random, count: int) -> list[Piece]:
             pieces += [(one.name, _FORM), (" | ", _FORM), (one.values[label], 1.0)]
             pieces += [("\nAnswer: ", _FORM), (one.values[label], 1.0), ("\n", 0.0)]
             continue
-        rows = rng.sample(entities, rng.randint(2, count))
-        pieces.append((question("wide", "train", [label], ", ".join(e.name for e in rows), rng), 0.0))
+        length = rng.randint(2, count)
+        start = rng.randint(0, count - length)
+        rows = order[start : start + length]
+        pieces.append((question("wide", "train", [label], numbered(e.name for e in rows), rng), 0.0))
         head = f"| name | {label} |\n|---|---|\n| "
         for i, entity in enumerate(rows[rng.randrange(len(rows) - 1) :]):
             pieces += [(head if i == 0 else " |\n| ", _FORM), (entity.name, float(i > 0))]
@@ -145,9 +153,12 @@ def reading_pieces(rng: Random, count: int) -> list[Piece]:
     return pieces
 
 
-def agenda(rng: Random, count: int) -> tuple[str, str, list[tuple[str, str]]]:
-    """A question about ``count`` names: its text, the label asked for, and each name with the fact about it."""
-    names = _names(rng, count)
+def agenda(rng: Random, count: int, longest: int) -> tuple[str, str, list[tuple[str, str, str]]]:
+    """A question about ``count`` names: its text, the label asked for, and each item with its name and value.
+
+    The list is a piece of one of ``longest`` items, so that short lists show large numbers as well.
+    """
+    names, first = _names(rng, count), rng.randint(1, max(longest - count, 0) + 1)
     label = rng.choice(_attributes(rng))
-    facts = [(name, fact_line(name, label, draw_value(label, rng))) for name in names]
-    return question("wide", "train", [label], ", ".join(names), rng), label, facts
+    rows = [(item, name, draw_value(label, rng)) for item, name in zip(items(names, first), names, strict=True)]
+    return question("wide", "train", [label], numbered(names, first), rng), label, rows

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from envs.world.knowledge import Entity, Group, Knowledge
-from envs.world.wording import ARCHIVE, fact_line
+from envs.world.wording import ARCHIVE, fact_line, members
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ def group_text(group: Group) -> str:
     """The page of ``group``: its members, or the first one where they are chained."""
     if group.chained:
         return fact_line(group.name, "first", group.members[0])
-    return fact_line(group.name, "members", ", ".join(group.members))
+    return fact_line(group.name, "members", members(group.members))
 
 
 def page_ids(count: int, rng: Random) -> list[str]:

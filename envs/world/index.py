@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from envs.world.documents import Document
-from envs.world.wording import NO_RESULTS, hit_line
+from envs.world.wording import NO_RESULTS, hit_line, subject
 
 _SCHEMA = """
 CREATE TABLE pages(id TEXT PRIMARY KEY, title TEXT NOT NULL, text TEXT NOT NULL) WITHOUT ROWID;
@@ -65,8 +65,10 @@ class PageIndex:
         return row[0] if row else None
 
     def _expression(self, query: str) -> str:
-        """An FTS5 query of quoted words joined by OR: operators lose their meaning, very common words are dropped."""
-        words = list(dict.fromkeys(re.findall(r"\w+", _fold(query))))[:_MAX_TERMS]
+        """An FTS5 query of quoted words joined by OR: operators lose their meaning, very common words are dropped.
+
+        Of an item of a list (``mass, 3. Karona``) only the name is looked for."""
+        words = list(dict.fromkeys(re.findall(r"\w+", _fold(subject(query)))))[:_MAX_TERMS]
         rare = [word for word in words if word not in self._common]
         if not rare and words:
             rare = [min(words, key=lambda word: self._common[word])]

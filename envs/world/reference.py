@@ -16,11 +16,14 @@ from envs.world.wording import (
     ARCHIVE,
     NOT_FOUND,
     answer_table,
+    asking,
     conclusion,
-    delegate_prompt,
+    items,
     read_fact,
     read_hits,
+    read_members,
     split_words,
+    subject,
 )
 
 Style = Literal["serial", "parallel", "partial", "wrong"]
@@ -35,7 +38,8 @@ CREATE: Call = ("create_subagent", {"name": WORKER, "system_prompt": "Look up fa
 def pick_hit(query: str, result: str) -> str | None:
     """The page to open for ``query``: its exact title, else the first page that is not an outdated one."""
     hits = read_hits(result)
-    exact = [page for title, page in hits if title.casefold() == query.casefold()]
+    wanted = {query.casefold(), subject(query).casefold()}
+    exact = [page for title, page in hits if title.casefold() in wanted]
     current = [page for title, page in hits if not title.endswith(ARCHIVE)]
     return next(iter([*exact, *current, *(page for _, page in hits)]), None)
 
@@ -56,6 +60,7 @@ class _Notes:
         for name, arguments, result in (entry for turn in history for entry in turn):
             if name == "search":
                 notes.searches[arguments["query"]] = result
+                notes.searches.setdefault(subject(arguments["query"]), result)
             elif name == "open_page":
                 notes.pages[arguments["url"]] = result
             elif name == "find_in_page":
@@ -76,10 +81,13 @@ class _Notes:
         found = self.lines.get((url, labels[0])) if len(labels) == 1 else None
         return self.pages.get(url) if found is None else found
 
-    def look_up(self, name: str, labels: Sequence[str] = ()) -> list[Call]:
-        """The next call towards ``labels`` of ``name``: one label is looked for in the page, else it is opened."""
+    def look_up(self, name: str, labels: Sequence[str] = (), *, query: str | None = None) -> list[Call]:
+        """The next call towards ``labels`` of ``name``: one label is looked for in the page, else it is opened.
+
+        ``query``: what to search instead of the name.
+        """
         if name not in self.searches:
-            return [("search", {"query": name})]
+            return [("search", {"query": query or name})]
         url = pick_hit(name, self.searches[name])
         if len(labels) == 1:
             return [("find_in_page", {"url": url, "pattern": labels[0]})]
@@ -136,7 +144,8 @@ class ReferencePolicy:
         return [name for name in names if name in chosen]
 
     def _rows(self, task: Task, notes: _Notes, names: Sequence[str], attributes: Sequence[str]) -> Action:
-        prompts = {name: delegate_prompt(attributes, name) for name in self._delegated(task, names)}
+        asked = {name: asking(attributes, item) for name, item in zip(names, items(names), strict=True)}
+        prompts = {name: asked[name] for name in self._delegated(task, names)}
         if any(prompt not in notes.returns for prompt in prompts.values()):
             return notes.assign(list(prompts.values()), create_first=self.creates_first(task))
         rows: list[list[str]] = []
@@ -145,7 +154,7 @@ class ReferencePolicy:
             if any(read_fact(source, a) is None for a in attributes):  # not delegated, or not returned
                 page = notes.read(name, attributes)
                 if page is None:
-                    return notes.look_up(name, attributes)
+                    return notes.look_up(name, attributes, query=asked[name])
                 source = page
             rows.append([name, *(read_fact(source, a) or "" for a in attributes)])
         return answer_table(("name", *attributes), rows)
@@ -157,7 +166,7 @@ class ReferencePolicy:
             return notes.look_up(group)
         listed = read_fact(page, "members")
         if listed is not None:
-            return self._rows(task, notes, listed.split(", "), attributes)
+            return self._rows(task, notes, read_members(listed), attributes)
         rows: list[list[str]] = []
         name = read_fact(page, "first")
         while name not in (None, "", "none"):
@@ -183,7 +192,7 @@ class ReferencePolicy:
     def _visit(self, task: Task, notes: _Notes, name: str, labels: Sequence[str]) -> tuple[Action | None, str]:
         """The facts of one step that others depend on: (next action, "") while missing, else (None, text)."""
         if self.style == "wrong":
-            prompt = delegate_prompt(labels, name)
+            prompt = asking(labels, name)
             if prompt not in notes.returns:
                 return notes.assign([prompt], create_first=self.creates_first(task)), ""
             if all(read_fact(notes.returns[prompt], label) is not None for label in labels):
@@ -194,20 +203,24 @@ class ReferencePolicy:
 
 def subagent_act(prompt: str, history: Sequence[Turn]) -> Action:
     """The scripted sub-agent: search, look, then the asked lines (``mass | Karona | 47``) or ``not found``."""
-    asked, _, query = prompt.partition(" of ")
     notes = _Notes.of(history)
+    name = subject(prompt)
+    if name != prompt:  # an item of a list
+        asked, query = prompt[: -len(name)].rpartition(", ")[0], prompt
+    else:
+        asked, _, query = prompt.partition(" of ")
+        name = query
     if query not in notes.searches:
         return [("search", {"query": query})] if query else NOT_FOUND
-    titles = (title for title, _ in read_hits(notes.searches[query]))
-    for title in titles:  # names and attributes may hold " of " themselves; a title says where the name begins
+    for title, _ in read_hits(notes.searches[query]):  # a name may hold " of " itself; a title says where it begins
         if prompt.endswith(f" of {title}"):
             notes.searches[title] = notes.searches[query]
-            asked, query = prompt[: -len(title) - 4], title
+            asked, name = prompt[: -len(title) - 4], title
             break
     labels = split_words(asked)
-    page = notes.read(query, labels)
+    page = notes.read(name, labels)
     if page is None:
-        return notes.look_up(query, labels)
+        return notes.look_up(name, labels)
     return _report(page, asked, labels) or NOT_FOUND
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from envs.base import Gold, Oracle, Task, task_key
 from envs.world.config import WorldConfig
 from envs.world.knowledge import Entity, Group, Knowledge
-from envs.world.wording import path_words, question
+from envs.world.wording import numbered, path_words, question
 
 LOOKUP, FAN_OUT, ANSWER = 2, 4, 1  # critical steps
 _TRIES = 50
@@ -70,7 +70,7 @@ class TaskStream:
         serial = LOOKUP * width + ANSWER
         plan = {"names": names, "attributes": attributes}
         oracle = _oracle(serial, FAN_OUT + ANSWER, width)
-        return self._task("wide", ", ".join(names), attributes, _table(rows, attributes), oracle, width, plan, rng)
+        return self._task("wide", numbered(names), attributes, _table(rows, attributes), oracle, width, plan, rng)
 
     def _columns(self, rng: Random) -> tuple[list[str], list[Entity]]:
         """Value columns and the entities of one kind that have them all."""

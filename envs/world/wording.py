@@ -6,6 +6,7 @@ occurs in train.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from random import Random
 
@@ -16,8 +17,8 @@ ARCHIVE = " archive"
 
 VERBS = ("Find", "Give", "Get", "State", "Show", "Report")
 EACH = (  # wide
-    "the {a} of each: {x}.", "the {a} for each: {x}.", "the {a} of all: {x}.",
-    "the {a} for all: {x}.", "the {a} of: {x}.", "the {a} for: {x}.",
+    "the {a} of each, {x}.", "the {a} for each, {x}.", "the {a} of all, {x}.",
+    "the {a} for all, {x}.", "the {a} of these, {x}.", "the {a} for these, {x}.",
 )  # fmt: skip
 MEMBERS = (  # list and swap
     "the {a} of each in {x}.", "the {a} for each in {x}.", "the {a} of all in {x}.",
@@ -58,6 +59,35 @@ def split_words(text: str) -> list[str]:
     return [word for part in text.split(", ") for word in part.split(" and ")]
 
 
+def numbered(names: Iterable[str], first: int = 1) -> str:
+    """``1. Karona, 2. Belmo``: a list, as questions and pages write it, always behind ``, ``.
+
+    A number says which item comes next; without one an agent has to find the last item again to see what stands
+    behind it, which a small policy learns late or never.
+    """
+    return ", ".join(items(names, first))
+
+
+def items(names: Iterable[str], first: int = 1) -> list[str]:
+    """The names with their numbers: ``1. Karona``, ``2. Belmo``, ..."""
+    return [f"{i}. {name}" for i, name in enumerate(names, first)]
+
+
+def members(names: Sequence[str]) -> str:
+    """What the page of a group says: ``2 in all, 1. Karona, 2. Belmo``."""
+    return f"{len(names)} in all, {numbered(names)}"
+
+
+def read_members(text: str) -> list[str]:
+    """Inverse of :func:`members`."""
+    return [item.partition(". ")[2] for item in text.split(", ")[1:]]
+
+
+def subject(query: str) -> str:
+    """``Karona`` of ``mass, 3. Karona`` or ``3. Karona``; any other text as it is."""
+    return re.sub(r"^(.*, )?[0-9]+\. (?=.)", "", query)
+
+
 def fact_line(name: str, label: str, value: str) -> str:
     """``mass | Karona | 47``: a record. What stands before the value is the name, as in the row of an answer."""
     return f"{label} | {name} | {value}"
@@ -80,9 +110,9 @@ def read_hits(text: str) -> list[tuple[str, str]]:
     return [(title, page) for title, _, page in pairs if title and page[:1] == "p" and page[1:].isdigit()]
 
 
-def delegate_prompt(attributes: Sequence[str], name: str) -> str:
-    """What a sub-agent is asked: ``mass of Karona``."""
-    return f"{join_words(attributes)} of {name}"
+def asking(attributes: Sequence[str], item: str) -> str:
+    """What a sub-agent is asked, and what is searched for an item: ``mass, 3. Karona``, or ``mass of Karona``."""
+    return f"{join_words(attributes)}{', ' if subject(item) != item else ' of '}{item}"
 
 
 def conclusion(fact: str, value: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from world_helpers import only, play, right
+from world_helpers import call, only, play, right
 
 from envs.world.config import FAMILIES
 from envs.world.environment import WorldEnvironment
@@ -58,7 +58,7 @@ async def test_other_styles_are_right_but_never_below_the_oracle(family, style):
 async def test_rows_that_subagents_lose_are_looked_up_by_the_orchestrator():
     environment = WorldEnvironment(only("wide", widths=(4, 4)))
     task = environment.task_stream("val", 0)[0]
-    prompt = f"{task.plan['attributes'][0]} of {task.plan['names'][1]}"
+    prompt = f"{task.plan['attributes'][0]}, 2. {task.plan['names'][1]}"
     played = await play(ReferencePolicy("parallel", 1), task, await environment.open(task), lost=frozenset({prompt}))
     assert right(task, played.answer)
     assert [name for turn in played.history for name, _, _ in turn][-2:] == ["search", "find_in_page"]
@@ -67,7 +67,7 @@ async def test_rows_that_subagents_lose_are_looked_up_by_the_orchestrator():
 async def test_a_value_that_no_tool_gives_is_left_empty():
     environment = WorldEnvironment(only("wide", widths=(2, 2)))
     task = environment.task_stream("val", 0)[0]
-    history = [[("search", {"query": name}, "no results")] for name in task.plan["names"]]
+    history = [[("search", {"query": f"{i}. {name}"}, "no results")] for i, name in enumerate(task.plan["names"], 1)]
     answer = ReferencePolicy("serial").act(task, history)
     assert [line.split("|")[2].strip() for line in answer.splitlines()[2:]] == ["", ""]
 
@@ -89,6 +89,21 @@ def test_subagent_reports_not_found_for_an_unknown_name():
     assert subagent_act("mass of Nobody", []) == [("search", {"query": "Nobody"})]
     assert subagent_act("mass of Nobody", history) == "not found"
     assert subagent_act("nonsense", []) == "not found"
+
+
+def test_subagent_looks_up_an_item_with_its_number():
+    prompt = "mass, 3. Karona"
+    history = [[("search", {"query": prompt}, "Karona archive: p1000\nKarona: p4217")]]
+    assert subagent_act(prompt, []) == [("search", {"query": prompt})]
+    assert subagent_act(prompt, history) == [("find_in_page", {"url": "p4217", "pattern": "mass"})]
+
+
+async def test_an_item_is_found_by_its_name_whatever_its_number():
+    environment = WorldEnvironment(only("wide"))
+    task = environment.task_stream("val", 0)[0]
+    session, name = await environment.open(task), task.plan["names"][0]
+    found = [await call(session, "search", query=query) for query in (name, f"3. {name}", f"mass, 12. {name}")]
+    assert len(set(found)) == 1 and name in found[0]
 
 
 def test_a_task_without_plan_is_refused():

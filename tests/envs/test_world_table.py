@@ -35,10 +35,11 @@ async def test_policies_solve_tasks_over_the_users_entities(table):
     await environment.close()
 
 
-async def test_a_subagent_finds_names_and_attributes_that_hold_of(table):
+@pytest.mark.parametrize("prompt", ["Date of birth of Isle of Man", "Date of birth, 12. Isle of Man"])
+async def test_a_subagent_finds_names_and_attributes_that_hold_of(table, prompt):
     environment = WorldEnvironment(only("wide", source=table))
     session, history = await environment.open(environment.tasks("val")[0]), []
-    while not isinstance(action := subagent_act("Date of birth of Isle of Man", history), str):
+    while not isinstance(action := subagent_act(prompt, history), str):
         history.append([(name, args, await call(session, name, **args)) for name, args in action])
     assert action == "Date of birth | Isle of Man | 2 May 1900"
 

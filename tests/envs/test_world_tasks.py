@@ -56,7 +56,7 @@ def test_templates_are_disjoint_but_every_slot_word_is_in_train():
 def test_questions_of_different_splits_share_no_eight_words_in_a_row(tasks):
     grams = {}
     for split in SPLITS:
-        words = [task.prompt.split() for task in tasks[split]]
+        words = [[w for w in task.prompt.split() if not w[:1].isdigit()] for task in tasks[split]]  # no list numbers
         grams[split] = {tuple(w[i : i + 8]) for w in words for i in range(len(w) - 7)}
     for a, b in itertools.combinations(SPLITS, 2):
         assert not grams[a] & grams[b]

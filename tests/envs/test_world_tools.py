@@ -75,7 +75,8 @@ async def test_groups_are_listed_or_chained(world):
     for chained in (False, True):
         group = next(g for g in knowledge.groups if g.chained == chained)
         page = dict(read_hits(await call(session, "search", query=group.name)))[group.name]
-        listed = f"members | {group.name} | {', '.join(group.members)}"
+        members = ", ".join(f"{i}. {name}" for i, name in enumerate(group.members, 1))
+        listed = f"members | {group.name} | {len(group.members)} in all, {members}"
         assert await call(session, "open_page", url=page) == (
             f"first | {group.name} | {group.members[0]}" if chained else listed
         )

@@ -53,9 +53,10 @@ def test_the_form_of_transformers_5_says_the_same():
         ModelConfig.from_hf(K2_5),
         tiny_model(),
         tiny_model(n_routed_experts=8, n_group=4, topk_group=2, rope_interleave=False, q_lora_rank=None),
+        tiny_model(look_back=False),
         tiny_model(rope_scaling=YarnScaling(factor=4, original_max_position_embeddings=64), latent_norm_eps=1e-6),
     ],
-    ids=["k2.5", "tiny", "groups", "yarn"],
+    ids=["k2.5", "tiny", "groups", "no look-back", "yarn"],
 )
 @pytest.mark.parametrize("model_type", ["deepseek_v3", "kimi_k25"])
 def test_a_shape_comes_back_as_it_was_written(config: ModelConfig, model_type: str):

@@ -1,4 +1,4 @@
-"""First-layer heads begin by looking a fixed number of positions back, whatever stands there."""
+"""First-layer heads begin by looking a fixed number of positions back, the next ones by matching what those carry."""
 
 from __future__ import annotations
 
@@ -47,8 +47,35 @@ def test_without_it_no_head_does():
     assert all(weights[head].diagonal(-(head + 1))[LENGTH // 2 :].mean() < 0.3 for head in range(4))
 
 
+def repeated_p(config: ModelConfig, seed: int) -> float:
+    """Mean probability, before any training, of what stood behind the same two tokens before."""
+    torch.manual_seed(seed)
+    model = Transformer(config)
+    pieces = torch.randperm(config.vocab_size)[:60].view(20, 3)
+    tokens = torch.cat((pieces.flatten(), pieces[torch.randperm(20)].flatten()))[None]
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    mask[:, 62::3] = True
+    return float(model(tokens, mask)[0].exp().mean())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_stood_behind_the_same_tokens_before_is_expected_again_from_the_start(seed: int):
+    assert repeated_p(ModelConfig(), seed) > 0.05 > 20 * repeated_p(ModelConfig(look_back=False), seed)
+
+
+def test_heads_match_only_where_the_shape_has_room():
+    torch.manual_seed(0)
+    narrow = Transformer(ModelConfig(v_head_dim=4))
+    assert attention_HTT(narrow)[1].diagonal(-2)[LENGTH // 2 :].mean() > 0.8  # they look back all the same
+    assert repeated_p(ModelConfig(v_head_dim=4), 0) < 0.01
+
+
 def test_without_what_it_needs_it_is_left_out():
-    Transformer(tiny_model(embedding_mean=0.0))
-    Transformer(tiny_model(q_lora_rank=None))
+    for missing in ({"embedding_mean": 0.0}, {"q_lora_rank": None}):
+        built = []
+        for wanted in (True, False):
+            torch.manual_seed(0)
+            built.append(Transformer(tiny_model(**missing, look_back=wanted)).state_dict())
+        assert all(torch.equal(weights, built[1][name]) for name, weights in built[0].items())
     with torch.device("meta"):
         Transformer(tiny_model())
