@@ -71,8 +71,8 @@ class ObjectiveConfig(_Section):
 class OptimizerConfig(_Section):
     """The learner's optimiser in RL: Muon on the matrices, AdamW on the rest."""
 
-    lr: float = Field(default=3e-4, gt=0, description="AdamW")
-    muon_lr: float = Field(default=1e-3, gt=0, description="Muon")
+    lr: float = Field(default=5e-4, gt=0, description="AdamW")
+    muon_lr: float = Field(default=1.5e-3, gt=0, description="Muon")
     final_lr: float = Field(default=0.1, ge=0, le=1, description="both learning rates fall linearly to this share")
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
@@ -81,7 +81,7 @@ class OptimizerConfig(_Section):
 class TrainerConfig(_Section):
     """The loop."""
 
-    steps: int = Field(default=40, gt=0)
+    steps: int = Field(default=50, gt=0)
     epochs: int = Field(default=1, gt=0, description="passes over each step's rows")
     minibatches: int = Field(default=2, gt=0, description="optimiser steps of one pass")
     micro_tokens: int = Field(default=8192, gt=0, description="padded tokens of one forward pass")

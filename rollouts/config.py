@@ -34,9 +34,9 @@ class RolloutsConfig(BaseModel):
 
     swarm: bool = Field(default=True, description="offer create_subagent and assign_task; False = single agent")
     group_size: int = Field(default=8, gt=1, description="episodes of one task")
-    tasks_per_step: int = Field(default=12, gt=0)
+    tasks_per_step: int = Field(default=8, gt=0)
     temperature: float = Field(default=1.0, gt=0, description="of the policy's sampling")
-    subagent_temperature: float = Field(default=1.0, ge=0, description="of the frozen sub-agents; 0 = greedy")
+    subagent_temperature: float = Field(default=0.0, ge=0, description="of the frozen sub-agents; 0 = greedy")
     concurrency: int = Field(default=32, gt=0, description="episodes at once in one worker")
     workers: int = Field(default=1, gt=0, description="Ray rollout workers")
     policy_engines: int = Field(default=1, gt=0, description="replicas of the policy pool")

@@ -24,6 +24,7 @@ from parl.config import Config
 from parl.demos import Demonstrator, build_tokenizer
 from parl.drills import agenda_drill, copying_drill, drill_batches, row_of
 from parl.learner import TextRow
+from parl.loading import load_config
 from parl.sft import cold_start_hash, learning_rate, run_sft, text_rows
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 
@@ -68,6 +69,16 @@ def test_the_hash_knows_a_table_by_its_content(tmp_path: Path):
         table.write_text(text)
         keys.append(cold_start_hash(tiny_config(tmp_path, envs={"world": {"source": table}})))
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_the_shipped_starter_is_that_of_the_quickstart():
+    config = load_config(Path(__file__).parents[2] / "configs" / "quickstart.yaml", [])
+    assert config.starter is not None
+    folder = config.starter / cold_start_hash(config)
+    weights, shape, tokenizer, meta = load_policy(folder)
+    assert meta["hash"] == folder.name and shape == config.model and tokenizer.vocab_size <= shape.vocab_size
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 6e6 and weights
+    assert [other.name for other in config.starter.iterdir()] == [folder.name]
 
 
 class Trained(Exception):
