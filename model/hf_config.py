@@ -78,8 +78,8 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _assumed(spread: float) -> dict[str, Any]:
-    """What HF's code has for our own keys."""
-    return {"embedding_range": spread, "embedding_mean": 0.0, "latent_norm_eps": LATENT_NORM_EPS, "look_back": False}
+    """What HF's code has for our own keys; without a mean, looking back changes nothing."""
+    return {"embedding_range": spread, "embedding_mean": 0.0, "latent_norm_eps": LATENT_NORM_EPS, "look_back": True}
 
 
 def _explained(detail: dict[str, Any]) -> str:
