@@ -55,7 +55,7 @@ def repeated_p(config: ModelConfig, seed: int) -> float:
     tokens = torch.cat((pieces.flatten(), pieces[torch.randperm(20)].flatten()))[None]
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[:, 62::3] = True
-    return float(model(tokens, mask)[0].exp().mean())
+    return float(model(tokens, mask)[0].detach().exp().mean())
 
 
 @pytest.mark.parametrize("seed", [0, 1])
