@@ -67,17 +67,17 @@ def look_back(layers: list[LatentAttention], mean_D: Tensor, spread: float) -> N
 
 
 @torch.no_grad()
-def match(layers: list[LatentAttention], embedding_VD: Tensor, output: nn.Linear, mean_D: Tensor) -> bool:
+def match(layers: list[LatentAttention], embedding_VD: Tensor, output: nn.Linear, mean_D: Tensor) -> None:
     """Let the heads of the first layer carry the codes of what they see, and those of the next layers match them.
 
-    False, and nothing changed, where the shape leaves no room for it.
+    Nothing is changed where the shape leaves no room for it.
     """
     c = layers[0].config
     assert c.q_lora_rank is not None
     widths = (len(mean_D) - 1) // _BLOCKS, c.q_lora_rank // (_BLOCKS - 1), c.kv_lora_rank // (_BLOCKS - 2)
     width = min(*widths, c.v_head_dim, c.qk_nope_head_dim)
     if width < _NARROWEST or c.num_attention_heads < _HEADS:
-        return False
+        return
     basis, _ = torch.linalg.qr(torch.cat((mean_D[:, None], torch.randn(len(mean_D), len(mean_D) - 1)), 1))
     blocks = [basis[:, 1 + i * width : 1 + (i + 1) * width].T for i in range(_BLOCKS)]  # each [W, D], orthonormal
     embedding_VD -= embedding_VD @ blocks[-1].T @ blocks[-1]  # what is found stands there alone
@@ -86,7 +86,6 @@ def match(layers: list[LatentAttention], embedding_VD: Tensor, output: nn.Linear
         _find(layer, blocks, heads)
     code_VW = (embedding_VD - mean_D) @ blocks[0].T
     output.weight += _PREDICTED / width * code_VW @ blocks[-1]
-    return True
 
 
 def _carry(layer: LatentAttention, blocks: list[Tensor]) -> None:

@@ -52,10 +52,9 @@ def agenda_drill(tokenizer: Tokenizer, rng: Random, count: int, longest: int, fo
     """A question about a numbered list of ``count`` names, then what goes through it.
 
     ``form``: a ``table``; or calls in chat format, those of one turn (``assign``) or of many, each followed by a fact
-    (``search``). Only the number that comes
-    next and the name behind it are trained, for only they have to be found; in a table, the name behind the last one.
-    All begin anywhere in the list, the calls' ids with any number, and the list's own numbers end at ``longest`` or
-    before.
+    (``search``). Only the number that comes next and the name behind it are trained, for only they have to be found; in
+    a table, the name behind the last one. All begin anywhere in the list, the calls' ids with any number, and the
+    list's own numbers end at ``longest`` or before.
     """
     text, label, rows = agenda(rng, count, longest)
     todo, index = rows[rng.randrange(count - 1) :], rng.randrange(24)
