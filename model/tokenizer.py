@@ -187,12 +187,12 @@ def train_tokenizer(
 
     ``atoms`` are the parts of names: one token each, wherever a capitalised one is followed by lower-case ones.
     ``words`` are one token each wherever they stand as a whole word, so that a value has one spelling in every context.
-    ``items``: the numbers of a list's first items are one token each (``, 3. ``), which is no number's token.
+    ``items``: the numbers of a list's first items are one token each (``3. ``), which is no number's token.
     The same arguments give the same tokenizer, bit for bit.
     """
     atoms = sorted(set(atoms))
     whole = [*_NUMBERS, *(atom for atom in atoms if not atom.isdigit()), *sorted(set(words))]
-    whole += [f", {i}. " for i in range(1, items + 1)]
+    whole += [f"{i}. " for i in range(1, items + 1)]
     least = 256 + len(whole) + len(SPECIAL_TOKENS)
     if vocab_size < least:
         raise ValueError(f"vocab_size {vocab_size} is too small: bytes, digits, atoms and control tokens take {least}")
@@ -306,7 +306,7 @@ def _splitter(pattern: str, behavior: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _isolated(atoms: Sequence[str], words: Sequence[str] = (), items: int = 0) -> str:
-    numbers = [r", [0-9]{1,2}\. (?! )"] if items else []
+    numbers = [r"(?<![0-9])[0-9]{1,2}\. (?! )"] if items else []
     names = [name_pattern(atoms)] if atoms else []
     whole = [rf"(?<![A-Za-z]){_one_of(sorted(set(words)))}(?![A-Za-z])"] if words else []
     return "|".join([*numbers, _DIGITS, *names, *whole])

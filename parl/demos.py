@@ -47,7 +47,7 @@ def build_tokenizer(config: Config) -> Tokenizer:
     says must be the same token, or a small policy has to learn a dictionary before it can look anything up.
     """
     values = [value for values in CATEGORIES.values() for value in values]
-    values += [*ATTRIBUTES, *RELATIONS]
+    values += [*ATTRIBUTES, *RELATIONS, "next", "first", "members", "none"]
     items = min(max(config.envs.world.widths[1], GROUP_SIZES[1]), 40)
     texts, atoms = _texts(config), [*FIRSTS, *SECONDS]
     return train_tokenizer(texts, config.tokenizer.vocab_size, atoms=atoms, words=values, items=items)

@@ -34,7 +34,7 @@ _AHEAD = 3  # calls under way
 _SUBAGENTS = 2  # sub-agent traces kept of one demonstration: they are all alike
 _POOL = 49_152  # tokens that are shuffled together
 _DEADLINE_S = 300.0
-VERSION = 8  # part of the hash: raised when the demonstrations or the recipe change in code
+VERSION = 9  # part of the hash: raised when the demonstrations or the recipe change in code
 
 
 def cold_start_hash(config: Config) -> str:
