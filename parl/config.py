@@ -35,12 +35,12 @@ class SftConfig(_Section):
     """The cold start: imitation of scripted demonstrations."""
 
     seed: int = Field(default=1, ge=0)
-    tokens: int = Field(default=4_500_000, gt=0, description="training tokens, the drills among them")
+    tokens: int = Field(default=6_000_000, gt=0, description="training tokens, the drills among them")
     copying_tokens: int = Field(default=160_000, ge=0, description="the first of them: random text that repeats itself")
     drill_tokens: int = Field(
-        default=1_200_000, ge=0, description="the next: questions about several facts, lists to go through"
+        default=800_000, ge=0, description="the next: questions about several facts, lists to go through"
     )
-    batch_tokens: int = Field(default=1536, gt=0, description="tokens of one optimiser step")
+    batch_tokens: int = Field(default=4096, gt=0, description="tokens of one optimiser step")
     lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
     muon_lr: float = Field(default=6e-3, gt=0, description="Muon: matrices")
     parallel: float = Field(default=0.3, ge=0, le=1, description="share of demonstrations that spawn where it pays")

@@ -161,12 +161,12 @@ def said(row: TextRow, tokenizer: Tokenizer, least: float) -> list[str]:
 
 def test_a_reading_drill_trains_answers_that_follow_from_its_facts(tokenizer: Tokenizer):
     for seed in range(20):
-        row = row_of(tokenizer, reading_pieces(Random(seed), 4))
+        row = row_of(tokenizer, reading_pieces(Random(seed), 4, 8))
         text = tokenizer.decode(row.tokens.tolist())
         facts = {line.split(" | ")[1]: line.split(" | ")[2] for line in text.splitlines()[:4]}
         answers = said(row, tokenizer, 0.1)
         assert answers and set(said(row, tokenizer, 1.0)) & set(facts.values())
-        for name, value in re.findall(r"\| ([A-Z][a-z]{5}) \| (\w+)", "".join(answers)):
+        for name, value in re.findall(r"\| (?:\d+\. )?([A-Z][a-z]{5}) \| (\w+)", "".join(answers)):
             assert facts.get(name, value) == value
 
 
