@@ -56,6 +56,7 @@ class Collector:
         group_size: int,
         seed: int,
         temperature: float,
+        top_p: float = 1.0,
         spawning: bool | None = None,
         progress: Progress | None = None,
     ) -> list[Episode]:
@@ -63,7 +64,7 @@ class Collector:
 
         Raises RuntimeError past trainer.step_s, or if all failed.
         """
-        settings = {"seed": seed, "temperature": temperature, "spawning": spawning}
+        settings = {"seed": seed, "temperature": temperature, "top_p": top_p, "spawning": spawning}
         done: dict[int, list[Episode]] = {}
         deadline = time.monotonic() + self._config.trainer.step_s
 

@@ -98,6 +98,12 @@ class EvalConfig(_Section):
     tasks: int = Field(default=160, gt=0, description="held-out tasks, one episode each")
     split: Literal["val", "test"] = "test"
     temperature: float = Field(default=1.0, ge=0, description="0 = greedy")
+    top_p: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="likeliest tokens that orchestrators draw from; K2.5 is evaluated with 0.95",
+    )
     seed: int = Field(default=7, ge=0)
 
 

@@ -111,7 +111,7 @@ def evaluate_policy(config: Config, collector: Collector, folder: Path, *, spawn
     """One scored episode of every held-out task. λ = 0, penalty as trained."""
     weights, _, _, _ = load_policy(folder)
     collector.sync(weights, 0)
-    settings = {"seed": config.eval.seed, "temperature": config.eval.temperature}
+    settings = {"seed": config.eval.seed, "temperature": config.eval.temperature, "top_p": config.eval.top_p}
     episodes = collector.collect(held_out_tasks(config), group_size=1, spawning=spawning, **settings)
     for episode in episodes:
         score_episode(episode, RewardWeights(critical=config.rewards.critical_penalty), config.rewards.parallel_cap)

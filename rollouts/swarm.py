@@ -34,7 +34,8 @@ class SwarmSettings:
     budget: BudgetConfig
     spawning: bool = True
     temperature: float = 1.0
-    subagent_temperature: float = 1.0
+    top_p: float = 1.0
+    subagent_temperature: float = 1.0  # theirs have no top_p
 
 
 async def run_episode(
@@ -221,6 +222,7 @@ class _Agent:
         sampling = Sampling(
             seed=self._key,
             temperature=self._temperature,
+            top_p=self.settings.top_p if self.trace.parent is None else 1.0,
             max_new_tokens=budget.turn_tokens,
             stop=(self.settings.tokenizer.im_end_id,),
         )

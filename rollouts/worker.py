@@ -49,6 +49,7 @@ class RolloutWorker:
         *,
         seed: int,
         temperature: float,
+        top_p: float = 1.0,
         critical_budget: int,
         spawning: bool | None = None,
     ) -> list[Episode]:
@@ -62,6 +63,7 @@ class RolloutWorker:
             budget=self._config.budget,
             spawning=self._config.swarm if spawning is None else spawning,
             temperature=temperature,
+            top_p=top_p,
             subagent_temperature=self._config.subagent_temperature,
         )
         attempts = [self._one(task, settings, index, seed, critical_budget) for index in indices]
