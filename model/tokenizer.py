@@ -276,6 +276,14 @@ def _file(path: str | Path) -> Path:
     return path if path.suffix == ".json" else path / "tokenizer.json"
 
 
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a policy or checkpoint: ``tokenizer.json`` of ours, or Kimi's ``tiktoken.model``."""
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").is_file() and (folder / "tiktoken.model").is_file():
+        return KimiTokenizer(folder)
+    return Tokenizer.load(folder)
+
+
 def _core(ranks: dict[bytes, int], special: dict[str, int]) -> Any:
     try:
         import tiktoken  # pyright: ignore[reportMissingImports]

@@ -138,6 +138,21 @@ def report(
         typer.echo(f"wrote {write_report(run_dir, out or run_dir / 'report.html')}")
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder or name, or a policy's folder")],
+    format: Annotated[str, typer.Option("--format", help="hf (deepseek_v3) or kimi_k25 (its language model).")] = "hf",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: a folder in RUN named after it.")] = None,
+    int4: Annotated[bool, typer.Option("--int4", help="Routed experts as INT4, packed as K2.5's are.")] = False,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the other matrices: float32 or bfloat16.")] = "float32",
+) -> None:
+    """Write a policy as a Hugging Face folder, which transformers and inference servers load."""
+    with _reported():
+        from parl.export import export as write
+
+        typer.echo(f"wrote {write(run, out, format=format, int4=int4, dtype=dtype)}")
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"parl {version('parl')}")

@@ -100,7 +100,7 @@ def track_evaluation(config: Config, run_dir: Path, tables: dict[str, dict[str, 
 def _collector(config: Config, cold: Path) -> Iterator[Collector]:
     """Engines and workers for any number of policies; sub-agents are the frozen cold start."""
     frozen, _, _, _ = load_policy(cold)
-    collector = Collector(config, WorldEnvironment(config.envs.world), cold / "tokenizer.json", frozen)
+    collector = Collector(config, WorldEnvironment(config.envs.world), cold, frozen)
     try:
         yield collector
     finally:

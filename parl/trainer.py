@@ -247,7 +247,7 @@ class Training:
             deadline_s=trainer.step_s,
         )
         environment = WorldEnvironment(config.envs.world)
-        self._collector = Collector(config, environment, self.cold / "tokenizer.json", weights)
+        self._collector = Collector(config, environment, self.cold, weights)
         try:
             self.weights = weights
             yield

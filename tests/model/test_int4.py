@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import random_policy, tiny_model
 
 from model import int4
-from model.hf_checkpoint import INDEX, SINGLE, load, save
+from model.checkpoint import INDEX, SINGLE, load, save
 from model.transformer import Transformer
 
 DOWN = "language_model.model.layers.1.mlp.experts.3.down_proj.weight"
