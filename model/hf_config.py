@@ -34,7 +34,7 @@ _ONLY: dict[str, Any] = {  # the one value of each that we compute; absent means
     "moe_layer_freq": 1,
 }
 # of the start, and one constant: written only where they are not what HF's code has
-_OURS = ("embedding_range", "embedding_mean", "latent_norm_eps", "look_back")
+_OURS = ("embedding_range", "embedding_mean", "latent_norm_eps", "look_back", "quantize_experts")
 
 
 def read_shape(folder: str | Path) -> ModelConfig:
@@ -111,7 +111,8 @@ def _validated(values: dict[str, Any]) -> ModelConfig:
 
 def _assumed(spread: float) -> dict[str, Any]:
     """What HF's code has for our own keys; without a mean, looking back changes nothing."""
-    return {"embedding_range": spread, "embedding_mean": 0.0, "latent_norm_eps": LATENT_NORM_EPS, "look_back": True}
+    start = {"embedding_range": spread, "embedding_mean": 0.0, "look_back": True}
+    return start | {"latent_norm_eps": LATENT_NORM_EPS, "quantize_experts": None}
 
 
 def _explained(detail: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from model import checkpoint
 from model.hf_config import LATENT_NORM_EPS
+from model.moe import Experts
 from model.tokenizer import KimiTokenizer, Tokenizer, load_tokenizer
 from model.transformer import Transformer
 from parl.errors import UserError
@@ -37,6 +38,7 @@ def export(
     try:
         model, tokenizer = checkpoint.load(policy), load_tokenizer(policy)
         with_latent_eps(model, LATENT_NORM_EPS)
+        settle(model)
         checkpoint.save(model, out, format, dtype=getattr(torch, dtype), int4_experts=int4)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"{policy} cannot be exported: {error}") from error
@@ -76,6 +78,15 @@ def with_latent_eps(model: Transformer, eps: float) -> None:
             attention.q_a_layernorm.eps = eps
         attention.kv_a_layernorm.eps = eps
         attention.kv_a_proj_with_mqa.weight[: model.config.kv_lora_rank] *= scale  # not the rotary key
+
+
+@torch.no_grad()
+def settle(model: Transformer) -> None:
+    """Give routed experts the values that the model computes with, where it was trained as if they were INT4."""
+    for module in model.modules():
+        if isinstance(module, Experts):
+            for parameter, value in zip((module.gate_up_proj, module.down_proj), module.matrices(), strict=True):
+                parameter.copy_(value)
 
 
 def _write_tokenizer(tokenizer: Tokenizer, out: Path, longest: int) -> None:
