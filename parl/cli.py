@@ -153,6 +153,27 @@ def export(
         typer.echo(f"wrote {write(run, out, format=format, int4=int4, dtype=dtype)}")
 
 
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a shape in configs/models, a YAML file, or a folder")],
+    gpus: Annotated[int, typer.Option("--gpus", help="GPUs in all.")],
+    gpu: Annotated[str, typer.Option("--gpu", help="Their kind: h200 or h100.")] = "h200",
+    zero: Annotated[int, typer.Option("--zero", help="ZeRO stage.")] = 2,
+    ep: Annotated[int, typer.Option("--ep", help="GPUs that share a layer's experts; 0: as many as possible.")] = 0,
+    offload: Annotated[str, typer.Option("--offload", help="none or optimizer: its states in host memory.")] = "none",
+    micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens of a GPU in one pass.")] = 4096,
+    step_tokens: Annotated[int, typer.Option("--step-tokens", help="Tokens of all in one step.")] = 4_194_304,
+    context: Annotated[int, typer.Option("--context", help="Length of the rows in tokens.")] = 32_768,
+    host_gb: Annotated[float, typer.Option("--host-gb", help="Memory of a node of 8 GPUs.")] = 2000.0,
+) -> None:
+    """What training a model takes: memory a GPU, bytes moved, a floor of the step's time; or why it cannot fit."""
+    with _reported():
+        from parl.plan_table import print_plan
+
+        sizes = {"micro_tokens": micro_tokens, "step_tokens": step_tokens, "context": context}
+        print_plan(model, gpu, host_gb=host_gb, gpus=gpus, zero=zero, ep=ep, offload=offload, **sizes)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"parl {version('parl')}")
