@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,27 +92,27 @@ def server(python: str, folder: Path, log: Path, start_s: float) -> Iterator[htt
     command += [text for pair in options.items() for text in pair]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | settings
     with log.open("w") as out, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120.0) as client:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=log.parent)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=log.parent, start_new_session=True
+        )
         try:
             _wait_until_healthy(client, process, log, time.monotonic() + start_s)
             yield client
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            with suppress(ProcessLookupError):  # its engine's processes outlive it where it is stopped early
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait_until_healthy(client: httpx.Client, process: subprocess.Popen, log: Path, deadline: float) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise SystemExit("vLLM ended:\n" + "\n".join(log.read_text().splitlines()[-20:]))
-        try:
+        with suppress(httpx.TransportError):
             if client.get("/health").status_code == 200:
                 return
-        except httpx.TransportError:
-            pass
         time.sleep(1.0)
     raise SystemExit("vLLM did not come up in time: raise --start-s")
 
