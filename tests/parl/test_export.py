@@ -61,7 +61,7 @@ def test_transformers_loads_the_folder_and_has_the_same_logits(
     tokens = tokens_of(config)
     with torch.no_grad():
         wanted = theirs.eval()(tokens).logits
-    assert (logits_of(ours, tokens) - wanted).abs().max() < 2e-5 * max(1.0, float(wanted.abs().max()))
+    assert (logits_of(ours, tokens) - wanted).abs().max() < 2e-5  # 4.1e-6 measured, where logits reach 5
     assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id == tokenizer.im_end_id
 
 
