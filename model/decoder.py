@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from model.attention import LatentAttention, rope_tables, rotate
 from model.config import ModelConfig
+from model.int4 import fake_quant
 from model.kernels.native import load_library
 from model.moe import SwiGLU
 from model.transformer import Transformer
@@ -123,6 +124,8 @@ class NativeDecoder:
         check_weights(self._shapes, weights)
         for name, array in weights.items():
             layer, key = _native_name(name)
+            if self.config.quantize_experts and ".experts." in name:
+                array = fake_quant(torch.from_numpy(np.array(array, np.float32))).numpy()
             if not self.config.rope_interleave:
                 array = _interleaved(key, array, self.config)
             data = np.ascontiguousarray(array, np.float32)

@@ -138,6 +138,42 @@ def report(
         typer.echo(f"wrote {write_report(run_dir, out or run_dir / 'report.html')}")
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder or name, or a policy's folder")],
+    format: Annotated[str, typer.Option("--format", help="hf (deepseek_v3) or kimi_k25 (its language model).")] = "hf",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: a folder in RUN named after it.")] = None,
+    int4: Annotated[bool, typer.Option("--int4", help="Routed experts as INT4, packed as K2.5's are.")] = False,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the other matrices: float32 or bfloat16.")] = "float32",
+) -> None:
+    """Write a policy as a Hugging Face folder, which transformers and inference servers load."""
+    with _reported():
+        from parl.export import export as write
+
+        typer.echo(f"wrote {write(run, out, format=format, int4=int4, dtype=dtype)}")
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a shape in configs/models, a YAML file, or a folder")],
+    gpus: Annotated[int, typer.Option("--gpus", help="GPUs in all.")],
+    gpu: Annotated[str, typer.Option("--gpu", help="Their kind: h200 or h100.")] = "h200",
+    zero: Annotated[int, typer.Option("--zero", help="ZeRO stage.")] = 2,
+    ep: Annotated[int, typer.Option("--ep", help="GPUs that share a layer's experts; 0: as many as possible.")] = 0,
+    offload: Annotated[str, typer.Option("--offload", help="none or optimizer: its states in host memory.")] = "none",
+    micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens of a GPU in one pass.")] = 4096,
+    step_tokens: Annotated[int, typer.Option("--step-tokens", help="Tokens of all in one step.")] = 4_194_304,
+    context: Annotated[int, typer.Option("--context", help="Length of the rows in tokens.")] = 32_768,
+    host_gb: Annotated[float, typer.Option("--host-gb", help="Memory of a node of 8 GPUs.")] = 2000.0,
+) -> None:
+    """What training a model takes: memory a GPU, bytes moved, a floor of the step's time; or why it cannot fit."""
+    with _reported():
+        from parl.plan_table import print_plan
+
+        sizes = {"micro_tokens": micro_tokens, "step_tokens": step_tokens, "context": context}
+        print_plan(model, gpu, host_gb=host_gb, gpus=gpus, zero=zero, ep=ep, offload=offload, **sizes)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"parl {version('parl')}")

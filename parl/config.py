@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,23 @@ from rollouts.config import RolloutsConfig
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PolicyConfig(ModelConfig):
+    """The policy: its shape, with Hugging Face's names, and where its weights come from."""
+
+    optional: ClassVar[tuple[str, ...]] = (*ModelConfig.optional, "init")
+
+    init: Path | None = Field(
+        default=None,
+        description="start from this Hugging Face checkpoint or policy, which gives the shape and the tokenizer, in"
+        " place of a cold start",
+    )
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The shape alone, as it stands beside a policy's weights."""
+        return ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
 
 
 class EnvsConfig(_Section):
@@ -124,7 +141,7 @@ class Config(_Section):
     seed: int = Field(default=1, ge=0)
     baseline: bool = Field(default=False, description="also train and evaluate the single agent")
     starter: Path | None = Field(default=None, description="shipped cold-start weights, used when their hash matches")
-    model: ModelConfig = ModelConfig()
+    model: PolicyConfig = PolicyConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     envs: EnvsConfig = EnvsConfig()
     sft: SftConfig = SftConfig()
@@ -138,7 +155,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if self.tokenizer.vocab_size > self.model.vocab_size:
+        if self.model.init is None and self.tokenizer.vocab_size > self.model.vocab_size:
             raise ValueError(
                 f"tokenizer.vocab_size={self.tokenizer.vocab_size} exceeds model.vocab_size={self.model.vocab_size}"
             )

@@ -18,8 +18,9 @@ from envs.world.environment import WorldEnvironment
 from envs.world.knowledge import ATTRIBUTES, CATEGORIES, GROUP_SIZES, RELATIONS
 from envs.world.lexicon import FIRSTS, SECONDS
 from envs.world.reference import CREATE, WORKER, ReferencePolicy, subagent_act
+from model.bpe import plain_texts, train_tokenizer
 from model.chat import call_id, dump_arguments, prompt_pieces, tool_result_pieces
-from model.tokenizer import Tokenizer, plain_texts, train_tokenizer
+from model.tokenizer import Tokenizer
 from parl.config import Config
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine

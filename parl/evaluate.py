@@ -20,7 +20,7 @@ from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.report import write_report
 from parl.report.timeline import episode_to_timeline
-from parl.sft import run_sft
+from parl.start import starting_policy
 from parl.state import Checkpoints, State
 from parl.table import print_table
 from parl.tasks import held_out_tasks
@@ -100,7 +100,7 @@ def track_evaluation(config: Config, run_dir: Path, tables: dict[str, dict[str, 
 def _collector(config: Config, cold: Path) -> Iterator[Collector]:
     """Engines and workers for any number of policies; sub-agents are the frozen cold start."""
     frozen, _, _, _ = load_policy(cold)
-    collector = Collector(config, WorldEnvironment(config.envs.world), cold / "tokenizer.json", frozen)
+    collector = Collector(config, WorldEnvironment(config.envs.world), cold, frozen)
     try:
         yield collector
     finally:
@@ -124,7 +124,7 @@ def run_eval(config: Config, *, model: Path | None = None, single_agent: bool = 
         folder = model or config.run_dir / ("single_agent/policy" if single_agent else "policy")
         if not (folder / "model.safetensors").exists():
             raise UserError(f"no policy in {folder}: train it first (parl train), or name another folder with --model")
-        cold = run_sft(config)
+        cold = starting_policy(config)
         with _collector(config, cold) as collector:
             episodes = evaluate_policy(config, collector, folder, spawning=not single_agent)
     return evaluation_table(episodes)

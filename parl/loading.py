@@ -19,6 +19,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from model.config import ModelConfig
+from model.hf_config import read_shape
 from parl.config import Config
 from parl.errors import ConfigError
 
@@ -68,7 +70,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     ]
     if problems:
         raise _error(path, problems)
-    config = _validate(path, tree)
+    config = _validate(path, _with_shape(path, tree))
     return _resolve_paths(path, config)
 
 
@@ -147,6 +149,29 @@ def _without_empty_sections(tree: dict[str, Any], model: type[BaseModel]) -> dic
             continue
         clean[key] = _without_empty_sections(value, section) if section and isinstance(value, dict) else value
     return clean
+
+
+def _with_shape(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """``model.init`` gives the shape: its other keys are filled in from there, and must not say anything else."""
+    given = tree.get("model")
+    if not isinstance(given, dict) or not isinstance(given.get("init"), str):
+        return tree
+    folder = _beside(path, Path(given["init"]))
+    if folder is None or not folder.is_dir():
+        raise ConfigError(f"{path}: model.init = {given['init']}: no such folder, neither beside {path} nor here")
+    try:
+        shape = read_shape(folder).model_dump(mode="json")
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"{path}: model.init: {error}") from None
+    defaults = ModelConfig.model_construct().__dict__
+    problems = [
+        f"model.{key} = {_show(value)}: {folder} has {_show(shape.get(key, defaults[key]))}; leave the key out"
+        for key, value in given.items()
+        if key in ModelConfig.model_fields and key != "quantize_experts" and value != shape.get(key, defaults[key])
+    ]
+    if problems:
+        raise _error(path, problems)
+    return tree | {"model": shape | given | {"init": str(folder)}}
 
 
 def _validate(path: Path, tree: dict[str, Any]) -> Config:

@@ -53,6 +53,8 @@ def run_sft(
 
     ``out``: also write it to ``out``/HASH in bfloat16, to be shipped as a starter.
     """
+    if config.model.init is not None:
+        raise UserError(f"model.init = {config.model.init}: there is no cold start to train; leave the key out")
     key = cold_start_hash(config)
     folder = config.root / "cold_start" / key
     shipped = config.starter / key if config.starter else None
@@ -65,10 +67,10 @@ def run_sft(
             partial.rename(folder)
         else:
             weights, tokenizer, metrics = _train(config, report or print_report())
-            save_policy(folder, config.model, weights, tokenizer, {"hash": key, **metrics})
+            save_policy(folder, config.model.shape, weights, tokenizer, {"hash": key, **metrics})
     if out is not None:
         weights, _, tokenizer, meta = load_policy(folder)
-        save_policy(out / key, config.model, weights, tokenizer, meta, dtype="bfloat16")
+        save_policy(out / key, config.model.shape, weights, tokenizer, meta, dtype="bfloat16")
         return out / key
     return folder
 

@@ -25,7 +25,7 @@ from parl.learner_group import LearnerGroup
 from parl.loading import to_yaml
 from parl.memory import PeakMemory
 from parl.progress import Progress
-from parl.sft import run_sft
+from parl.start import starting_policy
 from parl.state import Checkpoints, State
 from parl.tasks import TrainTasks, check_tasks
 from parl.tracking import Tracker
@@ -77,7 +77,7 @@ def _cold_start(config: Config, from_scratch: bool) -> Path:
                 shown = done * 20 // total
                 progress.phase(f"loss {metrics['loss']:.2f}, accuracy {metrics['accuracy']:.3f}", done, total)
 
-        return run_sft(config, from_scratch=from_scratch, report=report)
+        return starting_policy(config, from_scratch=from_scratch, report=report)
 
 
 def _train(config: Config, folder: Path, cold: Path) -> Path:
@@ -234,7 +234,7 @@ class Training:
     def _actors(self) -> Iterator[None]:
         config = self.config
         weights, model, _, _ = load_policy(self.cold)
-        if model != config.model:
+        if model != config.model.shape:
             raise UserError(f"{self.cold} holds a model of another shape than the config's model section")
         trainer = config.trainer
         self._learner = LearnerGroup(
@@ -247,7 +247,7 @@ class Training:
             deadline_s=trainer.step_s,
         )
         environment = WorldEnvironment(config.envs.world)
-        self._collector = Collector(config, environment, self.cold / "tokenizer.json", weights)
+        self._collector = Collector(config, environment, self.cold, weights)
         try:
             self.weights = weights
             yield

@@ -199,7 +199,7 @@ class _Agent:
         completion = await self._generate()
         start, end = self.transcript.sampled(completion)
         parsed = self._parse(completion)
-        calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in parsed.calls]
+        calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in parsed.tool_calls]
         turn = Turn(
             start=start, end=end, content=parsed.content, calls=calls, malformed=parsed.malformed, t_start=began
         )

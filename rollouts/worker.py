@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from envs.base import Environment, Role, Task
-from model.tokenizer import Tokenizer
+from model.tokenizer import load_tokenizer
 from rollouts.config import RolloutsConfig
 from rollouts.engine.remote import RemoteEngine
 from rollouts.episode import Episode, Trace
@@ -24,7 +24,7 @@ class RolloutWorker:
     def __init__(
         self,
         environment: Environment,
-        tokenizer_path: str,
+        tokenizer_folder: str,
         config: RolloutsConfig,
         *,
         policy: Sequence[Any],
@@ -32,7 +32,7 @@ class RolloutWorker:
         name: str,
     ) -> None:
         self._environment = environment
-        self._tokenizer = Tokenizer.load(tokenizer_path)
+        self._tokenizer = load_tokenizer(tokenizer_folder)
         self._config = config
         self._policy = RemoteEngine(list(policy), name)
         self._frozen = RemoteEngine(list(frozen), name)

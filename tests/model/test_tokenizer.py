@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
+from model.bpe import chat_corpus, plain_texts, train_tokenizer
 from model.chat import (
     IM_END,
     SPECIAL_TOKENS,
@@ -25,7 +26,7 @@ from model.chat import (
     tool_result_pieces,
 )
 from model.chat_parser import ParsedTurn, parse_assistant_ids
-from model.tokenizer import Tokenizer, chat_corpus, plain_texts, train_tokenizer
+from model.tokenizer import Tokenizer
 
 HEADS = [c + v + "rlnsm"[i % 5] for i, (c, v) in enumerate((c, v) for c in "BKLMPRTV" for v in "aeiou")]
 TAILS = [v + c + "aoieu"[i % 5] for i, (c, v) in enumerate((c, v) for c in "bklmprtn" for v in "aeiou")]
@@ -195,7 +196,7 @@ def test_a_turn_survives_the_way_through_ids(tokenizer: Tokenizer, content: str,
     call = Call(id="functions.search:0", name="search", arguments={"query": query})
     ids = tokenizer.encode_segments(assistant_pieces(content, [call], reasoning=reasoning))
     turn = parse_assistant_ids(tokenizer, ids, prefill="<think>", tool_names=["search"])
-    assert turn == ParsedTurn(content=content, reasoning=reasoning, calls=(call,))
+    assert turn == ParsedTurn(content=content, reasoning=reasoning, tool_calls=(call,))
 
 
 @given(data=st.data())
