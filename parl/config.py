@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs.world.config import WorldConfig
 from model.config import ModelConfig
+from parl.objective.config import AnyObjective, ObjectiveConfig
 from rollouts.config import RolloutsConfig
 
 
@@ -58,14 +59,6 @@ class RewardsConfig(_Section):
     anneal: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
     parallel_cap: int = Field(default=16, gt=0, description="sub-agents at which r_parallel reaches 1")
     critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
-
-
-class ObjectiveConfig(_Section):
-    """K2.5's policy objective (report Eq. 1)."""
-
-    log_ratio_min: float = Field(default=-0.5, lt=0, description="α: tokens with a smaller log-ratio get no gradient")
-    log_ratio_max: float = Field(default=0.5, gt=0, description="β: tokens with a larger log-ratio get no gradient")
-    tau: float = Field(default=0.01, ge=0, description="weight of the squared log-ratio")
 
 
 class OptimizerConfig(_Section):
@@ -124,7 +117,7 @@ class Config(_Section):
     sft: SftConfig = SftConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
     rewards: RewardsConfig = RewardsConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: AnyObjective = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
     eval: EvalConfig = EvalConfig()
