@@ -69,6 +69,9 @@ class OptimizerConfig(_Section):
     final_lr: float = Field(default=0.1, ge=0, le=1, description="both learning rates fall linearly to this share")
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
+    qk_clip: float | None = Field(
+        default=None, gt=0, description="τ of MuonClip: largest attention logit of a head; null = off, K2 has 100"
+    )
 
 
 class TrainerConfig(_Section):

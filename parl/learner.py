@@ -28,6 +28,7 @@ from parl.objective.entropy import entropy_stats
 from parl.objective.registry import check_rows, policy_loss, statistic_names
 from parl.objective.sft import sft_loss
 from parl.optimizer import MuonAdamW, NotFiniteLoss
+from parl.qk_clip import QKClip
 
 _OPTIONAL = ("routes", "proximal", "reference")  # fields of a row that may be missing
 _SIMILAR = 0.5  # a row joins a micro-batch if it is at least this long beside the longest
@@ -133,6 +134,7 @@ class Learner:
             },
         )
         self.model.train()
+        self._qk_clip = QKClip(self.model, optimizer.qk_clip) if optimizer.qk_clip else None
 
     # ---------------------------------------------------------------- steps
 
@@ -245,6 +247,8 @@ class Learner:
             loss = loss_of(pad(group, mask))
             if not bool(torch.isfinite(loss)):
                 self.engine.zero_grad()
+                if self._qk_clip:
+                    self._qk_clip.forget()
                 raise NotFiniteLoss(
                     f"loss is {float(loss.detach())}: lower the learning rate, or look at the last episodes"
                 )
@@ -254,7 +258,7 @@ class Learner:
 
     def _update(self) -> dict[str, float]:
         self.engine.step()  # reduces over the ranks, then clips and updates
-        return {"grad_norm": self.optimizer.grad_norm}
+        return {"grad_norm": self.optimizer.grad_norm} | (self._qk_clip.clip() if self._qk_clip else {})
 
     def _set_lr(self, scale: float) -> None:
         for group in self.optimizer.param_groups:

@@ -140,9 +140,9 @@ class LearnerGroup:
 
 
 def _merged(metrics: list[dict[str, float]]) -> dict[str, float]:
-    """Sums of what the ranks contribute; the gradient's norm is the same on all, the gap the largest of all."""
+    """Sums of what the ranks contribute; what all of them know is taken once, of gaps the largest."""
     out = {name: sum(m[name] for m in metrics) for name in metrics[0]}
-    out["grad_norm"] = metrics[0]["grad_norm"]
+    out |= {name: metrics[0][name] for name in ("grad_norm", "max_logit", "clipped_heads") if name in out}
     if "logprob_gap" in out:
         out["logprob_gap"] = max(m["logprob_gap"] for m in metrics)
     return out
