@@ -1,7 +1,7 @@
 """What watches over the policy's entropy: its mean, and where the update will drive it.
 
-For a softmax policy dH ≈ −η Cov_{a~π}( log π(a|s), A(s, a) ) (*The entropy mechanism of RL*, arXiv 2505.22617, Eqs.
-7 and 8). Since E[log π] = −H in every state, one sampled token estimates the covariance by A (log π + H).
+For a softmax policy dH ≈ −η Cov_{a~π}( log π(a|s), A(s, a) ) (*The entropy mechanism of RL*, arXiv 2505.22617). Since
+E[log π] = −H in every state, one sampled token estimates the covariance by A (log π + H).
 """
 
 from __future__ import annotations
