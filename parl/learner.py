@@ -123,6 +123,7 @@ class Learner:
             lr=optimizer.lr,
             grad_clip=optimizer.grad_clip,
             weight_decay=optimizer.weight_decay,
+            share=ranks > 1,
         )
         self.engine, *_ = deepspeed.initialize(
             model=self.model,
