@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs.world.config import WorldConfig
 from model.config import ModelConfig
+from parl.objective.config import AnyObjective, ObjectiveConfig
 from rollouts.config import RolloutsConfig
 
 
@@ -77,14 +78,6 @@ class RewardsConfig(_Section):
     critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
 
 
-class ObjectiveConfig(_Section):
-    """K2.5's policy objective (report Eq. 1)."""
-
-    log_ratio_min: float = Field(default=-0.5, lt=0, description="α: tokens with a smaller log-ratio get no gradient")
-    log_ratio_max: float = Field(default=0.5, gt=0, description="β: tokens with a larger log-ratio get no gradient")
-    tau: float = Field(default=0.01, ge=0, description="weight of the squared log-ratio")
-
-
 class OptimizerConfig(_Section):
     """The learner's optimiser in RL: Muon on the matrices, AdamW on the rest."""
 
@@ -93,6 +86,9 @@ class OptimizerConfig(_Section):
     final_lr: float = Field(default=0.1, ge=0, le=1, description="both learning rates fall linearly to this share")
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
+    qk_clip: float | None = Field(
+        default=None, gt=0, description="τ of MuonClip: largest attention logit of a head; null = off, K2 has 100"
+    )
 
 
 class TrainerConfig(_Section):
@@ -147,7 +143,7 @@ class Config(_Section):
     sft: SftConfig = SftConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
     rewards: RewardsConfig = RewardsConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: AnyObjective = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
     eval: EvalConfig = EvalConfig()

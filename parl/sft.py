@@ -99,11 +99,11 @@ class DemoWorker:
         self._config = config
         self._demos = Demonstrator(config, Tokenizer.load(tokenizer_path))
 
-    async def rows(self, start: int) -> list[TextRow]:
-        """Rows of demonstrations ``start`` to ``start + 48``: a function of its arguments alone."""
+    async def rows(self, start: int, count: int = _CHUNK) -> list[TextRow]:
+        """Rows of ``count`` demonstrations from ``start`` on: a function of its arguments alone."""
         rng = Random(f"rows:{self._config.sft.seed}:{start}")
         rows: list[TextRow] = []
-        for index in range(start, start + _CHUNK):
+        for index in range(start, start + count):
             episode = await self._demos.episode(index)
             if episode.status is not EpisodeStatus.ANSWERED:
                 raise RuntimeError(f"demonstration {index} ended {episode.status}: {episode.error or episode.limit}")

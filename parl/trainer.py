@@ -25,6 +25,7 @@ from parl.learner_group import LearnerGroup
 from parl.loading import to_yaml
 from parl.memory import PeakMemory
 from parl.progress import Progress
+from parl.ptx import PtxTexts
 from parl.start import starting_policy
 from parl.state import Checkpoints, State
 from parl.tasks import TrainTasks, check_tasks
@@ -108,6 +109,7 @@ class Training:
         self.weights: Weights = {}
         self._learner: LearnerGroup
         self._collector: Collector
+        self._texts: PtxTexts
 
     def run(self, progress: Progress) -> Path:
         """Train to the last step, from the newest checkpoint if there is one; returns the policy's folder."""
@@ -149,7 +151,8 @@ class Training:
         episodes = self._collect(step, lambdas, progress)
         collected = time.monotonic()
         progress.phase("learning")
-        rows = step_rows(episodes, routed=self.config.model.num_moe_layers > 0)
+        objective = self.config.objective
+        rows = step_rows(episodes, routed=self.config.model.num_moe_layers > 0, normalise_std=objective.normalises)
         learned = self._learn(rows)
         trained = time.monotonic()
         self.weights = self._learner.weights()
@@ -213,15 +216,18 @@ class Training:
         lr_scale = 1.0 - done * (1.0 - self.config.optimizer.final_lr)
         totals: dict[str, float] = {}
         gap: float | None = None  # engine against learner, seen only before the first update
+        objective, temperature = self.config.objective, self.config.rollouts.temperature
+        rows = self._learner.score(rows, objective, temperature=temperature)
+        texts = self._texts.batches(self.state.step, trainer.epochs * trainer.minibatches)
         for _ in range(trainer.epochs):
             for part in range(trainer.minibatches):
                 chosen = set(keys[part :: trainer.minibatches])
                 batch = [row for row in rows if row.key[0] in chosen]
                 if not batch:
                     continue
-                temperature = self.config.rollouts.temperature
-                objective = self.config.objective
-                metrics = self._learner.policy_step(batch, objective, temperature=temperature, lr_scale=lr_scale)
+                metrics = self._learner.policy_step(
+                    batch, objective, temperature=temperature, lr_scale=lr_scale, texts=next(texts)
+                )
                 first = metrics.pop("logprob_gap")
                 gap = first if gap is None else gap
                 for name, value in metrics.items():
@@ -246,6 +252,9 @@ class Training:
             micro_tokens=trainer.micro_tokens,
             deadline_s=trainer.step_s,
         )
+        if config.objective.kl:
+            self._learner.set_reference(weights)
+        self._texts = PtxTexts(config, self.cold / "tokenizer.json")
         environment = WorldEnvironment(config.envs.world)
         self._collector = Collector(config, environment, self.cold, weights)
         try:
@@ -254,6 +263,7 @@ class Training:
         finally:
             self._collector.close()
             self._learner.close()
+            self._texts.close()
 
     def _restore(self) -> None:
         found = self.checkpoints.latest()
