@@ -102,8 +102,7 @@ class EpisodeStore:
 
     def steps(self, kind: str = "train") -> list[int]:
         """Steps that have a shard, ascending."""
-        names = [_SHARD.fullmatch(path.name) for path in self.folder.iterdir()]
-        return sorted(int(name[2]) for name in names if name and name[1] == kind)
+        return [step for other, step, _ in shards(self.folder) if other == kind]
 
     def discard_after(self, step: int, kind: str = "train") -> list[int]:
         """Delete the shards of all steps greater than ``step`` (what a resumed run has not done yet); returns those."""
@@ -118,6 +117,13 @@ class EpisodeStore:
         handle = os.open(self.folder, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
+
+
+def shards(folder: str | Path) -> list[tuple[str, int, Path]]:
+    """(kind, step, file) of all shards in ``folder``, by kind and step; empty where there is no such folder."""
+    folder = Path(folder)
+    names = [(_SHARD.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted((name[1], int(name[2]), path) for name, path in names if name)
 
 
 def read_shard(path: str | Path) -> tuple[list[Episode], int]:
@@ -153,8 +159,10 @@ def read_episodes(path: str | Path, numbers: Sequence[int]) -> list[Episode]:
         first = rows.stop
         if inside := sorted(wanted.intersection(rows)):
             with _named(path, f"episodes {rows.start} to {rows.stop - 1} cannot be read"):
-                table = file.read_row_group(group).take([number - rows.start for number in inside]).to_pylist()
-            for number, row in zip(inside, table, strict=True):
+                table = file.read_row_group(group)
+            for number in inside:
+                with _named(path, f"episode {number} is damaged"):
+                    row = table.slice(number - rows.start, 1).to_pylist()[0]
                 found[number] = _restored(path, number, row, tasks)
     return [found[number] for number in numbers]
 
