@@ -4,7 +4,8 @@ A packed episode is the base64 form of a gzip stream of: the length of the JSON 
 :func:`parl.report.timeline.episode_to_timeline` padded to a multiple of four, the sampled tokens of all turns one behind
 the other as positions in ``vocab`` (uint32), and their log-probs (uint16). All numbers are little endian. Beside the
 timeline's fields the JSON part has ``vocab`` ([token id, its text] of each token that occurs) and ``n_tokens``; each
-turn has ``first`` (where its tokens begin) and ``version`` (of the policy that sampled them). A log-prob is stored as
+turn has ``first`` and ``held`` (where its tokens begin, and how many the page has) and ``version`` (of the policy that
+sampled them). A log-prob is stored as
 its negative in thousandths, 65,535 standing for all from -65.535 down.
 """
 
@@ -58,6 +59,7 @@ def _container(episode: Episode, tokenizer: Tokenizer | None, cut: Cut, tokens: 
             if tokens:
                 ids += trace.tokens[turn.start : turn.end]
                 logprobs += trace.logprobs[turn.start : turn.end]
+            shown["held"] = len(ids) - shown["first"]
     vocab, places = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
     data["vocab"] = [[index, _text(tokenizer, index)] for index in vocab.tolist()]
     data["n_tokens"] = len(ids)
@@ -78,7 +80,13 @@ def find_tokenizer(folders: Iterable[Path], episodes: Iterable[Episode]) -> Toke
 
     None where none did; another run's vocabulary must not put words into an agent's mouth.
     """
-    turns = [(trace, turn) for episode in episodes for trace in episode.traces for turn in trace.turns if _says(turn)]
+    turns = [
+        (trace, turn)
+        for episode in episodes
+        for trace in episode.traces
+        for turn in trace.turns
+        if _says(turn) and trace.tokens
+    ]
     for folder in folders:
         if not (folder / "tokenizer.json").is_file():
             continue

@@ -1,9 +1,19 @@
 "use strict";
 // The words beside the picture: one turn in full, and what each stage of the episode cost.
 
-const SHOWN_CALLS = 12, SHOWN_TOKENS = 1500;
+const SHOWN_CALLS = 12, SHOWN_TOKENS = 1500, SHOWN_CHARS = 1500;
 
-const block = (label, text, bad) => [el("h4", {}, label), el("pre", bad ? { class: "bad" } : {}, text)];
+const block = (label, text, bad) => [el("h4", {}, label), words(text, bad ? "bad" : "")];
+
+// Text as it is, the end of a long one behind a button.
+function words(text, kind = "") {
+  const node = el("pre", { class: kind }, text.slice(0, SHOWN_CHARS));
+  if (text.length > SHOWN_CHARS * 1.2) {
+    const more = button(`show all ${format(text.length)} characters`, () => { node.textContent = text; }, { class: "link" });
+    node.append("…\n", more);
+  } else node.textContent = text;
+  return node;
+}
 
 function button(label, action, attributes = {}) {
   const node = el("button", { type: "button", ...attributes }, label);
@@ -67,12 +77,12 @@ function callList(episode, turn, go) {
   const add = (from, to) => {
     for (let i = from; i < Math.min(to, turn.calls.length); i++) {
       const call = turn.calls[i], result = turn.results[i];
-      list.append(el("h4", {}, call.name), el("pre", {}, call.arguments));
+      list.append(el("h4", {}, call.name), words(call.arguments));
       if (call.child !== null) {
         const child = episode.agents[call.child];
         list.append(button(`${agentName(child)}: ${plural(child.turns.length, "turn")}, ${child.status} →`, () => go(call.child, 0), { class: "jump" }));
       }
-      if (result) list.append(el("pre", { class: result.error ? "result bad" : "result" }, (result.error ? `[${result.error}] ` : "") + result.text));
+      if (result) list.append(words((result.error ? `[${result.error}] ` : "") + result.text, result.error ? "result bad" : "result"));
     }
   };
   add(0, SHOWN_CALLS);
@@ -138,9 +148,11 @@ function diagnosis(episode, mode) {
       : `The longest turn of the orchestrator is turn ${worst + 1}, which works alone: ${share}.`;
   }
   const longest = episode.agents[byStep ? stage.longest : stage.longest_s], turns = longest.turns;
-  const took = byStep ? plural(stage.steps - 1, "step") : seconds(turns.length ? turns.at(-1).t[2] - turns[0].t[0] : 0);
-  const others = stage.subagents > 1 ? `; the median of its ${stage.subagents} sub-agents took ${byStep ? plural(stage.median, "step") : seconds(stage.median_s)}` : "";
-  return `Most goes into the orchestrator's turn ${worst + 1}: ${share}. It waits for ${agentName(longest)}, which took ${took}${others}.`;
+  const most = byStep ? stage.steps - 1 : turns.length ? turns.at(-1).t[2] - turns[0].t[0] : 0, middle = byStep ? stage.median : stage.median_s;
+  const say = n => byStep ? plural(n, "step") : seconds(n), start = `Most goes into the orchestrator's turn ${worst + 1}: ${share}.`;
+  if (stage.subagents > 1 && most < 1.2 * middle) return `${start} None of its ${stage.subagents} sub-agents stands out: the longest took ${say(most)}, the median ${say(middle)}.`;
+  const others = stage.subagents > 1 ? `; the median of its ${stage.subagents} sub-agents took ${say(middle)}` : "";
+  return `${start} It waits for ${agentName(longest)}, which took ${say(most)}${others}.`;
 }
 
 // Model, tools and neither, along the path by time.

@@ -65,18 +65,24 @@ class Scene {
     return [...groups.values()].filter(group => group.children.length);
   }
 
-  // How many agents are at work, over the whole episode: a turn that waits for sub-agents does not count.
+  // How many agents are at work, in bins over the whole episode, and the most at once. Waiting for sub-agents is no work.
   busyAgents() {
-    const bins = this.mode === "step" ? Math.min(this.span, 600) : 400, counts = new Float64Array(bins + 1);
-    for (const [row, lane] of this.lanes.entries()) {
-      for (let k = 0; k < lane.from.length; k++) {
-        const end = this.episode.agents[row].turns[k].spawned.length ? lane.model[k] : lane.to[k];
-        counts[Math.min(bins, Math.floor(lane.from[k] / this.span * bins))] += 1;
-        counts[Math.min(bins, Math.max(Math.floor(lane.from[k] / this.span * bins) + 1, Math.ceil(end / this.span * bins)))] -= 1;
-      }
-    }
-    for (let i = 1; i <= bins; i++) counts[i] += counts[i - 1];
-    return counts.subarray(0, bins);
+    const bins = this.mode === "step" ? Math.min(this.span, 600) : 400, counts = new Float64Array(bins), changes = [];
+    this.lanes.forEach((lane, agent) => {
+      let next = 0;  // an agent counts once in a bin
+      lane.from.forEach((from, k) => {
+        const end = this.episode.agents[agent].turns[k].spawned.length ? lane.model[k] : lane.to[k];
+        const first = Math.max(next, Math.floor(from / this.span * bins)), last = Math.min(bins, Math.ceil(end / this.span * bins));
+        for (let bin = first; bin < last; bin++) counts[bin]++;
+        next = Math.max(next, last);
+        changes.push([from, 1], [end, -1]);
+      });
+    });
+    changes.sort((x, y) => x[0] - y[0] || x[1] - y[1]);
+    this.mostBusy = 0;
+    let busy = 0;
+    for (const [, change] of changes) this.mostBusy = Math.max(this.mostBusy, busy += change);
+    return counts;
   }
 
   setOrder(order) {
@@ -213,7 +219,7 @@ class Scene {
     }
     ctx.fillStyle = color.soft;
     ctx.textAlign = "right";
-    ctx.fillText(this.width < 560 ? `busy: ${most}` : `busy agents: ${most}`, this.left - 10, top + height / 2);
+    ctx.fillText(this.width < 560 ? `busy: ${this.mostBusy}` : `busy agents: ${this.mostBusy}`, this.left - 10, top + height / 2);
     if (this.view.kx > this.fitKx * 1.001) {
       const a = this.left + this.view.x / this.span * this.plotWidth, w = this.plotWidth / this.view.kx / this.span * this.plotWidth;
       ctx.fillStyle = color.critical;
@@ -286,20 +292,21 @@ class Scene {
       const hits = this.matches && this.matches[index];
       for (let k = firstAfter(lane.to, view.x); k < turns.length && lane.from[k] <= right; k++) {
         if (lane.critical[k] !== critical) continue;
-        const turn = turns[k], a = this.X(lane.from[k]), b = this.X(lane.to[k]), gap = byStep && b - a > 6 ? 1 : 0;
-        ctx.globalAlpha = this.matches && !(hits && hits[k]) ? 0.22 : 1;
+        const turn = turns[k], a = this.X(lane.from[k]), b = this.X(lane.to[k]), gap = b - a > 5 ? 1 : 0;
+        ctx.globalAlpha = this.matches && !hits[k] ? 0.25 : 1;
         if (!byStep) {
           ctx.fillStyle = critical ? color["critical-wait"] : color.wait;
-          ctx.fillRect(a, y, Math.max(1, b - a), thick);
+          ctx.fillRect(a + gap, y, Math.max(1, b - a - gap), thick);
         }
-        ctx.fillStyle = turn.malformed ? color.bad : critical ? color.critical : color.bar;
+        ctx.fillStyle = turn.malformed ? color.bad : critical ? color.critical : this.matches && hits[k] ? color.trained : color.bar;
         const solid = this.X(lane.model[k]);
-        ctx.fillRect(a + gap, y, Math.max(1, solid - a - 2 * gap), thick);
+        ctx.fillRect(a + gap, y, Math.max(1, solid - a - gap), thick);
         if (thick > 6 && b - a > 4 && turn.results.some(result => result.error)) {
           ctx.fillStyle = color.bad;
           ctx.fillRect(a + gap, y + thick - 3, Math.max(2, b - a - 2 * gap), 3);
         }
-        if (thick > 12 && solid - a > 26) this.drawInside(turn, critical, a + 5, y + thick / 2, solid - a - 8);
+        const strong = critical || turn.malformed || (this.matches && hits[k]);
+        if (thick > 12 && solid - a > 26) this.drawInside(turn, strong, a + 5, y + thick / 2, solid - a - 8);
         ctx.globalAlpha = 1;
         if (this.selected && this.selected.agent === index && this.selected.turn === k) {
           ctx.lineWidth = 2;
@@ -311,12 +318,12 @@ class Scene {
   }
 
   // What a turn did, as far as there is room for it.
-  drawInside(turn, critical, x, y, room) {
+  drawInside(turn, strong, x, y, room) {
     const name = turn.calls.length ? turn.calls[0].name : turn.malformed ? "malformed" : "answer";
     const launched = turn.spawned.length ? `+${turn.spawned.length}` : "";
     const text = [launched || name, name, `${name} ${launched}`].filter(t => t.length * 6.4 < room).pop();
     if (!text) return;
-    this.ctx.fillStyle = critical || turn.malformed ? this.color["on-bar"] : this.color.ink;
+    this.ctx.fillStyle = strong ? this.color["on-bar"] : this.color.ink;
     this.ctx.textAlign = "left";
     this.ctx.fillText(text, x, y + 0.5);
   }
@@ -333,7 +340,8 @@ class Scene {
     ctx.textAlign = "right";
     for (const { row, index, rank } of rows) {
       const middle = this.Y(row) + view.lane / 2, bottom = STRIP + this.plotHeight;
-      if (middle < STRIP || middle > bottom) continue;
+      const edge = view.lane < 13 ? 0 : 6;
+      if (middle < STRIP + edge || middle > bottom - edge) continue;
       const y = Math.min(bottom - 6, Math.max(STRIP + 7, middle));
       if (view.lane < 13 && taken.some(other => Math.abs(other - y) < 14)) continue;
       taken.push(y);

@@ -16,8 +16,7 @@ async function unpackEpisode(index) {
 
 // Ids, texts and log-probs of a turn's sampled tokens; empty where the page holds none.
 function turnTokens(episode, turn) {
-  if (!episode.n_tokens) return [];
-  return Array.from({ length: turn.tokens }, (_, i) => {
+  return Array.from({ length: turn.held }, (_, i) => {
     const at = turn.first + i, [id, text] = episode.vocab[episode.tokenPlaces[at]];
     return { id, text: text || `[${id}]`, logprob: -episode.tokenCosts[at] / 1000 };
   });

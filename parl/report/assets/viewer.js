@@ -61,10 +61,10 @@ class Viewer {
       legend.append(el("span", { class: "box", style: `--c: var(--${color})` }, label));
     }
     legend.append(el("span", { class: "dots", style: "--c: var(--bar)" }, "done, others are not"));
-    this.board = el("div", { class: "board" }, ui.canvas, legend, el("details", { class: "keys" }, el("summary", {}, "Keys and gestures"), keys));
+    this.board = el("div", { class: "board" }, ui.canvas);
     this.panel = el("aside", { class: "panel", "aria-label": "The chosen turn" }, el("div", { class: "panel-head" }, ui.head, ui.nav), ui.body);
     section.append(el("div", { class: "card viewer" }, el("div", { class: "bar" }, ui.select, toggle, ui.order), ui.prompt, ui.figures, ui.why, ui.split, tools,
-      el("div", { class: "split" }, this.board, this.panel), ui.stages, ui.said));
+      el("div", { class: "split" }, this.board, this.panel), legend, ui.stages, el("details", { class: "keys" }, el("summary", {}, "Keys and gestures: drag to move, Ctrl + wheel or pinch to zoom"), keys), ui.said));
   }
 
   // ---------------------------------------------------------------- which episode, which turn
@@ -94,7 +94,7 @@ class Viewer {
     this.scene.fit();
     this.explain();
     this.search(this.query);
-    this.choose(null);
+    this.choose(null, 0, { address: false });
     requestAnimationFrame(() => performance.mark("episode-drawn"));
     return true;
   }
@@ -133,18 +133,19 @@ class Viewer {
   }
 
   async readAddress() {
-    const [name, agentId, turn] = location.hash.slice(1).split("/");
-    const index = DATA.episodes.findIndex(e => name && e.id === decodeURIComponent(name));
-    if (name && index < 0 && document.getElementById(name)) return;
-    const wanted = Math.max(0, index);
+    const [name, agentId, turn] = location.hash.slice(1).split("/").map(readable);
+    const index = DATA.episodes.findIndex(e => e.id === name), wanted = Math.max(0, index);
     if (this.at !== wanted && !(await this.open(wanted))) return;
-    if (name && index < 0) this.ui.head.textContent = `This page does not hold the episode ${decodeURIComponent(name)}`;
-    if (index < 0 || !agentId) return;
-    const agent = this.episode.agents.findIndex(a => a.id === agentId.replaceAll(".", "/"));
-    if (agent < 0) { this.ui.head.textContent = `This episode has no agent ${agentId.replaceAll(".", "/")}`; return; }
-    const k = Math.min(Math.max(0, (parseInt(turn, 10) || 1) - 1), this.episode.agents[agent].turns.length - 1);
-    this.choose(agent, k, { reveal: true, address: false });
-    this.board.scrollIntoView({ block: "nearest" });
+    const agent = this.episode.agents.findIndex(a => a.id === (agentId || "").replaceAll(".", "/"));
+    if (agent < 0 || index < 0) {
+      this.choose(null, 0, { address: false });
+      if (index < 0 && agentId) this.ui.head.textContent = `This page does not hold the episode ${name}`;
+      else if (agentId) this.ui.head.textContent = `This episode has no agent ${agentId.replaceAll(".", "/")}`;
+    } else {
+      const k = Math.min(Math.max(0, (parseInt(turn, 10) || 1) - 1), this.episode.agents[agent].turns.length - 1);
+      this.choose(agent, k, { reveal: true, address: false });
+    }
+    if (index >= 0) this.board.scrollIntoView({ block: "nearest" });
   }
 
   setMode(mode) {
@@ -251,7 +252,10 @@ class Viewer {
     body.setAttribute("tabindex", 0);
     body.setAttribute("role", "region");
     body.setAttribute("aria-label", "Turn");
-    select.addEventListener("change", async () => { if (await this.open(+select.value)) { history.pushState(null, "", `#${encodeURIComponent(this.episode.id)}`); } });
+    select.addEventListener("change", () => {
+      history.pushState(null, "", `#${encodeURIComponent(DATA.episodes[+select.value].id)}`);
+      this.open(+select.value);
+    });
     order.addEventListener("change", () => { this.scene.setOrder(order.value); this.scene.request(); });
     let timer = 0;
     search.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(() => this.search(search.value), 120); });
@@ -279,7 +283,9 @@ class Viewer {
       return this.scene.clamp();
     }
     const hit = this.scene.pick(px, py);
-    if (hit) this.choose(hit.agent, hit.turn);
+    if (!hit) return;
+    this.choose(hit.agent, hit.turn);
+    if (innerWidth < 1000) this.panel.firstChild.scrollIntoView({ block: "nearest", behavior: "smooth" });  // the turn is below the picture
   }
 
   wheel(event, [px, py]) {
@@ -310,6 +316,11 @@ class Viewer {
     }
     this.pointers.set(event.pointerId, [px, py]);
   }
+}
+
+// A part of the address as it was before it was encoded; a damaged one as it stands.
+function readable(part) {
+  try { return decodeURIComponent(part); } catch { return part; }
 }
 
 const swarmSection = document.getElementById("swarm");
