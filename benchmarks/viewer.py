@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,9 +34,9 @@ from rollouts.store import EpisodeStore
 
 STARTERS = Path(__file__).parents[1] / "configs" / "starters"
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe"
-).split()
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe",
+)  # fmt: skip
 
 
 def chromium() -> str | None:
@@ -195,7 +196,9 @@ def _wave(rng, tokenizer, root, traces, lengths, texts, count, now) -> float:
     for _ in range(count):
         agent_id = f"0/{len(traces)}"
         name, prompt = "finder", rng.choice(texts)[:300]
-        trace = Trace(agent_id=agent_id, role=Role.SUBAGENT, name=name, parent="0", parent_turn=len(root.turns), prompt=prompt)
+        trace = Trace(
+            agent_id=agent_id, role=Role.SUBAGENT, name=name, parent="0", parent_turn=len(root.turns), prompt=prompt
+        )
         clock = turn.t_model + rng.random() * 2
         for k in range(lengths[len(traces)]):
             clock = _turn(rng, tokenizer, trace, texts, clock, last=k == lengths[len(traces)] - 1)
@@ -210,8 +213,7 @@ def _wave(rng, tokenizer, root, traces, lengths, texts, count, now) -> float:
         turn.results.append(ToolResult(text=trace.message, error=error, latency_s=clock - turn.t_model))
         traces.append(trace)
     turn.t_end = max(ends)
-    text = json.dumps([call.arguments for call in turn.calls])
-    _sampled(rng, tokenizer, root, turn, text)
+    _sampled(rng, tokenizer, root, turn)
     root.turns.append(turn)
     return turn.t_end
 
@@ -222,18 +224,27 @@ def _turn(rng, tokenizer, trace, texts, now, last=False) -> float:
     text = rng.choice(texts)[:400] if last else rng.choice(texts)[: rng.randrange(120)]
     turn.content, turn.t_end = text, turn.t_model
     if not last:
-        call = ToolCall(id=f"functions.search:{len(trace.turns)}", name=rng.choice(["search", "open_page"]), arguments={"query": rng.choice(texts)[:60]})
+        call = ToolCall(
+            id=f"functions.search:{len(trace.turns)}",
+            name=rng.choice(["search", "open_page"]),
+            arguments={"query": rng.choice(texts)[:60]},
+        )
         late = rng.random() < 0.02
-        result = ToolResult(text="\n".join(rng.sample(texts, 6))[:1200], error=ErrorKind.TIMEOUT if late else None, latency_s=rng.uniform(0.1, 0.6))
+        result = ToolResult(
+            text="\n".join(rng.sample(texts, 6))[:1200],
+            error=ErrorKind.TIMEOUT if late else None,
+            latency_s=rng.uniform(0.1, 0.6),
+        )
         turn.calls, turn.results, turn.t_end = [call], [result], turn.t_model + result.latency_s
-        text += json.dumps(call.arguments)
-    _sampled(rng, tokenizer, trace, turn, f"{text} {rng.choice(texts)[:200]}")
+    _sampled(rng, tokenizer, trace, turn)
     trace.turns.append(turn)
     return turn.t_end
 
 
-def _sampled(rng: Random, tokenizer: Tokenizer, trace: Trace, turn: Turn, text: str) -> None:
-    ids = tokenizer.encode(text)
+def _sampled(rng: Random, tokenizer: Tokenizer, trace: Trace, turn: Turn) -> None:
+    """Give ``turn`` the tokens of what it says, with made-up log-probs."""
+    calls = [f"{call.id} {call.name} {json.dumps(call.arguments)}" for call in turn.calls]
+    ids = tokenizer.encode("\n".join([turn.content, *calls]))
     turn.start, turn.end = len(trace.tokens), len(trace.tokens) + len(ids)
     trace.tokens += ids
     trace.mask += [True] * len(ids)
@@ -243,8 +254,9 @@ def _sampled(rng: Random, tokenizer: Tokenizer, trace: Trace, turn: Turn, text: 
 
 _PAN = """new Promise(done => {
   const canvas = document.querySelector("#swarm canvas"), box = canvas.getBoundingClientRect(), at = [], took = [];
-  const send = (type, x, y) => canvas.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, pointerId: 1, buttons: 1 }));
-  let x = box.x + box.width * 0.6, y = box.y + box.height * 0.5, drawn = 0;
+  const send = (type, x, y) => canvas.dispatchEvent(
+    new PointerEvent(type, { clientX: x, clientY: y, pointerId: 1, buttons: 1 }));
+  let x = box.x + box.width * 0.6, y = box.y + box.height * 0.5;
   canvas.setPointerCapture = () => {};
   viewer.scene.draw = function () {
     const began = performance.now();
@@ -252,8 +264,8 @@ _PAN = """new Promise(done => {
     took.push(performance.now() - began);
   };
   send("pointerdown", x, y);
-  requestAnimationFrame(function frame(now) {
-    at.push(now);
+  requestAnimationFrame(function frame() {
+    at.push(performance.now());
     if (at.length > FRAMES) {
       send("pointerup", x, y);
       delete viewer.scene.draw;
@@ -271,7 +283,7 @@ _PAN = """new Promise(done => {
 def pan(browser: Browser, frames: int = 180) -> tuple[float, float, float, int]:
     """(frames a second, the slowest in ms, ms that drawing takes, pictures drawn) while a pointer drags the picture."""
     at, took = browser.run(_PAN.replace("FRAMES", str(frames)))
-    gaps = [b - a for a, b in zip(at, at[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(at)]
     return 1000 * len(gaps) / sum(gaps), max(gaps), sum(took) / max(1, len(took)), len(took)
 
 
@@ -289,13 +301,18 @@ def measure(page: Path, axe: Path | None, shots: Path | None) -> None:
             fps, slowest, took, drawn = pan(browser)
             print(f"{name:34}{fps:8.1f} frames/s, slowest {slowest:.0f} ms; {drawn} drawn in {took:.1f} ms each")
         browser.run("viewer.scene.fit(); 0")
-        drawn = browser.run("(() => { const t = performance.now(); for (let i = 0; i < 50; i++) viewer.scene.draw(); return (performance.now() - t) / 50 })()")
+        drawn = browser.run(
+            "(() => { const t = performance.now(); for (let i = 0; i < 50; i++) viewer.scene.draw();"
+            " return (performance.now() - t) / 50 })()"
+        )
         print(f"{'drawing the whole episode':34}{drawn:8.1f} ms")
         asked = [url for url in browser.requests if not url.startswith(("file:", "about:", "data:", "blob:"))]
         print(f"{'requests to the network':34}{len(asked):8d} {asked[:3] or ''}")
         print(f"{'exceptions and console errors':34}{len(browser.problems):8d} {browser.problems[:3] or ''}")
-        if axe:
-            check(browser, axe)
+    for dark in (False, True) if axe else ():
+        with Browser(path, dark=dark) as browser:
+            browser.open(page)
+            check(browser, axe or Path(), "dark" if dark else "light")
     if shots:
         for name, size in {"wide": (1440, 1000), "phone": (390, 844)}.items():
             for dark in (False, True):
@@ -305,13 +322,15 @@ def measure(page: Path, axe: Path | None, shots: Path | None) -> None:
                     browser.screenshot(shots / f"{name}-{'dark' if dark else 'light'}.png")
 
 
-def check(browser: Browser, axe: Path) -> None:
+def check(browser: Browser, axe: Path, theme: str) -> None:
     """Run axe-core in the page, with a turn chosen and everything unfolded, and print what it finds."""
     browser.run(axe.read_text() + "; 0")
     browser.run("viewer.choose(1, 0); document.querySelectorAll('details').forEach(d => { d.open = true; }); 0")
-    found = browser.run("axe.run().then(r => r.violations.map(v => [v.impact, v.id, v.nodes.length, v.nodes[0].html.slice(0, 160), (v.nodes[0].any[0] || v.nodes[0].all[0] || {}).message]))")
+    found = browser.run(
+        "axe.run().then(r => r.violations.map(v => [v.impact, v.id, v.nodes.length, v.nodes[0].html.slice(0, 160)]))"
+    )
     serious = sum(impact in ("serious", "critical") for impact, *_ in found)
-    print(f"{'axe: findings, serious ones':34}{len(found):8d}, {serious}")
+    print(f"{f'axe, {theme}: findings, serious ones':34}{len(found):8d}, {serious}")
     for row in found:
         print("   ", *row)
 
@@ -339,7 +358,8 @@ def main() -> None:
             tokenizer.save(folder / "tokenizer.json")
             began = time.monotonic()
             page = write_report(folder, folder / "report.html")
-            print(f"{'writing it':34}{time.monotonic() - began:8.2f} s")
+            print(f"{'sampled tokens':34}{sum(len(trace.tokens) for trace in episode.traces):8d}")
+            print(f"{'writing the page':34}{time.monotonic() - began:8.2f} s")
         measure(page, options.axe, options.shots)
 
 

@@ -128,7 +128,8 @@ def _print_groups(result: dict) -> None:
 @app.command()
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN|STORE", help="a run's folder or its name below runs/; a store's folder; a shard")
+        Path,
+        typer.Argument(metavar="RUN|STORE", help="a run's folder or its name below runs/; a store's folder; a shard"),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in that folder.")] = None,
     episode: Annotated[

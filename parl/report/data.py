@@ -1,4 +1,7 @@
-"""What a run's folder or a store holds, read for the report. A missing piece becomes a note, a damaged one a :class:`UserError`."""
+"""What a run's folder or a store holds, read for the report.
+
+A missing piece becomes a note, a damaged one a :class:`UserError`.
+"""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _name(shard: _Shard, key: str, index: int) -> str:
 
 def _telling(found: list[_Shard]) -> list[tuple[_Shard, list[int]]]:
     """Of each kind's last step (and training's first) a few episodes; the baselines show the trained swarm's tasks."""
-    kinds = sorted({shard.kind for shard in found}, key=lambda kind: (list(_KINDS) + [kind]).index(kind))
+    kinds = sorted({shard.kind for shard in found}, key=lambda kind: [*_KINDS, kind].index(kind))
     result, tasks = [], []
     for kind in kinds:
         own = [shard for shard in found if shard.kind == kind]
@@ -154,5 +154,9 @@ def _tokenizer_folders(source: Path) -> list[Path]:
     """Where a tokenizer may lie: beside the source's policy, or in the cold starts beside the run."""
     folder = source.parent if source.is_file() else source
     runs = [folder, folder.parent]
-    cold = [path.parent for run in (folder.parent, folder.parent.parent) for path in sorted(run.glob("cold_start/*/tokenizer.json"))]
+    cold = [
+        path.parent
+        for run in (folder.parent, folder.parent.parent)
+        for path in sorted(run.glob("cold_start/*/tokenizer.json"))
+    ]
     return [*(run / name for run in runs for name in ("", "policy", "single_agent/policy")), *cold]

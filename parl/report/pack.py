@@ -1,12 +1,12 @@
 """Episodes as the page carries them: compressed, with their sampled tokens, small enough for a file to send around.
 
-A packed episode is the base64 form of a gzip stream of: the length of the JSON part (uint32), the JSON part of
-:func:`parl.report.timeline.episode_to_timeline` padded to a multiple of four, the sampled tokens of all turns one behind
-the other as positions in ``vocab`` (uint32), and their log-probs (uint16). All numbers are little endian. Beside the
-timeline's fields the JSON part has ``vocab`` ([token id, its text] of each token that occurs) and ``n_tokens``; each
-turn has ``first`` and ``held`` (where its tokens begin, and how many the page has) and ``version`` (of the policy that
-sampled them). A log-prob is stored as
-its negative in thousandths, 65,535 standing for all from -65.535 down.
+A packed episode is the base64 form of a gzip stream of: the length of the JSON part (uint32), the JSON part, which is
+:func:`parl.report.timeline.episode_to_timeline` padded to a multiple of four bytes, the sampled tokens of all turns
+one behind the other as positions in ``vocab`` (uint32), and their log-probs (uint16). All numbers are little endian.
+Beside the timeline's fields the JSON part has ``vocab`` ([token id, its text] of each token that occurs) and
+``n_tokens``; each turn has ``first`` and ``held`` (where its tokens begin, and how many the page has) and ``version``
+(of the policy that sampled them). A log-prob is stored as its negative in thousandths, 65,535 standing for all from
+-65.535 down.
 """
 
 from __future__ import annotations

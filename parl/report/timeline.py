@@ -140,7 +140,7 @@ def _agent(
 def _turn(
     turn: Turn, column: int, on: list[bool], place: dict[str, int], by_id: dict[str, Trace], cut: Cut
 ) -> dict[str, Any]:
-    """``critical``: on the path by step, by time. ``t``: asked, answered, results in. ``child``: whom a call launched."""
+    """``critical``: on the path by step, by time. ``t``: asked, answered, results in. ``child``: whom a call began."""
     children = _children(turn, by_id)
     return {
         "column": column,

@@ -186,7 +186,7 @@ def make_run(folder: Path) -> Path:
 
 
 def unpack(packed: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """(JSON part, positions in ``vocab``, log-probs in thousandths) of a packed episode: what the page's script does."""
+    """(JSON part, positions in ``vocab``, log-probs in thousandths) of a packed episode, as the page reads it."""
     content = gzip.decompress(base64.b64decode(packed))
     length = int(np.frombuffer(content[:4], "<u4")[0])
     data = json.loads(content[4 : 4 + length])
@@ -267,7 +267,15 @@ def test_page_asks_the_network_for_nothing_and_escapes_untrusted_text(run_dir: P
     assert all(not attrs.get("src") for _, attrs in page.tags)
     assert [attrs["href"] for tag, attrs in page.tags if tag == "link"] == ["data:,"]
     assert "default-src 'none'" in html
-    for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "alert(1)</"):
+    for forbidden in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "fetch(",
+        "alert(1)</",
+    ):
         assert forbidden not in html
     (shown,) = episodes_of(page)
     assert EVIL in shown["prompt"] and shown["family"] == EVIL
