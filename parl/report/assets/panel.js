@@ -136,23 +136,21 @@ function episodeFigures(episode) {
   return line;
 }
 
-// The stage that cost most, in a sentence.
+// The stage that cost most in a sentence, and the agent to look at.
 function diagnosis(episode, mode) {
-  const byStep = mode === "step", stages = episode.stages, cost = s => byStep ? s.steps : s.seconds;
-  if (!stages.length) return "The orchestrator took no turn.";
-  const worst = stages.reduce((best, s, i) => cost(s) > cost(stages[best]) ? i : best, 0), stage = stages[worst];
-  const all = byStep ? episode.critical_steps : stages.reduce((sum, s) => sum + s.seconds, 0);
-  const share = `${byStep ? `${stage.steps} of ${all} critical steps` : `${seconds(stage.seconds)} of ${seconds(all)}`}`;
+  const byStep = mode === "step", stages = episode.stages, cost = stage => byStep ? stage.steps : stage.seconds;
+  if (!stages.length) return { text: "The orchestrator took no turn." };
+  const worst = stages.reduce((best, stage, i) => cost(stage) > cost(stages[best]) ? i : best, 0), stage = stages[worst];
+  const all = stages.reduce((sum, each) => sum + cost(each), 0), say = n => byStep ? plural(n, "step") : seconds(n);
+  const share = byStep ? `${stage.steps} of ${all} critical steps` : `${seconds(stage.seconds)} of ${seconds(all)}`;
   if (!stage.subagents) {
-    return byStep && stage.steps === 1 ? `No turn of the orchestrator costs more than one step: ${plural(all, "turn")} one after the other.`
-      : `The longest turn of the orchestrator is turn ${worst + 1}, which works alone: ${share}.`;
+    return { text: byStep ? `One turn after the other, no step is shared: ${plural(all, "turn")} of the orchestrator.` : `The longest turn of the orchestrator is turn ${worst + 1}, which works alone: ${share}.` };
   }
-  const longest = episode.agents[byStep ? stage.longest : stage.longest_s], turns = longest.turns;
+  const agent = byStep ? stage.longest : stage.longest_s, turns = episode.agents[agent].turns, start = `Most goes into the orchestrator's turn ${worst + 1}: ${share}.`;
   const most = byStep ? stage.steps - 1 : turns.length ? turns.at(-1).t[2] - turns[0].t[0] : 0, middle = byStep ? stage.median : stage.median_s;
-  const say = n => byStep ? plural(n, "step") : seconds(n), start = `Most goes into the orchestrator's turn ${worst + 1}: ${share}.`;
-  if (stage.subagents > 1 && most < 1.2 * middle) return `${start} None of its ${stage.subagents} sub-agents stands out: the longest took ${say(most)}, the median ${say(middle)}.`;
+  if (stage.subagents > 1 && most < 1.2 * middle) return { text: `${start} None of its ${stage.subagents} sub-agents stands out: the longest took ${say(most)}, the median ${say(middle)}.`, agent };
   const others = stage.subagents > 1 ? `; the median of its ${stage.subagents} sub-agents took ${say(middle)}` : "";
-  return `${start} It waits for ${agentName(longest)}, which took ${say(most)}${others}.`;
+  return { text: `${start} It waits for ${agentName(episode.agents[agent])}, which took ${say(most)}${others}.`, agent };
 }
 
 // Model, tools and neither, along the path by time.

@@ -4,7 +4,7 @@
 // pixels of lanes lie above the plot's top, lane the height of one.
 
 const STRIP = 44, AXIS = 36, MAX_LANE = 26;
-const COLORS = ["card", "ink", "soft", "line", "grid", "band", "trained", "critical", "critical-wait", "bar", "wait", "bad", "on-bar"];
+const COLORS = ["card", "ink", "soft", "line", "grid", "band", "trained", "critical", "critical-wait", "bar", "wait", "bad", "fault", "on-bar"];
 
 class Scene {
   constructor(canvas) {
@@ -286,23 +286,24 @@ class Scene {
 
   drawBars(first, last, critical) {
     const { ctx, color, view } = this, right = view.x + this.plotWidth / view.kx, byStep = this.mode === "step";
-    const thick = view.lane > 12 ? view.lane - 8 : Math.max(1, view.lane * 0.75), inset = (view.lane - thick) / 2;
+    const dense = view.lane < 5;  // too low for details
+    const thick = view.lane > 12 ? view.lane - 8 : Math.max(1, view.lane * (dense ? 0.9 : 0.75)), inset = (view.lane - thick) / 2;
     for (let row = first; row <= last; row++) {
       const index = this.order[row], lane = this.lanes[index], turns = this.episode.agents[index].turns, y = this.Y(row) + inset;
       const hits = this.matches && this.matches[index];
       for (let k = firstAfter(lane.to, view.x); k < turns.length && lane.from[k] <= right; k++) {
         if (lane.critical[k] !== critical) continue;
-        const turn = turns[k], a = this.X(lane.from[k]), b = this.X(lane.to[k]), gap = b - a > 5 ? 1 : 0;
+        const turn = turns[k], a = this.X(lane.from[k]), b = this.X(lane.to[k]), gap = b - a > 5 && !dense ? 1 : 0;
         ctx.globalAlpha = this.matches && !hits[k] ? 0.25 : 1;
-        if (!byStep) {
+        if (!byStep && !dense) {
           ctx.fillStyle = critical ? color["critical-wait"] : color.wait;
           ctx.fillRect(a + gap, y, Math.max(1, b - a - gap), thick);
         }
-        ctx.fillStyle = turn.malformed ? color.bad : critical ? color.critical : this.matches && hits[k] ? color.trained : color.bar;
-        const solid = this.X(lane.model[k]);
+        ctx.fillStyle = turn.malformed ? color.fault : critical ? color.critical : this.matches && hits[k] ? color.trained : color.bar;
+        const solid = dense && !turn.spawned.length ? b : this.X(lane.model[k]);
         ctx.fillRect(a + gap, y, Math.max(1, solid - a - gap), thick);
         if (thick > 6 && b - a > 4 && turn.results.some(result => result.error)) {
-          ctx.fillStyle = color.bad;
+          ctx.fillStyle = color.fault;
           ctx.fillRect(a + gap, y + thick - 3, Math.max(2, b - a - 2 * gap), 3);
         }
         const strong = critical || turn.malformed || (this.matches && hits[k]);

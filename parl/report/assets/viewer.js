@@ -2,7 +2,7 @@
 // The swarm viewer: one episode at a time, chosen by the list or by the address (#episode/agent/turn).
 
 const HELP = [
-  ["drag, arrow of a scroll wheel", "move the picture"], ["Ctrl or ⌘ + wheel, pinch, + and −", "zoom"], ["0", "the whole episode"],
+  ["drag, wheel (with Shift sideways)", "move the picture"], ["Ctrl or ⌘ + wheel, pinch, + and −", "zoom"], ["0", "the whole episode"],
   ["← →", "the agent's turn before or after"], ["↑ ↓", "the lane above or below"], ["c and C", "the critical path: next turn, turn before"],
   ["u", "up to the turn that launched this agent"], ["t", "by step, by time"], ["/", "search"], ["n and N", "next match, match before"],
   ["Shift + arrows", "move the picture"], ["Esc", "nothing chosen"],
@@ -57,7 +57,7 @@ class Viewer {
     const keys = el("dl", { id: "viewer-keys" });
     for (const [key, what] of HELP) keys.append(el("dt", {}, key), el("dd", {}, what));
     const legend = el("div", { class: "legend" });
-    for (const [color, label] of [["critical", "critical path"], ["bar", "off it"], ["wait", "by time: waiting for tools or sub-agents"], ["bad", "an error, or malformed"]]) {
+    for (const [color, label] of [["critical", "critical path"], ["bar", "off it"], ["wait", "by time: waiting for tools or sub-agents"], ["fault", "a tool's error, or malformed"]]) {
       legend.append(el("span", { class: "box", style: `--c: var(--${color})` }, label));
     }
     legend.append(el("span", { class: "dots", style: "--c: var(--bar)" }, "done, others are not"));
@@ -99,7 +99,11 @@ class Viewer {
     return true;
   }
 
-  explain() { this.ui.why.textContent = diagnosis(this.episode, this.scene.mode); }
+  explain() {
+    const { text, agent } = diagnosis(this.episode, this.scene.mode);
+    this.ui.why.replaceChildren(text);
+    if (agent !== undefined) this.ui.why.append(button("go there", () => this.choose(agent, 0, { reveal: true }), { class: "link" }));
+  }
 
   // Chooses a turn: shows it, and puts it into the address. `quiet` replaces the last address instead of adding one.
   choose(agent, turn = 0, { reveal = false, quiet = false, address = true } = {}) {
