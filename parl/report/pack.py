@@ -63,7 +63,8 @@ def _container(episode: Episode, tokenizer: Tokenizer | None, cut: Cut, tokens: 
     vocab, places = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
     data["vocab"] = [[index, _text(tokenizer, index)] for index in vocab.tolist()]
     data["n_tokens"] = len(ids)
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    # a model may write lone surrogates, into the name of an agent or an argument, which no encoding can carry
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
     text += b" " * (-len(text) % 4)
     thousandths = np.nan_to_num(-1000.0 * np.asarray(logprobs, dtype=np.float64), nan=65_535, posinf=65_535)
     arrays = (places.astype("<u4"), np.clip(np.rint(thousandths), 0, 65_535).astype("<u2"))

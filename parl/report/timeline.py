@@ -26,7 +26,6 @@ class Cut:
 
     def __call__(self, text: str, limit: int) -> str:
         """``text``, or its beginning and the number of characters left out."""
-        text = text.encode("utf-8", "replace").decode()  # a lone surrogate would make the page unreadable
         return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters in the store)"
 
 

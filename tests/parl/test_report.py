@@ -343,9 +343,18 @@ def test_timeline_of_a_nested_and_unfinished_swarm() -> None:
 def test_an_episode_without_a_turn_is_shown() -> None:
     episode = serial_episode()
     episode.traces = [make_trace("0", [])]
-    episode.status, episode.error = EpisodeStatus.FAILED, "boom \ud800"
+    episode.status, episode.error = EpisodeStatus.FAILED, "boom"
     timeline = episode_to_timeline(episode)
-    assert timeline["stages"] == [] and timeline["critical_steps"] == 0 and timeline["error"] == "boom ?"
+    assert timeline["stages"] == [] and timeline["critical_steps"] == 0 and timeline["error"] == "boom"
+
+
+def test_text_that_no_encoding_can_carry_does_not_stop_the_page() -> None:
+    episode = swarm_episode(width=1)
+    episode.traces[1].name = "odd \ud800"
+    episode.orchestrator.turns[0].calls[0].arguments["query"] = "\ud800"
+    packed, _ = pack(episode, None) or pytest.fail("too large")
+    agents = unpack(packed)[0]["agents"]
+    assert agents[1]["name"] == "odd ?" and agents[0]["turns"][0]["calls"][0]["arguments"] == '{"query": "?"}'
 
 
 def speaking_episode(tokenizer: Tokenizer, width: int = 12) -> Episode:

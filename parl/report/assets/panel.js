@@ -163,7 +163,7 @@ function timeSplit(episode) {
     if (!turn.spawned.length) tools += turn.t[2] - turn.t[1];
   }
   const rest = Math.max(0, (episode.wall_s || end) - model - tools);
-  return `Along the critical path by time: ${seconds(model)} in the model, ${seconds(tools)} in tools, ${seconds(rest)} neither (queues, start and end).`;
+  return `Along the critical path by time: ${seconds(model)} in the model, ${seconds(tools)} in tools, ${seconds(rest)} neither (between turns, start and end).`;
 }
 
 function stageTable(episode, go) {
