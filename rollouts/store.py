@@ -15,8 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,8 @@ class EpisodeStore:
 
     def steps(self, kind: str = "train") -> list[int]:
         """Steps that have a shard, ascending."""
-        return [step for other, step, _ in shards(self.folder) if other == kind]
+        names = [_SHARD.fullmatch(path.name) for path in self.folder.iterdir()]
+        return sorted(int(name[2]) for name in names if name and name[1] == kind)
 
     def discard_after(self, step: int, kind: str = "train") -> list[int]:
         """Delete the shards of all steps greater than ``step`` (what a resumed run has not done yet); returns those."""
@@ -119,78 +119,19 @@ class EpisodeStore:
         os.close(handle)
 
 
-def shards(folder: str | Path) -> list[tuple[str, int, Path]]:
-    """(kind, step, file) of all shards in ``folder``, by kind and step; empty where there is no such folder."""
-    folder = Path(folder)
-    names = [(_SHARD.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted((name[1], int(name[2]), path) for name, path in names if name)
-
-
 def read_shard(path: str | Path) -> tuple[list[Episode], int]:
-    """(episodes, policy version) of one shard file; :class:`StoreError` names a file or an episode that is damaged."""
-    file, version = _open(path)
-    with _named(path, "not a readable Parquet shard"):
-        rows = file.read().to_pylist()
-    tasks: dict[str, Task] = {}  # the episodes of a group share their task
-    return [_restored(path, number, row, tasks) for number, row in enumerate(rows)], version
-
-
-def read_columns(path: str | Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """A few columns of all episodes of a shard, without their tokens; ``rewards`` and ``metrics`` as dictionaries."""
-    file, _ = _open(path)
-    with _named(path, "not a readable Parquet shard"):
-        rows = file.read(columns=list(columns)).to_pylist()
-    for number, row in enumerate(rows):
-        for name in {"rewards", "metrics"} & row.keys():
-            with _named(path, f"episode {number} is damaged: its {name}"):
-                row[name] = json.loads(row[name])
-    return rows
-
-
-def read_episodes(path: str | Path, numbers: Sequence[int]) -> list[Episode]:
-    """The episodes with these row numbers of a shard, in this order; only their row groups are read."""
-    file, _ = _open(path)
-    wanted = set(numbers)
-    found: dict[int, Episode] = {}
-    tasks: dict[str, Task] = {}
-    first = 0
-    for group in range(file.metadata.num_row_groups):
-        rows = range(first, first + file.metadata.row_group(group).num_rows)
-        first = rows.stop
-        if inside := sorted(wanted.intersection(rows)):
-            with _named(path, f"episodes {rows.start} to {rows.stop - 1} cannot be read"):
-                table = file.read_row_group(group)
-            for number in inside:
-                with _named(path, f"episode {number} is damaged"):
-                    row = table.slice(number - rows.start, 1).to_pylist()[0]
-                found[number] = _restored(path, number, row, tasks)
-    return [found[number] for number in numbers]
-
-
-def _open(path: str | Path) -> tuple[pq.ParquetFile, int]:
-    """(the shard, its policy version); checks the schema version."""
-    with _named(path, "not a readable Parquet shard"):
-        file = pq.ParquetFile(path)
-    meta = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
+    """(episodes, policy version) of one shard file; :class:`StoreError` names a file that is not one."""
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path}: not a readable Parquet shard ({error})") from error
+    meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     version = meta.get("parl_schema")
     if version != str(SCHEMA_VERSION):
         found = f"has schema version {version}" if version else "was not written by parl"
         raise StoreError(f"{path}: {found}; this parl reads schema version {SCHEMA_VERSION}")
-    return file, int(meta["policy_version"])
-
-
-def _restored(path: str | Path, number: int, row: dict[str, Any], tasks: dict[str, Task]) -> Episode:
-    with _named(path, f"episode {number} ({row['task_key']}#{row['index']}) is damaged"):
-        return _episode(row, tasks)
-
-
-@contextmanager
-def _named(path: str | Path, what: str) -> Iterator[None]:
-    """Whatever a damaged file raises, as a :class:`StoreError` that says where."""
-    try:
-        yield
-    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StoreError(f"{path}: {what} ({type(error).__name__}: {error})") from error
+    tasks: dict[str, Task] = {}  # the episodes of a group share their task
+    return [_episode(row, tasks) for row in table.to_pylist()], int(meta["policy_version"])
 
 
 def _episode_row(episode: Episode) -> dict[str, Any]:

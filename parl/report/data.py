@@ -14,7 +14,7 @@ from typing import Any
 from parl.errors import UserError
 from parl.report.episodes import load_episodes
 from parl.tracking import read_rows
-from rollouts.store import shards
+from rollouts.lookup import shards
 
 FAMILIES = ("wide", "list", "swap", "chain", "single_fact")
 

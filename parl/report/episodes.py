@@ -10,7 +10,8 @@ from typing import Any
 from parl.errors import UserError
 from parl.report.pack import LIMIT, find_tokenizer, heading, pack
 from rollouts.episode import Episode
-from rollouts.store import StoreError, read_columns, read_episodes, shards
+from rollouts.lookup import read_columns, read_episodes, shards
+from rollouts.store import StoreError
 
 # Kinds of shards in the order in which the page shows them, how it calls them, and how many episodes it takes of each
 _KINDS = {

@@ -13,7 +13,7 @@ import pytest
 
 from envs.base import ErrorKind, Gold, Oracle, Role, Task, ToolCall, ToolResult
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.store import EpisodeStore, StoreError, read_columns, read_episodes, read_shard
+from rollouts.store import EpisodeStore, StoreError
 
 TASK = Task(
     key="k1",
@@ -217,29 +217,3 @@ def test_a_training_step_of_960_traces_is_written_and_read_within_a_second_each(
 def test_the_store_imports_without_torch():
     code = "import sys, rollouts.store, rollouts.critical_path; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_single_episodes_and_columns_are_read_without_the_rest(tmp_path, monkeypatch):
-    monkeypatch.setattr("rollouts.store._ROW_GROUP", 2)
-    written = [make_episode(index) for index in range(5)]
-    path = EpisodeStore(tmp_path).write(0, written, policy_version=0)
-    assert plain(read_episodes(path, [4, 0, 3])) == plain([written[4], written[0], written[3]])
-    assert read_columns(path, ["index", "metrics"])[1] == {"index": 1, "metrics": written[1].metrics}
-
-
-def test_a_damaged_episode_is_named_with_its_file_and_the_others_can_be_read(tmp_path):
-    path = EpisodeStore(tmp_path).write(0, [make_episode(index) for index in range(3)], policy_version=0)
-    table = pq.read_table(path)
-    traces = table.column("traces").to_pylist()
-    traces[1] = traces[1][:99]
-    column = table.schema.get_field_index("traces")
-    pq.write_table(table.set_column(column, table.schema.field(column), pa.array(traces, pa.large_string())), path)
-    for read in (read_shard, lambda path: read_episodes(path, [1])):
-        with pytest.raises(StoreError, match=r"train-000000\.parquet: episode 1 \(k1#1\) is damaged"):
-            read(path)
-    assert plain(read_episodes(path, [2])) == plain([make_episode(2)])
-    content = bytearray(path.read_bytes())
-    content[40:400] = bytes(360)
-    path.write_bytes(bytes(content))
-    with pytest.raises(StoreError, match=r"train-000000\.parquet: .*(cannot be read|damaged)"):
-        read_episodes(path, [2])
