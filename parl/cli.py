@@ -127,15 +127,22 @@ def _print_groups(result: dict) -> None:
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, or its name below runs/")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/report.html")] = None,
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|STORE", help="a run's folder or its name below runs/; a store's folder; a shard"),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in that folder.")] = None,
+    episode: Annotated[
+        list[str] | None, typer.Option("--episode", "-e", help="Show this one: TASK or TASK#INDEX; may be repeated.")
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run: verdict, curves, swarm timelines."""
+    """Write one self-contained HTML page about a run or a store: verdict, curves, swarm viewer."""
     with _reported():
         from parl.report import write_report
 
         run_dir = run if run.exists() or not (Path("runs") / run).is_dir() else Path("runs") / run
-        typer.echo(f"wrote {write_report(run_dir, out or run_dir / 'report.html')}")
+        folder = run_dir.parent if run_dir.is_file() else run_dir
+        typer.echo(f"wrote {write_report(run_dir, out or folder / 'report.html', episode or [])}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Held-out evaluation: every policy on the same tasks, one table, the summary file, timelines and the report."""
+"""Held-out evaluation: every policy on the same tasks, one table, the summary file and the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from parl.errors import UserError
 from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.report import write_report
-from parl.report.timeline import episode_to_timeline
 from parl.start import starting_policy
 from parl.state import Checkpoints, State
 from parl.table import print_table
@@ -31,7 +30,6 @@ from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.store import EpisodeStore
 
-_TIMELINES = 4
 Policies = dict[str, tuple[Path, bool]]  # label -> (folder of the policy, whether it may spawn)
 
 
@@ -45,7 +43,7 @@ def evaluate_policies(
     memory: PeakMemory,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Evaluate, write ``summary.json``, ``timelines.json`` and ``report.html`` in ``run_dir``; returns the summary."""
+    """Evaluate, write ``summary.json`` and ``report.html`` in ``run_dir``; returns the summary."""
     store = EpisodeStore(run_dir / "eval")
     summary: dict[str, Any] = {}
     with _collector(config, cold) as collector:
@@ -54,8 +52,6 @@ def evaluate_policies(
             episodes = evaluate_policy(config, collector, folder, spawning=spawning)
             store.write(0, episodes, policy_version=0, kind=label)
             summary[label] = evaluation_table(episodes)
-            if label == "trained":
-                _write(run_dir / "timelines.json", [episode_to_timeline(e) for e in _telling(episodes)])
     summary |= {
         "wall_s": round(time.monotonic() - began, 1),
         "peak_rss_gib": round(memory.peak_gib, 2),
@@ -128,15 +124,6 @@ def run_eval(config: Config, *, model: Path | None = None, single_agent: bool = 
         with _collector(config, cold) as collector:
             episodes = evaluate_policy(config, collector, folder, spawning=not single_agent)
     return evaluation_table(episodes)
-
-
-def _telling(episodes: list[Episode]) -> list[Episode]:
-    """A few episodes worth looking at: the widest swarms first, then one of each other family."""
-    by_width = sorted(episodes, key=lambda e: -len(e.subagents))
-    chosen = by_width[:2]
-    for family in ("list", "swap", "chain"):
-        chosen += [e for e in episodes if e.task.family == family and e not in chosen][:1]
-    return chosen[: _TIMELINES + 1]
 
 
 def _write(path: Path, value: Any) -> None:
