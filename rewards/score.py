@@ -44,4 +44,5 @@ def score_episode(episode: Episode, weights: Weights, cap: int) -> None:
 
 
 def _sampled(episode: Episode, role: Role) -> int:
-    return sum(sum(trace.mask) for trace in episode.traces if trace.role is role)
+    # by turns, not by the mask, which an outline (rollouts.outline) does not have: what was sampled is a turn, always
+    return sum(turn.end - turn.start for trace in episode.traces if trace.role is role for turn in trace.turns)
