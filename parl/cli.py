@@ -27,6 +27,9 @@ ConfigArg = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, e.g. trainer.steps=20 seed=2")
 ]
+StoreArg = Annotated[Path, typer.Argument(metavar="STORE", help="a run's folder or name, a store's folder, or a shard")]
+Kind = Annotated[str | None, typer.Option("--kind", help="Only shards of this kind: train, trained, single_agent, ...")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Ignore caches and shipped weights: do it all.")]
 
 
@@ -123,6 +126,27 @@ def _print_groups(result: dict) -> None:
         cells = [numbers.get(column) for column in columns]
         table.add_row(name, *(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
     Console().print(table)
+
+
+@app.command()
+def rescore(
+    store: StoreArg,
+    overrides: Overrides = None,
+    rewards: Annotated[
+        Path | None, typer.Option("--rewards", metavar="CONFIG", help="Whose rewards section; default: the run's own.")
+    ] = None,
+    kind: Kind = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score stored episodes again, without a model: other rewards, another schedule, or a check of the stored ones."""
+    with _reported():
+        from parl.rescore import print_summary, rescore, rewards_config, write_rows
+
+        results = rescore(store, rewards_config(store, rewards, overrides), kind=kind)
+        if as_json:
+            write_rows(results)
+        else:
+            print_summary(results)
 
 
 @app.command()
