@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Iterator
@@ -101,31 +102,31 @@ def sft(
 def evaluate(
     config: ConfigArg,
     overrides: Overrides = None,
+    n: Annotated[int, typer.Option("--n", help="Attempts at each task.")] = 1,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first of the held-out tasks.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of tasks and sampling: eval.seed.")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", help="cold_start, trained, single_agent; may be given repeatedly.")
+    ] = None,
     model: Annotated[Path | None, typer.Option("--model", help="Weights to evaluate instead of the run's own.")] = None,
     single_agent: Annotated[bool, typer.Option("--single-agent", help="Without the tools that spawn.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Evaluate a policy on held-out tasks."""
-    with _reported():
+    """Evaluate a run's policies on held-out tasks: avg@k, max@k, pass@k with intervals, and costs. Resumable."""
+    with _reported("; the same command continues"):
         from parl.loading import load_config
 
-        resolved = load_config(config, overrides)
-        from parl.evaluate import run_eval
+        settings = [*(overrides or []), *([] if seed is None else [f"eval.seed={seed}"])]
+        resolved = load_config(config, settings)
+        from parl.attempts import run_eval
+        from parl.table import print_evaluation
 
-        _print_groups(run_eval(resolved, model=model, single_agent=single_agent))
-
-
-def _print_groups(result: dict) -> None:
-    """The evaluation as a table: a row for each group of tasks."""
-    from rich.console import Console
-    from rich.table import Table
-
-    groups = {name: numbers for name, numbers in result.items() if isinstance(numbers, dict)}
-    columns = list(dict.fromkeys(column for numbers in groups.values() for column in numbers))
-    table = Table("tasks", *columns)
-    for name, numbers in groups.items():
-        cells = [numbers.get(column) for column in columns]
-        table.add_row(name, *(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
-    Console().print(table)
+        options = {"n": n, "limit": limit, "policies": policy or ()}
+        result = run_eval(resolved, model=model, single_agent=single_agent, **options)
+        if as_json:
+            typer.echo(json.dumps(result, allow_nan=False))
+        else:
+            print_evaluation(result)
 
 
 @app.command()

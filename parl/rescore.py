@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 from parl.config import Config
 from parl.errors import UserError
@@ -102,7 +102,7 @@ def rescore(given: Path, rewards: Config | None = None, *, kind: str | None = No
                 )
 
 
-def write_rows(results: Iterator[Rescored], out: IO[str] | None = None) -> int:
+def write_rows(results: Iterator[Rescored], out: TextIO | None = None) -> int:
     """One JSON object a line, as they come; returns their number."""
     out, count = out or sys.stdout, 0
     for result in results:

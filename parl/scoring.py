@@ -11,6 +11,7 @@ from parl.stores import Store
 from rewards.parl import Weights
 from rewards.schedule import LinearAnneal, RewardSchedule
 from rewards.score import score_episode
+from rollouts.episode import Episode
 from rollouts.outline import Outline
 
 TRAIN = "train"  # the kind of a training step's shard
@@ -50,6 +51,10 @@ class Scoring:
         score_episode(outline.episode, weights, self.rewards.parallel_cap)
         return weights
 
+    def score_held_out(self, episode: Episode) -> None:
+        """The same for an episode of an evaluation."""
+        score_episode(episode, self._schedules[False].held_out, self.rewards.parallel_cap)
+
 
 def scoring_for(store: Store, rewards: Config | None) -> Scoring:
     """The given configuration's rewards, or those of the store's run.
@@ -59,8 +64,6 @@ def scoring_for(store: Store, rewards: Config | None) -> Scoring:
     own = load_config(store.run / "config.yaml", files=False) if store.run else None
     config = rewards or own
     if config is None:
-        raise UserError(
-            f"{store.folder} belongs to no run (no config.yaml above it): name a configuration, --rewards CONFIG"
-        )
+        raise UserError(f"{store.folder} belongs to no run (no config.yaml above it): name one with --rewards CONFIG")
     named = "steps" in config.trainer.model_fields_set
     return Scoring(rewards=config.rewards, steps=(config if named or own is None else own).trainer.steps)

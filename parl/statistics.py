@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+Values = Sequence[float] | np.ndarray
 _NORMAL = NormalDist()
 
 
@@ -47,7 +48,7 @@ class Bootstrap:
         counts_BT = np.bincount(flat.ravel(), minlength=resamples * tasks).reshape(resamples, tasks)
         self._weights_BT = counts_BT / tasks
 
-    def mean(self, values_T: Sequence[float], *, bounds: tuple[float, float] | None = None) -> Interval:
+    def mean(self, values_T: Values, *, bounds: tuple[float, float] | None = None) -> Interval:
         """The mean over tasks. ``bounds`` are the values' own, where they have any: (0, 1) for a score."""
         x_T = self._checked(values_T)
         low, high = self._ends(self._weights_BT @ x_T)
@@ -57,21 +58,19 @@ class Bootstrap:
             low, high = first - unseen * (first - bounds[0]), first + unseen * (bounds[1] - first)
         return Interval(float(x_T.mean()), low, high)
 
-    def difference(
-        self, a_T: Sequence[float], b_T: Sequence[float], *, bounds: tuple[float, float] | None = None
-    ) -> Interval:
+    def difference(self, a_T: Values, b_T: Values, *, bounds: tuple[float, float] | None = None) -> Interval:
         """Mean of b − a over the same tasks; ``bounds`` as in :meth:`mean`, those of a and b."""
         span = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
         return self.mean(self._checked(b_T) - self._checked(a_T), bounds=span)
 
-    def ratio(self, a_T: Sequence[float], b_T: Sequence[float]) -> Interval | None:
+    def ratio(self, a_T: Values, b_T: Values) -> Interval | None:
         """Mean of a over mean of b, the same tasks; None where b is 0 throughout a resample."""
         top_B, bottom_B = self._weights_BT @ self._checked(a_T), self._weights_BT @ self._checked(b_T)
         if np.any(bottom_B == 0):
             return None
         return Interval(float(np.mean(a_T) / np.mean(b_T)), *self._ends(top_B / bottom_B))
 
-    def _checked(self, values_T: Sequence[float] | np.ndarray) -> np.ndarray:
+    def _checked(self, values_T: Values) -> np.ndarray:
         x_T = np.asarray(values_T, dtype=float)
         if x_T.shape != (self.tasks,) or not np.isfinite(x_T).all():
             raise ValueError(f"needs {self.tasks} finite values, one a task, not an array of shape {x_T.shape}")
