@@ -23,7 +23,7 @@ from parl.config import Config
 from parl.errors import UserError
 from parl.evaluate import eval_collector
 from parl.loading import config_hash
-from parl.measures import Sample, attempt, estimates, groups, plain
+from parl.measures import Sample, attempt, estimates, groups, latest, plain
 from parl.progress import EpisodeBar
 from parl.scoring import Scoring
 from parl.sft import run_sft
@@ -138,17 +138,10 @@ def _digest(folder: Path) -> str:
 
 
 def _stored(policy: Policy, tasks: Sequence[Task], n: int) -> dict[tuple[str, int], Outline]:
-    """What the store holds of these tasks' first ``n`` attempts; of several the last that did not fail."""
+    """What the store holds of these tasks' first ``n`` attempts."""
     wanted = {task.key for task in tasks}
-    found: dict[tuple[str, int], Outline] = {}
-    for outline in read_outlines(shard_paths(policy.store, policy.label), texts=False):
-        episode = outline.episode
-        key = (episode.task.key, episode.index)
-        if key[0] not in wanted or episode.index >= n:
-            continue
-        if key not in found or episode.status is not EpisodeStatus.FAILED:
-            found[key] = outline
-    return found
+    found = latest(read_outlines(shard_paths(policy.store, policy.label), texts=False))
+    return {(task, index): outline for (task, index), outline in found.items() if task in wanted and index < n}
 
 
 def _missing(found: dict[tuple[str, int], Outline], tasks: Sequence[Task], n: int) -> dict[int, list[int]]:

@@ -151,6 +151,34 @@ def rescore(
 
 
 @app.command()
+def compare(
+    policies: Annotated[
+        list[str], typer.Argument(metavar="PATH[:LABEL]...", help="runs, stores or shards; the first is the reference")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write a page with plots, e.g. compare.html")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare policies on the same tasks: paired differences with intervals, regressions by task, trade-offs."""
+    with _reported():
+        from parl.compare import compare as compare_samples
+        from parl.compare import load_samples
+        from parl.compare_table import print_comparison
+        from parl.measures import plain
+
+        result = compare_samples(load_samples(policies))
+        if as_json:
+            typer.echo(json.dumps(plain(result), allow_nan=False))
+        else:
+            print_comparison(result)
+        if out:
+            from parl.compare_page import write_page
+
+            typer.echo(f"wrote {write_page(result, out)}", err=as_json)
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, or its name below runs/")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/report.html")] = None,

@@ -11,6 +11,7 @@ from typing import Any
 
 from parl.statistics import Bootstrap, Interval, best_of
 from rewards.aggregate import GROUPS
+from rollouts.episode import EpisodeStatus
 from rollouts.outline import Outline
 
 SCORE = (0.0, 1.0)
@@ -149,8 +150,11 @@ def shown(interval: Interval, digits: int = 3) -> str:
     return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
-def scored(outlines: Iterable[Outline], score: Callable[[Outline], Any]) -> Iterable[Attempt]:
-    """The attempts in ``outlines``, each scored by ``score`` first."""
+def latest(outlines: Iterable[Outline]) -> dict[tuple[str, int], Outline]:
+    """By task and attempt; of several the last that did not fail: an evaluation tries again what failed."""
+    found: dict[tuple[str, int], Outline] = {}
     for outline in outlines:
-        score(outline)
-        yield attempt(outline)
+        key = (outline.episode.task.key, outline.episode.index)
+        if key not in found or outline.episode.status is not EpisodeStatus.FAILED:
+            found[key] = outline
+    return found
