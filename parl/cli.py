@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from parl import cli_episodes
+from parl.cli_episodes import AsJson, Kind, StoreArg
+from parl.cli_errors import reported
 from parl.errors import UserError
 
 app = typer.Typer(
@@ -23,33 +23,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(cli_episodes.app, name="episodes")
 
 ConfigArg = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/quickstart.yaml")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, e.g. trainer.steps=20 seed=2")
 ]
-StoreArg = Annotated[Path, typer.Argument(metavar="STORE", help="a run's folder or name, a store's folder, or a shard")]
-Kind = Annotated[str | None, typer.Option("--kind", help="Only shards of this kind: train, trained, single_agent, ...")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Ignore caches and shipped weights: do it all.")]
-
-
-@contextmanager
-def _reported(hint: str = "") -> Iterator[None]:
-    """Turn what goes wrong into an exit code: 2 a mistake with a fix, 130 interrupted, 1 anything else."""
-    try:
-        yield
-    except UserError as error:
-        typer.echo(f"error: {getattr(error, 'cause', None) or error}", err=True)  # Ray wraps what its actors raise
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted{hint}", err=True)
-        raise typer.Exit(130) from None
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception:
-        traceback.print_exc()
-        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -61,7 +41,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
 ) -> None:
     """Cold start, reinforcement learning, evaluation and report of one run."""
-    with _reported(f"; continue with: parl train {config} {' '.join(overrides or [])} --resume".replace("  ", " ")):
+    with reported(f"; continue with: parl train {config} {' '.join(overrides or [])} --resume".replace("  ", " ")):
         from parl.loading import load_config, to_yaml
 
         if resume and from_scratch:
@@ -87,7 +67,7 @@ def sft(
     ] = None,
 ) -> None:
     """Only the cold start: imitation of scripted demonstrations."""
-    with _reported():
+    with reported():
         from parl.loading import load_config
 
         resolved = load_config(config, overrides)
@@ -113,7 +93,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run's policies on held-out tasks: avg@k, max@k, pass@k with intervals, and costs. Resumable."""
-    with _reported("; the same command continues"):
+    with reported("; the same command continues"):
         from parl.loading import load_config
 
         settings = [*(overrides or []), *([] if seed is None else [f"eval.seed={seed}"])]
@@ -140,7 +120,7 @@ def rescore(
     as_json: AsJson = False,
 ) -> None:
     """Score stored episodes again, without a model: other rewards, another schedule, or a check of the stored ones."""
-    with _reported():
+    with reported():
         from parl.rescore import print_summary, rescore, rewards_config, write_rows
 
         results = rescore(store, rewards_config(store, rewards, overrides), kind=kind)
@@ -161,7 +141,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare policies on the same tasks: paired differences with intervals, regressions by task, trade-offs."""
-    with _reported():
+    with reported():
         from parl.compare import compare as compare_samples
         from parl.compare import load_samples
         from parl.compare_table import print_comparison
@@ -184,7 +164,7 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/report.html")] = None,
 ) -> None:
     """Write one self-contained HTML page about a run: verdict, curves, swarm timelines."""
-    with _reported():
+    with reported():
         from parl.report import write_report
 
         run_dir = run if run.exists() or not (Path("runs") / run).is_dir() else Path("runs") / run

@@ -44,6 +44,8 @@ def load_samples(given: Sequence[str]) -> list[Sample]:
         found += [(str(path), store, kind) for store, kind in chosen]
     names = [kind for _, _, kind in found]
     labels = [kind if names.count(kind) == 1 else f"{_short(store)}:{kind}" for _, store, kind in found]
+    earlier = [labels[:i].count(label) for i, label in enumerate(labels)]
+    labels = [f"{label} ({count + 1})" if count else label for label, count in zip(labels, earlier, strict=True)]
     with readable():
         return [Sample(label, _attempts(store, kind)) for label, (_, store, kind) in zip(labels, found, strict=True)]
 
