@@ -125,7 +125,7 @@ def rescore(
 
         results = rescore(store, rewards_config(store, rewards, overrides), kind=kind)
         if as_json:
-            write_rows(results)
+            write_rows(results, sys.stdout)
         else:
             print_summary(results)
 

@@ -8,7 +8,6 @@ own configuration the result is the stored one, bit by bit.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -102,9 +101,9 @@ def rescore(given: Path, rewards: Config | None = None, *, kind: str | None = No
                 )
 
 
-def write_rows(results: Iterator[Rescored], out: TextIO | None = None) -> int:
+def write_rows(results: Iterator[Rescored], out: TextIO) -> int:
     """One JSON object a line, as they come; returns their number."""
-    out, count = out or sys.stdout, 0
+    count = 0
     for result in results:
         out.write(json.dumps(result.row()) + "\n")
         count += 1
@@ -147,14 +146,15 @@ def print_summary(results: Iterator[Rescored]) -> None:
         raise UserError("no episode there: is --kind right?")
     table = Table(title="means of stored episodes", title_style="bold")
     for name in ("store", "tasks", "episodes", "stored", "new", *PARTS[:-1], "critical steps", "changed"):
-        table.add_column(name, justify="left" if name in ("store", "tasks") else "right")
+        text = name in ("store", "tasks")
+        table.add_column(name, justify="left" if text else "right", no_wrap=text)
     for (store, kind), families in groups.items():
         label = f"{store} {kind}"
         for family in sorted(families, key=lambda name: (name == "all", name)):
             table.add_row(label, family.replace("_", " "), *_cells(families[family]))
             label = ""
         table.add_section()
-    console = Console(width=max(120, Console().width))
+    console = Console(width=max(140, Console().width))
     console.print(table)
     whole = [families["all"] for families in groups.values()]
     changed, count = sum(sums.changed for sums in whole), sum(sums.count for sums in whole)
