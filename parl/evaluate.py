@@ -12,14 +12,11 @@ from typing import Any
 
 from envs.world.environment import WorldEnvironment
 from model.checkpoint import load_policy
-from parl.cluster import local_ray
 from parl.collect import Collector
 from parl.config import Config
-from parl.errors import UserError
 from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.report import write_report
-from parl.start import starting_policy
 from parl.state import Checkpoints, State
 from parl.table import print_table
 from parl.tasks import held_out_tasks
@@ -46,7 +43,7 @@ def evaluate_policies(
     """Evaluate, write ``summary.json`` and ``report.html`` in ``run_dir``; returns the summary."""
     store = EpisodeStore(run_dir / "eval")
     summary: dict[str, Any] = {}
-    with _collector(config, cold) as collector:
+    with eval_collector(config, cold) as collector:
         for number, (label, (folder, spawning)) in enumerate(policies.items()):
             progress.phase(f"evaluating {label}", number, len(policies))
             episodes = evaluate_policy(config, collector, folder, spawning=spawning)
@@ -93,7 +90,7 @@ def track_evaluation(config: Config, run_dir: Path, tables: dict[str, dict[str, 
 
 
 @contextmanager
-def _collector(config: Config, cold: Path) -> Iterator[Collector]:
+def eval_collector(config: Config, cold: Path) -> Iterator[Collector]:
     """Engines and workers for any number of policies; sub-agents are the frozen cold start."""
     frozen, _, _, _ = load_policy(cold)
     collector = Collector(config, WorldEnvironment(config.envs.world), cold, frozen)
@@ -112,18 +109,6 @@ def evaluate_policy(config: Config, collector: Collector, folder: Path, *, spawn
     for episode in episodes:
         score_episode(episode, RewardWeights(critical=config.rewards.critical_penalty), config.rewards.parallel_cap)
     return episodes
-
-
-def run_eval(config: Config, *, model: Path | None = None, single_agent: bool = False) -> dict[str, Any]:
-    """``parl eval``: the table of one policy (the run's trained one by default), printed and returned."""
-    with local_ray():
-        folder = model or config.run_dir / ("single_agent/policy" if single_agent else "policy")
-        if not (folder / "model.safetensors").exists():
-            raise UserError(f"no policy in {folder}: train it first (parl train), or name another folder with --model")
-        cold = starting_policy(config)
-        with _collector(config, cold) as collector:
-            episodes = evaluate_policy(config, collector, folder, spawning=not single_agent)
-    return evaluation_table(episodes)
 
 
 def _write(path: Path, value: Any) -> None:

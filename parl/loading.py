@@ -58,8 +58,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read ``path``, apply overrides such as ``trainer.steps=20`` and validate; raises :class:`ConfigError`."""
+def load_config(path: str | Path, overrides: list[str] | None = None, *, files: bool = True) -> Config:
+    """Read ``path``, apply overrides such as ``trainer.steps=20`` and validate; raises :class:`ConfigError`.
+
+    ``files=False`` asks for none of the files that it names: what was run elsewhere can be looked at here.
+    """
     path = Path(path)
     tree = _read_yaml(path)
     for override in overrides or []:
@@ -71,7 +74,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     if problems:
         raise _error(path, problems)
     config = _validate(path, _with_shape(path, tree))
-    return _resolve_paths(path, config)
+    return _resolve_paths(path, config) if files else config
 
 
 def to_yaml(config: Config) -> str:

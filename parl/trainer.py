@@ -26,13 +26,13 @@ from parl.loading import to_yaml
 from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.ptx import PtxTexts
+from parl.scoring import reward_schedule
 from parl.start import starting_policy
 from parl.state import Checkpoints, State
 from parl.tasks import TrainTasks, check_tasks
 from parl.tracking import Tracker
 from rewards.aggregate import aggregate
 from rewards.parl import Weights as RewardWeights
-from rewards.schedule import LinearAnneal
 from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.store import EpisodeStore
@@ -101,10 +101,7 @@ class Training:
         self.checkpoints = Checkpoints(folder / "checkpoints", config.trainer.keep_checkpoints)
         self.store = EpisodeStore(folder / "episodes")
         self.tasks = TrainTasks(config)
-        rewards, steps = config.rewards, config.trainer.steps
-        anneal = {"anneal_fraction": rewards.anneal, "total_steps": steps}
-        self.lambda_parallel = LinearAnneal(start=rewards.lambda_parallel, **anneal)
-        self.lambda_finish = LinearAnneal(start=rewards.lambda_finish, **anneal)
+        self.reward_weights = reward_schedule(config.rewards, config.trainer.steps)
         self.state = State()
         self.weights: Weights = {}
         self._learner: LearnerGroup
@@ -143,11 +140,7 @@ class Training:
     def _step(self, progress: Progress) -> dict[str, float]:
         began = time.monotonic()
         step = self.state.step + 1
-        lambdas = RewardWeights(
-            parallel=self.lambda_parallel(self.state.step),
-            finish=self.lambda_finish(self.state.step),
-            critical=self.config.rewards.critical_penalty,
-        )
+        lambdas = self.reward_weights(self.state.step)
         episodes = self._collect(step, lambdas, progress)
         collected = time.monotonic()
         progress.phase("learning")

@@ -70,6 +70,7 @@ def test_imports_go_down_the_floors_only(file: Path):
         "parl.config, envs, rewards, rollouts.episode",
         "parl.cli, parl.loading, parl.progress, parl.tracking, parl.report",
         "rewards.score, rewards.aggregate, rewards.parl, rewards.schedule, rewards.budget",
+        "parl.rescore, parl.compare, parl.compare_page, parl.episodes, parl.episodes_view, parl.statistics, parl.table",
         "rollouts.worker, rollouts.swarm, rollouts.store, envs.world.environment",
     ],
 )
