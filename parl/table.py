@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_GROUPS = ("wide", "wide_12", "chain", "single_fact", "all")
+_GROUPS = ("wide", "wide_12", "list", "swap", "chain", "single_fact", "all")
 _COLUMNS = ("item_f1", "success", "critical_steps", "total_steps", "subagents", "spawn_rate", "n_tasks")
 
 
@@ -19,6 +19,8 @@ def print_table(policies: dict[str, dict[str, dict[str, Any]]], console: Console
     for group in _GROUPS:
         for label, rows in policies.items():
             row = rows[group]
+            if not row["n_tasks"]:  # this world cannot ask such tasks
+                continue
             cells = ["-" if row[name] is None else _number(row[name]) for name in _COLUMNS]
             table.add_row(group, label, *cells)
         table.add_section()

@@ -15,6 +15,8 @@ _POLICIES = {"cold_start": "cold start", "trained": "trained swarm", "single_age
 _GROUPS = {
     "wide": "wide",
     "wide_12": "wide, 12 rows and more",
+    "list": "lists",
+    "swap": "linked lists, asked for as lists are",
     "chain": "chain",
     "single_fact": "single fact",
     "all": "all tasks",
@@ -144,6 +146,7 @@ def _verdict(summary: dict[str, Any]) -> str:
     body = ""
     for group, title in _GROUPS.items():
         rows = [policy for policy in _POLICIES if isinstance((summary.get(policy) or {}).get(group), dict)]
+        rows = [policy for policy in rows if _number(summary, policy, group, "n_tasks") != 0]  # cannot be asked here
         if not rows:
             continue
         body += f'<tbody><tr class="group"><th colspan="{len(_COLUMNS) + 1}" scope="rowgroup">{title}</th></tr>'

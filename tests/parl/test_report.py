@@ -20,7 +20,8 @@ import pytest
 from typer.testing import CliRunner
 
 from envs.base import Gold, Oracle, Role, Task, ToolCall, ToolResult
-from model.tokenizer import Tokenizer, train_tokenizer
+from model.bpe import train_tokenizer
+from model.tokenizer import Tokenizer
 from parl.cli import app
 from parl.errors import UserError
 from parl.report import episode_to_timeline, write_report
