@@ -67,12 +67,12 @@ def run_eval(
     check_tasks(config)
     tasks = held_out_tasks(config)[:limit]
     folders = _folders(config, model, single_agent, policies)
-    with local_ray(), readable():
-        cold = starting_policy(config)
-        chosen = [_policy(config, cold, label, folder or cold, spawns) for label, (folder, spawns) in folders.items()]
+    cold = starting_policy(config)
+    chosen = [_policy(config, cold, label, folder or cold, spawns) for label, (folder, spawns) in folders.items()]
+    with readable():
         todo = {policy.label: _missing(_stored(policy, tasks, n), tasks, n) for policy in chosen}
         if any(todo.values()):
-            with eval_collector(config, cold) as collector:
+            with local_ray(), eval_collector(config, cold) as collector:
                 for policy in chosen:
                     _run(config, collector, policy, tasks, todo[policy.label])
         measured = _measure(config, chosen, tasks, n)

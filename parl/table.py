@@ -41,7 +41,7 @@ def print_evaluation(result: dict[str, Any], console: Console | None = None) -> 
     columns = [f"avg@{n}", *((f"max@{n}", f"pass@{n}") if n > 1 else ("success",)), "critical_steps"]
     costs = ("subagents", "sampled_tokens", "prompt_tokens")
     for name in (*columns, *costs):
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=name in columns)
     for group in next(iter(policies.values()))["estimates"]:
         for number, (label, policy) in enumerate(policies.items()):
             row = policy["estimates"][group]
@@ -50,7 +50,7 @@ def print_evaluation(result: dict[str, Any], console: Console | None = None) -> 
             cells = [_interval(row[name], d) for name, d in zip(columns, digits, strict=True)]
             table.add_row(*head, label, *cells, *(f"{row[name]['value']:,.1f}" for name in costs))
         table.add_section()
-    console = console or Console(width=max(140, Console().width))
+    console = console or Console(width=max(160, Console().width))
     console.print(table)
     for label, policy in policies.items():
         console.print(f"{label}: {_account(policy)}", highlight=False, soft_wrap=True)
