@@ -31,7 +31,7 @@ class Store:
     @property
     def name(self) -> str:
         """The folder as seen from the run: ``episodes``, ``single_agent/episodes``, ``eval``, ..."""
-        return str(self.folder.relative_to(self.run)) if self.run else self.folder.name
+        return str(self.folder.absolute().relative_to(self.run)) if self.run else self.folder.name
 
     @property
     def single_agent(self) -> bool:

@@ -153,3 +153,10 @@ def test_rescoring_needs_neither_torch_nor_ray(run: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "LOADED", done.stderr
+
+
+def test_a_run_may_be_named_by_a_relative_path(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(run.parent)
+    stores = find_stores(Path(run.name))
+    assert {store.name for store in stores} == {store.name for store in find_stores(run)}
+    assert all(store.run == run.absolute() for store in stores)
