@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from model.vision_config import VisionConfig
+
 
 class YarnScaling(BaseModel):
     """YaRN (arXiv 2309.00071): a context ``factor`` times the pretrained one. Names and defaults as in transformers."""
@@ -36,9 +38,10 @@ class YarnScaling(BaseModel):
         return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
 
-# What DeepSeek-V3's architecture allows and the small policy does not use. Left out of dumps at their defaults, so that
-# hashes and files of policies that do not use them stay what they were.
+# What DeepSeek-V3's architecture and K2.5 allow and the small policy does not use. Left out of dumps at their defaults,
+# so that hashes and files of policies that do not use them stay what they were.
 _OPTIONAL = ("n_group", "topk_group", "rope_scaling", "rope_interleave", "latent_norm_eps")
+_OPTIONAL += ("vision", "media_placeholder_token_id")
 
 
 class ModelConfig(BaseModel):
@@ -92,6 +95,11 @@ class ModelConfig(BaseModel):
         " find where the same stood before; needs a mean and a query latent",
     )
 
+    vision: VisionConfig | None = Field(default=None, description="K2.5's tower and projector; null: text only")
+    media_placeholder_token_id: int | None = Field(
+        default=None, ge=0, description="id of `<|media_pad|>`, where rows of pictures go; needed with `vision`"
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         if self.qk_rope_head_dim % 2:
@@ -104,7 +112,24 @@ class ModelConfig(BaseModel):
                 f"num_experts_per_tok={self.num_experts_per_tok} exceeds n_routed_experts={self.n_routed_experts}"
             )
         self._check_groups()
+        self._check_vision()
         return self
+
+    def _check_vision(self) -> None:
+        """The projector must end in our width, and the placeholder be one of our tokens."""
+        if self.vision is None:
+            return
+        if self.vision.text_hidden_size != self.hidden_size:
+            raise ValueError(
+                f"vision.text_hidden_size={self.vision.text_hidden_size} must be hidden_size={self.hidden_size}: the"
+                " projector's rows stand among the embeddings"
+            )
+        placeholder = self.media_placeholder_token_id
+        if placeholder is None or placeholder >= self.vocab_size:
+            raise ValueError(
+                f"media_placeholder_token_id={placeholder} must be the id of <|media_pad|>, below"
+                f" vocab_size={self.vocab_size}, where there is a vision section"
+            )
 
     def _check_groups(self) -> None:
         """Each group gives the sum of its two best scores, and the groups taken must hold enough experts."""

@@ -102,6 +102,24 @@ def pack(items: Sequence[Media]) -> tuple[Tensor, list[Grid]]:
     return torch.cat([item.pixels_PCSS for item in items]), [item.grid for item in items]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaBatch:
+    """The items of a batch of token rows, first row first, packed for the tower.
+
+    ``places_BT`` marks the positions that their rows of features take; None: wherever the placeholder token stands.
+    """
+
+    pixels_PCSS: Tensor
+    grids: list[Grid]
+    places_BT: Tensor | None = None
+
+    @classmethod
+    def of(cls, items: Sequence[Media], places_BT: Tensor | None = None) -> MediaBatch:
+        """``items`` packed."""
+        pixels, grids = pack(items)
+        return cls(pixels_PCSS=pixels, grids=grids, places_BT=places_BT)
+
+
 def _frame(image: Any) -> np.ndarray:
     """uint8 [height, width, 3] of a Pillow picture (transparency is dropped) or of an array that is one already."""
     array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
@@ -164,19 +182,23 @@ def expand_placeholders(tokens: Sequence[int], counts: Iterable[int], *, placeho
 
 def merge_media(embeddings_BTE: Tensor, tokens_BT: Tensor, features_ME: Tensor, *, placeholder: int) -> Tensor:
     """Embeddings with the rows of ``features_ME`` at the placeholders, batch row by batch row; both get gradients."""
-    if embeddings_BTE.shape[:2] != tokens_BT.shape:
-        shapes = f"embeddings {tuple(embeddings_BTE.shape)}, tokens {tuple(tokens_BT.shape)}"
+    return place_media(embeddings_BTE, tokens_BT == placeholder, features_ME, what=f"placeholders (id {placeholder})")
+
+
+def place_media(embeddings_BTE: Tensor, places_BT: Tensor, features_ME: Tensor, *, what: str = "places") -> Tensor:
+    """:func:`merge_media` where the positions are known, and a placeholder's token may stand elsewhere as well."""
+    if embeddings_BTE.shape[:2] != places_BT.shape:
+        shapes = f"embeddings {tuple(embeddings_BTE.shape)}, tokens {tuple(places_BT.shape)}"
         raise ValueError(f"{shapes}: rows and positions must be the same; embed these very tokens")
     if features_ME.dim() != 2 or features_ME.shape[1] != embeddings_BTE.shape[2]:
         raise ValueError(
             f"features of shape {tuple(features_ME.shape)} do not fit embeddings of width {embeddings_BTE.shape[2]}:"
             " set VisionConfig.text_hidden_size to the language model's hidden_size"
         )
-    mask_BT = tokens_BT == placeholder
-    found = int(mask_BT.sum())
+    found = int(places_BT.sum())
     if found != len(features_ME):
         raise ValueError(
-            f"tokens hold {found} placeholders (id {placeholder}) but features has {len(features_ME)} rows:"
+            f"tokens hold {found} {what} but features has {len(features_ME)} rows:"
             " expand each item's placeholder to Grid.tokens() copies (expand_placeholders)"
         )
-    return embeddings_BTE.masked_scatter(mask_BT[..., None], features_ME.to(embeddings_BTE.dtype))
+    return embeddings_BTE.masked_scatter(places_BT[..., None], features_ME.to(embeddings_BTE.dtype))
