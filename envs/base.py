@@ -60,11 +60,15 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
-    """What a call returned. ``text`` is what the agent reads, also when ``error`` is set. ``latency_s`` in seconds."""
+    """What a call returned. ``text`` is what the agent reads, also when ``error`` is set. ``latency_s`` in seconds.
+
+    ``images`` (PNG files) are shown after the text, to a policy that can see.
+    """
 
     text: str
     error: ErrorKind | None = None
     latency_s: float = 0.0
+    images: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
