@@ -14,9 +14,9 @@ bit; the published preprocessor shrinks with Pillow, which rounds one byte in so
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.picture_size import K25_LIMITS, fit
 from model.vision_config import Grid, MediaLimits
-
-K25_LIMITS = MediaLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,33 +35,6 @@ class Media:
 
     pixels_PCSS: Tensor
     grid: Grid
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """Sizes in pixels: after shrinking, and after padding to whole tokens."""
-
-    height: int
-    width: int
-    padded_height: int
-    padded_width: int
-
-
-def fit(height: int, width: int, *, max_patches: int, limits: MediaLimits = K25_LIMITS) -> Fit:
-    """The size that a picture gets. ``max_patches`` counts whole patches before padding, as K2.5 does."""
-    if height < 1 or width < 1:
-        raise ValueError(f"picture of {height} x {width} pixels: both sides must be positive")
-    patch, longest = limits.patch_size, limits.side_patches * limits.patch_size
-    patches = max(1, height // patch) * max(1, width // patch)
-    scale = min(1.0, math.sqrt(max_patches / patches), longest / height, longest / width)
-    new_height, new_width = (min(longest, max(1, int(side * scale))) for side in (height, width))
-    token = limits.merge_size * patch
-    return Fit(
-        height=new_height,
-        width=new_width,
-        padded_height=math.ceil(new_height / token) * token,
-        padded_width=math.ceil(new_width / token) * token,
-    )
 
 
 # ------------------------------------------------------------------------------------------ pixels
@@ -81,6 +53,16 @@ def open_image(source: Path | bytes) -> Any:
 def preprocess_image(image: Any, limits: MediaLimits = K25_LIMITS) -> Media:
     """A Pillow picture of any mode, or a uint8 array [height, width, 3], as patches."""
     return _patches(_frame(image)[None], limits.image_patches, limits)
+
+
+def picture(png: bytes, limits: MediaLimits = K25_LIMITS) -> Media:
+    """A PNG file as patches: ``open_image``, then ``preprocess_image``. The last few are kept: do not change them."""
+    return _picture(png, limits)  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
+
+
+@lru_cache(256)  # the episodes of a group show the same pictures
+def _picture(png: bytes, limits: MediaLimits) -> Media:
+    return preprocess_image(open_image(png), limits)
 
 
 def preprocess_video(frames: Sequence[Any], limits: MediaLimits = K25_LIMITS) -> list[Media]:

@@ -161,6 +161,8 @@ def muon_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Par
     matrices, rest = [], []
     expert_ids = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # a frozen tower
+            continue
         plain = parameter.dim() == 2 and not any(key in name for key in ("embed_tokens", "lm_head", "mlp.gate.weight"))
         (matrices if plain or id(parameter) in expert_ids else rest).append(parameter)
     return matrices, rest

@@ -19,7 +19,10 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.decoder import Weights, export_weights
+from model.media import MediaBatch, picture
+from model.picture_size import picture_tokens
 from model.transformer import Transformer, muon_parameters
+from model.vision_config import MediaLimits
 from parl.advantage import Row
 from parl.config import ObjectiveConfig, OptimizerConfig
 from parl.objective.k25 import k25_loss
@@ -31,10 +34,14 @@ _SIMILAR = 0.5  # a row joins a micro-batch if it is at least this long beside t
 
 @dataclass(slots=True, kw_only=True)
 class TextRow:
-    """One demonstration trace: tokens int32 [T] and the loss weight float32 [T] of each."""
+    """One demonstration trace: tokens int32 [T] and the loss weight float32 [T] of each.
+
+    ``media``: the pictures in it, (position of the first placeholder, PNG file).
+    """
 
     tokens: np.ndarray
     weights: np.ndarray
+    media: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(slots=True)
@@ -45,6 +52,7 @@ class _Batch:
     tokens_BT: Tensor
     mask_BT: Tensor
     routes_BTLK: Tensor | None
+    media: MediaBatch | None = None
 
     def gather(self, name: str) -> Tensor:
         """Field ``name`` of every row at the masked positions, float32 [M]."""
@@ -67,8 +75,11 @@ def micro_batches(rows: Sequence, limit: int) -> list[list]:
     return groups
 
 
-def pad(rows: list, mask: Callable[[Row | TextRow], np.ndarray]) -> _Batch:
-    """Right-padded tensors of ``rows``; an MoE policy's rows must all carry routes, or none."""
+def pad(rows: list, mask: Callable[[Row | TextRow], np.ndarray], limits: MediaLimits | None = None) -> _Batch:
+    """Right-padded tensors of ``rows``; an MoE policy's rows must all carry routes, or none.
+
+    ``limits``: how their pictures are cut; ValueError where rows have pictures and there are no limits.
+    """
     length = max(len(row.tokens) for row in rows)
     tokens = torch.zeros(len(rows), length, dtype=torch.long)
     masks = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -80,7 +91,20 @@ def pad(rows: list, mask: Callable[[Row | TextRow], np.ndarray]) -> _Batch:
         masks[i, :count] = torch.from_numpy(np.array(mask(row)))
         if routes is not None:
             routes[i, :count] = torch.from_numpy(np.array(row.routes))
-    return _Batch(rows, tokens, masks, routes)
+    return _Batch(rows, tokens, masks, routes, _media(rows, tokens, limits))
+
+
+def _media(rows: list, tokens_BT: Tensor, limits: MediaLimits | None) -> MediaBatch | None:
+    """The pictures of ``rows`` and their places. A placeholder that the policy wrote itself is none of them."""
+    shown = [(i, start, png) for i, row in enumerate(rows) for start, png in row.media]
+    if not shown:
+        return None
+    if limits is None:
+        raise ValueError("a row shows pictures, but the model has no vision section")
+    places = torch.zeros(tokens_BT.shape, dtype=torch.bool)
+    for i, start, png in shown:
+        places[i, start : start + picture_tokens(png, limits)] = True
+    return MediaBatch.of([picture(png, limits) for _, _, png in shown], places)
 
 
 class Learner:
@@ -103,6 +127,8 @@ class Learner:
 
         torch.manual_seed(seed)
         self.model = Transformer(model)
+        self.model.freeze_tower(optimizer.freeze_tower)
+        self._limits = model.vision.limits if model.vision else None
         matrices, rest = muon_parameters(self.model)
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
         self.optimizer = MuonAdamW(
@@ -145,7 +171,7 @@ class Learner:
         totals: dict[str, float] = dict.fromkeys(names, 0.0)  # all of them, also from a rank without rows
 
         def loss_of(batch: _Batch) -> Tensor:
-            logprobs, entropy = self.engine(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature)
+            logprobs, entropy = self.engine(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature, batch.media)
             loss, stats = k25_loss(
                 logprobs,
                 batch.gather("logprobs"),
@@ -178,7 +204,7 @@ class Learner:
         seen = {"right": 0.0, "acted": 0.0}
 
         def loss_of(batch: _Batch) -> Tensor:
-            logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT)
+            logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT, media=batch.media)
             weights = batch.gather("weights")
             acted = weights == 1
             seen["right"] += float((logprobs.detach()[acted] > np.log(0.5)).sum())
@@ -197,7 +223,7 @@ class Learner:
         if not rows:  # this rank has no share of a small step, but its peers wait for its gradient
             self.engine.backward(sum((p.sum() for p in self.model.parameters()), torch.zeros(())) * 0.0)
         for group in micro_batches(rows, micro_tokens):
-            loss = loss_of(pad(group, mask))
+            loss = loss_of(pad(group, mask, self._limits))
             if not bool(torch.isfinite(loss)):
                 self.engine.zero_grad()
                 raise NotFiniteLoss(
@@ -241,7 +267,8 @@ def _without_tail(row: Row) -> Row:
     """``row`` up to its last trained token: what was read after it, be it longer than the context, teaches nothing."""
     end = int(np.flatnonzero(row.mask).max(initial=0)) + 1
     cut = {name: getattr(row, name)[:end] for name in ("tokens", "mask", "logprobs", "advantages")}
-    return replace(row, **cut, routes=None if row.routes is None else row.routes[:end])
+    shown = tuple(item for item in row.media if item[0] < end)
+    return replace(row, **cut, routes=None if row.routes is None else row.routes[:end], media=shown)
 
 
 def _not_first(mask: np.ndarray) -> np.ndarray:

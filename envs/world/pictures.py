@@ -135,18 +135,21 @@ def picture_task(world_seed: int, split: str, rng: Random) -> Task:
     )
 
 
-def picture_act(task: Task, seen: Sequence[bytes]) -> list[tuple[str, dict[str, Any]]] | str:
-    """The scripted policy of a picture task: open it, then answer from the pictures ``seen`` alone."""
+def picture_act(task: Task, seen: Sequence[tuple[int, bytes]]) -> list[tuple[str, dict[str, Any]]] | str:
+    """The scripted policy of a picture task: open it, then answer from the pictures ``seen`` alone.
+
+    ``seen`` as in a trace: (position, PNG).
+    """
     url, row = task.plan["picture"], task.plan["row"]
     if not seen:
         return [(OPEN_PICTURE.name, {"url": url})]
-    value = read_table(seen[-1])[row]
+    value = read_table(seen[-1][1])[row]
     return conclusion(fact_line(url, _label(row), value), value)
 
 
 def picture_texts(rng: Random, count: int) -> list[str]:
-    """What is said about pictures, for the tokenizer: questions and answers."""
-    texts = []
+    """What is said about pictures, for the tokenizer: questions, answers, and the word that the template writes."""
+    texts = ["image"] * count
     for _ in range(count):
         task = picture_task(0, "train", rng)
         texts += [task.prompt, conclusion(fact_line(task.plan["picture"], _label(task.plan["row"]), "10"), "10")]

@@ -86,7 +86,7 @@ async def test_the_scripted_policy_answers_from_what_it_sees():
         session = await environment.open(task)
         [(name, arguments)] = picture_act(task, [])  # type: ignore[misc]
         shown = await session.call("a", ToolCall(id="x:0", name=name, arguments=arguments), deadline_s=10.0)
-        answer = picture_act(task, shown.images)
+        answer = picture_act(task, [(0, png) for png in shown.images])
         assert str(answer).rpartition("\nAnswer: ")[2] in task.gold.answers
     await environment.close()
 
