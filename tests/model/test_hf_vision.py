@@ -103,6 +103,17 @@ def test_in_bfloat16_the_vision_side_is_written_too(policy: Transformer, tmp_pat
     assert (tmp_path / "again" / SINGLE).read_bytes() == (tmp_path / "half" / SINGLE).read_bytes()
 
 
+def test_beside_int4_experts_the_vision_side_is_whole(tmp_path: Path):
+    """The form of the published checkpoint."""
+    wide = {"hidden_size": 64, "moe_intermediate_size": 32, "vision": {**VISION.model_dump(), "text_hidden_size": 64}}
+    torch.manual_seed(1)
+    policy = Transformer(ModelConfig.model_validate({**CONFIG.model_dump(), **wide}))
+    save(policy, tmp_path, "kimi_k25", int4_experts=True, shard_bytes=50_000)
+    again, state = load(tmp_path), policy.state_dict()
+    off = {name for name, tensor in again.state_dict().items() if not torch.equal(tensor, state[name])}
+    assert off and all(".experts." in name for name in off)
+
+
 # ---------------------------------------------------------------- configuration
 
 
