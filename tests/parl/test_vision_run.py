@@ -108,6 +108,7 @@ def test_a_run_with_pictures_goes_from_the_cold_start_to_a_trained_policy(one_ra
         rollouts={
             "group_size": 4,
             "tasks_per_step": 2,
+            "temperature": 0.4,  # so short a cold start writes few calls at 1
             "concurrency": 8,
             "budget": {"orchestrator_steps": 4, "turn_tokens": 48},
         },
