@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from parl.config import Config
+from parl.loading import variants
 
 BEGIN, END = "<!-- config:begin -->", "<!-- config:end -->"
 BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
@@ -77,6 +78,7 @@ UNITS = {
     "rewards.parallel_cap": "sub-agents",
     "objective.log_ratio_min": "nats",
     "objective.log_ratio_max": "nats",
+    "objective.kl": "per nat",
     "trainer.steps": "steps",
     "trainer.epochs": "passes",
     "trainer.minibatches": "optimiser steps",
@@ -89,18 +91,19 @@ UNITS = {
 }
 
 
-def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The model behind ``field`` where it is a section of keys."""
+def sections_of(field: FieldInfo) -> list[type[BaseModel]]:
+    """The models behind ``field`` where it is a section of keys: one, or its variants."""
     kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return list(variants(field).values())
 
 
 def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], dict[str, FieldInfo]]]:
     """(dotted prefix, model, its own keys) of ``model`` and all sections below it, in the order of the code."""
-    yield prefix, model, {name: field for name, field in model.model_fields.items() if not section_of(field)}
+    yield prefix, model, {name: field for name, field in model.model_fields.items() if not sections_of(field)}
     for name, field in model.model_fields.items():
-        section = section_of(field)
-        if section:
+        for section in sections_of(field):
             yield from sections(section, f"{prefix}{name}.")
 
 
@@ -113,6 +116,8 @@ def tables() -> str:
             continue
         seen |= {prefix + name for name in fields}
         heading = f"### `{prefix.rstrip('.')}`" if prefix else "### Top level"
+        if "name" in fields and prefix:  # a variant
+            heading += f" with `name: {_default(fields['name'])}`"
         summary = (model.__doc__ or "").strip().splitlines()[0].split(". ")[0].rstrip(".") + "."
         rows = [_row(prefix + name, field) for name, field in fields.items()]
         head = ["| key | default | allowed | unit | meaning |", "|---|---|---|---|---|"]

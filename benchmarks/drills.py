@@ -6,7 +6,7 @@
     python benchmarks/drills.py --steps 300 --set sft.seed=2
 
 Prints, every 50 steps: the loss, and the mean probability of the right token in drills of ten facts or names - a
-value of a table, the next name of a table, and in calls of one turn and of many the next item's number and its name.
+value of a table, and the next item's number and name in a table, in calls of one turn and of many.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from envs.world.lexicon import FIRSTS, SECONDS
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer, muon_parameters
 from parl.demos import build_tokenizer
-from parl.drills import FORMS, agenda_drill, drill_batches, row_of
+from parl.drills import agenda_drill, drill_batches, row_of
 from parl.learner import TextRow, pad
 from parl.loading import load_config
 from parl.optimizer import MuonAdamW
@@ -46,8 +46,8 @@ def main() -> None:
     matrices, rest = muon_parameters(model)
     optimizer = MuonAdamW(matrices, rest, muon_lr=config.sft.muon_lr, lr=config.sft.lr, grad_clip=1.0)
     print(
-        "step  M tokens   loss   value   table  assign:     its search:     its\n"
-        "                               next  number    name  number    name"
+        "step  M tokens   loss   value  table:     its assign:     its search:     its\n"
+        "                               number    name  number    name  number    name"
     )
     tokens = 0
     for step, rows in enumerate(drill_batches(config, tokenizer)):
@@ -76,21 +76,24 @@ def measure(model: Transformer, rows: list[TextRow]) -> tuple[torch.Tensor, torc
 def probes(model: Transformer, tokenizer: Tokenizer) -> list[float]:
     """Mean probabilities of what the columns name, in drills of ten; of names the first half counts."""
     rng = Random(0)
-    kinds = [lambda: row_of(tokenizer, reading_pieces(rng, LENGTH))]
-    kinds += [lambda form=form: agenda_drill(tokenizer, rng, LENGTH, LENGTH, form) for form in FORMS[1:]]
-    found: list[tuple[list[float], list[float]]] = []
+    kinds = [lambda: row_of(tokenizer, reading_pieces(rng, LENGTH, LENGTH))]
+    kinds += [
+        lambda form=form: agenda_drill(tokenizer, rng, LENGTH, LENGTH, form) for form in ("table", "assign", "search")
+    ]
+    found: list[tuple[list[float], list[float], list[float]]] = []
     for make in kinds:
-        names, others = [], []
+        numbers, names, values = [], [], []
         for row in [make() for _ in range(PROBES)]:
             logprobs_M, weights_M = measure(model, [row])
             trained = row.tokens[1:][row.weights[1:] > 0]
             for token, logprob, weight in zip(trained, logprobs_M.tolist(), weights_M.tolist(), strict=True):
                 text = tokenizer.decode([int(token)])
                 if weight == 1 and text not in SECONDS:
-                    (names if text in FIRSTS else others).append(float(np.exp(logprob)))
-        found.append((names, others))
-    reading, table, assign, search = found
-    return [float(np.mean(p)) for p in (reading[1], table[0], assign[1], assign[0], search[1], search[0])]
+                    kind = names if text in FIRSTS else numbers if text.endswith(". ") else values
+                    kind.append(float(np.exp(logprob)))
+        found.append((numbers, names, values))
+    wanted = [found[0][2], *(part for kind in found[1:] for part in kind[:2])]
+    return [float(np.mean(p)) for p in wanted]
 
 
 if __name__ == "__main__":

@@ -70,6 +70,11 @@ class ToolResult:
     latency_s: float = 0.0
     images: tuple[bytes, ...] = ()
 
+    @property
+    def readable(self) -> str:
+        """The text, and a word for each picture."""
+        return "\n".join(filter(None, (self.text, *("[picture]" for _ in self.images))))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Oracle:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 
+_QUERIES = 256  # positions whose logits are held at once where the largest are collected
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a gain (no bias)."""
@@ -71,6 +73,23 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = True) -> Tens
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
 
 
+@torch.no_grad()
+def max_logits(query_BHTQ: Tensor, key_BHTQ: Tensor, real_BT: Tensor, scale: float) -> Tensor:
+    """Each head's largest logit scale · q_i · k_j with j <= i, over the queries where ``real_BT`` is True: [H].
+
+    Padding stands on the right, so a real query has real keys before it. -inf without a real query.
+    """
+    length = query_BHTQ.shape[2]
+    best_H = query_BHTQ.new_full((query_BHTQ.shape[1],), -torch.inf)
+    places = torch.arange(length, device=query_BHTQ.device)
+    for start in range(0, length, _QUERIES):
+        end = min(start + _QUERIES, length)
+        logits = query_BHTQ[:, :, start:end] @ key_BHTQ[:, :, :end].mT * scale
+        seen = real_BT[:, start:end, None] & (places[:end] <= places[start:end, None])
+        best_H = torch.maximum(best_H, logits.masked_fill(~seen[:, None], -torch.inf).amax((0, 2, 3)))
+    return best_H
+
+
 class LatentAttention(nn.Module):
     """Queries and keys-values through low-rank latents; all heads share one rotary key. Parameter names are HF's."""
 
@@ -88,6 +107,7 @@ class LatentAttention(nn.Module):
         self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, c.latent_eps)
         self.kv_b_proj = nn.Linear(c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False)
         self.o_proj = nn.Linear(heads * c.v_head_dim, hidden, bias=False)
+        self.max_logit_H: Tensor | None = None  # largest logits of the forward passes that collected, until it is reset
 
     def query(self, x: Tensor) -> Tensor:
         """Queries of all heads before rotation, [..., D] to [..., H (N + R)]."""
@@ -95,8 +115,27 @@ class LatentAttention(nn.Module):
             return self.q_proj(x)
         return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
 
-    def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-        """Causal attention over each row; the tables hold the positions of T, [T, R / 2]."""
+    @torch.no_grad()
+    def scale_logits(self, gamma_H: Tensor) -> None:
+        """Multiply each head's attention logits by its ``gamma_H``, in the weights.
+
+        As QK-clip does in latent attention (Kimi K2, arXiv 2507.20534, 2.1): √γ on a head's queries and keys without
+        position, γ on its rotary queries, nothing on the rotary key, which all heads share, nor on the values.
+        """
+        c = self.config
+        gamma_H11 = gamma_H[:, None, None]
+        query = (self.q_proj if c.q_lora_rank is None else self.q_b_proj).weight
+        query_HQ = query.view(c.num_attention_heads, c.qk_head_dim, -1)
+        query_HQ[:, : c.qk_nope_head_dim] *= gamma_H11.sqrt()
+        query_HQ[:, c.qk_nope_head_dim :] *= gamma_H11
+        key_value_HW = self.kv_b_proj.weight.view(c.num_attention_heads, c.qk_nope_head_dim + c.v_head_dim, -1)
+        key_value_HW[:, : c.qk_nope_head_dim] *= gamma_H11.sqrt()
+
+    def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, real_BT: Tensor | None = None) -> Tensor:
+        """Causal attention over each row; the tables hold the positions of T, [T, R / 2].
+
+        ``real_BT``: also collect the heads' largest logits, of queries at these positions, in ``max_logit_H``.
+        """
         c = self.config
         rows, length, _ = x_BTD.shape
         heads = c.num_attention_heads
@@ -109,6 +148,9 @@ class LatentAttention(nn.Module):
         k_rope = rotate(k_rope, cos_TR, sin_TR, c.rope_interleave)[:, :, None].expand(-1, -1, heads, -1)
         query = torch.cat((q_nope, q_rope), dim=-1).transpose(1, 2)
         key = torch.cat((k_nope, k_rope), dim=-1).transpose(1, 2)
+        if real_BT is not None:
+            seen_H = max_logits(query.detach(), key.detach(), real_BT, c.softmax_scale)
+            self.max_logit_H = seen_H if self.max_logit_H is None else torch.maximum(self.max_logit_H, seen_H)
         # equal widths let scaled_dot_product_attention take its fused CPU path
         padded = F.pad(value, (0, c.qk_head_dim - c.v_head_dim)) if c.v_head_dim < c.qk_head_dim else value
         scale = c.softmax_scale if c.rope_scaling else None  # None: over the root of the width, in SDPA's own rounding

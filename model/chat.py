@@ -2,7 +2,7 @@
 
 Everything is rendered as *pieces*: ``(text, is_control)``. Only pieces that the template itself writes are control
 tokens; prompts, tool results and arguments are plain text whatever they contain (``Tokenizer.encode_segments``). The
-``render_*`` functions join the pieces where only the text is wanted.
+``render`` functions join the pieces where only the text is wanted.
 
 Two ways that agree, by ``prompt + assistant + results + assistant + ... == chat(preserve_thinking=True)``:
 
@@ -17,51 +17,55 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from model.chat_parser import ParsedTurn, parse, parse_assistant_ids, parse_pieces
+from model.chat_tokens import (
+    BOS,
+    CALL_ARGUMENT,
+    CALL_BEGIN,
+    CALL_END,
+    END_THINK,
+    EOS,
+    EOT,
+    IM_ASSISTANT,
+    IM_END,
+    IM_MIDDLE,
+    IM_SYSTEM,
+    IM_USER,
+    MEDIA_BEGIN,
+    MEDIA_CONTENT,
+    MEDIA_END,
+    MEDIA_PAD,
+    PAD,
+    SECTION_BEGIN,
+    SECTION_END,
+    SPECIAL_TOKENS,
+    THINK,
+    UNK,
+    Call,
+    Piece,
+    call_id,
+    dump_arguments,
+)
 from model.chat_tools import declare_tools
 
-BOS, EOS, EOT, UNK, PAD = "[BOS]", "[EOS]", "[EOT]", "[UNK]", "[PAD]"
-IM_END, IM_MIDDLE = "<|im_end|>", "<|im_middle|>"
-IM_USER, IM_ASSISTANT, IM_SYSTEM = "<|im_user|>", "<|im_assistant|>", "<|im_system|>"
-SECTION_BEGIN, SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
-CALL_BEGIN, CALL_ARGUMENT, CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
-MEDIA_BEGIN, MEDIA_CONTENT = "<|media_begin|>", "<|media_content|>"
-MEDIA_END, MEDIA_PAD = "<|media_end|>", "<|media_pad|>"
-THINK, END_THINK = "<think>", "</think>"
+# The whole format from one place: the tokens and the parser have modules of their own.
+# fmt: off
+__all__ = [
+    "BOS", "CALL_ARGUMENT", "CALL_BEGIN", "CALL_END", "END_THINK", "EOS", "EOT", "IM_ASSISTANT", "IM_END",
+    "IM_MIDDLE", "IM_SYSTEM", "IM_USER", "MEDIA_BEGIN", "MEDIA_CONTENT", "MEDIA_END", "MEDIA_PAD", "PAD",
+    "SECTION_BEGIN", "SECTION_END", "SPECIAL_TOKENS", "THINK", "UNK", "Call", "Message", "ParsedTurn", "Piece",
+    "assistant_pieces", "call_id", "chat_pieces", "dump_arguments", "join", "parse", "parse_assistant_ids",
+    "parse_pieces", "prefill", "prompt_pieces", "render", "render_assistant", "render_prompt", "render_tool_results",
+    "tool_result_pieces", "user_pieces",
+]
+# fmt: on
 
-# In the order of Kimi's own ids.
-SPECIAL_TOKENS: tuple[str, ...] = (
-    *(BOS, EOS, IM_END, IM_USER, IM_ASSISTANT, "<|start_header_id|>", "<|end_header_id|>", EOT, IM_SYSTEM),
-    *(SECTION_BEGIN, SECTION_END, CALL_BEGIN, CALL_ARGUMENT, CALL_END, IM_MIDDLE),
-    *(MEDIA_BEGIN, MEDIA_CONTENT, MEDIA_END, MEDIA_PAD, THINK, END_THINK, UNK, PAD),
-)
-
-Piece = tuple[str, bool]  # text, and whether the template wrote it as one control token
 Message = Mapping[str, Any]
 
 _OPENING = {"user": IM_USER, "assistant": IM_ASSISTANT}
 _IMAGES = ("image", "image_url")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One tool call as the model writes it: ``id`` is ``functions.NAME:INDEX``."""
-
-    id: str
-    name: str
-    arguments: dict[str, Any]
-
-
-def call_id(name: str, index: int) -> str:
-    """The id of the ``index``-th call of a trace (a running counter from 0)."""
-    return f"functions.{name}:{index}"
-
-
-def dump_arguments(arguments: Mapping[str, Any]) -> str:
-    """Arguments in the one spelling used for demonstrations: compact JSON, characters as they are."""
-    return json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
 
 
 def prefill(*, thinking: bool) -> str:
@@ -99,7 +103,7 @@ def chat_pieces(
     return pieces
 
 
-def render_chat(
+def render(
     messages: Sequence[Message],
     tools: Iterable[Mapping[str, Any]] | None = None,
     *,
@@ -107,7 +111,7 @@ def render_chat(
     preserve_thinking: bool = False,
     add_generation_prompt: bool = True,
 ) -> str:
-    """Text of :func:`chat_pieces`."""
+    """Text of :func:`chat_pieces`: what K2.5's template gives for ``messages`` and ``tools``."""
     flags = {"preserve_thinking": preserve_thinking, "add_generation_prompt": add_generation_prompt}
     return join(chat_pieces(messages, tools, thinking=thinking, **flags))
 

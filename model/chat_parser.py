@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from model.chat import (
+from model.chat_tokens import (
     CALL_ARGUMENT,
     CALL_BEGIN,
     CALL_END,
@@ -47,7 +47,7 @@ class ParsedTurn:
 
     content: str = ""
     reasoning: str = ""
-    calls: tuple[Call, ...] = ()
+    tool_calls: tuple[Call, ...] = ()
     malformed: str = ""
 
 
@@ -55,34 +55,40 @@ class _MalformedError(Exception):
     """The turn broke the format; the message says how."""
 
 
-def parse_assistant(text: str, *, prefill: str | None, tool_names: Collection[str]) -> ParsedTurn:
-    """Parse generated text. ``prefill`` is what the prompt ended in: ``<think>``, ``<think></think>`` or neither."""
+def parse(text: str, *, prefill: str | None = THINK, tool_names: Collection[str] | None = None) -> ParsedTurn:
+    """Parse generated text, ``<|im_end|>`` included.
+
+    ``prefill`` is what the prompt ended in: ``<think>``, as ``render`` leaves it by default, ``<think></think>``, or
+    neither (None). ``tool_names``: the tools on offer, any other name is malformed; None: any name is taken.
+    """
     parts = _CONTROL.split(text)
     pieces = [(part, bool(index % 2)) for index, part in enumerate(parts) if part]
     return parse_pieces(pieces, prefill=prefill, tool_names=tool_names)
 
 
 def parse_assistant_ids(
-    tokenizer: PieceDecoder, ids: Sequence[int], *, prefill: str | None, tool_names: Collection[str]
+    tokenizer: PieceDecoder, ids: Sequence[int], *, prefill: str | None, tool_names: Collection[str] | None = None
 ) -> ParsedTurn:
     """Parse generated token ids."""
     return parse_pieces(tokenizer.pieces(ids), prefill=prefill, tool_names=tool_names)
 
 
-def parse_pieces(pieces: Sequence[Piece], *, prefill: str | None, tool_names: Collection[str]) -> ParsedTurn:
+def parse_pieces(
+    pieces: Sequence[Piece], *, prefill: str | None, tool_names: Collection[str] | None = None
+) -> ParsedTurn:
     """Parse generated pieces; neighbouring plain pieces must be joined."""
     reader = _Reader(pieces, tool_names)
     try:
         reader.turn(prefill)
     except _MalformedError as error:
         return ParsedTurn(content=reader.content, reasoning=reader.reasoning, malformed=str(error))
-    return ParsedTurn(content=reader.content, reasoning=reader.reasoning, calls=tuple(reader.calls))
+    return ParsedTurn(content=reader.content, reasoning=reader.reasoning, tool_calls=tuple(reader.calls))
 
 
 class _Reader:
     """Walks over the pieces of one turn, one method a rule of the grammar."""
 
-    def __init__(self, pieces: Sequence[Piece], tool_names: Collection[str]) -> None:
+    def __init__(self, pieces: Sequence[Piece], tool_names: Collection[str] | None) -> None:
         self.pieces = pieces
         self.position = 0
         self.tool_names = tool_names
@@ -127,7 +133,7 @@ class _Reader:
         name, index = match.groups()
         if not name or not _INDEX.fullmatch(index):
             raise _MalformedError(f"call id {_short(identifier)} has no {'index' if name else 'name'}")
-        if name not in self.tool_names:
+        if self.tool_names is not None and name not in self.tool_names:
             raise _MalformedError(f"no tool named {_short(name)}")
         return name
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -38,16 +38,16 @@ class YarnScaling(BaseModel):
         return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
 
-# What DeepSeek-V3's architecture and K2.5 allow and the small policy does not use. Left out of dumps at their defaults,
-# so that hashes and files of policies that do not use them stay what they were.
-_OPTIONAL = ("n_group", "topk_group", "rope_scaling", "rope_interleave", "latent_norm_eps")
-_OPTIONAL += ("vision", "media_placeholder_token_id")
-
-
 class ModelConfig(BaseModel):
     """A K2.5-shaped decoder. The defaults are the quickstart's tiny one (about 1.5 M parameters)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    # What the small policy does not use. Left out of dumps at their defaults, so that hashes and files of policies that
+    # do not use them stay what they were.
+    optional: ClassVar[tuple[str, ...]] = (
+        *("n_group", "topk_group", "rope_scaling", "rope_interleave", "latent_norm_eps", "quantize_experts"),
+        *("vision", "media_placeholder_token_id"),
+    )
 
     vocab_size: int = Field(default=1152, gt=0, description="rows of the embedding; the tokenizer may use fewer")
     hidden_size: int = Field(default=128, gt=0)
@@ -73,6 +73,10 @@ class ModelConfig(BaseModel):
     rms_norm_eps: float = Field(default=1e-5, gt=0)
     latent_norm_eps: float | None = Field(
         default=None, gt=0, description="epsilon of the latents' norms; null: `rms_norm_eps`"
+    )
+    quantize_experts: Literal["int4"] | None = Field(
+        default=None,
+        description="compute with the routed experts as INT4 in groups of 32 would hold them; gradients pass unchanged",
     )
     rope_theta: float = Field(default=500.0, gt=0)
     rope_interleave: bool = Field(
@@ -107,6 +111,9 @@ class ModelConfig(BaseModel):
         for name in ("hidden_size", "moe_intermediate_size"):
             if getattr(self, name) % 8:
                 raise ValueError(f"{name}={getattr(self, name)} must be a multiple of 8 (grouped products)")
+        for name in ("hidden_size", "moe_intermediate_size"):
+            if self.quantize_experts and getattr(self, name) % 32:
+                raise ValueError(f"{name}={getattr(self, name)} must be a multiple of 32 with quantize_experts=int4")
         if self.num_experts_per_tok > self.n_routed_experts:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} exceeds n_routed_experts={self.n_routed_experts}"
@@ -148,7 +155,8 @@ class ModelConfig(BaseModel):
     @model_serializer(mode="wrap")
     def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields = type(self).model_fields
-        return {k: v for k, v in handler(self).items() if k not in _OPTIONAL or getattr(self, k) != fields[k].default}
+        left_out = [name for name in self.optional if getattr(self, name) == fields[name].default]
+        return {name: value for name, value in handler(self).items() if name not in left_out}
 
     @property
     def softmax_scale(self) -> float:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from model.attention import LatentAttention, rope_tables, rotate
 from model.config import ModelConfig
+from model.int4 import fake_quant
 from model.kernels.native import load_library
 from model.moe import SwiGLU
 from model.picture_encoder import PREFIX
@@ -80,7 +81,12 @@ class Decoder(Protocol):
         ...
 
     def sample(
-        self, logits: np.ndarray, temperature: np.ndarray, keys: np.ndarray, positions: np.ndarray
+        self,
+        logits: np.ndarray,
+        temperature: np.ndarray,
+        keys: np.ndarray,
+        positions: np.ndarray,
+        top_p: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(token ids, log-probs) a row of ``logits``."""
         ...
@@ -128,6 +134,8 @@ class NativeDecoder:
             if name.startswith(PREFIX):  # features come from outside (model.picture_encoder)
                 continue
             layer, key = _native_name(name)
+            if self.config.quantize_experts and ".experts." in name:
+                array = fake_quant(torch.from_numpy(np.array(array, np.float32))).numpy()
             if not self.config.rope_interleave:
                 array = _interleaved(key, array, self.config)
             data = np.ascontiguousarray(array, np.float32)
@@ -160,14 +168,24 @@ class NativeDecoder:
         return logits
 
     def sample(
-        self, logits: np.ndarray, temperature: np.ndarray, keys: np.ndarray, positions: np.ndarray
+        self,
+        logits: np.ndarray,
+        temperature: np.ndarray,
+        keys: np.ndarray,
+        positions: np.ndarray,
+        top_p: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(token ids int32, log-probs float32) a row; the noise is a function of (key uint64, position int32) alone."""
+        """(token ids int32, log-probs float32) a row; the noise is a function of (key uint64, position int32) alone.
+
+        ``top_p`` float32: only the likeliest tokens that together reach this probability are drawn; None or 1: all.
+        Log-probs are those before that cut.
+        """
         count = len(logits)
+        top_p = np.ones(count, np.float32) if top_p is None else top_p
         token, logprob = np.empty(count, np.int32), np.empty(count, np.float32)
         self._lib.parl_sample(
             count, logits.shape[1], _pointer(logits), _pointer(temperature), _pointer(keys), _pointer(positions),
-            _pointer(token), _pointer(logprob),
+            _pointer(top_p), _pointer(token), _pointer(logprob),
         )  # fmt: skip
         return token, logprob
 
@@ -278,20 +296,34 @@ class ReferenceDecoder:
         return attn.o_proj(out.flatten())
 
     def sample(
-        self, logits: np.ndarray, temperature: np.ndarray, keys: np.ndarray, positions: np.ndarray
+        self,
+        logits: np.ndarray,
+        temperature: np.ndarray,
+        keys: np.ndarray,
+        positions: np.ndarray,
+        top_p: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`NativeDecoder.sample`."""
         tokens, logprobs = [], []
-        for row, heat, key, position in zip(logits, temperature, keys, positions, strict=True):
+        top_p = np.ones(len(logits), np.float32) if top_p is None else top_p
+        for row, heat, key, position, share in zip(logits, temperature, keys, positions, top_p, strict=True):
             scaled = row.astype(np.float64) / (heat or 1.0)
             weights = np.exp(scaled - scaled.max())
-            cumulative = np.cumsum(weights)
+            total = weights.sum()
+            cumulative = np.cumsum(weights if share >= 1 else _nucleus(weights, float(share)))
             noise = _mix(int(key) ^ _mix(int(position))) >> 11
             pick = int(np.searchsorted(cumulative, noise * 2.0**-53 * cumulative[-1], side="right"))
             pick = int(row.argmax()) if heat == 0 else min(pick, len(row) - 1)
             tokens.append(pick)
-            logprobs.append(np.log(weights[pick] / cumulative[-1]))
+            logprobs.append(np.log(weights[pick] / total))
         return np.array(tokens, np.int32), np.array(logprobs, np.float32)
+
+
+def _nucleus(weights: np.ndarray, share: float) -> np.ndarray:
+    """``weights`` with 0 for all but the largest that together reach ``share`` of the sum (ties: the lowest index)."""
+    order = np.argsort(-weights, kind="stable")
+    before = np.cumsum(weights[order]) - weights[order]
+    return np.where(np.isin(np.arange(len(weights)), order[before < share * weights.sum()]), weights, 0.0)
 
 
 def _mix(x: int) -> int:

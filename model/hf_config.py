@@ -1,12 +1,14 @@
 """``config.json`` of Hugging Face's ``deepseek_v3`` and of Kimi's ``kimi_k25`` to and from our shape. No torch.
 
 What decides the numbers is taken over or refused; everything else in the file (token ids, training losses, versions)
-is ignored. Two keys are about the weights rather than the shape and are left to :mod:`model.hf_checkpoint`:
+is ignored. Two keys are about the weights rather than the shape and are left to :mod:`model.checkpoint`:
 ``quantization_config``, and ``num_nextn_predict_layers``, whose extra layers are not built.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -33,7 +35,33 @@ _ONLY: dict[str, Any] = {  # the one value of each that we compute; absent means
     "moe_layer_freq": 1,
 }
 # of the start, and one constant: written only where they are not what HF's code has
-_OURS = ("embedding_range", "embedding_mean", "latent_norm_eps", "look_back")
+_OURS = ("embedding_range", "embedding_mean", "latent_norm_eps", "look_back", "quantize_experts")
+
+
+def read_shape(folder: str | Path) -> ModelConfig:
+    """The shape of the policy in ``folder``: Hugging Face's ``config.json``, or a run's own, which has no model_type.
+
+    FileNotFoundError and ValueError name the file, and the key with the value that cannot be had.
+    """
+    file = Path(folder) / "config.json"
+    tree = read_json(file)
+    try:
+        return from_hf(tree) if "model_type" in tree else _validated(tree)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in ``file``; FileNotFoundError and ValueError name the file."""
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is not there: {file.parent} is no policy and no Hugging Face checkpoint")
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not text
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{file} must hold an object")
+    return tree
 
 
 def text_section(hf: dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +102,10 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
     values |= {key: text[key] for key in _OURS if key in text}
     if hf.get("model_type") == "kimi_k25":
         values |= vision_from_hf(hf)
+    return _validated(values)
+
+
+def _validated(values: dict[str, Any]) -> ModelConfig:
     try:
         return ModelConfig.model_validate(values)
     except ValidationError as error:
@@ -82,7 +114,8 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
 
 def _assumed(spread: float) -> dict[str, Any]:
     """What HF's code has for our own keys; without a mean, looking back changes nothing."""
-    return {"embedding_range": spread, "embedding_mean": 0.0, "latent_norm_eps": LATENT_NORM_EPS, "look_back": True}
+    start = {"embedding_range": spread, "embedding_mean": 0.0, "look_back": True}
+    return start | {"latent_norm_eps": LATENT_NORM_EPS, "quantize_experts": None}
 
 
 def _explained(detail: dict[str, Any]) -> str:

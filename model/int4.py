@@ -40,6 +40,26 @@ def dequantize(codes_OI: Tensor, scale_OG: Tensor) -> Tensor:
     return (groups * scale_OG.float()[..., None]).view(outputs, inputs)
 
 
+class _FakeQuant(torch.autograd.Function):
+    """Quantise and come back; the gradient passes as if nothing had happened (straight through)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        return dequantize(*quantize(weight.flatten(0, -2))).view_as(weight).to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad
+
+
+def fake_quant(weight: Tensor) -> Tensor:
+    """Matrices [..., O, I] with the values that an INT4 checkpoint of them gives back, bit for bit.
+
+    For quantisation-aware training: the gradient with respect to ``weight`` is that of the result.
+    """
+    return _FakeQuant.apply(weight)  # pyright: ignore[reportReturnType]
+
+
 def pack(codes_OI: Tensor) -> Tensor:
     """Codes + 8 as int32 words [O, I / 8], the first code in the lowest four bits."""
     nibbles = (codes_OI.to(torch.int64) + 8).unflatten(-1, (-1, _IN_A_WORD))

@@ -27,10 +27,10 @@ _LOUDNESS = 3.0  # of the codes that are carried, next to the embedding they lie
 _PREDICTED = 8.0  # of the token that a matching head found, if all agree
 # For each matching head (positions back from here, positions back from there) whose codes must be equal, for one layer
 # after the other: what stands behind the same token, behind the same last two, one or two tokens further; and what
-# stands behind the second last, as the next name of a list does that is found by a row of a table
+# stands one or two tokens behind the same name, which says whether a list goes on, and with which number
 _MATCHING = (
     (((0, 1),), ((1, 2),), ((0, 1), (1, 2)), ((1, 2), (2, 3))),
-    (((3, 2),), ((4, 2),), ((2, 2),), ((4, 3),)),
+    (((2, 1),), ((2, 1), (3, 2)), ((3, 2),), ((3, 2), (4, 3))),
 )
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.int4 import fake_quant
 
 
 class SwiGLU(nn.Module):
@@ -100,6 +101,12 @@ class Experts(nn.Module):
         count, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(count, hidden, width))
+        self.quantized = config.quantize_experts is not None
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """(gate and up, down) as they are computed with: under ``quantize_experts`` what INT4 makes of them."""
+        stacked = self.gate_up_proj, self.down_proj
+        return (fake_quant(stacked[0]), fake_quant(stacked[1])) if self.quantized else stacked
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """Σ_k weight_k · expert_k(x) for the K experts of each token, [T, D]."""
@@ -111,8 +118,9 @@ class Experts(nn.Module):
         ends = torch.bincount(flat, minlength=self.gate_up_proj.shape[0]).cumsum(0).to(torch.int32)
         copies = x_TD[:, None].expand(-1, top_k, -1).reshape(tokens * top_k, -1)
         sorted_rows = _Permute.apply(copies, order, inverse)
-        gate, up = F.grouped_mm(sorted_rows, self.gate_up_proj.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-        out = F.grouped_mm(F.silu(gate) * up, self.down_proj.transpose(1, 2), offs=ends)
+        gate_up_proj, down_proj = self.matrices()
+        gate, up = F.grouped_mm(sorted_rows, gate_up_proj.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+        out = F.grouped_mm(F.silu(gate) * up, down_proj.transpose(1, 2), offs=ends)
         out_TKD = _Permute.apply(out, inverse, order).view(tokens, top_k, -1)
         return (out_TKD * weights_TK[..., None]).sum(1).to(x_TD.dtype)
 

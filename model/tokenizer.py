@@ -1,37 +1,46 @@
-"""Byte-level BPE with K2.5's control tokens, made for small models that must copy names and write tool calls.
+"""Text to ids and back: the policy's own byte-level BPE (:mod:`model.bpe` trains it), and Kimi's vocabulary.
 
-Layout of the ids: learned tokens (the 256 bytes among them), then the atoms and the two-digit strings, then the
-control tokens in Kimi's order. Before merging, text is cut so that
-
-- digits stand alone in pairs from the left (``4217`` -> ``42``, ``17``);
-- a name, a capitalised atom followed by one or two lower-case ones (``Karona``), is one token an atom, with or without
-  a space before it, and merges with nothing; elsewhere the letters of an atom are ordinary letters (``climate``);
-- everything else may merge across spaces, punctuation and braces, so the JSON of a call takes a few tokens.
-
-``encode`` treats control-token strings in its text as plain text, always. Control ids come only from
-``encode_segments``, for the pieces that the chat template marked as control.
+Both treat control-token strings inside a text as plain text unless they are told to trust it. What an agent reads
+never becomes a control token: transcripts are encoded with ``encode_segments``, which makes control ids of those pieces
+only that the chat template marked as control.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from model.chat import END_THINK, EOS, IM_END, PAD, SPECIAL_TOKENS, THINK, Piece, call_id, dump_arguments
-from model.chat_tools import declare_tools
+from model.chat_tokens import END_THINK, EOS, IM_END, PAD, SPECIAL_TOKENS, THINK, Piece
 
-_DIGITS = "[0-9]{1,2}"
-_NUMBERS = [a + b for a, b in product("0123456789", repeat=2)]  # single digits are bytes
 _CACHED_CHARS = 4096  # longer texts are not worth remembering
+_CONTROL = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
+
+# Kimi's vocabulary
+_SLOTS = 256  # special ids after the learned ones
+_MAX_CHARS = 400_000
+_MAX_RUN = 25_000  # characters in a row that are all whitespace, or all not
+_SUFFIX = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+PATTERN = "|".join(
+    (
+        r"[\p{Han}]+",
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}",
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
 
 
 class Tokenizer:
@@ -53,8 +62,14 @@ class Tokenizer:
 
     # ---------------------------------------------------------------- text to ids
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text`` as plain text. A lone surrogate, which no encoding can carry, is read as U+FFFD."""
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """Ids of ``text`` as plain text; with ``allow_special``, control-token strings in it become control ids.
+
+        A lone surrogate, which no encoding can carry, is read as U+FFFD.
+        """
+        if allow_special:
+            parts = enumerate(_CONTROL.split(text))
+            return self.encode_segments((part, bool(index % 2)) for index, part in parts if part)
         return list(self._cached(text) if len(text) <= _CACHED_CHARS else self._encode(text))
 
     def encode_segments(self, pieces: Iterable[Piece]) -> list[int]:
@@ -69,10 +84,10 @@ class Tokenizer:
                 plain += text
                 continue
             if plain:
-                ids += self.encode(plain)
+                ids += self.encode(plain, allow_special=False)
                 plain = ""
             ids.append(self.special[text])
-        return ids + self.encode(plain) if plain else ids
+        return ids + self.encode(plain, allow_special=False) if plain else ids
 
     def _encode(self, text: str) -> tuple[int, ...]:
         if not text:
@@ -174,148 +189,67 @@ class Tokenizer:
             raise ValueError(f"{path}: {error}") from error
 
 
-def train_tokenizer(
-    texts: Iterable[str],
-    vocab_size: int,
-    *,
-    atoms: Sequence[str] = (),
-    words: Sequence[str] = (),
-    items: int = 0,
-    max_token_length: int = 32,
-) -> Tokenizer:
-    """Learn a vocabulary of ``vocab_size`` ids in all (fewer where ``texts`` gives no more merges).
+class KimiTokenizer(Tokenizer):
+    """The 163,840 ids of Kimi K2 and K2.5, read from the model's own files (extra: ``kimi``).
 
-    ``atoms`` are the parts of names: one token each, wherever a capitalised one is followed by lower-case ones.
-    ``words`` are one token each wherever they stand as a whole word, so that a value has one spelling in every context.
-    ``items``: the numbers of a list's first items are one token each (``, 3. ``), which is no number's token.
-    The same arguments give the same tokenizer, bit for bit.
+    Split pattern, the 256 special slots and the cutting of very long texts are those of the official tokenizer.
     """
-    atoms = sorted(set(atoms))
-    whole = [*_NUMBERS, *(atom for atom in atoms if not atom.isdigit()), *sorted(set(words))]
-    whole += [f", {i}. " for i in range(1, items + 1)]
-    least = 256 + len(whole) + len(SPECIAL_TOKENS)
-    if vocab_size < least:
-        raise ValueError(f"vocab_size {vocab_size} is too small: bytes, digits, atoms and control tokens take {least}")
-    pattern = _isolated(atoms, words, items)
-    room = vocab_size - len(SPECIAL_TOKENS)
-    vocab, merges = _learn(texts, pattern, [_as_symbols(text) for text in whole], room, max_token_length)
-    backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
-    backend.pre_tokenizer = _splitter(pattern, "isolated")
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS])
-    return Tokenizer(backend)
 
+    def __init__(self, folder: str | Path) -> None:
+        """Read ``tiktoken.model`` and ``tokenizer_config.json`` of ``folder``."""
+        self.folder = Path(folder)
+        ranks = _read_ranks(self.folder / "tiktoken.model")
+        self.special = _read_special(self.folder / "tokenizer_config.json", len(ranks))
+        self._core = _core(ranks, self.special)
+        self.vocab_size = len(ranks) + _SLOTS
+        self._names = {index: name for name, index in self.special.items()}
+        by_id = {index: token for token, index in ranks.items()}
+        self._bytes = [by_id[index] for index in range(len(ranks))]
+        self._bytes += [self._names[index].encode() for index in range(len(ranks), self.vocab_size)]
+        self._cached = lru_cache(maxsize=8192)(self._encode)
 
-def name_pattern(atoms: Sequence[str]) -> str:
-    """Regex that matches one atom inside a name: a capitalised atom, one or two lower-case ones, then no letter."""
-    heads = [atom for atom in atoms if atom[:1].isupper()]
-    tails = [atom for atom in atoms if not atom[:1].isupper()]
-    if not heads or not tails:
-        raise ValueError("atoms must have capitalised strings and lower-case ones: a name is made of both")
-    head, tail, end = _one_of(heads), _one_of(tails), "(?![a-z])"
-    # A look-behind must have a fixed length, hence one for every combination of lengths. It comes last: rarely tried.
-    one = "|".join(f"(?<={_one_of(h)}{_one_of(t)})" for h, t in product(_by_length(heads), _by_length(tails)))
-    two = "|".join(
-        f"(?<={_one_of(h)}{_one_of(t)}{_one_of(u)})"
-        for h, t, u in product(_by_length(heads), _by_length(tails), _by_length(tails))
-    )
-    return f"{head}(?={tail}{{1,2}}{end})|{tail}(?:(?:{one})(?={tail}?{end})|(?:{two}){end})"
+    def encode(self, text: str, allow_special: bool = True) -> list[int]:
+        """Ids of ``text``, in which control-token strings count as control tokens: the official default.
 
+        Only for trusted text, such as a rendered conversation that holds nobody's words but ours; ``encode_segments``,
+        or ``allow_special=False``, makes none.
+        """
+        if allow_special:
+            return [index for part in _parts(text) for index in self._core.encode(part, allowed_special="all")]
+        return super().encode(text)
 
-def chat_corpus(tools: Iterable[Mapping[str, Any]], *, calls: int = 41, repeats: int = 1) -> Iterator[str]:
-    """The plain text that the chat template adds around a corpus: what ``train_tokenizer`` should see besides it.
+    def _encode(self, text: str) -> tuple[int, ...]:
+        encode = self._core.encode_ordinary
+        return tuple(index for part in _parts(text) for index in encode(part))
 
-    The declaration once (what occurs once earns no merges of its own), then ``repeats`` times for every tool and
-    index below ``calls`` the role words, the call's id, the JSON between its arguments and its result's heading.
-    """
-    tools = list(tools)
-    yield declare_tools(tools)
-    for _, tool, index in product(range(repeats), tools, range(calls)):
-        function = tool["function"]
-        identifier = call_id(function["name"], index)
-        yield from ("system", "user", "assistant", "tool", function["name"], identifier)
-        yield f"## Return of {identifier}\n"
-        names = list((function.get("parameters") or {}).get("properties") or ())
-        if names:
-            scaffold = dump_arguments(dict.fromkeys(names, "\n")).split('"\\n"')
-            yield f'{scaffold[0]}"'
-            yield from (f'"{between}"' for between in scaffold[1:-1])
-            yield f'"{scaffold[-1]}'
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the vocabulary, the special tokens and the split pattern."""
+        digest = hashlib.sha256(PATTERN.encode())
+        digest.update(json.dumps(self.special, sort_keys=True).encode())
+        digest.update((self.folder / "tiktoken.model").read_bytes())
+        return digest.hexdigest()[:16]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its folder."""
+        return KimiTokenizer, (self.folder,)
 
-def plain_texts(pieces: Iterable[Piece]) -> Iterator[str]:
-    """The runs of plain text in rendered pieces, as they will be encoded: training text from whole conversations."""
-    for is_control, run in groupby(pieces, key=lambda piece: piece[1]):
-        if not is_control:
-            yield "".join(text for text, _ in run)
+    def save(self, path: str | Path) -> Path:
+        """Copy the two files into the folder ``path``."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        for name in ("tiktoken.model", "tokenizer_config.json"):
+            (path / name).write_bytes((self.folder / name).read_bytes())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> KimiTokenizer:
+        """Read the folder ``path``."""
+        return cls(path)
 
 
 def _restore(content: str) -> Tokenizer:
     return Tokenizer(Backend.from_str(content))
-
-
-def _by_length(strings: Iterable[str]) -> list[list[str]]:
-    return [list(group) for _, group in groupby(sorted(strings, key=len), key=len)]
-
-
-def _one_of(strings: Iterable[str]) -> str:
-    """Regex that matches one of ``strings``, longest first, as a tree of characters (several times faster)."""
-    tree: dict[str, list[str]] = {}
-    strings = list(strings)
-    for text in strings:
-        if text:
-            tree.setdefault(text[0], []).append(text[1:])
-    if not tree:
-        return ""
-    branches = "|".join(re.escape(first) + _one_of(rest) for first, rest in sorted(tree.items()))
-    return f"(?:{branches})" + ("?" if "" in strings else "")
-
-
-def _learn(
-    texts: Iterable[str], pattern: str, whole: list[str], size: int, max_token_length: int
-) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary of at most ``size`` ids, ``whole`` last, and the merges of the text between the isolated strings."""
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = _splitter(pattern, "removed")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=alphabet,
-        max_token_length=max_token_length,
-    )
-    backend.train_from_iterator(texts, trainer)
-    vocab = {symbol: index for index, symbol in enumerate(alphabet)}
-    merges: list[tuple[str, str]] = []
-    apart = set(whole) - set(vocab)  # wanted, and not yet learned by chance
-    for left, right in json.loads(backend.to_str())["model"]["merges"]:
-        if len(vocab) + len(apart) == size and left + right not in apart:
-            break  # merges build on earlier ones only, so the first ones are a vocabulary by themselves
-        vocab.setdefault(left + right, len(vocab))
-        apart.discard(left + right)
-        merges.append((left, right))
-    for symbols in whole:
-        vocab.setdefault(symbols, len(vocab))
-    return vocab, merges
-
-
-def _splitter(pattern: str, behavior: str) -> pre_tokenizers.PreTokenizer:
-    cut = pre_tokenizers.Split(Regex(pattern), behavior)
-    return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def _isolated(atoms: Sequence[str], words: Sequence[str] = (), items: int = 0) -> str:
-    numbers = [r", [0-9]{1,2}\. (?! )"] if items else []
-    names = [name_pattern(atoms)] if atoms else []
-    whole = [rf"(?<![A-Za-z]){_one_of(sorted(set(words)))}(?![A-Za-z])"] if words else []
-    return "|".join([*numbers, _DIGITS, *names, *whole])
-
-
-def _as_symbols(text: str) -> str:
-    """``text`` in the alphabet that byte-level vocabularies are written in."""
-    [(symbols, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
-    return symbols
 
 
 def _token_bytes(backend: Backend, names: dict[int, str]) -> list[bytes]:
@@ -340,3 +274,65 @@ def _byte_symbols() -> list[str]:
 def _file(path: str | Path) -> Path:
     path = Path(path)
     return path if path.suffix == ".json" else path / "tokenizer.json"
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a policy or checkpoint: ``tokenizer.json`` of ours, or Kimi's ``tiktoken.model``."""
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").is_file() and (folder / "tiktoken.model").is_file():
+        return KimiTokenizer(folder)
+    return Tokenizer.load(folder)
+
+
+def _core(ranks: dict[bytes, int], special: dict[str, int]) -> Any:
+    try:
+        import tiktoken  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Kimi's vocabulary needs tiktoken: pip install 'parl[kimi]'") from error
+    return tiktoken.Encoding("kimi", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no Kimi vocabulary at {path}")
+    lines = [line.split() for line in path.read_bytes().splitlines() if line]
+    try:
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except ValueError as error:
+        raise ValueError(f"{path} is not a tiktoken vocabulary: {error}") from error
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError(f"{path}: ranks must run from 0 to {len(ranks) - 1} without gaps")
+    return ranks
+
+
+def _read_special(path: Path, first: int) -> dict[str, int]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no names of special tokens at {path}")
+    added = json.loads(path.read_text(encoding="utf-8"))["added_tokens_decoder"]
+    named = {int(index): entry["content"] for index, entry in added.items()}
+    special = {named.get(i, f"<|reserved_token_{i}|>"): i for i in range(first, first + _SLOTS)}
+    missing = [name for name in SPECIAL_TOKENS if name not in special]
+    if missing:
+        raise ValueError(f"{path} lacks the control tokens {', '.join(missing)}")
+    return special
+
+
+def _parts(text: str) -> Iterator[str]:
+    """``text`` in the pieces that the official tokenizer encodes one by one."""
+    for start in range(0, len(text), _MAX_CHARS):
+        yield from _runs(text[start : start + _MAX_CHARS])
+
+
+def _runs(text: str) -> Iterator[str]:
+    if len(text) <= _MAX_RUN:
+        yield text
+        return
+    begin, length, was_space = 0, 0, text[0].isspace()
+    for position, character in enumerate(text):
+        is_space = character.isspace()
+        length = length + 1 if is_space == was_space else 1
+        was_space = is_space
+        if length > _MAX_RUN:
+            yield text[begin:position]
+            begin, length = position, 1
+    yield text[begin:]

@@ -29,9 +29,11 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, routes_BTK: Tensor | None) -> Tensor:
-        """The residual stream [B, T, D] after this layer."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, routes_BTK: Tensor | None, real_BT: Tensor | None = None
+    ) -> Tensor:
+        """The residual stream [B, T, D] after this layer; ``real_BT`` as in :class:`LatentAttention`."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, real_BT)
         h = self.post_attention_layernorm(x)
         return x + (self.mlp(h, routes_BTK) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h))
 
@@ -45,6 +47,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.collect_logits = False  # in training, keep the heads' largest attention logits (QK-clip)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -103,9 +106,16 @@ class Transformer(nn.Module):
             return merge_media(x, tokens_BT, features_MD, placeholder=placeholder)
         return place_media(x, media.places_BT, features_MD)
 
-    def hidden(self, tokens_BT: Tensor, routes_BTLK: Tensor | None = None, media: MediaBatch | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        routes_BTLK: Tensor | None = None,
+        real_BT: Tensor | None = None,
+        media: MediaBatch | None = None,
+    ) -> Tensor:
         """Final-norm hidden states [B, T, D]; ``routes_BTLK`` replays expert choices (-1 = live).
 
+        ``real_BT``: also collect the largest attention logits, of queries at these positions.
         ``media``: the pictures and video chunks that the rows show, in the order of their placeholders.
         """
         length = tokens_BT.shape[1]
@@ -118,7 +128,7 @@ class Transformer(nn.Module):
         first = self.config.first_k_dense_replace
         for index, layer in enumerate(self.blocks()):
             replay = None if routes_BTLK is None or index < first else routes_BTLK[:, :, index - first]
-            x = layer(x, cos, sin, replay)
+            x = layer(x, cos, sin, replay, real_BT)
         return self.norm(x)
 
     def forward(
@@ -135,7 +145,8 @@ class Transformer(nn.Module):
         """
         if bool(mask_BT[:, 0].any()):
             raise ValueError("mask covers position 0, which has no prefix to predict it from")
-        hidden = self.hidden(tokens_BT, routes_BTLK, media)
+        collects = self.collect_logits and self.training
+        hidden = self.hidden(tokens_BT, routes_BTLK, _up_to_last(mask_BT) if collects else None, media)
         chosen = hidden[:, :-1][mask_BT[:, 1:]]
         logprobs_MV = torch.log_softmax(self.lm_head(chosen).float() / temperature, dim=-1)
         entropy_M = -(logprobs_MV.detach().exp() * logprobs_MV.detach()).sum(-1)
@@ -154,6 +165,11 @@ class Transformer(nn.Module):
     def routers(self) -> list[Router]:
         """The routers of all mixture-of-experts layers, first to last."""
         return [layer.mlp.gate for layer in self.blocks() if isinstance(layer.mlp, MixtureOfExperts)]
+
+
+def _up_to_last(mask_BT: Tensor) -> Tensor:
+    """True up to each row's last True: what stands behind, padding among it, has no influence on the loss."""
+    return mask_BT.flip(1).cumsum(1).flip(1) > 0
 
 
 def muon_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

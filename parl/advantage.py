@@ -1,8 +1,8 @@
 """From a group of episodes to rows for the learner.
 
 Advantage (K2.5 report Eq. 1): A_j = r_j − (1/K) Σ_k r_k over the K episodes of one task; no division by the standard
-deviation, no critic. One number per *episode*, whatever number of traces or rows it becomes: a baseline per row would
-weigh an episode by how often it was cut.
+deviation unless the objective says so, no critic. One number per *episode*, whatever number of traces or rows it
+becomes: a baseline per row would weigh an episode by how often it was cut.
 
 The denominator N of the loss is the number of trained tokens of the whole step, Σ over all rows of Σ mask
 (:func:`denominator`). Since every token then has the weight A_j / N wherever it lies, cutting an episode in rows leaves
@@ -24,6 +24,8 @@ import numpy as np
 
 from rollouts.episode import Episode, EpisodeStatus, Trace
 
+_STD_EPS = 1e-6
+
 
 @dataclass(slots=True, kw_only=True)
 class Row:
@@ -36,6 +38,9 @@ class Row:
     advantages: np.ndarray  # float32 [T], 0 where mask is False
     routes: np.ndarray | None = None  # int16 [T, L, K]
     media: tuple[tuple[int, bytes], ...] = ()  # pictures: position of the first placeholder, PNG file
+    proximal: np.ndarray | None = None  # float32 [T], of the learner before the step's first update
+    reference: np.ndarray | None = None  # float32 [T], of the reference policy
+    whole: bool = True  # False for a piece of a trace (split_row)
 
     @property
     def trained(self) -> int:
@@ -43,15 +48,22 @@ class Row:
         return int(self.mask.sum())
 
 
-def group_advantages(rewards: Sequence[float]) -> list[float]:
-    """A_j = r_j − mean(r), the group-mean baseline of K2.5 Eq. 1."""
+def group_advantages(rewards: Sequence[float], *, normalise_std: bool = False) -> list[float]:
+    """A_j = r_j − mean(r), the group-mean baseline of K2.5 Eq. 1; ``normalise_std``: divided by std(r), as in GRPO.
+
+    The standard deviation is the sample's (over K − 1), plus 1e-6, as in GRPO's common implementations.
+    """
     if not rewards:
         return []
     mean = sum(rewards) / len(rewards)
-    return [reward - mean for reward in rewards]
+    advantages = [reward - mean for reward in rewards]
+    if not normalise_std or len(rewards) == 1:
+        return advantages
+    std = (sum(advantage**2 for advantage in advantages) / (len(rewards) - 1)) ** 0.5
+    return [advantage / (std + _STD_EPS) for advantage in advantages]
 
 
-def step_rows(episodes: Iterable[Episode], *, routed: bool = False) -> list[Row]:
+def step_rows(episodes: Iterable[Episode], *, routed: bool = False, normalise_std: bool = False) -> list[Row]:
     """Rows of a training step's scored episodes, in the order given: groups by task key, then :func:`episode_rows`."""
     valid = [episode for episode in episodes if episode.status is not EpisodeStatus.FAILED]
     groups: dict[str, list[int]] = defaultdict(list)
@@ -59,9 +71,8 @@ def step_rows(episodes: Iterable[Episode], *, routed: bool = False) -> list[Row]
         groups[episode.task.key].append(position)
     advantages = [0.0] * len(valid)
     for members in groups.values():
-        for position, advantage in zip(
-            members, group_advantages([valid[i].rewards["total"] for i in members]), strict=True
-        ):
+        rewards = [valid[i].rewards["total"] for i in members]
+        for position, advantage in zip(members, group_advantages(rewards, normalise_std=normalise_std), strict=True):
             advantages[position] = advantage
     pairs = zip(valid, advantages, strict=True)
     return [row for episode, advantage in pairs for row in episode_rows(episode, advantage, routed=routed)]
@@ -108,11 +119,16 @@ def split_row(row: Row, pieces: int) -> list[Row]:
                 mask=mask,
                 logprobs=np.where(mask, row.logprobs[:end], np.float32(0)),
                 advantages=np.where(mask, row.advantages[:end], np.float32(0)),
-                routes=None if row.routes is None else row.routes[:end],
+                **{name: _first(getattr(row, name), end) for name in ("routes", "proximal", "reference")},
                 media=tuple(shown for shown in row.media if shown[0] < end),
+                whole=False,
             )
         )
     return rows
+
+
+def _first(values: np.ndarray | None, end: int) -> np.ndarray | None:
+    return None if values is None else values[:end]
 
 
 def _row(episode: Episode, trace: Trace, advantage: float, routed: bool) -> Row:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from parl import cli_episodes
+from parl.cli_episodes import AsJson, Kind, StoreArg
+from parl.cli_errors import reported
 from parl.errors import UserError
 
 app = typer.Typer(
@@ -22,30 +23,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(cli_episodes.app, name="episodes")
 
 ConfigArg = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/quickstart.yaml")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, e.g. trainer.steps=20 seed=2")
 ]
 FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Ignore caches and shipped weights: do it all.")]
-
-
-@contextmanager
-def _reported(hint: str = "") -> Iterator[None]:
-    """Turn what goes wrong into an exit code: 2 a mistake with a fix, 130 interrupted, 1 anything else."""
-    try:
-        yield
-    except UserError as error:
-        typer.echo(f"error: {getattr(error, 'cause', None) or error}", err=True)  # Ray wraps what its actors raise
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted{hint}", err=True)
-        raise typer.Exit(130) from None
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception:
-        traceback.print_exc()
-        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -57,7 +41,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
 ) -> None:
     """Cold start, reinforcement learning, evaluation and report of one run."""
-    with _reported(f"; continue with: parl train {config} {' '.join(overrides or [])} --resume".replace("  ", " ")):
+    with reported(f"; continue with: parl train {config} {' '.join(overrides or [])} --resume".replace("  ", " ")):
         from parl.loading import load_config, to_yaml
 
         if resume and from_scratch:
@@ -83,7 +67,7 @@ def sft(
     ] = None,
 ) -> None:
     """Only the cold start: imitation of scripted demonstrations."""
-    with _reported():
+    with reported():
         from parl.loading import load_config
 
         resolved = load_config(config, overrides)
@@ -98,44 +82,136 @@ def sft(
 def evaluate(
     config: ConfigArg,
     overrides: Overrides = None,
+    n: Annotated[int, typer.Option("--n", help="Attempts at each task.")] = 1,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first of the held-out tasks.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of tasks and sampling: eval.seed.")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", help="cold_start, trained, single_agent; may be given repeatedly.")
+    ] = None,
     model: Annotated[Path | None, typer.Option("--model", help="Weights to evaluate instead of the run's own.")] = None,
     single_agent: Annotated[bool, typer.Option("--single-agent", help="Without the tools that spawn.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Evaluate a policy on held-out tasks."""
-    with _reported():
+    """Evaluate a run's policies on held-out tasks: avg@k, max@k, pass@k with intervals, and costs. Resumable."""
+    with reported("; the same command continues"):
         from parl.loading import load_config
 
-        resolved = load_config(config, overrides)
-        from parl.evaluate import run_eval
+        settings = [*(overrides or []), *([] if seed is None else [f"eval.seed={seed}"])]
+        resolved = load_config(config, settings)
+        from parl.attempts import run_eval
+        from parl.table import print_evaluation
 
-        _print_groups(run_eval(resolved, model=model, single_agent=single_agent))
+        options = {"n": n, "limit": limit, "policies": policy or ()}
+        result = run_eval(resolved, model=model, single_agent=single_agent, **options)
+        if as_json:
+            typer.echo(json.dumps(result, allow_nan=False))
+        else:
+            print_evaluation(result)
 
 
-def _print_groups(result: dict) -> None:
-    """The evaluation as a table: a row for each group of tasks."""
-    from rich.console import Console
-    from rich.table import Table
+@app.command()
+def rescore(
+    store: StoreArg,
+    overrides: Overrides = None,
+    rewards: Annotated[
+        Path | None, typer.Option("--rewards", metavar="CONFIG", help="Whose rewards section; default: the run's own.")
+    ] = None,
+    kind: Kind = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score stored episodes again, without a model: other rewards, another schedule, or a check of the stored ones."""
+    with reported():
+        from parl.rescore import print_summary, rescore, rewards_config, write_rows
 
-    groups = {name: numbers for name, numbers in result.items() if isinstance(numbers, dict)}
-    columns = list(dict.fromkeys(column for numbers in groups.values() for column in numbers))
-    table = Table("tasks", *columns)
-    for name, numbers in groups.items():
-        cells = [numbers.get(column) for column in columns]
-        table.add_row(name, *(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
-    Console().print(table)
+        results = rescore(store, rewards_config(store, rewards, overrides), kind=kind)
+        if as_json:
+            write_rows(results, sys.stdout)
+        else:
+            print_summary(results)
+
+
+@app.command()
+def compare(
+    policies: Annotated[
+        list[str], typer.Argument(metavar="PATH[:LABEL]...", help="runs, stores or shards; the first is the reference")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write a page with plots, e.g. compare.html")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare policies on the same tasks: paired differences with intervals, regressions by task, trade-offs."""
+    with reported():
+        from parl.compare import compare as compare_samples
+        from parl.compare import load_samples
+        from parl.compare_table import print_comparison
+        from parl.measures import plain
+
+        result = compare_samples(load_samples(policies))
+        if as_json:
+            typer.echo(json.dumps(plain(result), allow_nan=False))
+        else:
+            print_comparison(result)
+        if out:
+            from parl.compare_page import write_page
+
+            typer.echo(f"wrote {write_page(result, out)}", err=as_json)
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder, or its name below runs/")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: RUN/report.html")] = None,
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|STORE", help="a run's folder or its name below runs/; a store's folder; a shard"),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in that folder.")] = None,
+    episode: Annotated[
+        list[str] | None, typer.Option("--episode", "-e", help="Show this one: TASK or TASK#INDEX; may be repeated.")
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run: verdict, curves, swarm timelines."""
-    with _reported():
+    """Write one self-contained HTML page about a run or a store: verdict, curves, swarm viewer."""
+    with reported():
         from parl.report import write_report
 
         run_dir = run if run.exists() or not (Path("runs") / run).is_dir() else Path("runs") / run
-        typer.echo(f"wrote {write_report(run_dir, out or run_dir / 'report.html')}")
+        folder = run_dir.parent if run_dir.is_file() else run_dir
+        typer.echo(f"wrote {write_report(run_dir, out or folder / 'report.html', episode or [])}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder or name, or a policy's folder")],
+    format: Annotated[str, typer.Option("--format", help="hf (deepseek_v3) or kimi_k25 (also with vision).")] = "hf",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: a folder in RUN named after it.")] = None,
+    int4: Annotated[bool, typer.Option("--int4", help="Routed experts as INT4, packed as K2.5's are.")] = False,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the other matrices: float32 or bfloat16.")] = "float32",
+) -> None:
+    """Write a policy as a Hugging Face folder, which transformers and inference servers load."""
+    with reported():
+        from parl.export import export as write
+
+        typer.echo(f"wrote {write(run, out, format=format, int4=int4, dtype=dtype)}")
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a shape in configs/models, a YAML file, or a folder")],
+    gpus: Annotated[int, typer.Option("--gpus", help="GPUs in all.")],
+    gpu: Annotated[str, typer.Option("--gpu", help="Their kind: h200 or h100.")] = "h200",
+    zero: Annotated[int, typer.Option("--zero", help="ZeRO stage.")] = 2,
+    ep: Annotated[int, typer.Option("--ep", help="GPUs that share a layer's experts; 0: as many as possible.")] = 0,
+    offload: Annotated[str, typer.Option("--offload", help="none or optimizer: its states in host memory.")] = "none",
+    micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens of a GPU in one pass.")] = 4096,
+    step_tokens: Annotated[int, typer.Option("--step-tokens", help="Tokens of all in one step.")] = 4_194_304,
+    context: Annotated[int, typer.Option("--context", help="Length of the rows in tokens.")] = 32_768,
+    host_gb: Annotated[float, typer.Option("--host-gb", help="Memory of a node of 8 GPUs.")] = 2000.0,
+) -> None:
+    """What training a model takes: memory a GPU, bytes moved, a floor of the step's time; or why it cannot fit."""
+    with reported():
+        from parl.plan_table import print_plan
+
+        sizes = {"micro_tokens": micro_tokens, "step_tokens": step_tokens, "context": context}
+        print_plan(model, gpu, host_gb=host_gb, gpus=gpus, zero=zero, ep=ep, offload=offload, **sizes)
 
 
 def _show_version(wanted: bool) -> None:

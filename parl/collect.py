@@ -56,20 +56,26 @@ class Collector:
         group_size: int,
         seed: int,
         temperature: float,
+        top_p: float = 1.0,
         spawning: bool | None = None,
         progress: Progress | None = None,
+        attempts: Sequence[Sequence[int]] | None = None,
+        arrived: Callable[[list[Episode]], None] | None = None,
     ) -> list[Episode]:
         """``group_size`` episodes of each task, in order; ``spawning`` overrides ``rollouts.swarm``.
 
+        ``attempts`` gives each task's attempts by number, where they are not the first ``group_size``; ``arrived`` is
+        called with each group as soon as it is there.
         Raises RuntimeError past trainer.step_s, or if all failed.
         """
-        settings = {"seed": seed, "temperature": temperature, "spawning": spawning}
+        settings = {"seed": seed, "temperature": temperature, "top_p": top_p, "spawning": spawning}
+        numbers = attempts or [range(group_size)] * len(tasks)
         done: dict[int, list[Episode]] = {}
         deadline = time.monotonic() + self._config.trainer.step_s
 
         def attempt() -> None:
             missing = [i for i in range(len(tasks)) if i not in done]
-            calls = {self._submit(i, tasks[i], group_size, settings): i for i in missing}
+            calls = {self._submit(i, tasks[i], numbers[i], settings): i for i in missing}
             while calls:
                 left = deadline - time.monotonic()
                 ready, _ = ray.wait(list(calls), timeout=max(left, 0.0))
@@ -78,7 +84,10 @@ class Collector:
                         f"{len(calls)} groups unfinished at trainer.step_s={self._config.trainer.step_s}"
                     )
                 for call in ready:
-                    done[calls.pop(call)] = ray.get(call, timeout=_SETUP_S)
+                    number = calls.pop(call)
+                    done[number] = ray.get(call, timeout=_SETUP_S)
+                    if arrived:
+                        arrived(done[number])
                     if progress:
                         progress(len(done), len(tasks))
 
@@ -135,10 +144,10 @@ class Collector:
         if any(answer != version for answer in served):
             raise RuntimeError(f"the {pool} pool serves versions {served}, not {version}")
 
-    def _submit(self, number: int, task: Task, group_size: int, settings: dict[str, Any]) -> Any:
+    def _submit(self, number: int, task: Task, attempts: Sequence[int], settings: dict[str, Any]) -> Any:
         budget = critical_budget(task, self._config.rollouts.budget.critical_factor)
         worker = self._workers[number % len(self._workers)]
-        return worker.run.remote(task, list(range(group_size)), critical_budget=budget, **settings)
+        return worker.run.remote(task, list(attempts), critical_budget=budget, **settings)
 
     def _retrying(self, act: Callable[[], None]) -> None:
         """Run ``act``; where a rollout actor died, replace all of them and run it again, within max_restarts."""

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs.world.config import WorldConfig
 from model.config import ModelConfig
+from parl.objective.config import AnyObjective, ObjectiveConfig
 from rollouts.config import RolloutsConfig
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PolicyConfig(ModelConfig):
+    """The policy: its shape, with Hugging Face's names, and where its weights come from."""
+
+    optional: ClassVar[tuple[str, ...]] = (*ModelConfig.optional, "init")
+
+    init: Path | None = Field(
+        default=None,
+        description="start from this Hugging Face checkpoint or policy, which gives the shape and the tokenizer, in"
+        " place of a cold start",
+    )
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The shape alone, as it stands beside a policy's weights."""
+        return ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
 
 
 class EnvsConfig(_Section):
@@ -35,12 +53,12 @@ class SftConfig(_Section):
     """The cold start: imitation of scripted demonstrations."""
 
     seed: int = Field(default=1, ge=0)
-    tokens: int = Field(default=4_500_000, gt=0, description="training tokens, the drills among them")
+    tokens: int = Field(default=6_000_000, gt=0, description="training tokens, the drills among them")
     copying_tokens: int = Field(default=160_000, ge=0, description="the first of them: random text that repeats itself")
     drill_tokens: int = Field(
-        default=1_200_000, ge=0, description="the next: questions about several facts, lists to go through"
+        default=800_000, ge=0, description="the next: questions about several facts, lists to go through"
     )
-    batch_tokens: int = Field(default=1536, gt=0, description="tokens of one optimiser step")
+    batch_tokens: int = Field(default=4096, gt=0, description="tokens of one optimiser step")
     lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
     muon_lr: float = Field(default=6e-3, gt=0, description="Muon: matrices")
     parallel: float = Field(default=0.3, ge=0, le=1, description="share of demonstrations that spawn where it pays")
@@ -60,14 +78,6 @@ class RewardsConfig(_Section):
     critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
 
 
-class ObjectiveConfig(_Section):
-    """K2.5's policy objective (report Eq. 1)."""
-
-    log_ratio_min: float = Field(default=-0.5, lt=0, description="α: tokens with a smaller log-ratio get no gradient")
-    log_ratio_max: float = Field(default=0.5, gt=0, description="β: tokens with a larger log-ratio get no gradient")
-    tau: float = Field(default=0.01, ge=0, description="weight of the squared log-ratio")
-
-
 class OptimizerConfig(_Section):
     """The learner's optimiser in RL: Muon on the matrices, AdamW on the rest."""
 
@@ -77,6 +87,9 @@ class OptimizerConfig(_Section):
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
     freeze_tower: bool = Field(default=False, description="of a policy that sees, train the projector alone in RL")
+    qk_clip: float | None = Field(
+        default=None, gt=0, description="τ of MuonClip: largest attention logit of a head; null = off, K2 has 100"
+    )
 
 
 class TrainerConfig(_Section):
@@ -99,6 +112,12 @@ class EvalConfig(_Section):
     tasks: int = Field(default=160, gt=0, description="held-out tasks, one episode each")
     split: Literal["val", "test"] = "test"
     temperature: float = Field(default=1.0, ge=0, description="0 = greedy")
+    top_p: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="likeliest tokens that orchestrators draw from; K2.5 is evaluated with 0.95",
+    )
     seed: int = Field(default=7, ge=0)
 
 
@@ -119,13 +138,13 @@ class Config(_Section):
     seed: int = Field(default=1, ge=0)
     baseline: bool = Field(default=False, description="also train and evaluate the single agent")
     starter: Path | None = Field(default=None, description="shipped cold-start weights, used when their hash matches")
-    model: ModelConfig = ModelConfig()
+    model: PolicyConfig = PolicyConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     envs: EnvsConfig = EnvsConfig()
     sft: SftConfig = SftConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
     rewards: RewardsConfig = RewardsConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: AnyObjective = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
     eval: EvalConfig = EvalConfig()
@@ -133,7 +152,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if self.tokenizer.vocab_size > self.model.vocab_size:
+        if self.model.init is None and self.tokenizer.vocab_size > self.model.vocab_size:
             raise ValueError(
                 f"tokenizer.vocab_size={self.tokenizer.vocab_size} exceeds model.vocab_size={self.model.vocab_size}"
             )

@@ -19,8 +19,9 @@ from envs.world.knowledge import ATTRIBUTES, CATEGORIES, GROUP_SIZES, RELATIONS
 from envs.world.lexicon import FIRSTS, SECONDS
 from envs.world.pictures import picture_act, picture_texts
 from envs.world.reference import CREATE, WORKER, ReferencePolicy, subagent_act
+from model.bpe import plain_texts, train_tokenizer
 from model.chat import call_id, dump_arguments, prompt_pieces, tool_result_pieces
-from model.tokenizer import Tokenizer, plain_texts, train_tokenizer
+from model.tokenizer import Tokenizer
 from parl.config import Config
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
@@ -48,7 +49,7 @@ def build_tokenizer(config: Config) -> Tokenizer:
     says must be the same token, or a small policy has to learn a dictionary before it can look anything up.
     """
     values = [value for values in CATEGORIES.values() for value in values]
-    values += [*ATTRIBUTES, *RELATIONS]
+    values += [*ATTRIBUTES, *RELATIONS, "next", "first", "members", "none"]
     items = min(max(config.envs.world.widths[1], GROUP_SIZES[1]), 40)
     texts, atoms = _texts(config), [*FIRSTS, *SECONDS]
     return train_tokenizer(texts, config.tokenizer.vocab_size, atoms=atoms, words=values, items=items)

@@ -22,7 +22,7 @@ from parl.learner import TextRow
 
 _REPEATED = 48  # random tokens that a copying drill repeats
 _CHANGED = 0.25  # share of the repetition that differs
-FORMS = ("table", "table", "assign", "search")  # of what goes through a list, as often
+FORMS = ("table", "assign", "search")  # of what goes through a list, as often
 
 
 def copying_drill(vocab: int, rng: np.random.Generator) -> TextRow:
@@ -52,13 +52,13 @@ def agenda_drill(tokenizer: Tokenizer, rng: Random, count: int, longest: int, fo
     """A question about a numbered list of ``count`` names, then what goes through it.
 
     ``form``: a ``table``; or calls in chat format, those of one turn (``assign``) or of many, each followed by a fact
-    (``search``). Only the number that comes next and the name behind it are trained, for only they have to be found; in
-    a table, the name behind the last one. All begin anywhere in the list, the calls' ids with any number, and the
-    list's own numbers end at ``longest`` or before.
+    (``search``). Only the number that comes next and the name behind it are trained, for only they have to be found.
+    All begin anywhere in the list, the calls' ids with any number, and the list's own numbers end at ``longest`` or
+    before.
     """
     text, label, rows = agenda(rng, count, longest)
     todo, index = rows[rng.randrange(count - 1) :], rng.randrange(24)
-    wanted = [todo[0][1], *(f", {item}" for item, _, _ in todo[1:])]  # any number may be the first
+    wanted = [todo[0][1], *(item for item, _, _ in todo[1:])]  # any number may be the first
     tokens = tokenizer.encode(text)
     weights = [0.0] * len(tokens)
 
@@ -73,8 +73,8 @@ def agenda_drill(tokenizer: Tokenizer, rng: Random, count: int, longest: int, fo
 
     prompts = [asking([label], item) for item, _, _ in todo]
     if form == "table":
-        table = answer_table(("name", label), [row[1:] for row in todo])
-        say([(table, False)], [name for _, name, _ in todo[1:]])
+        table = answer_table(("name", label), [(item, value) for item, _, value in todo])
+        say([(table, False)], wanted[1:])
     elif form == "assign":
         calls = [_call("assign_task", index + i, agent=WORKER, prompt=prompt) for i, prompt in enumerate(prompts)]
         say(assistant_pieces("", calls, thinking=False), wanted)
@@ -99,7 +99,7 @@ def drill_batches(config: Config, tokenizer: Tokenizer) -> Iterator[list[TextRow
     def mixed() -> TextRow:
         count = rng.randint(2, longest)
         if rng.random() < 0.5:
-            return row_of(tokenizer, reading_pieces(rng, count))
+            return row_of(tokenizer, reading_pieces(rng, count, longest))
         return agenda_drill(tokenizer, rng, count, longest, rng.choice(FORMS))
 
     yield from _batches(lambda: copying_drill(tokenizer.vocab_size, numbers), sft.copying_tokens, sft.batch_tokens)

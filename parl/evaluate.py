@@ -1,4 +1,4 @@
-"""Held-out evaluation: every policy on the same tasks, one table, the summary file, timelines and the report."""
+"""Held-out evaluation: every policy on the same tasks, one table, the summary file and the report."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ from typing import Any
 
 from envs.world.environment import WorldEnvironment
 from model.checkpoint import load_policy
-from parl.cluster import local_ray
 from parl.collect import Collector
 from parl.config import Config
-from parl.errors import UserError
 from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.report import write_report
-from parl.report.timeline import episode_to_timeline
-from parl.sft import run_sft
 from parl.state import Checkpoints, State
 from parl.table import print_table
 from parl.tasks import held_out_tasks
@@ -31,7 +27,6 @@ from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.store import EpisodeStore
 
-_TIMELINES = 4
 Policies = dict[str, tuple[Path, bool]]  # label -> (folder of the policy, whether it may spawn)
 
 
@@ -45,17 +40,15 @@ def evaluate_policies(
     memory: PeakMemory,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Evaluate, write ``summary.json``, ``timelines.json`` and ``report.html`` in ``run_dir``; returns the summary."""
+    """Evaluate, write ``summary.json`` and ``report.html`` in ``run_dir``; returns the summary."""
     store = EpisodeStore(run_dir / "eval")
     summary: dict[str, Any] = {}
-    with _collector(config, cold) as collector:
+    with eval_collector(config, cold) as collector:
         for number, (label, (folder, spawning)) in enumerate(policies.items()):
             progress.phase(f"evaluating {label}", number, len(policies))
             episodes = evaluate_policy(config, collector, folder, spawning=spawning)
             store.write(0, episodes, policy_version=0, kind=label)
             summary[label] = evaluation_table(episodes)
-            if label == "trained":
-                _write(run_dir / "timelines.json", [episode_to_timeline(e) for e in _telling(episodes)])
     summary |= {
         "wall_s": round(time.monotonic() - began, 1),
         "peak_rss_gib": round(memory.peak_gib, 2),
@@ -97,10 +90,10 @@ def track_evaluation(config: Config, run_dir: Path, tables: dict[str, dict[str, 
 
 
 @contextmanager
-def _collector(config: Config, cold: Path) -> Iterator[Collector]:
+def eval_collector(config: Config, cold: Path) -> Iterator[Collector]:
     """Engines and workers for any number of policies; sub-agents are the frozen cold start."""
     frozen, _, _, _ = load_policy(cold)
-    collector = Collector(config, WorldEnvironment(config.envs.world), cold / "tokenizer.json", frozen)
+    collector = Collector(config, WorldEnvironment(config.envs.world), cold, frozen)
     try:
         yield collector
     finally:
@@ -111,32 +104,11 @@ def evaluate_policy(config: Config, collector: Collector, folder: Path, *, spawn
     """One scored episode of every held-out task. λ = 0, penalty as trained."""
     weights, _, _, _ = load_policy(folder)
     collector.sync(weights, 0)
-    settings = {"seed": config.eval.seed, "temperature": config.eval.temperature}
+    settings = {"seed": config.eval.seed, "temperature": config.eval.temperature, "top_p": config.eval.top_p}
     episodes = collector.collect(held_out_tasks(config), group_size=1, spawning=spawning, **settings)
     for episode in episodes:
         score_episode(episode, RewardWeights(critical=config.rewards.critical_penalty), config.rewards.parallel_cap)
     return episodes
-
-
-def run_eval(config: Config, *, model: Path | None = None, single_agent: bool = False) -> dict[str, Any]:
-    """``parl eval``: the table of one policy (the run's trained one by default), printed and returned."""
-    with local_ray():
-        folder = model or config.run_dir / ("single_agent/policy" if single_agent else "policy")
-        if not (folder / "model.safetensors").exists():
-            raise UserError(f"no policy in {folder}: train it first (parl train), or name another folder with --model")
-        cold = run_sft(config)
-        with _collector(config, cold) as collector:
-            episodes = evaluate_policy(config, collector, folder, spawning=not single_agent)
-    return evaluation_table(episodes)
-
-
-def _telling(episodes: list[Episode]) -> list[Episode]:
-    """A few episodes worth looking at: the widest swarms first, then one of each other family."""
-    by_width = sorted(episodes, key=lambda e: -len(e.subagents))
-    chosen = by_width[:2]
-    for family in ("list", "swap", "chain"):
-        chosen += [e for e in episodes if e.task.family == family and e not in chosen][:1]
-    return chosen[: _TIMELINES + 1]
 
 
 def _write(path: Path, value: Any) -> None:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,15 @@ from model.picture_size import picture_tokens
 from model.transformer import Transformer, muon_parameters
 from model.vision_config import MediaLimits
 from parl.advantage import Row
-from parl.config import ObjectiveConfig, OptimizerConfig
-from parl.objective.k25 import k25_loss
+from parl.config import OptimizerConfig
+from parl.objective.config import Objective
+from parl.objective.entropy import entropy_stats
+from parl.objective.registry import check_rows, policy_loss, statistic_names
 from parl.objective.sft import sft_loss
 from parl.optimizer import MuonAdamW, NotFiniteLoss
+from parl.qk_clip import QKClip
 
+_OPTIONAL = ("routes", "proximal", "reference")  # fields of a row that may be missing
 _SIMILAR = 0.5  # a row joins a micro-batch if it is at least this long beside the longest
 
 
@@ -61,6 +66,11 @@ class _Batch:
             values = getattr(row, name)
             out[i, : len(values)] = torch.from_numpy(np.array(values, np.float32))
         return out[:, 1:][self.mask_BT[:, 1:]]
+
+    def spread(self, values_M: Tensor) -> Tensor:
+        """Back to rows, [B, T - 1], with zeros between: the inverse of gathering under the mask."""
+        shape = (self.tokens_BT.shape[0], self.tokens_BT.shape[1] - 1)
+        return values_M.new_zeros(shape).masked_scatter(self.mask_BT[:, 1:], values_M)
 
 
 def micro_batches(rows: Sequence, limit: int) -> list[list]:
@@ -129,6 +139,7 @@ class Learner:
         self.model = Transformer(model)
         self.model.freeze_tower(optimizer.freeze_tower)
         self._limits = model.vision.limits if model.vision else None
+        self._reference: Transformer | None = None
         matrices, rest = muon_parameters(self.model)
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
         self.optimizer = MuonAdamW(
@@ -138,6 +149,7 @@ class Learner:
             lr=optimizer.lr,
             grad_clip=optimizer.grad_clip,
             weight_decay=optimizer.weight_decay,
+            share=ranks > 1,
         )
         self.engine, *_ = deepspeed.initialize(
             model=self.model,
@@ -149,49 +161,84 @@ class Learner:
             },
         )
         self.model.train()
+        self._qk_clip = QKClip(self.model, optimizer.qk_clip) if optimizer.qk_clip else None
 
     # ---------------------------------------------------------------- steps
 
     def policy_step(
         self,
         rows: list[Row],
-        objective: ObjectiveConfig,
+        objective: Objective,
         *,
         denominator: float,
         temperature: float,
         micro_tokens: int,
         lr_scale: float = 1.0,
+        texts: Sequence[TextRow] = (),
+        text_denominator: float = 1.0,
     ) -> dict[str, float]:
-        """One optimiser step of the K2.5 objective over ``rows``. Raises NotFiniteLoss, ValueError (missing routes)."""
-        if self.model.config.num_moe_layers and any(row.routes is None for row in rows):
-            raise ValueError("a row of a mixture-of-experts policy has no routes: replay would silently be off")
+        """One optimiser step of ``objective`` over ``rows``, beside it imitation of ``texts`` times ``objective.ptx``.
+
+        Raises NotFiniteLoss, and ValueError: missing routes or log-probs, or parts of traces where wholes are needed.
+        """
+        self._check_routes(rows)
+        check_rows(objective, rows)
         self._set_lr(lr_scale)
         rows = [_without_tail(row) for row in rows]
-        names = ("ratio", "masked", "kl", "entropy", "logprob_gap")
+        names = (*statistic_names(objective), "entropy", "entropy_drift", "logprob_gap")
         totals: dict[str, float] = dict.fromkeys(names, 0.0)  # all of them, also from a rank without rows
 
         def loss_of(batch: _Batch) -> Tensor:
             logprobs, entropy = self.engine(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature, batch.media)
-            loss, stats = k25_loss(
-                logprobs,
-                batch.gather("logprobs"),
-                batch.gather("advantages"),
-                torch.ones_like(logprobs, dtype=torch.bool),
-                denominator=denominator,
-                log_ratio_min=objective.log_ratio_min,
-                log_ratio_max=objective.log_ratio_max,
-                tau=objective.tau,
-            )
+            loss, stats = _objective_loss(objective, batch, logprobs, denominator)
             share = len(logprobs) / denominator
-            for name in ("ratio", "masked", "kl"):
+            for name in statistic_names(objective):
                 totals[name] += float(stats[name]) * share
-            totals["entropy"] += float(entropy.sum()) / denominator
+            for name, value in entropy_stats(entropy, logprobs, batch.gather("advantages")).items():
+                totals[name] += value / denominator
             drift = (logprobs.detach() - batch.gather("logprobs")).abs()
             totals["logprob_gap"] = max(totals["logprob_gap"], float(drift.max()) if len(drift) else 0.0)
             return loss
 
-        totals.update(self._step(rows, loss_of, micro_tokens, mask=lambda row: row.mask))
-        return totals
+        def imitation(batch: _Batch) -> Tensor:
+            logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT, media=batch.media)
+            return objective.ptx * sft_loss(logprobs, batch.gather("weights"), denominator=text_denominator)
+
+        loss = self._accumulate(rows, loss_of, micro_tokens, mask=_trained)
+        if objective.ptx:
+            totals["ptx_loss"] = self._accumulate(list(texts), imitation, micro_tokens, mask=_imitated) / objective.ptx
+        return totals | {"loss": loss} | self._update()
+
+    @torch.no_grad()
+    def logprobs(
+        self, rows: list[Row], *, temperature: float, micro_tokens: int, reference: bool = False
+    ) -> list[np.ndarray]:
+        """Log-probs float32 [T] of each row's trained tokens, 0 elsewhere, by the policy or else the reference."""
+        self._check_routes(rows)
+        model = self.model if not reference else self._reference
+        if model is None:
+            raise ValueError("there is no reference policy: call set_reference first")
+        training = model.training
+        model.eval()  # nothing is counted: neither the experts' load nor the logits
+        cut = [_without_tail(row) for row in rows]
+        places = {id(row): place for place, row in enumerate(cut)}
+        out = [np.zeros(len(row.tokens), np.float32) for row in rows]
+        for group in micro_batches(cut, micro_tokens):
+            batch = pad(group, _trained, self._limits)
+            found, _ = model(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature, batch.media)
+            for row, values_T in zip(group, batch.spread(found), strict=True):
+                out[places[id(row)]][1 : len(row.tokens)] = values_T[: len(row.tokens) - 1].numpy()
+        model.train(training)
+        return out
+
+    def set_reference(self, weights: Weights) -> None:
+        """The frozen policy that ``objective.kl`` measures from."""
+        self._reference = Transformer(self.model.config).requires_grad_(False)
+        self._reference.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+
+    def _check_routes(self, rows: list[Row]) -> None:
+        if self.model.config.num_moe_layers and any(row.routes is None for row in rows):
+            raise ValueError("a row of a mixture-of-experts policy has no routes: replay would silently be off")
 
     def text_step(
         self, rows: list[TextRow], *, denominator: float, micro_tokens: int, lr_scale: float, balance: float = 1e-3
@@ -211,14 +258,15 @@ class Learner:
             seen["acted"] += float(acted.sum())
             return sft_loss(logprobs, weights, denominator=denominator)
 
-        metrics = self._step(rows, loss_of, micro_tokens, mask=lambda row: _not_first(row.weights > 0))
+        metrics = {"loss": self._accumulate(rows, loss_of, micro_tokens, mask=_imitated)} | self._update()
         for router in self.model.routers():
             if self.ranks > 1:
                 torch.distributed.all_reduce(router.load_E)
             router.balance(balance)
         return metrics | seen
 
-    def _step(self, rows: list, loss_of: Callable[[_Batch], Tensor], micro_tokens: int, *, mask) -> dict[str, float]:
+    def _accumulate(self, rows: list, loss_of: Callable[[_Batch], Tensor], micro_tokens: int, *, mask) -> float:
+        """Add the gradient of all micro-batches of ``rows``; returns the sum of their losses."""
         total = 0.0
         if not rows:  # this rank has no share of a small step, but its peers wait for its gradient
             self.engine.backward(sum((p.sum() for p in self.model.parameters()), torch.zeros(())) * 0.0)
@@ -226,13 +274,18 @@ class Learner:
             loss = loss_of(pad(group, mask, self._limits))
             if not bool(torch.isfinite(loss)):
                 self.engine.zero_grad()
+                if self._qk_clip:
+                    self._qk_clip.forget()
                 raise NotFiniteLoss(
                     f"loss is {float(loss.detach())}: lower the learning rate, or look at the last episodes"
                 )
             self.engine.backward(loss * self.ranks)  # DeepSpeed averages over the ranks; the denominator is global
             total += float(loss.detach())
+        return total
+
+    def _update(self) -> dict[str, float]:
         self.engine.step()  # reduces over the ranks, then clips and updates
-        return {"loss": total, "grad_norm": self.optimizer.grad_norm}
+        return {"grad_norm": self.optimizer.grad_norm} | (self._qk_clip.clip() if self._qk_clip else {})
 
     def _set_lr(self, scale: float) -> None:
         for group in self.optimizer.param_groups:
@@ -266,15 +319,34 @@ class Learner:
 def _without_tail(row: Row) -> Row:
     """``row`` up to its last trained token: what was read after it, be it longer than the context, teaches nothing."""
     end = int(np.flatnonzero(row.mask).max(initial=0)) + 1
-    cut = {name: getattr(row, name)[:end] for name in ("tokens", "mask", "logprobs", "advantages")}
-    shown = tuple(item for item in row.media if item[0] < end)
-    return replace(row, **cut, routes=None if row.routes is None else row.routes[:end], media=shown)
+    fields = {name: getattr(row, name) for name in ("tokens", "mask", "logprobs", "advantages", *_OPTIONAL)}
+    cut = {name: values[:end] for name, values in fields.items() if values is not None}
+    return replace(row, **cut, media=tuple(shown for shown in row.media if shown[0] < end))
 
 
-def _not_first(mask: np.ndarray) -> np.ndarray:
-    mask = mask.copy()
+def _trained(row: Any) -> np.ndarray:
+    return row.mask
+
+
+def _imitated(row: TextRow) -> np.ndarray:
+    mask = row.weights > 0
     mask[0] = False
     return mask
+
+
+def _objective_loss(
+    objective: Objective, batch: _Batch, logprobs_M: Tensor, denominator: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of a micro-batch and its means; trained tokens lie flat, [M], unless the objective looks at whole traces."""
+    first = batch.rows[0]
+    names = ["logprobs", "advantages"] + [n for n in ("proximal", "reference") if getattr(first, n, None) is not None]
+    fields = {name: batch.gather(name) for name in names}
+    mask = torch.ones_like(logprobs_M, dtype=torch.bool)
+    if objective.whole_traces:
+        logprobs_M, mask = batch.spread(logprobs_M), batch.mask_BT[:, 1:]
+        fields = {name: batch.spread(values) for name, values in fields.items()}
+    sampler, advantages = fields.pop("logprobs"), fields.pop("advantages")
+    return policy_loss(objective, logprobs_M, sampler, advantages, mask, denominator=denominator, **fields)
 
 
 def free_port() -> int:

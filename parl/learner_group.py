@@ -6,6 +6,8 @@ gradients, so the number of ranks does not change them. A dead or silent rank en
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from model.config import ModelConfig
 from model.decoder import Weights
 from parl.advantage import Row, denominator
 from parl.cluster import actor, wait
-from parl.config import ObjectiveConfig, OptimizerConfig
+from parl.config import OptimizerConfig
 from parl.learner import Learner, TextRow, free_port
+from parl.objective.config import Objective
+from parl.objective.registry import check_rows
 
 _ATTENTION_TOKENS = 1500  # length at which attention costs as much as everything else in a token
 
@@ -42,15 +46,52 @@ class LearnerGroup:
         self._all("ready")
 
     def policy_step(
-        self, rows: list[Row], objective: ObjectiveConfig, *, temperature: float, lr_scale: float
+        self,
+        rows: list[Row],
+        objective: Objective,
+        *,
+        temperature: float,
+        lr_scale: float,
+        texts: Sequence[TextRow] = (),
     ) -> dict[str, float]:
-        """One optimiser step of the policy objective over ``rows``; metrics over all ranks."""
+        """One optimiser step of the policy objective over ``rows``; metrics over all ranks.
+
+        ``texts`` are imitated beside it where ``objective.ptx`` is not 0: needed then.
+        """
+        check_rows(objective, rows)
+        weight = float(sum(row.weights[1:].sum() for row in texts))
+        if objective.ptx and not weight:
+            raise ValueError(f"objective.ptx={objective.ptx:g} needs texts to imitate")
         settings = {"denominator": float(denominator(rows)), "temperature": temperature, "lr_scale": lr_scale}
+        if objective.ptx:
+            settings["text_denominator"] = weight
+        shares = zip(self._ranks, self._deal(rows), self._deal(list(texts)), strict=True)
         calls = [
-            rank.policy_step.remote(share, objective, micro_tokens=self._micro_tokens, **settings)
-            for rank, share in zip(self._ranks, self._deal(rows), strict=True)
+            rank.policy_step.remote(share, objective, micro_tokens=self._micro_tokens, texts=read, **settings)
+            for rank, share, read in shares
         ]
         return _merged(wait(calls, self._deadline_s))
+
+    def score(self, rows: list[Row], objective: Objective, *, temperature: float) -> list[Row]:
+        """``rows`` with the log-probs that ``objective`` needs beside the engine's: call it before the first update."""
+        for field, needed in (("proximal", objective.corrects), ("reference", objective.kl > 0)):
+            if needed:
+                found = self._logprobs(rows, temperature, reference=field == "reference")
+                rows = [replace(row, **{field: values}) for row, values in zip(rows, found, strict=True)]
+        return rows
+
+    def set_reference(self, weights: Weights) -> None:
+        """The frozen policy that ``objective.kl`` measures from."""
+        self._all("set_reference", ray.put(weights))
+
+    def _logprobs(self, rows: list[Row], temperature: float, *, reference: bool) -> list[np.ndarray]:
+        shares = self._deal(rows)
+        settings = {"temperature": temperature, "micro_tokens": self._micro_tokens, "reference": reference}
+        calls = [rank.logprobs.remote(share, **settings) for rank, share in zip(self._ranks, shares, strict=True)]
+        found = wait(calls, self._deadline_s)
+        pairs = zip(shares, found, strict=True)
+        values = {id(row): own for share, part in pairs for row, own in zip(share, part, strict=True)}
+        return [values[id(row)] for row in rows]
 
     def text_step(self, rows: list[TextRow], *, lr_scale: float) -> dict[str, float]:
         """One optimiser step of imitation; ``accuracy`` is the share of agents' tokens with probability above 1/2."""
@@ -99,9 +140,9 @@ class LearnerGroup:
 
 
 def _merged(metrics: list[dict[str, float]]) -> dict[str, float]:
-    """Sums of what the ranks contribute; the gradient's norm is the same on all, the gap the largest of all."""
+    """Sums of what the ranks contribute; what all of them know is taken once, of gaps the largest."""
     out = {name: sum(m[name] for m in metrics) for name in metrics[0]}
-    out["grad_norm"] = metrics[0]["grad_norm"]
+    out |= {name: metrics[0][name] for name in ("grad_norm", "max_logit", "clipped_heads") if name in out}
     if "logprob_gap" in out:
         out["logprob_gap"] = max(m["logprob_gap"] for m in metrics)
     return out

@@ -13,12 +13,14 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from model.config import ModelConfig
+from model.hf_config import read_shape
 from parl.config import Config
 from parl.errors import ConfigError
 
@@ -56,8 +58,11 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """Read ``path``, apply overrides such as ``trainer.steps=20`` and validate; raises :class:`ConfigError`."""
+def load_config(path: str | Path, overrides: list[str] | None = None, *, files: bool = True) -> Config:
+    """Read ``path``, apply overrides such as ``trainer.steps=20`` and validate; raises :class:`ConfigError`.
+
+    ``files=False`` asks for none of the files that it names: what was run elsewhere can be looked at here.
+    """
     path = Path(path)
     tree = _read_yaml(path)
     for override in overrides or []:
@@ -68,8 +73,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     ]
     if problems:
         raise _error(path, problems)
-    config = _validate(path, tree)
-    return _resolve_paths(path, config)
+    config = _validate(path, _with_shape(path, tree))
+    return _resolve_paths(path, config) if files else config
 
 
 def to_yaml(config: Config) -> str:
@@ -134,8 +139,18 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _section(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The section behind ``field``; of one that comes in variants, the default."""
     kind = field.annotation if field else None
+    if field and variants(field):
+        kind = type(field.get_default(call_default_factory=True))
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def variants(field: FieldInfo) -> dict[str, type[BaseModel]]:
+    """The sections that ``field`` may hold by their ``name``, where that key chooses one; else empty."""
+    kinds = [get_args(part)[0] for part in get_args(field.annotation) if get_origin(part) is Annotated]
+    sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return {section.model_fields["name"].default: section for section in sections}
 
 
 def _without_empty_sections(tree: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
@@ -147,6 +162,29 @@ def _without_empty_sections(tree: dict[str, Any], model: type[BaseModel]) -> dic
             continue
         clean[key] = _without_empty_sections(value, section) if section and isinstance(value, dict) else value
     return clean
+
+
+def _with_shape(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """``model.init`` gives the shape: its other keys are filled in from there, and must not say anything else."""
+    given = tree.get("model")
+    if not isinstance(given, dict) or not isinstance(given.get("init"), str):
+        return tree
+    folder = _beside(path, Path(given["init"]))
+    if folder is None or not folder.is_dir():
+        raise ConfigError(f"{path}: model.init = {given['init']}: no such folder, neither beside {path} nor here")
+    try:
+        shape = read_shape(folder).model_dump(mode="json")
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"{path}: model.init: {error}") from None
+    defaults = ModelConfig.model_construct().__dict__
+    problems = [
+        f"model.{key} = {_show(value)}: {folder} has {_show(shape.get(key, defaults[key]))}; leave the key out"
+        for key, value in given.items()
+        if key in ModelConfig.model_fields and key != "quantize_experts" and value != shape.get(key, defaults[key])
+    ]
+    if problems:
+        raise _error(path, problems)
+    return tree | {"model": shape | given | {"init": str(folder)}}
 
 
 def _validate(path: Path, tree: dict[str, Any]) -> Config:
@@ -165,42 +203,61 @@ def _error(path: Path, problems: list[str]) -> ConfigError:
 
 def _explain(detail: dict[str, Any]) -> list[str]:
     """One readable line for each problem that pydantic found."""
-    loc, value, kind = [str(part) for part in detail["loc"]], detail["input"], detail["type"]
+    value, kind = detail["input"], detail["type"]
+    loc, field, model = _found([str(part) for part in detail["loc"]])
     key = ".".join(loc)
     if kind == "extra_forbidden":
-        return [_unknown(unknown, given) for unknown, given in _leaves({key: value})]
+        return [_unknown(unknown, given, model) for unknown, given in _leaves({key: value})]
     if kind == "value_error":
-        return [_value_error(loc, str(detail["ctx"]["error"]))]
-    field, model = _field(loc)
+        return [_value_error(loc, model, str(detail["ctx"]["error"]))]
+    if kind in ("union_tag_invalid", "union_tag_not_found") and field:
+        given, names = value.get("name"), list(variants(field))
+        close = difflib.get_close_matches(str(given), names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return [f"{key}.name = {_show(given)}: must be one of {', '.join(names)}{hint}"]
     if kind in ("model_type", "dataclass_type") and model:
         return [f"{key} = {_show(value)}: is a section with the keys {', '.join(model.model_fields)}"]
     return [f"{key} = {_show(value)}: must be {_allowed(field, detail)}"]
 
 
-def _unknown(key: str, value: Any) -> str:
+def _unknown(key: str, value: Any, model: type[BaseModel] | None) -> str:
+    section, _, leaf = key.rpartition(".")
+    field = Config.model_fields.get(section)
+    owners = [name for name, kind in variants(field).items() if leaf in kind.model_fields] if field else []
+    if owners and model:
+        name, keys = model.model_fields["name"].default, ", ".join(model.model_fields)
+        return (
+            f"{key} (given {_show(value)}) is a key of {section}.name = {' or '.join(owners)};"
+            f" {section}.name = {name} has {keys}"
+        )
     close = nearest_keys(key)
     hint = f"; did you mean {' or '.join(close)}?" if close else f"; sections: {', '.join(Config.model_fields)}"
     return f"unknown key {key} (given {_show(value)}){hint}"
 
 
-def _value_error(loc: list[str], text: str) -> str:
+def _value_error(loc: list[str], model: type[BaseModel] | None, text: str) -> str:
     """A section's own check names its fields bare; give them their full path."""
-    _, model = _field(loc)
     prefix = ".".join(loc)
     names = "|".join(map(re.escape, model.model_fields)) if model and prefix else ""
     full = re.sub(rf"(?<![.\w])({names})(?==| names)", rf"{prefix}.\1", text) if names else text
     return full if full != text or not prefix else f"{prefix}: {text}"
 
 
-def _field(loc: list[str]) -> tuple[FieldInfo | None, type[BaseModel] | None]:
-    """The innermost field that ``loc`` leads to, and its model where it is a section."""
+def _found(loc: list[str]) -> tuple[list[str], FieldInfo | None, type[BaseModel] | None]:
+    """The keys of ``loc`` (a chosen variant is none), the innermost field that they lead to, and the section around
+    an unknown key, or else of the field."""
+    keys: list[str] = []
     field, model = None, Config
     for part in loc:
+        if field and part in variants(field) and part not in keys:
+            model = variants(field)[part]
+            continue
+        keys.append(part)
         if model is None or part not in model.model_fields:
             break
         field = model.model_fields[part]
         model = _section(field)
-    return field, model
+    return keys, field, model
 
 
 def _allowed(field: FieldInfo | None, detail: dict[str, Any]) -> str:
@@ -243,8 +300,8 @@ def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[t
     for name, field in model.model_fields.items():
         yield prefix + name, field
         section = _section(field)
-        if section:
-            yield from _known_keys(section, f"{prefix}{name}.")
+        for kind in [*variants(field).values()] or ([section] if section else []):
+            yield from _known_keys(kind, f"{prefix}{name}.")
 
 
 def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

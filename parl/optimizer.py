@@ -1,7 +1,8 @@
 """Muon on matrices, AdamW on everything else, as one optimiser with two kinds of parameter groups.
 
 Muon: Jordan et al. 2024; update scaled to AdamW's size by 0.2 √max(n, m) as in Moonlight (arXiv 2502.16982, eq. 4) and
-Kimi K2. Stacks of matrices (experts) are orthogonalised one by one, batched. fp32 throughout.
+Kimi K2. Stacks of matrices (experts) are orthogonalised one by one, batched. fp32 throughout. Ranks that hold the same
+gradients can share the work: each orthogonalises some of the matrices and sends them to the others.
 """
 
 from __future__ import annotations
@@ -27,6 +28,38 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
+def deal(matrices: list[Tensor], ranks: int) -> list[list[int]]:
+    """Which of ``matrices`` each rank orthogonalises: the costliest first, to the rank with the least so far."""
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    costs = [0.0] * ranks
+    prices = [matrix.numel() * min(matrix.shape[-2:]) for matrix in matrices]
+    for index in sorted(range(len(matrices)), key=lambda i: -prices[i]):
+        rank = costs.index(min(costs))
+        shares[rank].append(index)
+        costs[rank] += prices[index]
+    return shares
+
+
+def orthogonalise_together(matrices: list[Tensor]) -> list[Tensor]:
+    """:func:`orthogonalise` of each, the work dealt out to the ranks, which must all hold the same ``matrices``.
+
+    Every rank gets what one alone would compute, to the bit where the processors are alike: nothing is summed.
+    """
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    done: list[Tensor] = list(matrices)
+    for owner, share in enumerate(deal(matrices, ranks)):
+        if owner == rank:
+            for index in share:
+                done[index] = orthogonalise(matrices[index])
+    for owner, share in enumerate(deal(matrices, ranks)):
+        if share:
+            flat = torch.cat([done[index].reshape(-1) for index in share])
+            torch.distributed.broadcast(flat, owner)
+            for index, values in zip(share, flat.split([matrices[i].numel() for i in share]), strict=True):
+                done[index] = values.view(matrices[index].shape)
+    return done
+
+
 class NotFiniteLoss(FloatingPointError):
     """The loss or its gradient was NaN or infinite; no weight was touched."""
 
@@ -46,11 +79,13 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
+        share: bool = False,
     ) -> None:
         groups = [
             {"params": list(matrices), "muon": True, "lr": muon_lr},
             {"params": list(rest), "muon": False, "lr": lr},
         ]
+        self._share = share  # ranks with the same gradients (ZeRO 0) orthogonalise together
         self.grad_clip = grad_clip
         self.grad_norm = 0.0  # of the last step, before clipping
         super().__init__(groups, {"weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps})
@@ -70,26 +105,29 @@ class MuonAdamW(torch.optim.Optimizer):
             for grad in grads:
                 grad.mul_(self.grad_clip / self.grad_norm)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if group["weight_decay"]:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["weight_decay"]:
+                for parameter in parameters:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                state = self.state[parameter]
-                if group["muon"]:
-                    self._muon(parameter, state, group)
-                else:
-                    self._adamw(parameter, state, group)
+            if group["muon"]:
+                self._muon(parameters, group)
+            else:
+                for parameter in parameters:
+                    self._adamw(parameter, self.state[parameter], group)
 
-    @staticmethod
-    def _muon(parameter: Tensor, state: dict, group: dict) -> None:
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        grad, momentum = parameter.grad, group["momentum"]
-        assert grad is not None
-        state["momentum"].mul_(momentum).add_(grad)
-        update = orthogonalise(grad + momentum * state["momentum"])  # Nesterov
-        parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape[-2:]) ** 0.5)
+    def _muon(self, parameters: list[Tensor], group: dict) -> None:
+        looks_ahead = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter)
+            grad, momentum = parameter.grad, group["momentum"]
+            assert grad is not None
+            state["momentum"].mul_(momentum).add_(grad)
+            looks_ahead.append(grad + momentum * state["momentum"])  # Nesterov
+        updates = orthogonalise_together(looks_ahead) if self._share else map(orthogonalise, looks_ahead)
+        for parameter, update in zip(parameters, updates, strict=True):
+            parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape[-2:]) ** 0.5)
 
     @staticmethod
     def _adamw(parameter: Tensor, state: dict, group: dict) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
+import rich.progress
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -180,3 +181,45 @@ class Progress:
         if self._total:
             return f"{self._phase} {self._done or 0}/{self._total}"
         return self._phase
+
+
+class EpisodeBar:
+    """A bar over episodes with an estimate of the time left; outside a terminal a line every tenth of the way."""
+
+    def __init__(self, title: str, total: int, *, console: Console | None = None) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._console = console or Console(file=sys.stderr)
+        self._began = time.monotonic()
+        self._bar: rich.progress.Progress | None = None
+
+    def __enter__(self) -> EpisodeBar:
+        if self._console.is_terminal:
+            columns = (
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TextColumn("episodes ·"),
+                rich.progress.TimeElapsedColumn(),
+                rich.progress.TextColumn("elapsed ·"),
+                rich.progress.TimeRemainingColumn(elapsed_when_finished=False),
+                rich.progress.TextColumn("left"),
+            )
+            self._bar = rich.progress.Progress(*columns, console=self._console)
+            self._bar.add_task(self._title, total=self._total)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, count: int) -> None:
+        """``count`` more episodes are there."""
+        before, self._done = self._done, self._done + count
+        if self._bar:
+            self._bar.advance(self._bar.task_ids[0], count)
+        elif before * 10 // self._total != self._done * 10 // self._total:
+            spent = time.monotonic() - self._began
+            left = clock(spent / self._done * (self._total - self._done))
+            text = f"{self._title}: {self._done}/{self._total} episodes · {clock(spent)} elapsed · about {left} left"
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -16,6 +16,7 @@ import ray
 
 from model.chat import MEDIA_PAD
 from model.checkpoint import load_policy, save_policy
+from model.config import ModelConfig
 from model.decoder import Weights
 from model.tokenizer import Tokenizer
 from parl.cluster import actor, local_ray, wait
@@ -35,7 +36,7 @@ _AHEAD = 3  # calls under way
 _SUBAGENTS = 2  # sub-agent traces kept of one demonstration: they are all alike
 _POOL = 49_152  # tokens that are shuffled together
 _DEADLINE_S = 300.0
-VERSION = 8  # part of the hash: raised when the demonstrations or the recipe change in code
+VERSION = 9  # part of the hash: raised when the demonstrations or the recipe change in code
 
 
 def cold_start_hash(config: Config) -> str:
@@ -54,6 +55,8 @@ def run_sft(
 
     ``out``: also write it to ``out``/HASH in bfloat16, to be shipped as a starter.
     """
+    if config.model.init is not None:
+        raise UserError(f"model.init = {config.model.init}: there is no cold start to train; leave the key out")
     key = cold_start_hash(config)
     folder = config.root / "cold_start" / key
     shipped = config.starter / key if config.starter else None
@@ -66,10 +69,10 @@ def run_sft(
             partial.rename(folder)
         else:
             weights, tokenizer, metrics = _train(config, report or print_report())
-            save_policy(folder, config.model, weights, tokenizer, {"hash": key, **metrics})
+            save_policy(folder, config.model.shape, weights, tokenizer, {"hash": key, **metrics})
     if out is not None:
         weights, _, tokenizer, meta = load_policy(folder)
-        save_policy(out / key, config.model, weights, tokenizer, meta, dtype="bfloat16")
+        save_policy(out / key, config.model.shape, weights, tokenizer, meta, dtype="bfloat16")
         return out / key
     return folder
 
@@ -100,11 +103,11 @@ class DemoWorker:
         self._config = config
         self._demos = Demonstrator(config, Tokenizer.load(tokenizer_path))
 
-    async def rows(self, start: int) -> list[TextRow]:
-        """Rows of demonstrations ``start`` to ``start + 48``: a function of its arguments alone."""
+    async def rows(self, start: int, count: int = _CHUNK) -> list[TextRow]:
+        """Rows of ``count`` demonstrations from ``start`` on: a function of its arguments alone."""
         rng = Random(f"rows:{self._config.sft.seed}:{start}")
         rows: list[TextRow] = []
-        for index in range(start, start + _CHUNK):
+        for index in range(start, start + count):
             episode = await self._demos.episode(index)
             if episode.status is not EpisodeStatus.ANSWERED:
                 raise RuntimeError(f"demonstration {index} ended {episode.status}: {episode.error or episode.limit}")
@@ -117,7 +120,7 @@ class DemoWorker:
 def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
     sft = config.sft
     tokenizer = build_tokenizer(config)
-    _check_placeholder(config, tokenizer)
+    check_placeholder(config.model, tokenizer)
     work = config.root / "cold_start"
     work.mkdir(parents=True, exist_ok=True)
     path = tokenizer.save(work / f"tokenizer-{cold_start_hash(config)}.json")
@@ -149,10 +152,10 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
     return weights, tokenizer, metrics
 
 
-def _check_placeholder(config: Config, tokenizer: Tokenizer) -> None:
-    """UserError where the model takes another token for a picture's placeholder than the template writes."""
-    wanted, given = tokenizer.special[MEDIA_PAD], config.model.media_placeholder_token_id
-    if config.model.vision and given != wanted:
+def check_placeholder(model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """UserError where ``model`` takes another token for a picture's placeholder than the template writes."""
+    wanted, given = tokenizer.special[MEDIA_PAD], model.media_placeholder_token_id
+    if model.vision and given != wanted:
         raise UserError(
             f"model.media_placeholder_token_id={given} is not the tokenizer's id of {MEDIA_PAD}: set it to {wanted}"
         )

@@ -25,13 +25,14 @@ from parl.learner_group import LearnerGroup
 from parl.loading import to_yaml
 from parl.memory import PeakMemory
 from parl.progress import Progress
-from parl.sft import run_sft
+from parl.ptx import PtxTexts
+from parl.scoring import reward_schedule
+from parl.start import starting_policy
 from parl.state import Checkpoints, State
 from parl.tasks import TrainTasks, check_tasks
 from parl.tracking import Tracker
 from rewards.aggregate import aggregate
 from rewards.parl import Weights as RewardWeights
-from rewards.schedule import LinearAnneal
 from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.store import EpisodeStore
@@ -77,7 +78,7 @@ def _cold_start(config: Config, from_scratch: bool) -> Path:
                 shown = done * 20 // total
                 progress.phase(f"loss {metrics['loss']:.2f}, accuracy {metrics['accuracy']:.3f}", done, total)
 
-        return run_sft(config, from_scratch=from_scratch, report=report)
+        return starting_policy(config, from_scratch=from_scratch, report=report)
 
 
 def _train(config: Config, folder: Path, cold: Path) -> Path:
@@ -100,14 +101,12 @@ class Training:
         self.checkpoints = Checkpoints(folder / "checkpoints", config.trainer.keep_checkpoints)
         self.store = EpisodeStore(folder / "episodes")
         self.tasks = TrainTasks(config)
-        rewards, steps = config.rewards, config.trainer.steps
-        anneal = {"anneal_fraction": rewards.anneal, "total_steps": steps}
-        self.lambda_parallel = LinearAnneal(start=rewards.lambda_parallel, **anneal)
-        self.lambda_finish = LinearAnneal(start=rewards.lambda_finish, **anneal)
+        self.reward_weights = reward_schedule(config.rewards, config.trainer.steps)
         self.state = State()
         self.weights: Weights = {}
         self._learner: LearnerGroup
         self._collector: Collector
+        self._texts: PtxTexts
 
     def run(self, progress: Progress) -> Path:
         """Train to the last step, from the newest checkpoint if there is one; returns the policy's folder."""
@@ -141,15 +140,12 @@ class Training:
     def _step(self, progress: Progress) -> dict[str, float]:
         began = time.monotonic()
         step = self.state.step + 1
-        lambdas = RewardWeights(
-            parallel=self.lambda_parallel(self.state.step),
-            finish=self.lambda_finish(self.state.step),
-            critical=self.config.rewards.critical_penalty,
-        )
+        lambdas = self.reward_weights(self.state.step)
         episodes = self._collect(step, lambdas, progress)
         collected = time.monotonic()
         progress.phase("learning")
-        rows = step_rows(episodes, routed=self.config.model.num_moe_layers > 0)
+        objective = self.config.objective
+        rows = step_rows(episodes, routed=self.config.model.num_moe_layers > 0, normalise_std=objective.normalises)
         learned = self._learn(rows)
         trained = time.monotonic()
         self.weights = self._learner.weights()
@@ -213,15 +209,18 @@ class Training:
         lr_scale = 1.0 - done * (1.0 - self.config.optimizer.final_lr)
         totals: dict[str, float] = {}
         gap: float | None = None  # engine against learner, seen only before the first update
+        objective, temperature = self.config.objective, self.config.rollouts.temperature
+        rows = self._learner.score(rows, objective, temperature=temperature)
+        texts = self._texts.batches(self.state.step, trainer.epochs * trainer.minibatches)
         for _ in range(trainer.epochs):
             for part in range(trainer.minibatches):
                 chosen = set(keys[part :: trainer.minibatches])
                 batch = [row for row in rows if row.key[0] in chosen]
                 if not batch:
                     continue
-                temperature = self.config.rollouts.temperature
-                objective = self.config.objective
-                metrics = self._learner.policy_step(batch, objective, temperature=temperature, lr_scale=lr_scale)
+                metrics = self._learner.policy_step(
+                    batch, objective, temperature=temperature, lr_scale=lr_scale, texts=next(texts)
+                )
                 first = metrics.pop("logprob_gap")
                 gap = first if gap is None else gap
                 for name, value in metrics.items():
@@ -234,7 +233,7 @@ class Training:
     def _actors(self) -> Iterator[None]:
         config = self.config
         weights, model, _, _ = load_policy(self.cold)
-        if model != config.model:
+        if model != config.model.shape:
             raise UserError(f"{self.cold} holds a model of another shape than the config's model section")
         trainer = config.trainer
         self._learner = LearnerGroup(
@@ -246,14 +245,18 @@ class Training:
             micro_tokens=trainer.micro_tokens,
             deadline_s=trainer.step_s,
         )
+        if config.objective.kl:
+            self._learner.set_reference(weights)
+        self._texts = PtxTexts(config, self.cold / "tokenizer.json")
         environment = WorldEnvironment(config.envs.world)
-        self._collector = Collector(config, environment, self.cold / "tokenizer.json", weights)
+        self._collector = Collector(config, environment, self.cold, weights)
         try:
             self.weights = weights
             yield
         finally:
             self._collector.close()
             self._learner.close()
+            self._texts.close()
 
     def _restore(self) -> None:
         found = self.checkpoints.latest()

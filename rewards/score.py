@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 
 from envs.base import Role
 from rewards.outcome import Outcome, score_answer
-from rewards.parl import Weights, finish_rate, parts_of_score, total
+from rewards.parl import RewardParts, Weights, finish_rate, parts_of_score, total
 from rollouts.critical_path import critical_steps, tool_calls, total_steps
 from rollouts.episode import Episode, EpisodeStatus
+
+_PARTS = tuple(
+    field.name for field in fields(RewardParts)
+)  # not asdict, which copies deeply and takes ten times as long
 
 
 def score_episode(episode: Episode, weights: Weights, cap: int) -> None:
@@ -25,7 +29,7 @@ def score_episode(episode: Episode, weights: Weights, cap: int) -> None:
     parts = parts_of_score(episode, outcome.score, cap=cap)
     oracle = episode.task.oracle
     spawned = int(bool(episode.subagents))
-    episode.rewards = {**asdict(parts), "total": total(parts, weights)}
+    episode.rewards = {name: getattr(parts, name) for name in _PARTS} | {"total": total(parts, weights)}
     episode.metrics = {
         **episode.metrics,
         "item_f1": outcome.details.get("item_f1", 0.0),
@@ -44,4 +48,5 @@ def score_episode(episode: Episode, weights: Weights, cap: int) -> None:
 
 
 def _sampled(episode: Episode, role: Role) -> int:
-    return sum(sum(trace.mask) for trace in episode.traces if trace.role is role)
+    # by turns, not by the mask, which an outline (rollouts.outline) does not have: what was sampled is a turn, always
+    return sum(turn.end - turn.start for trace in episode.traces if trace.role is role for turn in trace.turns)

@@ -86,6 +86,36 @@ def makespan(episode: Episode, concurrency: int | None = None) -> float:
     return _Schedule(episode, concurrency).run()
 
 
+def critical_path(episode: Episode, *, seconds: bool = False) -> list[tuple[str, int]]:
+    """The turns that made the episode as long as it is, as (agent id, index of its turn) in the order they ran.
+
+    By steps, their number is ``critical_steps``. With ``seconds``, their own seconds (and, where a turn waited for a
+    direct tool call longer than for any sub-agent, that call's) add up to the ``makespan`` without a cap. Of equally
+    long sub-agents the first counts.
+    """
+    by_id = {trace.agent_id: trace for trace in episode.traces}
+    costs: dict[str, float] = {}
+    return _path(episode.orchestrator, by_id, costs, seconds)
+
+
+def _path(trace: Trace, by_id: Mapping[str, Trace], costs: dict[str, float], seconds: bool) -> list[tuple[str, int]]:
+    """The path through ``trace``; leaves its cost in ``costs``."""
+    path: list[tuple[str, int]] = []
+    total = 0.0
+    for index, turn in enumerate(trace.turns):
+        path.append((trace.agent_id, index))
+        own, longest = busy_seconds(turn) if seconds else (1.0, 0.0)
+        inside: list[tuple[str, int]] = []
+        for agent_id in turn.spawned:
+            below = _path(by_id[agent_id], by_id, costs, seconds)
+            if costs[agent_id] > longest:
+                longest, inside = costs[agent_id], below
+        path += inside
+        total += own + longest
+    costs[trace.agent_id] = total
+    return path
+
+
 def busy_seconds(turn: Turn) -> tuple[float, float]:
     """(own seconds, seconds of direct tools that run beside the sub-agents) of a turn."""
     if not turn.spawned:

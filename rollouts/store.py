@@ -18,7 +18,8 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ SCHEMA_VERSION = 1
 
 _ARRAYS = {"tokens": "<i4", "mask": "<u1", "logprobs": "<f4", "versions": "<i4"}
 _PLAIN = ("index", "seed", "answer", "limit", "error", "critical_budget", "wall_s")
-_SHARD = re.compile(r"([a-z][a-z_]*)-(\d{6,})\.parquet")
+SHARD_NAME = re.compile(r"([a-z][a-z_]*)-(\d{6,})\.parquet")  # kind, step
 _ROW_GROUP = 128  # episodes
 _TRACE_PLAIN = ("agent_id", "name", "parent", "parent_turn", "prompt", "message", "trainable")
 _TURN_PLAIN = tuple(f.name for f in fields(Turn) if f.name not in ("calls", "results"))
@@ -64,7 +65,7 @@ _SCHEMA = pa.schema(
 
 
 class StoreError(RuntimeError):
-    """A shard that cannot be read, with the file's name."""
+    """A shard that cannot be read: the text names the file, and what in it as closely as can be told."""
 
 
 class EpisodeStore:
@@ -77,7 +78,7 @@ class EpisodeStore:
     def path(self, step: int, kind: str = "train") -> Path:
         """Where the shard of ``step`` is or would be."""
         name = f"{kind}-{step:06d}.parquet"
-        if step < 0 or not _SHARD.fullmatch(name):
+        if step < 0 or not SHARD_NAME.fullmatch(name):
             raise ValueError(f"no shard can be named kind={kind!r}, step={step}: kind is a lower-case word, step >= 0")
         return self.folder / name
 
@@ -90,7 +91,7 @@ class EpisodeStore:
         table = pa.Table.from_pylist(rows, schema=schema)
         temporary = path.with_name(f".{path.name}.tmp")
         with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", row_group_size=_ROW_GROUP)
+            pq.write_table(table, file, compression="zstd", row_group_size=_ROW_GROUP, write_page_checksum=True)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -104,7 +105,7 @@ class EpisodeStore:
 
     def steps(self, kind: str = "train") -> list[int]:
         """Steps that have a shard, ascending."""
-        names = [_SHARD.fullmatch(path.name) for path in self.folder.iterdir()]
+        names = [SHARD_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
         return sorted(int(name[2]) for name in names if name and name[1] == kind)
 
     def discard_after(self, step: int, kind: str = "train") -> list[int]:
@@ -124,17 +125,51 @@ class EpisodeStore:
 
 def read_shard(path: str | Path) -> tuple[list[Episode], int]:
     """(episodes, policy version) of one shard file; :class:`StoreError` names a file that is not one."""
-    try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path}: not a readable Parquet shard ({error})") from error
-    meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    version = meta.get("parl_schema")
-    if version != str(SCHEMA_VERSION):
-        found = f"has schema version {version}" if version else "was not written by parl"
-        raise StoreError(f"{path}: {found}; this parl reads schema version {SCHEMA_VERSION}")
+    with open_shard(path) as (file, meta):
+        try:
+            table = file.read()
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{path}: {where_damaged(file)} ({error})") from error
     tasks: dict[str, Task] = {}  # the episodes of a group share their task
     return [_episode(row, tasks) for row in table.to_pylist()], int(meta["policy_version"])
+
+
+@contextmanager
+def open_shard(path: str | Path) -> Iterator[tuple[pq.ParquetFile, dict[str, str]]]:
+    """A shard's open file and its metadata (``kind``, ``step``, ``policy_version``), before any row is read.
+
+    Raises :class:`StoreError` where the file is missing, cut off, not Parquet, not ours or of another schema version.
+    """
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        size = f"{Path(path).stat().st_size} bytes" if Path(path).exists() else "no such file"
+        raise StoreError(f"{path}: not a readable Parquet shard ({size}: {error})") from error
+    with file:
+        meta = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
+        version = meta.get("parl_schema")
+        if version != str(SCHEMA_VERSION):
+            found = f"has schema version {version}" if version else "was not written by parl"
+            raise StoreError(f"{path}: {found}; this parl reads schema version {SCHEMA_VERSION}")
+        yield file, meta
+
+
+def where_damaged(file: pq.ParquetFile) -> str:
+    """Which episodes, column and bytes of a shard cannot be read: the first column chunk that does not decode."""
+    first = 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            try:
+                file.read_row_group(number, columns=[chunk.path_in_schema])
+            except (OSError, pa.ArrowException):
+                offset = chunk.dictionary_page_offset or chunk.data_page_offset
+                span = f"bytes {offset} to {offset + chunk.total_compressed_size}"
+                episodes = f"episodes {first} to {first + group.num_rows - 1}"
+                return f"{episodes}, column {chunk.path_in_schema!r}, {span}: damaged"
+        first += group.num_rows
+    return "damaged"
 
 
 def _episode_row(episode: Episode) -> dict[str, Any]:
@@ -238,11 +273,12 @@ def _turn(data: dict[str, Any]) -> Turn:
     return Turn(
         **{name: data[name] for name in _TURN_PLAIN},
         calls=[ToolCall(id=i, name=name, arguments=arguments) for i, name, arguments in data["calls"]],
-        results=[_result(*values) for values in data["results"]],
+        results=[tool_result(*values) for values in data["results"]],
     )
 
 
-def _result(text: str, error: str | None, latency_s: float, images: Sequence[str] = ()) -> ToolResult:
+def tool_result(text: str, error: str | None, latency_s: float, images: Sequence[str] = ()) -> ToolResult:
+    """A tool's result from its stored form."""
     kind = None if error is None else ErrorKind(error)
     shown = tuple(base64.b64decode(image) for image in images)
     return ToolResult(text=text, error=kind, latency_s=latency_s, images=shown)

@@ -38,7 +38,8 @@ class SwarmSettings:
     budget: BudgetConfig
     spawning: bool = True
     temperature: float = 1.0
-    subagent_temperature: float = 1.0
+    top_p: float = 1.0
+    subagent_temperature: float = 1.0  # theirs have no top_p
     media: MediaLimits | None = None
 
 
@@ -203,7 +204,7 @@ class _Agent:
         completion = await self._generate()
         start, end = self.transcript.sampled(completion)
         parsed = self._parse(completion)
-        calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in parsed.calls]
+        calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in parsed.tool_calls]
         turn = Turn(
             start=start, end=end, content=parsed.content, calls=calls, malformed=parsed.malformed, t_start=began
         )
@@ -227,6 +228,7 @@ class _Agent:
         sampling = Sampling(
             seed=self._key,
             temperature=self._temperature,
+            top_p=self.settings.top_p if self.trace.parent is None else 1.0,
             max_new_tokens=budget.turn_tokens,
             stop=(self.settings.tokenizer.im_end_id,),
         )

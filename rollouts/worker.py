@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from envs.base import Environment, Role, Task
-from model.tokenizer import Tokenizer
+from model.tokenizer import load_tokenizer
 from model.vision_config import MediaLimits
 from rollouts.config import RolloutsConfig
 from rollouts.engine.remote import RemoteEngine
@@ -28,7 +28,7 @@ class RolloutWorker:
     def __init__(
         self,
         environment: Environment,
-        tokenizer_path: str,
+        tokenizer_folder: str,
         config: RolloutsConfig,
         *,
         policy: Sequence[Any],
@@ -38,7 +38,7 @@ class RolloutWorker:
     ) -> None:
         self._environment = environment
         self._media = media
-        self._tokenizer = Tokenizer.load(tokenizer_path)
+        self._tokenizer = load_tokenizer(tokenizer_folder)
         self._config = config
         self._policy = RemoteEngine(list(policy), name)
         self._frozen = RemoteEngine(list(frozen), name)
@@ -55,6 +55,7 @@ class RolloutWorker:
         *,
         seed: int,
         temperature: float,
+        top_p: float = 1.0,
         critical_budget: int,
         spawning: bool | None = None,
     ) -> list[Episode]:
@@ -68,6 +69,7 @@ class RolloutWorker:
             budget=self._config.budget,
             spawning=self._config.swarm if spawning is None else spawning,
             temperature=temperature,
+            top_p=top_p,
             subagent_temperature=self._config.subagent_temperature,
             media=self._media,
         )

@@ -34,7 +34,7 @@ def _spec(name: str, description: str, *arguments: str) -> ToolSpec:
 TOOLS = (  # descriptions are short because every agent reads them
     _spec("search", "Search.", "query"),
     _spec("open_page", "Open a page.", "url"),
-    _spec("find_in_page", "Find text in a page.", "url", "pattern"),
+    _spec("find_in_page", "Find text in a page.", "url", "pattern"),  # several patterns: a|b
 )
 
 
@@ -93,8 +93,8 @@ def _run(index: PageIndex, tool: str, arguments: dict[str, str], search_results:
         return f"error: {NOT_FOUND}", ErrorKind.NOT_FOUND
     if tool == "open_page":
         return text, None
-    pattern = arguments["pattern"].casefold()
-    lines = [line for line in text.splitlines() if pattern and pattern in line.casefold()]
+    patterns = [part for part in arguments["pattern"].casefold().split("|") if part.strip()]
+    lines = [line for line in text.splitlines() if any(part in line.casefold() for part in patterns)]
     return "\n".join(lines) or NO_MATCH, None
 
 

@@ -97,7 +97,10 @@ def _calls(rng: Random) -> str:
             {"query": name},
             {"query": prompt},
             {"url": page_ids(1, rng)[0]},
-            {"url": page_ids(1, rng)[0], "pattern": _attributes(rng)[0]},
+            {
+                "url": page_ids(1, rng)[0],
+                "pattern": "|".join((*_attributes(rng)[:1], *rng.choice(((), (), ("next",))))),
+            },
             {"agent": WORKER, "prompt": prompt},
             {"agent": WORKER, "prompt": prompt},
             CREATE[1],
@@ -114,7 +117,9 @@ def _returned(rng: Random) -> str:
 
 def _table(rng: Random) -> str:
     attributes = _attributes(rng)
-    rows = [[name, *(draw_value(a, rng) for a in attributes)] for name in _names(rng, rng.randint(2, 12))]
+    names = _names(rng, rng.randint(2, 12))
+    shown = rng.choice((names, items(names)))
+    rows = [[name, *(draw_value(a, rng) for a in attributes)] for name in shown]
     return answer_table(("name", *attributes), rows)
 
 
@@ -122,12 +127,14 @@ Piece = tuple[str, float]  # text, and how much it matters that the reader knows
 _FORM = 0.3  # punctuation around names and values: learned in passing
 
 
-def reading_pieces(rng: Random, count: int) -> list[Piece]:
+def reading_pieces(rng: Random, count: int, longest: int) -> list[Piece]:
     """A reading exercise: ``count`` facts of one kind, then what tasks ask about them, tables and single values.
 
+    Lists' numbers end at ``longest`` or before.
+
     Where a demonstration makes two calls for each value, every fact here is read about twice. The lists are pieces of
-    one order, or an earlier question would say that another name comes next; a table begins somewhere in its list, so
-    that its names cannot be found by counting.
+    one order, or an earlier question would say that another name comes next; a table begins somewhere in its list, and
+    a list with some number, so that nothing can be found by counting.
     """
     kind = rng.choice(list(KINDS))
     label = rng.choice(KINDS[kind][0])
@@ -142,12 +149,13 @@ def reading_pieces(rng: Random, count: int) -> list[Piece]:
             pieces += [("\nAnswer: ", _FORM), (one.values[label], 1.0), ("\n", 0.0)]
             continue
         length = rng.randint(2, count)
-        start = rng.randint(0, count - length)
+        start, first = rng.randint(0, count - length), rng.randint(1, max(longest - length, 0) + 1)
         rows = order[start : start + length]
-        pieces.append((question("wide", "train", [label], numbered(e.name for e in rows), rng), 0.0))
+        listed = list(zip(items((e.name for e in rows), first), rows, strict=True))
+        pieces.append((question("wide", "train", [label], numbered((e.name for e in rows), first), rng), 0.0))
         head = f"| name | {label} |\n|---|---|\n| "
-        for i, entity in enumerate(rows[rng.randrange(len(rows) - 1) :]):
-            pieces += [(head if i == 0 else " |\n| ", _FORM), (entity.name, float(i > 0))]
+        for i, (item, entity) in enumerate(listed[rng.randrange(len(rows) - 1) :]):
+            pieces += [(head if i == 0 else " |\n| ", _FORM), (item, float(i > 0))]
             pieces += [(" | ", _FORM), (entity.values[label], 1.0)]
         pieces += [(" |", _FORM), ("\n", 0.0)]
     return pieces

@@ -78,19 +78,19 @@ class _Notes:
         url = pick_hit(name, self.searches[name])
         if url is None:
             return ""
-        found = self.lines.get((url, labels[0])) if len(labels) == 1 else None
+        found = self.lines.get((url, "|".join(labels)))
         return self.pages.get(url) if found is None else found
 
     def look_up(self, name: str, labels: Sequence[str] = (), *, query: str | None = None) -> list[Call]:
-        """The next call towards ``labels`` of ``name``: one label is looked for in the page, else it is opened.
+        """The next call towards ``labels`` of ``name``: they are looked for in its page; without any it is opened.
 
         ``query``: what to search instead of the name.
         """
         if name not in self.searches:
             return [("search", {"query": query or name})]
         url = pick_hit(name, self.searches[name])
-        if len(labels) == 1:
-            return [("find_in_page", {"url": url, "pattern": labels[0]})]
+        if labels:
+            return [("find_in_page", {"url": url, "pattern": "|".join(labels)})]
         return [("open_page", {"url": url})]
 
     def assign(self, prompts: Sequence[str], *, create_first: bool = False) -> list[Call]:
@@ -144,7 +144,8 @@ class ReferencePolicy:
         return [name for name in names if name in chosen]
 
     def _rows(self, task: Task, notes: _Notes, names: Sequence[str], attributes: Sequence[str]) -> Action:
-        asked = {name: asking(attributes, item) for name, item in zip(names, items(names), strict=True)}
+        item = dict(zip(names, items(names), strict=True))
+        asked = {name: asking(attributes, item[name]) for name in names}
         prompts = {name: asked[name] for name in self._delegated(task, names)}
         if any(prompt not in notes.returns for prompt in prompts.values()):
             return notes.assign(list(prompts.values()), create_first=self.creates_first(task))
@@ -156,7 +157,7 @@ class ReferencePolicy:
                 if page is None:
                     return notes.look_up(name, attributes, query=asked[name])
                 source = page
-            rows.append([name, *(read_fact(source, a) or "" for a in attributes)])
+            rows.append([item[name], *(read_fact(source, a) or "" for a in attributes)])
         return answer_table(("name", *attributes), rows)
 
     def _members(self, task: Task, notes: _Notes, attributes: Sequence[str]) -> Action:

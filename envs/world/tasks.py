@@ -14,7 +14,7 @@ from envs.base import Gold, Oracle, Task, task_key
 from envs.world.config import PICTURE, WorldConfig
 from envs.world.knowledge import Entity, Group, Knowledge
 from envs.world.pictures import check_pillow, picture_task
-from envs.world.wording import numbered, path_words, question
+from envs.world.wording import items, numbered, path_words, question
 
 LOOKUP, FAN_OUT, ANSWER = 2, 4, 1  # critical steps
 _TRIES = 50
@@ -76,7 +76,8 @@ class TaskStream:
         serial = LOOKUP * width + ANSWER
         plan = {"names": names, "attributes": attributes}
         oracle = _oracle(serial, FAN_OUT + ANSWER, width)
-        return self._task("wide", numbered(names), attributes, _table(rows, attributes), oracle, width, plan, rng)
+        gold = _table(rows, attributes, names)
+        return self._task("wide", numbered(names), attributes, gold, oracle, width, plan, rng)
 
     def _columns(self, rng: Random) -> tuple[list[str], list[Entity]]:
         """Value columns and the entities of one kind that have them all."""
@@ -96,7 +97,8 @@ class TaskStream:
         parallel = serial if group.chained else LOOKUP + FAN_OUT + ANSWER
         plan = {"group": group.name, "attributes": attributes}
         oracle = _oracle(serial, parallel, width)
-        return self._task(family, group.name, attributes, _table(rows, attributes), oracle, width, plan, rng)
+        gold = _table(rows, attributes, () if group.chained else group.members)
+        return self._task(family, group.name, attributes, gold, oracle, width, plan, rng)
 
     def _path(self, family: str, rng: Random) -> Task:
         length = rng.randint(*self._config.hops) if family == "chain" else 0
@@ -182,11 +184,13 @@ def _oracle(serial: int, parallel: int, width: int) -> Oracle:
     return Oracle(serial_steps=serial, parallel_steps=min(serial, parallel), width=width if pays else 0)
 
 
-def _table(rows: Sequence[Entity], attributes: Sequence[str]) -> Gold:
+def _table(rows: Sequence[Entity], attributes: Sequence[str], listed: Sequence[str]) -> Gold:
+    """The gold table. A row may also be named as the list of the question or of a page has it (``3. Karona``)."""
+    numbered_rows = {item: e.name for item, e in zip(items(listed), rows, strict=False)}
     return Gold(
         kind="table",
         columns=("name", *attributes),
         unique_columns=("name",),
         rows=tuple((e.name, *(e.values[a] for a in attributes)) for e in rows),
-        aliases={e.alias: e.name for e in rows if e.alias},
+        aliases={e.alias: e.name for e in rows if e.alias} | numbered_rows,
     )

@@ -24,9 +24,9 @@ MEMBERS = (  # list and swap
     "the {a} of each in {x}.", "the {a} for each in {x}.", "the {a} of all in {x}.",
     "the {a} for all in {x}.", "the {a} in {x}.", "the {a} within {x}.",
 )  # fmt: skip
-ONE = (  # chain and single fact
-    "the {a} of {x}.", "the {a} for {x}.", "{a} of {x}.",
-    "{a} for {x}.", "the known {a} of {x}.", "the known {a} for {x}.",
+ONE = (  # chain and single fact; a verb keeps out two neighbours, so that train has each way to begin after each verb
+    "the {a} of {x}.", "the known {a} of {x}.", "{a} of {x}.",
+    "the {a} for {x}.", "the known {a} for {x}.", "{a} for {x}.",
 )  # fmt: skip
 CONNECTORS = {"wide": EACH, "list": MEMBERS, "swap": MEMBERS, "chain": ONE, "single_fact": ONE}
 
@@ -60,10 +60,11 @@ def split_words(text: str) -> list[str]:
 
 
 def numbered(names: Iterable[str], first: int = 1) -> str:
-    """``1. Karona, 2. Belmo``: a list, as questions and pages write it, always behind ``, ``.
+    """``1. Karona, 2. Belmo``: a list, as questions and pages write it.
 
     A number says which item comes next; without one an agent has to find the last item again to see what stands
-    behind it, which a small policy learns late or never.
+    behind it, which a small policy learns late or never. A table may name its rows
+    by their items as well (``Gold.aliases``).
     """
     return ", ".join(items(names, first))
 

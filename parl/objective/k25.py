@@ -16,10 +16,9 @@ Shapes: B rows, T tokens. All log-probabilities are natural logarithms.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-_STATS_MAX = 20.0
+from parl.objective.common import statistics, trained_only
 
 
 def k25_loss(
@@ -42,27 +41,11 @@ def k25_loss(
     """
     if not log_ratio_min < 0 < log_ratio_max:
         raise ValueError(f"needs log_ratio_min < 0 < log_ratio_max, not [{log_ratio_min}, {log_ratio_max}]")
-    if denominator <= 0:
-        raise ValueError(f"denominator must be positive, not {denominator}")
-    mask_BT = mask_BT.bool()
-    zero = logprobs_new_BT.new_zeros(())
-    log_ratio_BT = torch.where(mask_BT, logprobs_new_BT - logprobs_old_BT, zero)
-    advantages_BT = torch.where(mask_BT, advantages_BT.to(logprobs_new_BT.dtype), zero)
+    log_ratio_BT, advantages_BT, mask_BT = trained_only(
+        logprobs_new_BT, logprobs_old_BT, advantages_BT, mask_BT, denominator
+    )
     # exp(clamp) is Clip: the boundary's value and a zero gradient outside, and it cannot overflow
     clipped_BT = log_ratio_BT.clamp(log_ratio_min, log_ratio_max).exp()
     loss = -(clipped_BT * advantages_BT - tau * log_ratio_BT.square()).sum() / denominator
-    return loss, _stats(log_ratio_BT.detach(), mask_BT, log_ratio_min, log_ratio_max)
-
-
-def _stats(log_ratio_BT: Tensor, mask_BT: Tensor, low: float, high: float) -> dict[str, Tensor]:
-    tokens = mask_BT.sum()
-    n = tokens.clamp(min=1)
-    outside_BT = (log_ratio_BT < low) | (log_ratio_BT > high)  # never where mask is False: the log-ratio is 0 there
-    log_ratio_BT = log_ratio_BT.clamp(-_STATS_MAX, _STATS_MAX)
-    kl_BT = torch.expm1(log_ratio_BT) - log_ratio_BT
-    return {
-        "ratio": (log_ratio_BT.exp() * mask_BT).sum() / n,
-        "masked": outside_BT.sum() / n,
-        "kl": kl_BT.sum() / n,
-        "tokens": tokens,
-    }
+    outside_BT = (log_ratio_BT < log_ratio_min) | (log_ratio_BT > log_ratio_max)  # not where untrained: log ρ is 0
+    return loss, statistics(log_ratio_BT, mask_BT, outside_BT)

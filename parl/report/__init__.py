@@ -1,6 +1,6 @@
-"""One self-contained HTML page about a run: verdict, curves, swarm timelines."""
+"""One self-contained HTML page about a run or a store: verdict, curves, and the viewer of single episodes."""
 
 from parl.report.page import write_report
-from parl.report.timeline import episode_to_timeline, write_timelines
+from parl.report.timeline import episode_to_timeline
 
-__all__ = ["episode_to_timeline", "write_report", "write_timelines"]
+__all__ = ["episode_to_timeline", "write_report"]

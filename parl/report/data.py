@@ -1,14 +1,20 @@
-"""What a run folder holds, read for the report. A missing piece becomes a note, a damaged one a :class:`UserError`."""
+"""What a run's folder or a store holds, read for the report.
+
+A missing piece becomes a note, a damaged one a :class:`UserError`.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from parl.errors import UserError
+from parl.report.episodes import load_episodes
 from parl.tracking import read_rows
+from rollouts.lookup import shards
 
 FAMILIES = ("wide", "list", "swap", "chain", "single_fact")
 
@@ -20,20 +26,27 @@ class RunData:
     name: str
     summary: dict[str, Any] = field(default_factory=dict)
     charts: list[dict[str, Any]] = field(default_factory=list)
-    timelines: list[dict[str, Any]] = field(default_factory=list)
+    episodes: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def load_run(run_dir: Path) -> RunData:
-    """Read ``run_dir``; raises :class:`UserError` if it is no run folder."""
-    run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise UserError(f"no run folder {run_dir}{_other_runs(run_dir)}")
-    run = RunData(name=run_dir.resolve().name)
-    run.summary = _read_json(run_dir / "summary.json", run.notes, "the verdict: the run has not been evaluated yet", {})
-    run.timelines = _read_json(run_dir / "timelines.json", run.notes, "the swarm timelines", [])
-    own = run_dir / "metrics.jsonl"
-    single = run_dir / "single_agent" / "metrics.jsonl"
+def load_run(source: Path, wanted: Sequence[str] = ()) -> RunData:
+    """Read a run's folder, a store's folder or one shard; :class:`UserError` if there is none or it is damaged.
+
+    ``wanted`` names episodes that the page must show (:func:`parl.report.episodes.load_episodes`).
+    """
+    source = Path(source)
+    if not source.exists():
+        raise UserError(f"no run folder {source}{_other_runs(source)}")
+    run = RunData(name=source.resolve().name)
+    run.episodes = load_episodes(source, wanted, run.notes)
+    if source.is_file() or shards(source):
+        return run
+    run.summary = _read_json(source / "summary.json", run.notes, "the verdict: the run has not been evaluated yet", {})
+    if not run.episodes:
+        run.notes.append("No stored episodes in eval/ or episodes/: there is no swarm viewer.")
+    own = source / "metrics.jsonl"
+    single = source / "single_agent" / "metrics.jsonl"
     if not own.is_file():
         run.notes.append("Without metrics.jsonl there are no curves.")
     elif not single.is_file():

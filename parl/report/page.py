@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -14,8 +15,11 @@ _POLICIES = {"cold_start": "cold start", "trained": "trained swarm", "single_age
 _GROUPS = {
     "wide": "wide",
     "wide_12": "wide, 12 rows and more",
+    "list": "lists",
+    "swap": "linked lists, asked for as lists are",
     "chain": "chain",
     "single_fact": "single fact",
+    "picture": "pictures",
     "all": "all tasks",
 }
 _COLUMNS = {
@@ -30,10 +34,16 @@ _COLUMNS = {
 }
 
 
-def write_report(run_dir: Path, out: Path) -> Path:
-    """Write the page about ``run_dir`` to ``out`` and return ``out``."""
+_SCRIPTS = ("base.js", "charts.js", "unpack.js", "scene.js", "panel.js", "viewer.js")
+
+
+def write_report(source: Path, out: Path, episodes: Sequence[str] = ()) -> Path:
+    """Write the page about a run's folder, a store's folder or a shard to ``out`` and return ``out``.
+
+    ``episodes`` are shown first, by ``TASK``, ``TASK#INDEX`` or the page's name of them.
+    """
     out = Path(out)
-    html = render(load_run(Path(run_dir)))
+    html = render(load_run(Path(source), episodes))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html, encoding="utf-8")
     return out
@@ -42,15 +52,20 @@ def write_report(run_dir: Path, out: Path) -> Path:
 def render(run: RunData) -> str:
     """The page as one string."""
     assets = files("parl.report") / "assets"
-    text = {name: (assets / name).read_text(encoding="utf-8") for name in ("report.css", "charts.js", "swarm.js")}
+    text = {name: (assets / name).read_text(encoding="utf-8") for name in ("report.css", "viewer.css", *_SCRIPTS)}
     sections = [
         _hero(run.summary),
         _verdict(run.summary),
         '<section id="curves"><h2>Training</h2><div class="grid"></div></section>' if run.charts else "",
-        '<section id="swarm"><h2>Swarm timeline</h2></section>' if run.timelines else "",
+        '<section id="swarm"><h2>Swarm viewer</h2></section>' if run.episodes else "",
     ]
     notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
-    data = {"charts": run.charts, "timelines": run.timelines}
+    headings = [{name: value for name, value in e.items() if name != "packed"} for e in run.episodes]
+    data = {"charts": run.charts, "episodes": headings}
+    packed = "".join(
+        f'<script type="text/plain" id="episode-{i}">{episode["packed"]}</script>\n'
+        for i, episode in enumerate(run.episodes)
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -60,7 +75,7 @@ def render(run: RunData) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
 <link rel="icon" href="data:,">
 <title>{escape(run.name)} · parl</title>
-<style>{text["report.css"]}</style>
+<style>{text["report.css"]}{text["viewer.css"]}</style>
 </head>
 <body>
 <header><p class="brand">parl report</p><h1>{escape(run.name)}</h1>{_facts(run.summary)}</header>
@@ -70,8 +85,7 @@ def render(run: RunData) -> str:
 </main>
 <div id="tip" role="status" hidden></div>
 <script type="application/json" id="data">{_json(data)}</script>
-<script>{text["charts.js"]}</script>
-<script>{text["swarm.js"]}</script>
+{packed}{"".join(f"<script>{text[name]}</script>" for name in _SCRIPTS)}
 </body>
 </html>
 """  # noqa: E501
@@ -133,6 +147,7 @@ def _verdict(summary: dict[str, Any]) -> str:
     body = ""
     for group, title in _GROUPS.items():
         rows = [policy for policy in _POLICIES if isinstance((summary.get(policy) or {}).get(group), dict)]
+        rows = [policy for policy in rows if _number(summary, policy, group, "n_tasks") != 0]  # cannot be asked here
         if not rows:
             continue
         body += f'<tbody><tr class="group"><th colspan="{len(_COLUMNS) + 1}" scope="rowgroup">{title}</th></tr>'

@@ -1,103 +1,188 @@
-"""Episodes as the report draws them: a lane per agent, turns placed by step and by time, the critical path marked.
+"""One episode as the viewer draws it: a lane per agent, turns placed by step and by time, edges, the critical paths.
 
 By step, an orchestrator's turn takes one column and what it launched starts in the next; the stage ends when its
-longest sub-agent has. The columns of the whole episode are its critical steps, by construction.
+longest sub-agent has. The columns of the whole episode are its critical steps, by construction. All costs and paths are
+those of :mod:`rollouts.critical_path`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from pathlib import Path
+import math
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
-from rollouts.critical_path import critical_steps, total_steps, trace_cost
+from rollouts.critical_path import critical_path, critical_steps, makespan, total_steps, trace_cost
 from rollouts.episode import Episode, Trace, Turn
 
-_TEXT, _RESULT = 1500, 600  # characters kept of a turn's text and of one tool result
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How many characters are kept of a turn's text, a prompt, a message or arguments, and of one tool result."""
+
+    text: int = 20_000
+    result: int = 8_000
+
+    def __call__(self, text: str, limit: int) -> str:
+        """``text``, or its beginning and the number of characters left out."""
+        return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters in the store)"
 
 
-def write_timelines(run_dir: Path, episodes: Iterable[Episode], policy: str = "trained") -> Path:
-    """Write ``timelines.json`` of a run from a few episodes; the first is shown first."""
-    path = Path(run_dir) / "timelines.json"
-    timelines = [episode_to_timeline(episode, policy) for episode in episodes]
-    path.write_text(json.dumps(timelines, ensure_ascii=False), encoding="utf-8")
-    return path
-
-
-def episode_to_timeline(episode: Episode, policy: str = "trained") -> dict[str, Any]:
-    """One episode as plain JSON data; ``policy`` says whose it is."""
+def episode_to_timeline(episode: Episode, cut: Cut | None = None) -> dict[str, Any]:
+    """One episode as plain JSON data, without its tokens. Agents are named by their position in ``agents``."""
+    cut = cut or Cut()
     by_id = {trace.agent_id: trace for trace in episode.traces}
-    placed: dict[str, list[tuple[int, bool]]] = {}  # agent id -> its turns' (column, on the critical path)
-    _place(episode.orchestrator, 0, True, by_id, placed)
+    columns: dict[str, list[int]] = {}
+    _place(episode.orchestrator, 0, by_id, columns)
+    paths = (set(critical_path(episode)), set(critical_path(episode, seconds=True)))
+    place = {trace.agent_id: position for position, trace in enumerate(episode.traces)}
+    spawns, joins = _edges(episode, place)
     oracle = episode.task.oracle
     return {
-        "policy": policy,
-        "task": episode.task.key,
-        "family": episode.task.family,
-        "width": episode.task.width,
-        "prompt": _cut(episode.task.prompt, _TEXT),
-        "answer": _cut(episode.answer, _TEXT),
+        "prompt": cut(episode.task.prompt, cut.text),
+        "answer": cut(episode.answer, cut.text),
         "status": str(episode.status),
         "limit": episode.limit,
+        "error": cut(episode.error, cut.text),
         "critical_steps": critical_steps(episode),
+        "critical_budget": episode.critical_budget,
         "total_steps": total_steps(episode),
+        "wall_s": round(episode.wall_s, 4),
+        "makespan": round(makespan(episode), 4),
         "oracle": {"serial": oracle.serial_steps, "parallel": oracle.parallel_steps} if oracle else None,
-        "rewards": {name: round(float(value), 4) for name, value in episode.rewards.items()},
-        "agents": [_agent(trace, placed.get(trace.agent_id, [])) for trace in episode.traces],
-    }
+        "rewards": _numbers(episode.rewards),
+        "metrics": _numbers(episode.metrics),
+        "stages": _stages(episode, by_id, place),
+        "spawns": spawns,
+        "joins": joins,
+        "agents": [
+            _agent(trace, columns.get(trace.agent_id, []), paths, place, by_id, cut) for trace in episode.traces
+        ],
+    }  # fmt: skip
 
 
-def _place(
-    trace: Trace, column: int, critical: bool, by_id: dict[str, Trace], placed: dict[str, list[tuple[int, bool]]]
-) -> int:
+def _place(trace: Trace, column: int, by_id: dict[str, Trace], columns: dict[str, list[int]]) -> int:
     """Give the turns of ``trace`` and of all below it their columns, from ``column`` on; returns the first free one."""
-    own = placed.setdefault(trace.agent_id, [])
+    own = columns.setdefault(trace.agent_id, [])
     for turn in trace.turns:
-        own.append((column, critical))
+        own.append(column)
         column += 1
-        children = [by_id[agent_id] for agent_id in turn.spawned if agent_id in by_id]
-        costs = [trace_cost(child, by_id) for child in children]
-        longest = costs.index(max(costs)) if costs and max(costs) > 0 else -1
-        ends = [_place(child, column, critical and i == longest, by_id, placed) for i, child in enumerate(children)]
+        ends = [_place(by_id[agent_id], column, by_id, columns) for agent_id in turn.spawned]
         column = max(ends, default=column)
     return column
 
 
-def _agent(trace: Trace, columns: list[tuple[int, bool]]) -> dict[str, Any]:
+def _edges(episode: Episode, place: dict[str, int]) -> tuple[list[list[int]], list[list[int]]]:
+    """(spawns, joins), both as [parent, its turn, child].
+
+    A spawn leads from the parent's turn to the child's first, a join from the child's last turn to the parent's turn
+    that reads its message (the number of turns where the parent took none afterwards).
+    """
+    spawns = [
+        [place[trace.agent_id], index, place[child]]
+        for trace in episode.traces
+        for index, turn in enumerate(trace.turns)
+        for child in turn.spawned
+    ]
+    return spawns, [[parent, index + 1, child] for parent, index, child in spawns]
+
+
+def _stages(episode: Episode, by_id: dict[str, Trace], place: dict[str, int]) -> list[dict[str, Any]]:
+    """What each turn of the orchestrator cost: its sub-agents' longest and median, in steps and in seconds."""
+    stages = []
+    for turn, children in episode.stages():
+        steps = [trace_cost(child, by_id) for child in children]
+        seconds = [_seconds(child) for child in children]
+        stages.append(
+            {
+                "subagents": len(children),
+                "steps": 1 + max(steps, default=0),
+                "longest": place[children[steps.index(max(steps))].agent_id] if children else None,
+                "median": median(steps) if steps else 0,
+                "seconds": round(turn.t_end - turn.t_start, 4),
+                "longest_s": place[children[seconds.index(max(seconds))].agent_id] if children else None,
+                "median_s": round(median(seconds), 4) if seconds else 0,
+            }
+        )
+    return stages
+
+
+def _seconds(trace: Trace) -> float:
+    """From an agent's first request to its last result."""
+    return trace.turns[-1].t_end - trace.turns[0].t_start if trace.turns else 0.0
+
+
+def _agent(
+    trace: Trace,
+    columns: list[int],
+    paths: tuple[set[tuple[str, int]], ...],
+    place: dict[str, int],
+    by_id: dict[str, Trace],
+    cut: Cut,
+) -> dict[str, Any]:
     return {
         "id": trace.agent_id,
         "name": trace.name,
-        "role": str(trace.role),
-        "parent": trace.parent,
+        "parent": None if trace.parent is None else place[trace.parent],
         "parent_turn": trace.parent_turn,
         "status": str(trace.status),
-        "prompt": _cut(trace.prompt, _TEXT),
-        "message": _cut(trace.message, _TEXT),
-        "critical": any(critical for _, critical in columns),
-        "turns": [_turn(turn, *place) for turn, place in zip(trace.turns, columns, strict=True)],
+        "prompt": cut(trace.prompt, cut.text),
+        "message": cut(trace.message, cut.text),
+        "turns": [
+            _turn(turn, column, [(trace.agent_id, index) in path for path in paths], place, by_id, cut)
+            for index, (turn, column) in enumerate(zip(trace.turns, columns, strict=True))
+        ],
     }
 
 
-def _turn(turn: Turn, column: int, critical: bool) -> dict[str, Any]:
+def _turn(
+    turn: Turn, column: int, on: list[bool], place: dict[str, int], by_id: dict[str, Trace], cut: Cut
+) -> dict[str, Any]:
+    """``critical``: on the path by step, by time. ``t``: asked, answered, results in. ``child``: whom a call began."""
+    children = _children(turn, by_id)
     return {
         "column": column,
-        "critical": critical,
+        "critical": [int(yes) for yes in on],
         "t": [round(turn.t_start, 4), round(turn.t_model, 4), round(turn.t_end, 4)],
         "tokens": turn.end - turn.start,
-        "text": _cut(turn.content, _TEXT),
+        "text": cut(turn.content, cut.text),
         "calls": [
-            {"name": call.name, "arguments": _cut(json.dumps(call.arguments, ensure_ascii=False), _RESULT)}
-            for call in turn.calls
+            {
+                "name": call.name,
+                "arguments": cut(json.dumps(call.arguments, ensure_ascii=False), cut.text),
+                "child": None if child is None else place[child],
+            }
+            for call, child in zip(turn.calls, children, strict=True)
         ],
         "results": [
-            {"text": _cut(result.text, _RESULT), "error": str(result.error) if result.error else ""}
+            {
+                "text": cut(result.readable, cut.result),
+                "error": str(result.error) if result.error else "",
+                "s": round(result.latency_s, 4),
+            }
             for result in turn.results
         ],
-        "spawned": list(turn.spawned),
-        "malformed": turn.malformed,
+        "spawned": [place[agent_id] for agent_id in turn.spawned],
+        "malformed": cut(turn.malformed, cut.text),
     }
 
 
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[:limit] + " …"
+def _children(turn: Turn, by_id: dict[str, Trace]) -> list[str | None]:
+    """For each call of ``turn`` the agent that it launched, if it did: calls and launches are in the same order."""
+    waiting = list(turn.spawned)
+    found: list[str | None] = []
+    for call in turn.calls:
+        asked = (call.arguments.get("agent"), call.arguments.get("prompt"))
+        launched = bool(waiting) and asked == (by_id[waiting[0]].name, by_id[waiting[0]].prompt)
+        found.append(waiting.pop(0) if launched else None)
+    return found
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The finite numbers among ``values``, to four digits behind the point."""
+    return {
+        name: round(float(value), 4)
+        for name, value in values.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }

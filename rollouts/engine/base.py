@@ -25,13 +25,15 @@ class Sampling:
 
     seed: int  # 64-bit key of (run seed, episode, agent)
     temperature: float = 1.0  # 0 = greedy
+    top_p: float = 1.0  # sample from the likeliest tokens that together have this probability; 1 = from all
     max_new_tokens: int = 256
     stop: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What came back. For N new tokens: ``tokens`` and ``logprobs`` of length N, under the sampling temperature.
+    """What came back. For N new tokens: ``tokens`` and ``logprobs`` of length N, under the sampling temperature
+    (whatever ``top_p`` leaves out).
 
     ``routes``: int16 [F, L, K], the experts of the stream's positions ``routes_start`` to ``routes_start + F``: all
     positions fed since the session's last completion, so that consecutive completions tile the stream (the last

@@ -76,7 +76,7 @@ class _Step:
     parts: list[tuple[_Request, int]]  # who feeds how many tokens
     ready: list[_Request]  # whose prompt this step completes: they sample
     fed: tuple[np.ndarray, ...]  # tokens, positions, sequences, tables, rows of the ready ones
-    drawn: tuple[np.ndarray, ...]  # temperatures, keys, positions of the new tokens
+    drawn: tuple[np.ndarray, ...]  # temperatures, keys, positions of the new tokens, shares of probability kept
     shown: list[tuple[int, _Shown, int, int]]  # batch row, picture, the first and the number of its rows there
 
 
@@ -256,10 +256,11 @@ class EmbeddedEngine:
                 ready.append(request)
         tables = self._tables[[request.stream.row for request, _ in parts]]
         heat = np.array([r.sampling.temperature for r in ready], np.float32)
+        kept = np.array([r.sampling.top_p for r in ready], np.float32)
         keys = np.array([r.sampling.seed & (2**64 - 1) for r in ready], np.uint64)
         places = _ints([len(r.stream.tokens) for r in ready])
         fed = (_ints(ids), _ints(positions), _ints(sequences), tables, _ints(rows))
-        return _Step(parts, ready, fed, (heat, keys, places), shown)
+        return _Step(parts, ready, fed, (heat, keys, places, kept), shown)
 
     def _compute(self, step: _Step) -> tuple[np.ndarray, np.ndarray]:
         """Feed the batch and sample for the streams whose prompt is now complete (in the decoder's thread)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 import re
-import time
 from types import SimpleNamespace
 
 import httpx
@@ -13,7 +12,6 @@ import pytest
 from world_helpers import DEADLINE_S, call, only
 
 from envs.base import Environment, ErrorKind, Role, Session, ToolCall
-from envs.world.config import WorldConfig
 from envs.world.documents import page_ids
 from envs.world.environment import World, WorldEnvironment
 from envs.world.wording import read_hits
@@ -224,10 +222,3 @@ def test_page_ids_widen_with_the_world():
     for count, pattern in ((8000, r"p\d{4}"), (8001, r"p\d{6}")):
         ids = page_ids(count, random.Random(0))
         assert len(set(ids)) == count and all(re.fullmatch(pattern, page) for page in ids)
-
-
-async def test_the_default_world_builds_within_three_seconds():
-    environment = WorldEnvironment(WorldConfig(seed=4242))
-    started = time.perf_counter()
-    environment.world.index("train")
-    assert time.perf_counter() - started < 3

@@ -39,7 +39,7 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tokenizer: Tokenize
 def test_a_folder_that_lacks_a_part_is_no_policy(tokenizer: Tokenizer, tmp_path: Path, name: str):
     save_policy(tmp_path, tiny_model(), random_weights(tiny_model()), tokenizer, {})
     (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"lacks {name}"):
+    with pytest.raises(FileNotFoundError, match=name.replace(".", r"\.")):
         load_policy(tmp_path)
 
 

@@ -225,13 +225,30 @@ def test_temperature_0_is_argmax_and_says_the_log_prob_at_temperature_1(sampler)
     np.testing.assert_allclose(logprobs, log_softmax(logits).max(-1), atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_top_p_draws_from_the_likeliest_tokens_that_together_reach_it(sampler, share):
+    logits, count = some_logits(1), 20_000
+    rows = np.ascontiguousarray(np.broadcast_to(logits, (count, 21)))
+    keys, positions = np.arange(count, dtype=np.uint64), np.zeros(count, np.int32)
+    heat, shares = np.ones(count, np.float32), np.full(count, share, np.float32)
+    tokens, logprobs = sampler.sample(rows, heat, keys, positions, shares)
+    whole = torch.softmax(torch.from_numpy(logits[0]).double(), dim=-1).numpy()
+    order = np.argsort(-whole)
+    kept = order[: int(np.searchsorted(np.cumsum(whole[order]), share)) + 1]
+    assert set(tokens.tolist()) == set(kept.tolist()) and len(kept) < 21
+    expected = count * whole[kept] / whole[kept].sum()
+    assert float(((np.bincount(tokens, minlength=21)[kept] - expected) ** 2 / expected).sum()) < 45.3
+    np.testing.assert_allclose(logprobs, np.log(whole)[tokens], atol=1e-5)  # those before the cut
+
+
 @needs_compiler
 def test_native_and_reference_pick_the_same_tokens():
     fast, slow = NativeDecoder(tiny_model(), 1), ReferenceDecoder(tiny_model(), 1)
     logits = some_logits(2000, vocab=133)
     keys = np.random.default_rng(0).integers(0, 2**63, 2000, dtype=np.uint64)
     heat, positions = np.full(2000, 0.9, np.float32), np.arange(2000, dtype=np.int32)
-    first, second = (d.sample(logits, heat, keys, positions) for d in (fast, slow))
+    shares = np.random.default_rng(1).choice(np.array([1.0, 0.9, 0.4], np.float32), 2000)
+    first, second = (d.sample(logits, heat, keys, positions, shares) for d in (fast, slow))
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_allclose(first[1], second[1], atol=1e-5)
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import random_policy, tiny_model
 
-from model.hf_checkpoint import INDEX, SINGLE, load, save
+from model.checkpoint import INDEX, SINGLE, load, save
 from model.transformer import Transformer
 
 GATE = "model.layers.1.mlp.experts.2.gate_proj.weight"

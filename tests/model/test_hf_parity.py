@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tiny import tiny_model
 from torch import Tensor
 
-from model import hf_checkpoint
+from model import checkpoint
 from model.attention import rope_tables, yarn_frequencies
 from model.config import ModelConfig
 from model.decoder import PAGE, NativeDecoder, ReferenceDecoder, export_weights
@@ -70,7 +70,7 @@ def pair(config: ModelConfig, folder: Path) -> tuple[Any, Transformer]:
     """transformers' model, and ours from its files."""
     theirs = reference(config)
     theirs.save_pretrained(folder)
-    return theirs, hf_checkpoint.load(folder)
+    return theirs, checkpoint.load(folder)
 
 
 def tokens_of(config: ModelConfig, rows: int = 2, length: int = 40) -> Tensor:
@@ -137,7 +137,7 @@ def test_token_by_token_from_the_cache_of_latents_the_logits_are_the_same(
 @pytest.mark.parametrize("shard_bytes", [10**9, 60_000], ids=["one file", "shards"])
 def test_a_checkpoint_goes_through_us_unchanged(config: ModelConfig, shard_bytes: int, tmp_path: Path):
     theirs, ours = pair(config, tmp_path / "theirs")
-    hf_checkpoint.save(ours, tmp_path / "ours", shard_bytes=shard_bytes)
+    checkpoint.save(ours, tmp_path / "ours", shard_bytes=shard_bytes)
     again, report = DeepseekV3ForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(report.values()), report
     first, second = theirs.state_dict(), again.state_dict()
@@ -170,14 +170,14 @@ def test_their_shards_are_read(tmp_path: Path):
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
     tokens = tokens_of(CONFIGS["groups"])
     with torch.no_grad():
-        ours = hf_checkpoint.load(tmp_path)
+        ours = checkpoint.load(tmp_path)
         torch.testing.assert_close(ours.lm_head(ours.hidden(tokens)), theirs(tokens).logits, atol=2e-5, rtol=0)
 
 
 def test_the_language_model_of_their_kimi_k25_is_ours(tmp_path: Path):
     """From our files to theirs: their own writer names the layers otherwise than the published checkpoint does."""
     ours = pair(CONFIGS["yarn"], tmp_path / "text")[1]
-    hf_checkpoint.save(ours, tmp_path / "kimi", "kimi_k25")
+    checkpoint.save(ours, tmp_path / "kimi", "kimi_k25")
     config = json.loads((tmp_path / "kimi" / "config.json").read_text())
     small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
     config |= {"vision_config": {**small, "pos_emb_height": 4, "pos_emb_width": 4}, "projection_hidden_size": 16}
@@ -199,7 +199,7 @@ def test_bfloat16_weights_are_the_same_bits_and_the_logits_as_close_to_float32_a
         if "correction_bias" in name:
             buffer.data = buffer.data.float()
     theirs.save_pretrained(tmp_path)
-    ours = hf_checkpoint.load(tmp_path, torch.bfloat16)
+    ours = checkpoint.load(tmp_path, torch.bfloat16)
     for name, parameter in fused(dict(theirs.named_parameters())).items():
         assert torch.equal(parameter, ours.get_parameter(name)), name
     tokens = tokens_of(config)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from test_hf_config import K2_5
 from test_kimi_k25 import CONFIG, PICTURES, VISION, policy_of, random_pixels, transformers_model
 
+from model.checkpoint import INDEX, SINGLE, load, save
 from model.config import ModelConfig
-from model.hf_checkpoint import INDEX, SINGLE, load, save
 from model.hf_layout import PREFIXES, layout, published_name
 from model.media import MediaBatch
 from model.transformer import Transformer

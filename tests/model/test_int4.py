@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import random_policy, tiny_model
 
 from model import int4
-from model.hf_checkpoint import INDEX, SINGLE, load, save
+from model.checkpoint import INDEX, SINGLE, load, save
+from model.config import ModelConfig
+from model.decoder import PAGE, NativeDecoder, ReferenceDecoder, export_weights
+from model.kernels import native
+from model.moe import Experts
 from model.transformer import Transformer
 
 DOWN = "language_model.model.layers.1.mlp.experts.3.down_proj.weight"
@@ -174,3 +179,85 @@ def test_other_quantisations_are_refused(folder: Path, changes: dict[str, Any], 
     with pytest.raises(ValueError, match=message) as error:
         load(folder)
     assert str(folder / "config.json") in str(error.value)
+
+
+# ---------------------------------------------------------------- quantisation-aware training
+
+
+def quantised(**changes: Any) -> ModelConfig:
+    shape = {"hidden_size": 64, "moe_intermediate_size": 32, "vocab_size": 50, "latent_norm_eps": 1e-6}
+    return tiny_model(**shape, quantize_experts="int4", **changes)
+
+
+def logits_of(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.lm_head(model.hidden(tokens))
+
+
+@pytest.mark.parametrize("format", ["hf", "kimi_k25"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_packed_computes_the_training_forward_bit_for_bit(format: str, dtype: torch.dtype, tmp_path: Path):
+    model = random_policy(quantised())
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    tokens = torch.arange(40)[None]
+    wanted = logits_of(model.train(), tokens)
+    save(model, tmp_path / format, format, int4_experts=True)
+    again = load(tmp_path / format, dtype)
+    assert again.config.quantize_experts == "int4"
+    if dtype == torch.float32:  # bfloat16 does not hold code times scale, so quantising again is another thing there
+        assert torch.equal(logits_of(again, tokens), wanted)
+    plain = load(tmp_path / format, dtype)  # a reader that knows nothing of the training: the values are in the files
+    for module in plain.modules():
+        if isinstance(module, Experts):
+            module.quantized = False
+    assert torch.equal(logits_of(plain, tokens), wanted)
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.quantized = False
+    assert (logits_of(model, tokens) - wanted).abs().max() > 1e-3  # and quantising is no small thing
+
+
+def test_the_gradient_passes_straight_through():
+    weight = matrix(4, 64).requires_grad_()
+    grad = matrix(4, 64, seed=1)
+    out = int4.fake_quant(weight)
+    out.backward(grad)
+    assert weight.grad is not None and torch.equal(weight.grad, grad)
+    assert torch.equal(out, int4.dequantize(*int4.quantize(weight.detach())))
+    stacked = torch.stack([matrix(4, 64), matrix(4, 64, seed=2)])
+    assert torch.equal(int4.fake_quant(stacked)[1], int4.fake_quant(stacked[1]))
+
+
+def test_experts_get_the_gradient_of_their_quantised_selves():
+    model, plain = random_policy(quantised()), random_policy(quantised())
+    for one, two in zip(model.modules(), plain.modules(), strict=True):
+        if isinstance(one, Experts) and isinstance(two, Experts):
+            two.quantized = False
+            with torch.no_grad():
+                two.gate_up_proj.copy_(one.matrices()[0])
+                two.down_proj.copy_(one.matrices()[1])
+    for policy in (model, plain):
+        policy.lm_head(policy.hidden(torch.arange(30)[None])).square().mean().backward()
+    theirs = dict(plain.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.equal(parameter.grad, theirs[name].grad), name
+
+
+@pytest.mark.parametrize("decoder", [NativeDecoder, ReferenceDecoder])
+def test_the_engine_computes_with_quantised_experts_too(decoder: Any):
+    if decoder is NativeDecoder and native.load_library() is None:
+        pytest.skip("no C++ compiler")
+    model = random_policy(quantised())
+    tokens = torch.arange(PAGE)
+    engine = decoder(model.config, 2)
+    engine.load(export_weights(model))
+    count = np.arange(PAGE, dtype=np.int32)
+    zeros, tables = np.zeros(PAGE, np.int32), np.zeros((1, 1), np.int32)
+    got = engine.forward(tokens.numpy().astype(np.int32), count, zeros, tables, count)
+    assert np.abs(got - logits_of(model, tokens[None])[0].numpy()).max() < 2e-5
+
+
+def test_widths_without_whole_groups_are_refused():
+    with pytest.raises(ValueError, match="moe_intermediate_size=48 must be a multiple of 32"):
+        tiny_model(moe_intermediate_size=48, quantize_experts="int4")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
+from model.bpe import chat_corpus, plain_texts, train_tokenizer
 from model.chat import (
     IM_END,
     SPECIAL_TOKENS,
@@ -25,7 +26,7 @@ from model.chat import (
     tool_result_pieces,
 )
 from model.chat_parser import ParsedTurn, parse_assistant_ids
-from model.tokenizer import Tokenizer, chat_corpus, plain_texts, train_tokenizer
+from model.tokenizer import Tokenizer
 
 HEADS = [c + v + "rlnsm"[i % 5] for i, (c, v) in enumerate((c, v) for c in "BKLMPRTV" for v in "aeiou")]
 TAILS = [v + c + "aoieu"[i % 5] for i, (c, v) in enumerate((c, v) for c in "bklmprtn" for v in "aeiou")]
@@ -128,7 +129,7 @@ def test_the_number_of_a_list_item_is_one_token_in_every_context_and_no_number()
     tokenizer = train_tokenizer(["of each, 1. A, 2. B", "mass, 2. B", "12, 2.5"] * 50, 520, items=3)
     tokens = [tokenizer.encode(text) for text in ("of each, 1. A, 2. B.", '{"query":"mass, 2. B"}')]
     shared = set(tokens[0]) & set(tokens[1])
-    assert ", 2. " in {tokenizer.decode([token]) for token in shared}
+    assert "2. " in {tokenizer.decode([token]) for token in shared}
     assert all(tokenizer.decode([token]) != ", 2. " for token in tokenizer.encode("1, 2.5 and 12."))
 
 
@@ -195,7 +196,7 @@ def test_a_turn_survives_the_way_through_ids(tokenizer: Tokenizer, content: str,
     call = Call(id="functions.search:0", name="search", arguments={"query": query})
     ids = tokenizer.encode_segments(assistant_pieces(content, [call], reasoning=reasoning))
     turn = parse_assistant_ids(tokenizer, ids, prefill="<think>", tool_names=["search"])
-    assert turn == ParsedTurn(content=content, reasoning=reasoning, calls=(call,))
+    assert turn == ParsedTurn(content=content, reasoning=reasoning, tool_calls=(call,))
 
 
 @given(data=st.data())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -90,13 +91,15 @@ def test_train_passes_its_options_on(config: Path, fake) -> None:
 
 def test_sft_and_eval_pass_their_options_on(config: Path, fake) -> None:
     sft = fake("parl.sft", "run_sft", Path("w.safetensors"))
-    evaluate = fake("parl.evaluate", "run_eval", {"wide": {"item_f1": 0.912345, "n_tasks": 60}, "seed": 1})
+    evaluate = fake("parl.attempts", "run_eval", {"n": 4, "tasks": 60, "policies": {}})
     assert _run("sft", config, "--out", "x.bin", "--from-scratch").exit_code == 0
     assert sft[0][1] == {"from_scratch": True, "out": Path("x.bin")}
-    done = _run("eval", config, "--single-agent", "--model", "m")
-    assert done.exit_code == 0
-    assert evaluate[0][1] == {"model": Path("m"), "single_agent": True}
-    assert "0.912" in done.stdout and "item_f1" in done.stdout
+    done = _run("eval", config, "--single-agent", "--model", "m", "--n", 4, "--limit", 60, "--seed", 3, "--json")
+    assert done.exit_code == 0, done.output
+    ((seen, options),) = evaluate
+    assert seen.eval.seed == 3
+    assert options == {"model": Path("m"), "single_agent": True, "n": 4, "limit": 60, "policies": ()}
+    assert json.loads(done.stdout)["tasks"] == 60
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from parl.config import Config
 from parl.errors import ConfigError
 from parl.loading import config_hash, load_config, to_yaml
+from parl.objective.config import OBJECTIVES, GrpoConfig, ObjectiveConfig
 
 
 @pytest.fixture
@@ -64,6 +65,35 @@ def test_override_of_one_mix_weight_keeps_the_others(write) -> None:
         ("", ["model.qk_rope_head_dim=15"], ["model.qk_rope_head_dim=15 must be even"]),
         ("", ["model.num_experts_per_tok=999"], ["model.num_experts_per_tok=999 exceeds model.n_routed_experts="]),
         ("", ["envs.world.mix.wyde=1"], ["envs.world.mix names unknown task families", "wyde", "single_fact"]),
+        (
+            "",
+            ["objective.name=grpa"],
+            ['objective.name = "grpa"', "one of k25, grpo, gspo, cispo", "did you mean grpo?"],
+        ),
+        ("", ["objective.name=null"], ["objective.name = null", "one of k25"]),
+        ("", ["objective=gspo"], ["objective =", "section", "name"]),
+        ("objective: {name: gspo, correction: tis}", [], ["objective.correction", "grpo or cispo", "gspo has name"]),
+        ("", ["objective.correction=mis"], ["objective.correction", "grpo or cispo", "k25 has name"]),
+        ("", ["objective.name=cispo", "objective.tau=1"], ["objective.tau (given 1)", "objective.name = k25"]),
+        (
+            "",
+            ["objective.name=grpo", "objective.clipp_low=1"],
+            ["unknown key objective.clipp_low", "objective.clip_low?"],
+        ),
+        ("", ["objective.name=grpo", "objective.clip_low=2"], ["objective.clip_low = 2", "< 1"]),
+        ("", ["objective.name=grpo", "objective.correction=tsi"], ["objective.correction", "did you mean tis?"]),
+        (
+            "objective: {name: grpo, correction_limits: [0, 3]}",
+            [],
+            ["objective.correction_limits=[0, 3]", "objective.correction=none", "choose tis, mis or icepop"],
+        ),
+        (
+            "objective: {name: cispo, correction: tis, correction_limits: [0.5, 3]}",
+            [],
+            ["objective.correction_limits=[0.5, 3]", "no smallest weight", "icepop"],
+        ),
+        ("objective: {name: grpo, correction: icepop, correction_limits: [2, 3]}", [], ["smallest <= 1 <= largest"]),
+        ("", ["optimizer.qk_clip=0"], ["optimizer.qk_clip = 0", "> 0"]),
         ("", ["trainer.steps"], ["trainer.steps", "KEY=VALUE"]),
         ("", ["trainer.steps.x=3"], ["trainer.steps"]),
         ("trainer: 3", ["trainer.steps=3"], ["goes below trainer"]),
@@ -76,6 +106,16 @@ def test_a_mistake_is_named_with_key_value_and_fix(write, text: str, overrides: 
     message = _message(write(text), *overrides)
     for part in expected:
         assert part in message
+
+
+def test_each_objective_has_its_own_keys_and_k25_needs_no_name(write) -> None:
+    assert load_config(write("objective:\n")).objective == Config().objective == ObjectiveConfig()
+    assert load_config(write("objective: {tau: 0.3}")).objective == ObjectiveConfig(tau=0.3)
+    config = load_config(write("objective: {name: grpo, clip_high: 0.28}"), ["objective.correction=icepop"])
+    assert config.objective == GrpoConfig(clip_high=0.28, correction="icepop")
+    assert config.objective.limits == (0.5, 5.0)
+    assert load_config(write(to_yaml(config), "again.yaml")) == config
+    assert all(kind.model_fields["name"].default == name for name, kind in OBJECTIVES.items())
 
 
 def test_all_problems_are_listed_at_once(write) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
+from parl.attempts import _Shards, run_eval
 from parl.config import Config
 from parl.errors import UserError
-from parl.evaluate import run_eval
 from parl.tasks import TrainTasks, held_out_tasks
 from parl.wandb_reader import read_history
-from rollouts.store import EpisodeStore
+from rollouts.episode import Episode
+from rollouts.outline import read_outlines, shard_paths
+from rollouts.store import EpisodeStore, read_shard
 
 NUMBERS = {
     *("item_f1", "success", "critical_steps", "total_steps", "subagents", "spawn_rate", "finish_rate", "n_tasks"),
@@ -42,19 +44,66 @@ def test_all_policies_see_the_same_tasks_and_the_report_stands_beside_them(finis
     opening = episodes[0].orchestrator
     assert "create_subagent" not in {call.name for turn in opening.turns for call in turn.calls}
     assert (finished / "report.html").stat().st_size > 10_000
-    assert json.loads((finished / "timelines.json").read_text())
+    assert 'id="episode-0"' in (finished / "report.html").read_text()
 
 
 @pytest.mark.slow
 def test_evaluating_again_gives_the_same_numbers(finished: Path, tiny_run: Config):
     summary = json.loads((finished / "summary.json").read_text())
     config = tiny_run.model_copy(update={"name": "undisturbed"})
-    assert json.loads(json.dumps(run_eval(config))) == summary["trained"]
+    again = json.loads(json.dumps(run_eval(config)))["policies"]
+    assert {label: policy["means"] for label, policy in again.items()} == {
+        label: summary[label] for label in ("trained", "single_agent")
+    }
 
 
 def test_a_run_without_a_policy_is_not_evaluated_as_something_else(tmp_path: Path):
     with pytest.raises(UserError, match=r"no policy in .*train it first"):
         run_eval(tiny_config(tmp_path, name="never-trained"))
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_cut_short_runs_only_what_is_missing(finished: Path, tiny_run: Config, monkeypatch):
+    config = tiny_run.model_copy(update={"name": "undisturbed"})
+    ran: list[tuple[str, int]] = []
+    add = _Shards.add
+
+    def counting(shards: _Shards, episodes: list[Episode]) -> None:
+        ran.extend((episode.task.key, episode.index) for episode in episodes)
+        add(shards, episodes)
+
+    def dying(shards: _Shards, episodes: list[Episode]) -> None:
+        counting(shards, episodes)
+        if len(ran) >= 4:
+            raise KeyboardInterrupt
+
+    options = {"n": 3, "policies": ["trained"]}
+    run_eval(config, n=1, policies=["trained"])  # may be there already: a larger n adds to it
+    monkeypatch.setattr(_Shards, "add", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_eval(config, **options)
+    cut = list(ran)
+    monkeypatch.setattr(_Shards, "add", counting)
+    result = run_eval(config, **options)
+    tasks = [task.key for task in held_out_tasks(config)]
+    assert sorted(ran) == sorted((key, k) for key in tasks for k in (1, 2)) and 4 <= len(cut) < len(ran)
+    store = Path(result["policies"]["trained"]["store"])
+    stored = [o.episode for o in read_outlines(shard_paths(store))]
+    assert sorted((e.task.key, e.index) for e in stored) == sorted((key, k) for key in tasks for k in range(3))
+    assert run_eval(config, **options) == result and len(ran) == 12  # all there: nothing is run
+    everything = result["policies"]["trained"]["estimates"]["all"]
+    assert (everything["tasks"], everything["attempts"]) == (6, 18)
+    assert everything["avg@3"]["low"] <= everything["avg@3"]["value"] <= everything["max@3"]["value"]
+    sampled = sum(sum(t.mask) for p in shard_paths(store) for e in read_shard(p)[0] for t in e.traces)
+    assert result["policies"]["trained"]["account"]["sampled_tokens"] == sampled
+
+
+def test_mistakes_are_named_before_anything_starts(tmp_path: Path):
+    config = tiny_config(tmp_path)
+    with pytest.raises(UserError, match="no policy is called best: --policy is one of cold_start, trained"):
+        run_eval(config, policies=["best"])
+    with pytest.raises(UserError, match="at least 1, not 0"):
+        run_eval(config, n=0)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from model.picture_size import K25_LIMITS
 from parl.advantage import Row, denominator, split_row
 from parl.config import ObjectiveConfig, OptimizerConfig
 from parl.learner import Learner, TextRow, pad
+from parl.objective.config import CispoConfig, GrpoConfig, GspoConfig, Objective
 from rollouts.engine.base import Sampling
 from rollouts.engine.embedded import EmbeddedEngine
 
@@ -114,6 +115,12 @@ def changed(learner: Learner) -> set[str]:
     return {name for name, array in learner.weights().items() if not np.array_equal(array, WEIGHTS[name])}
 
 
+def with_other_pictures(rows: list[Row]) -> list[Row]:
+    """``rows`` as they would be if they had shown other pictures of the same sizes."""
+    others = [tuple((at, a_picture(99 + at, 1 + i)) for at, _ in row.media) for i, row in enumerate(rows)]
+    return [replace(row, media=media) for row, media in zip(rows, others, strict=True)]
+
+
 def test_the_engines_log_probs_are_the_learners(learner: Learner, rows: list[Row]):
     metrics = step(learner, rows)
     assert metrics["logprob_gap"] < 1e-4
@@ -121,9 +128,7 @@ def test_the_engines_log_probs_are_the_learners(learner: Learner, rows: list[Row
 
 
 def test_another_picture_is_seen_in_the_gap(learner: Learner, rows: list[Row]):
-    others = [tuple((at, a_picture(99 + at, 1 + i)) for at, _ in row.media) for i, row in enumerate(rows)]
-    wrong = [replace(row, media=media) for row, media in zip(rows, others, strict=True)]
-    assert step(learner, wrong)["logprob_gap"] > 1e-3
+    assert step(learner, with_other_pictures(rows))["logprob_gap"] > 1e-3
 
 
 def test_rows_may_be_cut_and_reordered(learner: Learner, rows: list[Row], monkeypatch):
@@ -158,6 +163,55 @@ def test_a_frozen_tower_stays_and_its_projector_learns(rows: list[Row], tmp_path
     assert all(np.array_equal(array, kept[name]) for name, array in frozen.weights().items())
 
 
+def test_log_probs_of_the_policy_and_of_the_reference_see_too(learner: Learner, rows: list[Row]):
+    learner.set_reference(WEIGHTS)
+    others = [
+        replace(row, media=tuple((at, a_picture(99 + at, 1 + i)) for at, _ in row.media)) for i, row in enumerate(rows)
+    ]
+    for reference in (False, True):
+        found = learner.logprobs(rows, temperature=TEMPERATURE, micro_tokens=150, reference=reference)
+        wrong = learner.logprobs(others, temperature=TEMPERATURE, micro_tokens=150, reference=reference)
+        for number, row in enumerate(rows):
+            assert np.abs(found[number] - row.logprobs).max() < 1e-4
+            assert (np.abs(wrong[number] - row.logprobs).max() > 1e-3) == bool(row.media)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [ObjectiveConfig(kl=0.2), GrpoConfig(correction="icepop"), GspoConfig(), CispoConfig(correction="tis")],
+    ids=lambda objective: objective.name,
+)
+def test_every_objective_trains_the_vision_side(learner: Learner, rows: list[Row], objective: Objective):
+    learner.set_reference(WEIGHTS)
+    own = [learner.logprobs(rows, temperature=TEMPERATURE, micro_tokens=4096, reference=r) for r in (False, True)]
+    scored = [replace(row, proximal=p, reference=r) for row, p, r in zip(rows, *own, strict=True)]
+    cut = scored if objective.whole_traces else [piece for row in scored for piece in split_row(row, 2)]
+    settings = {"denominator": denominator(rows), "temperature": TEMPERATURE, "micro_tokens": 4096}
+    metrics = learner.policy_step(cut, objective, **settings)
+    assert metrics["logprob_gap"] < 1e-4
+    assert {name for name in changed(learner) if name.startswith("vision.vision_tower.")}
+
+
+def test_what_is_imitated_beside_reinforcement_may_show_pictures(learner: Learner, rows: list[Row]):
+    texts, blind = [reading_row(seed) for seed in range(3)], rows[4:]
+    settings = {"denominator": denominator(blind), "temperature": TEMPERATURE, "micro_tokens": 4096}
+    metrics = learner.policy_step(blind, ObjectiveConfig(ptx=0.5), texts=texts, text_denominator=3.0, **settings)
+    assert metrics["ptx_loss"] == pytest.approx(loss_before(texts), rel=1e-4)
+    assert {name for name in changed(learner) if name.startswith("vision.vision_tower.")}
+
+
+def test_qk_clip_scales_heads_that_look_at_pictures_and_nothing_else(rows: list[Row]):
+    plain, clipped = (Learner(CONFIG, OPTIMIZER.model_copy(update={"qk_clip": tau}), seed=0) for tau in (None, 0.5))
+    for one in (plain, clipped):
+        one.load_weights(WEIGHTS)
+    step(plain, rows)
+    metrics = step(clipped, rows)
+    assert metrics["max_logit"] > 0.5 and metrics["clipped_heads"] > 0
+    before, after = plain.weights(), clipped.weights()
+    scaled = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert scaled and all(name.endswith(("q_b_proj.weight", "kv_b_proj.weight")) for name in scaled)
+
+
 def test_pictures_for_a_policy_without_eyes_are_refused(rows: list[Row]):
     config = tiny_model()
     blind = Learner(config, OPTIMIZER, seed=0)
@@ -185,6 +239,14 @@ def reading_row(seed: int) -> TextRow:
     weights = np.zeros(len(tokens), np.float32)
     weights[-1] = 1.0
     return TextRow(tokens=np.array(tokens, np.int32), weights=weights, media=tuple(media))
+
+
+def loss_before(rows: list[TextRow]) -> float:
+    """Of the policy with ``WEIGHTS``."""
+    policy = seeing_policy(CONFIG)
+    batch = pad(rows, lambda row: row.weights > 0, K25_LIMITS)
+    with torch.no_grad():
+        return -float(policy(batch.tokens_BT, batch.mask_BT, media=batch.media)[0].mean())
 
 
 def loss_on(learner: Learner, rows: list[TextRow]) -> float:

@@ -5,6 +5,8 @@ import pytest
 from envs.base import Gold, Role, Task, ToolCall, ToolResult
 from rollouts.critical_path import (
     CriticalMeter,
+    busy_seconds,
+    critical_path,
     critical_steps,
     longest_subagent,
     makespan,
@@ -135,3 +137,19 @@ def test_direct_tools_of_a_spawning_turn_run_beside_the_subagents():
 def test_a_cap_of_zero_is_refused():
     with pytest.raises(ValueError, match="concurrency"):
         makespan(SERIAL, 0)
+
+
+@pytest.mark.parametrize("episode", [SERIAL, ONE_STAGE, TWO_STAGES, NESTED, tree([])])
+def test_the_path_is_as_long_as_critical_steps_and_makespan_say(episode):
+    assert len(critical_path(episode)) == critical_steps(episode)
+    path = critical_path(episode, seconds=True)
+    turns = [episode.trace(agent_id).turns[index] for agent_id, index in path]
+    assert sum(busy_seconds(turn)[0] for turn in turns) == pytest.approx(makespan(episode))
+
+
+def test_the_path_goes_through_the_longest_subagent_by_steps_or_by_seconds():
+    assert critical_path(ONE_STAGE) == [("0", 0), ("0/1", 0), ("0/1", 1), ("0/1", 2), ("0", 1)]
+    assert critical_path(ONE_STAGE, seconds=True) == [("0", 0), ("0/0", 0), ("0/0", 1), ("0", 1)]
+    assert critical_path(NESTED) == [("0", 0), ("0/0", 0), ("0/0/1", 0), ("0/0/1", 1), ("0/0", 1), ("0", 1)]
+    slow_tool = tree([turn(1, "0/0", tool=5.0)], s0=[turn(2)])
+    assert critical_path(slow_tool, seconds=True) == [("0", 0)]  # the tool beside the sub-agent took longer

@@ -8,7 +8,7 @@ import pytest
 from seeing import a_picture
 
 from envs.base import Gold, Role, Task, ToolCall, ToolResult, ToolSpec
-from model.chat import MEDIA_PAD, render_chat
+from model.chat import MEDIA_PAD, render
 from model.picture_size import K25_LIMITS, picture_tokens, png_size
 from model.tokenizer import Tokenizer
 from model.vision_config import MediaLimits
@@ -16,6 +16,8 @@ from parl.advantage import episode_rows
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, EpisodeStatus, Trace
+from rollouts.lookup import read_episodes
+from rollouts.outline import read_outlines
 from rollouts.store import EpisodeStore
 from rollouts.swarm import SwarmSettings, run_episode
 
@@ -80,7 +82,7 @@ async def test_pictures_stand_at_the_placeholders_that_the_template_writes(token
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "name": "show", "tool_call_id": "functions.show:0", "content": parts},
     ]
-    expected = render_chat(messages, thinking=False, add_generation_prompt=True)
+    expected = render(messages, thinking=False, add_generation_prompt=True)
     shown = tokenizer.decode(trace.tokens).replace(MEDIA_PAD * 12, MEDIA_PAD).replace(MEDIA_PAD * 6, MEDIA_PAD)
     assert expected in shown
 
@@ -97,6 +99,19 @@ async def test_rows_and_the_store_keep_the_pictures(tokenizer: Tokenizer, tmp_pa
     for trace, again in zip(episode.traces, read[0][0].traces, strict=True):
         assert again.media == trace.media and again.turns == trace.turns and again.tokens == trace.tokens
     assert [result.images for result in read[0][0].orchestrator.turns[0].results] == [(FIRST, SECOND)]
+
+
+async def test_outlines_and_single_episodes_have_them_too(tokenizer: Tokenizer, tmp_path: Path):
+    episode = await play(tokenizer, [show("two")], [CREATE, ASSIGN], "42")
+    path = EpisodeStore(tmp_path).write(1, [episode], policy_version=0)
+    [whole], [outline], [bare] = read_episodes(path, [0]), read_outlines([path]), read_outlines([path], texts=False)
+    for trace, again, seen in zip(episode.traces, whole.traces, outline.episode.traces, strict=True):
+        assert again.media == trace.media == seen.media
+        assert [turn.results for turn in seen.turns] == [turn.results for turn in trace.turns]
+    assert outline.lengths == bare.lengths == [len(trace.tokens) for trace in episode.traces]
+    assert not any(trace.media for trace in bare.episode.traces)
+    assert SHOWN["one"].readable == "[picture]"
+    assert SHOWN["two"].readable == f"{SHOWN['two'].text}\n[picture]\n[picture]"
 
 
 async def test_an_agent_that_cannot_see_ends_the_episode_with_the_reason(tokenizer: Tokenizer):

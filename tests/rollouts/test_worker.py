@@ -56,7 +56,7 @@ class Counting(WorldEnvironment):
 
 @pytest.fixture(scope="module")
 def tokenizer_path(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tokenizer.save(tmp_path_factory.mktemp("worker") / "tokenizer.json"))
+    return str(tokenizer.save(tmp_path_factory.mktemp("worker")).parent)
 
 
 @pytest.fixture

@@ -28,17 +28,25 @@ constexpr int PANEL = VL * NV;
 constexpr int P = 16;
 typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
 typedef float v16 __attribute__((vector_size(64), aligned(4)));
+typedef float v8 __attribute__((vector_size(32), aligned(4)));
+typedef float v4 __attribute__((vector_size(16), aligned(4)));
 typedef int32_t i16v __attribute__((vector_size(64), aligned(4)));
 
+inline vf loadv(const float* p) { return *reinterpret_cast<const vf*>(p); }
+inline void storev(float* p, vf v) { *reinterpret_cast<vf*>(p) = v; }
 inline v16 load16(const float* p) { return *reinterpret_cast<const v16*>(p); }
 inline void store16(float* p, v16 v) { *reinterpret_cast<v16*>(p) = v; }
 inline v16 splat(float x) { return v16{} + x; }
-inline float hsum(v16 v) {
-    float s[16];
-    store16(s, v);
-    for (int w = 8; w; w /= 2)
-        for (int i = 0; i < w; i++) s[i] += s[i + w];
-    return s[0];
+inline float hsum(v16 v) {  // halves onto each other, four times
+    v8 a, b;
+    v4 c, d;
+    std::memcpy(&a, &v, 32);
+    std::memcpy(&b, reinterpret_cast<const char*>(&v) + 32, 32);
+    a += b;
+    std::memcpy(&c, &a, 16);
+    std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
+    c += d;
+    return (c[0] + c[2]) + (c[1] + c[3]);
 }
 inline float hmax(v16 v) {
     float s[16];
@@ -183,51 +191,65 @@ void rotate(float* x, int r, const float* cosv, const float* sinv) {  // interle
 }
 
 // One token's attention over its own sequence, G heads at a time (they share every load of the cache).
-// q: [G][C + R] absorbed queries; out: [G][C]. Keys and latent values are the same transposed rows of a page.
+// q: [G][C + R] absorbed queries; out: [G][C]. Keys and latent values are the same transposed rows of a page. The vectors
+// are as wide as the processor's, or compilers keep the sums in memory.
 template <int G>
 void attend_heads(const Decoder& m, const float* q, const float* pages, const int* table, int layer, int pos, float* out,
                   std::vector<float>& scratch) {
+    constexpr int W = P / VL;
     int blocks = pos / P + 1, width = m.C + m.R;
-    scratch.resize((size_t(blocks) + m.C) * P * G);
-    float *score = scratch.data(), *value = score + size_t(blocks) * P * G;
+    scratch.resize(size_t(blocks) * P * G);
+    float* score = scratch.data();
     v16 top[G], sum[G];
     for (int g = 0; g < G; g++) top[g] = splat(-INFINITY), sum[g] = v16{};
     for (int b = 0; b < blocks; b++) {
         const float* kt = pages + (size_t(table[b]) * m.layers + layer) * m.page_layer();
-        v16 acc[G];
-        for (int g = 0; g < G; g++) acc[g] = v16{};
+        vf acc[G][W];
+        for (int g = 0; g < G; g++)
+            for (int j = 0; j < W; j++) acc[g][j] = vf{};
         for (int d = 0; d < width; d++) {
-            v16 k = load16(kt + d * P);
-            for (int g = 0; g < G; g++) acc[g] += q[size_t(g) * width + d] * k;
+            vf k[W];
+            for (int j = 0; j < W; j++) k[j] = loadv(kt + d * P + j * VL);
+            for (int g = 0; g < G; g++) {
+                vf x = vf{} + q[size_t(g) * width + d];
+                for (int j = 0; j < W; j++) acc[g][j] += x * k[j];
+            }
         }
         for (int g = 0; g < G; g++) {
-            acc[g] *= m.softmax_scale;
+            float* at = score + (size_t(b) * G + g) * P;
+            for (int j = 0; j < W; j++) storev(at + j * VL, acc[g][j] * m.softmax_scale);
             if (b == blocks - 1)
-                for (int i = pos % P + 1; i < P; i++) acc[g][i] = -INFINITY;
-            top[g] = vmax(top[g], acc[g]);
-            store16(score + (size_t(b) * G + g) * P, acc[g]);
+                for (int i = pos % P + 1; i < P; i++) at[i] = -INFINITY;
+            top[g] = vmax(top[g], load16(at));
         }
     }
-    std::memset(value, 0, sizeof(float) * m.C * P * G);
-    float high[G];
+    float high[G], inv[G];
     for (int g = 0; g < G; g++) high[g] = hmax(top[g]);
-    for (int b = 0; b < blocks; b++) {
-        const float* kt = pages + (size_t(table[b]) * m.layers + layer) * m.page_layer();
-        v16 e[G];
+    for (int b = 0; b < blocks; b++)
         for (int g = 0; g < G; g++) {
-            v16 s = load16(score + (size_t(b) * G + g) * P);
-            e[g] = s < -1e30f ? splat(0.0f) : vexp(s - high[g]);
-            sum[g] += e[g];
+            float* at = score + (size_t(b) * G + g) * P;
+            v16 s = load16(at), e = s < -1e30f ? splat(0.0f) : vexp(s - high[g]);
+            sum[g] += e;
+            store16(at, e);
         }
-        for (int c = 0; c < m.C; c++) {
-            v16 k = load16(kt + c * P);
-            float* v = value + size_t(c) * P * G;
-            for (int g = 0; g < G; g++) store16(v + g * P, load16(v + g * P) + e[g] * k);
+    for (int g = 0; g < G; g++) inv[g] = 1.0f / hsum(sum[g]);
+    for (int c = 0; c < m.C; c++) {  // a value stays in registers over all blocks; the pages are in the cache by now
+        vf acc[G][W];
+        for (int g = 0; g < G; g++)
+            for (int j = 0; j < W; j++) acc[g][j] = vf{};
+        for (int b = 0; b < blocks; b++) {
+            const float* k = pages + (size_t(table[b]) * m.layers + layer) * m.page_layer() + c * P;
+            const float* e = score + size_t(b) * G * P;
+            for (int j = 0; j < W; j++) {
+                vf kv = loadv(k + j * VL);
+                for (int g = 0; g < G; g++) acc[g][j] += loadv(e + g * P + j * VL) * kv;
+            }
         }
-    }
-    for (int g = 0; g < G; g++) {
-        float inv = 1.0f / hsum(sum[g]);
-        for (int c = 0; c < m.C; c++) out[size_t(g) * m.C + c] = hsum(load16(value + (size_t(c) * G + g) * P)) * inv;
+        for (int g = 0; g < G; g++) {
+            float s[P];
+            for (int j = 0; j < W; j++) storev(s + j * VL, acc[g][j]);
+            out[size_t(g) * m.C + c] = hsum(load16(s)) * inv[g];
+        }
     }
 }
 
@@ -499,10 +521,12 @@ int parl_decoder_forward(const Decoder* mp, int T, const int* tokens, const int*
 }
 
 // Inverse-CDF sampling of each row with a uniform number that is a function of (key, position) alone.
-// temperature 0 = argmax (log-prob then at temperature 1).
+// temperature 0 = argmax (log-prob then at temperature 1). top_p < 1 leaves the likeliest tokens that together reach it;
+// log-probs are those before that cut.
 void parl_sample(int rows, int vocab, const float* logits, const float* temperature, const uint64_t* key,
-                 const int* position, int* token, float* logprob) {
+                 const int* position, const float* top_p, int* token, float* logprob) {
     std::vector<float> e(vocab + 16);
+    std::vector<int> order(vocab);
     for (int r = 0; r < rows; r++) {
         const float* l = logits + size_t(r) * vocab;
         float inv = temperature[r] > 0 ? 1.0f / temperature[r] : 1.0f;
@@ -517,8 +541,17 @@ void parl_sample(int rows, int vocab, const float* logits, const float* temperat
         }
         for (int i = 0; i < vocab; i++) sum += e[i];
         int pick = best;
+        double kept = sum;
+        if (temperature[r] > 0 && top_p[r] < 1) {
+            for (int i = 0; i < vocab; i++) order[i] = i;
+            std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return e[a] > e[b]; });
+            kept = 0;
+            for (int i : order)
+                if (kept < top_p[r] * sum) kept += e[i];
+                else e[i] = 0;
+        }
         if (temperature[r] > 0) {
-            double u = double(mix(key[r] ^ mix(uint64_t(position[r]))) >> 11) * 0x1.0p-53, target = u * sum, cum = 0;
+            double u = double(mix(key[r] ^ mix(uint64_t(position[r]))) >> 11) * 0x1.0p-53, target = u * kept, cum = 0;
             for (int i = 0; i < vocab; i++) {
                 cum += e[i];
                 if (cum > target) {

@@ -1,0 +1,115 @@
+"""How ``parl episodes`` looks in a terminal: a table of episodes, one episode as a tree, matches in their lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from parl.episodes import Hit, call_text, listing_row
+from parl.stores import Store
+from rollouts.critical_path import longest_subagent
+from rollouts.episode import Episode, Trace, Turn
+from rollouts.outline import Outline
+
+_COLUMNS = {
+    **{"episode": "left", "task": "left", "family": "left", "width": "right", "status": "left", "reward": "right"},
+    **{"perf": "right", "critical_steps": "right", "total_steps": "right", "subagents": "right", "tokens": "right"},
+}
+_CUT = 400  # characters of a text, unless all is asked for
+
+
+def print_listing(rows: Iterable[dict[str, Any]], console: Console | None = None) -> int:
+    """A table for each store; returns how many episodes it has."""
+    console = console or Console(width=max(120, Console().width))
+    stores: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        stores.setdefault(row["store"], []).append(row)
+    for store, members in stores.items():
+        table = Table(title=store, title_style="bold", title_justify="left")
+        for name, justify in _COLUMNS.items():
+            table.add_column(name.replace("_", " "), justify=justify, no_wrap=name == "episode")  # type: ignore[arg-type]
+        for row in members:
+            named = row | {"task": f"{row['task']}#{row['attempt']}"}
+            if row["limit"]:
+                named["status"] = f"{row['status']}: {row['limit']}"
+            table.add_row(*(_cell(named[name]) for name in _COLUMNS))
+        console.print(table)
+    return sum(map(len, stores.values()))
+
+
+def print_episode(store: Store, outline: Outline, console: Console | None = None, *, full: bool = False) -> None:
+    """The episode's numbers and its agents as a tree; ``>`` marks what lies on the critical path."""
+    console, episode = console or Console(), outline.episode
+    row = listing_row(store, outline)
+    head = f"[bold]{escape(row['episode'])}[/] in {escape(row['store'])} · {escape(row['task'])}#{row['attempt']}"
+    console.print(f"{head} · {row['family']} of width {row['width']}")
+    end = f"{row['status']}{': ' + row['limit'] if row['limit'] else ''}"
+    steps = f"{row['critical_steps']} critical steps, {row['total_steps']} in all"
+    console.print(
+        f"{end} · {steps} · {row['subagents']} sub-agents · {row['tokens']:,} tokens · {episode.wall_s:.1f} s"
+    )
+    if episode.rewards:
+        console.print(" · ".join(f"{name} {value:.3f}" for name, value in episode.rewards.items()))
+    if episode.error:
+        console.print(f"[red]{escape(episode.error)}[/]")
+    console.print(_tree(episode, None if full else _CUT))
+
+
+def print_hits(hits: Iterable[Hit], console: Console | None = None) -> int:
+    """One line a match; returns their number."""
+    console, count = console or Console(), 0
+    for hit in hits:
+        count += 1
+        before, match, after = map(escape, hit.around())
+        place = f"{hit.ref} {hit.agent}" + ("" if hit.turn is None else f" turn {hit.turn}")
+        text = f"[dim]{escape(hit.store)}[/] [cyan]{escape(place)}[/] {hit.where}: {before}[bold red]{match}[/]{after}"
+        console.print(text, highlight=False, soft_wrap=True)
+    return count
+
+
+def _tree(episode: Episode, cut: int | None) -> Tree:
+    by_id = {trace.agent_id: trace for trace in episode.traces}
+    tree = Tree(f"[bold]orchestrator[/] {_text(episode.task.prompt, cut)}", guide_style="dim")
+    _grow(tree, episode.orchestrator, by_id, True, cut)
+    return tree
+
+
+def _grow(tree: Tree, trace: Trace, by_id: dict[str, Trace], critical: bool, cut: int | None) -> None:
+    for number, turn in enumerate(trace.turns):
+        node = tree.add(_turn(number, turn, critical, cut))
+        children = [by_id[agent_id] for agent_id in turn.spawned if agent_id in by_id]
+        longest = longest_subagent(children)
+        calls = [call for call in turn.calls if call.name != "assign_task" or not turn.spawned]
+        for call in calls:
+            node.add(f"[green]{escape(call_text(call.name, call.arguments))}[/]")
+        for child in children:
+            mark = "> " if critical and child is longest else ""
+            label = f"{mark}[bold]{escape(child.agent_id)} {escape(child.name)}[/] {child.status}, {child.steps} steps"
+            _grow(node.add(f"{label}: {_text(child.prompt, cut)}"), child, by_id, bool(mark), cut)
+        for result in turn.results:
+            style = "red" if result.error else "dim"
+            node.add(f"[{style}]= {_text(result.readable, cut)}[/]")
+
+
+def _turn(number: int, turn: Turn, critical: bool, cut: int | None) -> str:
+    mark = "> " if critical else ""
+    times = f"{turn.t_end - turn.t_start:.2f} s, {turn.end - turn.start} tokens"
+    bad = f" [red]malformed: {escape(turn.malformed)}[/]" if turn.malformed else ""
+    return f"{mark}[cyan]turn {number}[/] [dim]{times}[/]{bad} {_text(turn.content, cut)}".rstrip()
+
+
+def _text(text: str, cut: int | None) -> str:
+    return escape(text if cut is None or len(text) <= cut else text[:cut] + " …")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return (
+        f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else escape(str(value))
+    )

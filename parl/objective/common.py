@@ -1,0 +1,47 @@
+"""What the policy objectives share: clean inputs, PPO's clipped surrogate, statistics of a batch.
+
+Shapes are free, but that the last dimension holds tokens of one trace where an objective looks at whole traces.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOG_MAX = 20.0  # |log ρ| is cut here before exp, so that one runaway token leaves everything finite
+
+
+def trained_only(
+    logprobs_new: Tensor, logprobs_old: Tensor, advantages: Tensor, mask: Tensor, denominator: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log ρ, advantages, mask) with zeros where ``mask`` is False, whatever stood there; ValueError unless N > 0."""
+    if denominator <= 0:
+        raise ValueError(f"denominator must be positive, not {denominator}")
+    mask = mask.bool()
+    zero = logprobs_new.new_zeros(())
+    log_ratio = torch.where(mask, logprobs_new - logprobs_old, zero)
+    return log_ratio, torch.where(mask, advantages.to(logprobs_new.dtype), zero), mask
+
+
+def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """min(ρ A, clip(ρ, 1 − low, 1 + high) A), and where that has no gradient: the clip of PPO, which sees A's sign."""
+    ratio = log_ratio.clamp(-LOG_MAX, LOG_MAX).exp()
+    clipped = ((advantages > 0) & (ratio > 1 + high)) | ((advantages < 0) & (ratio < 1 - low))
+    return torch.where(clipped, ratio.detach().clamp(1 - low, 1 + high), ratio) * advantages, clipped
+
+
+def statistics(log_ratio: Tensor, mask: Tensor, masked: Tensor) -> dict[str, Tensor]:
+    """Means over the trained tokens: ``ratio``, ``masked``, ``kl`` (k3: ρ − 1 − log ρ, in nats), and ``tokens``.
+
+    ``log_ratio`` must be 0 and ``masked`` False where ``mask`` is False; ``tokens`` weighs averages over batches.
+    """
+    tokens = mask.sum()
+    n = tokens.clamp(min=1)
+    log_ratio = log_ratio.detach().clamp(-LOG_MAX, LOG_MAX)
+    kl = torch.expm1(log_ratio) - log_ratio
+    return {
+        "ratio": (log_ratio.exp() * mask).sum() / n,
+        "masked": masked.sum() / n,
+        "kl": kl.sum() / n,
+        "tokens": tokens,
+    }

@@ -1,0 +1,51 @@
+"""What a run starts from: the cold start, or the weights that ``model.init`` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model.checkpoint import SINGLE, load, save_policy
+from model.config import ModelConfig
+from model.decoder import export_weights
+from model.tokenizer import load_tokenizer
+from parl.config import Config
+from parl.errors import UserError
+from parl.loading import config_hash
+from parl.sft import Report, check_placeholder, run_sft
+
+
+def starting_policy(config: Config, *, from_scratch: bool = False, report: Report | None = None) -> Path:
+    """The folder of the policy that training begins with and that sub-agents are frozen at.
+
+    With ``model.init`` a copy of it in a run's own layout, cached as the cold start is; UserError says what is wrong
+    with it, by file and tensor.
+    """
+    if config.model.init is None:
+        return run_sft(config, from_scratch=from_scratch, report=report)
+    folder = config.root / "cold_start" / f"init-{_key(config.model.init, config.model.shape)}"
+    if from_scratch or not (folder / SINGLE).exists():
+        _take_over(config.model.init, config.model.shape, folder)
+    return folder
+
+
+def _take_over(init: Path, shape: ModelConfig, folder: Path) -> None:
+    try:
+        model, tokenizer = load(init), load_tokenizer(init)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"model.init: {error}") from error
+    except ModuleNotFoundError as error:  # Kimi's vocabulary without its extra
+        raise UserError(f"model.init = {init}: {error}") from error
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise UserError(
+            f"model.init: the tokenizer of {init} has {tokenizer.vocab_size} ids, its config.json has"
+            f" vocab_size={shape.vocab_size} rows of the embedding: they are not of one model"
+        )
+    check_placeholder(shape, tokenizer)
+    save_policy(folder, shape, export_weights(model), tokenizer, {"init": str(init)})
+
+
+def _key(init: Path, shape: ModelConfig) -> str:
+    """Changes when another folder is named, or when its files change."""
+    files = sorted(file for file in init.iterdir() if file.is_file())
+    seen = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+    return config_hash(shape, str(init.resolve()), *seen)

@@ -1,0 +1,114 @@
+"""Estimates over tasks and attempts, with bootstrap intervals. numpy only.
+
+The unit that is resampled is the task, with all its attempts: what an evaluation wants to know is how a policy does on
+tasks like these, and attempts at one task are not independent evidence about that. Intervals are percentile intervals
+of the resampled statistic at levels that are widened for few tasks (Hesterberg 2015, "What teachers should know about
+the bootstrap", the expanded percentile interval: the t quantile and the factor sqrt(n / (n - 1))).
+
+A bootstrap of values that are all equal has no width, however few they are. For values with known bounds the interval
+then reaches as far as n such observations leave possible: a share of 1 - (α/2)^(1/n) of all tasks may lie at a bound
+(the Clopper-Pearson limit). ``benchmarks/coverage.py`` measures how often the intervals hold.
+
+Shapes: T tasks, A attempts at each, B resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+Values = Sequence[float] | np.ndarray
+_NORMAL = NormalDist()
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Bootstrap:
+    """The resamples of ``tasks`` tasks, the same for every statistic, and a function of ``seed`` alone.
+
+    Differences and ratios of two policies resample the same tasks for both: they are paired.
+    """
+
+    def __init__(self, tasks: int, *, confidence: float = 0.95, resamples: int = 4000, seed: int = 0) -> None:
+        if tasks < 1 or not 0 < confidence < 1 or resamples < 1:
+            raise ValueError(f"needs tasks >= 1, 0 < confidence < 1, not {tasks=}, {confidence=}, {resamples=}")
+        self.tasks, self.alpha = tasks, 1 - confidence
+        drawn_BT = np.random.default_rng(seed).integers(0, tasks, (resamples, tasks))
+        flat = drawn_BT + tasks * np.arange(resamples)[:, None]
+        counts_BT = np.bincount(flat.ravel(), minlength=resamples * tasks).reshape(resamples, tasks)
+        self._weights_BT = counts_BT / tasks
+
+    def mean(self, values_T: Values, *, bounds: tuple[float, float] | None = None) -> Interval:
+        """The mean over tasks. ``bounds`` are the values' own, where they have any: (0, 1) for a score."""
+        x_T = self._checked(values_T)
+        low, high = self._ends(self._weights_BT @ x_T)
+        first = float(x_T[0])
+        if bounds is not None and np.all(x_T == x_T[0]):
+            unseen = 1 - (self.alpha / 2) ** (1 / self.tasks)
+            low, high = first - unseen * (first - bounds[0]), first + unseen * (bounds[1] - first)
+        return Interval(float(x_T.mean()), low, high)
+
+    def difference(self, a_T: Values, b_T: Values, *, bounds: tuple[float, float] | None = None) -> Interval:
+        """Mean of b − a over the same tasks; ``bounds`` as in :meth:`mean`, those of a and b."""
+        span = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
+        return self.mean(self._checked(b_T) - self._checked(a_T), bounds=span)
+
+    def ratio(self, a_T: Values, b_T: Values) -> Interval | None:
+        """Mean of a over mean of b, the same tasks; None where b is 0 throughout a resample."""
+        top_B, bottom_B = self._weights_BT @ self._checked(a_T), self._weights_BT @ self._checked(b_T)
+        if np.any(bottom_B == 0):
+            return None
+        return Interval(float(np.mean(a_T) / np.mean(b_T)), *self._ends(top_B / bottom_B))
+
+    def _checked(self, values_T: Values) -> np.ndarray:
+        x_T = np.asarray(values_T, dtype=float)
+        if x_T.shape != (self.tasks,) or not np.isfinite(x_T).all():
+            raise ValueError(f"needs {self.tasks} finite values, one a task, not an array of shape {x_T.shape}")
+        return x_T
+
+    def _ends(self, statistic_B: np.ndarray) -> tuple[float, float]:
+        n = self.tasks
+        if n == 1:  # one task says nothing about others
+            return -math.inf, math.inf
+        widened = math.sqrt(n / (n - 1)) * t_quantile(1 - self.alpha / 2, n - 1)
+        tail = _NORMAL.cdf(-widened)
+        low, high = np.quantile(statistic_B, [tail, 1 - tail])
+        return float(low), float(high)
+
+
+def t_quantile(p: float, freedom: int) -> float:
+    """Student's t quantile for p in (0, 1); exact for 1 and 2 degrees of freedom, within 2e-3 of it from 5 on."""
+    if freedom == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if freedom == 2:
+        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
+    z, v = _NORMAL.inv_cdf(p), freedom  # Cornish and Fisher's expansion
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * v**4)
+    )
+
+
+def best_of(values_A: Sequence[float], k: int) -> float:
+    """The expected best of k of these attempts, drawn without replacement: unbiased max@k of what k attempts give.
+
+    With values 0 and 1 it is pass@k, 1 − C(n−c, k) / C(n, k) for c right ones of n. ValueError where k > n or k < 1.
+    """
+    n = len(values_A)
+    if not 1 <= k <= n:
+        raise ValueError(f"the best of {k} attempts needs at least {k} of them and k >= 1, there are {n}")
+    ordered = sorted(values_A)
+    return sum(value * math.comb(i, k - 1) for i, value in enumerate(ordered)) / math.comb(n, k)

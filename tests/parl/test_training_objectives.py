@@ -1,0 +1,36 @@
+"""A short run on two ranks with everything that is off by default: the numbers that only it has, and no other."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from parl.config import Config, OptimizerConfig
+from parl.objective.config import GrpoConfig
+from parl.progress import Progress
+from parl.trainer import Training
+
+pytestmark = pytest.mark.slow
+
+
+def test_correction_reference_imitation_and_qk_clip_work_together(
+    one_ray: None, tiny_run: Config, cold_start: Path, tmp_path: Path
+):
+    config = tiny_run.model_copy(
+        update={
+            "objective": GrpoConfig(correction="mis", kl=0.05, ptx=0.1),
+            "optimizer": OptimizerConfig(qk_clip=1e-3),
+            "trainer": tiny_run.trainer.model_copy(update={"steps": 2, "ranks": 2}),
+        }
+    )
+    Training(config, tmp_path, cold_start).run(Progress(2, "test"))
+    first, second = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    for metrics in (first, second):
+        assert metrics["policy/ptx_loss"] > 0 and metrics["policy/corrected"] == 0  # the engine is exact
+        assert metrics["policy/max_logit"] > 1e-3 and 0 < metrics["policy/clipped_heads"] <= 1
+        assert all(math.isfinite(value) for value in metrics.values() if isinstance(value, float))
+    assert second["policy/reference_kl"] > 1e-4  # it has left the cold start
+    assert second["policy/max_logit"] < first["policy/max_logit"]
