@@ -60,11 +60,20 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
-    """What a call returned. ``text`` is what the agent reads, also when ``error`` is set. ``latency_s`` in seconds."""
+    """What a call returned. ``text`` is what the agent reads, also when ``error`` is set. ``latency_s`` in seconds.
+
+    ``images`` (PNG files) are shown after the text, to a policy that can see.
+    """
 
     text: str
     error: ErrorKind | None = None
     latency_s: float = 0.0
+    images: tuple[bytes, ...] = ()
+
+    @property
+    def readable(self) -> str:
+        """The text, and a word for each picture."""
+        return "\n".join(filter(None, (self.text, *("[picture]" for _ in self.images))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,14 +126,15 @@ def prompt_pieces(
     return chat_pieces(messages, tools, thinking=thinking, preserve_thinking=True)
 
 
-def tool_result_pieces(results: Iterable[tuple[str, str, str]], *, thinking: bool = True) -> list[Piece]:
+def tool_result_pieces(results: Iterable[tuple[str, str, Any]], *, thinking: bool = True) -> list[Piece]:
     """What follows a sampled turn with calls: its results ``(call id, tool name, content)`` and the next prompt.
 
+    A content is text, or a list of parts of type ``text`` and ``image`` as in a message.
     An empty tool name gives the role word ``tool``, which is what Kimi writes for results without a ``name``.
     """
     pieces: list[Piece] = []
     for identifier, name, content in results:
-        pieces.extend(_frame(IM_SYSTEM, name or "tool", [_return_of(identifier), (content, False)]))
+        pieces.extend(_frame(IM_SYSTEM, name or "tool", [_return_of(identifier), *_content(content)]))
     return pieces + _generation_prompt(thinking)
 
 

@@ -2,8 +2,8 @@
 
 ``deepseek_v3`` and ``kimi_k25`` are ``config.json`` and safetensors, one file or shards with an index. They are read
 and written one shard at a time: beside the model itself, memory holds one tensor when reading and one shard when
-writing. A ``kimi_k25`` checkpoint gives its language model; its vision tower and projector are passed over. A run's
-policy is ``model.safetensors`` under our names, ``config.json``, ``meta.json`` and the tokenizer in one folder.
+writing. A ``kimi_k25`` checkpoint whose ``config.json`` has a vision section brings tower and projector with it. A
+run's policy is ``model.safetensors`` under our names, ``config.json``, ``meta.json`` and the tokenizer in one folder.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from model.attention import rope_tables
 from model.config import ModelConfig
 from model.decoder import Weights, export_weights
 from model.hf_config import read_json, read_shape, text_section, to_hf
-from model.hf_layout import PREFIXES, VISION, Slot, layout, our_shapes
+from model.hf_layout import OURS, PREFIXES, VISION, Slot, layout, our_shapes, published_name
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.transformer import Transformer
+from model.vision_checkpoint import from_published, to_published
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MODEL_TYPES = {"hf": "deepseek_v3", "kimi_k25": "kimi_k25"}
@@ -43,13 +44,15 @@ class _Described(NamedTuple):
     group_size: int | None = None  # inputs that share a scale where matrices are INT4
 
 
-def load(path: str | Path, dtype: torch.dtype = torch.float32) -> Transformer:
+def load(path: str | Path, dtype: torch.dtype = torch.float32, *, vision: bool = True) -> Transformer:
     """The policy in folder ``path``, Hugging Face's or a run's, its matrices in ``dtype``.
+
+    Without ``vision`` its language model alone.
 
     FileNotFoundError and ValueError name the file and the tensor that are missing, unknown, misshapen or cut off.
     """
     path = Path(path)
-    config, slots, skipped, group_size = _described(path)
+    config, slots, skipped, group_size = _described(path, vision)
     shapes, ours, seen = our_shapes(config), {}, set()
     for file, name, tensor in _tensors(path, slots, skipped, group_size):
         if name in seen:
@@ -57,22 +60,29 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> Transformer:
         slot = slots[name]
         if tuple(tensor.shape) != slot.shape:
             raise ValueError(f"{file}: {name} has shape {list(tensor.shape)}, config.json makes it {list(slot.shape)}")
+        seen.add(name)
+        if slot.parts:
+            converted = from_published({name: tensor}, config.vision) if config.vision else {}
+            ours |= {OURS + part: value.to(dtype, copy=True) for part, value in converted.items()}
+            continue
         if slot.name not in ours:
             kind = torch.float32 if slot.name.endswith(_BIAS) else dtype
             ours[slot.name] = torch.empty(shapes[slot.name], dtype=kind)
         slot.of(ours[slot.name]).copy_(tensor)
-        seen.add(name)
     missing = [name for name in slots if name not in seen]
     if missing:
         raise ValueError(f"{path} lacks {_listed(missing)}")
     return _assembled(config, ours)
 
 
-def _described(path: Path) -> _Described:
+def _described(path: Path, vision: bool) -> _Described:
     hf = read_json(path / "config.json")
     config = read_shape(path)
+    if not vision:
+        config = config.model_copy(update={"vision": None, "media_placeholder_token_id": None})
     if "model_type" not in hf:  # a run's policy
-        return _Described(config, {name: Slot(name, shape) for name, shape in our_shapes(config).items()})
+        slots = {name: Slot(name, shape) for name, shape in our_shapes(config).items()}
+        return _Described(config, slots, () if config.vision else (OURS,))
     text = text_section(hf)
     try:
         quantization = text.get("quantization_config") or hf.get("quantization_config")
@@ -96,10 +106,11 @@ def _assembled(config: ModelConfig, ours: dict[str, Tensor]) -> Transformer:
 
 
 def _skipped(config: ModelConfig, text: dict[str, Any], kimi: bool) -> tuple[str, ...]:
-    """Prefixes of tensors that are known and not ours: vision, and layers that predict further tokens."""
+    """Prefixes of tensors that are known and not ours: unwanted vision, layers that predict further tokens."""
     first, prefix = config.num_hidden_layers, PREFIXES["kimi_k25" if kimi else "hf"]
+    unwanted = VISION if kimi and config.vision is None else ()
     extra = range(first, first + int(text.get("num_nextn_predict_layers") or 0))
-    return (*(f"{prefix}model.layers.{layer}." for layer in extra), *(VISION if kimi else ()))
+    return (*(f"{prefix}model.layers.{layer}." for layer in extra), *unwanted)
 
 
 def _tensors(
@@ -115,16 +126,17 @@ def _tensors(
                 raise ValueError(f"{file} lacks {_listed(absent)}, which {INDEX} places in it")
             for name in sorted(held):
                 weight = name.rpartition("_")[0] if group_size and name.endswith(int4.SUFFIXES) else name
-                if name.startswith(skipped):
+                ours = published_name(weight)
+                if ours.startswith(skipped):
                     continue
-                if weight not in slots:
+                if ours not in slots:
                     raise ValueError(f"{file}: tensor {name} is none of this model")
                 if weight == name:
                     tensor = reader.get_tensor(name)
                     if tensor.dtype not in _FLOATS:
                         kinds = ", ".join(map(str, _FLOATS))
                         raise ValueError(f"{file}: {name} is {tensor.dtype}, only {kinds} can be read")
-                    yield file, name, tensor
+                    yield file, ours, tensor
                 elif name == f"{weight}_packed" and group_size:
                     yield file, weight, _unpacked(reader, file, weight, places, group_size)
 
@@ -181,13 +193,15 @@ def save(
     int4_experts: bool = False,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Write ``model`` to folder ``path`` as ``hf`` (deepseek_v3) or as the language model of ``kimi_k25``.
+    """Write ``model`` to folder ``path`` as ``hf`` (deepseek_v3, which has no place for a vision side) or ``kimi_k25``.
 
     ``dtype``: of the matrices, None as they are. ``int4_experts``: routed experts packed as K2.5's are.
     ``config.json`` comes last. A folder that holds weights is refused.
     """
     if format not in PREFIXES:
         raise ValueError(f"format={format!r} is not one of {', '.join(PREFIXES)}")
+    if model.vision is not None and format == "hf":
+        raise ValueError("format='hf' (deepseek_v3) cannot hold this policy's vision side: write format='kimi_k25'")
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     if any(path.glob("*.safetensors")):
@@ -200,6 +214,10 @@ def save(
         slot = slots[name]
         if int4_experts and slot.expert is not None:
             return int4.packed(name, slot.of(state[slot.name]).detach().cpu())
+        if slot.parts and model.config.vision:
+            parts = {part.removeprefix(OURS): state[part].detach().cpu() for part in slot.parts}
+            tensor = to_published(parts, model.config.vision)[name]
+            return {name: tensor.to(kinds[slot.name], copy=True).contiguous()}
         # a copy even where nothing is converted: safetensors refuses views of one storage
         return {name: slot.of(state[slot.name]).detach().to("cpu", kinds[slot.name], copy=True).contiguous()}
 

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from model.vision_config import VisionConfig
+
 
 class YarnScaling(BaseModel):
     """YaRN (arXiv 2309.00071): a context ``factor`` times the pretrained one. Names and defaults as in transformers."""
@@ -44,6 +46,7 @@ class ModelConfig(BaseModel):
     # do not use them stay what they were.
     optional: ClassVar[tuple[str, ...]] = (
         *("n_group", "topk_group", "rope_scaling", "rope_interleave", "latent_norm_eps", "quantize_experts"),
+        *("vision", "media_placeholder_token_id"),
     )
 
     vocab_size: int = Field(default=1152, gt=0, description="rows of the embedding; the tokenizer may use fewer")
@@ -96,6 +99,11 @@ class ModelConfig(BaseModel):
         " find where the same stood before; needs a mean and a query latent",
     )
 
+    vision: VisionConfig | None = Field(default=None, description="K2.5's tower and projector; null: text only")
+    media_placeholder_token_id: int | None = Field(
+        default=None, ge=0, description="id of `<|media_pad|>`, where rows of pictures go; needed with `vision`"
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         if self.qk_rope_head_dim % 2:
@@ -111,7 +119,24 @@ class ModelConfig(BaseModel):
                 f"num_experts_per_tok={self.num_experts_per_tok} exceeds n_routed_experts={self.n_routed_experts}"
             )
         self._check_groups()
+        self._check_vision()
         return self
+
+    def _check_vision(self) -> None:
+        """The projector must end in our width, and the placeholder be one of our tokens."""
+        if self.vision is None:
+            return
+        if self.vision.text_hidden_size != self.hidden_size:
+            raise ValueError(
+                f"vision.text_hidden_size={self.vision.text_hidden_size} must be hidden_size={self.hidden_size}: the"
+                " projector's rows stand among the embeddings"
+            )
+        placeholder = self.media_placeholder_token_id
+        if placeholder is None or placeholder >= self.vocab_size:
+            raise ValueError(
+                f"media_placeholder_token_id={placeholder} must be the id of <|media_pad|>, below"
+                f" vocab_size={self.vocab_size}, where there is a vision section"
+            )
 
     def _check_groups(self) -> None:
         """Each group gives the sum of its two best scores, and the groups taken must hold enough experts."""

@@ -21,10 +21,12 @@ from model.config import ModelConfig
 from model.int4 import fake_quant
 from model.kernels.native import load_library
 from model.moe import SwiGLU
+from model.picture_encoder import PREFIX
 from model.transformer import Transformer
 
 PAGE = 16
 Weights = dict[str, np.ndarray]
+Features = tuple[np.ndarray, np.ndarray]  # batch rows int32 [F], and what stands there instead of embeddings, [F, D]
 
 
 class NotFinite(FloatingPointError):
@@ -67,9 +69,15 @@ class Decoder(Protocol):
         ...
 
     def forward(
-        self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, tables: np.ndarray, rows: np.ndarray
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        tables: np.ndarray,
+        rows: np.ndarray,
+        features: Features | None = None,
     ) -> np.ndarray:
-        """Feed tokens; logits of batch rows ``rows``."""
+        """Feed tokens; logits of batch rows ``rows``. ``features`` stand in for embeddings."""
         ...
 
     def sample(
@@ -123,6 +131,8 @@ class NativeDecoder:
         """Take new weights; the cache's contents are stale from here on. Raises ValueError, NotFinite."""
         check_weights(self._shapes, weights)
         for name, array in weights.items():
+            if name.startswith(PREFIX):  # features come from outside (model.picture_encoder)
+                continue
             layer, key = _native_name(name)
             if self.config.quantize_experts and ".experts." in name:
                 array = fake_quant(torch.from_numpy(np.array(array, np.float32))).numpy()
@@ -133,16 +143,25 @@ class NativeDecoder:
                 raise ValueError(f"decoder.cpp knows no weight {name!r}")
 
     def forward(
-        self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, tables: np.ndarray, rows: np.ndarray
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        tables: np.ndarray,
+        rows: np.ndarray,
+        features: Features | None = None,
     ) -> np.ndarray:
         """Feed T tokens (int32 each: id, position, sequence); logits float32 [len(rows), V] for batch rows ``rows``.
 
-        A sequence's tokens must follow its cached ones in order. Raises NotFinite.
+        A sequence's tokens must follow its cached ones in order. ``features`` take the place of the embeddings of
+        their batch rows. Raises NotFinite.
         """
         logits = np.empty((len(rows), self.config.vocab_size), np.float32)
+        places, values = _checked(features, self.config)
         bad = self._lib.parl_decoder_forward(
             self._model, len(tokens), _pointer(tokens), _pointer(positions), _pointer(sequences), _pointer(tables),
             tables.shape[1], _pointer(self._pages), _pointer(self.routes), len(rows), _pointer(rows), _pointer(logits),
+            len(places), _pointer(places), _pointer(values),
         )  # fmt: skip
         if bad:
             raise NotFinite("the policy produced a NaN or infinite logit")
@@ -169,6 +188,16 @@ class NativeDecoder:
             _pointer(top_p), _pointer(token), _pointer(logprob),
         )  # fmt: skip
         return token, logprob
+
+
+def _checked(features: Features | None, config: ModelConfig) -> Features:
+    """``features`` as contiguous int32 [F] and float32 [F, D]; ValueError for another shape."""
+    if features is None:
+        return np.empty(0, np.int32), np.empty((0, config.hidden_size), np.float32)
+    places, values = np.ascontiguousarray(features[0], np.int32), np.ascontiguousarray(features[1], np.float32)
+    if values.shape != (len(places), config.hidden_size):
+        raise ValueError(f"features of shape {values.shape} for {len(places)} rows of width {config.hidden_size}")
+    return places, values
 
 
 def _native_name(name: str) -> tuple[int, str]:
@@ -212,13 +241,22 @@ class ReferenceDecoder:
 
     @torch.no_grad()
     def forward(
-        self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, tables: np.ndarray, rows: np.ndarray
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        tables: np.ndarray,
+        rows: np.ndarray,
+        features: Features | None = None,
     ) -> np.ndarray:
         """See :meth:`NativeDecoder.forward`."""
         hidden = {}
+        places, values = _checked(features, self.config)
+        given = {int(place): torch.from_numpy(value) for place, value in zip(places, values, strict=True)}
         for index in range(len(tokens)):
             slots = (tables[sequences[index]][:, None].astype(np.int64) * PAGE + np.arange(PAGE)).ravel()
-            hidden[index] = self._one(int(tokens[index]), int(positions[index]), torch.from_numpy(slots))
+            x = given.get(index, self.model.embed_tokens.weight[int(tokens[index])])
+            hidden[index] = self._one(x, int(positions[index]), torch.from_numpy(slots))
         logits = np.empty((len(rows), self.config.vocab_size), np.float32)
         for index, row in enumerate(rows):
             logits[index] = self.model.lm_head(self.model.norm(hidden[int(row)])).numpy()
@@ -226,8 +264,7 @@ class ReferenceDecoder:
             raise NotFinite("the policy produced a NaN or infinite logit")
         return logits
 
-    def _one(self, token: int, position: int, slots: torch.Tensor) -> torch.Tensor:
-        x = self.model.embed_tokens.weight[token]
+    def _one(self, x: torch.Tensor, position: int, slots: torch.Tensor) -> torch.Tensor:
         for index, layer in enumerate(self.model.blocks()):
             x = x + self._attend(layer.self_attn, index, layer.input_layernorm(x), position, slots)
             h = layer.post_attention_layernorm(x)

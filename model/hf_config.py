@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.config import ModelConfig, YarnScaling
+from model.hf_vision import vision_from_hf, vision_to_hf
 
 TEXT_TYPES = ("deepseek_v3", "kimi_k2")  # kimi_k2 (K2, K2.6) is the same architecture under another name
 LATENT_NORM_EPS = 1e-6  # DeepSeek's and transformers' modelling code: the latents' norms do not get rms_norm_eps
@@ -99,6 +100,8 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
     # HF initialises embeddings like any matrix; a checkpoint brings its own anyway
     values |= _assumed(text["initializer_range"])
     values |= {key: text[key] for key in _OURS if key in text}
+    if hf.get("model_type") == "kimi_k25":
+        values |= vision_from_hf(hf)
     return _validated(values)
 
 
@@ -145,15 +148,18 @@ def _rotary(text: dict[str, Any]) -> dict[str, Any]:
 def to_hf(config: ModelConfig, model_type: str = "deepseek_v3") -> dict[str, Any]:
     """Contents of a ``config.json`` that transformers builds the same model from; :func:`from_hf` reads it back.
 
-    ``model_type``: ``deepseek_v3``, or ``kimi_k25`` with the language model in ``text_config``.
+    ``model_type``: ``deepseek_v3`` (the language model alone), or ``kimi_k25`` with it in ``text_config``.
     """
     if model_type == "kimi_k25":
-        return {
+        whole = {
             "architectures": ["KimiK25ForConditionalGeneration"],
             "model_type": "kimi_k25",
             "tie_word_embeddings": False,
             "text_config": to_hf(config),
         }
+        if config.vision is None or config.media_placeholder_token_id is None:
+            return whole
+        return whole | vision_to_hf(config.vision, config.media_placeholder_token_id, config.vocab_size)
     if model_type != "deepseek_v3":
         raise ValueError(f"model_type={model_type!r} is not one of deepseek_v3, kimi_k25")
     text = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", **_ONLY}

@@ -14,9 +14,9 @@ bit; the published preprocessor shrinks with Pillow, which rounds one byte in so
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.picture_size import K25_LIMITS, fit
 from model.vision_config import Grid, MediaLimits
-
-K25_LIMITS = MediaLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,33 +35,6 @@ class Media:
 
     pixels_PCSS: Tensor
     grid: Grid
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """Sizes in pixels: after shrinking, and after padding to whole tokens."""
-
-    height: int
-    width: int
-    padded_height: int
-    padded_width: int
-
-
-def fit(height: int, width: int, *, max_patches: int, limits: MediaLimits = K25_LIMITS) -> Fit:
-    """The size that a picture gets. ``max_patches`` counts whole patches before padding, as K2.5 does."""
-    if height < 1 or width < 1:
-        raise ValueError(f"picture of {height} x {width} pixels: both sides must be positive")
-    patch, longest = limits.patch_size, limits.side_patches * limits.patch_size
-    patches = max(1, height // patch) * max(1, width // patch)
-    scale = min(1.0, math.sqrt(max_patches / patches), longest / height, longest / width)
-    new_height, new_width = (min(longest, max(1, int(side * scale))) for side in (height, width))
-    token = limits.merge_size * patch
-    return Fit(
-        height=new_height,
-        width=new_width,
-        padded_height=math.ceil(new_height / token) * token,
-        padded_width=math.ceil(new_width / token) * token,
-    )
 
 
 # ------------------------------------------------------------------------------------------ pixels
@@ -83,6 +55,16 @@ def preprocess_image(image: Any, limits: MediaLimits = K25_LIMITS) -> Media:
     return _patches(_frame(image)[None], limits.image_patches, limits)
 
 
+def picture(png: bytes, limits: MediaLimits = K25_LIMITS) -> Media:
+    """A PNG file as patches: ``open_image``, then ``preprocess_image``. The last few are kept: do not change them."""
+    return _picture(png, limits)  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
+
+
+@lru_cache(256)  # the episodes of a group show the same pictures
+def _picture(png: bytes, limits: MediaLimits) -> Media:
+    return preprocess_image(open_image(png), limits)
+
+
 def preprocess_video(frames: Sequence[Any], limits: MediaLimits = K25_LIMITS) -> list[Media]:
     """A video's sampled frames (each as for ``preprocess_image``) as chunks of ``limits.chunk_frames`` or fewer."""
     if not len(frames):
@@ -100,6 +82,24 @@ def pack(items: Sequence[Media]) -> tuple[Tensor, list[Grid]]:
     if not items:
         raise ValueError("items is empty: leave the tower out where a batch has no media")
     return torch.cat([item.pixels_PCSS for item in items]), [item.grid for item in items]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaBatch:
+    """The items of a batch of token rows, first row first, packed for the tower.
+
+    ``places_BT`` marks the positions that their rows of features take; None: wherever the placeholder token stands.
+    """
+
+    pixels_PCSS: Tensor
+    grids: list[Grid]
+    places_BT: Tensor | None = None
+
+    @classmethod
+    def of(cls, items: Sequence[Media], places_BT: Tensor | None = None) -> MediaBatch:
+        """``items`` packed."""
+        pixels, grids = pack(items)
+        return cls(pixels_PCSS=pixels, grids=grids, places_BT=places_BT)
 
 
 def _frame(image: Any) -> np.ndarray:
@@ -164,19 +164,23 @@ def expand_placeholders(tokens: Sequence[int], counts: Iterable[int], *, placeho
 
 def merge_media(embeddings_BTE: Tensor, tokens_BT: Tensor, features_ME: Tensor, *, placeholder: int) -> Tensor:
     """Embeddings with the rows of ``features_ME`` at the placeholders, batch row by batch row; both get gradients."""
-    if embeddings_BTE.shape[:2] != tokens_BT.shape:
-        shapes = f"embeddings {tuple(embeddings_BTE.shape)}, tokens {tuple(tokens_BT.shape)}"
+    return place_media(embeddings_BTE, tokens_BT == placeholder, features_ME, what=f"placeholders (id {placeholder})")
+
+
+def place_media(embeddings_BTE: Tensor, places_BT: Tensor, features_ME: Tensor, *, what: str = "places") -> Tensor:
+    """:func:`merge_media` where the positions are known, and a placeholder's token may stand elsewhere as well."""
+    if embeddings_BTE.shape[:2] != places_BT.shape:
+        shapes = f"embeddings {tuple(embeddings_BTE.shape)}, tokens {tuple(places_BT.shape)}"
         raise ValueError(f"{shapes}: rows and positions must be the same; embed these very tokens")
     if features_ME.dim() != 2 or features_ME.shape[1] != embeddings_BTE.shape[2]:
         raise ValueError(
             f"features of shape {tuple(features_ME.shape)} do not fit embeddings of width {embeddings_BTE.shape[2]}:"
             " set VisionConfig.text_hidden_size to the language model's hidden_size"
         )
-    mask_BT = tokens_BT == placeholder
-    found = int(mask_BT.sum())
+    found = int(places_BT.sum())
     if found != len(features_ME):
         raise ValueError(
-            f"tokens hold {found} placeholders (id {placeholder}) but features has {len(features_ME)} rows:"
+            f"tokens hold {found} {what} but features has {len(features_ME)} rows:"
             " expand each item's placeholder to Grid.tokens() copies (expand_placeholders)"
         )
-    return embeddings_BTE.masked_scatter(mask_BT[..., None], features_ME.to(embeddings_BTE.dtype))
+    return embeddings_BTE.masked_scatter(places_BT[..., None], features_ME.to(embeddings_BTE.dtype))

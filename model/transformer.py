@@ -1,5 +1,7 @@
 """The policy: a DeepSeek-V3-shaped decoder as Kimi K2.5 uses it, in the form that the learner trains.
 
+With a vision section in its config it also holds K2.5's tower and projector, and takes pictures and video chunks.
+
 Shapes: B rows, T positions, D hidden, V vocabulary, L mixture-of-experts layers, K experts a token.
 """
 
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 from model.attention import LatentAttention, RMSNorm, rope_tables
 from model.config import ModelConfig
 from model.look_back import look_back, match
+from model.media import MediaBatch, merge_media, place_media
 from model.moe import Experts, MixtureOfExperts, Router, SwiGLU
+from model.vision import VisionModel
 
 
 class DecoderLayer(nn.Module):
@@ -51,7 +55,11 @@ class Transformer(nn.Module):
         cos, sin = rope_tables(config)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
+        self.vision: VisionModel | None = None
         self.reset_parameters()
+        if config.vision is not None:  # last, so that the language model begins as it would without
+            self.vision = VisionModel(config.vision)
+            self._start_projector(self.vision)
 
     def reset_parameters(self) -> None:
         """Normal initialisation with the config's ranges; matrices that write the residual stream scaled by depth."""
@@ -75,10 +83,40 @@ class Transformer(nn.Module):
                 match(attention, self.embed_tokens.weight, self.lm_head, mean)
                 look_back(attention, mean, config.embedding_range)
 
-    def hidden(self, tokens_BT: Tensor, routes_BTLK: Tensor | None = None, real_BT: Tensor | None = None) -> Tensor:
+    @torch.no_grad()
+    def _start_projector(self, vision: VisionModel) -> None:
+        """Let rows of pictures begin about as large as embeddings, and with what all embeddings share."""
+        if not self.config.embedding_mean:
+            return
+        out = vision.mm_projector.out_proj
+        nn.init.normal_(out.weight, std=self.config.embedding_range * out.in_features**-0.5)
+        out.bias.copy_(self.embed_tokens.weight.mean(0))
+
+    def embedded(self, tokens_BT: Tensor, media: MediaBatch | None = None) -> Tensor:
+        """Embeddings [B, T, D] with the rows of ``media`` in their places; ValueError where these do not fit."""
+        x = self.embed_tokens(tokens_BT)
+        if media is None:
+            return x
+        placeholder = self.config.media_placeholder_token_id
+        if self.vision is None or placeholder is None:
+            raise ValueError("media for a policy without a vision section: set model.vision, or leave the media out")
+        kind = self.vision.mm_projector.out_proj.weight.dtype
+        features_MD = self.vision(media.pixels_PCSS.to(x.device, kind), media.grids)
+        if media.places_BT is None:
+            return merge_media(x, tokens_BT, features_MD, placeholder=placeholder)
+        return place_media(x, media.places_BT, features_MD)
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        routes_BTLK: Tensor | None = None,
+        real_BT: Tensor | None = None,
+        media: MediaBatch | None = None,
+    ) -> Tensor:
         """Final-norm hidden states [B, T, D]; ``routes_BTLK`` replays expert choices (-1 = live).
 
         ``real_BT``: also collect the largest attention logits, of queries at these positions.
+        ``media``: the pictures and video chunks that the rows show, in the order of their placeholders.
         """
         length = tokens_BT.shape[1]
         if length > self.config.max_position_embeddings:
@@ -86,7 +124,7 @@ class Transformer(nn.Module):
                 f"row of {length} tokens exceeds max_position_embeddings={self.config.max_position_embeddings}"
             )
         cos, sin = self.rope_cos[:length], self.rope_sin[:length]
-        x = self.embed_tokens(tokens_BT)
+        x = self.embedded(tokens_BT, media)
         first = self.config.first_k_dense_replace
         for index, layer in enumerate(self.blocks()):
             replay = None if routes_BTLK is None or index < first else routes_BTLK[:, :, index - first]
@@ -94,7 +132,12 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def forward(
-        self, tokens_BT: Tensor, mask_BT: Tensor, routes_BTLK: Tensor | None = None, temperature: float = 1.0
+        self,
+        tokens_BT: Tensor,
+        mask_BT: Tensor,
+        routes_BTLK: Tensor | None = None,
+        temperature: float = 1.0,
+        media: MediaBatch | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probs [M] of the M tokens under ``mask_BT`` given their prefixes, and the entropies [M] (detached).
 
@@ -103,7 +146,7 @@ class Transformer(nn.Module):
         if bool(mask_BT[:, 0].any()):
             raise ValueError("mask covers position 0, which has no prefix to predict it from")
         collects = self.collect_logits and self.training
-        hidden = self.hidden(tokens_BT, routes_BTLK, _up_to_last(mask_BT) if collects else None)
+        hidden = self.hidden(tokens_BT, routes_BTLK, _up_to_last(mask_BT) if collects else None, media)
         chosen = hidden[:, :-1][mask_BT[:, 1:]]
         logprobs_MV = torch.log_softmax(self.lm_head(chosen).float() / temperature, dim=-1)
         entropy_M = -(logprobs_MV.detach().exp() * logprobs_MV.detach()).sum(-1)
@@ -113,6 +156,11 @@ class Transformer(nn.Module):
     def blocks(self) -> list[DecoderLayer]:
         """The layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+    def freeze_tower(self, frozen: bool = True) -> None:
+        """Stop or resume training the vision tower; its projector learns on. Nothing where there is none."""
+        if self.vision is not None:
+            self.vision.freeze_tower(frozen)
 
     def routers(self) -> list[Router]:
         """The routers of all mixture-of-experts layers, first to last."""
@@ -129,6 +177,8 @@ def muon_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Par
     matrices, rest = [], []
     expert_ids = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # a frozen tower
+            continue
         plain = parameter.dim() == 2 and not any(key in name for key in ("embed_tokens", "lm_head", "mlp.gate.weight"))
         (matrices if plain or id(parameter) in expert_ids else rest).append(parameter)
     return matrices, rest

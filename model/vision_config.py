@@ -65,6 +65,11 @@ class VisionConfig(BaseModel):
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def limits(self) -> MediaLimits:
+        """How pictures are cut for this tower: K2.5's limits, its own patches and tokens."""
+        return MediaLimits(patch_size=self.patch_size, merge_size=self.merge_kernel_size[0])
+
+    @property
     def merged_size(self) -> int:
         """Width of the patches that become one token, side by side."""
         return self.hidden_size * self.merge_kernel_size[0] * self.merge_kernel_size[1]

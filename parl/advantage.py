@@ -37,6 +37,7 @@ class Row:
     logprobs: np.ndarray  # float32 [T], of the policy that sampled; 0 where mask is False
     advantages: np.ndarray  # float32 [T], 0 where mask is False
     routes: np.ndarray | None = None  # int16 [T, L, K]
+    media: tuple[tuple[int, bytes], ...] = ()  # pictures: position of the first placeholder, PNG file
     proximal: np.ndarray | None = None  # float32 [T], of the learner before the step's first update
     reference: np.ndarray | None = None  # float32 [T], of the reference policy
     whole: bool = True  # False for a piece of a trace (split_row)
@@ -119,6 +120,7 @@ def split_row(row: Row, pieces: int) -> list[Row]:
                 logprobs=np.where(mask, row.logprobs[:end], np.float32(0)),
                 advantages=np.where(mask, row.advantages[:end], np.float32(0)),
                 **{name: _first(getattr(row, name), end) for name in ("routes", "proximal", "reference")},
+                media=tuple(shown for shown in row.media if shown[0] < end),
                 whole=False,
             )
         )
@@ -146,4 +148,5 @@ def _row(episode: Episode, trace: Trace, advantage: float, routed: bool) -> Row:
         logprobs=np.where(mask, np.asarray(trace.logprobs, dtype=np.float32), np.float32(0)),
         advantages=np.where(mask, np.float32(advantage), np.float32(0)),
         routes=None if trace.routes is None else np.asarray(trace.routes, dtype=np.int16),
+        media=tuple(trace.media),
     )

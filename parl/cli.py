@@ -181,7 +181,7 @@ def report(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder or name, or a policy's folder")],
-    format: Annotated[str, typer.Option("--format", help="hf (deepseek_v3) or kimi_k25 (its language model).")] = "hf",
+    format: Annotated[str, typer.Option("--format", help="hf (deepseek_v3) or kimi_k25 (also with vision).")] = "hf",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: a folder in RUN named after it.")] = None,
     int4: Annotated[bool, typer.Option("--int4", help="Routed experts as INT4, packed as K2.5's are.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="Of the other matrices: float32 or bfloat16.")] = "float32",

@@ -126,6 +126,7 @@ class Collector:
         }
         arguments = (self._environment, self._tokenizer, rollouts)
         pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
+        pools["media"] = model.vision.limits if model.vision else None
         self._workers = [
             actor(RolloutWorker, *arguments, **pools, name=f"worker-{i}-{self.restarts}")
             for i in range(rollouts.workers)

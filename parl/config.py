@@ -86,6 +86,7 @@ class OptimizerConfig(_Section):
     final_lr: float = Field(default=0.1, ge=0, le=1, description="both learning rates fall linearly to this share")
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
+    freeze_tower: bool = Field(default=False, description="of a policy that sees, train the projector alone in RL")
     qk_clip: float | None = Field(
         default=None, gt=0, description="τ of MuonClip: largest attention logit of a head; null = off, K2 has 100"
     )
@@ -155,6 +156,8 @@ class Config(_Section):
             raise ValueError(
                 f"tokenizer.vocab_size={self.tokenizer.vocab_size} exceeds model.vocab_size={self.model.vocab_size}"
             )
+        if self.envs.world.pictures and self.model.vision is None:
+            raise ValueError("envs.world.mix asks for pictures, which a policy without model.vision cannot see")
         drills = self.sft.copying_tokens + self.sft.drill_tokens
         if drills >= self.sft.tokens:
             raise ValueError(

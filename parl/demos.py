@@ -12,11 +12,12 @@ from random import Random
 from typing import Literal
 
 from envs.base import Role, Task
-from envs.world.app import TOOLS
+from envs.world.config import PICTURE
 from envs.world.corpus import corpus_texts
-from envs.world.environment import WorldEnvironment
+from envs.world.environment import WorldEnvironment, world_tools
 from envs.world.knowledge import ATTRIBUTES, CATEGORIES, GROUP_SIZES, RELATIONS
 from envs.world.lexicon import FIRSTS, SECONDS
+from envs.world.pictures import picture_act, picture_texts
 from envs.world.reference import CREATE, WORKER, ReferencePolicy, subagent_act
 from model.bpe import plain_texts, train_tokenizer
 from model.chat import call_id, dump_arguments, prompt_pieces, tool_result_pieces
@@ -57,14 +58,17 @@ def build_tokenizer(config: Config) -> Tokenizer:
 def _texts(config: Config) -> Iterable[str]:
     """World text, and conversations' plain runs with their scaffolding as often as rollouts show it."""
     rng = Random(config.sft.seed)
-    names = [tool.name for tool in (*TOOLS, *SPAWNING)]
+    own = world_tools(config.envs.world)
+    names = [tool.name for tool in (*own, *SPAWNING)]
+    if config.envs.world.pictures:
+        yield from picture_texts(Random(config.sft.seed), 1000)
     for text in corpus_texts(config.sft.seed, 8000):
         yield text
         name = rng.choice(names)
         yield dump_arguments(rng.choice(_CALLS))
         yield call_id(name, rng.randrange(40))
         yield from plain_texts(tool_result_pieces([(call_id(name, rng.randrange(40)), name, text)], thinking=False))
-    for tools in (TOOLS, (*TOOLS, *SPAWNING)):
+    for tools in (own, (*own, *SPAWNING)):
         declared = [tool.to_openai() for tool in tools]
         messages = [{"role": "system", "content": ORCHESTRATOR_PROMPT}, {"role": "user", "content": ""}]
         for _ in range(150):
@@ -98,10 +102,14 @@ class Demonstrator:
 
         def pool(trace: Trace) -> ScriptedEngine:
             if trace.role is Role.ORCHESTRATOR:
+                if task.family == PICTURE:  # what it sees is in no history of texts
+                    return ScriptedEngine(trace, self.tokenizer, lambda _: picture_act(task, trace.media))
                 return ScriptedEngine(trace, self.tokenizer, lambda history: policy.act(task, history))
             return ScriptedEngine(trace, self.tokenizer, lambda history: subagent_act(trace.prompt, history))
 
         # a demonstration without any spawning also teaches the single agent's tool list
         spawning = style != "serial" or rng.random() < 0.6
-        settings = SwarmSettings(tokenizer=self.tokenizer, pool=pool, budget=_ROOMY, spawning=spawning)
+        vision = self.config.model.vision
+        media = vision.limits if vision else None
+        settings = SwarmSettings(tokenizer=self.tokenizer, pool=pool, budget=_ROOMY, spawning=spawning, media=media)
         return await run_episode(task, self.environment, settings, index=0, seed=0, critical_budget=0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from envs.base import ToolResult
 from model.tokenizer import Tokenizer
 from parl.errors import UserError
 from parl.stores import Store, find_stores, readable
@@ -208,11 +209,16 @@ def _agent_row(trace: Trace) -> dict[str, Any]:
     }
 
 
+def _result_row(result: ToolResult) -> dict[str, Any]:
+    row = {"text": result.text, "error": str(result.error) if result.error else None}
+    return row | ({"pictures": len(result.images)} if result.images else {})
+
+
 def _turn_row(turn: Turn) -> dict[str, Any]:
     return {
         "content": turn.content,
         "calls": [{"name": call.name, "arguments": call.arguments} for call in turn.calls],
-        "results": [{"text": r.text, "error": str(r.error) if r.error else None} for r in turn.results],
+        "results": [_result_row(result) for result in turn.results],
         "spawned": turn.spawned,
         "malformed": turn.malformed,
         "sampled_tokens": turn.end - turn.start,

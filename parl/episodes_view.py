@@ -93,7 +93,7 @@ def _grow(tree: Tree, trace: Trace, by_id: dict[str, Trace], critical: bool, cut
             _grow(node.add(f"{label}: {_text(child.prompt, cut)}"), child, by_id, bool(mark), cut)
         for result in turn.results:
             style = "red" if result.error else "dim"
-            node.add(f"[{style}]= {_text(result.text, cut)}[/]")
+            node.add(f"[{style}]= {_text(result.readable, cut)}[/]")
 
 
 def _turn(number: int, turn: Turn, critical: bool, cut: int | None) -> str:

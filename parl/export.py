@@ -25,8 +25,9 @@ def export(
 ) -> Path:
     """Write the policy of ``run`` (a run's folder, its name below runs/, or a policy's folder) to ``out``.
 
-    ``format``: ``hf`` (deepseek_v3) or ``kimi_k25`` (the language model of it). ``int4``: routed experts packed as
-    K2.5's are. By default the folder lies in ``run`` and is named after the format. UserError says what is wrong.
+    ``format``: ``hf`` (deepseek_v3) or ``kimi_k25``, which also has a place for a vision side. ``int4``: routed
+    experts packed as K2.5's are. By default the folder lies in ``run`` and is named after the format. UserError says
+    what is wrong.
     """
     for key, value, allowed in (("--format", format, FORMATS), ("--dtype", dtype, DTYPES)):
         if value not in allowed:
@@ -37,6 +38,8 @@ def export(
         raise UserError(f"{out} is not empty: remove it, or name another folder with --out")
     try:
         model, tokenizer = checkpoint.load(policy), load_tokenizer(policy)
+        if model.vision is not None and format == "hf":
+            raise UserError(f"{policy} sees, and deepseek_v3 has no place for its vision side: give --format kimi_k25")
         with_latent_eps(model, LATENT_NORM_EPS)
         settle(model)
         checkpoint.save(model, out, format, dtype=getattr(torch, dtype), int4_experts=int4)

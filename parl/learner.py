@@ -20,7 +20,10 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.decoder import Weights, export_weights
+from model.media import MediaBatch, picture
+from model.picture_size import picture_tokens
 from model.transformer import Transformer, muon_parameters
+from model.vision_config import MediaLimits
 from parl.advantage import Row
 from parl.config import OptimizerConfig
 from parl.objective.config import Objective
@@ -36,10 +39,14 @@ _SIMILAR = 0.5  # a row joins a micro-batch if it is at least this long beside t
 
 @dataclass(slots=True, kw_only=True)
 class TextRow:
-    """One demonstration trace: tokens int32 [T] and the loss weight float32 [T] of each."""
+    """One demonstration trace: tokens int32 [T] and the loss weight float32 [T] of each.
+
+    ``media``: the pictures in it, (position of the first placeholder, PNG file).
+    """
 
     tokens: np.ndarray
     weights: np.ndarray
+    media: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(slots=True)
@@ -50,6 +57,7 @@ class _Batch:
     tokens_BT: Tensor
     mask_BT: Tensor
     routes_BTLK: Tensor | None
+    media: MediaBatch | None = None
 
     def gather(self, name: str) -> Tensor:
         """Field ``name`` of every row at the masked positions, float32 [M]."""
@@ -77,8 +85,11 @@ def micro_batches(rows: Sequence, limit: int) -> list[list]:
     return groups
 
 
-def pad(rows: list, mask: Callable[[Row | TextRow], np.ndarray]) -> _Batch:
-    """Right-padded tensors of ``rows``; an MoE policy's rows must all carry routes, or none."""
+def pad(rows: list, mask: Callable[[Row | TextRow], np.ndarray], limits: MediaLimits | None = None) -> _Batch:
+    """Right-padded tensors of ``rows``; an MoE policy's rows must all carry routes, or none.
+
+    ``limits``: how their pictures are cut; ValueError where rows have pictures and there are no limits.
+    """
     length = max(len(row.tokens) for row in rows)
     tokens = torch.zeros(len(rows), length, dtype=torch.long)
     masks = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -90,7 +101,20 @@ def pad(rows: list, mask: Callable[[Row | TextRow], np.ndarray]) -> _Batch:
         masks[i, :count] = torch.from_numpy(np.array(mask(row)))
         if routes is not None:
             routes[i, :count] = torch.from_numpy(np.array(row.routes))
-    return _Batch(rows, tokens, masks, routes)
+    return _Batch(rows, tokens, masks, routes, _media(rows, tokens, limits))
+
+
+def _media(rows: list, tokens_BT: Tensor, limits: MediaLimits | None) -> MediaBatch | None:
+    """The pictures of ``rows`` and their places. A placeholder that the policy wrote itself is none of them."""
+    shown = [(i, start, png) for i, row in enumerate(rows) for start, png in row.media]
+    if not shown:
+        return None
+    if limits is None:
+        raise ValueError("a row shows pictures, but the model has no vision section")
+    places = torch.zeros(tokens_BT.shape, dtype=torch.bool)
+    for i, start, png in shown:
+        places[i, start : start + picture_tokens(png, limits)] = True
+    return MediaBatch.of([picture(png, limits) for _, _, png in shown], places)
 
 
 class Learner:
@@ -113,6 +137,8 @@ class Learner:
 
         torch.manual_seed(seed)
         self.model = Transformer(model)
+        self.model.freeze_tower(optimizer.freeze_tower)
+        self._limits = model.vision.limits if model.vision else None
         self._reference: Transformer | None = None
         matrices, rest = muon_parameters(self.model)
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
@@ -163,7 +189,7 @@ class Learner:
         totals: dict[str, float] = dict.fromkeys(names, 0.0)  # all of them, also from a rank without rows
 
         def loss_of(batch: _Batch) -> Tensor:
-            logprobs, entropy = self.engine(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature)
+            logprobs, entropy = self.engine(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature, batch.media)
             loss, stats = _objective_loss(objective, batch, logprobs, denominator)
             share = len(logprobs) / denominator
             for name in statistic_names(objective):
@@ -175,7 +201,7 @@ class Learner:
             return loss
 
         def imitation(batch: _Batch) -> Tensor:
-            logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT)
+            logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT, media=batch.media)
             return objective.ptx * sft_loss(logprobs, batch.gather("weights"), denominator=text_denominator)
 
         loss = self._accumulate(rows, loss_of, micro_tokens, mask=_trained)
@@ -198,9 +224,9 @@ class Learner:
         places = {id(row): place for place, row in enumerate(cut)}
         out = [np.zeros(len(row.tokens), np.float32) for row in rows]
         for group in micro_batches(cut, micro_tokens):
-            batch = pad(group, _trained)
-            found = batch.spread(model(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature)[0])
-            for row, values_T in zip(group, found, strict=True):
+            batch = pad(group, _trained, self._limits)
+            found, _ = model(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature, batch.media)
+            for row, values_T in zip(group, batch.spread(found), strict=True):
                 out[places[id(row)]][1 : len(row.tokens)] = values_T[: len(row.tokens) - 1].numpy()
         model.train(training)
         return out
@@ -225,7 +251,7 @@ class Learner:
         seen = {"right": 0.0, "acted": 0.0}
 
         def loss_of(batch: _Batch) -> Tensor:
-            logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT)
+            logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT, media=batch.media)
             weights = batch.gather("weights")
             acted = weights == 1
             seen["right"] += float((logprobs.detach()[acted] > np.log(0.5)).sum())
@@ -245,7 +271,7 @@ class Learner:
         if not rows:  # this rank has no share of a small step, but its peers wait for its gradient
             self.engine.backward(sum((p.sum() for p in self.model.parameters()), torch.zeros(())) * 0.0)
         for group in micro_batches(rows, micro_tokens):
-            loss = loss_of(pad(group, mask))
+            loss = loss_of(pad(group, mask, self._limits))
             if not bool(torch.isfinite(loss)):
                 self.engine.zero_grad()
                 if self._qk_clip:
@@ -294,7 +320,8 @@ def _without_tail(row: Row) -> Row:
     """``row`` up to its last trained token: what was read after it, be it longer than the context, teaches nothing."""
     end = int(np.flatnonzero(row.mask).max(initial=0)) + 1
     fields = {name: getattr(row, name) for name in ("tokens", "mask", "logprobs", "advantages", *_OPTIONAL)}
-    return replace(row, **{name: values[:end] for name, values in fields.items() if values is not None})
+    cut = {name: values[:end] for name, values in fields.items() if values is not None}
+    return replace(row, **cut, media=tuple(shown for shown in row.media if shown[0] < end))
 
 
 def _trained(row: Any) -> np.ndarray:

@@ -58,6 +58,8 @@ def _model_table(model: str, config: ModelConfig) -> Table:
     table = Table(title=f"{Path(model).stem}", show_header=False, title_justify="left")
     table.add_row("parameters", f"{_count(n.total)} ({n.total:,})")
     table.add_row("of them in routed experts", _count(n.routed))
+    if config.vision:
+        table.add_row("not planned for", "tower and projector, which a token of text does not pass")
     table.add_row("active a token", f"{_count(n.active)}, {_count(n.active + n.embedding)} with the input embedding")
     longest = config.max_position_embeddings
     table.add_row("KV cache a token", f"{cache:,} B in bfloat16; {_gib(cache * longest)} at {longest:,} tokens")

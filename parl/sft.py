@@ -14,7 +14,9 @@ from random import Random
 import numpy as np
 import ray
 
+from model.chat import MEDIA_PAD
 from model.checkpoint import load_policy, save_policy
+from model.config import ModelConfig
 from model.decoder import Weights
 from model.tokenizer import Tokenizer
 from parl.cluster import actor, local_ray, wait
@@ -89,7 +91,9 @@ def text_rows(demonstration, observation_weight: float, rng: Random) -> list[Tex
 
 def _row(trace: Trace, observation_weight: float) -> TextRow:
     weights = np.where(np.array(trace.mask), np.float32(1), np.float32(observation_weight))
-    return TextRow(tokens=np.array(trace.tokens, np.int32), weights=weights)
+    if trace.media:  # that a placeholder follows the last one teaches nothing
+        weights[np.array(trace.tokens) == trace.tokens[trace.media_at[0]]] = 0
+    return TextRow(tokens=np.array(trace.tokens, np.int32), weights=weights, media=tuple(trace.media))
 
 
 class DemoWorker:
@@ -116,6 +120,7 @@ class DemoWorker:
 def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
     sft = config.sft
     tokenizer = build_tokenizer(config)
+    check_placeholder(config.model, tokenizer)
     work = config.root / "cold_start"
     work.mkdir(parents=True, exist_ok=True)
     path = tokenizer.save(work / f"tokenizer-{cold_start_hash(config)}.json")
@@ -145,6 +150,15 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
     if not np.isfinite(metrics["loss"]):
         raise UserError("the cold start diverged: lower sft.lr and sft.muon_lr")
     return weights, tokenizer, metrics
+
+
+def check_placeholder(model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """UserError where ``model`` takes another token for a picture's placeholder than the template writes."""
+    wanted, given = tokenizer.special[MEDIA_PAD], model.media_placeholder_token_id
+    if model.vision and given != wanted:
+        raise UserError(
+            f"model.media_placeholder_token_id={given} is not the tokenizer's id of {MEDIA_PAD}: set it to {wanted}"
+        )
 
 
 def _batches(config: Config, tokenizer: Tokenizer, worker) -> Iterator[list[TextRow]]:

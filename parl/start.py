@@ -11,7 +11,7 @@ from model.tokenizer import load_tokenizer
 from parl.config import Config
 from parl.errors import UserError
 from parl.loading import config_hash
-from parl.sft import Report, run_sft
+from parl.sft import Report, check_placeholder, run_sft
 
 
 def starting_policy(config: Config, *, from_scratch: bool = False, report: Report | None = None) -> Path:
@@ -40,6 +40,7 @@ def _take_over(init: Path, shape: ModelConfig, folder: Path) -> None:
             f"model.init: the tokenizer of {init} has {tokenizer.vocab_size} ids, its config.json has"
             f" vocab_size={shape.vocab_size} rows of the embedding: they are not of one model"
         )
+    check_placeholder(shape, tokenizer)
     save_policy(folder, shape, export_weights(model), tokenizer, {"init": str(init)})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-_GROUPS = ("wide", "wide_12", "list", "swap", "chain", "single_fact", "all")
+_GROUPS = ("wide", "wide_12", "list", "swap", "chain", "single_fact", "picture", "all")  # those that there are
 _COLUMNS = ("item_f1", "success", "critical_steps", "total_steps", "subagents", "spawn_rate", "n_tasks")
 
 
@@ -16,7 +16,7 @@ def print_table(policies: dict[str, dict[str, dict[str, Any]]], console: Console
     table = Table(title="held-out tasks", title_style="bold")
     for name in ("tasks", "policy", *_COLUMNS):
         table.add_column(name.replace("_", " "), justify="left" if name in ("tasks", "policy") else "right")
-    for group in _GROUPS:
+    for group in (group for group in _GROUPS if any(group in rows for rows in policies.values())):
         for label, rows in policies.items():
             row = rows[group]
             if not row["n_tasks"]:  # this world cannot ask such tasks

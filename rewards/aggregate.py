@@ -67,9 +67,12 @@ def evaluation_table(episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
     Each holds the means ``item_f1`` (exact-match tasks: their exact match), ``success``, ``critical_steps``,
     ``total_steps``, ``subagents``, ``spawn_rate``; ``finish_rate``, the mean over episodes that spawned, None where
     none did; and ``n_tasks``, the number of distinct tasks. A group without tasks has ``n_tasks`` 0 and None elsewhere.
-    FAILED episodes count, with the 0 that they scored: an evaluation may not drop its failures.
+    ``picture`` is there only where such tasks were asked. FAILED episodes count, with the 0 that they scored: an
+    evaluation may not drop its failures.
     """
-    return {name: _row([e for e in episodes if belongs(e)]) for name, belongs in GROUPS.items()}
+    table = {name: _row([e for e in episodes if belongs(e)]) for name, belongs in GROUPS.items()}
+    pictures = [e for e in episodes if e.task.family == "picture"]
+    return table | ({"picture": _row(pictures)} if pictures else {})
 
 
 def _row(episodes: list[Episode]) -> dict[str, Any]:

@@ -78,7 +78,14 @@ class Trace:
     versions: list[int] = field(default_factory=list)  # policy version that sampled the token, -1 where mask is False
     routes: np.ndarray | None = None  # int16 [T, L, K]
     turns: list[Turn] = field(default_factory=list)
+    media_at: list[int] = field(default_factory=list)  # first position of each picture that tools showed, in order
     trainable: bool = False
+
+    @property
+    def media(self) -> list[tuple[int, bytes]]:
+        """The pictures in ``tokens``: (position of the first placeholder, PNG file)."""
+        shown = [image for turn in self.turns for result in turn.results for image in result.images]
+        return list(zip(self.media_at, shown, strict=False))  # a turn's results are there just before they are read
 
     @property
     def steps(self) -> int:

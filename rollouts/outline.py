@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from envs.base import ErrorKind, Role, Task, ToolCall, ToolResult
+from envs.base import Role, Task, ToolCall
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.store import SHARD_NAME, StoreError, open_shard, where_damaged
+from rollouts.store import SHARD_NAME, StoreError, open_shard, tool_result, where_damaged
 
 _JSON = ("task", "traces", "rewards", "metrics")
 _PLAIN = ("index", "seed", "answer", "limit", "error", "critical_budget", "wall_s")
@@ -111,6 +111,7 @@ def _trace(data: dict[str, Any], texts: bool) -> Trace:
         message=data["message"],
         trainable=data["trainable"],
         turns=[_full_turn(turn) if texts else _bare_turn(turn) for turn in data["turns"]],
+        media_at=data.get("media_at") or [],
     )
 
 
@@ -139,8 +140,5 @@ def _full_turn(data: dict[str, Any]) -> Turn:
     turn = _bare_turn(data)
     turn.content = data["content"]
     turn.calls = [ToolCall(id=i, name=name, arguments=arguments) for i, name, arguments in data["calls"]]
-    turn.results = [
-        ToolResult(text=text, error=None if error is None else ErrorKind(error), latency_s=latency)
-        for text, error, latency in data["results"]
-    ]
+    turn.results = [tool_result(*values) for values in data["results"]]
     return turn

@@ -7,11 +7,14 @@ A shard is ``KIND-STEP.parquet`` (``train-000012.parquet``), one row an episode,
 endian: ``tokens`` int32, ``mask`` uint8, ``logprobs`` float32, ``versions`` int32, ``routes`` int16 [tokens, L, K] of
 those traces that have them. Each trace in ``traces`` gives the length of its arrays and the shape of its routes.
 
+Pictures that tools showed are base64 in their results, and ``media_at`` of a trace says where they stand.
+
 Log-probabilities are float32 everywhere in this project; a value that is not is rounded to one.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -198,6 +201,7 @@ def _trace_json(trace: Trace) -> dict[str, Any]:
         "length": {name: len(getattr(trace, name)) for name in _ARRAYS},
         "routes": None if trace.routes is None else list(trace.routes.shape),
         "turns": [_turn_json(turn) for turn in trace.turns],
+        **({"media_at": trace.media_at} if trace.media_at else {}),
     }
 
 
@@ -205,8 +209,13 @@ def _turn_json(turn: Turn) -> dict[str, Any]:
     return {
         **{name: getattr(turn, name) for name in _TURN_PLAIN},
         "calls": [[call.id, call.name, call.arguments] for call in turn.calls],
-        "results": [[result.text, result.error, result.latency_s] for result in turn.results],
+        "results": [_result_json(result) for result in turn.results],
     }
+
+
+def _result_json(result: ToolResult) -> list[Any]:
+    images = [base64.b64encode(image).decode() for image in result.images]
+    return [result.text, result.error, result.latency_s, *([images] if images else [])]
 
 
 def _dumps(value: Any) -> str:
@@ -256,6 +265,7 @@ def _trace(data: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
         versions=own["versions"].tolist(),
         routes=routes,
         turns=[_turn(turn) for turn in data["turns"]],
+        media_at=data.get("media_at") or [],
     )
 
 
@@ -263,8 +273,12 @@ def _turn(data: dict[str, Any]) -> Turn:
     return Turn(
         **{name: data[name] for name in _TURN_PLAIN},
         calls=[ToolCall(id=i, name=name, arguments=arguments) for i, name, arguments in data["calls"]],
-        results=[
-            ToolResult(text=text, error=None if error is None else ErrorKind(error), latency_s=latency)
-            for text, error, latency in data["results"]
-        ],
+        results=[tool_result(*values) for values in data["results"]],
     )
+
+
+def tool_result(text: str, error: str | None, latency_s: float, images: Sequence[str] = ()) -> ToolResult:
+    """A tool's result from its stored form."""
+    kind = None if error is None else ErrorKind(error)
+    shown = tuple(base64.b64decode(image) for image in images)
+    return ToolResult(text=text, error=kind, latency_s=latency_s, images=shown)

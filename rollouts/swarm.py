@@ -17,6 +17,7 @@ from envs.base import Environment, ErrorKind, Role, Session, Task, ToolCall, Too
 from model.chat import prefill, prompt_pieces, tool_result_pieces
 from model.chat_parser import ParsedTurn, parse_assistant_ids
 from model.tokenizer import Tokenizer
+from model.vision_config import MediaLimits
 from rollouts.config import BudgetConfig
 from rollouts.critical_path import CriticalMeter
 from rollouts.engine.base import Completion, Engine, Finish, Sampling
@@ -27,7 +28,10 @@ from rollouts.transcript import Transcript
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmSettings:
-    """What all episodes of a run share. ``pool`` picks the engine that speaks for a trace."""
+    """What all episodes of a run share. ``pool`` picks the engine that speaks for a trace.
+
+    ``media``: how pictures are cut for the policies; None where they cannot see.
+    """
 
     tokenizer: Tokenizer
     pool: Callable[[Trace], Engine]
@@ -36,6 +40,7 @@ class SwarmSettings:
     temperature: float = 1.0
     top_p: float = 1.0
     subagent_temperature: float = 1.0  # theirs have no top_p
+    media: MediaLimits | None = None
 
 
 async def run_episode(
@@ -174,7 +179,7 @@ class _Agent:
         episode = swarm.episode
         self._key = noise_key(episode.seed, episode.task.key, episode.index, trace.agent_id)
         self._session_id = f"{id(swarm):x}/{episode.task.key}/{episode.index}/{trace.agent_id}"
-        self.transcript = Transcript(trace, self.settings.tokenizer)
+        self.transcript = Transcript(trace, self.settings.tokenizer, self.settings.media)
         messages = [{"role": "system", "content": system}, {"role": "user", "content": trace.prompt}]
         declared = [tool.to_openai() for tool in tools]
         self.transcript.observe(prompt_pieces(messages, declared, thinking=False))
@@ -211,8 +216,9 @@ class _Agent:
             self.trace.status, self.trace.message = TraceStatus.FINISHED, parsed.content
         else:
             turn.results = await self._execute(turn)
-            results = [(call.id, call.name, result.text) for call, result in zip(calls, turn.results, strict=True)]
-            self.transcript.observe(tool_result_pieces(results, thinking=False))
+            results = [(call.id, call.name, _content(result)) for call, result in zip(calls, turn.results, strict=True)]
+            images = [image for result in turn.results for image in result.images]
+            self.transcript.observe(tool_result_pieces(results, thinking=False), images)
         turn.t_end = self.swarm.elapsed()
         if self.trace.parent is None:
             self.swarm.stage_done(turn)
@@ -227,7 +233,11 @@ class _Agent:
             stop=(self.settings.tokenizer.im_end_id,),
         )
         return await self._engine.generate(
-            self.trace.tokens, sampling, session=self._session_id, deadline_s=budget.episode_s
+            self.trace.tokens,
+            sampling,
+            session=self._session_id,
+            deadline_s=budget.episode_s,
+            media=self.trace.media,
         )
 
     def _parse(self, completion: Completion) -> ParsedTurn:
@@ -271,6 +281,14 @@ def _reason(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"
+
+
+def _content(result: ToolResult) -> str | list[dict[str, str]]:
+    """What the template renders of a result: its text, and a placeholder for each picture."""
+    if not result.images:
+        return result.text
+    text = [{"type": "text", "text": result.text}] if result.text else []
+    return [*text, *({"type": "image"} for _ in result.images)]
 
 
 def _error(kind: ErrorKind, reason: str) -> ToolResult:

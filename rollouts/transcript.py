@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from model.chat import Piece
+from model.chat import MEDIA_PAD, Piece
+from model.picture_size import picture_tokens
 from model.tokenizer import Tokenizer
+from model.vision_config import MediaLimits
 from rollouts.engine.base import Completion
 from rollouts.episode import Trace
 
 
 class Transcript:
-    """Grows ``trace``: tokens with their mask, log-probs, policy versions and routes, all of equal length."""
+    """Grows ``trace``: tokens with their mask, log-probs, policy versions and routes, all of equal length.
 
-    def __init__(self, trace: Trace, tokenizer: Tokenizer) -> None:
+    ``media``: how pictures are cut for the policy; None: it cannot see.
+    """
+
+    def __init__(self, trace: Trace, tokenizer: Tokenizer, media: MediaLimits | None = None) -> None:
         self.trace = trace
+        self._media = media
         self._tokenizer = tokenizer
         self._routes: list[np.ndarray] = []
         self._routed = 0
 
-    def observe(self, pieces: Iterable[Piece]) -> None:
-        """Append what the agent reads: opening, tool results. Text in it never becomes a control token."""
+    def observe(self, pieces: Iterable[Piece], images: Sequence[bytes] = ()) -> None:
+        """Append what the agent reads: opening, tool results. Text in it never becomes a control token.
+
+        ``images`` (PNG) are shown in order, one at each placeholder. ValueError where the policy cannot see.
+        """
         ids = self._tokenizer.encode_segments(pieces)
+        if images:
+            ids = self._with_pictures(ids, images)
         self._append(ids, sampled=False, logprobs=[0.0] * len(ids), version=-1)
+
+    def _with_pictures(self, ids: list[int], images: Sequence[bytes]) -> list[int]:
+        """``ids`` with as many placeholders a picture as it has tokens; their positions go to the trace."""
+        if self._media is None:
+            raise ValueError(f"agent {self.trace.agent_id}: a tool showed a picture to a policy without model.vision")
+        placeholder = self._tokenizer.special[MEDIA_PAD]
+        if ids.count(placeholder) != len(images):
+            raise ValueError(f"{ids.count(placeholder)} placeholders for {len(images)} pictures: one each")
+        shown = iter(images)
+        out: list[int] = []
+        for token in ids:
+            if token == placeholder:
+                self.trace.media_at.append(len(self.trace.tokens) + len(out))
+                out += [token] * picture_tokens(next(shown), self._media)
+            else:
+                out.append(token)
+        return out
 
     def sampled(self, completion: Completion) -> tuple[int, int]:
         """Append what the agent wrote; returns its span of positions."""

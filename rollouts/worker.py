@@ -8,6 +8,7 @@ from typing import Any
 
 from envs.base import Environment, Role, Task
 from model.tokenizer import load_tokenizer
+from model.vision_config import MediaLimits
 from rollouts.config import RolloutsConfig
 from rollouts.engine.remote import RemoteEngine
 from rollouts.episode import Episode, Trace
@@ -19,7 +20,10 @@ class EngineLost(RuntimeError):
 
 
 class RolloutWorker:
-    """Runs episodes of ``environment`` against a policy pool and a frozen pool. At most ``concurrency`` at once."""
+    """Runs episodes of ``environment`` against a policy pool and a frozen pool. At most ``concurrency`` at once.
+
+    ``media``: how pictures are cut for the policies; None where they cannot see.
+    """
 
     def __init__(
         self,
@@ -30,8 +34,10 @@ class RolloutWorker:
         policy: Sequence[Any],
         frozen: Sequence[Any],
         name: str,
+        media: MediaLimits | None = None,
     ) -> None:
         self._environment = environment
+        self._media = media
         self._tokenizer = load_tokenizer(tokenizer_folder)
         self._config = config
         self._policy = RemoteEngine(list(policy), name)
@@ -65,6 +71,7 @@ class RolloutWorker:
             temperature=temperature,
             top_p=top_p,
             subagent_temperature=self._config.subagent_temperature,
+            media=self._media,
         )
         attempts = [self._one(task, settings, index, seed, critical_budget) for index in indices]
         return list(await asyncio.gather(*attempts))

@@ -1,5 +1,6 @@
 """The world's tools as an HTTP application: ``POST /{split}/{tool}`` takes JSON arguments, answers ``{text, error}``.
 
+A picture is answered as ``{text, error, images}``, base64 of PNG files.
 Status 200 for a result, 404 for an unknown page or path, 422 for arguments that do not fit the tool.
 """
 
@@ -11,15 +12,17 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from envs.base import ErrorKind, ToolSpec
 from envs.world.index import PageIndex
+from envs.world.pictures import OPEN_PICTURE, encoded
 from envs.world.wording import NO_MATCH, NOT_FOUND
 
 _STATUS = {None: 200, ErrorKind.NOT_FOUND: 404, ErrorKind.UNKNOWN_TOOL: 404, ErrorKind.BAD_ARGS: 422}
 Answer = tuple[str, ErrorKind | None]
+Pictures = Callable[[str, str], bytes | None]  # (split, url) -> PNG
 
 
 def _spec(name: str, description: str, *arguments: str) -> ToolSpec:
@@ -35,17 +38,28 @@ TOOLS = (  # descriptions are short because every agent reads them
 )
 
 
-def build_app(index_of: Callable[[str], PageIndex], splits: tuple[str, ...], search_results: int) -> Starlette:
-    """The application over the index of each split; ``index_of`` is called with a known split only."""
+def build_app(
+    index_of: Callable[[str], PageIndex],
+    splits: tuple[str, ...],
+    search_results: int,
+    pictures: Pictures | None = None,
+) -> Starlette:
+    """The application over the index of each split; ``index_of`` and ``pictures`` get a known split only.
+
+    Without ``pictures`` there is no tool to look at them.
+    """
+    tools = TOOLS if pictures is None else (*TOOLS, OPEN_PICTURE)
 
     async def endpoint(request: Request) -> Response:
         split, tool = request.path_params["split"], request.path_params["tool"]
-        spec = next((spec for spec in TOOLS if spec.name == tool), None)
+        spec = next((spec for spec in tools if spec.name == tool), None)
         if split not in splits or spec is None:
             return _reply((f"error: unknown tool {tool}", ErrorKind.UNKNOWN_TOOL))
         arguments = _arguments(await request.body(), spec)
         if isinstance(arguments, str):
             return _reply((f"error: {arguments}", ErrorKind.BAD_ARGS))
+        if pictures is not None and spec is OPEN_PICTURE:
+            return _shown(pictures(split, arguments["url"].strip()))
         return _reply(_run(index_of(split), tool, arguments, search_results))
 
     return Starlette(routes=[Route("/{split}/{tool}", endpoint, methods=["POST"])])
@@ -82,6 +96,12 @@ def _run(index: PageIndex, tool: str, arguments: dict[str, str], search_results:
     patterns = [part for part in arguments["pattern"].casefold().split("|") if part.strip()]
     lines = [line for line in text.splitlines() if any(part in line.casefold() for part in patterns)]
     return "\n".join(lines) or NO_MATCH, None
+
+
+def _shown(png: bytes | None) -> Response:
+    if png is None:
+        return _reply((f"error: {NOT_FOUND}", ErrorKind.NOT_FOUND))
+    return JSONResponse({"text": "", "error": None, "images": encoded([png])})
 
 
 def _reply(answer: Answer) -> Response:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FAMILIES = ("wide", "chain", "list", "swap", "single_fact")
+PICTURE = "picture"  # asked only where `mix` names it, and only of a policy that can see (envs/world/pictures.py)
 
 
 class WorldConfig(BaseModel):
@@ -42,9 +43,9 @@ class WorldConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> WorldConfig:
-        unknown = sorted(set(self.mix) - set(FAMILIES))
+        unknown = sorted(set(self.mix) - {*FAMILIES, PICTURE})
         if unknown:
-            raise ValueError(f"mix names unknown task families {unknown}; known: {list(FAMILIES)}")
+            raise ValueError(f"mix names unknown task families {unknown}; known: {[*FAMILIES, PICTURE]}")
         if not any(weight > 0 for weight in self.mix.values()) or min(self.mix.values()) < 0:
             raise ValueError(f"mix={self.mix} needs at least one positive weight and no negative one")
         for name in ("widths", "hops", "attributes"):
@@ -52,3 +53,8 @@ class WorldConfig(BaseModel):
             if not 1 <= low <= high:
                 raise ValueError(f"{name}=({low}, {high}) must be 1 <= smallest <= largest")
         return self
+
+    @property
+    def pictures(self) -> bool:
+        """Whether tasks are asked that need to see."""
+        return self.mix.get(PICTURE, 0.0) > 0

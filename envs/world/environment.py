@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 
 import httpx
 from starlette.applications import Starlette
@@ -18,12 +18,12 @@ from envs.world.documents import build_documents
 from envs.world.index import PageIndex
 from envs.world.knowledge import Knowledge, build_knowledge
 from envs.world.lexicon import SPLITS, check_split
+from envs.world.pictures import OPEN_PICTURE, decoded, draw_picture
 from envs.world.server import SocketServer
 from envs.world.table import table_knowledge
 from envs.world.tasks import TaskStream, generate_tasks
 
 TASKS_PER_SPLIT = 512
-_TOOL_NAMES = frozenset(spec.name for spec in TOOLS)
 _JSON = {"content-type": "application/json"}
 
 
@@ -64,7 +64,8 @@ class World:
     @cached_property
     def app(self) -> Starlette:
         """The HTTP application over all splits."""
-        return build_app(self.index, SPLITS, self.config.search_results)
+        drawn = lru_cache(4096)(partial(draw_picture, self.config.seed))
+        return build_app(self.index, SPLITS, self.config.search_results, drawn if self.config.pictures else None)
 
 
 class WorldEnvironment:
@@ -98,7 +99,7 @@ class WorldEnvironment:
     async def open(self, task: Task) -> WorldSession:
         """A session for one episode of ``task``; ValueError when the task's split is unknown."""
         check_split(task.split)
-        return WorldSession(self._http(), task.split)
+        return WorldSession(self._http(), task.split, world_tools(self.config))
 
     async def close(self) -> None:
         """Close the client and, with ``transport: socket``, the server. The environment may be used again."""
@@ -127,45 +128,52 @@ class WorldEnvironment:
         return httpx.AsyncClient(base_url=self._server.url, timeout=None, limits=limits, trust_env=False)
 
 
+def world_tools(config: WorldConfig) -> tuple[ToolSpec, ...]:
+    """search, open_page and find_in_page; open_picture as well where tasks are asked that need it."""
+    return (*TOOLS, OPEN_PICTURE) if config.pictures else TOOLS
+
+
 class WorldSession:
     """One episode's tools. The world is read-only, so agents need no state of their own."""
 
-    def __init__(self, client: httpx.AsyncClient, split: str) -> None:
-        self._client, self._split, self._closed = client, split, False
+    def __init__(self, client: httpx.AsyncClient, split: str, tools: tuple[ToolSpec, ...] = TOOLS) -> None:
+        self._client, self._split, self._tools, self._closed = client, split, tools, False
 
     def tools(self, role: Role) -> list[ToolSpec]:
-        """search, open_page and find_in_page, for both roles."""
-        return list(TOOLS)
+        """The world's tools (:func:`world_tools`), the same for both roles."""
+        return list(self._tools)
 
     async def call(self, agent_id: str, call: ToolCall, *, deadline_s: float) -> ToolResult:
         """Run ``call``; failures come back as results, only cancellation propagates. ``deadline_s`` in seconds."""
         started = time.perf_counter()
+        images: tuple[bytes, ...] = ()
         if self._closed or self._client.is_closed:
             text, error = "error: closed", ErrorKind.CANCELLED
-        elif call.name not in _TOOL_NAMES:
+        elif call.name not in {tool.name for tool in self._tools}:
             text, error = "error: unknown tool", ErrorKind.UNKNOWN_TOOL
         else:
-            text, error = await self._post(call, deadline_s)
-        return ToolResult(text=text, error=error, latency_s=time.perf_counter() - started)
+            text, error, images = await self._post(call, deadline_s)
+        return ToolResult(text=text, error=error, images=images, latency_s=time.perf_counter() - started)
 
     async def close(self) -> None:
         """End the session; later calls answer ``cancelled``."""
         self._closed = True
 
-    async def _post(self, call: ToolCall, deadline_s: float) -> tuple[str, ErrorKind | None]:
+    async def _post(self, call: ToolCall, deadline_s: float) -> tuple[str, ErrorKind | None, tuple[bytes, ...]]:
         try:
             body = json.dumps(call.arguments)
         except (TypeError, ValueError):
-            return "error: bad JSON", ErrorKind.BAD_ARGS
+            return "error: bad JSON", ErrorKind.BAD_ARGS, ()
         try:
             async with asyncio.timeout(deadline_s):
                 reply = await self._client.post(f"/{self._split}/{call.name}", content=body, headers=_JSON)
             if reply.status_code >= 500:
-                return "error: server", ErrorKind.SERVER
+                return "error: server", ErrorKind.SERVER, ()
             payload = reply.json()
             error = payload["error"]
-            return payload["text"], None if error is None else ErrorKind(error)
+            images = decoded(payload.get("images") or ())
+            return payload["text"], None if error is None else ErrorKind(error), images
         except TimeoutError:
-            return "error: timeout", ErrorKind.TIMEOUT
+            return "error: timeout", ErrorKind.TIMEOUT, ()
         except (httpx.HTTPError, ValueError, KeyError, TypeError):  # no connection, or a reply that is not ours
-            return "error: server", ErrorKind.SERVER
+            return "error: server", ErrorKind.SERVER, ()

@@ -11,8 +11,9 @@ from random import Random
 from typing import Any
 
 from envs.base import Gold, Oracle, Task, task_key
-from envs.world.config import WorldConfig
+from envs.world.config import PICTURE, WorldConfig
 from envs.world.knowledge import Entity, Group, Knowledge
+from envs.world.pictures import check_pillow, picture_task
 from envs.world.wording import items, numbered, path_words, question
 
 LOOKUP, FAN_OUT, ANSWER = 2, 4, 1  # critical steps
@@ -37,11 +38,14 @@ class TaskStream:
             "chain": any(entity.relations for entity in self._entities),
             "list": bool(self._groups[False]),
             "swap": bool(self._groups[True]),
+            PICTURE: True,
         }
         self._families = [name for name, weight in config.mix.items() if usable[name] and weight > 0]
         self._weights = [config.mix[name] for name in self._families]
         if not self._families:
             raise ValueError(f"mix={config.mix}: this world can ask none of these families; add wide or single_fact")
+        if config.pictures:
+            check_pillow()
 
     def __getitem__(self, index: int) -> Task:
         """Task number ``index`` (from 0)."""
@@ -51,6 +55,8 @@ class TaskStream:
         family = rng.choices(self._families, self._weights)[0]
         if family == "wide":
             return self._wide(rng)
+        if family == PICTURE:
+            return picture_task(self._config.seed, self._knowledge.split, rng)
         if family in ("list", "swap"):
             return self._members(family, rng)
         return self._path(family, rng)

@@ -19,6 +19,7 @@ _GROUPS = {
     "swap": "linked lists, asked for as lists are",
     "chain": "chain",
     "single_fact": "single fact",
+    "picture": "pictures",
     "all": "all tasks",
 }
 _COLUMNS = {

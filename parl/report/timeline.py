@@ -157,7 +157,7 @@ def _turn(
         ],
         "results": [
             {
-                "text": cut(result.text, cut.result),
+                "text": cut(result.readable, cut.result),
                 "error": str(result.error) if result.error else "",
                 "s": round(result.latency_s, 4),
             }

@@ -52,10 +52,10 @@ class EngineActor:
         return self._done.setdefault(client, asyncio.Queue())
 
     async def _run(self, client: str, request: Request) -> None:
-        identifier, prompt, sampling, session, deadline_s = request
+        identifier, prompt, sampling, session, deadline_s, media = request
         try:
             result: Completion | Exception = await self._engine.generate(
-                prompt, sampling, session=session, deadline_s=deadline_s
+                prompt, sampling, session=session, deadline_s=deadline_s, media=media
             )
         except Exception as error:  # travels to the caller, who decides
             result = error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+Pictures = Sequence[tuple[int, bytes]]  # (position of the first placeholder, PNG file)
 
 
 class Finish(StrEnum):
@@ -49,8 +52,13 @@ class Completion:
 class Engine(Protocol):
     """One pool of replicas that serves one model."""
 
-    async def generate(self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float) -> Completion:
-        """Continue ``prompt``. Calls of one ``session`` extend one stream. Raises ``TimeoutError`` at the deadline."""
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
+    ) -> Completion:
+        """Continue ``prompt``. Calls of one ``session`` extend one stream. Raises ``TimeoutError`` at the deadline.
+
+        ``media``: all pictures that ``prompt`` shows, in order; placeholders stand where their features go.
+        """
         ...
 
     async def release(self, session: str) -> None:

@@ -4,6 +4,9 @@ Every step feeds one batch that mixes chunks of new prompts with one token of ea
 on the batch (the decoder is batch-invariant) nor on arrival order (noise is keyed by stream and position), so an
 episode is the same bits under any concurrency.
 
+Pictures go through the vision side once, at prefill; their rows of features stand in for the embeddings of their
+placeholders. To the page cache a placeholder is its picture's content and row, not its token.
+
 Invariants: a stream's fed tokens are a prefix of its tokens; a request is in exactly one of waiting, running, done;
 ``policy_version`` grows only through :meth:`EmbeddedEngine.update`, which refuses while requests run.
 """
@@ -17,8 +20,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from model.config import ModelConfig
-from model.decoder import PAGE, Weights, make_decoder
-from rollouts.engine.base import Completion, Finish, Sampling
+from model.decoder import PAGE, Features, Weights, make_decoder
+from model.picture_encoder import PictureEncoder, content_key
+from model.picture_size import picture_tokens
+from rollouts.engine.base import Completion, Finish, Pictures, Sampling
 from rollouts.engine.pages import PagePool
 
 _CHUNK = 128  # prompt tokens that one stream may feed in one step
@@ -26,12 +31,28 @@ _BATCH = 512  # tokens of one step
 _STREAMS = 4096
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """A picture in a stream: ``count`` positions from ``start`` on."""
+
+    start: int
+    count: int
+    png: bytes
+
+    def identities(self) -> list[int]:
+        """What its positions are known by; negative, as no token is."""
+        key = content_key(self.png)
+        return [-1 - (key << 24 | row) for row in range(self.count)]
+
+
 @dataclass(slots=True, kw_only=True)
 class _Stream:
-    """One session's token stream and its pages."""
+    """One session's token stream and its pages. ``keys``: what positions are known by, tokens but for pictures."""
 
     row: int  # line of the page table
     tokens: list[int] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    shown: list[_Shown] = field(default_factory=list)
     fed: int = 0
     pages: list[int] = field(default_factory=list)
     reported: int = 0  # positions whose routes have been handed out
@@ -56,6 +77,7 @@ class _Step:
     ready: list[_Request]  # whose prompt this step completes: they sample
     fed: tuple[np.ndarray, ...]  # tokens, positions, sequences, tables, rows of the ready ones
     drawn: tuple[np.ndarray, ...]  # temperatures, keys, positions of the new tokens, shares of probability kept
+    shown: list[tuple[int, _Shown, int, int]]  # batch row, picture, the first and the number of its rows there
 
 
 class EmbeddedEngine:
@@ -68,6 +90,7 @@ class EmbeddedEngine:
         self.fed = 0
         self._record = record_routes and config.num_moe_layers > 0
         self._decoder = make_decoder(config, pages)
+        self._pictures = PictureEncoder(config.vision) if config.vision else None
         self._pool = PagePool(pages)
         per_stream = (config.max_position_embeddings + PAGE - 1) // PAGE
         self._tables = np.zeros((_STREAMS, per_stream), np.int32)
@@ -85,19 +108,23 @@ class EmbeddedEngine:
             if self._running:
                 raise RuntimeError(f"weight update to version {version} while {len(self._running)} requests run")
             self._decoder.load(weights)
+            if self._pictures:
+                self._pictures.load(weights)
             for session in list(self._streams):
                 await self.release(session)
             self._pool.forget_all()
             self.policy_version = version
 
-    async def generate(self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float) -> Completion:
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
+    ) -> Completion:
         """Continue ``prompt``, which must extend what ``session`` has seen. Raises TimeoutError, ValueError."""
         if self.policy_version < 0:
             raise RuntimeError("the engine has no weights yet")
         room = self.config.max_position_embeddings - len(prompt)
         if room <= 0:
             return Completion(tokens=[], logprobs=[], finish=Finish.LENGTH, policy_version=self.policy_version)
-        stream = self._open(session, prompt)
+        stream = self._open(session, prompt, self._shown(prompt, media))
         request = _Request(
             stream=stream,
             sampling=sampling,
@@ -137,18 +164,36 @@ class EmbeddedEngine:
             "streams": len(self._streams),
         }
 
-    def _open(self, session: str, prompt: list[int]) -> _Stream:
+    def _shown(self, prompt: list[int], media: Pictures) -> list[_Shown]:
+        """The pictures of ``prompt`` with their sizes; ValueError where its placeholders do not fit them."""
+        if media and not self.config.vision:
+            raise ValueError("the prompt shows pictures, but the model has no vision section")
+        limits, placeholder = self.config.vision and self.config.vision.limits, self.config.media_placeholder_token_id
+        out: list[_Shown] = []
+        for start, png in media:
+            assert limits is not None
+            count = picture_tokens(png, limits)
+            free = out[-1].start + out[-1].count if out else 0
+            if start < free or prompt[start : start + count] != [placeholder] * count:
+                raise ValueError(f"a picture of {count} tokens at position {start}: its placeholders are not there")
+            out.append(_Shown(start=start, count=count, png=png))
+        return out
+
+    def _open(self, session: str, prompt: list[int], shown: list[_Shown]) -> _Stream:
+        keys = list(prompt)
+        for picture in shown:
+            keys[picture.start : picture.start + picture.count] = picture.identities()
         stream = self._streams.get(session)
         if stream is None:
             if not self._rows:
                 raise RuntimeError(f"more than {_STREAMS} streams at once: lower rollouts.concurrency")
-            stream = _Stream(row=self._rows.pop(), pages=self._pool.match(prompt))
+            stream = _Stream(row=self._rows.pop(), pages=self._pool.match(keys))
             stream.fed = len(stream.pages) * PAGE
             self._tables[stream.row, : len(stream.pages)] = stream.pages
             self._streams[session] = stream
-        elif prompt[: len(stream.tokens)] != stream.tokens:
+        elif keys[: len(stream.keys)] != stream.keys:
             raise ValueError(f"session {session!r}: the prompt does not extend the stream (history was re-rendered)")
-        stream.tokens = list(prompt)
+        stream.tokens, stream.keys, stream.shown = list(prompt), keys, shown
         return stream
 
     async def _serve(self) -> None:
@@ -195,8 +240,14 @@ class EmbeddedEngine:
         sequences: list[int] = []
         rows: list[int] = []
         ready: list[_Request] = []
+        shown: list[tuple[int, _Shown, int, int]] = []
         for index, (request, count) in enumerate(parts):
             stream = request.stream
+            for picture in stream.shown:
+                first = max(picture.start, stream.fed)
+                last = min(picture.start + picture.count, stream.fed + count)
+                if first < last:
+                    shown.append((len(ids) + first - stream.fed, picture, first - picture.start, last - first))
             ids += stream.tokens[stream.fed : stream.fed + count]
             positions += range(stream.fed, stream.fed + count)
             sequences += [index] * count
@@ -209,12 +260,20 @@ class EmbeddedEngine:
         keys = np.array([r.sampling.seed & (2**64 - 1) for r in ready], np.uint64)
         places = _ints([len(r.stream.tokens) for r in ready])
         fed = (_ints(ids), _ints(positions), _ints(sequences), tables, _ints(rows))
-        return _Step(parts, ready, fed, (heat, keys, places, kept))
+        return _Step(parts, ready, fed, (heat, keys, places, kept), shown)
 
     def _compute(self, step: _Step) -> tuple[np.ndarray, np.ndarray]:
         """Feed the batch and sample for the streams whose prompt is now complete (in the decoder's thread)."""
-        logits = self._decoder.forward(*step.fed)
+        logits = self._decoder.forward(*step.fed, features=self._features(step))
         return self._decoder.sample(logits, *step.drawn)
+
+    def _features(self, step: _Step) -> Features | None:
+        """What stands in the batch instead of placeholders' embeddings."""
+        if not step.shown or self._pictures is None:
+            return None
+        places = [np.arange(row, row + count, dtype=np.int32) for row, _, _, count in step.shown]
+        values = [self._pictures.rows(picture.png)[start : start + n] for _, picture, start, n in step.shown]
+        return np.concatenate(places), np.concatenate(values)
 
     def _commit(self, step: _Step, tokens: np.ndarray, logprobs: np.ndarray) -> None:
         sampled = 0
@@ -227,13 +286,14 @@ class EmbeddedEngine:
             first_full, self.fed = stream.fed // PAGE, self.fed + count
             stream.fed += count
             for index in range(first_full, stream.fed // PAGE):
-                self._pool.publish(stream.pages, index, stream.tokens)
+                self._pool.publish(stream.pages, index, stream.keys)
             if stream.fed < len(stream.tokens):
                 continue
             token = int(tokens[sampled])
             request.tokens.append(token)
             request.logprobs.append(float(logprobs[sampled]))
             stream.tokens.append(token)
+            stream.keys.append(token)
             sampled += 1
             stop = token in request.sampling.stop
             if stop or len(request.tokens) >= request.limit:

@@ -10,12 +10,13 @@ import asyncio
 from typing import Any
 from zlib import crc32
 
-from rollouts.engine.base import Completion, Sampling
+from rollouts.engine.base import Completion, Pictures, Sampling
 
 POLL_S = 2.0  # the longest that a poll waits for something
 _GRACE_S = 30.0
 
-Request = tuple[int, list[int], Sampling, str, float]  # id, prompt, sampling, session, deadline in seconds
+# id, prompt, sampling, session, deadline in seconds, pictures
+Request = tuple[int, list[int], Sampling, str, float, Pictures]
 
 
 class RemoteEngine:
@@ -24,9 +25,11 @@ class RemoteEngine:
     def __init__(self, replicas: list[Any], client: str) -> None:
         self._links = [_Link(replica, client) for replica in replicas]
 
-    async def generate(self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float) -> Completion:
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
+    ) -> Completion:
         """See ``Engine``; raises what the replica raised, and ``ray.exceptions.RayActorError`` when it died."""
-        return await self._link(session).generate(prompt, sampling, session, deadline_s)
+        return await self._link(session).generate(prompt, sampling, session, deadline_s, media)
 
     async def release(self, session: str) -> None:
         """The session is over."""
@@ -48,11 +51,13 @@ class _Link:
         self._flushing = False
         self._poller: asyncio.Task[None] | None = None
 
-    async def generate(self, prompt: list[int], sampling: Sampling, session: str, deadline_s: float) -> Completion:
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, session: str, deadline_s: float, media: Pictures
+    ) -> Completion:
         self._next += 1
         identifier, future = self._next, asyncio.get_running_loop().create_future()
         self._waiting[identifier] = future
-        self._requests.append((identifier, list(prompt), sampling, session, deadline_s))
+        self._requests.append((identifier, list(prompt), sampling, session, deadline_s, media))
         self._flush_soon()
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())

@@ -7,7 +7,7 @@ from typing import Any
 
 from model.chat import Call, assistant_pieces, call_id
 from model.tokenizer import Tokenizer
-from rollouts.engine.base import Completion, Finish, Sampling
+from rollouts.engine.base import Completion, Finish, Pictures, Sampling
 from rollouts.episode import Trace
 
 Action = list[tuple[str, dict[str, Any]]] | str  # tool calls of one turn (name, arguments), or the final answer
@@ -28,7 +28,9 @@ class ScriptedEngine:
     def __init__(self, trace: Trace, tokenizer: Tokenizer, act: Callable[[History], Action]) -> None:
         self._trace, self._tokenizer, self._act = trace, tokenizer, act
 
-    async def generate(self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float) -> Completion:
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
+    ) -> Completion:
         """The script's next turn as tokens (log-probs 0, version 0)."""
         action = self._act(history_of(self._trace))
         index = self._trace.tool_calls

@@ -7,14 +7,16 @@ import re
 from pathlib import Path
 
 import pytest
-from stored import make_run
+from stored import chain_task, make_episode, make_run
 from tiny import tiny_config
 from typer.testing import CliRunner
 
+from envs.base import ToolResult
 from model.tokenizer import Tokenizer
 from parl.cli import app
 from parl.episodes import Filter, find_episode, list_episodes, search
 from parl.errors import UserError
+from parl.report.timeline import episode_to_timeline
 from rollouts.store import EpisodeStore, read_shard
 
 
@@ -41,6 +43,19 @@ def test_ls_lists_every_episode_and_filters(run: Path):
     assert [row["tokens"] for row in trained] == [sum(len(t.tokens) for t in e.traces) for e in stored]
     assert "trained-000000:4" in _run("ls", run / "eval").stdout
     assert _run("ls", run, "--status", "lost").exit_code == 2
+
+
+def test_pictures_are_named_where_they_were_shown(tmp_path: Path):
+    episode = make_episode(chain_task(1), spawning=False)
+    turn = episode.orchestrator.turns[0]
+    turn.results = [ToolResult(text="", images=(b"a file", b"another"))]
+    EpisodeStore(tmp_path).write(1, [episode], policy_version=0)
+    assert "= [picture]" in _run("show", tmp_path, "train-000001:0").stdout
+    [row] = [json.loads(_run("show", tmp_path, "train-000001:0", "--json").stdout)]
+    results = [result for t in row["agents"][0]["turns"] for result in t["results"]]
+    assert results[0] == {"text": "", "error": None, "pictures": 2}
+    assert all("pictures" not in result for result in results[1:])
+    assert episode_to_timeline(episode)["agents"][0]["turns"][0]["results"][0]["text"] == "[picture]\n[picture]"
 
 
 def test_show_prints_the_tree_with_its_messages_and_the_critical_path(run: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from seeing import PAD, VISION, a_picture, seeing_model, seeing_policy, with_pictures
 from tiny import random_policy, tiny_model
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ from model.chat import render
 from model.chat_tools import declare_tools
 from model.config import ModelConfig
 from model.decoder import export_weights
+from model.media import MediaBatch, picture
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer
 from parl.cli import app
@@ -116,6 +118,38 @@ def test_int4_packs_the_routed_experts_and_loads_again(tokenizer: Tokenizer, tmp
             matrices = getattr(one.mlp.experts, name)
             wanted = torch.stack([int4.dequantize(*int4.quantize(matrix)) for matrix in matrices])
             assert torch.equal(getattr(two.mlp.experts, name), wanted)
+
+
+@pytest.mark.parametrize("int4", [False, True])
+def test_a_policy_that_sees_is_exported_as_kimi_k25(int4: bool, tokenizer: Tokenizer, tmp_path: Path):
+    pytest.importorskip("PIL", reason="pictures: pip install -e '.[vision]'")
+    wide = {"hidden_size": 64, "moe_intermediate_size": 32, "vision": VISION | {"text_hidden_size": 64}}
+    config = seeing_model(**wide, quantize_experts="int4" if int4 else None)
+    ours = seeing_policy(config)
+    checkpoint.save_policy(tmp_path / "policy", config, export_weights(ours), tokenizer, {"step": 1})
+    with pytest.raises(UserError, match="no place for its vision side: give --format kimi_k25"):
+        export(tmp_path)
+    out = export(tmp_path, format="kimi_k25", int4=int4)
+    tree = json.loads((out / "config.json").read_text())
+    assert tree["media_placeholder_token_id"] == PAD and tree["vision_config"]["vt_hidden_size"] == 32
+    again = checkpoint.load(out)
+    assert again.config.vision == config.vision
+    tokens, media = with_pictures([[1, 2], a_picture(1), [3, 4]])
+    shown = MediaBatch.of([picture(png) for _, png in media])
+    with torch.no_grad():
+        one, two = (m.lm_head(m.hidden(torch.tensor([tokens]), media=shown)) for m in (ours, again))
+    assert (one - two).abs().max() < 2e-5
+
+
+def test_transformers_loads_an_exported_policy_that_sees(tokenizer: Tokenizer, tmp_path: Path):
+    transformers = pytest.importorskip("transformers", minversion="5.13", reason="the reference is not installed")
+    if not hasattr(transformers, "Kimi_K25ForConditionalGeneration"):
+        pytest.skip("this transformers has no kimi_k25")
+    config = seeing_model()
+    checkpoint.save_policy(tmp_path / "policy", config, export_weights(seeing_policy(config)), tokenizer, {"step": 1})
+    out = export(tmp_path, format="kimi_k25")
+    _, told = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(out, output_loading_info=True)
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
 # ---------------------------------------------------------------- tokenizer

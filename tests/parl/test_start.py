@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from seeing import VISION, seeing_model, seeing_policy
 from tiny import SHAPE, VOCAB, random_policy, random_weights, tiny_config, tiny_model
 
+from model.chat import MEDIA_PAD
 from model.checkpoint import load_policy, save, save_policy
 from model.decoder import export_weights
 from model.tokenizer import KimiTokenizer, Tokenizer
@@ -59,6 +61,29 @@ def test_shape_weights_and_tokenizer_come_from_the_checkpoint(
     assert same_tokenizer.fingerprint == tokenizer.fingerprint
     assert again.keys() == weights.keys() and all(np.array_equal(again[name], weights[name]) for name in weights)
     assert meta == {"init": str(init)}
+
+
+@pytest.mark.parametrize("format", ["policy", "kimi_k25"])
+def test_the_vision_side_comes_along(yaml_file: Path, format: str, tokenizer: Tokenizer, tmp_path: Path):
+    shape = seeing_model(tokenizer.special[MEDIA_PAD], latent_norm_eps=1e-6)
+    weights = export_weights(seeing_policy(shape))
+    save_policy(tmp_path / "policy", shape, weights, tokenizer, {})
+    init = tmp_path / "policy" if format == "policy" else export(tmp_path / "policy", format=format)
+    config = config_of(yaml_file, init, "envs.world.mix={picture: 1.0}")
+    assert config.model.vision == shape.vision
+    again, same_shape, _, _ = load_policy(starting_policy(config))
+    assert same_shape == config.model.shape
+    assert again.keys() == weights.keys() and all(np.array_equal(again[name], weights[name]) for name in weights)
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config
+    with pytest.raises(UserError, match=r"model\.vision = .*leave the key out"):
+        config_of(yaml_file, init, f"model.vision={json.dumps(VISION | {'hidden_size': 64})}")
+
+
+def test_another_placeholder_than_its_tokenizers_is_named(yaml_file: Path, tokenizer: Tokenizer, tmp_path: Path):
+    shape = seeing_model(5)
+    save_policy(tmp_path / "policy", shape, export_weights(seeing_policy(shape)), tokenizer, {})
+    fails(yaml_file, tmp_path / "policy", "media_placeholder_token_id=5", f"set it to {tokenizer.special[MEDIA_PAD]}")
 
 
 def test_the_resolved_configuration_reads_back_and_takes_overrides(policy: Path, yaml_file: Path, tmp_path: Path):

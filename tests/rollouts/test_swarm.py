@@ -261,7 +261,7 @@ class Says:
     def __init__(self, tokens: list[int], finish: Finish = Finish.STOP) -> None:
         self.tokens, self.finish = tokens, finish
 
-    async def generate(self, prompt, sampling, *, session, deadline_s) -> Completion:
+    async def generate(self, prompt, sampling, *, session, deadline_s, media=()) -> Completion:
         zeros = [0.0] * len(self.tokens)
         return Completion(tokens=self.tokens, logprobs=zeros, finish=self.finish, policy_version=3)
 

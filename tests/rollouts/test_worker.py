@@ -27,7 +27,7 @@ class Broken:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    async def generate(self, prompt, sampling, *, session, deadline_s):
+    async def generate(self, prompt, sampling, *, session, deadline_s, media=()):
         raise self.error
 
     async def release(self, session: str) -> None:

@@ -490,12 +490,16 @@ int parl_decoder_set(Decoder* m, int layer, const char* name_c, const float* w) 
 }
 
 // Feeds T tokens; writes logits [n_out][vocab] for the batch rows in out_rows. Returns 0, or 1 if a logit is not finite.
+// features [n_features][D] take the place of the embeddings of the batch rows in feature_rows.
 int parl_decoder_forward(const Decoder* mp, int T, const int* tokens, const int* pos, const int* seq, const int* tables,
-                         int table_stride, float* pages, int16_t* routes, int n_out, const int* out_rows, float* logits) {
+                         int table_stride, float* pages, int16_t* routes, int n_out, const int* out_rows, float* logits,
+                         int n_features, const int* feature_rows, const float* features) {
     const Decoder& m = *mp;
     Batch b{T, tokens, pos, seq, tables, table_stride, pages, routes};
     std::vector<float> x(size_t(T) * m.D), h(size_t(T) * m.D), y(size_t(T) * m.D);
     for (int t = 0; t < T; t++) std::memcpy(&x[size_t(t) * m.D], &m.embed[size_t(tokens[t]) * m.D], sizeof(float) * m.D);
+    for (int f = 0; f < n_features; f++)
+        std::memcpy(&x[size_t(feature_rows[f]) * m.D], &features[size_t(f) * m.D], sizeof(float) * m.D);
     for (int i = 0; i < m.layers; i++) {
         const Layer& l = m.layer[i];
         rms_norm(x.data(), m.D, l.input_norm.data(), m.D, m.eps, T, h.data(), m.D);
