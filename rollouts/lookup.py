@@ -13,27 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from envs.base import Task
 from rollouts.episode import Episode
-from rollouts.store import SCHEMA_VERSION, StoreError, _episode
+from rollouts.store import SHARD_NAME, StoreError, episode_of, open_shard
 
 
 def shards(folder: str | Path) -> list[tuple[str, int, Path]]:
     """(kind, step, file) of all shards in ``folder``, by kind and step; empty where there is no such folder."""
-    folder, found = Path(folder), []
-    for path in folder.glob("*-*.parquet") if folder.is_dir() else ():
-        kind, _, step = path.stem.rpartition("-")
-        if step.isdecimal() and len(step) >= 6 and kind.islower():
-            found.append((kind, int(step), path))
-    return sorted(found)
+    folder = Path(folder)
+    names = [(SHARD_NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
+    return sorted((name[1], int(name[2]), path) for name, path in names if name)
 
 
 def read_columns(path: str | Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     """A few columns of all episodes of a shard, without their tokens; ``rewards`` and ``metrics`` as dictionaries."""
-    file = _open(path)
-    with _named(path, "not a readable Parquet shard"):
+    with open_shard(path) as (file, _), _named(path, "not a readable Parquet shard"):
         rows = file.read(columns=list(columns)).to_pylist()
     for number, row in enumerate(rows):
         for name in {"rewards", "metrics"} & row.keys():
@@ -44,34 +39,23 @@ def read_columns(path: str | Path, columns: Sequence[str]) -> list[dict[str, Any
 
 def read_episodes(path: str | Path, numbers: Sequence[int]) -> list[Episode]:
     """The episodes with these row numbers of a shard, in this order; only their row groups are read."""
-    file = _open(path)
     wanted = set(numbers)
     found: dict[int, Episode] = {}
     tasks: dict[str, Task] = {}
     first = 0
-    for group in range(file.metadata.num_row_groups):
-        rows = range(first, first + file.metadata.row_group(group).num_rows)
-        first = rows.stop
-        if inside := sorted(wanted.intersection(rows)):
-            with _named(path, f"episodes {rows.start} to {rows.stop - 1} cannot be read"):
-                table = file.read_row_group(group)
-            for number in inside:
-                with _named(path, f"episode {number} is damaged"):
-                    row = table.slice(number - rows.start, 1).to_pylist()[0]
-                with _named(path, f"episode {number} ({row['task_key']}#{row['index']}) is damaged"):
-                    found[number] = _episode(row, tasks)
+    with open_shard(path) as (file, _):
+        for group in range(file.metadata.num_row_groups):
+            rows = range(first, first + file.metadata.row_group(group).num_rows)
+            first = rows.stop
+            if inside := sorted(wanted.intersection(rows)):
+                with _named(path, f"episodes {rows.start} to {rows.stop - 1} cannot be read"):
+                    table = file.read_row_group(group)
+                for number in inside:
+                    with _named(path, f"episode {number} is damaged"):
+                        row = table.slice(number - rows.start, 1).to_pylist()[0]
+                    with _named(path, f"episode {number} ({row['task_key']}#{row['index']}) is damaged"):
+                        found[number] = episode_of(row, tasks)
     return [found[number] for number in numbers]
-
-
-def _open(path: str | Path) -> pq.ParquetFile:
-    """The shard, its schema version checked."""
-    with _named(path, "not a readable Parquet shard"):
-        file = pq.ParquetFile(path)
-    version = (file.metadata.metadata or {}).get(b"parl_schema", b"").decode()
-    if version != str(SCHEMA_VERSION):
-        found = f"has schema version {version}" if version else "was not written by parl"
-        raise StoreError(f"{path}: {found}; this parl reads schema version {SCHEMA_VERSION}")
-    return file
 
 
 @contextmanager

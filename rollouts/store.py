@@ -131,7 +131,7 @@ def read_shard(path: str | Path) -> tuple[list[Episode], int]:
         except (OSError, pa.ArrowException) as error:
             raise StoreError(f"{path}: {where_damaged(file)} ({error})") from error
     tasks: dict[str, Task] = {}  # the episodes of a group share their task
-    return [_episode(row, tasks) for row in table.to_pylist()], int(meta["policy_version"])
+    return [episode_of(row, tasks) for row in table.to_pylist()], int(meta["policy_version"])
 
 
 @contextmanager
@@ -229,7 +229,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"an episode holds a {type(value).__name__} where only JSON can be stored: {value!r}")
 
 
-def _episode(row: dict[str, Any], tasks: dict[str, Task]) -> Episode:
+def episode_of(row: dict[str, Any], tasks: dict[str, Task]) -> Episode:
+    """The episode of a shard's row; ``tasks`` keeps what was read, so that a group shares one task."""
     text = row["task"]
     if text not in tasks:
         tasks[text] = Task.from_row(json.loads(text))
