@@ -22,9 +22,9 @@ from envs.world.corpus import reading_pieces
 from envs.world.lexicon import FIRSTS, SECONDS
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer, muon_parameters
+from parl.batch import TextRow, pad
 from parl.demos import build_tokenizer
 from parl.drills import agenda_drill, drill_batches, row_of
-from parl.learner import TextRow, pad
 from parl.loading import load_config
 from parl.optimizer import MuonAdamW
 

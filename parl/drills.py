@@ -17,8 +17,8 @@ from envs.world.wording import answer_table, asking, fact_line
 from model.chat import Call, assistant_pieces, call_id, tool_result_pieces
 from model.chat import Piece as Segment
 from model.tokenizer import Tokenizer
+from parl.batch import TextRow
 from parl.config import Config
-from parl.learner import TextRow
 
 _REPEATED = 48  # random tokens that a copying drill repeats
 _CHANGED = 0.25  # share of the repetition that differs

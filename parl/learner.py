@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,9 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.decoder import Weights, export_weights
-from model.media import MediaBatch, picture
-from model.picture_size import picture_tokens
 from model.transformer import Transformer, muon_parameters
-from model.vision_config import MediaLimits
 from parl.advantage import Row
+from parl.batch import Batch, TextRow, micro_batches, pad
 from parl.config import OptimizerConfig
 from parl.objective.config import Objective
 from parl.objective.entropy import entropy_stats
@@ -34,87 +32,6 @@ from parl.optimizer import MuonAdamW, NotFiniteLoss
 from parl.qk_clip import QKClip
 
 _OPTIONAL = ("routes", "proximal", "reference")  # fields of a row that may be missing
-_SIMILAR = 0.5  # a row joins a micro-batch if it is at least this long beside the longest
-
-
-@dataclass(slots=True, kw_only=True)
-class TextRow:
-    """One demonstration trace: tokens int32 [T] and the loss weight float32 [T] of each.
-
-    ``media``: the pictures in it, (position of the first placeholder, PNG file).
-    """
-
-    tokens: np.ndarray
-    weights: np.ndarray
-    media: tuple[tuple[int, bytes], ...] = ()
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Padded micro-batch: B rows, T positions; ``token`` fields are gathered under the mask, [M]."""
-
-    rows: list[Row] | list[TextRow]
-    tokens_BT: Tensor
-    mask_BT: Tensor
-    routes_BTLK: Tensor | None
-    media: MediaBatch | None = None
-
-    def gather(self, name: str) -> Tensor:
-        """Field ``name`` of every row at the masked positions, float32 [M]."""
-        out = torch.zeros(self.tokens_BT.shape)
-        for i, row in enumerate(self.rows):
-            values = getattr(row, name)
-            out[i, : len(values)] = torch.from_numpy(np.array(values, np.float32))
-        return out[:, 1:][self.mask_BT[:, 1:]]
-
-    def spread(self, values_M: Tensor) -> Tensor:
-        """Back to rows, [B, T - 1], with zeros between: the inverse of gathering under the mask."""
-        shape = (self.tokens_BT.shape[0], self.tokens_BT.shape[1] - 1)
-        return values_M.new_zeros(shape).masked_scatter(self.mask_BT[:, 1:], values_M)
-
-
-def micro_batches(rows: Sequence, limit: int) -> list[list]:
-    """Rows by falling length in groups of at most ``limit`` padded tokens and of similar lengths (little padding)."""
-    groups: list[list] = []
-    for row in sorted(rows, key=lambda r: -len(r.tokens)):
-        longest = len(groups[-1][0].tokens) if groups else 0
-        if groups and (len(groups[-1]) + 1) * longest <= limit and len(row.tokens) >= _SIMILAR * longest:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
-
-
-def pad(rows: list, mask: Callable[[Row | TextRow], np.ndarray], limits: MediaLimits | None = None) -> _Batch:
-    """Right-padded tensors of ``rows``; an MoE policy's rows must all carry routes, or none.
-
-    ``limits``: how their pictures are cut; ValueError where rows have pictures and there are no limits.
-    """
-    length = max(len(row.tokens) for row in rows)
-    tokens = torch.zeros(len(rows), length, dtype=torch.long)
-    masks = torch.zeros(len(rows), length, dtype=torch.bool)
-    first = getattr(rows[0], "routes", None)
-    routes = None if first is None else torch.full((len(rows), length, *first.shape[1:]), -1, dtype=torch.int16)
-    for i, row in enumerate(rows):
-        count = len(row.tokens)
-        tokens[i, :count] = torch.from_numpy(row.tokens.astype(np.int64))
-        masks[i, :count] = torch.from_numpy(np.array(mask(row)))
-        if routes is not None:
-            routes[i, :count] = torch.from_numpy(np.array(row.routes))
-    return _Batch(rows, tokens, masks, routes, _media(rows, tokens, limits))
-
-
-def _media(rows: list, tokens_BT: Tensor, limits: MediaLimits | None) -> MediaBatch | None:
-    """The pictures of ``rows`` and their places. A placeholder that the policy wrote itself is none of them."""
-    shown = [(i, start, png) for i, row in enumerate(rows) for start, png in row.media]
-    if not shown:
-        return None
-    if limits is None:
-        raise ValueError("a row shows pictures, but the model has no vision section")
-    places = torch.zeros(tokens_BT.shape, dtype=torch.bool)
-    for i, start, png in shown:
-        places[i, start : start + picture_tokens(png, limits)] = True
-    return MediaBatch.of([picture(png, limits) for _, _, png in shown], places)
 
 
 class Learner:
@@ -188,7 +105,7 @@ class Learner:
         names = (*statistic_names(objective), "entropy", "entropy_drift", "logprob_gap")
         totals: dict[str, float] = dict.fromkeys(names, 0.0)  # all of them, also from a rank without rows
 
-        def loss_of(batch: _Batch) -> Tensor:
+        def loss_of(batch: Batch) -> Tensor:
             logprobs, entropy = self.engine(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature, batch.media)
             loss, stats = _objective_loss(objective, batch, logprobs, denominator)
             share = len(logprobs) / denominator
@@ -200,7 +117,7 @@ class Learner:
             totals["logprob_gap"] = max(totals["logprob_gap"], float(drift.max()) if len(drift) else 0.0)
             return loss
 
-        def imitation(batch: _Batch) -> Tensor:
+        def imitation(batch: Batch) -> Tensor:
             logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT, media=batch.media)
             return objective.ptx * sft_loss(logprobs, batch.gather("weights"), denominator=text_denominator)
 
@@ -250,7 +167,7 @@ class Learner:
         self._set_lr(lr_scale)
         seen = {"right": 0.0, "acted": 0.0}
 
-        def loss_of(batch: _Batch) -> Tensor:
+        def loss_of(batch: Batch) -> Tensor:
             logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT, media=batch.media)
             weights = batch.gather("weights")
             acted = weights == 1
@@ -265,7 +182,7 @@ class Learner:
             router.balance(balance)
         return metrics | seen
 
-    def _accumulate(self, rows: list, loss_of: Callable[[_Batch], Tensor], micro_tokens: int, *, mask) -> float:
+    def _accumulate(self, rows: list, loss_of: Callable[[Batch], Tensor], micro_tokens: int, *, mask) -> float:
         """Add the gradient of all micro-batches of ``rows``; returns the sum of their losses."""
         total = 0.0
         if not rows:  # this rank has no share of a small step, but its peers wait for its gradient
@@ -335,7 +252,7 @@ def _imitated(row: TextRow) -> np.ndarray:
 
 
 def _objective_loss(
-    objective: Objective, batch: _Batch, logprobs_M: Tensor, denominator: float
+    objective: Objective, batch: Batch, logprobs_M: Tensor, denominator: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of a micro-batch and its means; trained tokens lie flat, [M], unless the objective looks at whole traces."""
     first = batch.rows[0]

@@ -17,9 +17,10 @@ import ray
 from model.config import ModelConfig
 from model.decoder import Weights
 from parl.advantage import Row, denominator
+from parl.batch import TextRow
 from parl.cluster import actor, wait
 from parl.config import OptimizerConfig
-from parl.learner import Learner, TextRow, free_port
+from parl.learner import Learner, free_port
 from parl.objective.config import Objective
 from parl.objective.registry import check_rows
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import ray
 
+from parl.batch import TextRow
 from parl.cluster import actor, wait
 from parl.config import Config
-from parl.learner import TextRow
 from parl.sft import DemoWorker
 
 _FIRST = 1_000_000  # far behind the demonstrations of the cold start

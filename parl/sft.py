@@ -19,12 +19,12 @@ from model.checkpoint import load_policy, save_policy
 from model.config import ModelConfig
 from model.decoder import Weights
 from model.tokenizer import Tokenizer
+from parl.batch import TextRow
 from parl.cluster import actor, local_ray, wait
 from parl.config import Config, OptimizerConfig
 from parl.demos import Demonstrator, build_tokenizer
 from parl.drills import drill_batches
 from parl.errors import UserError
-from parl.learner import TextRow
 from parl.learner_group import LearnerGroup
 from parl.loading import config_hash
 from rollouts.episode import EpisodeStatus, Trace

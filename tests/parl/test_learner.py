@@ -16,8 +16,9 @@ from tiny import random_weights, tiny_model
 from torch import Tensor
 
 from parl.advantage import Row, denominator, split_row
+from parl.batch import TextRow, micro_batches
 from parl.config import ObjectiveConfig, OptimizerConfig
-from parl.learner import Learner, NotFiniteLoss, TextRow, micro_batches
+from parl.learner import Learner, NotFiniteLoss
 from parl.objective.k25 import k25_loss
 from parl.optimizer import MuonAdamW, orthogonalise
 from rollouts.engine.base import Sampling

@@ -13,8 +13,9 @@ import torch
 from tiny import random_weights, tiny_model
 
 from parl.advantage import Row, denominator
+from parl.batch import TextRow
 from parl.config import ObjectiveConfig, OptimizerConfig
-from parl.learner import Learner, TextRow
+from parl.learner import Learner
 from parl.learner_group import LearnerGroup
 from parl.optimizer import NotFiniteLoss
 

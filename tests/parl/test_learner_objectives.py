@@ -11,8 +11,9 @@ from tiny import random_weights, tiny_model
 from torch import Tensor
 
 from parl.advantage import Row, denominator, split_row
+from parl.batch import TextRow
 from parl.config import OptimizerConfig
-from parl.learner import Learner, TextRow
+from parl.learner import Learner
 from parl.objective.config import CispoConfig, GrpoConfig, GspoConfig, Objective, ObjectiveConfig
 from parl.objective.registry import policy_loss
 

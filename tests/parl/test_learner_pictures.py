@@ -19,8 +19,9 @@ from model.checkpoint import load_policy, save_policy
 from model.decoder import check_weights, export_weights, weight_shapes
 from model.picture_size import K25_LIMITS
 from parl.advantage import Row, denominator, split_row
+from parl.batch import TextRow, pad
 from parl.config import ObjectiveConfig, OptimizerConfig
-from parl.learner import Learner, TextRow, pad
+from parl.learner import Learner
 from parl.objective.config import CispoConfig, GrpoConfig, GspoConfig, Objective
 from rollouts.engine.base import Sampling
 from rollouts.engine.embedded import EmbeddedEngine

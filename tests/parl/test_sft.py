@@ -20,10 +20,10 @@ from envs.world.corpus import reading_pieces
 from model.checkpoint import load_policy
 from model.tokenizer import Tokenizer
 from parl import sft
+from parl.batch import TextRow
 from parl.config import Config
 from parl.demos import Demonstrator, build_tokenizer
 from parl.drills import agenda_drill, copying_drill, drill_batches, row_of
-from parl.learner import TextRow
 from parl.loading import load_config
 from parl.sft import cold_start_hash, learning_rate, run_sft, text_rows
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
