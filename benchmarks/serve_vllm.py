@@ -77,13 +77,18 @@ def policy(seed: int = 0) -> Transformer:
 
 
 @contextmanager
-def server(python: str, folder: Path, log: Path, start_s: float) -> Iterator[httpx.Client]:
-    """vLLM with the checkpoint in ``folder``, up and healthy; stopped at the end. SystemExit past ``start_s``."""
+def server(
+    python: str, folder: Path, log: Path, start_s: float, *, dtype: str = "bfloat16", longest: int = 256, **extra: str
+) -> Iterator[httpx.Client]:
+    """vLLM with the checkpoint in ``folder``, up and healthy; stopped at the end. SystemExit past ``start_s``.
+
+    ``extra``: more environment variables for it.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = {
-        "--model": str(folder), "--dtype": "bfloat16", "--max-model-len": "256", "--host": "127.0.0.1",
+        "--model": str(folder), "--dtype": dtype, "--max-model-len": str(longest), "--host": "127.0.0.1",
         "--port": str(port), "--served-model-name": "policy", "--compilation-config": CUSTOM_OPS,
     }  # fmt: skip
     settings = {
@@ -92,7 +97,7 @@ def server(python: str, folder: Path, log: Path, start_s: float) -> Iterator[htt
     }  # fmt: skip
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--no-enable-chunked-prefill"]
     command += [text for pair in options.items() for text in pair]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | settings
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | settings | extra
     with log.open("w") as out, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120.0) as client:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=log.parent, start_new_session=True

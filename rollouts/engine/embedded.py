@@ -219,11 +219,19 @@ class EmbeddedEngine:
         self._commit(step, tokens, logprobs)
 
     def _plan(self) -> _Step:
-        """Which requests feed how many tokens in this step, oldest first. Raises CacheFull."""
+        """Which requests feed how many tokens in this step, oldest first. Raises CacheFull.
+
+        Of those that would compute the same page the oldest does, and the others wait for it.
+        """
         parts: list[tuple[_Request, int]] = []
         left = _BATCH
+        begun: set[object] = set()
         for request in self._running:
             stream = request.stream
+            if stream.fed == len(stream.pages) * PAGE and (key := self._share(stream)) is not None:
+                if key in begun:
+                    continue
+                begun.add(key)
             count = min(len(stream.tokens) - stream.fed, _CHUNK, left)
             if count <= 0:
                 break
@@ -233,6 +241,14 @@ class EmbeddedEngine:
             parts.append((request, count))
             left -= count
         return self._inputs(parts)
+
+    def _share(self, stream: _Stream) -> object | None:
+        """Take the pages that others have filled meanwhile; returns what its next page will be known by, if shared."""
+        held = len(stream.pages)
+        self._pool.extend(stream.pages, stream.keys)
+        self._tables[stream.row, held : len(stream.pages)] = stream.pages[held:]
+        stream.fed = len(stream.pages) * PAGE
+        return self._pool.next_key(stream.pages, stream.keys)
 
     def _inputs(self, parts: list[tuple[_Request, int]]) -> _Step:
         ids: list[int] = []

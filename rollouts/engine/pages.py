@@ -44,18 +44,28 @@ class PagePool:
     def match(self, tokens: list[int]) -> list[int]:
         """Pages that already hold the longest prefix of ``tokens`` in whole pages (now referenced), never all of it."""
         pages: list[int] = []
-        parent = _ROOT
-        for start in range(0, len(tokens) - PAGE, PAGE):
-            page = self._by_key.get((parent, tuple(tokens[start : start + PAGE])))
-            if page is None:
-                break
+        self.extend(pages, tokens)
+        self.asked += len(tokens)
+        return pages
+
+    def extend(self, pages: list[int], tokens: list[int]) -> None:
+        """Append to ``pages``, full ones of a stream, those that by now hold what comes next in ``tokens``."""
+        while (key := self.next_key(pages, tokens)) in self._by_key:
+            assert key is not None
+            page = self._by_key[key]
             self._refs[page] += 1
             self._idle.pop(page, None)
             pages.append(page)
-            parent = page
-        self.hits += len(pages) * PAGE
-        self.asked += len(tokens)
-        return pages
+            self.hits += PAGE
+
+    def next_key(self, pages: list[int], tokens: list[int]) -> tuple[int, tuple[int, ...]] | None:
+        """What the page after ``pages`` will be known by; None where it would hold the last of ``tokens``, or where
+        nobody else will look for it, as the page before is a private duplicate."""
+        start = len(pages) * PAGE
+        parent = pages[-1] if pages else _ROOT
+        if start + PAGE >= len(tokens) or (parent != _ROOT and self._key[parent] is None):
+            return None
+        return parent, tuple(tokens[start : start + PAGE])
 
     def publish(self, pages: list[int], index: int, tokens: list[int]) -> None:
         """Page ``index`` of a stream is full: let later streams find it (the first of equal pages wins)."""

@@ -101,6 +101,31 @@ async def test_a_shared_prefix_is_found_and_changes_no_bit():
     assert same(again, warm)
 
 
+async def test_of_a_group_that_arrives_at_once_one_computes_what_all_begin_with():
+    engine, cold = await fresh(), await fresh()
+    stem = some_tokens(20 * PAGE + 5)
+    prompts = [stem + some_tokens(9, seed=i) for i in range(6)]
+    group = [ask(engine, prompt, f"s{i}", seed=i) for i, prompt in enumerate(prompts)]
+    for i, warm in enumerate(await asyncio.gather(*group)):
+        assert same(warm, await ask(cold, prompts[i], f"s{i}", seed=i))
+        await cold.release(f"s{i}")
+        await cold.update(1, WEIGHTS)  # nothing is shared there
+    assert engine.statistics()["prefix_hits"] == 5 * 20 * PAGE
+
+
+async def test_who_waits_for_a_shared_page_goes_on_when_its_maker_is_cancelled():
+    engine = await fresh()
+    stem = some_tokens(40 * PAGE)
+    first = asyncio.create_task(ask(engine, [*stem, 1], "a"))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(ask(engine, [*stem, 2], "b"))
+    while not engine.fed:
+        await asyncio.sleep(0)
+    first.cancel()
+    await engine.release("a")
+    assert same(await second, await ask(await fresh(), [*stem, 2], "b"))
+
+
 async def test_the_engine_on_the_reference_decoder_writes_the_same(monkeypatch):
     monkeypatch.setattr(embedded, "make_decoder", ReferenceDecoder)
     slow = await fresh(64)
