@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from parl import cli_episodes
-from parl.cli_episodes import AsJson, Kind, StoreArg
+from parl.cli_episodes import AsJson, Family, Kind, Step, StoreArg
 from parl.cli_errors import reported
 from parl.errors import UserError
 
@@ -128,6 +128,25 @@ def rescore(
             write_rows(results, sys.stdout)
         else:
             print_summary(results)
+
+
+@app.command()
+def replay(
+    store: StoreArg,
+    kind: Kind = None,
+    step: Step = None,
+    family: Family = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Whose world; default: the run's own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the tool calls of stored episodes again and show where the answers differ; exits with 1 where they do."""
+    with reported():
+        from parl.episodes import Filter
+        from parl.replay import print_replay
+
+        drifted = print_replay(store, Filter(kind=kind, step=step, family=family), config, as_json=as_json)
+        if drifted:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``parl episodes ls | show | grep``: the commands' arguments; ``parl.episodes`` does the work."""
+"""``parl episodes ls | show | grep | export | import``: the commands' arguments; ``parl.episodes`` does the work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from parl.cli_errors import reported
 from parl.errors import UserError
 
-app = typer.Typer(help="List, show and search stored episodes.", no_args_is_help=True)
+app = typer.Typer(help="List, show and search stored episodes; write and read other formats.", no_args_is_help=True)
 
 StoreArg = Annotated[Path, typer.Argument(metavar="STORE", help="a run's folder or name, a store's folder, or a shard")]
 Kind = Annotated[str | None, typer.Option("--kind", help="Only shards of this kind: train, trained, single_agent, ...")]
@@ -104,3 +104,48 @@ def grep(
             count = print_hits(hits)
         if not count:
             raise typer.Exit(1)
+
+
+Form = Annotated[
+    str, typer.Option("--format", help="atif, verifiers, verifiers-results, openai, widesearch, browsecomp-plus, otel")
+]
+
+
+@app.command("export")
+def export(
+    store: StoreArg,
+    out: Annotated[Path, typer.Option("--out", "-o", help="a file; a folder where a format has a file an episode")],
+    form: Form,
+    kind: Kind = None,
+    step: Step = None,
+    family: Family = None,
+    status: Status = None,
+    keep_gold: Annotated[bool, typer.Option("--keep-gold", help="Leave gold answers and plans in.")] = False,
+    no_tokens: Annotated[bool, typer.Option("--no-tokens", help="Without token ids and log-probs.")] = False,
+) -> None:
+    """Write episodes in another format, without gold answers and what looks like a key (docs/formats.md)."""
+    with reported():
+        from parl.episodes import Filter
+        from parl.exchange import chosen_format, export_episodes
+        from parl.formats.common import ExportOptions
+
+        chosen = Filter(kind=kind, step=step, family=family, status=status)
+        options = ExportOptions(keep_gold=keep_gold, tokens=not no_tokens)
+        episodes, documents = export_episodes(store, out, chosen_format(form), chosen, options)
+        typer.echo(f"{episodes} episodes, {documents} documents in {out}")
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="a .json or .jsonl file, or a folder of them")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the new store's folder")],
+    form: Form,
+    tasks: Annotated[Path | None, typer.Option("--tasks", help="own tasks, whose gold goes to episodes by key")] = None,
+    split: Annotated[str, typer.Option("--split", help="split of --tasks")] = "test",
+) -> None:
+    """Read episodes of another format into a store, for rescore, compare, report, ls, show and grep."""
+    with reported():
+        from parl.exchange import chosen_format, import_episodes
+
+        count = import_episodes(path, out, chosen_format(form), tasks, split)
+        typer.echo(f"{count} episodes in {out}")

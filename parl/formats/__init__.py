@@ -1,0 +1,1 @@
+"""Other people's formats of trajectories, in and out. One file a format; ``registry`` has them all."""
