@@ -178,6 +178,19 @@ def compare(
 
 
 @app.command()
+def top(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder or name")],
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between looks.")] = 2.0,
+) -> None:
+    """Watch a run in the terminal: curves, families, where the time goes, the slowest episodes, what looks wrong."""
+    with reported():
+        from parl.top import show
+
+        show(run, once=once, every_s=every)
+
+
+@app.command()
 def report(
     run: Annotated[
         Path,

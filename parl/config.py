@@ -128,6 +128,10 @@ class TrackingConfig(_Section):
         default="auto", description="auto = online with a key, else offline"
     )
     project: str = "parl"
+    tensorboard: bool = Field(default=False, description="also event files in RUN/tensorboard")
+    prometheus_port: int | None = Field(
+        default=None, gt=0, lt=65536, description="also the newest numbers on this port, under /metrics"
+    )
 
 
 class Config(_Section):

@@ -17,6 +17,7 @@ from parl.config import Config
 from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.report import write_report
+from parl.report.episodes import sampled_episodes
 from parl.state import Checkpoints, State
 from parl.table import print_table
 from parl.tasks import held_out_tasks
@@ -27,6 +28,7 @@ from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.store import EpisodeStore
 
+_TEXT = 400  # characters of a question or an answer in the table of sampled episodes
 Policies = dict[str, tuple[Path, bool]]  # label -> (folder of the policy, whether it may spawn)
 
 
@@ -84,9 +86,44 @@ def track_evaluation(config: Config, run_dir: Path, tables: dict[str, dict[str, 
             for group, row in table.items()
         ]
         tracker.table("evaluation", ["policy", "tasks", *names], rows)
+        tracker.table("episodes", *_sampled(run_dir))
         tracker.artifact(run_dir / "report.html", f"{run_dir.name}-report", kind="report")
     finally:
         tracker.finish()
+
+
+def _sampled(run_dir: Path) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the episodes that the report shows, each with its place in it."""
+    columns = [
+        "episode",
+        "kind",
+        "tasks",
+        "status",
+        "reward",
+        "critical steps",
+        "sub-agents",
+        "question",
+        "answer",
+        "link",
+    ]
+    rows = []
+    for shown in sampled_episodes(run_dir):
+        episode, name = shown.episode, shown.name
+        rows.append(
+            [
+                f"{episode.task.key}#{episode.index}",
+                shown.kind,
+                episode.task.family,
+                str(episode.status),
+                episode.rewards.get("total"),
+                episode.metrics.get("critical_steps"),
+                len(episode.subagents),
+                episode.task.prompt[:_TEXT],
+                episode.answer[:_TEXT],
+                f"report.html#{name}",
+            ]
+        )
+    return columns, rows
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import IO, Any, Literal, TypeVar
 
 from parl.config import Config
 from parl.progress import Progress
+from parl.sinks import make_sinks
 from parl.wandb_reader import is_complete, read_history
 
 __all__ = ["Progress", "Tracker", "read_rows"]
@@ -57,6 +58,7 @@ class Tracker:
         self._kept = {_identity(row) for row in kept}
         self._write_all(kept)
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
+        self._sinks = make_sinks(config.tracking, self.run_dir)
         self._run: Any = None
         mode = _mode(config)
         self._off = mode == "disabled"
@@ -75,6 +77,8 @@ class Tracker:
             return
         self._file.write(_dumps(row) + "\n")
         self._file.flush()
+        for sink in self._sinks:
+            sink.log(step, _named(row))
         self._log_wandb(row)
 
     def summary(self, values: Mapping[str, Any]) -> None:
@@ -109,6 +113,8 @@ class Tracker:
         """Close the W&B run and the JSONL; safe to call twice."""
         self._safely(self._finish_wandb)
         self._off = True
+        for sink in self._sinks:
+            sink.close()
         self._file.close()
 
     def _safely(self, act: Callable[[], _T]) -> _T | None:
@@ -173,8 +179,7 @@ class Tracker:
             time.sleep(0.02)  # wandb's own process writes its last block a moment after finish() returns
 
     def _log_wandb(self, row: dict[str, Any]) -> None:
-        kind = row["kind"]
-        values = {_qualified(kind, name): row[name] for name in _finite_names(row)}
+        values = _named(row)
         self._safely(lambda: self._run.log(values))
 
     def _log_missing(self, rows: list[dict[str, Any]]) -> None:
@@ -207,6 +212,11 @@ def _mode(config: Config) -> Literal["online", "offline", "disabled"]:
     if config.tracking.wandb != "auto":
         return config.tracking.wandb
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+
+
+def _named(row: dict[str, Any]) -> dict[str, float]:
+    """The finite numbers of a row as ``KIND/NAME``."""
+    return {_qualified(row["kind"], name): row[name] for name in _finite_names(row)}
 
 
 def _qualified(kind: str, name: str) -> str:

@@ -27,6 +27,7 @@ from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.ptx import PtxTexts
 from parl.scoring import reward_schedule
+from parl.sinks import check_sinks
 from parl.start import starting_policy
 from parl.state import Checkpoints, State
 from parl.tasks import TrainTasks, check_tasks
@@ -43,6 +44,7 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
     began = time.monotonic()
     run_dir = config.run_dir
     check_tasks(config)
+    check_sinks(config.tracking)
     _claim(run_dir, config, resume)
     began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
     with PeakMemory() as memory, local_ray():
@@ -158,7 +160,7 @@ class Training:
         self.state.elapsed_s += time.monotonic() - began
         tokens = sum(sum(trace.mask) for episode in episodes for trace in episode.traces)
         return {
-            **aggregate(episodes),
+            **aggregate(episodes, lambdas),
             "lambda/parallel": lambdas.parallel,
             "lambda/finish": lambdas.finish,
             "lambda/critical": lambdas.critical,

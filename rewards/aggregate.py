@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rewards.parl import Weights
 from rollouts.episode import Episode, EpisodeStatus
 
 GROUPS: dict[str, Callable[[Episode], bool]] = {
@@ -24,8 +25,8 @@ GROUPS: dict[str, Callable[[Episode], bool]] = {
 _PARTS = ("total", "perf", "parallel", "finish", "critical")
 
 
-def aggregate(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Metrics of a training step, by the names under which they are tracked.
+def aggregate(episodes: Sequence[Episode], weights: Weights | None = None) -> dict[str, float]:
+    """Metrics of a training step, by the names under which they are tracked. ``weights``: also weighted parts.
 
     ``episodes/<status>`` counts all episodes; everything else is a mean over those that did not end FAILED, whose
     numbers are the machine's and not the policy's. ``swarm/finish_rate`` is the mean over episodes that spawned,
@@ -45,11 +46,17 @@ def aggregate(episodes: Sequence[Episode]) -> dict[str, float]:
         "steps/total": _metric(valid, "total_steps"),
         "swarm/subagents": _metric(valid, "subagents"),
         "swarm/spawn_rate": _metric(valid, "spawned"),
+        "swarm/parallelism": _mean(e.metrics["total_steps"] / max(e.metrics["critical_steps"], 1) for e in valid),
         "perf/success": _metric(valid, "success"),
     }
+    if weights is not None:
+        signed = {"perf": 1.0, "parallel": weights.parallel, "finish": weights.finish, "critical": -weights.critical}
+        out |= {f"reward/weighted/{part}": weight * out[f"reward/{part}"] for part, weight in signed.items()}
+    out |= _latencies(valid)
     spawned = [e for e in valid if e.metrics["spawned"]]
     if spawned:
         out["swarm/finish_rate"] = _metric(spawned, "finish_rate")
+        out["swarm/duplicate_rate"] = _mean(duplicate_rate(e) for e in spawned)
     hopeless = [e for e in valid if e.task.oracle is not None and e.task.oracle.width == 0]
     if hopeless:
         out["swarm/useless_spawn_rate"] = _metric(hopeless, "spawned")
@@ -58,6 +65,37 @@ def aggregate(episodes: Sequence[Episode]) -> dict[str, float]:
         out[f"swarm/spawn_rate/{family}"] = _metric(members, "spawned")
         out[f"perf/item_f1/{family}"] = _metric(members, "item_f1")
         out[f"steps/critical/{family}"] = _metric(members, "critical_steps")
+    return out
+
+
+def duplicate_rate(episode: Episode) -> float:
+    """Share of an episode's sub-agents that were asked what an earlier one had been asked, case and spaces aside."""
+    asked = [" ".join(trace.prompt.lower().split()) for trace in episode.subagents]
+    return 1.0 - len(set(asked)) / len(asked) if asked else 0.0
+
+
+def _latencies(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Median and 95th percentile of a model's answer and of a tool's, seconds; the share of tool calls that failed."""
+    turns = [turn for episode in episodes for trace in episode.traces for turn in trace.turns]
+    launching = {call for turn in turns if turn.spawned for call in map(id, turn.calls)}
+    called = [
+        result
+        for turn in turns
+        for call, result in zip(turn.calls, turn.results, strict=False)
+        if id(call) not in launching
+    ]
+    seconds = {
+        "model": [turn.t_model - turn.t_start for turn in turns],
+        "tool": [result.latency_s for result in called],
+    }
+    out = {
+        f"latency/{name}_{label}": float(np.percentile(values, share))
+        for name, values in seconds.items()
+        for label, share in (("p50", 50), ("p95", 95))
+        if values
+    }
+    if called:
+        out["rollouts/tool_error_rate"] = _mean(result.error is not None for result in called)
     return out
 
 

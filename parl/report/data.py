@@ -13,8 +13,10 @@ from typing import Any
 
 from parl.errors import UserError
 from parl.report.episodes import load_episodes
+from parl.report.spread import spread_charts
 from parl.tracking import read_rows
 from rollouts.lookup import shards
+from rollouts.store import StoreError
 
 FAMILIES = ("wide", "list", "swap", "chain", "single_fact")
 
@@ -26,6 +28,7 @@ class RunData:
     name: str
     summary: dict[str, Any] = field(default_factory=dict)
     charts: list[dict[str, Any]] = field(default_factory=list)
+    spread: list[dict[str, Any]] = field(default_factory=list)  # charts over held-out episodes
     episodes: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -51,8 +54,16 @@ def load_run(source: Path, wanted: Sequence[str] = ()) -> RunData:
         run.notes.append("Without metrics.jsonl there are no curves.")
     elif not single.is_file():
         run.notes.append("No single_agent/metrics.jsonl: the curves show the trained policy alone.")
+    run.spread = _spread(source)
     run.charts = _charts(_by_metric(own), _by_metric(single))
     return run
+
+
+def _spread(source: Path) -> list[dict[str, Any]]:
+    try:
+        return spread_charts(source)
+    except StoreError as error:
+        raise UserError(str(error)) from None
 
 
 def _other_runs(run_dir: Path) -> str:

@@ -126,14 +126,37 @@ def _pick(rows: list[dict[str, Any]], count: int) -> list[int]:
     return list(dict.fromkeys(order))[:count]
 
 
-def _packed(
-    source: Path, chosen: Iterable[tuple[_Shard, list[int]]], asked: int, notes: list[str]
-) -> list[dict[str, Any]]:
-    """Read and pack what was chosen, each at most once, until the page is full."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """An episode of a page: its name in links, where it is from, and itself."""
+
+    name: str
+    kind: str
+    episode: Episode
+
+
+def sampled_episodes(source: Path) -> list[Shown]:
+    """The telling episodes of a run or store that a page about it shows, in its order. Raises StoreError."""
+    return [
+        Shown(name=name, kind=shard.title, episode=episode)
+        for name, (shard, episode) in _read(_telling(_find(source))).items()
+    ]
+
+
+def _read(chosen: Iterable[tuple[_Shard, list[int]]]) -> dict[str, tuple[_Shard, Episode]]:
+    """What was chosen, each once, by its name in links."""
     read: dict[str, tuple[_Shard, Episode]] = {}
     for shard, numbers in chosen:
         for episode in read_episodes(shard.path, numbers):
             read.setdefault(_name(shard, episode.task.key, episode.index), (shard, episode))
+    return read
+
+
+def _packed(
+    source: Path, chosen: Iterable[tuple[_Shard, list[int]]], asked: int, notes: list[str]
+) -> list[dict[str, Any]]:
+    """Read and pack what was chosen, each at most once, until the page is full."""
+    read = _read(chosen)
     episodes = [episode for _, episode in read.values()]
     tokenizer = find_tokenizer(_tokenizer_folders(source), episodes[:8])
     if episodes and tokenizer is None:

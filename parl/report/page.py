@@ -57,11 +57,12 @@ def render(run: RunData) -> str:
         _hero(run.summary),
         _verdict(run.summary),
         '<section id="curves"><h2>Training</h2><div class="grid"></div></section>' if run.charts else "",
+        '<section id="spread"><h2>Held-out episodes</h2><div class="grid"></div></section>' if run.spread else "",
         '<section id="swarm"><h2>Swarm viewer</h2></section>' if run.episodes else "",
     ]
     notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
     headings = [{name: value for name, value in e.items() if name != "packed"} for e in run.episodes]
-    data = {"charts": run.charts, "episodes": headings}
+    data = {"charts": run.charts, "spread": run.spread, "episodes": headings}
     packed = "".join(
         f'<script type="text/plain" id="episode-{i}">{episode["packed"]}</script>\n'
         for i, episode in enumerate(run.episodes)

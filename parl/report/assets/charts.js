@@ -13,7 +13,7 @@ function domain(chart) {
 function drawChart(chart, host, width) {
   const height = 200, left = 44, right = 12, top = 18, bottom = 24;
   const xs = chart.series.flatMap(s => s.points.map(p => p[0]));
-  const x0 = Math.min(...xs), x1 = Math.max(Math.max(...xs), x0 + 1), [y0, y1] = domain(chart);
+  const x0 = Math.min(...xs), x1 = chart.x === "score" ? 1 : Math.max(Math.max(...xs), x0 + 1), [y0, y1] = domain(chart);
   const X = v => left + (v - x0) / (x1 - x0) * (width - left - right);
   const Y = v => height - bottom - (v - y0) / (y1 - y0) * (height - top - bottom);
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": chart.title });
@@ -26,11 +26,12 @@ function drawChart(chart, host, width) {
     root.append(svg("line", { x1: left, x2: width - right, y1: Y(v), y2: Y(v), stroke: "var(--grid)" }),
       svg("text", { x: left - 7, y: Y(v) + 4, "text-anchor": "end" }, format(v)));
   }
-  for (const v of ticks(x0, x1, Math.max(2, Math.floor(width / 55))).filter(Number.isInteger)) {
+  const whole = v => chart.x === "score" || Number.isInteger(v);
+  for (const v of ticks(x0, x1, Math.max(2, Math.floor(width / 55))).filter(whole)) {
     root.append(svg("text", { x: X(v), y: height - 7, "text-anchor": "middle" }, format(v)));
   }
   root.append(svg("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, stroke: "var(--line)" }));
-  root.append(svg("text", { x: left - 7, y: height - 7, "text-anchor": "end" }, "step"));
+  root.append(svg("text", { x: left - 7, y: height - 7, "text-anchor": "end" }, chart.x || "step"));
   for (const s of chart.series) {
     const color = `var(--${s.color})`;
     root.append(svg("polyline", { points: s.points.map(p => `${X(p[0])},${Y(p[1])}`).join(" "), fill: "none", stroke: color,
@@ -54,7 +55,7 @@ function drawChart(chart, host, width) {
       rows.push(el("tr", {}, name, el("td", {}, format(point[1]))));
     }
     cursor.setAttribute("visibility", "visible");
-    showTip(event.clientX, event.clientY, el("b", {}, `step ${step}`), el("table", {}, ...rows));
+    showTip(event.clientX, event.clientY, el("b", {}, `${chart.x || "step"} ${format(step)}`), el("table", {}, ...rows));
   };
   root.addEventListener("pointermove", move);
   root.addEventListener("pointerdown", move);
@@ -62,8 +63,8 @@ function drawChart(chart, host, width) {
   host.replaceChildren(root);
 }
 
-const grid = document.querySelector("#curves .grid");
-if (grid) for (const chart of DATA.charts) {
+for (const [place, charts] of [["#curves .grid", DATA.charts], ["#spread .grid", DATA.spread]]) for (const chart of charts) {
+  const grid = document.querySelector(place);
   const plot = el("div");
   const legend = el("div", { class: "legend" });
   for (const s of chart.series) legend.append(el("span", { style: `--c: var(--${s.color})` }, s.name));
