@@ -24,7 +24,7 @@ def spread_charts(run_dir: Path) -> list[dict[str, Any]]:
     """The charts, in the form of :func:`parl.report.data.load_run`; none without stored evaluations. StoreError."""
     found = {kind: path for kind, _, path in shards(run_dir / "eval")}
     rows = {kind: read_columns(found[kind], ("metrics", "status")) for kind, _, _ in _POLICIES if kind in found}
-    metrics = {kind: [row["metrics"] for row in own if _NEEDED <= row["metrics"].keys()] for kind, own in rows.items()}
+    metrics = {kind: [row["metrics"] for row in own if row["metrics"].keys() >= _NEEDED] for kind, own in rows.items()}
 
     def series(points: Any) -> list[dict[str, Any]]:
         out = [
