@@ -1,0 +1,269 @@
+"""The kernels as torch operators ``parl::…``: autograd, fake kernels (shapes without data), an implementation a device.
+
+The implementations are modules with the same plain functions: :mod:`model.kernels.reference` (the specification),
+``cpu_ops`` (C++) and, on CUDA devices, Triton's. Shapes as in the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.kernels import cpu_ops, reference
+
+
+class Routing(NamedTuple):
+    """What a router decides: ``weights`` [T, K], ``ids`` int16 [T, K], ``counts`` int32 [E] of assignments.
+
+    In this order, which is what DeepSpeed's AutoEP asks of a router.
+    """
+
+    weights: Tensor
+    ids: Tensor
+    counts: Tensor
+
+
+class Plan(NamedTuple):
+    """Assignments sorted by expert: ``order`` int32 [S], ``inverse`` int32 [T, K], ``offsets`` int32 [E + 1]."""
+
+    order: Tensor
+    inverse: Tensor
+    offsets: Tensor
+
+
+def implementation(tensor: Tensor) -> Any:
+    """The module that computes on ``tensor``'s device and dtype."""
+    dtype = tensor.dtype if tensor.is_floating_point() else torch.float32
+    return cpu_ops if tensor.device.type == "cpu" and cpu_ops.usable(dtype) else reference
+
+
+def _direct(tensor: Tensor) -> bool:
+    """Whether neither gradients nor tracing watch: then the operator's overhead, a small decode's time, is saved."""
+    return not torch.is_grad_enabled() and type(tensor) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+
+
+# ---------------------------------------------------------------- route
+
+
+def route(
+    logits_TE: Tensor,
+    bias_E: Tensor,
+    forced_TK: Tensor | None = None,
+    *,
+    top_k: int,
+    n_group: int = 1,
+    topk_group: int = 1,
+    norm: bool = True,
+    scale: float = 1.0,
+) -> Routing:
+    """Choose experts and weigh them, see :func:`model.kernels.reference.route_fwd`; gradients reach the logits.
+
+    ``forced_TK`` replays choices; a row of -1 routes live. ValueError (on the CPU, where looking costs nothing) for a
+    row with some -1, or for experts that do not exist.
+    """
+    if forced_TK is not None:
+        forced_TK = forced_TK.to(torch.int16)
+    call = _route if _direct(logits_TE) else torch.ops.parl.route
+    weights, ids, _, counts = call(logits_TE, bias_E, forced_TK, top_k, n_group, topk_group, norm, scale)
+    return Routing(weights, ids, counts)
+
+
+def _route(
+    logits: Tensor,
+    bias: Tensor,
+    forced: Tensor | None,
+    top_k: int,
+    n_group: int,
+    topk_group: int,
+    norm: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if forced is not None and not forced.is_cuda:
+        _check_forced(forced, logits.shape[1])
+    run = implementation(logits).route_fwd
+    ids, weights, scores, counts = run(logits, bias, forced, top_k, n_group, topk_group, norm, scale)
+    return weights, ids, scores, counts  # floats first: torch.library.opcheck sums outputs in the first one's dtype
+
+
+def _check_forced(forced: Tensor, experts: int) -> None:
+    if forced.numel() == 0:
+        return
+    live = forced < 0
+    if bool((live.any(1) != live.all(1)).any()) or int(forced.max()) >= experts:
+        bad = ((live.any(1) != live.all(1)) | (forced >= experts).any(1)).nonzero()[0].item()
+        raise ValueError(
+            f"forced experts of token {int(bad)} are {forced[int(bad)].tolist()}: give ids below {experts}, or -1 in"
+            " all columns for live routing"
+        )
+
+
+_route_op = torch.library.custom_op("parl::route", _route, mutates_args=())
+
+
+@_route_op.register_fake
+def _(logits, bias, forced, top_k, n_group, topk_group, norm, scale):
+    tokens, experts = logits.shape
+    weights = logits.new_empty(tokens, top_k)
+    ids, counts = logits.new_empty(tokens, top_k, dtype=torch.int16), logits.new_empty(experts, dtype=torch.int32)
+    return weights, ids, torch.empty_like(weights), counts
+
+
+@torch.library.custom_op("parl::route_backward", mutates_args=())
+def _route_backward(dweights: Tensor, scores: Tensor, ids: Tensor, experts: int, norm: bool, scale: float) -> Tensor:
+    return implementation(scores).route_bwd(dweights, scores, ids, experts, norm, scale)
+
+
+@_route_backward.register_fake
+def _(dweights, scores, ids, experts, norm, scale):
+    return scores.new_empty(scores.shape[0], experts)
+
+
+def _route_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    _, ids, scores, counts = output
+    ctx.mark_non_differentiable(ids, scores, counts)
+    ctx.save_for_backward(scores, ids)
+    ctx.settings = inputs[0].shape[1], inputs[6], inputs[7]
+
+
+def _route_grad(ctx: Any, dweights: Tensor, _ids: Any, _scores: Any, _counts: Any) -> tuple:
+    dlogits = torch.ops.parl.route_backward(dweights.contiguous(), *ctx.saved_tensors, *ctx.settings)
+    return dlogits, *(None,) * 7
+
+
+torch.library.register_autograd("parl::route", _route_grad, setup_context=_route_setup)
+
+
+# ---------------------------------------------------------------- the router's losses
+
+
+@torch.library.custom_op("parl::router_loss", mutates_args=())
+def router_loss(logits: Tensor, ids: Tensor, sequence: Tensor, sequences: int, balance: float, z: float) -> Tensor:
+    """Balance loss within sequences and z-loss, see :func:`model.kernels.reference.router_loss_fwd`."""
+    return implementation(logits).router_loss_fwd(logits, ids, sequence, sequences, balance, z)
+
+
+@router_loss.register_fake
+def _(logits, ids, sequence, sequences, balance, z):
+    return logits.new_empty(())
+
+
+@torch.library.custom_op("parl::router_loss_backward", mutates_args=())
+def _router_loss_backward(
+    dloss: Tensor, logits: Tensor, ids: Tensor, sequence: Tensor, sequences: int, balance: float, z: float
+) -> Tensor:
+    return implementation(logits).router_loss_bwd(dloss, logits, ids, sequence, sequences, balance, z)
+
+
+@_router_loss_backward.register_fake
+def _(dloss, logits, ids, sequence, sequences, balance, z):
+    return torch.empty_like(logits)
+
+
+def _loss_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.settings = inputs[3:]
+
+
+def _loss_grad(ctx: Any, dloss: Tensor) -> tuple:
+    return torch.ops.parl.router_loss_backward(dloss, *ctx.saved_tensors, *ctx.settings), *(None,) * 5
+
+
+torch.library.register_autograd("parl::router_loss", _loss_grad, setup_context=_loss_setup)
+
+
+# ---------------------------------------------------------------- dispatch
+
+
+def dispatch(ids_TK: Tensor, counts_E: Tensor) -> Plan:
+    """Sort assignments by expert, see :func:`model.kernels.reference.dispatch`; ``counts_E`` is the router's."""
+    return Plan(*(_dispatch if _direct(ids_TK) else torch.ops.parl.dispatch)(ids_TK, counts_E))
+
+
+def _dispatch(ids: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return implementation(ids).dispatch(ids, counts)
+
+
+_dispatch_op = torch.library.custom_op("parl::dispatch", _dispatch, mutates_args=())
+
+
+@_dispatch_op.register_fake
+def _(ids, counts):
+    inverse = ids.new_empty(ids.shape, dtype=torch.int32)
+    return inverse.new_empty(ids.numel()), inverse, inverse.new_empty(counts.shape[0] + 1)
+
+
+# ---------------------------------------------------------------- experts
+
+
+def expert_mlp(
+    x_TD: Tensor,
+    w13_E2ID: Tensor,
+    w2_EDI: Tensor,
+    plan: Plan,
+    weights_TK: Tensor,
+    base_TD: Tensor | None = None,
+) -> Tensor:
+    """Σ_k weight_k · expert_k(x) + base, [T, D], see :func:`model.kernels.reference.expert_mlp_fwd`.
+
+    Kept for the backward pass: the inputs, and hidden [S, 2 I]. ``x``, matrices and ``base`` share a dtype.
+    """
+    call = _expert_mlp if _direct(x_TD) else torch.ops.parl.expert_mlp
+    return call(x_TD, w13_E2ID, w2_EDI, *plan, weights_TK, base_TD)[0]
+
+
+def _expert_mlp(
+    x: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    order: Tensor,
+    inverse: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    base: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return implementation(x).expert_mlp_fwd(x, w13, w2, order, inverse, offsets, weights, base)
+
+
+_expert_mlp_op = torch.library.custom_op("parl::expert_mlp", _expert_mlp, mutates_args=())
+
+
+@_expert_mlp_op.register_fake
+def _(x, w13, w2, order, inverse, offsets, weights, base):
+    return x.new_empty(x.shape), x.new_empty(order.shape[0], w13.shape[1])
+
+
+@torch.library.custom_op("parl::expert_mlp_backward", mutates_args=())
+def _expert_mlp_backward(
+    dout: Tensor,
+    x: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    hidden: Tensor,
+    order: Tensor,
+    inverse: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return implementation(x).expert_mlp_bwd(dout, x, w13, w2, hidden, order, inverse, offsets, weights)
+
+
+@_expert_mlp_backward.register_fake
+def _(dout, x, w13, w2, hidden, order, inverse, offsets, weights):
+    return x.new_empty(x.shape), w13.new_empty(w13.shape), w2.new_empty(w2.shape), weights.new_empty(weights.shape)
+
+
+def _expert_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, w13, w2, order, inverse, offsets, weights, base = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, w13, w2, output[1], order, inverse, offsets, weights)
+    ctx.based = base is not None
+
+
+def _expert_grad(ctx: Any, dout: Tensor, _hidden: Any) -> tuple:
+    dx, dw13, dw2, dweights = torch.ops.parl.expert_mlp_backward(dout.contiguous(), *ctx.saved_tensors)
+    return dx, dw13, dw2, None, None, None, dweights, dout if ctx.based else None
+
+
+torch.library.register_autograd("parl::expert_mlp", _expert_grad, setup_context=_expert_setup)
