@@ -271,7 +271,7 @@ class ReferenceDecoder:
             if isinstance(layer.mlp, SwiGLU):
                 x = x + layer.mlp(h)
                 continue
-            ids, weights = layer.mlp.gate(h[None])
+            weights, ids, _ = layer.mlp.gate(h[None])
             slot = int(slots[position])
             self.routes[slot // PAGE, slot % PAGE, index - self.config.first_k_dense_replace] = ids[0].numpy()
             routed = layer.mlp.experts(h[None], ids, weights)[0]

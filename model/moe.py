@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.int4 import fake_quant
+from model.kernels import ops
+from model.kernels.ops import Routing
 
 
 class SwiGLU(nn.Module):
@@ -43,54 +45,32 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
         self.register_buffer("load_E", torch.zeros(config.n_routed_experts), persistent=False)  # since last balancing
 
-    def forward(self, x_TD: Tensor, routes_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Expert ids int64 [T, K] and their weights [T, K].
+    def forward(self, x_TD: Tensor, routes_TK: Tensor | None = None) -> Routing:
+        """Weights [T, K] of the chosen experts, their ids int16 [T, K], and each expert's number of tokens int32 [E].
 
-        ``routes_TK`` replays recorded choices (-1 = choose live); weights always come from the live scores, so that the
-        router keeps its gradient.
+        ``routes_TK`` replays recorded choices (a row of -1 = choose live); weights always come from the live scores, so
+        that the router keeps its gradient.
         """
         c = self.config
-        scores_TE = torch.sigmoid(F.linear(x_TD.float(), self.weight.float()))  # in float32 whatever the weights are
-        biased = scores_TE.detach() + self.e_score_correction_bias
-        if c.n_group > 1:
-            biased = self._within_best_groups(biased)
-        ids_TK = biased.topk(c.num_experts_per_tok, dim=-1).indices
-        if routes_TK is not None:
-            ids_TK = torch.where(routes_TK >= 0, routes_TK.long(), ids_TK)
-        weights_TK = scores_TE.gather(1, ids_TK)
-        if c.norm_topk_prob:
-            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+        routing = ops.route(
+            F.linear(x_TD.float(), self.weight.float()),  # in float32 whatever the weights are
+            self.e_score_correction_bias,
+            routes_TK,
+            top_k=c.num_experts_per_tok,
+            n_group=c.n_group,
+            topk_group=c.topk_group,
+            norm=c.norm_topk_prob,
+            scale=c.routed_scaling_factor,
+        )
         if self.training:
-            self.load_E += torch.bincount(ids_TK.flatten(), minlength=c.n_routed_experts)
-        return ids_TK, weights_TK * c.routed_scaling_factor
-
-    def _within_best_groups(self, biased_TE: Tensor) -> Tensor:
-        """``biased_TE`` with -inf outside each token's ``topk_group`` best groups, by their two best experts' sum."""
-        c = self.config
-        grouped = biased_TE.unflatten(-1, (c.n_group, -1))
-        best = grouped.topk(2, dim=-1).values.sum(-1).topk(c.topk_group, dim=-1).indices
-        chosen = torch.zeros(grouped.shape[:-1], dtype=torch.bool, device=grouped.device).scatter_(-1, best, True)
-        return grouped.masked_fill(~chosen[..., None], float("-inf")).flatten(-2)
+            self.load_E += routing.counts
+        return routing
 
     @torch.no_grad()
     def balance(self, rate: float) -> None:
         """Auxiliary-loss-free balancing (DeepSeek-V3, 2.1.2): nudge the bias against the load seen since last time."""
         self.e_score_correction_bias += rate * torch.sign(self.load_E.mean() - self.load_E)
         self.load_E.zero_()
-
-
-class _Permute(torch.autograd.Function):
-    """x[order] for a permutation; the gradient is a gather too, so it is deterministic and needs no scatter."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x[order]
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (inverse,) = ctx.saved_tensors
-        return grad[inverse], None, None
 
 
 class Experts(nn.Module):
@@ -108,21 +88,21 @@ class Experts(nn.Module):
         stacked = self.gate_up_proj, self.down_proj
         return (fake_quant(stacked[0]), fake_quant(stacked[1])) if self.quantized else stacked
 
-    def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Σ_k weight_k · expert_k(x) for the K experts of each token, [T, D]."""
-        tokens, top_k = ids_TK.shape
-        flat = ids_TK.flatten()
-        order = torch.argsort(flat, stable=True)
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(order.numel())
-        ends = torch.bincount(flat, minlength=self.gate_up_proj.shape[0]).cumsum(0).to(torch.int32)
-        copies = x_TD[:, None].expand(-1, top_k, -1).reshape(tokens * top_k, -1)
-        sorted_rows = _Permute.apply(copies, order, inverse)
-        gate_up_proj, down_proj = self.matrices()
-        gate, up = F.grouped_mm(sorted_rows, gate_up_proj.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-        out = F.grouped_mm(F.silu(gate) * up, down_proj.transpose(1, 2), offs=ends)
-        out_TKD = _Permute.apply(out, inverse, order).view(tokens, top_k, -1)
-        return (out_TKD * weights_TK[..., None]).sum(1).to(x_TD.dtype)
+    def forward(
+        self,
+        x_TD: Tensor,
+        ids_TK: Tensor,
+        weights_TK: Tensor,
+        counts_E: Tensor | None = None,
+        base_TD: Tensor | None = None,
+    ) -> Tensor:
+        """Σ_k weight_k · expert_k(x) for the K experts of each token, [T, D], + ``base_TD``.
+
+        ``counts_E``: assignments of each expert, as the router counted them.
+        """
+        if counts_E is None:
+            counts_E = torch.bincount(ids_TK.flatten(), minlength=len(self.gate_up_proj)).to(torch.int32)
+        return ops.expert_mlp(x_TD, *self.matrices(), ops.dispatch(ids_TK, counts_E), weights_TK, base_TD)
 
 
 class MixtureOfExperts(nn.Module):
@@ -142,6 +122,6 @@ class MixtureOfExperts(nn.Module):
         """[B, T, D] to [B, T, D]; ``routes_BTK`` replays choices as in :meth:`Router.forward`."""
         x_TD = x_BTD.flatten(0, 1)
         routes_TK = None if routes_BTK is None else routes_BTK.flatten(0, 1)
-        ids_TK, weights_TK = self.gate(x_TD, routes_TK)
-        out = self.experts(x_TD, ids_TK, weights_TK).view_as(x_BTD)
-        return out if self.shared_experts is None else out + self.shared_experts(x_BTD)
+        weights_TK, ids_TK, counts_E = self.gate(x_TD, routes_TK)
+        shared = None if self.shared_experts is None else self.shared_experts(x_TD)
+        return self.experts(x_TD, ids_TK, weights_TK, counts_E, shared).view_as(x_BTD)

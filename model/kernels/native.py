@@ -14,7 +14,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-_SOURCE = Path(__file__).parent / "cpu" / "decoder.cpp"
+_FOLDER = Path(__file__).parent / "cpu"
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
 
 
@@ -43,7 +43,7 @@ def load_library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(_built()))
     except (_BuildError, OSError, subprocess.TimeoutExpired) as error:
-        warnings.warn(f"the slower PyTorch decoder is used, no native kernels: {error}", stacklevel=2)
+        warnings.warn(f"the slower PyTorch decoder and experts are used, no native kernels: {error}", stacklevel=2)
         return None
     library.parl_decoder_new.restype = ctypes.c_void_p
     library.parl_page_floats.restype = ctypes.c_long
@@ -51,18 +51,20 @@ def load_library() -> ctypes.CDLL | None:
 
 
 def _built() -> Path:
-    """The shared library, compiled now if no earlier build fits this source, compiler and processor."""
+    """The shared library, compiled now if no earlier build fits these sources, compiler and processor."""
     compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "")
     if not compiler:
         raise _BuildError("no C++ compiler found (g++ or clang++)")
-    parts = (_SOURCE.read_text(), *compiler, *_FLAGS, _cpu_signature())
-    target = cache_dir() / f"decoder-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    sources = sorted(_FOLDER.glob("*.cpp"))
+    texts = [path.read_text() for path in (*sources, *sorted(_FOLDER.glob("*.hpp")))]
+    parts = (*texts, *compiler, *_FLAGS, _cpu_signature())
+    target = cache_dir() / f"kernels-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # renamed whole: builders never see half a file
         built = Path(folder) / target.name
-        command = [*compiler, *_FLAGS, "-o", str(built), str(_SOURCE)]
+        command = [*compiler, *_FLAGS, "-o", str(built), *map(str, sources)]
         run = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if run.returncode:
             raise _BuildError(f"{' '.join(compiler)} failed:\n{run.stderr[-2000:]}")

@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.kernels import reference
+from model.kernels import cpu_ops, reference
 
 
 class Routing(NamedTuple):
-    """What a router decides: ``ids`` int16 [T, K], ``weights`` [T, K] and ``counts`` int32 [E] of assignments."""
+    """What a router decides: ``weights`` [T, K], ``ids`` int16 [T, K], ``counts`` int32 [E] of assignments.
 
-    ids: Tensor
+    In this order, which is what DeepSpeed's AutoEP asks of a router.
+    """
+
     weights: Tensor
+    ids: Tensor
     counts: Tensor
 
 
@@ -32,7 +35,8 @@ class Plan(NamedTuple):
 
 def implementation(tensor: Tensor) -> Any:
     """The module that computes on ``tensor``'s device and dtype."""
-    return reference
+    dtype = tensor.dtype if tensor.is_floating_point() else torch.float32
+    return cpu_ops if tensor.device.type == "cpu" and cpu_ops.usable(dtype) else reference
 
 
 def _direct(tensor: Tensor) -> bool:
@@ -63,7 +67,7 @@ def route(
         forced_TK = forced_TK.to(torch.int16)
     call = _route if _direct(logits_TE) else torch.ops.parl.route
     weights, ids, _, counts = call(logits_TE, bias_E, forced_TK, top_k, n_group, topk_group, norm, scale)
-    return Routing(ids, weights, counts)
+    return Routing(weights, ids, counts)
 
 
 def _route(

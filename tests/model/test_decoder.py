@@ -87,7 +87,7 @@ def test_native_reference_and_training_forward_agree(shape):
     first, second = log_softmax(fast.feed((0, tokens))), log_softmax(slow.feed((0, tokens)))
     chosen: list[torch.Tensor] = []
     for router in policy.routers():
-        router.register_forward_hook(lambda _, __, out: chosen.append(out[0]))
+        router.register_forward_hook(lambda _, __, out: chosen.append(out.ids))
     with torch.no_grad():
         trained = torch.log_softmax(policy.lm_head(policy.hidden(torch.tensor([tokens]))[0]), dim=-1).numpy()
     np.testing.assert_allclose(first, trained, atol=1e-4)
@@ -326,7 +326,7 @@ def test_without_a_working_compiler_the_reference_decoder_serves_after_one_warni
         decoders = [make_decoder(tiny_model(), 2) for _ in range(3)]
     assert len(seen) == 1
     assert all(isinstance(decoder, ReferenceDecoder) for decoder in decoders)
-    assert not list(fresh_library.glob("decoder-*"))
+    assert not list(fresh_library.glob("kernels-*"))
 
 
 def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(fresh_library, monkeypatch):
@@ -350,7 +350,7 @@ def test_builders_at_once_never_see_half_a_library(fresh_library, monkeypatch, t
     for builder in builders:
         builder.start()
     while any(builder.is_alive() for builder in builders):
-        assert all(file.read_bytes() == content for file in fresh_library.glob("decoder-*.so"))
+        assert all(file.read_bytes() == content for file in fresh_library.glob("kernels-*.so"))
     assert seen == [content] * 4
     assert len(list(fresh_library.iterdir())) == 1  # no temporary folder stays
 

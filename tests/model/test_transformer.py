@@ -40,7 +40,7 @@ def recorded_routes(policy: Transformer, tokens: Tensor) -> Tensor:
     """The experts that a live forward chooses, int16 [B, T, L, K]."""
     chosen: list[Tensor] = []
     hooks = [
-        router.register_forward_hook(lambda _, __, out: chosen.append(out[0].view(*tokens.shape, -1)))
+        router.register_forward_hook(lambda _, __, out: chosen.append(out.ids.view(*tokens.shape, -1)))
         for router in policy.routers()
     ]
     with torch.no_grad():

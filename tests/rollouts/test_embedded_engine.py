@@ -144,7 +144,7 @@ async def test_routes_tile_the_stream_and_are_the_ones_that_a_forward_chooses():
     np.testing.assert_array_equal(shared.routes, got)
     policy, live = random_policy(CONFIG), []
     for router in policy.routers():
-        router.register_forward_hook(lambda _, __, out: live.append(out[0]))
+        router.register_forward_hook(lambda _, __, out: live.append(out.ids))
     with torch.no_grad():
         policy.hidden(torch.tensor([stream[: len(got)]]))
     np.testing.assert_array_equal(got, torch.stack(live, dim=1).numpy())

@@ -1,0 +1,314 @@
+// Router, dispatch and experts of a mixture-of-experts block, forward and backward (model/kernels/reference.py is the
+// specification). Threads split independent outputs only, so their number changes no bit.
+//
+// Legend: T tokens, D hidden, E experts, K experts a token, I expert width, S = T K assignments sorted by expert.
+
+#include <vector>
+
+#include "gemm.hpp"
+#include "route.hpp"
+
+using namespace parl;
+
+namespace {
+
+struct Experts {  // what forward and backward share
+    int T, D, E, I, K, threads;
+    const int *order, *inverse, *offsets;
+    const float* weights;  // [T][K]
+    long S() const { return long(T) * K; }
+};
+
+struct Item {
+    int expert, row, rows, begin, end;  // sorted rows; columns [begin, end)
+};
+
+// Rows of each expert in pieces of at most MC, columns in pieces where the rows alone would leave threads idle.
+std::vector<Item> items(const Experts& m, int columns) {
+    std::vector<Item> out;
+    int piece = int(std::min<long>(MC, m.S() / (4L * m.threads) + 1));
+    piece = std::max((piece + MR - 1) / MR * MR, 8 * MR);
+    for (int e = 0; e < m.E; e++) {
+        int rows = m.offsets[e + 1] - m.offsets[e], parts = (rows + piece - 1) / piece;
+        int size = parts ? ((rows + parts - 1) / parts + MR - 1) / MR * MR : 0;  // of one length, not a rest at the end
+        for (int r = 0; r < rows; r += size)
+            out.push_back({e, m.offsets[e] + r, std::min(size, rows - r), 0, columns});
+    }
+    int splits = m.threads > 1 ? int(4L * m.threads / std::max<size_t>(out.size(), 1)) : 1;
+    int width = splits > 1 ? ((columns + splits - 1) / splits + 4 * NR - 1) / (4 * NR) * (4 * NR) : columns;
+    if (width >= columns) return out;
+    std::vector<Item> cut;
+    for (const Item& i : out)
+        for (int j = 0; j < columns; j += width)
+            cut.push_back({i.expert, i.row, i.rows, j, std::min(columns, j + width)});
+    return cut;
+}
+
+Scratch& scratch() {
+    static thread_local Scratch s;
+    return s;
+}
+
+template <class T>
+v16 load_block(const T* p, int left) {  // up to 16, zeros behind
+    if (left >= 16) {
+        v16 out;
+        v8 a = load8(p), b = load8(p + 8);
+        std::memcpy(&out, &a, 32);
+        std::memcpy(reinterpret_cast<char*>(&out) + 32, &b, 32);
+        return out;
+    }
+    float x[16] = {};
+    for (int i = 0; i < left; i++) x[i] = load1(p + i);
+    return load16(x);
+}
+template <class T>
+void store_block(T* p, v16 v, int left) {
+    float x[16];
+    store16(x, v);
+    if (left >= 16) {
+        store8(p, load8(x));
+        store8(p + 8, load8(x + 8));
+    } else {
+        for (int i = 0; i < left; i++) store1(p + i, x[i]);
+    }
+}
+
+template <class T>
+void convert(const float* from, long n, T* to) {
+    for (long i = 0; i < n; i += 16) store_block(to + i, load_block(from + i, int(std::min(16L, n - i))), int(std::min(16L, n - i)));
+}
+
+// Gate and up columns [begin, end) of an item's rows, and silu(gate) up.
+template <class T>
+void up(const Experts& m, const Item& it, const T* x, const T* w13, T* hidden, float* act) {
+    Scratch& s = scratch();
+    int width = it.end - it.begin;
+    Operand<T> a{x, m.D, m.D, false, m.order, m.K};
+    Operand<T> b{w13 + long(it.expert) * 2 * m.I * m.D, m.D, m.D};
+    float* c;
+    long ld;
+    if constexpr (sizeof(T) == 4) {
+        c = hidden + long(it.row) * 2 * m.I + it.begin, ld = 2 * m.I;
+    } else {
+        c = s.at_least(s.c, size_t(it.rows) * 2 * width), ld = 2 * width;
+    }
+    long second = sizeof(T) == 4 ? m.I : width;  // where up begins
+    if (width == m.I) {
+        gemm(a, b, it.row, it.rows, 0, 2 * m.I, 0, m.D, c, ld, s);
+    } else {
+        gemm(a, b, it.row, it.rows, it.begin, width, 0, m.D, c, ld, s);
+        gemm(a, b, it.row, it.rows, m.I + it.begin, width, 0, m.D, c + second, ld, s);
+    }
+    for (int r = 0; r < it.rows; r++)
+        for (int i = 0; i < width; i += 16) {
+            int left = width - i;
+            v16 g = load_block(c + r * ld + i, left), u = load_block(c + r * ld + second + i, left);
+            store_block(act + long(it.row + r) * m.I + it.begin + i, g / (1.0f + vexp(-g)) * u, left);
+            if constexpr (sizeof(T) != 4) {
+                T* h = hidden + long(it.row + r) * 2 * m.I + it.begin + i;
+                store_block(h, g, left);
+                store_block(h + m.I, u, left);
+            }
+        }
+}
+
+template <class T>
+void combine(const Experts& m, int t, const float* rows, const float* weights, const T* base, T* out) {
+    for (int d = 0; d < m.D; d += 16) {
+        int left = m.D - d;
+        v16 sum = {};
+        for (int k = 0; k < m.K; k++) {
+            v16 y = load_block(rows + long(m.inverse[long(t) * m.K + k]) * m.D + d, left);
+            sum += weights ? y * weights[long(t) * m.K + k] : y;
+        }
+        if (base) sum += load_block(base + long(t) * m.D + d, left);
+        store_block(out + long(t) * m.D + d, sum, left);
+    }
+}
+
+template <class T>
+void forward(const Experts& m, const T* x, const T* w13, const T* w2, const T* base, T* hidden, float* act, float* y,
+             T* out) {
+    std::vector<Item> first = items(m, m.I), second = items(m, m.D);
+#pragma omp parallel num_threads(m.threads)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < first.size(); i++) up(m, first[i], x, w13, hidden, act);
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < second.size(); i++) {
+            const Item& it = second[i];
+            gemm(Operand<float>{act, m.I, m.I}, Operand<T>{w2 + long(it.expert) * m.D * m.I, m.I, m.I}, it.row, it.rows,
+                 it.begin, it.end - it.begin, 0, m.I, y + long(it.row) * m.D + it.begin, m.D, scratch());
+        }
+#pragma omp for schedule(static)
+        for (int t = 0; t < m.T; t++) combine(m, t, y, m.weights, base, out);
+    }
+}
+
+// From da = dout W2 of sorted row s (unweighted): the weight's gradient, dh [2 I] and weight * act [I].
+template <class T>
+void through_swiglu(const Experts& m, long s, const T* hidden, const float* da, float* dh, float* act, float* dweights) {
+    const T* h = hidden + s * 2 * m.I;
+    float weight = m.weights[m.order[s]];
+    v16 sum = {};
+    for (int i = 0; i < m.I; i += 16) {
+        int left = m.I - i;
+        v16 g = load_block(h + i, left), u = load_block(h + m.I + i, left), d = load_block(da + i, left);
+        v16 sigmoid = 1.0f / (1.0f + vexp(-g)), silu = g * sigmoid;
+        sum += d * (silu * u);
+        d *= weight;
+        store_block(act + i, silu * u * weight, left);
+        store_block(dh + i, d * u * (sigmoid + silu * (1.0f - sigmoid)), left);
+        store_block(dh + m.I + i, d * silu, left);
+    }
+    dweights[m.order[s]] = hsum(sum);
+}
+
+// Rows [begin, end) of an expert's weight gradient [rows][n]: sum over its sorted rows k of a(i, k) b(j, k).
+template <class T, class TA, class TB>
+void weight_gradient(const Experts& m, const Item& it, const Operand<TA>& a, const Operand<TB>& b, int n, T* out) {
+    Scratch& s = scratch();
+    int from = m.offsets[it.expert], k = m.offsets[it.expert + 1] - from, rows = it.end - it.begin;
+    if constexpr (sizeof(T) == 4) {
+        gemm(a, b, it.begin, rows, 0, n, from, k, out + long(it.begin) * n, n, s);
+    } else {
+        float* c = s.at_least(s.c, size_t(rows) * n);
+        gemm(a, b, it.begin, rows, 0, n, from, k, c, n, s);
+        convert(c, long(rows) * n, out + long(it.begin) * n);
+    }
+}
+
+std::vector<Item> row_blocks(int experts, int rows) {
+    std::vector<Item> out;
+    int parts = (rows + MC - 1) / MC, size = ((rows + parts - 1) / parts + MR - 1) / MR * MR;
+    for (int e = 0; e < experts; e++)
+        for (int r = 0; r < rows; r += size) out.push_back({e, 0, 0, r, std::min(rows, r + size)});
+    return out;
+}
+
+// dh [S][2 I], act [S][I] and dxs [S][D] are room for what lies between.
+template <class T>
+void backward(const Experts& m, const T* dout, const T* x, const T* w13, const T* w2, const T* hidden, float* dh,
+              float* act, float* dxs, T* dx, T* dw13, T* dw2, float* dweights) {
+    std::vector<Item> rows = items(m, m.I), second = items(m, m.D), b13 = row_blocks(m.E, 2 * m.I), b2 = row_blocks(m.E, m.D);
+    Operand<T> dout_rows{dout, m.D, m.D, false, m.order, m.K}, dout_columns{dout, m.D, m.D, true, m.order, m.K};
+    Operand<T> x_columns{x, m.D, m.D, true, m.order, m.K};
+    Operand<float> dh_rows{dh, 2 * m.I, 2 * m.I}, dh_columns{dh, 2 * m.I, 2 * m.I, true}, act_columns{act, m.I, m.I, true};
+#pragma omp parallel num_threads(m.threads)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < rows.size(); i++) {
+            const Item& it = rows[i];
+            Operand<T> w{w2 + long(it.expert) * m.D * m.I, m.I, m.I, true};
+            gemm(dout_rows, w, it.row, it.rows, it.begin, it.end - it.begin, 0, m.D, act + long(it.row) * m.I + it.begin, m.I,
+                 scratch());
+        }
+#pragma omp for schedule(static)
+        for (long s = 0; s < m.S(); s++) through_swiglu(m, s, hidden, act + s * m.I, dh + s * 2 * m.I, act + s * m.I, dweights);
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < second.size(); i++) {
+            const Item& it = second[i];
+            Operand<T> w{w13 + long(it.expert) * 2 * m.I * m.D, m.D, m.D, true};
+            gemm(dh_rows, w, it.row, it.rows, it.begin, it.end - it.begin, 0, 2 * m.I, dxs + long(it.row) * m.D + it.begin,
+                 m.D, scratch());
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < b13.size(); i++)
+            weight_gradient(m, b13[i], dh_columns, x_columns, m.D, dw13 + long(b13[i].expert) * 2 * m.I * m.D);
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < b2.size(); i++)
+            weight_gradient(m, b2[i], dout_columns, act_columns, m.I, dw2 + long(b2[i].expert) * m.D * m.I);
+#pragma omp for schedule(static)
+        for (int t = 0; t < m.T; t++) combine<T>(m, t, dxs, nullptr, nullptr, dx);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// ints: T, E, K, groups, topk_groups, norm, threads
+void parl_route(const int* ints, float scale, const float* logits, const float* bias, const int16_t* forced, int16_t* ids,
+                float* weights, float* scores, int* counts) {
+    int T = ints[0], E = ints[1], K = ints[2], threads = ints[6];
+    RouteShape shape{E, K, ints[3], ints[4], ints[5] != 0, scale};
+    std::memset(counts, 0, sizeof(int) * E);
+#pragma omp parallel num_threads(threads)
+    {
+        RouteScratch room(shape);
+        std::vector<int> seen(E);
+#pragma omp for schedule(static)
+        for (int t = 0; t < T; t++) {
+            long at = long(t) * K;
+            route_token(shape, room, logits + long(t) * E, bias, forced ? forced + at : nullptr, ids + at, weights + at,
+                        scores + at);
+            for (int k = 0; k < K; k++) seen[ids[at + k]]++;
+        }
+#pragma omp critical
+        for (int e = 0; e < E; e++) counts[e] += seen[e];
+    }
+}
+
+// ints: T, E, K, norm, threads
+void parl_route_backward(const int* ints, float scale, const float* dweights, const float* scores, const int16_t* ids,
+                         float* dlogits) {
+    int T = ints[0], E = ints[1], K = ints[2], norm = ints[3];
+#pragma omp parallel for schedule(static) num_threads(ints[4])
+    for (int t = 0; t < T; t++) {
+        const float *d = dweights + long(t) * K, *s = scores + long(t) * K;
+        float* out = dlogits + long(t) * E;
+        std::memset(out, 0, sizeof(float) * E);
+        float total = 1e-20f, dot = 0;
+        for (int k = 0; k < K; k++) total += s[k], dot += d[k] * scale * s[k];
+        for (int k = 0; k < K; k++) {
+            float ds = norm ? (d[k] * scale - dot / total) / total : d[k] * scale;
+            out[ids[long(t) * K + k]] += ds * s[k] * (1 - s[k]);  // a forced row may name an expert twice
+        }
+    }
+}
+
+// Stable counting sort; returns 1 if an id is no expert's.
+int parl_dispatch(long S, int E, const int16_t* ids, int* order, int* inverse, int* offsets) {
+    std::memset(offsets, 0, sizeof(int) * (E + 1));
+    for (long i = 0; i < S; i++) {
+        if (ids[i] < 0 || ids[i] >= E) return 1;
+        offsets[ids[i] + 1]++;
+    }
+    for (int e = 0; e < E; e++) offsets[e + 1] += offsets[e];
+    std::vector<int> next(offsets, offsets + E);
+    for (long i = 0; i < S; i++) {
+        int place = next[ids[i]]++;
+        inverse[i] = place;
+        order[place] = int(i);
+    }
+    return 0;
+}
+
+// ints: T, D, E, I, K, threads, whether bfloat16. plan: order, inverse, offsets.
+void parl_expert_mlp(const int* ints, const int* const* plan, const float* weights, const void* const* in, void* hidden,
+                     float* act, float* y, void* out) {
+    Experts m{ints[0], ints[1], ints[2], ints[3], ints[4], ints[5], plan[0], plan[1], plan[2], weights};
+    auto run = [&](auto zero) {
+        using T = decltype(zero);
+        auto p = [&](int i) { return static_cast<const T*>(in[i]); };
+        forward<T>(m, p(0), p(1), p(2), p(3), static_cast<T*>(hidden), act, y, static_cast<T*>(out));
+    };
+    if (ints[6]) run(bf16{});
+    else run(0.0f);
+}
+
+// in: dout, x, w13, w2, hidden; out: dx, dw13, dw2; room: dh, act, dxs.
+void parl_expert_mlp_backward(const int* ints, const int* const* plan, const float* weights, const void* const* in,
+                              float* const* room, void* const* out, float* dweights) {
+    Experts m{ints[0], ints[1], ints[2], ints[3], ints[4], ints[5], plan[0], plan[1], plan[2], weights};
+    auto run = [&](auto zero) {
+        using T = decltype(zero);
+        auto p = [&](int i) { return static_cast<const T*>(in[i]); };
+        auto q = [&](int i) { return static_cast<T*>(out[i]); };
+        backward<T>(m, p(0), p(1), p(2), p(3), p(4), room[0], room[1], room[2], q(0), q(1), q(2), dweights);
+    };
+    if (ints[6]) run(bf16{});
+    else run(0.0f);
+}
+}

@@ -1,0 +1,110 @@
+// Vectors of floats through the compiler's own vector types: one source for AVX2, AVX-512 and any other processor.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace parl {
+
+#if defined(__AVX512F__)
+constexpr int VL = 16;  // floats in the widest vector
+#else
+constexpr int VL = 8;
+#endif
+typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
+typedef float v16 __attribute__((vector_size(64), aligned(4)));
+typedef float v8 __attribute__((vector_size(32), aligned(4)));
+typedef float v4 __attribute__((vector_size(16), aligned(4)));
+typedef int32_t i16v __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t u8v __attribute__((vector_size(32), aligned(4)));
+typedef uint16_t h8v __attribute__((vector_size(16), aligned(2)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline vf loadv(const float* p) { return *reinterpret_cast<const vf*>(p); }
+inline void storev(float* p, vf v) { *reinterpret_cast<vf*>(p) = v; }
+inline v16 load16(const float* p) { return *reinterpret_cast<const v16*>(p); }
+inline void store16(float* p, v16 v) { *reinterpret_cast<v16*>(p) = v; }
+inline v16 splat(float x) { return v16{} + x; }
+
+inline v8 load8(const float* p) { return *reinterpret_cast<const v8*>(p); }
+inline v8 load8(const bf16* p) {
+    u8v wide = __builtin_convertvector(*reinterpret_cast<const h8v*>(p), u8v) << 16;
+    v8 out;
+    std::memcpy(&out, &wide, 32);
+    return out;
+}
+inline void store8(float* p, v8 v) { *reinterpret_cast<v8*>(p) = v; }
+inline void store8(bf16* p, v8 v) {  // to nearest, ties to even; a NaN stays one
+    u8v bits;
+    std::memcpy(&bits, &v, 32);
+    u8v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    rounded = (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
+    *reinterpret_cast<h8v*>(p) = __builtin_convertvector(rounded, h8v);
+}
+inline float load1(const float* p) { return *p; }
+inline float load1(const bf16* p) {
+    uint32_t wide = uint32_t(p->bits) << 16;
+    float out;
+    std::memcpy(&out, &wide, 4);
+    return out;
+}
+inline void store1(float* p, float x) { *p = x; }
+inline void store1(bf16* p, float x) {
+    bf16 out[8];
+    store8(out, v8{} + x);
+    *p = out[0];
+}
+
+inline float hsum(v16 v) {  // halves onto each other, four times
+    v8 a, b;
+    v4 c, d;
+    std::memcpy(&a, &v, 32);
+    std::memcpy(&b, reinterpret_cast<const char*>(&v) + 32, 32);
+    a += b;
+    std::memcpy(&c, &a, 16);
+    std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
+    c += d;
+    return (c[0] + c[2]) + (c[1] + c[3]);
+}
+inline v16 vmin(v16 a, v16 b) { return a < b ? a : b; }
+inline v16 vmax(v16 a, v16 b) { return a > b ? a : b; }
+inline float hmax(v16 v) {
+    v8 a, b;
+    v4 c, d;
+    std::memcpy(&a, &v, 32);
+    std::memcpy(&b, reinterpret_cast<const char*>(&v) + 32, 32);
+    a = a > b ? a : b;
+    std::memcpy(&c, &a, 16);
+    std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
+    c = c > d ? c : d;
+    return std::max(std::max(c[0], c[2]), std::max(c[1], c[3]));
+}
+
+// exp by range reduction and a degree-5 polynomial (Cephes coefficients), relative error below 2e-7.
+inline v16 vexp(v16 x) {
+    x = vmin(splat(88.0f), vmax(splat(-87.0f), x));  // in this order a NaN stays one
+    v16 n = x * 1.44269504f;
+    i16v k = __builtin_convertvector(n + (n < 0.0f ? splat(-0.5f) : splat(0.5f)), i16v);
+    v16 kf = __builtin_convertvector(k, v16);
+    v16 r = x - kf * 0.693359375f + kf * 2.12194440e-4f;
+    v16 p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    i16v bits = (k + 127) << 23;
+    v16 scale;
+    std::memcpy(&scale, &bits, 64);
+    return p * scale;
+}
+inline float sexp(float x) { return vexp(splat(x))[0]; }
+
+}  // namespace parl

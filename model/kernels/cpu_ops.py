@@ -1,0 +1,149 @@
+"""The kernels on the CPU: C++ (``cpu/moe.cpp``) through ctypes, float32 and bfloat16, as many threads as torch has.
+
+Functions and shapes are those of :mod:`model.kernels.reference`; :mod:`model.kernels.ops` has checked their arguments.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from model.kernels.native import load_library
+from model.kernels.reference import router_loss_bwd as router_loss_bwd  # dense and small: torch's operators do
+from model.kernels.reference import router_loss_fwd as router_loss_fwd
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def usable(dtype: torch.dtype) -> bool:
+    """Whether these kernels take ``dtype`` and could be built."""
+    return dtype in DTYPES and load_library() is not None
+
+
+def _library() -> ctypes.CDLL:
+    library = load_library()
+    assert library is not None, "usable() was not asked"
+    return library
+
+
+def _ints(*values: int) -> ctypes.Array:
+    return (ctypes.c_int * len(values))(*values)
+
+
+def _at(tensor: Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
+
+
+def _pointers(*tensors: Tensor | None) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+
+
+def route_fwd(
+    logits_TE: Tensor,
+    bias_E: Tensor,
+    forced_TK: Tensor | None,
+    top_k: int,
+    n_group: int,
+    topk_group: int,
+    norm: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(ids int16 [T, K], weights [T, K], scores [T, K], counts int32 [E])."""
+    logits, bias = logits_TE.float().contiguous(), bias_E.float().contiguous()
+    forced = None if forced_TK is None else forced_TK.to(torch.int16).contiguous()
+    tokens, experts = logits.shape
+    ids = torch.empty(tokens, top_k, dtype=torch.int16)
+    weights, scores = torch.empty(tokens, top_k), torch.empty(tokens, top_k)
+    counts = torch.empty(experts, dtype=torch.int32)
+    ints = _ints(tokens, experts, top_k, n_group, topk_group, norm, _threads(tokens * experts))
+    outputs = map(_at, (logits, bias, forced, ids, weights, scores, counts))
+    _library().parl_route(ints, ctypes.c_float(scale), *outputs)
+    return ids, weights, scores, counts
+
+
+def _threads(work: int) -> int:
+    """One for what takes less time than waking another."""
+    return torch.get_num_threads() if work > 20_000 else 1
+
+
+def route_bwd(dweights_TK: Tensor, scores_TK: Tensor, ids_TK: Tensor, experts: int, norm: bool, scale: float) -> Tensor:
+    """Gradient [T, E] with respect to the logits."""
+    tokens, top_k = ids_TK.shape
+    out = torch.empty(tokens, experts)
+    ints = _ints(tokens, experts, top_k, norm, _threads(tokens * experts))
+    tensors = map(_at, (dweights_TK.float().contiguous(), scores_TK.contiguous(), ids_TK.contiguous(), out))
+    _library().parl_route_backward(ints, ctypes.c_float(scale), *tensors)
+    return out
+
+
+def dispatch(ids_TK: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(order int32 [S], inverse int32 [T, K], offsets int32 [E + 1]); ValueError for an id that is no expert's."""
+    ids = ids_TK.to(torch.int16).contiguous()
+    inverse = torch.empty(ids.shape, dtype=torch.int32)
+    order, offsets = inverse.new_empty(ids.numel()), inverse.new_empty(len(counts_E) + 1)
+    size = ctypes.c_long(ids.numel())
+    if _library().parl_dispatch(size, len(counts_E), _at(ids), _at(order), _at(inverse), _at(offsets)):
+        raise ValueError(f"expert ids from {int(ids.min())} to {int(ids.max())}: there are {len(counts_E)} experts")
+    return order, inverse, offsets
+
+
+def _shape(x: Tensor, w2: Tensor, inverse: Tensor) -> ctypes.Array:
+    (tokens, hidden), (experts, _, width), top_k = x.shape, w2.shape, inverse.shape[1]
+    threads = _threads(tokens * top_k * hidden * width // 50)
+    return _ints(tokens, hidden, experts, width, top_k, threads, x.dtype == torch.bfloat16)
+
+
+def expert_mlp_fwd(
+    x_TD: Tensor,
+    w13_E2ID: Tensor,
+    w2_EDI: Tensor,
+    order_S: Tensor,
+    inverse_TK: Tensor,
+    offsets: Tensor,
+    weights_TK: Tensor,
+    base_TD: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(out [T, D], hidden [S, 2 I])."""
+    x, w13, w2, weights = x_TD.contiguous(), w13_E2ID.contiguous(), w2_EDI.contiguous(), weights_TK.float().contiguous()
+    base = None if base_TD is None else base_TD.contiguous()
+    size, width = len(order_S), w2.shape[2]
+    hidden, out = x.new_empty(size, 2 * width), torch.empty_like(x)
+    act, y = torch.empty(size, width), torch.empty(size, x.shape[1])
+    plan, tensors = _pointers(order_S, inverse_TK, offsets), _pointers(x, w13, w2, base)
+    ints = _shape(x, w2, inverse_TK)
+    _library().parl_expert_mlp(ints, plan, _at(weights), tensors, _at(hidden), _at(act), _at(y), _at(out))
+    return out, hidden
+
+
+def expert_mlp_bwd(
+    dout_TD: Tensor,
+    x_TD: Tensor,
+    w13_E2ID: Tensor,
+    w2_EDI: Tensor,
+    hidden: Tensor,
+    order_S: Tensor,
+    inverse_TK: Tensor,
+    offsets: Tensor,
+    weights_TK: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients (dx [T, D], dw13 [E, 2 I, D], dw2 [E, D, I], dweights [T, K])."""
+    dout, x, w13, w2 = (
+        dout_TD.to(x_TD.dtype).contiguous(),
+        x_TD.contiguous(),
+        w13_E2ID.contiguous(),
+        w2_EDI.contiguous(),
+    )
+    weights, size, width = weights_TK.float().contiguous(), len(order_S), w2.shape[2]
+    dx, dw13, dw2, dweights = (
+        torch.empty_like(x),
+        torch.empty_like(w13),
+        torch.empty_like(w2),
+        torch.empty_like(weights),
+    )
+    room = torch.empty(size, 2 * width), torch.empty(size, width), torch.empty(size, x.shape[1])
+    tensors, outputs = _pointers(dout, x, w13, w2, hidden), _pointers(dx, dw13, dw2)
+    plan, ints = _pointers(order_S, inverse_TK, offsets), _shape(x, w2, inverse_TK)
+    _library().parl_expert_mlp_backward(ints, plan, _at(weights), tensors, _pointers(*room), outputs, _at(dweights))
+    return dx, dw13, dw2, dweights
