@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for a GPU that need not be there, and prints what the compiler made of it.
 
-    python benchmarks/kernels_compile.py [--arch 90] [--shape k25 | small] [--json FILE]
+    python benchmarks/kernels_compile.py [--arch 90] [--shape k25 | small] [--bf16] [--json FILE]
 
 The wrappers of ``model.kernels.triton`` run on tensors without data; each launch is compiled for the architecture
 instead of being started, down to machine code (``ptxas`` comes with Triton). Printed: registers a thread, bytes of its
@@ -131,10 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, default=90, help="compute capability without the dot: 80, 90, 100")
     parser.add_argument("--shape", choices=sorted(SHAPES), default="k25")
+    parser.add_argument("--bf16", action="store_true", help="only this dtype")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with compiling(args.arch) as rows:
-        launch_all(SHAPES[args.shape], (torch.bfloat16, torch.float32))
+        launch_all(SHAPES[args.shape], (torch.bfloat16,) if args.bf16 else (torch.bfloat16, torch.float32))
     print(f"triton {triton.__version__}, sm_{args.arch}, shape {args.shape}")
     print(f"{'kernel':34} {'dtype':14} warps stages regs stack shared wgmma copies")
     for r in rows:

@@ -60,7 +60,7 @@ _SIXTEEN = {
 }
 _THIRTY_TWO = dict.fromkeys(_SIXTEEN, Tiles(64, 64, 32, warps=4, stages=3))  # no matrix unit multiplies these exactly
 _THIRTY_TWO |= {"up": Tiles(64, 32, 32, warps=4, stages=3)}
-_INTERPRETED = dict.fromkeys(_SIXTEEN, Tiles(16, 16, 16))  # several tiles even for a test's small shapes
+_INTERPRETED = dict.fromkeys(_SIXTEEN, Tiles(16, 32, 32))  # several tiles even for a test's small shapes
 _FAST_ROWS = ((16, 16), (48, 32), (96, 64))  # up to so many rows an expert, tiles of so many rows
 
 _current = Settings()
