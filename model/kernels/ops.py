@@ -6,6 +6,8 @@ The implementations are modules with the same plain functions: :mod:`model.kerne
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +38,8 @@ class Plan(NamedTuple):
 def implementation(tensor: Tensor) -> Any:
     """The module that computes on ``tensor``'s device and dtype."""
     dtype = tensor.dtype if tensor.is_floating_point() else torch.float32
+    if tensor.is_cuda and dtype != torch.float64 and importlib.util.find_spec("triton"):
+        return importlib.import_module("model.kernels.triton")  # only here: the CPU needs no triton
     return cpu_ops if tensor.device.type == "cpu" and cpu_ops.usable(dtype) else reference
 
 

@@ -1,0 +1,23 @@
+"""The kernels on a GPU, in Triton: the functions of :mod:`model.kernels.reference` for tensors on a CUDA device.
+
+Importing this needs the package ``triton``, which CUDA builds of torch bring along; nothing else imports it before a
+tensor on a GPU asks for it. With ``TRITON_INTERPRET=1`` set before the first import the kernels run on the CPU, slowly.
+"""
+
+from model.kernels.reference import router_loss_bwd, router_loss_fwd  # dense and off by default: torch's operators do
+from model.kernels.triton.dispatch import dispatch
+from model.kernels.triton.expert_grad import expert_mlp_bwd
+from model.kernels.triton.expert_mlp import expert_mlp_fwd
+from model.kernels.triton.fake_quant import fake_quant_int4_g32
+from model.kernels.triton.route import route_bwd, route_fwd
+
+__all__ = [
+    "dispatch",
+    "expert_mlp_bwd",
+    "expert_mlp_fwd",
+    "fake_quant_int4_g32",
+    "route_bwd",
+    "route_fwd",
+    "router_loss_bwd",
+    "router_loss_fwd",
+]

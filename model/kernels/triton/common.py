@@ -1,0 +1,51 @@
+"""What the Triton kernels share: rounding, products, and the order in which persistent programs take their tiles."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)  # decided when triton is imported, as its own decorators do
+NUMPY = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """``x`` float32 rounded to ``DTYPE``, ties to even. The interpreter cuts bfloat16 off instead of rounding it."""
+    if NUMPY and tl.bfloat16 == DTYPE:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x.to(DTYPE)
+
+
+@triton.jit
+def product(a, b, acc):
+    """acc + a b in float32. The interpreter's bfloat16 product is wrong (it multiplies bit patterns), so it widens."""
+    if NUMPY:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def place(tile, row_tiles, column_tiles, BAND: tl.constexpr):
+    """(row tile, column tile) of a linear tile: bands of ``BAND`` row tiles, columns outside, so that L2 is reused."""
+    band = tile // (BAND * column_tiles)
+    first = band * BAND
+    size = tl.minimum(row_tiles - first, BAND)
+    inside = tile - first * column_tiles
+    return first + inside % size, inside // size
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not below ``number``: tiles have no other sides."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def programs(tensor: Tensor, per_processor: int = 1) -> int:
+    """Programs of a persistent grid; three under the interpreter, so that loops over tiles are exercised."""
+    if not tensor.is_cuda:
+        return 3
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count * per_processor
