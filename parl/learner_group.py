@@ -66,7 +66,9 @@ class LearnerGroup:
         settings = {"denominator": float(denominator(rows)), "temperature": temperature, "lr_scale": lr_scale}
         if objective.ptx:
             settings["text_denominator"] = weight
-        shares = zip(self._ranks, self._deal(rows), self._deal(list(texts)), strict=True)
+        shares = zip(
+            self._ranks, deal_rows(rows, len(self._ranks)), deal_rows(list(texts), len(self._ranks)), strict=True
+        )
         calls = [
             rank.policy_step.remote(share, objective, micro_tokens=self._micro_tokens, texts=read, **settings)
             for rank, share, read in shares
@@ -86,7 +88,7 @@ class LearnerGroup:
         self._all("set_reference", ray.put(weights))
 
     def _logprobs(self, rows: list[Row], temperature: float, *, reference: bool) -> list[np.ndarray]:
-        shares = self._deal(rows)
+        shares = deal_rows(rows, len(self._ranks))
         settings = {"temperature": temperature, "micro_tokens": self._micro_tokens, "reference": reference}
         calls = [rank.logprobs.remote(share, **settings) for rank, share in zip(self._ranks, shares, strict=True)]
         found = wait(calls, self._deadline_s)
@@ -99,7 +101,7 @@ class LearnerGroup:
         total = float(sum(row.weights.sum() for row in rows))
         calls = [
             rank.text_step.remote(share, denominator=total, micro_tokens=self._micro_tokens, lr_scale=lr_scale)
-            for rank, share in zip(self._ranks, self._deal(rows), strict=True)
+            for rank, share in zip(self._ranks, deal_rows(rows, len(self._ranks)), strict=True)
         ]
         metrics = _merged(wait(calls, self._deadline_s))
         right, acted = metrics.pop("right"), metrics.pop("acted")
@@ -129,15 +131,16 @@ class LearnerGroup:
     def _all(self, method: str, *args: Any) -> list[Any]:
         return wait([getattr(rank, method).remote(*args) for rank in self._ranks], self._deadline_s)
 
-    def _deal(self, rows: list) -> list[list]:
-        """Rows by falling cost, each to the rank with the least so far; a rank may get none."""
-        shares: list[list] = [[] for _ in self._ranks]
-        costs = np.zeros(len(self._ranks))
-        for row in sorted(rows, key=lambda r: -len(r.tokens)):
-            rank = int(costs.argmin())
-            shares[rank].append(row)
-            costs[rank] += len(row.tokens) * (1 + len(row.tokens) / _ATTENTION_TOKENS)
-        return shares
+
+def deal_rows(rows: list, ranks: int) -> list[list]:
+    """Rows by falling cost, each to the rank with the least so far; a rank may get none."""
+    shares: list[list] = [[] for _ in range(ranks)]
+    costs = np.zeros(ranks)
+    for row in sorted(rows, key=lambda r: -len(r.tokens)):
+        rank = int(costs.argmin())
+        shares[rank].append(row)
+        costs[rank] += len(row.tokens) * (1 + len(row.tokens) / _ATTENTION_TOKENS)
+    return shares
 
 
 def _merged(metrics: list[dict[str, float]]) -> dict[str, float]:
