@@ -25,12 +25,14 @@ from model.transformer import Transformer, muon_parameters
 from parl.advantage import Row
 from parl.batch import Batch, TextRow, lay, micro_batches
 from parl.config import OptimizerConfig
+from parl.objective.common import k3
 from parl.objective.config import Objective
 from parl.objective.entropy import entropy_stats
 from parl.objective.registry import check_rows, policy_loss, statistic_names
 from parl.objective.sft import sft_loss
 from parl.optimizer import MuonAdamW, NotFiniteLoss
 from parl.qk_clip import QKClip
+from parl.replay import RouteWatch, check_routes
 
 _OPTIONAL = ("routes", "proximal", "reference")  # fields of a row that may be missing
 
@@ -79,6 +81,7 @@ class Learner:
             },
         )
         self.model.train()
+        self._watch = RouteWatch(self.model.routers())
         self._qk_clip = QKClip(self.model, optimizer.qk_clip) if optimizer.qk_clip else None
 
     # ---------------------------------------------------------------- steps
@@ -99,11 +102,11 @@ class Learner:
 
         Raises NotFiniteLoss, and ValueError: missing routes or log-probs, or parts of traces where wholes are needed.
         """
-        self._check_routes(rows)
+        check_routes(rows, self.model.config)
         check_rows(objective, rows)
         self._set_lr(lr_scale)
         rows = [_without_tail(row) for row in rows]
-        names = (*statistic_names(objective), "entropy", "entropy_drift", "logprob_gap")
+        names = (*statistic_names(objective), "entropy", "entropy_drift", "logprob_gap", "mismatch_kl")
         totals: dict[str, float] = dict.fromkeys(names, 0.0)  # all of them, also from a rank without rows
 
         def loss_of(batch: Batch) -> Tensor:
@@ -114,15 +117,18 @@ class Learner:
                 totals[name] += float(stats[name]) * share
             for name, value in entropy_stats(entropy, logprobs, batch.gather("advantages")).items():
                 totals[name] += value / denominator
-            drift = (logprobs.detach() - batch.gather("logprobs")).abs()
-            totals["logprob_gap"] = max(totals["logprob_gap"], float(drift.max()) if len(drift) else 0.0)
+            drift = logprobs.detach() - batch.gather("logprobs")
+            totals["logprob_gap"] = max(totals["logprob_gap"], float(drift.abs().max()) if len(drift) else 0.0)
+            totals["mismatch_kl"] += float(k3(drift).sum()) / denominator
             return loss
 
         def imitation(batch: Batch) -> Tensor:
             logprobs, _ = self.engine(**batch.inputs)
             return objective.ptx * sft_loss(logprobs, batch.gather("weights"), denominator=text_denominator)
 
-        loss = self._accumulate(rows, loss_of, micro_tokens, mask=_trained)
+        with self._watch:
+            loss = self._accumulate(rows, loss_of, micro_tokens, mask=_trained)
+        totals |= self._watch.overlap()
         if objective.ptx:
             totals["ptx_loss"] = self._accumulate(list(texts), imitation, micro_tokens, mask=_imitated) / objective.ptx
         return totals | {"loss": loss} | self._update()
@@ -132,7 +138,7 @@ class Learner:
         self, rows: list[Row], *, temperature: float, micro_tokens: int, reference: bool = False
     ) -> list[np.ndarray]:
         """Log-probs float32 [T] of each row's trained tokens, 0 elsewhere, by the policy or else the reference."""
-        self._check_routes(rows)
+        check_routes(rows, self.model.config)
         model = self.model if not reference else self._reference
         if model is None:
             raise ValueError("there is no reference policy: call set_reference first")
@@ -153,10 +159,6 @@ class Learner:
         """The frozen policy that ``objective.kl`` measures from."""
         self._reference = Transformer(self.model.config).requires_grad_(False)
         self._reference.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
-
-    def _check_routes(self, rows: list[Row]) -> None:
-        if self.model.config.num_moe_layers and any(row.routes is None for row in rows):
-            raise ValueError("a row of a mixture-of-experts policy has no routes: replay would silently be off")
 
     def text_step(
         self, rows: list[TextRow], *, denominator: float, micro_tokens: int, lr_scale: float, balance: float = 1e-3

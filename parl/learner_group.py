@@ -24,6 +24,7 @@ from parl.learner import Learner, free_port
 from parl.objective.config import Objective
 from parl.objective.registry import check_rows
 
+_KNOWN_TO_ALL = ("grad_norm", "max_logit", "clipped_heads", "route_overlap", "route_overlap_min")
 _ATTENTION_TOKENS = 1500  # length at which attention costs as much as everything else in a token
 
 
@@ -146,7 +147,7 @@ def deal_rows(rows: list, ranks: int) -> list[list]:
 def _merged(metrics: list[dict[str, float]]) -> dict[str, float]:
     """Sums of what the ranks contribute; what all of them know is taken once, of gaps the largest."""
     out = {name: sum(m[name] for m in metrics) for name in metrics[0]}
-    out |= {name: metrics[0][name] for name in ("grad_norm", "max_logit", "clipped_heads") if name in out}
+    out |= {name: metrics[0][name] for name in _KNOWN_TO_ALL if name in out}
     if "logprob_gap" in out:
         out["logprob_gap"] = max(m["logprob_gap"] for m in metrics)
     return out

@@ -34,7 +34,7 @@ def a_row(number: int, length: int) -> Row:
         mask=mask,
         logprobs=np.where(mask, rng.uniform(-8, -5, length), 0).astype(np.float32),
         advantages=np.where(mask, np.float32(rng.uniform(-1, 1)), np.float32(0)),
-        routes=rng.integers(0, CONFIG.n_routed_experts, (length, 2, 2)).astype(np.int16),
+        routes=rng.random((length, 2, 4)).argsort(-1)[..., :2].astype(np.int16),
     )
 
 
