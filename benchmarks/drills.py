@@ -22,7 +22,7 @@ from envs.world.corpus import reading_pieces
 from envs.world.lexicon import FIRSTS, SECONDS
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer, muon_parameters
-from parl.batch import TextRow, pad
+from parl.batch import TextRow, lay
 from parl.demos import build_tokenizer
 from parl.drills import agenda_drill, drill_batches, row_of
 from parl.loading import load_config
@@ -68,8 +68,8 @@ def main() -> None:
 
 def measure(model: Transformer, rows: list[TextRow]) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and weights of the trained tokens of ``rows``, both [M]."""
-    batch = pad(rows, lambda row: (row.weights > 0) & (np.arange(len(row.tokens)) > 0))
-    return model(batch.tokens_BT, batch.mask_BT)[0], batch.gather("weights")
+    batch = lay(rows, lambda row: (row.weights > 0) & (np.arange(len(row.tokens)) > 0))
+    return model(**batch.inputs)[0], batch.gather("weights")
 
 
 @torch.no_grad()

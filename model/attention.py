@@ -7,6 +7,8 @@ C latent rank.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +92,27 @@ def max_logits(query_BHTQ: Tensor, key_BHTQ: Tensor, real_BT: Tensor, scale: flo
     return best_H
 
 
+def causal_attention(
+    query_THQ: Tensor, key_THQ: Tensor, value_THV: Tensor, lengths: Sequence[int], scale: float | None
+) -> Tensor:
+    """Causal attention within each of the rows that lie end to end in T, ``lengths`` long: [T, H, V].
+
+    Neighbours of equal length share a call. ``scale`` None: over the root of Q, in SDPA's own rounding.
+    """
+    outs = []
+    for parts in zip(*(_runs(x, lengths) for x in (query_THQ, key_THQ, value_THV)), strict=True):
+        out = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale)
+        outs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs)
+
+
+def _runs(x_THQ: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """[rows, H, length, Q] of each run of rows of one length; one split, so that the gradient is put together once."""
+    runs = [(len(list(same)), length) for length, same in groupby(lengths)]
+    parts = x_THQ.split([count * length for count, length in runs])
+    return [part.unflatten(0, run).transpose(1, 2) for part, run in zip(parts, runs, strict=True)]
+
+
 class LatentAttention(nn.Module):
     """Queries and keys-values through low-rank latents; all heads share one rotary key. Parameter names are HF's."""
 
@@ -131,14 +154,23 @@ class LatentAttention(nn.Module):
         key_value_HW = self.kv_b_proj.weight.view(c.num_attention_heads, c.qk_nope_head_dim + c.v_head_dim, -1)
         key_value_HW[:, : c.qk_nope_head_dim] *= gamma_H11.sqrt()
 
-    def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, real_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cos_TR: Tensor,
+        sin_TR: Tensor,
+        real_BT: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
         """Causal attention over each row; the tables hold the positions of T, [T, R / 2].
 
         ``real_BT``: also collect the heads' largest logits, of queries at these positions, in ``max_logit_H``.
+        ``lengths``: of rows that lie end to end in a single B; None: every B is one row.
         """
         c = self.config
         rows, length, _ = x_BTD.shape
         heads = c.num_attention_heads
+        lengths = lengths or [length] * rows
         q_BTHQ = self.query(x_BTD).view(rows, length, heads, c.qk_head_dim)
         q_nope, q_rope = q_BTHQ.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
@@ -146,13 +178,20 @@ class LatentAttention(nn.Module):
         k_nope, value = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
         q_rope = rotate(q_rope, cos_TR[:, None], sin_TR[:, None], c.rope_interleave)
         k_rope = rotate(k_rope, cos_TR, sin_TR, c.rope_interleave)[:, :, None].expand(-1, -1, heads, -1)
-        query = torch.cat((q_nope, q_rope), dim=-1).transpose(1, 2)
-        key = torch.cat((k_nope, k_rope), dim=-1).transpose(1, 2)
+        query = torch.cat((q_nope, q_rope), dim=-1).flatten(0, 1)
+        key = torch.cat((k_nope, k_rope), dim=-1).flatten(0, 1)
         if real_BT is not None:
-            seen_H = max_logits(query.detach(), key.detach(), real_BT, c.softmax_scale)
-            self.max_logit_H = seen_H if self.max_logit_H is None else torch.maximum(self.max_logit_H, seen_H)
+            self._collect(query.detach(), key.detach(), real_BT.flatten(), lengths)
         # equal widths let scaled_dot_product_attention take its fused CPU path
         padded = F.pad(value, (0, c.qk_head_dim - c.v_head_dim)) if c.v_head_dim < c.qk_head_dim else value
-        scale = c.softmax_scale if c.rope_scaling else None  # None: over the root of the width, in SDPA's own rounding
-        out = F.scaled_dot_product_attention(query, key, padded.transpose(1, 2), is_causal=True, scale=scale)
-        return self.o_proj(out[..., : c.v_head_dim].transpose(1, 2).reshape(rows, length, -1))
+        scale = c.softmax_scale if c.rope_scaling else None
+        out = causal_attention(query, key, padded.flatten(0, 1), lengths, scale)
+        return self.o_proj(out[..., : c.v_head_dim].reshape(rows, length, -1))
+
+    def _collect(self, query_THQ: Tensor, key_THQ: Tensor, real_T: Tensor, lengths: Sequence[int]) -> None:
+        """Raise ``max_logit_H`` to the largest logits of these rows."""
+        for query, key, real in zip(
+            *(_runs(x, lengths) for x in (query_THQ, key_THQ, real_T[:, None, None])), strict=True
+        ):
+            seen_H = max_logits(query, key, real[:, 0, :, 0], self.config.softmax_scale)
+            self.max_logit_H = seen_H if self.max_logit_H is None else torch.maximum(self.max_logit_H, seen_H)

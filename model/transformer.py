@@ -7,6 +7,8 @@ Shapes: B rows, T positions, D hidden, V vocabulary, L mixture-of-experts layers
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -30,16 +32,26 @@ class DecoderLayer(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, routes_BTK: Tensor | None, real_BT: Tensor | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        routes_BTK: Tensor | None,
+        real_BT: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
-        """The residual stream [B, T, D] after this layer; ``real_BT`` as in :class:`LatentAttention`."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, real_BT)
+        """The residual stream [B, T, D] after this layer; ``real_BT``, ``lengths`` as in :class:`LatentAttention`."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, real_BT, lengths)
         h = self.post_attention_layernorm(x)
         return x + (self.mlp(h, routes_BTK) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h))
 
 
 class Transformer(nn.Module):
-    """Token ids in, hidden states or log-probs out. Rows are padded on the right; padding is never looked back at."""
+    """Token ids in, hidden states or log-probs out.
+
+    Either every B is a row (padding, if any, stands on the right, where nothing looks back at it), or B is 1 and rows
+    lie end to end: then ``lengths`` says where they begin, each with position 0.
+    """
 
     rope_cos: Tensor
     rope_sin: Tensor
@@ -112,24 +124,27 @@ class Transformer(nn.Module):
         routes_BTLK: Tensor | None = None,
         real_BT: Tensor | None = None,
         media: MediaBatch | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """Final-norm hidden states [B, T, D]; ``routes_BTLK`` replays expert choices (-1 = live).
 
         ``real_BT``: also collect the largest attention logits, of queries at these positions.
         ``media``: the pictures and video chunks that the rows show, in the order of their placeholders.
         """
-        length = tokens_BT.shape[1]
-        if length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"row of {length} tokens exceeds max_position_embeddings={self.config.max_position_embeddings}"
-            )
-        cos, sin = self.rope_cos[:length], self.rope_sin[:length]
+        cos, sin = (self._positions(table, lengths or tokens_BT.shape[1:]) for table in (self.rope_cos, self.rope_sin))
         x = self.embedded(tokens_BT, media)
         first = self.config.first_k_dense_replace
         for index, layer in enumerate(self.blocks()):
             replay = None if routes_BTLK is None or index < first else routes_BTLK[:, :, index - first]
-            x = layer(x, cos, sin, replay, real_BT)
+            x = layer(x, cos, sin, replay, real_BT, lengths)
         return self.norm(x)
+
+    def _positions(self, table: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The rows of ``table`` for positions 0, 1, ... of each row; ValueError for a row beyond the context."""
+        longest, limit = max(lengths), self.config.max_position_embeddings
+        if longest > limit:
+            raise ValueError(f"row of {longest} tokens exceeds max_position_embeddings={limit}")
+        return torch.cat([table[:length] for length in lengths]) if len(lengths) > 1 else table[:longest]
 
     def forward(
         self,
@@ -138,19 +153,22 @@ class Transformer(nn.Module):
         routes_BTLK: Tensor | None = None,
         temperature: float = 1.0,
         media: MediaBatch | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probs [M] of the M tokens under ``mask_BT`` given their prefixes, and the entropies [M] (detached).
 
-        A token at position 0 has no prefix and must not be under the mask.
+        A token at a row's position 0 has no prefix and must not be under the mask.
         """
-        if bool(mask_BT[:, 0].any()):
+        rows = list(lengths or [tokens_BT.shape[1]] * len(tokens_BT))
+        mask = mask_BT.flatten()
+        if bool(mask[torch.tensor([0, *rows[:-1]]).cumsum(0)].any()):
             raise ValueError("mask covers position 0, which has no prefix to predict it from")
-        collects = self.collect_logits and self.training
-        hidden = self.hidden(tokens_BT, routes_BTLK, _up_to_last(mask_BT) if collects else None, media)
-        chosen = hidden[:, :-1][mask_BT[:, 1:]]
+        real = _up_to_last(mask, rows).view_as(mask_BT) if self.collect_logits and self.training else None
+        hidden = self.hidden(tokens_BT, routes_BTLK, real, media, lengths).flatten(0, 1)
+        chosen = hidden[:-1][mask[1:]]  # no row's first token is under the mask, so none looks into the row before
         logprobs_MV = torch.log_softmax(self.lm_head(chosen).float() / temperature, dim=-1)
         entropy_M = -(logprobs_MV.detach().exp() * logprobs_MV.detach()).sum(-1)
-        targets = tokens_BT[:, 1:][mask_BT[:, 1:]]
+        targets = tokens_BT.flatten()[mask]
         return logprobs_MV.gather(1, targets[:, None]).squeeze(1), entropy_M
 
     def blocks(self) -> list[DecoderLayer]:
@@ -167,9 +185,9 @@ class Transformer(nn.Module):
         return [layer.mlp.gate for layer in self.blocks() if isinstance(layer.mlp, MixtureOfExperts)]
 
 
-def _up_to_last(mask_BT: Tensor) -> Tensor:
+def _up_to_last(mask_T: Tensor, lengths: Sequence[int]) -> Tensor:
     """True up to each row's last True: what stands behind, padding among it, has no influence on the loss."""
-    return mask_BT.flip(1).cumsum(1).flip(1) > 0
+    return torch.cat([row.flip(0).cumsum(0).flip(0) > 0 for row in mask_T.split(list(lengths))])
 
 
 def muon_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

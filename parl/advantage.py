@@ -8,6 +8,11 @@ The denominator N of the loss is the number of trained tokens of the whole step,
 (:func:`denominator`). Since every token then has the weight A_j / N wherever it lies, cutting an episode in rows leaves
 the gradient unchanged.
 
+Credit for co-trained sub-agents (``objective.credit``): with ``episode`` every trainable trace of an episode has the
+episode's advantage. With ``agent`` a sub-agent's trace is paid for its own outcome: the episode's reward if it returned
+a valid message, else 0 (:func:`subagent_reward`), minus the mean over the sub-agents of its group, in which every
+episode that has any weighs the same. Orchestrators keep the episode's advantage. Frozen sub-agents change neither.
+
 Only trainable traces give rows: frozen sub-agents are observations. FAILED episodes (the machine's fault, not the
 policy's) give no rows and do not enter the baseline of their group.
 
@@ -17,12 +22,13 @@ Shapes: T tokens of a row, L mixture-of-experts layers, K experts a token.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from rollouts.episode import Episode, EpisodeStatus, Trace
+from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 
 _STD_EPS = 1e-6
 
@@ -63,31 +69,73 @@ def group_advantages(rewards: Sequence[float], *, normalise_std: bool = False) -
     return [advantage / (std + _STD_EPS) for advantage in advantages]
 
 
-def step_rows(episodes: Iterable[Episode], *, routed: bool = False, normalise_std: bool = False) -> list[Row]:
+def subagent_reward(episode: Episode, trace: Trace) -> float:
+    """What a sub-agent earned: its episode's total reward if it returned a valid message, else 0."""
+    return episode.rewards["total"] if trace.status is TraceStatus.FINISHED else 0.0
+
+
+def agent_advantages(group: Sequence[Episode], *, normalise_std: bool = False) -> list[dict[str, float]]:
+    """For each episode of one task: the advantage of each trainable sub-agent, by agent id.
+
+    The baseline is the mean over episodes of the mean over their trainable sub-agents: an episode that launched many
+    weighs no more than one that launched one. ``normalise_std``: divided by the root of the mean square distance from
+    it, weighed alike, plus 1e-6.
+    """
+    trained = [[trace for trace in episode.subagents if trace.trainable and any(trace.mask)] for episode in group]
+    rewards = [
+        {trace.agent_id: subagent_reward(episode, trace) for trace in traces}
+        for episode, traces in zip(group, trained, strict=True)
+    ]
+    some = [list(own.values()) for own in rewards if own]
+    if not some:
+        return rewards
+    baseline = sum(sum(own) / len(own) for own in some) / len(some)
+    scale = 1.0
+    if normalise_std:
+        spread = sum(sum((reward - baseline) ** 2 for reward in own) / len(own) for own in some) / len(some)
+        scale = 1 / (spread**0.5 + _STD_EPS)
+    return [{agent: (reward - baseline) * scale for agent, reward in own.items()} for own in rewards]
+
+
+def step_rows(
+    episodes: Iterable[Episode],
+    *,
+    routed: bool = False,
+    normalise_std: bool = False,
+    credit: Literal["episode", "agent"] = "episode",
+) -> list[Row]:
     """Rows of a training step's scored episodes, in the order given: groups by task key, then :func:`episode_rows`."""
     valid = [episode for episode in episodes if episode.status is not EpisodeStatus.FAILED]
     groups: dict[str, list[int]] = defaultdict(list)
     for position, episode in enumerate(valid):
         groups[episode.task.key].append(position)
     advantages = [0.0] * len(valid)
+    own: list[dict[str, float]] = [{} for _ in valid]
     for members in groups.values():
         rewards = [valid[i].rewards["total"] for i in members]
         for position, advantage in zip(members, group_advantages(rewards, normalise_std=normalise_std), strict=True):
             advantages[position] = advantage
-    pairs = zip(valid, advantages, strict=True)
-    return [row for episode, advantage in pairs for row in episode_rows(episode, advantage, routed=routed)]
+        if credit == "agent":
+            found = agent_advantages([valid[i] for i in members], normalise_std=normalise_std)
+            for position, agents in zip(members, found, strict=True):
+                own[position] = agents
+    triples = zip(valid, advantages, own, strict=True)
+    return [row for episode, shared, mine in triples for row in episode_rows(episode, shared, routed=routed, own=mine)]
 
 
-def episode_rows(episode: Episode, advantage: float, *, routed: bool = False) -> list[Row]:
+def episode_rows(
+    episode: Episode, advantage: float, *, routed: bool = False, own: Mapping[str, float] | None = None
+) -> list[Row]:
     """One row per trainable trace that sampled anything; none for a FAILED episode.
 
+    ``own``: advantages by agent id that take the place of the episode's ``advantage``.
     ``routed``: the policy is a mixture of experts, so a trace without routes is an error instead of a silent replay by
     the learner's own router.
     """
     if episode.status is EpisodeStatus.FAILED:
         return []
     traces = [trace for trace in episode.traces if trace.trainable and any(trace.mask)]
-    return [_row(episode, trace, advantage, routed) for trace in traces]
+    return [_row(episode, trace, (own or {}).get(trace.agent_id, advantage), routed) for trace in traces]
 
 
 def denominator(rows: Iterable[Row]) -> int:

@@ -1,12 +1,14 @@
-"""Micro-batches: rows of similar lengths, padded to one another, with the fields that a loss reads under the mask.
+"""Micro-batches: whole rows laid end to end without padding, with the fields that a loss reads under the mask.
 
-Shapes: B rows, T positions, L MoE layers, K experts a token, M trained tokens of the batch.
+Shapes: B = 1, T positions of all rows, L MoE layers, K experts a token, M trained tokens of the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +18,6 @@ from model.media import MediaBatch, picture
 from model.picture_size import picture_tokens
 from model.vision_config import MediaLimits
 from parl.advantage import Row
-
-_SIMILAR = 0.5  # a row joins a micro-batch if it is at least this long beside the longest
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,67 +34,76 @@ class TextRow:
 
 @dataclass(slots=True)
 class Batch:
-    """Padded micro-batch: B rows, T positions; ``token`` fields are gathered under the mask, [M]."""
+    """Rows end to end, ``lengths`` long. Routes lie layer by layer in memory: each layer reads one contiguous piece."""
 
     rows: list[Row] | list[TextRow]
+    lengths: list[int]
     tokens_BT: Tensor
     mask_BT: Tensor
     routes_BTLK: Tensor | None
     media: MediaBatch | None = None
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What a policy takes of this batch."""
+        return {
+            "tokens_BT": self.tokens_BT,
+            "mask_BT": self.mask_BT,
+            "routes_BTLK": self.routes_BTLK,
+            "media": self.media,
+            "lengths": self.lengths,
+        }
+
     def gather(self, name: str) -> Tensor:
         """Field ``name`` of every row at the masked positions, float32 [M]."""
-        out = torch.zeros(self.tokens_BT.shape)
-        for i, row in enumerate(self.rows):
-            values = getattr(row, name)
-            out[i, : len(values)] = torch.from_numpy(np.array(values, np.float32))
-        return out[:, 1:][self.mask_BT[:, 1:]]
+        values = np.concatenate([getattr(row, name) for row in self.rows]).astype(np.float32, copy=False)
+        return torch.from_numpy(values)[self.mask_BT[0]]
 
-    def spread(self, values_M: Tensor) -> Tensor:
-        """Back to rows, [B, T - 1], with zeros between: the inverse of gathering under the mask."""
-        shape = (self.tokens_BT.shape[0], self.tokens_BT.shape[1] - 1)
-        return values_M.new_zeros(shape).masked_scatter(self.mask_BT[:, 1:], values_M)
+    def by_row(self, values_M: Tensor) -> list[Tensor]:
+        """``values_M`` cut into the masked positions of each row."""
+        return list(values_M.split([int(mask.sum()) for mask in self.mask_BT[0].split(self.lengths)]))
 
 
 def micro_batches(rows: Sequence, limit: int) -> list[list]:
-    """Rows by falling length in groups of at most ``limit`` padded tokens and of similar lengths (little padding)."""
+    """Rows in groups of at most ``limit`` tokens, or of a single longer row: first fit, by falling length."""
     groups: list[list] = []
+    room: list[int] = []
     for row in sorted(rows, key=lambda r: -len(r.tokens)):
-        longest = len(groups[-1][0].tokens) if groups else 0
-        if groups and (len(groups[-1]) + 1) * longest <= limit and len(row.tokens) >= _SIMILAR * longest:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
+        length = len(row.tokens)
+        place = next((i for i, left in enumerate(room) if length <= left), None)
+        if place is None:
+            place = len(groups)
+            groups.append([])
+            room.append(limit)
+        groups[place].append(row)
+        room[place] -= length
     return groups
 
 
-def pad(rows: list, mask: Callable[[Row | TextRow], np.ndarray], limits: MediaLimits | None = None) -> Batch:
-    """Right-padded tensors of ``rows``; an MoE policy's rows must all carry routes, or none.
+def lay(rows: list, mask: Callable[[Row | TextRow], np.ndarray], limits: MediaLimits | None = None) -> Batch:
+    """``rows`` end to end; an MoE policy's rows must all carry routes, or none.
 
     ``limits``: how their pictures are cut; ValueError where rows have pictures and there are no limits.
     """
-    length = max(len(row.tokens) for row in rows)
-    tokens = torch.zeros(len(rows), length, dtype=torch.long)
-    masks = torch.zeros(len(rows), length, dtype=torch.bool)
-    first = getattr(rows[0], "routes", None)
-    routes = None if first is None else torch.full((len(rows), length, *first.shape[1:]), -1, dtype=torch.int16)
-    for i, row in enumerate(rows):
-        count = len(row.tokens)
-        tokens[i, :count] = torch.from_numpy(row.tokens.astype(np.int64))
-        masks[i, :count] = torch.from_numpy(np.array(mask(row)))
-        if routes is not None:
-            routes[i, :count] = torch.from_numpy(np.array(row.routes))
-    return Batch(rows, tokens, masks, routes, _media(rows, tokens, limits))
+    lengths = [len(row.tokens) for row in rows]
+    tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows]).astype(np.int64))[None]
+    masks = torch.from_numpy(np.concatenate([mask(row) for row in rows]))[None]
+    routes = None
+    if getattr(rows[0], "routes", None) is not None:
+        token_major = torch.from_numpy(np.concatenate([row.routes for row in rows]))
+        routes = token_major.transpose(0, 1).contiguous().transpose(0, 1)[None]
+    return Batch(rows, lengths, tokens, masks, routes, _media(rows, lengths, limits))
 
 
-def _media(rows: list, tokens_BT: Tensor, limits: MediaLimits | None) -> MediaBatch | None:
+def _media(rows: list, lengths: list[int], limits: MediaLimits | None) -> MediaBatch | None:
     """The pictures of ``rows`` and their places. A placeholder that the policy wrote itself is none of them."""
-    shown = [(i, start, png) for i, row in enumerate(rows) for start, png in row.media]
+    begins = [0, *accumulate(lengths)]
+    shown = [(begin + at, png) for begin, row in zip(begins, rows, strict=False) for at, png in row.media]
     if not shown:
         return None
     if limits is None:
         raise ValueError("a row shows pictures, but the model has no vision section")
-    places = torch.zeros(tokens_BT.shape, dtype=torch.bool)
-    for i, start, png in shown:
-        places[i, start : start + picture_tokens(png, limits)] = True
-    return MediaBatch.of([picture(png, limits) for _, _, png in shown], places)
+    places = torch.zeros(1, begins[-1], dtype=torch.bool)
+    for start, png in shown:
+        places[0, start : start + picture_tokens(png, limits)] = True
+    return MediaBatch.of([picture(png, limits) for _, png in shown], places)

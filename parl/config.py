@@ -98,7 +98,9 @@ class TrainerConfig(_Section):
     steps: int = Field(default=50, gt=0)
     epochs: int = Field(default=1, gt=0, description="passes over each step's rows")
     minibatches: int = Field(default=2, gt=0, description="optimiser steps of one pass")
-    micro_tokens: int = Field(default=8192, gt=0, description="padded tokens of one forward pass")
+    micro_tokens: int = Field(
+        default=8192, gt=0, description="tokens of one forward pass: whole rows end to end, or one longer row"
+    )
     ranks: int = Field(default=2, gt=0, description="learner processes, which split the rows")
     threads: int = Field(default=1, gt=0, description="CPU threads of each rank")
     checkpoint_every: int = Field(default=1, gt=0, description="steps between checkpoints")

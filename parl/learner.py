@@ -1,6 +1,6 @@
 """The learner: rows and denominators in, new weights and metrics out. It knows no agents, no rewards, no tasks.
 
-One DeepSpeed engine over the policy. Rows are sorted by length into padded micro-batches; a loss module turns the
+One DeepSpeed engine over the policy. Rows are laid end to end in micro-batches; a loss module turns the
 log-probs of the trained tokens into a sum that is divided by the caller's global denominator, so the number of rows,
 their order and the micro-batch size do not change the gradient.
 """
@@ -17,19 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from model.config import ModelConfig
 from model.decoder import Weights, export_weights
 from model.transformer import Transformer, muon_parameters
 from parl.advantage import Row
-from parl.batch import Batch, TextRow, micro_batches, pad
+from parl.batch import Batch, TextRow, lay, micro_batches
 from parl.config import OptimizerConfig
+from parl.objective.common import k3
 from parl.objective.config import Objective
 from parl.objective.entropy import entropy_stats
 from parl.objective.registry import check_rows, policy_loss, statistic_names
 from parl.objective.sft import sft_loss
 from parl.optimizer import MuonAdamW, NotFiniteLoss
 from parl.qk_clip import QKClip
+from parl.route_replay import RouteWatch, check_routes
 
 _OPTIONAL = ("routes", "proximal", "reference")  # fields of a row that may be missing
 
@@ -78,6 +81,7 @@ class Learner:
             },
         )
         self.model.train()
+        self._watch = RouteWatch(self.model.routers())
         self._qk_clip = QKClip(self.model, optimizer.qk_clip) if optimizer.qk_clip else None
 
     # ---------------------------------------------------------------- steps
@@ -98,30 +102,33 @@ class Learner:
 
         Raises NotFiniteLoss, and ValueError: missing routes or log-probs, or parts of traces where wholes are needed.
         """
-        self._check_routes(rows)
+        check_routes(rows, self.model.config)
         check_rows(objective, rows)
         self._set_lr(lr_scale)
         rows = [_without_tail(row) for row in rows]
-        names = (*statistic_names(objective), "entropy", "entropy_drift", "logprob_gap")
+        names = (*statistic_names(objective), "entropy", "entropy_drift", "logprob_gap", "mismatch_kl")
         totals: dict[str, float] = dict.fromkeys(names, 0.0)  # all of them, also from a rank without rows
 
         def loss_of(batch: Batch) -> Tensor:
-            logprobs, entropy = self.engine(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature, batch.media)
+            logprobs, entropy = self.engine(**batch.inputs, temperature=temperature)
             loss, stats = _objective_loss(objective, batch, logprobs, denominator)
             share = len(logprobs) / denominator
             for name in statistic_names(objective):
                 totals[name] += float(stats[name]) * share
             for name, value in entropy_stats(entropy, logprobs, batch.gather("advantages")).items():
                 totals[name] += value / denominator
-            drift = (logprobs.detach() - batch.gather("logprobs")).abs()
-            totals["logprob_gap"] = max(totals["logprob_gap"], float(drift.max()) if len(drift) else 0.0)
+            drift = logprobs.detach() - batch.gather("logprobs")
+            totals["logprob_gap"] = max(totals["logprob_gap"], float(drift.abs().max()) if len(drift) else 0.0)
+            totals["mismatch_kl"] += float(k3(drift).sum()) / denominator
             return loss
 
         def imitation(batch: Batch) -> Tensor:
-            logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT, media=batch.media)
+            logprobs, _ = self.engine(**batch.inputs)
             return objective.ptx * sft_loss(logprobs, batch.gather("weights"), denominator=text_denominator)
 
-        loss = self._accumulate(rows, loss_of, micro_tokens, mask=_trained)
+        with self._watch:
+            loss = self._accumulate(rows, loss_of, micro_tokens, mask=_trained)
+        totals |= self._watch.overlap()
         if objective.ptx:
             totals["ptx_loss"] = self._accumulate(list(texts), imitation, micro_tokens, mask=_imitated) / objective.ptx
         return totals | {"loss": loss} | self._update()
@@ -131,7 +138,7 @@ class Learner:
         self, rows: list[Row], *, temperature: float, micro_tokens: int, reference: bool = False
     ) -> list[np.ndarray]:
         """Log-probs float32 [T] of each row's trained tokens, 0 elsewhere, by the policy or else the reference."""
-        self._check_routes(rows)
+        check_routes(rows, self.model.config)
         model = self.model if not reference else self._reference
         if model is None:
             raise ValueError("there is no reference policy: call set_reference first")
@@ -141,10 +148,10 @@ class Learner:
         places = {id(row): place for place, row in enumerate(cut)}
         out = [np.zeros(len(row.tokens), np.float32) for row in rows]
         for group in micro_batches(cut, micro_tokens):
-            batch = pad(group, _trained, self._limits)
-            found, _ = model(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature, batch.media)
-            for row, values_T in zip(group, batch.spread(found), strict=True):
-                out[places[id(row)]][1 : len(row.tokens)] = values_T[: len(row.tokens) - 1].numpy()
+            batch = lay(group, _trained, self._limits)
+            found, _ = model(**batch.inputs, temperature=temperature)
+            for row, values_M in zip(group, batch.by_row(found), strict=True):
+                out[places[id(row)]][: len(row.tokens)][_trained(row)] = values_M.numpy()
         model.train(training)
         return out
 
@@ -152,10 +159,6 @@ class Learner:
         """The frozen policy that ``objective.kl`` measures from."""
         self._reference = Transformer(self.model.config).requires_grad_(False)
         self._reference.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
-
-    def _check_routes(self, rows: list[Row]) -> None:
-        if self.model.config.num_moe_layers and any(row.routes is None for row in rows):
-            raise ValueError("a row of a mixture-of-experts policy has no routes: replay would silently be off")
 
     def text_step(
         self, rows: list[TextRow], *, denominator: float, micro_tokens: int, lr_scale: float, balance: float = 1e-3
@@ -168,7 +171,7 @@ class Learner:
         seen = {"right": 0.0, "acted": 0.0}
 
         def loss_of(batch: Batch) -> Tensor:
-            logprobs, _ = self.engine(batch.tokens_BT, batch.mask_BT, media=batch.media)
+            logprobs, _ = self.engine(**batch.inputs)
             weights = batch.gather("weights")
             acted = weights == 1
             seen["right"] += float((logprobs.detach()[acted] > np.log(0.5)).sum())
@@ -188,7 +191,7 @@ class Learner:
         if not rows:  # this rank has no share of a small step, but its peers wait for its gradient
             self.engine.backward(sum((p.sum() for p in self.model.parameters()), torch.zeros(())) * 0.0)
         for group in micro_batches(rows, micro_tokens):
-            loss = loss_of(pad(group, mask, self._limits))
+            loss = loss_of(lay(group, mask, self._limits))
             if not bool(torch.isfinite(loss)):
                 self.engine.zero_grad()
                 if self._qk_clip:
@@ -260,8 +263,10 @@ def _objective_loss(
     fields = {name: batch.gather(name) for name in names}
     mask = torch.ones_like(logprobs_M, dtype=torch.bool)
     if objective.whole_traces:
-        logprobs_M, mask = batch.spread(logprobs_M), batch.mask_BT[:, 1:]
-        fields = {name: batch.spread(values) for name, values in fields.items()}
+        logprobs_M, mask, *values = (
+            pad_sequence(batch.by_row(values_M), batch_first=True) for values_M in (logprobs_M, mask, *fields.values())
+        )
+        fields = dict(zip(fields, values, strict=True))
     sampler, advantages = fields.pop("logprobs"), fields.pop("advantages")
     return policy_loss(objective, logprobs_M, sampler, advantages, mask, denominator=denominator, **fields)
 

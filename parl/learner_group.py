@@ -24,6 +24,7 @@ from parl.learner import Learner, free_port
 from parl.objective.config import Objective
 from parl.objective.registry import check_rows
 
+_KNOWN_TO_ALL = ("grad_norm", "max_logit", "clipped_heads", "route_overlap", "route_overlap_min")
 _ATTENTION_TOKENS = 1500  # length at which attention costs as much as everything else in a token
 
 
@@ -66,7 +67,9 @@ class LearnerGroup:
         settings = {"denominator": float(denominator(rows)), "temperature": temperature, "lr_scale": lr_scale}
         if objective.ptx:
             settings["text_denominator"] = weight
-        shares = zip(self._ranks, self._deal(rows), self._deal(list(texts)), strict=True)
+        shares = zip(
+            self._ranks, deal_rows(rows, len(self._ranks)), deal_rows(list(texts), len(self._ranks)), strict=True
+        )
         calls = [
             rank.policy_step.remote(share, objective, micro_tokens=self._micro_tokens, texts=read, **settings)
             for rank, share, read in shares
@@ -86,7 +89,7 @@ class LearnerGroup:
         self._all("set_reference", ray.put(weights))
 
     def _logprobs(self, rows: list[Row], temperature: float, *, reference: bool) -> list[np.ndarray]:
-        shares = self._deal(rows)
+        shares = deal_rows(rows, len(self._ranks))
         settings = {"temperature": temperature, "micro_tokens": self._micro_tokens, "reference": reference}
         calls = [rank.logprobs.remote(share, **settings) for rank, share in zip(self._ranks, shares, strict=True)]
         found = wait(calls, self._deadline_s)
@@ -99,7 +102,7 @@ class LearnerGroup:
         total = float(sum(row.weights.sum() for row in rows))
         calls = [
             rank.text_step.remote(share, denominator=total, micro_tokens=self._micro_tokens, lr_scale=lr_scale)
-            for rank, share in zip(self._ranks, self._deal(rows), strict=True)
+            for rank, share in zip(self._ranks, deal_rows(rows, len(self._ranks)), strict=True)
         ]
         metrics = _merged(wait(calls, self._deadline_s))
         right, acted = metrics.pop("right"), metrics.pop("acted")
@@ -129,21 +132,22 @@ class LearnerGroup:
     def _all(self, method: str, *args: Any) -> list[Any]:
         return wait([getattr(rank, method).remote(*args) for rank in self._ranks], self._deadline_s)
 
-    def _deal(self, rows: list) -> list[list]:
-        """Rows by falling cost, each to the rank with the least so far; a rank may get none."""
-        shares: list[list] = [[] for _ in self._ranks]
-        costs = np.zeros(len(self._ranks))
-        for row in sorted(rows, key=lambda r: -len(r.tokens)):
-            rank = int(costs.argmin())
-            shares[rank].append(row)
-            costs[rank] += len(row.tokens) * (1 + len(row.tokens) / _ATTENTION_TOKENS)
-        return shares
+
+def deal_rows(rows: list, ranks: int) -> list[list]:
+    """Rows by falling cost, each to the rank with the least so far; a rank may get none."""
+    shares: list[list] = [[] for _ in range(ranks)]
+    costs = np.zeros(ranks)
+    for row in sorted(rows, key=lambda r: -len(r.tokens)):
+        rank = int(costs.argmin())
+        shares[rank].append(row)
+        costs[rank] += len(row.tokens) * (1 + len(row.tokens) / _ATTENTION_TOKENS)
+    return shares
 
 
 def _merged(metrics: list[dict[str, float]]) -> dict[str, float]:
     """Sums of what the ranks contribute; what all of them know is taken once, of gaps the largest."""
     out = {name: sum(m[name] for m in metrics) for name in metrics[0]}
-    out |= {name: metrics[0][name] for name in ("grad_norm", "max_logit", "clipped_heads") if name in out}
+    out |= {name: metrics[0][name] for name in _KNOWN_TO_ALL if name in out}
     if "logprob_gap" in out:
         out["logprob_gap"] = max(m["logprob_gap"] for m in metrics)
     return out

@@ -26,6 +26,7 @@ from parl.loading import to_yaml
 from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.ptx import PtxTexts
+from parl.sampling import draw_groups, groups, informative
 from parl.scoring import reward_schedule
 from parl.sinks import check_sinks
 from parl.start import starting_policy
@@ -37,6 +38,13 @@ from rewards.parl import Weights as RewardWeights
 from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.store import EpisodeStore
+
+_MISMATCH = {  # the learner's names and those that are logged
+    "logprob_gap": "engine_gap",
+    "mismatch_kl": "mismatch_kl",
+    "route_overlap": "route_overlap",
+    "route_overlap_min": "route_overlap_min",
+}
 
 
 def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False) -> Path:
@@ -147,7 +155,9 @@ class Training:
         collected = time.monotonic()
         progress.phase("learning")
         objective = self.config.objective
-        rows = step_rows(episodes, routed=self.config.model.num_moe_layers > 0, normalise_std=objective.normalises)
+        kept = episodes if self.config.rollouts.dynamic_sampling is None else informative(episodes)
+        routed = self.config.model.num_moe_layers > 0
+        rows = step_rows(kept, routed=routed, normalise_std=objective.normalises, credit=objective.credit)
         learned = self._learn(rows)
         trained = time.monotonic()
         self.weights = self._learner.weights()
@@ -155,7 +165,7 @@ class Training:
         sampled_by = [v for episode in episodes for v in episode.orchestrator.versions if v >= 0]
         staleness = self.state.policy_version - sum(sampled_by) / max(len(sampled_by), 1)
         self.state.step, self.state.policy_version = step, self.state.policy_version + 1
-        self.state.tasks_drawn += self.config.rollouts.tasks_per_step
+        self.state.tasks_drawn += len(episodes) // self.config.rollouts.group_size
         self.state.episodes += len(episodes)
         self.state.elapsed_s += time.monotonic() - began
         tokens = sum(sum(trace.mask) for episode in episodes for trace in episode.traces)
@@ -168,6 +178,8 @@ class Training:
             "policy/version": self.state.policy_version,
             "policy/staleness": staleness,
             "rollouts/tokens": tokens,
+            "rollouts/groups": groups(episodes),
+            "rollouts/flat_groups": groups(episodes) - groups(informative(episodes)),
             "rollouts/restarts": self._collector.restarts,
             **self._engine_metrics(),
             "speed/tokens_per_s": tokens / (collected - began),
@@ -191,16 +203,21 @@ class Training:
         stored = self.store.read(step)
         if stored is not None and stored[1] == self.state.policy_version:
             return stored[0]
-        tasks = self.tasks.take(self.state.tasks_drawn, self.config.rollouts.tasks_per_step)
-        episodes = self._collector.collect(
-            tasks,
-            group_size=self.config.rollouts.group_size,
-            seed=self.config.seed,
-            temperature=self.config.rollouts.temperature,
-            progress=lambda done, total: progress.phase("rolling out", done, total),
-        )
-        for episode in episodes:
-            score_episode(episode, lambdas, self.config.rewards.parallel_cap)
+        rollouts = self.config.rollouts
+
+        def draw(first: int, count: int) -> list[Episode]:
+            fresh = self._collector.collect(
+                self.tasks.take(self.state.tasks_drawn + first, count),
+                group_size=rollouts.group_size,
+                seed=self.config.seed,
+                temperature=rollouts.temperature,
+                progress=lambda done, total: progress.phase("rolling out", done, total),
+            )
+            for episode in fresh:
+                score_episode(episode, lambdas, self.config.rewards.parallel_cap)
+            return fresh
+
+        episodes = draw_groups(draw, rollouts.tasks_per_step, rollouts.dynamic_sampling or 0)
         self.store.write(step, episodes, policy_version=self.state.policy_version)
         return episodes
 
@@ -210,7 +227,7 @@ class Training:
         done = self.state.step / trainer.steps
         lr_scale = 1.0 - done * (1.0 - self.config.optimizer.final_lr)
         totals: dict[str, float] = {}
-        gap: float | None = None  # engine against learner, seen only before the first update
+        first: dict[str, float] = {}  # engine against learner, seen only before the first update
         objective, temperature = self.config.objective, self.config.rollouts.temperature
         rows = self._learner.score(rows, objective, temperature=temperature)
         texts = self._texts.batches(self.state.step, trainer.epochs * trainer.minibatches)
@@ -223,11 +240,11 @@ class Training:
                 metrics = self._learner.policy_step(
                     batch, objective, temperature=temperature, lr_scale=lr_scale, texts=next(texts)
                 )
-                first = metrics.pop("logprob_gap")
-                gap = first if gap is None else gap
+                mismatch = {shown: metrics.pop(name) for name, shown in _MISMATCH.items() if name in metrics}
+                first = first or mismatch
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, 0.0) + value / (trainer.epochs * trainer.minibatches)
-        return totals | {"engine_gap": gap or 0.0}
+        return totals | first
 
     # ---------------------------------------------------------------- actors and state
 

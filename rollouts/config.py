@@ -35,6 +35,12 @@ class RolloutsConfig(BaseModel):
     swarm: bool = Field(default=True, description="offer create_subagent and assign_task; False = single agent")
     group_size: int = Field(default=8, gt=1, description="episodes of one task")
     tasks_per_step: int = Field(default=8, gt=0)
+    dynamic_sampling: int | None = Field(
+        default=None,
+        ge=0,
+        description="leave out groups whose episodes all earned the same, and draw others in their place, so often at"
+        " most; null = keep them, 0 = leave out only",
+    )
     temperature: float = Field(default=1.0, gt=0, description="of the policy's sampling")
     subagent_temperature: float = Field(default=0.0, ge=0, description="of the frozen sub-agents; 0 = greedy")
     concurrency: int = Field(default=32, gt=0, description="episodes at once in one worker")

@@ -37,11 +37,15 @@ def statistics(log_ratio: Tensor, mask: Tensor, masked: Tensor) -> dict[str, Ten
     """
     tokens = mask.sum()
     n = tokens.clamp(min=1)
-    log_ratio = log_ratio.detach().clamp(-LOG_MAX, LOG_MAX)
-    kl = torch.expm1(log_ratio) - log_ratio
     return {
-        "ratio": (log_ratio.exp() * mask).sum() / n,
+        "ratio": (log_ratio.detach().clamp(-LOG_MAX, LOG_MAX).exp() * mask).sum() / n,
         "masked": masked.sum() / n,
-        "kl": kl.sum() / n,
+        "kl": k3(log_ratio.detach()).sum() / n,
         "tokens": tokens,
     }
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """ρ − 1 − log ρ of each token, in nats: its mean over samples of π_old estimates KL(π_old ‖ π_new)."""
+    log_ratio = log_ratio.clamp(-LOG_MAX, LOG_MAX)
+    return torch.expm1(log_ratio) - log_ratio

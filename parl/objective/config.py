@@ -24,6 +24,11 @@ class Objective(BaseModel):
         default=0.0, ge=0, description="weight of imitating demonstrations in every optimiser step; 0 = off"
     )
 
+    credit: Literal["episode", "agent"] = Field(
+        default="episode",
+        description="advantage of co-trained sub-agents: their episode's, or by their own outcome",
+    )
+
     @property
     def normalises(self) -> bool:
         """Whether advantages are divided by the standard deviation of their group's rewards."""

@@ -5,7 +5,7 @@ import pytest
 
 from envs.base import Gold, Role, Task
 from parl.advantage import denominator, episode_rows, group_advantages, split_row, step_rows
-from rollouts.episode import Episode, EpisodeStatus, Trace
+from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 
 
 def make_episode(key="a", index=0, total=0.0, status=EpisodeStatus.ANSWERED, subagents=1, routes=False):
@@ -111,3 +111,66 @@ def test_split_rows_keep_the_prefix_and_partition_the_mask(pieces, ends):
         covered[:end] += part.mask
     assert covered.tolist() == row.mask.astype(int).tolist()
     assert denominator(parts) == row.trained
+
+
+# ---------------------------------------------------------------- credit of co-trained sub-agents
+
+
+def co_trained(key, index, total, *finished):
+    """An episode whose sub-agents are trained; ``finished`` says which of them returned a valid message."""
+    episode = make_episode(key, index, total, subagents=len(finished))
+    for trace, done in zip(episode.subagents, finished, strict=True):
+        trace.trainable, trace.status = True, TraceStatus.FINISHED if done else TraceStatus.MALFORMED
+    return episode
+
+
+def by_key(rows):
+    return {row.key: row.advantages.sum() / row.trained for row in rows}
+
+
+GROUP = [
+    ("a", 0, 1.0, True, False),
+    ("a", 1, 0.5, True),
+    ("a", 2, 0.0),
+]
+
+
+def test_by_agent_a_subagent_is_paid_for_its_own_outcome_and_the_orchestrator_as_before():
+    episodes = [co_trained(*args) for args in GROUP]
+    shared, own = by_key(step_rows(episodes)), by_key(step_rows(episodes, credit="agent"))
+    for index in range(3):
+        assert own["a", index, "0"] == pytest.approx(shared["a", index, "0"])
+    assert shared["a", 0, "0/0"] == shared["a", 0, "0/1"] == shared["a", 0, "0"]
+    # earned 1 and 0 (mean 0.5) and 0.5 (mean 0.5): the baseline is the mean of the two episodes' means
+    assert [own["a", 0, "0/0"], own["a", 0, "0/1"], own["a", 1, "0/0"]] == pytest.approx([0.5, -0.5, 0.0])
+
+
+def test_an_episode_of_many_subagents_weighs_no_more_in_their_baseline():
+    few, many = co_trained("a", 0, 1.0, True), co_trained("a", 1, 0.0, *[True] * 9)
+    own = by_key(step_rows([few, many], credit="agent"))
+    assert own["a", 0, "0/0"] == pytest.approx(0.5)
+    assert all(own["a", 1, f"0/{i}"] == pytest.approx(-0.5) for i in range(9))
+
+
+def test_groups_do_not_mix_and_normalised_credit_has_unit_spread():
+    episodes = [co_trained(*args) for args in GROUP] + [co_trained("b", 0, 3.0, True), co_trained("b", 1, 3.0, True)]
+    own = by_key(step_rows(episodes, credit="agent", normalise_std=True))
+    assert own["b", 0, "0/0"] == own["b", 1, "0/0"] == 0.0
+    spread = ((own["a", 0, "0/0"] ** 2 + own["a", 0, "0/1"] ** 2) / 2 + own["a", 1, "0/0"] ** 2) / 2
+    assert spread == pytest.approx(1.0, rel=1e-4)
+
+
+def test_frozen_subagents_have_no_part_in_it():
+    episodes = [make_episode("a", 0, 1.0, subagents=2), make_episode("a", 1, 0.0)]
+    assert by_key(step_rows(episodes, credit="agent")) == by_key(step_rows(episodes))
+
+
+def test_cutting_a_subagents_row_keeps_its_credit_on_every_token():
+    rows = step_rows([co_trained(*args) for args in GROUP], credit="agent")
+    whole = {row.key: row for row in rows}
+    for row in rows:
+        total = np.zeros(len(row.tokens), np.float32)
+        for piece in split_row(row, 3):
+            total[: len(piece.tokens)] += piece.advantages
+        np.testing.assert_array_equal(total, whole[row.key].advantages)
+    assert denominator(rows) == 3 * 3 + 3

@@ -58,7 +58,7 @@ def rows(learner: Learner) -> list[Row]:
             mask=mask,
             logprobs=np.zeros(length, np.float32),
             advantages=np.where(mask, np.float32(rng.uniform(-1, 1)), np.float32(0)),
-            routes=rng.integers(0, 4, (length, 2, 2)).astype(np.int16),
+            routes=rng.random((length, 2, 4)).argsort(-1)[..., :2].astype(np.int16),
         )
         own = learner.logprobs([row], **SETTINGS)[0]
         noise = np.where(mask, 0.1 * rng.standard_normal(length), 0).astype(np.float32)

@@ -19,7 +19,7 @@ from model.checkpoint import load_policy, save_policy
 from model.decoder import check_weights, export_weights, weight_shapes
 from model.picture_size import K25_LIMITS
 from parl.advantage import Row, denominator, split_row
-from parl.batch import TextRow, pad
+from parl.batch import TextRow, lay
 from parl.config import ObjectiveConfig, OptimizerConfig
 from parl.learner import Learner
 from parl.objective.config import CispoConfig, GrpoConfig, GspoConfig, Objective
@@ -245,16 +245,16 @@ def reading_row(seed: int) -> TextRow:
 def loss_before(rows: list[TextRow]) -> float:
     """Of the policy with ``WEIGHTS``."""
     policy = seeing_policy(CONFIG)
-    batch = pad(rows, lambda row: row.weights > 0, K25_LIMITS)
+    batch = lay(rows, lambda row: row.weights > 0, K25_LIMITS)
     with torch.no_grad():
-        return -float(policy(batch.tokens_BT, batch.mask_BT, media=batch.media)[0].mean())
+        return -float(policy(**batch.inputs)[0].mean())
 
 
 def loss_on(learner: Learner, rows: list[TextRow]) -> float:
-    batch = pad(rows, lambda row: row.weights > 0, K25_LIMITS)
+    batch = lay(rows, lambda row: row.weights > 0, K25_LIMITS)
     learner.model.eval()
     with torch.no_grad():
-        logprobs, _ = learner.model(batch.tokens_BT, batch.mask_BT, media=batch.media)
+        logprobs, _ = learner.model(**batch.inputs)
     learner.model.train()
     return -float(logprobs.mean())
 

@@ -34,3 +34,20 @@ def test_correction_reference_imitation_and_qk_clip_work_together(
         assert all(math.isfinite(value) for value in metrics.values() if isinstance(value, float))
     assert second["policy/reference_kl"] > 1e-4  # it has left the cold start
     assert second["policy/max_logit"] < first["policy/max_logit"]
+
+
+def test_dynamic_sampling_draws_more_tasks_and_the_cursor_follows(
+    one_ray: None, tiny_run: Config, cold_start: Path, tmp_path: Path
+):
+    rollouts = tiny_run.rollouts.model_copy(update={"dynamic_sampling": 1})
+    config = tiny_run.model_copy(
+        update={"rollouts": rollouts, "trainer": tiny_run.trainer.model_copy(update={"steps": 2})}
+    )
+    training = Training(config, tmp_path, cold_start)
+    training.run(Progress(2, "test"))
+    seen = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for metrics in seen:
+        first = min(metrics["rollouts/flat_groups"], rollouts.tasks_per_step)
+        assert rollouts.tasks_per_step <= metrics["rollouts/groups"] <= rollouts.tasks_per_step + first
+    assert training.state.tasks_drawn == sum(metrics["rollouts/groups"] for metrics in seen)
+    assert training.state.episodes == training.state.tasks_drawn * rollouts.group_size

@@ -1,0 +1,49 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476, 3.2): groups whose episodes all earned the same teach nothing.
+
+Their advantages are 0, so they only thin out the batch. They are left out of the step's rows, and other tasks are drawn
+in their place, at most ``rollouts.dynamic_sampling`` times. Their episodes stay in the store and in the step's means,
+which would otherwise tell of the tasks that are neither easy nor hard alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from rollouts.episode import Episode, EpisodeStatus
+
+_SAME = 1e-9  # rewards that differ by less are equal: sums of the same parts in another order
+
+
+def informative(episodes: Iterable[Episode]) -> list[Episode]:
+    """``episodes`` without the groups whose rewards do not differ; FAILED ones count for nothing and stay out."""
+    groups: dict[str, list[Episode]] = defaultdict(list)
+    for episode in episodes:
+        if episode.status is not EpisodeStatus.FAILED:
+            groups[episode.task.key].append(episode)
+    return [episode for group in groups.values() if _differ(group) for episode in group]
+
+
+def draw_groups(draw: Callable[[int, int], list[Episode]], wanted: int, rounds: int) -> list[Episode]:
+    """All episodes of up to 1 + ``rounds`` draws, until ``wanted`` groups are informative.
+
+    ``draw(first, count)``: the scored episodes of tasks ``first`` to ``first + count`` of the step.
+    """
+    episodes, drawn = draw(0, wanted), wanted
+    for _ in range(rounds):
+        missing = wanted - groups(informative(episodes))
+        if missing <= 0:
+            break
+        episodes += draw(drawn, missing)
+        drawn += missing
+    return episodes
+
+
+def groups(episodes: Iterable[Episode]) -> int:
+    """How many tasks they attempt."""
+    return len({episode.task.key for episode in episodes})
+
+
+def _differ(group: list[Episode]) -> bool:
+    rewards = [episode.rewards["total"] for episode in group]
+    return max(rewards) - min(rewards) > _SAME
