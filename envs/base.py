@@ -172,6 +172,15 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class Cancellable(Protocol):
+    """What a session may also offer: to be told that an agent was ended from outside and wants nothing any more."""
+
+    async def cancel(self, agent_id: str) -> None:
+        """Stop what runs for ``agent_id``, whose call under way has been cancelled already. Must be quick."""
+        ...
+
+
+@runtime_checkable
 class Environment(Protocol):
     """A source of tasks and the tools to solve them."""
 

@@ -163,7 +163,7 @@ class _Reader:
 
 def _arguments(text: str) -> dict:
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        value = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
         raise _MalformedError(f"arguments are not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -180,6 +180,9 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"{_short(text)} is too large for a number")
     return value
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)  # made once: it costs as much as a call
 
 
 def _short(text: str) -> str:

@@ -28,7 +28,7 @@ from typing import Literal
 
 import numpy as np
 
-from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
+from rollouts.episode import Episode, Trace, TraceStatus
 
 _STD_EPS = 1e-6
 
@@ -105,7 +105,7 @@ def step_rows(
     credit: Literal["episode", "agent"] = "episode",
 ) -> list[Row]:
     """Rows of a training step's scored episodes, in the order given: groups by task key, then :func:`episode_rows`."""
-    valid = [episode for episode in episodes if episode.status is not EpisodeStatus.FAILED]
+    valid = [episode for episode in episodes if not episode.void]
     groups: dict[str, list[int]] = defaultdict(list)
     for position, episode in enumerate(valid):
         groups[episode.task.key].append(position)
@@ -126,16 +126,21 @@ def step_rows(
 def episode_rows(
     episode: Episode, advantage: float, *, routed: bool = False, own: Mapping[str, float] | None = None
 ) -> list[Row]:
-    """One row per trainable trace that sampled anything; none for a FAILED episode.
+    """One row per trainable trace that sampled anything (one per context of it); none for FAILED and CANCELLED.
 
     ``own``: advantages by agent id that take the place of the episode's ``advantage``.
     ``routed``: the policy is a mixture of experts, so a trace without routes is an error instead of a silent replay by
     the learner's own router.
     """
-    if episode.status is EpisodeStatus.FAILED:
+    if episode.void:
         return []
     traces = [trace for trace in episode.traces if trace.trainable and any(trace.mask)]
-    return [_row(episode, trace, (own or {}).get(trace.agent_id, advantage), routed) for trace in traces]
+    rows = (
+        _row(episode, trace, (own or {}).get(trace.agent_id, advantage), routed, span)
+        for trace in traces
+        for span in trace.contexts
+    )
+    return [row for row in rows if row.trained]
 
 
 def denominator(rows: Iterable[Row]) -> int:
@@ -179,7 +184,7 @@ def _first(values: np.ndarray | None, end: int) -> np.ndarray | None:
     return None if values is None else values[:end]
 
 
-def _row(episode: Episode, trace: Trace, advantage: float, routed: bool) -> Row:
+def _row(episode: Episode, trace: Trace, advantage: float, routed: bool, span: tuple[int, int]) -> Row:
     where = f"episode {episode.task.key}#{episode.index}, agent {trace.agent_id}"
     length = len(trace.tokens)
     if not len(trace.mask) == len(trace.logprobs) == length:
@@ -188,13 +193,14 @@ def _row(episode: Episode, trace: Trace, advantage: float, routed: bool) -> Row:
         raise ValueError(f"{where}: no routes, but the policy is a mixture of experts")
     if trace.routes is not None and len(trace.routes) != length:
         raise ValueError(f"{where}: {length} tokens, but routes of {len(trace.routes)}")
-    mask = np.asarray(trace.mask, dtype=bool)
+    start, end = span
+    mask = np.asarray(trace.mask[start:end], dtype=bool)
     return Row(
         key=(episode.task.key, episode.index, trace.agent_id),
-        tokens=np.asarray(trace.tokens, dtype=np.int32),
+        tokens=np.asarray(trace.tokens[start:end], dtype=np.int32),
         mask=mask,
-        logprobs=np.where(mask, np.asarray(trace.logprobs, dtype=np.float32), np.float32(0)),
+        logprobs=np.where(mask, np.asarray(trace.logprobs[start:end], dtype=np.float32), np.float32(0)),
         advantages=np.where(mask, np.float32(advantage), np.float32(0)),
-        routes=None if trace.routes is None else np.asarray(trace.routes, dtype=np.int16),
-        media=tuple(trace.media),
+        routes=None if trace.routes is None else np.asarray(trace.routes[start:end], dtype=np.int16),
+        media=tuple((at - start, png) for at, png in trace.media if start <= at < end),
     )

@@ -30,7 +30,7 @@ from parl.start import starting_policy
 from parl.stores import readable
 from parl.tasks import check_tasks, held_out_tasks
 from rewards.aggregate import evaluation_table
-from rollouts.episode import Episode, EpisodeStatus
+from rollouts.episode import Episode
 from rollouts.outline import Outline, read_outlines, shard_paths
 from rollouts.store import EpisodeStore
 
@@ -146,7 +146,7 @@ def _stored(policy: Policy, tasks: Sequence[Task], n: int) -> dict[tuple[str, in
 
 def _missing(found: dict[tuple[str, int], Outline], tasks: Sequence[Task], n: int) -> dict[int, list[int]]:
     """Position of a task -> the attempts that are still to be run, or failed."""
-    done = {key for key, outline in found.items() if outline.episode.status is not EpisodeStatus.FAILED}
+    done = {key for key, outline in found.items() if not outline.episode.void}
     missing = {i: [k for k in range(n) if (task.key, k) not in done] for i, task in enumerate(tasks)}
     return {i: attempts for i, attempts in missing.items() if attempts}
 
@@ -227,7 +227,7 @@ def _measure(config: Config, policies: Sequence[Policy], tasks: Sequence[Task], 
         policy.label: {
             "store": str(policy.store),
             "means": evaluation_table(episodes[policy.label]),
-            "failed": sum(episode.status is EpisodeStatus.FAILED for episode in episodes[policy.label]),
+            "failed": sum(episode.void for episode in episodes[policy.label]),
             "account": account(samples[policy.label]),
             "estimates": {
                 name: plain(estimates(samples[policy.label].of(belongs), n)) for name, belongs in by_group.items()

@@ -22,7 +22,7 @@ from parl.cluster import actor
 from parl.config import Config
 from rewards.budget import critical_budget
 from rollouts.engine.actor import EngineActor
-from rollouts.episode import Episode, EpisodeStatus
+from rollouts.episode import Episode
 from rollouts.worker import EngineLost, RolloutWorker
 
 _SETUP_S = 120.0
@@ -93,7 +93,7 @@ class Collector:
 
         self._retrying(attempt)
         episodes = [episode for i in range(len(tasks)) for episode in done[i]]
-        if episodes and all(episode.status is EpisodeStatus.FAILED for episode in episodes):
+        if episodes and all(episode.void for episode in episodes):
             raise RuntimeError(f"all {len(episodes)} episodes failed, the first of: {episodes[0].error}")
         return episodes
 

@@ -164,6 +164,14 @@ class Config(_Section):
             )
         if self.envs.world.pictures and self.model.vision is None:
             raise ValueError("envs.world.mix asks for pictures, which a policy without model.vision cannot see")
+        if self.rollouts.context.policy != "none":
+            if self.envs.world.pictures:
+                raise ValueError("rollouts.context.policy cannot manage contexts with pictures: set it to none")
+            if self.objective.whole_traces:
+                raise ValueError(
+                    f"objective.name={self.objective.name} weighs whole traces, which rollouts.context.policy cuts:"
+                    " take k25 or cispo, or set the policy to none"
+                )
         drills = self.sft.copying_tokens + self.sft.drill_tokens
         if drills >= self.sft.tokens:
             raise ValueError(

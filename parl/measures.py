@@ -11,7 +11,6 @@ from typing import Any
 
 from parl.statistics import Bootstrap, Interval, best_of
 from rewards.aggregate import GROUPS
-from rollouts.episode import EpisodeStatus
 from rollouts.outline import Outline
 
 SCORE = (0.0, 1.0)
@@ -59,7 +58,7 @@ def attempt(outline: Outline) -> Attempt:
         total_steps=metrics["total_steps"],
         subagents=metrics["subagents"],
         sampled_tokens=sampled,
-        prompt_tokens=sum(turn.start for turn in turns),
+        prompt_tokens=sum(t.start - trace.context_of(t.start) for trace in episode.traces for t in trace.turns),
         new_prompt_tokens=sum(outline.lengths) - sampled,
     )
 
@@ -155,6 +154,6 @@ def latest(outlines: Iterable[Outline]) -> dict[tuple[str, int], Outline]:
     found: dict[tuple[str, int], Outline] = {}
     for outline in outlines:
         key = (outline.episode.task.key, outline.episode.index)
-        if key not in found or outline.episode.status is not EpisodeStatus.FAILED:
+        if key not in found or not outline.episode.void:
             found[key] = outline
     return found

@@ -28,13 +28,13 @@ _PARTS = ("total", "perf", "parallel", "finish", "critical")
 def aggregate(episodes: Sequence[Episode], weights: Weights | None = None) -> dict[str, float]:
     """Metrics of a training step, by the names under which they are tracked. ``weights``: also weighted parts.
 
-    ``episodes/<status>`` counts all episodes; everything else is a mean over those that did not end FAILED, whose
-    numbers are the machine's and not the policy's. ``swarm/finish_rate`` is the mean over episodes that spawned,
+    ``episodes/<status>`` counts all episodes; everything else is a mean over those that did not end FAILED or
+    CANCELLED, whose numbers are not the policy's. ``swarm/finish_rate`` is the mean over episodes that spawned,
     ``swarm/useless_spawn_rate`` the spawn rate over tasks where the oracle's width is 0. A mean over nothing is left
     out. ``perf/item_f1`` of exact-match tasks is their exact match.
     """
     out = {f"episodes/{status}": float(sum(e.status is status for e in episodes)) for status in EpisodeStatus}
-    valid = [e for e in episodes if e.status is not EpisodeStatus.FAILED]
+    valid = [e for e in episodes if not e.void]
     if not valid:
         return out
     critical = [e.metrics["critical_steps"] for e in valid]

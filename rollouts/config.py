@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class BudgetConfig(BaseModel):
@@ -24,7 +24,38 @@ class BudgetConfig(BaseModel):
     turn_tokens: int = Field(default=512, gt=0, description="sampled tokens of one turn")
     total_tokens: int = Field(default=20_000, gt=0, description="sampled tokens of all agents")
     episode_s: float = Field(default=300.0, gt=0, description="wall-clock deadline")
-    call_s: float = Field(default=20.0, gt=0, description="deadline of one tool or model call")
+    call_s: float = Field(default=20.0, gt=0, description="deadline of one tool call")
+
+
+class ContextConfig(BaseModel):
+    """What happens when an agent's context has grown beyond its limit (``rollouts.context`` has the definitions)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy: Literal["none", "hide_tool_result", "discard_all"] = Field(
+        default="none", description="what the agent goes on with; none = it ends there"
+    )
+    orchestrator_tokens: int | None = Field(default=None, gt=0, description="its limit; None = the model's positions")
+    subagent_tokens: int | None = Field(default=None, gt=0, description="the same for each sub-agent")
+
+    @model_validator(mode="after")
+    def _check(self) -> ContextConfig:
+        if self.policy != "none" and self.orchestrator_tokens is None and self.subagent_tokens is None:
+            raise ValueError(
+                f"policy={self.policy} has no limit to act at: set orchestrator_tokens, subagent_tokens or both"
+            )
+        return self
+
+
+class LimitsConfig(BaseModel):
+    """Bounds by time and by number at once. Deadlines make episodes depend on timing; None = none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    agent_s: float | None = Field(default=None, gt=0, description="wall-clock deadline of each sub-agent")
+    stage_s: float | None = Field(default=None, gt=0, description="of all sub-agents of one turn, queueing included")
+    subagents: int | None = Field(default=None, gt=0, description="sub-agents that run at once in one worker")
+    tool_calls: int | None = Field(default=None, gt=0, description="tool calls under way at once in one worker")
 
 
 class RolloutsConfig(BaseModel):
@@ -50,3 +81,5 @@ class RolloutsConfig(BaseModel):
     engine: Literal["embedded"] = "embedded"
     max_restarts: int = Field(default=3, ge=0, description="how often dead rollout actors are started again in a run")
     budget: BudgetConfig = BudgetConfig()
+    limits: LimitsConfig = LimitsConfig()
+    context: ContextConfig = ContextConfig()

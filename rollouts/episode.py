@@ -27,6 +27,7 @@ class EpisodeStatus(StrEnum):
     OVER_BUDGET = "over_budget"  # a step, token or sub-agent budget was hit first (Episode.limit names it)
     MALFORMED = "malformed"  # the orchestrator wrote something that is neither a valid call nor an answer
     FAILED = "failed"  # an exception or deadline outside the policy's power (Episode.error)
+    CANCELLED = "cancelled"  # the run was stopped; what there is is kept
 
 
 class TraceStatus(StrEnum):
@@ -58,6 +59,7 @@ class Turn:
     t_start: float = 0.0  # the model was asked
     t_model: float = 0.0  # the model had answered
     t_end: float = 0.0  # all tool results were in
+    deadline: str = ""  # the deadline that a tool call of this turn ran into
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,10 +82,24 @@ class Trace:
     turns: list[Turn] = field(default_factory=list)
     media_at: list[int] = field(default_factory=list)  # first position of each picture that tools showed, in order
     trainable: bool = False
+    limit: str = ""  # the budget or deadline that ended it, e.g. "steps", "agent_s"
+    cuts: list[int] = field(default_factory=list)  # positions where a new context begins (rollouts.context)
+
+    @property
+    def contexts(self) -> list[tuple[int, int]]:
+        """Spans of ``tokens`` that the policy saw in one piece: one, or one more for each cut."""
+        ends = [*self.cuts, len(self.tokens)]
+        return list(zip([0, *self.cuts], ends, strict=True))
+
+    def context_of(self, position: int) -> int:
+        """Where the context begins that ``position`` lies in."""
+        return max((cut for cut in self.cuts if cut <= position), default=0)
 
     @property
     def media(self) -> list[tuple[int, bytes]]:
         """The pictures in ``tokens``: (position of the first placeholder, PNG file)."""
+        if not self.media_at:
+            return []
         shown = [image for turn in self.turns for result in turn.results for image in result.images]
         return list(zip(self.media_at, shown, strict=False))  # a turn's results are there just before they are read
 
@@ -114,6 +130,11 @@ class Episode:
     wall_s: float = 0.0
     rewards: dict[str, float] = field(default_factory=dict)  # filled by scoring: parts and their weighted sum "total"
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def void(self) -> bool:
+        """Whether it ended by the machine's doing or the run's, so that it says nothing about the policy."""
+        return self.status in (EpisodeStatus.FAILED, EpisodeStatus.CANCELLED)
 
     @property
     def orchestrator(self) -> Trace:

@@ -112,6 +112,8 @@ def _trace(data: dict[str, Any], texts: bool) -> Trace:
         trainable=data["trainable"],
         turns=[_full_turn(turn) if texts else _bare_turn(turn) for turn in data["turns"]],
         media_at=data.get("media_at") or [],
+        limit=data.get("limit", ""),
+        cuts=data.get("cuts") or [],
     )
 
 
@@ -126,6 +128,7 @@ def _bare_turn(data: dict[str, Any]) -> Turn:
         t_start=data["t_start"],
         t_model=data["t_model"],
         t_end=data["t_end"],
+        deadline=data.get("deadline", ""),
     )
 
 

@@ -38,7 +38,8 @@ _PLAIN = ("index", "seed", "answer", "limit", "error", "critical_budget", "wall_
 SHARD_NAME = re.compile(r"([a-z][a-z_]*)-(\d{6,})\.parquet")  # kind, step
 _ROW_GROUP = 128  # episodes
 _TRACE_PLAIN = ("agent_id", "name", "parent", "parent_turn", "prompt", "message", "trainable")
-_TURN_PLAIN = tuple(f.name for f in fields(Turn) if f.name not in ("calls", "results"))
+_TRACE_SELDOM = ("media_at", "limit", "cuts")  # left out where they are empty
+_TURN_PLAIN = tuple(f.name for f in fields(Turn) if f.name not in ("calls", "results", "deadline"))
 
 _SCHEMA = pa.schema(
     [
@@ -201,7 +202,7 @@ def _trace_json(trace: Trace) -> dict[str, Any]:
         "length": {name: len(getattr(trace, name)) for name in _ARRAYS},
         "routes": None if trace.routes is None else list(trace.routes.shape),
         "turns": [_turn_json(turn) for turn in trace.turns],
-        **({"media_at": trace.media_at} if trace.media_at else {}),
+        **{name: value for name in _TRACE_SELDOM if (value := getattr(trace, name))},
     }
 
 
@@ -210,6 +211,7 @@ def _turn_json(turn: Turn) -> dict[str, Any]:
         **{name: getattr(turn, name) for name in _TURN_PLAIN},
         "calls": [[call.id, call.name, call.arguments] for call in turn.calls],
         "results": [_result_json(result) for result in turn.results],
+        **({"deadline": turn.deadline} if turn.deadline else {}),
     }
 
 
@@ -266,7 +268,7 @@ def _trace(data: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
         versions=own["versions"].tolist(),
         routes=routes,
         turns=[_turn(turn) for turn in data["turns"]],
-        media_at=data.get("media_at") or [],
+        **{name: data[name] for name in _TRACE_SELDOM if name in data},
     )
 
 
@@ -275,6 +277,7 @@ def _turn(data: dict[str, Any]) -> Turn:
         **{name: data[name] for name in _TURN_PLAIN},
         calls=[ToolCall(id=i, name=name, arguments=arguments) for i, name, arguments in data["calls"]],
         results=[tool_result(*values) for values in data["results"]],
+        deadline=data.get("deadline", ""),
     )
 
 

@@ -26,15 +26,19 @@ class Transcript:
         self._tokenizer = tokenizer
         self._routes: list[np.ndarray] = []
         self._routed = 0
+        self._base = 0  # where the present context begins
 
-    def observe(self, pieces: Iterable[Piece], images: Sequence[bytes] = ()) -> None:
+    def observe(self, pieces: Iterable[Piece], images: Sequence[bytes] = (), *, after: Sequence[int] = ()) -> None:
         """Append what the agent reads: opening, tool results. Text in it never becomes a control token.
 
+        ``after``: ids that come before; they must end in a control token, or text at the seam would be cut otherwise.
         ``images`` (PNG) are shown in order, one at each placeholder. ValueError where the policy cannot see.
         """
         ids = self._tokenizer.encode_segments(pieces)
         if images:
             ids = self._with_pictures(ids, images)
+        if after:
+            ids = [*after, *ids]
         self._append(ids, sampled=False, logprobs=[0.0] * len(ids), version=-1)
 
     def _with_pictures(self, ids: list[int], images: Sequence[bytes]) -> list[int]:
@@ -59,19 +63,38 @@ class Transcript:
         start = len(self.trace.tokens)
         self._append(completion.tokens, sampled=True, logprobs=completion.logprobs, version=completion.policy_version)
         if completion.routes is not None:
-            if completion.routes_start != self._routed:
+            if completion.routes_start + self._base != self._routed:
                 where = f"position {completion.routes_start}, expected {self._routed}"
                 raise ValueError(f"agent {self.trace.agent_id}: routes begin at {where}; router replay would be wrong")
             self._routes.append(completion.routes)
             self._routed += len(completion.routes)
         return start, len(self.trace.tokens)
 
+    @property
+    def context(self) -> list[int]:
+        """The token ids that the agent sees."""
+        return self.trace.tokens[self._base :] if self._base else self.trace.tokens
+
+    def restart(self, ids: list[int]) -> None:
+        """Begin a new context with ``ids``. ValueError where pictures were shown, whose places would be lost."""
+        if self.trace.media_at:
+            raise ValueError(f"agent {self.trace.agent_id}: a context with pictures cannot be managed (context.policy)")
+        self._pad()
+        self._base = len(self.trace.tokens)
+        self.trace.cuts.append(self._base)
+        self._append(ids, sampled=False, logprobs=[0.0] * len(ids), version=-1)
+
     def close(self) -> None:
-        """Put the routes together; the positions that were never fed (the last token) get -1 = route live."""
+        """Put the routes together; the positions that were never fed (a context's last token) get -1 = route live."""
+        if self._routes:
+            self._pad()
+            self.trace.routes = np.concatenate(self._routes)
+
+    def _pad(self) -> None:
         if self._routes:
             missing = len(self.trace.tokens) - self._routed
-            tail = np.full((missing, *self._routes[0].shape[1:]), -1, np.int16)
-            self.trace.routes = np.concatenate([*self._routes, tail])
+            self._routes.append(np.full((missing, *self._routes[0].shape[1:]), -1, np.int16))
+            self._routed += missing
 
     def _append(self, ids: list[int], *, sampled: bool, logprobs: list[float], version: int) -> None:
         trace = self.trace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,10 @@ from model.vision_config import MediaLimits
 from rollouts.config import RolloutsConfig
 from rollouts.engine.remote import RemoteEngine
 from rollouts.episode import Episode, Trace
+from rollouts.limits import Slots, StopSwitch
 from rollouts.swarm import SwarmSettings, run_episode
+
+GC_THRESHOLDS = (50_000, 20, 100)  # episodes are large trees without cycles: Python's (700, 10, 10) walks them in vain
 
 
 class EngineLost(RuntimeError):
@@ -43,9 +47,13 @@ class RolloutWorker:
         self._policy = RemoteEngine(list(policy), name)
         self._frozen = RemoteEngine(list(frozen), name)
         self._slots = asyncio.Semaphore(config.concurrency)
+        self._places = Slots(config.limits.subagents, config.limits.tool_calls)
+        self._switch = StopSwitch()
 
     async def ready(self) -> bool:
-        """True once the worker stands."""
+        """True once the worker stands. What it holds by now is taken out of garbage collection."""
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         return True
 
     async def run(
@@ -72,9 +80,18 @@ class RolloutWorker:
             top_p=top_p,
             subagent_temperature=self._config.subagent_temperature,
             media=self._media,
+            limits=self._config.limits,
+            context=self._config.context,
+            slots=self._places,
+            switch=self._switch,
         )
         attempts = [self._one(task, settings, index, seed, critical_budget) for index in indices]
         return list(await asyncio.gather(*attempts))
+
+    async def stop(self) -> None:
+        """End all episodes at once: they return CANCELLED, with what there is. Later ones run again."""
+        self._switch.stop()
+        self._switch = StopSwitch()
 
     def _pool(self, trace: Trace) -> RemoteEngine:
         return self._policy if trace.role is Role.ORCHESTRATOR else self._frozen
