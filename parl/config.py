@@ -158,6 +158,8 @@ class Config(_Section):
             )
         if self.envs.world.pictures and self.model.vision is None:
             raise ValueError("envs.world.mix asks for pictures, which a policy without model.vision cannot see")
+        if self.model.vision and self.rollouts.engine != "embedded":
+            raise ValueError("rollouts.engine must be embedded for a policy that sees: servers are sent no pictures")
         drills = self.sft.copying_tokens + self.sft.drill_tokens
         if drills >= self.sft.tokens:
             raise ValueError(

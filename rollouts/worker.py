@@ -14,6 +14,8 @@ from rollouts.engine.remote import RemoteEngine
 from rollouts.episode import Episode, Trace
 from rollouts.swarm import SwarmSettings, run_episode
 
+_LOST = ("ActorDied", "ActorUnavailable", "RayActorError", "EngineGone")  # errors of an engine that is no more
+
 
 class EngineLost(RuntimeError):
     """An engine died while an episode ran; the episode must be run again."""
@@ -84,6 +86,6 @@ class RolloutWorker:
             episode = await run_episode(
                 task, self._environment, settings, index=index, seed=seed, critical_budget=critical_budget
             )
-        if "ActorDied" in episode.error or "ActorUnavailable" in episode.error or "RayActorError" in episode.error:
+        if any(name in episode.error for name in _LOST):
             raise EngineLost(episode.error)
         return episode
