@@ -226,6 +226,27 @@ def export(
 
 
 @app.command()
+def gateway(
+    run: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="a run's folder or name, or a policy's folder")],
+    port: Annotated[int, typer.Option("--port")] = 8000,
+    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    record: Annotated[Path | None, typer.Option("--record", help="Folder that finished episodes are kept in.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="For all requests.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="For all requests.")] = None,
+    thinking: Annotated[bool, typer.Option("--thinking", help="The policy thinks before it answers.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of sampling.")] = 1,
+    engine: Annotated[str, typer.Option("--engine", help="embedded, vllm or sglang.")] = "embedded",
+    url: Annotated[str | None, typer.Option("--url", help="Of the server behind it, with vllm or sglang.")] = None,
+) -> None:
+    """Serve a policy over OpenAI's chat API and record what is done with it, to train on (docs/engines.md)."""
+    with reported():
+        from parl.gateway import serve
+
+        options = {"temperature": temperature, "top_p": top_p, "thinking": thinking, "seed": seed}
+        serve(run, host=host, port=port, record=record, engine=engine, url=url, **options)
+
+
+@app.command()
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a shape in configs/models, a YAML file, or a folder")],
     gpus: Annotated[int, typer.Option("--gpus", help="GPUs in all.")],

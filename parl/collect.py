@@ -20,8 +20,10 @@ from envs.base import Environment, Task
 from model.decoder import Weights
 from parl.cluster import actor
 from parl.config import Config
+from parl.served import Deliveries
 from rewards.budget import critical_budget
 from rollouts.engine.actor import EngineActor
+from rollouts.engine.served import ServedActor
 from rollouts.episode import Episode
 from rollouts.worker import EngineLost, RolloutWorker
 
@@ -35,7 +37,9 @@ class Collector:
 
     def __init__(self, config: Config, environment: Environment, tokenizer: Path, frozen: Weights) -> None:
         self._config, self._environment, self._tokenizer = config, environment, str(tokenizer.resolve())
-        self._frozen = ray.put(frozen)
+        self._deliveries = Deliveries(config.run_dir / "served", config.model.shape, tokenizer)
+        self._sync_s = _SYNC_S + (0 if config.rollouts.engine == "embedded" else config.rollouts.http.update_s)
+        self._frozen = self._packed("frozen", 0, frozen)
         self._policy: tuple[int, Any] | None = None  # version and weights that the policy pool serves
         self.restarts = 0
         self._workers: list[Any] = []
@@ -45,7 +49,7 @@ class Collector:
     def sync(self, weights: Weights, version: int) -> float:
         """Serve ``weights`` as policy ``version`` from here on; returns the seconds it took."""
         began = time.monotonic()
-        self._policy = (version, ray.put(weights))
+        self._policy = (version, self._packed("policy", version, weights))
         self._retrying(self._serve_policy)
         return time.monotonic() - began
 
@@ -119,11 +123,7 @@ class Collector:
 
     def _start(self) -> None:
         rollouts, model = self._config.rollouts, self._config.model
-        counts = {"policy": rollouts.policy_engines, "frozen": rollouts.frozen_engines}
-        self._engines = {
-            pool: [actor(EngineActor, model, record_routes=pool == "policy", concurrency=1000) for _ in range(count)]
-            for pool, count in counts.items()
-        }
+        self._engines = {pool: self._replicas(pool) for pool in ("policy", "frozen")}
         arguments = (self._environment, self._tokenizer, rollouts)
         pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
         pools["media"] = model.vision.limits if model.vision else None
@@ -135,12 +135,29 @@ class Collector:
         self._load("frozen", 0, self._frozen)
         self._serve_policy()
 
+    def _servers(self, pool: str) -> tuple[str, ...]:
+        http = self._config.rollouts.http
+        return http.urls if pool == "policy" else http.frozen_urls
+
+    def _replicas(self, pool: str) -> list[Any]:
+        """Actors of ``pool``: one for each of its servers, else embedded engines."""
+        rollouts, model = self._config.rollouts, self._config.model
+        if urls := self._servers(pool):
+            return [actor(ServedActor, model, rollouts, pool=pool, url=url, concurrency=1000) for url in urls]
+        count = rollouts.policy_engines if pool == "policy" else rollouts.frozen_engines
+        return [actor(EngineActor, model, record_routes=pool == "policy", concurrency=1000) for _ in range(count)]
+
+    def _packed(self, pool: str, version: int, weights: Weights) -> Any:
+        """What the pool's replicas are updated with: the weights in Ray's store, or a folder for its servers."""
+        return self._deliveries.write(pool, version, weights) if self._servers(pool) else ray.put(weights)
+
     def _serve_policy(self) -> None:
         if self._policy is not None:
             self._load("policy", *self._policy)
 
     def _load(self, pool: str, version: int, weights: Any) -> None:
-        served = ray.get([replica.update.remote(version, weights) for replica in self._engines[pool]], timeout=_SYNC_S)
+        calls = [replica.update.remote(version, weights) for replica in self._engines[pool]]
+        served = ray.get(calls, timeout=self._sync_s)
         if any(answer != version for answer in served):
             raise RuntimeError(f"the {pool} pool serves versions {served}, not {version}")
 

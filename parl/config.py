@@ -172,6 +172,8 @@ class Config(_Section):
                     f"objective.name={self.objective.name} weighs whole traces, which rollouts.context.policy cuts:"
                     " take k25 or cispo, or set the policy to none"
                 )
+        if self.model.vision and self.rollouts.engine != "embedded":
+            raise ValueError("rollouts.engine must be embedded for a policy that sees: servers are sent no pictures")
         drills = self.sft.copying_tokens + self.sft.drill_tokens
         if drills >= self.sft.tokens:
             raise ValueError(

@@ -40,11 +40,31 @@ def export(
         model, tokenizer = checkpoint.load(policy), load_tokenizer(policy)
         if model.vision is not None and format == "hf":
             raise UserError(f"{policy} sees, and deepseek_v3 has no place for its vision side: give --format kimi_k25")
-        with_latent_eps(model, LATENT_NORM_EPS)
-        settle(model)
-        checkpoint.save(model, out, format, dtype=getattr(torch, dtype), int4_experts=int4)
+        write_folder(model, tokenizer, out, format=format, dtype=dtype, int4=int4)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"{policy} cannot be exported: {error}") from error
+    return out
+
+
+def write_folder(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    format: str = "hf",
+    dtype: str = "float32",
+    int4: bool = False,
+    latent_eps: float = LATENT_NORM_EPS,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Write ``model``, which is changed on the way, with tokenizer and chat template to the empty folder ``out``.
+
+    ``latent_eps``: the epsilon that readers give the latents' norms.
+    """
+    with_latent_eps(model, latent_eps)
+    settle(model)
+    matrices = getattr(torch, dtype)
+    checkpoint.save(model, out, format, dtype=matrices, int4_experts=int4, shard_bytes=shard_bytes)
     tokens = {
         "bos_token_id": tokenizer.special["[BOS]"],
         "eos_token_id": tokenizer.im_end_id,
@@ -53,7 +73,6 @@ def export(
     _update(out / "config.json", tokens)
     _update(out / "generation_config.json", {**tokens, "do_sample": True, "temperature": 1.0})
     _write_tokenizer(tokenizer, out, model.config.max_position_embeddings)
-    return out
 
 
 def policy_folder(run: Path) -> Path:

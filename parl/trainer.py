@@ -190,9 +190,11 @@ class Training:
         }
 
     def _engine_metrics(self) -> dict[str, float]:
-        """Share of prompt tokens that shared pages spared each pool since it started."""
+        """Share of prompt tokens that shared pages spared each pool since it started; how servers took the weights."""
         counters = self._collector.statistics()
-        return {
+        servers = len(self.config.rollouts.http.urls)
+        served = ("probe_gap", "in_place", "server_restarts") if servers else ()
+        return {f"engine/{name}": counters[f"policy/{name}"] / servers for name in served} | {
             f"speed/{pool}_prefix_hit_rate": counters[f"{pool}/prefix_hits"]
             / max(counters[f"{pool}/prefix_asked"], 1.0)
             for pool in ("policy", "frozen")

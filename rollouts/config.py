@@ -58,6 +58,31 @@ class LimitsConfig(BaseModel):
     tool_calls: int | None = Field(default=None, gt=0, description="tool calls under way at once in one worker")
 
 
+class HttpConfig(BaseModel):
+    """Inference servers, where ``engine`` is not embedded (docs/engines.md)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    urls: tuple[str, ...] = Field(default=(), description="servers of the policy pool, e.g. [http://127.0.0.1:8000]")
+    frozen_urls: tuple[str, ...] = Field(default=(), description="servers of the frozen pool; empty: it stays embedded")
+    api_key_env: str | None = Field(default=None, description="environment variable with the servers' key")
+    weights: Literal["reload", "transfer", "restart"] = Field(
+        default="reload", description="how a version reaches a server: from a folder, in buckets, or by `restart`"
+    )
+    restart: str | None = Field(
+        default=None,
+        description="shell command that stops the server at {url} and starts it from {folder} in the background; also"
+        " what an update in place that did not take effect falls back to",
+    )
+    without_routes: Literal["error", "live"] = Field(
+        default="error", description="a server that sends no experts: error, or let the learner choose its own"
+    )
+    tolerance: float = Field(
+        default=0.02, gt=0, description="mean log-prob difference of server and trainer on the probe, in nats"
+    )
+    update_s: float = Field(default=600.0, gt=0, description="deadline of one update, restart included")
+
+
 class RolloutsConfig(BaseModel):
     """How episodes are made."""
 
@@ -78,8 +103,30 @@ class RolloutsConfig(BaseModel):
     workers: int = Field(default=1, gt=0, description="Ray rollout workers")
     policy_engines: int = Field(default=1, gt=0, description="replicas of the policy pool")
     frozen_engines: int = Field(default=1, gt=0, description="replicas of the frozen sub-agent pool")
-    engine: Literal["embedded"] = "embedded"
+    engine: Literal["embedded", "vllm", "sglang"] = "embedded"
+    http: HttpConfig = HttpConfig()
     max_restarts: int = Field(default=3, ge=0, description="how often dead rollout actors are started again in a run")
     budget: BudgetConfig = BudgetConfig()
     limits: LimitsConfig = LimitsConfig()
     context: ContextConfig = ContextConfig()
+
+    @model_validator(mode="after")
+    def _check_servers(self) -> RolloutsConfig:
+        http = self.http
+        if self.engine == "embedded":
+            if http.urls or http.frozen_urls:
+                raise ValueError("http.urls is for servers, but engine=embedded: set engine to vllm or sglang")
+            return self
+        if not http.urls:
+            raise ValueError(f"engine={self.engine} needs http.urls, e.g. [http://127.0.0.1:8000]")
+        if shared := set(http.urls) & set(http.frozen_urls):
+            raise ValueError(f"http.frozen_urls={sorted(shared)} also serve the policy: a server holds one model")
+        if http.weights == "restart" and not http.restart:
+            raise ValueError("http.weights=restart needs the command http.restart")
+        if http.weights == "transfer" and self.engine != "vllm":
+            raise ValueError(f"http.weights=transfer needs engine=vllm, not {self.engine}: set it to reload")
+        if self.engine == "vllm" and self.temperature != 1.0:
+            raise ValueError(
+                f"temperature={self.temperature} with engine=vllm: its log-probs are of temperature 1, so train at 1"
+            )
+        return self

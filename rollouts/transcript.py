@@ -41,6 +41,10 @@ class Transcript:
             ids = [*after, *ids]
         self._append(ids, sampled=False, logprobs=[0.0] * len(ids), version=-1)
 
+    def copied(self, ids: Sequence[int]) -> None:
+        """Append tokens as they stand in another trace: context here, whoever wrote them there."""
+        self._append(list(ids), sampled=False, logprobs=[0.0] * len(ids), version=-1)
+
     def _with_pictures(self, ids: list[int], images: Sequence[bytes]) -> list[int]:
         """``ids`` with as many placeholders a picture as it has tokens; their positions go to the trace."""
         if self._media is None:

@@ -17,6 +17,7 @@ from rollouts.limits import Slots, StopSwitch
 from rollouts.swarm import SwarmSettings, run_episode
 
 GC_THRESHOLDS = (50_000, 20, 100)  # episodes are large trees without cycles: Python's (700, 10, 10) walks them in vain
+_LOST = ("ActorDied", "ActorUnavailable", "RayActorError", "EngineGone")  # errors of an engine that is no more
 
 
 class EngineLost(RuntimeError):
@@ -101,6 +102,6 @@ class RolloutWorker:
             episode = await run_episode(
                 task, self._environment, settings, index=index, seed=seed, critical_budget=critical_budget
             )
-        if "ActorDied" in episode.error or "ActorUnavailable" in episode.error or "RayActorError" in episode.error:
+        if any(name in episode.error for name in _LOST):
             raise EngineLost(episode.error)
         return episode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from model.config import ModelConfig
 from model.decoder import Weights
@@ -15,7 +16,10 @@ class EngineActor:
     """One replica. Clients are known by name, so that several workers can share it."""
 
     def __init__(self, config: ModelConfig, *, record_routes: bool) -> None:
-        self._engine = EmbeddedEngine(config, record_routes=record_routes)
+        self._begin(EmbeddedEngine(config, record_routes=record_routes))
+
+    def _begin(self, engine: Any) -> None:
+        self._engine = engine
         self._done: dict[str, asyncio.Queue[tuple[int, Completion | Exception]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 

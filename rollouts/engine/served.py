@@ -1,0 +1,50 @@
+"""A server behind HTTP as a Ray actor: one replica of a pool, with the interface of the embedded engine's actor."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from model.config import ModelConfig
+from rollouts.config import RolloutsConfig
+from rollouts.engine.actor import EngineActor
+from rollouts.engine.handover import Deliverer, Delivery
+from rollouts.engine.http import HttpEngine
+from rollouts.engine.http_dialects import DIALECTS
+
+
+class ServedActor(EngineActor):
+    """The server at ``url`` as a replica of ``pool``. ``update`` takes a Delivery in place of weights."""
+
+    def __init__(self, model: ModelConfig, rollouts: RolloutsConfig, *, pool: str, url: str) -> None:
+        self._begin(connect(model, rollouts, pool=pool, url=url))
+        self._deliverer = Deliverer(self._engine, rollouts.http)
+
+    async def update(self, version: int, weights: Any) -> int:
+        """Bring the server to ``weights``, a Delivery; returns the version now served."""
+        assert isinstance(weights, Delivery)
+        await self._deliverer.deliver(weights)
+        return self._engine.policy_version
+
+    async def statistics(self) -> dict[str, float]:
+        """The client's counters; of updates the probe's mean difference, whether they go in place, restarts so far."""
+        deliverer = self._deliverer
+        updates = {"probe_gap": deliverer.gap, "in_place": deliverer.in_place, "server_restarts": deliverer.restarts}
+        return {**self._engine.statistics(), **updates}
+
+
+def connect(model: ModelConfig, rollouts: RolloutsConfig, *, pool: str, url: str) -> HttpEngine:
+    """The engine at ``url``; only the policy's routes are asked for."""
+    http = rollouts.http
+    routed = pool == "policy" and model.num_moe_layers > 0
+    return HttpEngine(
+        url,
+        DIALECTS[rollouts.engine],
+        pool=pool,
+        longest=model.max_position_embeddings,
+        layers=model.num_moe_layers if routed else 0,
+        experts=model.num_experts_per_tok if routed else 0,
+        dense=model.first_k_dense_replace,
+        live_routes=http.without_routes == "live",
+        api_key=os.environ.get(http.api_key_env or ""),
+    )
