@@ -26,6 +26,7 @@ from parl.loading import to_yaml
 from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.ptx import PtxTexts
+from parl.saver import Saver
 from parl.scoring import reward_schedule
 from parl.start import starting_policy
 from parl.state import Checkpoints, State
@@ -63,8 +64,7 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
 
 def _train_time(folder: Path) -> float:
     """Seconds of training that earlier invocations of a resumed run spent in ``folder``."""
-    found = Checkpoints(folder / "checkpoints", 1).latest() if folder.exists() else None
-    return found[0].elapsed_s if found else 0.0
+    return Checkpoints(folder / "checkpoints", 1).newest_state().elapsed_s if folder.exists() else 0.0
 
 
 def _cold_start(config: Config, from_scratch: bool) -> Path:
@@ -105,6 +105,7 @@ class Training:
         self.state = State()
         self.weights: Weights = {}
         self._learner: LearnerGroup
+        self._saver: Saver
         self._collector: Collector
         self._texts: PtxTexts
 
@@ -118,7 +119,8 @@ class Training:
             self._restore()
             if self.state.wandb_id is None:  # kept before anything is logged: a resumed run continues the same one
                 self.state.wandb_id = secrets.token_hex(4)
-                self._save()
+                self._saver.save(self.state)
+                self._saver.wait()
             tracker = Tracker(self.folder, self.config, self.state.wandb_id, self.state.step)
             try:
                 self.store.discard_after(self.state.step + 1)
@@ -126,8 +128,9 @@ class Training:
                     metrics = self._step(progress)
                     tracker.log(self.state.step, metrics)  # before the checkpoint: a kill in between logs it again
                     if self._due():
-                        self._save()
+                        self._saver.save(self.state, self._score(metrics))
                     progress.update(self.state.step, metrics)
+                self._saver.wait()
                 _, model, tokenizer, _ = load_policy(self.cold)
                 meta = {"step": self.state.step, "policy_version": self.state.policy_version}
                 save_policy(final, model, self.weights, tokenizer, meta)
@@ -139,6 +142,7 @@ class Training:
 
     def _step(self, progress: Progress) -> dict[str, float]:
         began = time.monotonic()
+        self._saver.check()
         step = self.state.step + 1
         lambdas = self.reward_weights(self.state.step)
         episodes = self._collect(step, lambdas, progress)
@@ -248,12 +252,14 @@ class Training:
         if config.objective.kl:
             self._learner.set_reference(weights)
         self._texts = PtxTexts(config, self.cold / "tokenizer.json")
+        self._saver = Saver(self.checkpoints, self._learner)
         environment = WorldEnvironment(config.envs.world)
         self._collector = Collector(config, environment, self.cold, weights)
         try:
             self.weights = weights
             yield
         finally:
+            self._saver.close()
             self._collector.close()
             self._learner.close()
             self._texts.close()
@@ -264,7 +270,7 @@ class Training:
             self._learner.load_weights(self.weights)
         else:
             self.state, path = found
-            self._learner.load(path, "learner")
+            self._learner.load(path.parent, path.name)
             self.weights = self._learner.weights()
         self._collector.sync(self.weights, self.state.policy_version)
 
@@ -272,11 +278,13 @@ class Training:
         step = self.state.step
         return step % self.config.trainer.checkpoint_every == 0 or step == self.config.trainer.steps
 
-    def _save(self) -> None:
-        size = 3 * sum(array.nbytes for array in self.weights.values())
-        path = self.checkpoints.begin(self.state, size)
-        self._learner.save(path, "learner")
-        self.checkpoints.commit(self.state, path)
+    def _score(self, metrics: dict[str, float]) -> float | None:
+        """The metric by which the best checkpoint is kept."""
+        name = self.config.trainer.keep_best
+        if name is not None and name not in metrics and self.state.step == 1:
+            known = ", ".join(sorted(metrics))
+            raise UserError(f"trainer.keep_best = {name} is no metric that every step has: take one of {known}")
+        return metrics.get(name) if name is not None else None
 
 
 def _claim(run_dir: Path, config: Config, resume: bool) -> None:
