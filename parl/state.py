@@ -89,7 +89,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first; their files are not looked into."""
-        return sorted(path for path in self.folder.glob("step-*") if path.suffix == "" and (path / MANIFEST).exists())
+        return complete(self.folder)
 
     def best(self) -> Path | None:
         """The one with the highest score."""
@@ -117,6 +117,11 @@ class Checkpoints:
         if problems:
             raise UserError("; ".join(problems) + ": no checkpoint is intact; restore one, or start without --resume")
         return None
+
+
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints in ``folder``, oldest first; nothing is touched, a run may be under way in it."""
+    return sorted(path for path in folder.glob("step-*") if path.suffix == "" and (path / MANIFEST).exists())
 
 
 def _manifest(path: Path) -> dict[str, Any]:
