@@ -82,6 +82,10 @@ class Trainer:
             self.steps.append(slowest["step"])
             self.parts.append(slowest)
 
+    def profile(self) -> dict[str, float]:
+        """Shares of the first rank's CPU time by operator."""
+        return self._answers("profile")[0]
+
     def end(self) -> dict[str, Any]:
         """The process' own figures; it ends."""
         answers = self._answers("end")
@@ -171,6 +175,7 @@ def main() -> None:
     parser.add_argument("--micro-tokens", type=int, default=8192, help="padded tokens of one forward pass")
     parser.add_argument("--only", nargs="*", default=["parl", "torch", "trl"])
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2], help="of parl")
+    parser.add_argument("--profile", action="store_true", help="also print where parl's step on one rank goes")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     tokens, steps = options.tokens or (6000 if options.quick else 32_000), options.steps or (3 if options.quick else 7)
@@ -188,6 +193,9 @@ def main() -> None:
         for number in range(steps + 1):
             for trainer in trainers.values():
                 trainer.step(count=number > 0)
+        if options.profile:
+            for name, share in trainers["parl", 1].profile().items():
+                print(f"{share:6.1%}  {name}")
         speed, rows, parts = ceiling(), [], []
         for (trainer, ranks), process in trainers.items():
             own, step = process.end(), median(process.steps)
