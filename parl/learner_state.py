@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from model.decoder import Weights
 from parl.parts import Part, PartsReader, Piece, write_part
 
 
@@ -57,6 +58,13 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, reader: PartsRea
             scalar = value.dtype == torch.int64 and value.dim() == 0  # counters are Python's
             parameter = names[name]
             optimizer.state[parameter][key] = int(value) if scalar else value.to(parameter.device)
+
+
+def saved_weights(folder: Path) -> Weights:
+    """The policy that the checkpoint in ``folder`` holds, float32."""
+    reader = PartsReader(folder)
+    names = [name for name in reader.names() if name.startswith("weights/")]
+    return {name.removeprefix("weights/"): reader.read(name).float().numpy() for name in names}
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -22,6 +22,7 @@ from parl.config import Config
 from parl.errors import UserError
 from parl.evaluate import evaluate_policies, track_evaluation
 from parl.learner_group import LearnerGroup
+from parl.learner_state import saved_weights
 from parl.loading import to_yaml
 from parl.memory import PeakMemory
 from parl.progress import Progress
@@ -132,6 +133,9 @@ class Training:
                     progress.update(self.state.step, metrics)
                 self._saver.wait()
                 _, model, tokenizer, _ = load_policy(self.cold)
+                best = self.checkpoints.best()
+                if best is not None:
+                    save_policy(self.folder / "policy_best", model, saved_weights(best), tokenizer, {"from": best.name})
                 meta = {"step": self.state.step, "policy_version": self.state.policy_version}
                 save_policy(final, model, self.weights, tokenizer, meta)
             finally:

@@ -15,13 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tiny import tiny_config
 
 from parl.errors import UserError
-from parl.learner_state import Snapshot, restore, share_of, whole_pieces
+from parl.learner_state import Snapshot, restore, saved_weights, share_of, whole_pieces
 from parl.optimizer import MuonAdamW
 from parl.parts import PartsReader, Piece, part_name, write_part
 from parl.saver import Saver
 from parl.state import MANIFEST, Checkpoints, State
+from parl.trainer import Training
 
 
 class OneTensor:
@@ -137,6 +139,16 @@ def test_weights_and_optimiser_come_back_bit_for_bit(tmp_path: Path, ranks: int)
         assert torch.equal(mine, theirs)
 
 
+def test_a_checkpoints_weights_can_be_read_alone(tmp_path: Path):
+    model, optimizer = small(0)
+    take_step(model, optimizer)
+    for rank in range(2):
+        Snapshot(share_of(whole_pieces(model, optimizer), rank, 2), rank, 2).write(tmp_path)
+    found = saved_weights(tmp_path)
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(torch.from_numpy(found[name]), value) for name, value in model.state_dict().items())
+
+
 def test_another_models_checkpoint_is_refused_by_the_tensors_name(tmp_path: Path):
     Snapshot(whole_pieces(*small(0)), 0, 1).write(tmp_path)
     wider = torch.nn.Sequential(torch.nn.Linear(4, 5))
@@ -240,3 +252,12 @@ def test_the_newest_stay_and_the_best(tmp_path: Path):
         checkpoints.commit(State(step=step), path, score=score)
         kept.append([int(p.name[5:]) for p in checkpoints.all()])
     assert kept == [[0], [0, 1], [1, 2], [2, 3], [2, 3, 4], [4, 5], [5, 6], [5, 6, 7], [5, 7, 8]]
+
+
+def test_a_metric_that_the_first_step_lacks_cannot_choose_the_best(tmp_path: Path):
+    training = Training(tiny_config(tmp_path, trainer={"keep_best": "reward/pref"}), tmp_path, tmp_path)
+    training.state.step = 1
+    with pytest.raises(UserError, match=r"trainer\.keep_best = reward/pref is no metric .* take one of reward/perf"):
+        training._score({"reward/perf": 0.5})
+    training.state.step = 2  # a later step may lack it, and is not the best then
+    assert training._score({"reward/perf": 0.5}) is None
