@@ -49,12 +49,19 @@ def wait(reference: Any, deadline_s: float) -> Any:
     return ray.get(reference, timeout=deadline_s)
 
 
-def actor(cls: type, *args: Any, _threads: int = 1, concurrency: int | None = None, **kwargs: Any) -> Any:
-    """``cls(*args, **kwargs)`` as a Ray actor with ``_threads`` CPU threads; ``concurrency`` for async actors."""
+def actor(
+    cls: type, *args: Any, _threads: int = 1, _beside: str | None = None, concurrency: int | None = None, **kwargs: Any
+) -> Any:
+    """``cls(*args, **kwargs)`` as a Ray actor with ``_threads`` CPU threads; ``concurrency`` for async actors.
+
+    ``_beside``: name of a concurrency group whose calls run beside all others, one at a time.
+    """
     import ray
 
     environment = {"OMP_NUM_THREADS": str(_threads), "TOKENIZERS_PARALLELISM": "false", **_ENV}
     options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
     if concurrency is not None:
         options["max_concurrency"] = concurrency
-    return ray.remote(cls).options(**options).remote(*args, **kwargs)
+    remote: Any = ray.remote
+    made = remote(concurrency_groups={_beside: 1})(cls) if _beside else remote(cls)
+    return made.options(**options).remote(*args, **kwargs)

@@ -105,6 +105,10 @@ class TrainerConfig(_Section):
     threads: int = Field(default=1, gt=0, description="CPU threads of each rank")
     checkpoint_every: int = Field(default=1, gt=0, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, gt=0)
+    keep_best: str | None = Field(
+        default="reward/perf",
+        description="also keep the checkpoint with the highest of this metric; null: only the newest",
+    )
     step_s: float = Field(default=900.0, gt=0, description="deadline of one step; a slower one ends the run loudly")
 
 

@@ -25,12 +25,14 @@ from model.transformer import Transformer, muon_parameters
 from parl.advantage import Row
 from parl.batch import Batch, TextRow, lay, micro_batches
 from parl.config import OptimizerConfig
+from parl.learner_state import Snapshot, restore, share_of, whole_pieces
 from parl.objective.common import k3
 from parl.objective.config import Objective
 from parl.objective.entropy import entropy_stats
 from parl.objective.registry import check_rows, policy_loss, statistic_names
 from parl.objective.sft import sft_loss
 from parl.optimizer import MuonAdamW, NotFiniteLoss
+from parl.parts import Part, PartsReader
 from parl.qk_clip import QKClip
 from parl.route_replay import RouteWatch, check_routes
 
@@ -51,7 +53,8 @@ class Learner:
         ranks: int = 1,
         port: int | None = None,
     ) -> None:
-        self.ranks = ranks
+        self.rank, self.ranks = rank, ranks
+        self._snapshot: Snapshot | None = None
         _prepare_process(threads, rank, ranks, port or free_port())
         import deepspeed
 
@@ -221,15 +224,31 @@ class Learner:
         """Replace all parameters; the optimiser's state is kept."""
         self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
 
+    def snapshot(self) -> int:
+        """Copy this rank's part of the state to host memory; its bytes."""
+        whole = whole_pieces(self.model, self.optimizer)
+        self._snapshot = Snapshot(share_of(whole, self.rank, self.ranks), self.rank, self.ranks)
+        return self._snapshot.bytes
+
+    def write_snapshot(self, folder: Path) -> Part:
+        """Write the snapshot into ``folder``, and forget it: may run while the next step does. OSError: a full disk."""
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is None:
+            raise ValueError("there is no snapshot: call snapshot first")
+        return snapshot.write(folder)
+
     def save(self, folder: Path, tag: str) -> None:
-        """Weights and optimiser under ``folder``/``tag`` in DeepSpeed's layout."""
-        self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        """This rank's part of the state under ``folder``/``tag``, at once."""
+        (folder / tag).mkdir(parents=True, exist_ok=True)
+        self.snapshot()
+        self.write_snapshot(folder / tag)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Inverse of :meth:`save`; FileNotFoundError when there is nothing."""
-        if not (folder / tag).is_dir():
-            raise FileNotFoundError(f"no checkpoint {tag} under {folder}")
-        self.engine.load_checkpoint(str(folder), tag=tag)
+        """Weights and optimiser from ``folder``/``tag``, whatever number of ranks wrote it.
+
+        FileNotFoundError when there is nothing; ValueError when it is another model's.
+        """
+        restore(self.model, self.optimizer, PartsReader(folder / tag))
 
     def ready(self) -> int:
         """The process id, once the learner stands."""

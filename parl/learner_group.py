@@ -23,8 +23,10 @@ from parl.config import OptimizerConfig
 from parl.learner import Learner, free_port
 from parl.objective.config import Objective
 from parl.objective.registry import check_rows
+from parl.parts import Part
 
 _KNOWN_TO_ALL = ("grad_norm", "max_logit", "clipped_heads", "route_overlap", "route_overlap_min")
+_IO = "io"  # calls that a rank runs beside its steps
 _ATTENTION_TOKENS = 1500  # length at which attention costs as much as everything else in a token
 
 
@@ -43,8 +45,9 @@ class LearnerGroup:
         deadline_s: float,
     ) -> None:
         self._micro_tokens, self._deadline_s = micro_tokens, deadline_s
-        shared = {"seed": seed, "threads": threads, "ranks": ranks, "port": free_port(), "_threads": threads}
-        self._ranks = [actor(Learner, model, optimizer, rank=rank, **shared) for rank in range(ranks)]
+        shared = {"seed": seed, "threads": threads, "ranks": ranks, "port": free_port()}
+        hosted = {"_threads": threads, "_beside": _IO}
+        self._ranks = [actor(Learner, model, optimizer, rank=rank, **shared, **hosted) for rank in range(ranks)]
         self._all("ready")
 
     def policy_step(
@@ -116,12 +119,21 @@ class LearnerGroup:
         """Replace all parameters on every rank."""
         self._all("load_weights", ray.put(weights))
 
+    def snapshot(self) -> int:
+        """Copy the state of all ranks to host memory; its bytes."""
+        return sum(self._all("snapshot"))
+
+    def write_snapshot(self, folder: Path) -> list[Part]:
+        """Write what :meth:`snapshot` copied into ``folder``, also while the ranks step. OSError: a full disk."""
+        calls = [rank.write_snapshot.options(concurrency_group=_IO).remote(folder.resolve()) for rank in self._ranks]
+        return wait(calls, self._deadline_s)
+
     def save(self, folder: Path, tag: str) -> None:
-        """Weights and optimiser under ``folder``/``tag``."""
+        """Weights and optimiser under ``folder``/``tag``, at once."""
         self._all("save", folder.resolve(), tag)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Inverse of :meth:`save`; FileNotFoundError when there is nothing."""
+        """Weights and optimiser as any number of ranks wrote them; FileNotFoundError when there is nothing."""
         self._all("load", folder.resolve(), tag)
 
     def close(self) -> None:

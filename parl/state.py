@@ -1,7 +1,8 @@
 """The one state of a training run, and its checkpoints on disk.
 
 Everything random is a function of (seed, step), so the step is the cursor of data, schedules and noise alike. A
-checkpoint is a folder that is renamed into place when complete: a run killed at any byte finds the last good one.
+checkpoint is a folder that is renamed into place when complete: a run killed at any byte finds the last good one. Its
+manifest holds size and SHA-256 of every file, which is checked before anything is loaded.
 """
 
 from __future__ import annotations
@@ -9,12 +10,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from parl.errors import UserError
 
-_SLACK = 3  # free disk wanted, in checkpoints
+if TYPE_CHECKING:  # torch, which reading a state does not need
+    from parl.parts import Part
+
+MANIFEST = "manifest.json"
+_ROOM = 16 * 2**20  # bytes that a checkpoint leaves free: episodes and logs are written beside it
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,7 +37,7 @@ class State:
 
 
 class Checkpoints:
-    """``folder``/step-000012 with the learner's files and ``state.json``; the newest ``keep`` stay."""
+    """``folder``/step-000012 with the learner's parts and a manifest; the newest ``keep`` stay, and the best."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self._keep = folder, keep
@@ -38,41 +45,95 @@ class Checkpoints:
         for leftover in folder.glob("*.partial"):
             shutil.rmtree(leftover)
 
-    def begin(self, state: State, expected_bytes: int) -> Path:
-        """An empty folder to save into. Raises UserError when the disk has no room for it."""
-        free = shutil.disk_usage(self.folder).free
-        if free < _SLACK * expected_bytes:
-            raise UserError(
-                f"only {free / 2**20:.0f} MiB free for checkpoints in {self.folder}: free some and --resume"
-            )
+    def begin(self, state: State, needed: int) -> Path:
+        """An empty folder to save ``needed`` bytes into. Raises UserError when the disk has no room for them."""
         path = self.folder / f"step-{state.step:06d}.partial"
         shutil.rmtree(path, ignore_errors=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed + _ROOM:
+            raise UserError(
+                f"{self.folder}: a checkpoint needs {needed} bytes and {_ROOM} to spare, but {free} are free;"
+                " free some and --resume"
+            )
         path.mkdir()
         return path
 
-    def commit(self, state: State, path: Path) -> Path:
-        """The learner's files are in ``path``: add the state, make it durable, drop old ones."""
-        with (path / "state.json").open("w") as file:
-            json.dump(asdict(state), file, indent=1)
+    def commit(self, state: State, path: Path, parts: Sequence[Part] = (), score: float | None = None) -> Path:
+        """The learner's ``parts`` are in ``path``: add the manifest, make it durable, drop old ones.
+
+        The best is the one with the highest ``score``, the newest of equals.
+        """
+        manifest = {"state": asdict(state), "score": score, "parts": [asdict(part) for part in parts]}
+        with (path / MANIFEST).open("w") as file:
+            json.dump(manifest, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+        _sync_folder(path)
         final = path.with_suffix("")
         if final.exists():
-            shutil.rmtree(final)
+            self._drop(final)
         os.rename(path, final)
-        for old in self.all()[: -self._keep]:
-            shutil.rmtree(old)
+        _sync_folder(self.folder)
+        kept = [*self.all()[-self._keep :], self.best()]
+        for old in self.all():
+            if old not in kept:
+                self._drop(old)
         return final
 
+    def _drop(self, path: Path) -> None:
+        """Delete; a kill halfway leaves a leftover, not a damaged checkpoint."""
+        aside = path.with_name(f"{path.name}.old.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        shutil.rmtree(aside)
+
     def all(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(
-            path for path in self.folder.glob("step-*") if path.suffix == "" and (path / "state.json").exists()
-        )
+        """Complete checkpoints, oldest first; their files are not looked into."""
+        return complete(self.folder)
+
+    def best(self) -> Path | None:
+        """The one with the highest score."""
+        scored = [(score, path) for path in self.all() if (score := _manifest(path).get("score")) is not None]
+        return max(scored)[1] if scored else None
+
+    def newest_state(self) -> State:
+        """Where the newest checkpoint stands, or a run's beginning; the learner's files are not looked at."""
+        read = [manifest for path in self.all() if (manifest := _manifest(path))]
+        return State(**read[-1]["state"]) if read else State()
 
     def latest(self) -> tuple[State, Path] | None:
-        """The newest complete checkpoint."""
-        found = self.all()
-        if not found:
-            return None
-        return State(**json.loads((found[-1] / "state.json").read_text())), found[-1]
+        """The newest intact checkpoint; of damaged ones a line is printed. UserError when all are damaged."""
+        from parl.parts import Part, damage
+
+        found, problems = self.all(), []
+        for path in reversed(found):
+            manifest = _manifest(path)
+            wrong = [text for part in manifest.get("parts", ()) if (text := damage(path, Part(**part)))]
+            wrong += [f"{MANIFEST} cannot be read"] * (not manifest)
+            if not wrong:
+                return State(**manifest["state"]), path
+            problems.append(f"{path} is damaged: {wrong[0]}")
+            print(f"{problems[-1]}; trying the one before", flush=True)
+        if problems:
+            raise UserError("; ".join(problems) + ": no checkpoint is intact; restore one, or start without --resume")
+        return None
+
+
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints in ``folder``, oldest first; nothing is touched, a run may be under way in it."""
+    return sorted(path for path in folder.glob("step-*") if path.suffix == "" and (path / MANIFEST).exists())
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint in ``path``; empty when the disk gave it back damaged."""
+    try:
+        return json.loads((path / MANIFEST).read_bytes())
+    except ValueError:
+        return {}
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    number = os.open(folder, os.O_RDONLY)
+    os.fsync(number)
+    os.close(number)

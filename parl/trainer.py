@@ -22,11 +22,13 @@ from parl.config import Config
 from parl.errors import UserError
 from parl.evaluate import evaluate_policies, track_evaluation
 from parl.learner_group import LearnerGroup
+from parl.learner_state import saved_weights
 from parl.loading import to_yaml
 from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.ptx import PtxTexts
 from parl.sampling import draw_groups, groups, informative
+from parl.saver import Saver
 from parl.scoring import reward_schedule
 from parl.sinks import check_sinks
 from parl.start import starting_policy
@@ -73,8 +75,7 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
 
 def _train_time(folder: Path) -> float:
     """Seconds of training that earlier invocations of a resumed run spent in ``folder``."""
-    found = Checkpoints(folder / "checkpoints", 1).latest() if folder.exists() else None
-    return found[0].elapsed_s if found else 0.0
+    return Checkpoints(folder / "checkpoints", 1).newest_state().elapsed_s if folder.exists() else 0.0
 
 
 def _cold_start(config: Config, from_scratch: bool) -> Path:
@@ -115,6 +116,7 @@ class Training:
         self.state = State()
         self.weights: Weights = {}
         self._learner: LearnerGroup
+        self._saver: Saver
         self._collector: Collector
         self._texts: PtxTexts
 
@@ -128,7 +130,8 @@ class Training:
             self._restore()
             if self.state.wandb_id is None:  # kept before anything is logged: a resumed run continues the same one
                 self.state.wandb_id = secrets.token_hex(4)
-                self._save()
+                self._saver.save(self.state)
+                self._saver.wait()
             tracker = Tracker(self.folder, self.config, self.state.wandb_id, self.state.step)
             try:
                 self.store.discard_after(self.state.step + 1)
@@ -136,9 +139,13 @@ class Training:
                     metrics = self._step(progress)
                     tracker.log(self.state.step, metrics)  # before the checkpoint: a kill in between logs it again
                     if self._due():
-                        self._save()
+                        self._saver.save(self.state, self._score(metrics))
                     progress.update(self.state.step, metrics)
+                self._saver.wait()
                 _, model, tokenizer, _ = load_policy(self.cold)
+                best = self.checkpoints.best()
+                if best is not None:
+                    save_policy(self.folder / "policy_best", model, saved_weights(best), tokenizer, {"from": best.name})
                 meta = {"step": self.state.step, "policy_version": self.state.policy_version}
                 save_policy(final, model, self.weights, tokenizer, meta)
             finally:
@@ -149,6 +156,7 @@ class Training:
 
     def _step(self, progress: Progress) -> dict[str, float]:
         began = time.monotonic()
+        self._saver.check()
         step = self.state.step + 1
         lambdas = self.reward_weights(self.state.step)
         episodes = self._collect(step, lambdas, progress)
@@ -269,12 +277,14 @@ class Training:
         if config.objective.kl:
             self._learner.set_reference(weights)
         self._texts = PtxTexts(config, self.cold / "tokenizer.json")
+        self._saver = Saver(self.checkpoints, self._learner)
         environment = WorldEnvironment(config.envs.world)
         self._collector = Collector(config, environment, self.cold, weights)
         try:
             self.weights = weights
             yield
         finally:
+            self._saver.close()
             self._collector.close()
             self._learner.close()
             self._texts.close()
@@ -285,7 +295,7 @@ class Training:
             self._learner.load_weights(self.weights)
         else:
             self.state, path = found
-            self._learner.load(path, "learner")
+            self._learner.load(path.parent, path.name)
             self.weights = self._learner.weights()
         self._collector.sync(self.weights, self.state.policy_version)
 
@@ -293,11 +303,13 @@ class Training:
         step = self.state.step
         return step % self.config.trainer.checkpoint_every == 0 or step == self.config.trainer.steps
 
-    def _save(self) -> None:
-        size = 3 * sum(array.nbytes for array in self.weights.values())
-        path = self.checkpoints.begin(self.state, size)
-        self._learner.save(path, "learner")
-        self.checkpoints.commit(self.state, path)
+    def _score(self, metrics: dict[str, float]) -> float | None:
+        """The metric by which the best checkpoint is kept."""
+        name = self.config.trainer.keep_best
+        if name is not None and name not in metrics and self.state.step == 1:
+            known = ", ".join(sorted(metrics))
+            raise UserError(f"trainer.keep_best = {name} is no metric that every step has: take one of {known}")
+        return metrics.get(name) if name is not None else None
 
 
 def _claim(run_dir: Path, config: Config, resume: bool) -> None:

@@ -126,6 +126,43 @@ def test_a_pair_continues_from_its_checkpoint_bit_for_bit(pair: LearnerGroup, si
     assert all(np.array_equal(array, wanted[name]) for name, array in pair.weights().items())
 
 
+def test_one_rank_continues_what_two_have_saved_and_two_what_one_has(
+    pair: LearnerGroup, single: Learner, tmp_path: Path
+):
+    rows = some_rows(single.model, [50, 40, 30])
+
+    def step() -> None:
+        """Of both: the same rows, the same learning rate."""
+        pair.policy_step(rows, ObjectiveConfig(), temperature=1.0, lr_scale=1.0)
+        single.policy_step(
+            rows, ObjectiveConfig(), denominator=denominator(rows), temperature=1.0, micro_tokens=MICRO_TOKENS
+        )
+
+    step()
+    pair.save(tmp_path, "two")
+    single.load(tmp_path, "two")
+    theirs = pair.weights()
+    assert all(np.array_equal(array, theirs[name]) for name, array in single.weights().items())
+    step()
+    alike(pair, single)
+    single.save(tmp_path, "one")
+    pair.load(tmp_path, "one")
+    theirs = pair.weights()
+    assert all(np.array_equal(array, theirs[name]) for name, array in single.weights().items())
+    step()
+    alike(pair, single)
+
+
+def test_a_save_goes_on_while_the_ranks_step(pair: LearnerGroup, single: Learner, tmp_path: Path):
+    rows, saved = some_rows(single.model, [50, 40, 30]), pair.weights()
+    pair.snapshot()
+    pair.policy_step(rows, ObjectiveConfig(), temperature=1.0, lr_scale=1.0)
+    parts = pair.write_snapshot(tmp_path)
+    assert [part.file for part in parts] == ["part-00000.safetensors", "part-00001.safetensors"]
+    single.load(tmp_path.parent, tmp_path.name)
+    assert all(np.array_equal(array, saved[name]) for name, array in single.weights().items())
+
+
 def test_what_one_rank_refuses_is_heard_at_once(pair: LearnerGroup, single: Learner):
     """Last: the other rank is left waiting for its peer, and the run would end."""
     rows = some_rows(single.model, [50, 40])

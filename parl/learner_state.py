@@ -1,0 +1,84 @@
+"""A learner's state as named tensors: ``weights/NAME``, and ``optimizer/KEY/NAME`` for what the optimiser keeps of it.
+
+Names are the parameters', so the state belongs to no number of ranks. Where every rank holds all of it, each writes a
+share; where a rank holds a range of a tensor, it writes that (:class:`parl.parts.Piece`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.decoder import Weights
+from parl.parts import Part, PartsReader, Piece, write_part
+
+
+def whole_pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Piece]:
+    """Parameters, persistent buffers and the optimiser's state, all whole, in one order on every rank."""
+    pieces = [Piece.whole(f"weights/{name}", tensor) for name, tensor in model.state_dict().items()]
+    for name, parameter in model.named_parameters():
+        for key, value in sorted(optimizer.state.get(parameter, {}).items()):
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
+            pieces.append(Piece.whole(f"optimizer/{key}/{name}", tensor))
+    return pieces
+
+
+def share_of(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
+    """The pieces that ``rank`` writes of what all ranks hold: the largest first, to the rank with the least so far."""
+    loads, mine = [0] * ranks, []
+    for piece in sorted(pieces, key=lambda piece: -piece.values.nbytes):
+        owner = loads.index(min(loads))
+        loads[owner] += piece.values.nbytes
+        if owner == rank:
+            mine.append(piece)
+    return mine
+
+
+@torch.no_grad()
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, reader: PartsReader) -> None:
+    """Take weights and optimiser over from ``reader``; ValueError when they are another model's."""
+    state, names = model.state_dict(), dict(model.named_parameters())
+    shapes = {name.removeprefix("weights/"): shape for name, shape in reader.shapes.items() if name[:8] == "weights/"}
+    wrong = [name for name in sorted(state.keys() | shapes) if shapes.get(name) != _shape(state.get(name))]
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{reader.folder} is another model's: {name} is {shapes.get(name)} there, {_shape(state.get(name))} here"
+        )
+    for name, tensor in state.items():
+        tensor.copy_(reader.read(f"weights/{name}"))
+    optimizer.state.clear()
+    for full in reader.names():
+        kind, _, rest = full.partition("/")
+        if kind == "optimizer":
+            key, _, name = rest.partition("/")
+            value = reader.read(full)
+            scalar = value.dtype == torch.int64 and value.dim() == 0  # counters are Python's
+            parameter = names[name]
+            optimizer.state[parameter][key] = int(value) if scalar else value.to(parameter.device)
+
+
+def saved_weights(folder: Path) -> Weights:
+    """The policy that the checkpoint in ``folder`` holds, float32."""
+    reader = PartsReader(folder)
+    names = [name for name in reader.names() if name.startswith("weights/")]
+    return {name.removeprefix("weights/"): reader.read(name).float().numpy() for name in names}
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)
+
+
+class Snapshot:
+    """A rank's part of the state in host memory, while it is written and the weights already move on."""
+
+    def __init__(self, pieces: list[Piece], rank: int, ranks: int) -> None:
+        self._pieces = [piece.copy() for piece in pieces]
+        self._rank, self._ranks = rank, ranks
+        self.bytes = sum(piece.values.nbytes for piece in self._pieces)
+
+    def write(self, folder: Path) -> Part:
+        """Write the part into ``folder``."""
+        return write_part(folder, self._rank, self._ranks, self._pieces)
