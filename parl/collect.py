@@ -20,6 +20,7 @@ from envs.base import Environment, Task
 from model.decoder import Weights
 from parl.cluster import actor
 from parl.config import Config
+from parl.pools import Refreshed, change, pool_sizes, subagents
 from rewards.budget import critical_budget
 from rollouts.engine.actor import EngineActor
 from rollouts.episode import Episode
@@ -33,9 +34,15 @@ Progress = Callable[[int, int], None]  # groups done, groups in all
 class Collector:
     """The rollout side of one run. Close it when done."""
 
-    def __init__(self, config: Config, environment: Environment, tokenizer: Path, frozen: Weights) -> None:
+    def __init__(
+        self, config: Config, environment: Environment, tokenizer: Path, frozen: Weights, kept: Path | None = None
+    ) -> None:
+        """``frozen``: the starting policy; ``kept``: where the run keeps refreshed sub-agents' weights."""
         self._config, self._environment, self._tokenizer = config, environment, str(tokenizer.resolve())
-        self._frozen = ray.put(frozen)
+        self._subagent_model, frozen = subagents(config, self._tokenizer, frozen)
+        self._frozen: tuple[int, Any] = (0, ray.put(frozen))
+        back = config.trainer.checkpoint_every * config.trainer.keep_checkpoints
+        self._refreshed = Refreshed(config.rollouts.refresh_every, back, kept)
         self._policy: tuple[int, Any] | None = None  # version and weights that the policy pool serves
         self.restarts = 0
         self._workers: list[Any] = []
@@ -46,6 +53,13 @@ class Collector:
         """Serve ``weights`` as policy ``version`` from here on; returns the seconds it took."""
         began = time.monotonic()
         self._policy = (version, ray.put(weights))
+        if self._config.rollouts.subagent_pool == "refreshed":
+            due = self._refreshed.due(version, weights)
+            if due is not None:
+                self._frozen = (due[0], ray.put(due[1]))
+                self._retrying(self._serve_frozen)
+        if self._config.rollouts.rebalance:
+            self._retrying(self._rebalance)
         self._retrying(self._serve_policy)
         return time.monotonic() - began
 
@@ -119,10 +133,12 @@ class Collector:
 
     def _start(self) -> None:
         rollouts, model = self._config.rollouts, self._config.model
-        counts = {"policy": rollouts.policy_engines, "frozen": rollouts.frozen_engines}
+        shapes = {"policy": model, "frozen": self._subagent_model}
         self._engines = {
-            pool: [actor(EngineActor, model, record_routes=pool == "policy", concurrency=1000) for _ in range(count)]
-            for pool, count in counts.items()
+            pool: [
+                actor(EngineActor, shapes[pool], record_routes=pool == "policy", concurrency=1000) for _ in range(count)
+            ]
+            for pool, count in pool_sizes(rollouts).items()
         }
         arguments = (self._environment, self._tokenizer, rollouts)
         pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
@@ -132,8 +148,31 @@ class Collector:
             for i in range(rollouts.workers)
         ]
         ray.get([worker.ready.remote() for worker in self._workers], timeout=_SETUP_S)
-        self._load("frozen", 0, self._frozen)
+        if rollouts.placement == "spread":
+            calls = [worker.connect.remote(self._workers, i) for i, worker in enumerate(self._workers)]
+            ray.get(calls, timeout=_SETUP_S)
+        self._serve_frozen()
         self._serve_policy()
+
+    def _serve_frozen(self) -> None:
+        self._load("frozen", *self._frozen)
+
+    def _rebalance(self) -> None:
+        """One engine may change to the busier pool; its weights come with the sync that follows."""
+        loads = {"policy": 0.0, "frozen": 0.0}
+        for own in ray.get([worker.loads.remote() for worker in self._workers], timeout=_SYNC_S):
+            loads = {pool: load + own[pool] for pool, load in loads.items()}
+        moved = change(loads, {pool: len(replicas) for pool, replicas in self._engines.items()})
+        if moved is None:
+            return
+        giver, taker = moved
+        replica = self._engines[giver].pop()
+        self._engines[taker].append(replica)
+        ray.get(replica.assign.remote(record_routes=taker == "policy"), timeout=_SYNC_S)
+        if taker == "frozen":
+            self._serve_frozen()
+        calls = [worker.serve.remote(self._engines["policy"], self._engines["frozen"]) for worker in self._workers]
+        ray.get(calls, timeout=_SYNC_S)
 
     def _serve_policy(self) -> None:
         if self._policy is not None:

@@ -249,7 +249,7 @@ class Training:
             self._learner.set_reference(weights)
         self._texts = PtxTexts(config, self.cold / "tokenizer.json")
         environment = WorldEnvironment(config.envs.world)
-        self._collector = Collector(config, environment, self.cold, weights)
+        self._collector = Collector(config, environment, self.cold, weights, kept=self.folder / "subagents")
         try:
             self.weights = weights
             yield
