@@ -182,7 +182,11 @@ class Cancellable(Protocol):
 
 @runtime_checkable
 class Environment(Protocol):
-    """A source of tasks and the tools to solve them."""
+    """A source of tasks and the tools to solve them.
+
+    With an attribute ``spreads = True`` it says that what an agent gets depends on its own calls alone, so that agents
+    of one episode may use sessions of their own, on several machines (``rollouts.placement: spread``).
+    """
 
     def tasks(self, split: str) -> Iterable[Task]:
         """Tasks of ``split`` in a fixed order."""

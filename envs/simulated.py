@@ -49,6 +49,8 @@ class Latency:
 class SimulatedEnvironment:
     """``probe`` with ``latency`` for every agent. ``cancelled`` lists the agents whose tools were told to stop."""
 
+    spreads = True
+
     def __init__(self, latency: Latency, seed: int = 0) -> None:
         self.latency, self.seed = latency, seed
         self.cancelled: list[str] = []

@@ -117,7 +117,7 @@ def _complete(folder: Path) -> bool:
 
 def _policy(config: Config, cold: Path, label: str, folder: Path, spawning: bool) -> Policy:
     rollouts, evaluation = config.rollouts, config.eval
-    weights = {"policy": _digest(folder), "subagents": _digest(cold)}
+    weights = {"policy": _digest(folder), "subagents": _digest(config.rollouts.subagent_policy or cold)}
     sampling = (evaluation.seed, evaluation.temperature, evaluation.top_p, rollouts.subagent_temperature, spawning)
     identity = config_hash(*weights.values(), config.envs.world, rollouts.budget, *sampling)
     store = config.run_dir / "evals" / f"{label}-{identity}"

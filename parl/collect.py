@@ -20,6 +20,7 @@ from envs.base import Environment, Task
 from model.decoder import Weights
 from parl.cluster import actor
 from parl.config import Config
+from parl.pools import Refreshed, change, pool_sizes, subagents
 from parl.served import Deliveries
 from rewards.budget import critical_budget
 from rollouts.engine.actor import EngineActor
@@ -35,11 +36,17 @@ Progress = Callable[[int, int], None]  # groups done, groups in all
 class Collector:
     """The rollout side of one run. Close it when done."""
 
-    def __init__(self, config: Config, environment: Environment, tokenizer: Path, frozen: Weights) -> None:
+    def __init__(
+        self, config: Config, environment: Environment, tokenizer: Path, frozen: Weights, kept: Path | None = None
+    ) -> None:
+        """``frozen``: the starting policy; ``kept``: where the run keeps refreshed sub-agents' weights."""
         self._config, self._environment, self._tokenizer = config, environment, str(tokenizer.resolve())
         self._deliveries = Deliveries(config.run_dir / "served", config.model.shape, tokenizer)
         self._sync_s = _SYNC_S + (0 if config.rollouts.engine == "embedded" else config.rollouts.http.update_s)
-        self._frozen = self._packed("frozen", 0, frozen)
+        self._subagent_model, frozen = subagents(config, self._tokenizer, frozen)
+        self._frozen: tuple[int, Any] = (0, self._packed("frozen", 0, frozen))
+        back = config.trainer.checkpoint_every * config.trainer.keep_checkpoints
+        self._refreshed = Refreshed(config.rollouts.refresh_every, back, kept)
         self._policy: tuple[int, Any] | None = None  # version and weights that the policy pool serves
         self.restarts = 0
         self._workers: list[Any] = []
@@ -50,6 +57,13 @@ class Collector:
         """Serve ``weights`` as policy ``version`` from here on; returns the seconds it took."""
         began = time.monotonic()
         self._policy = (version, self._packed("policy", version, weights))
+        if self._config.rollouts.subagent_pool == "refreshed":
+            due = self._refreshed.due(version, weights)
+            if due is not None:
+                self._frozen = (due[0], self._packed("frozen", *due))
+                self._retrying(self._serve_frozen)
+        if self._config.rollouts.rebalance:
+            self._retrying(self._rebalance)
         self._retrying(self._serve_policy)
         return time.monotonic() - began
 
@@ -123,7 +137,7 @@ class Collector:
 
     def _start(self) -> None:
         rollouts, model = self._config.rollouts, self._config.model
-        self._engines = {pool: self._replicas(pool) for pool in ("policy", "frozen")}
+        self._engines = {pool: self._replicas(pool, count) for pool, count in pool_sizes(rollouts).items()}
         arguments = (self._environment, self._tokenizer, rollouts)
         pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
         pools["media"] = model.vision.limits if model.vision else None
@@ -132,24 +146,47 @@ class Collector:
             for i in range(rollouts.workers)
         ]
         ray.get([worker.ready.remote() for worker in self._workers], timeout=_SETUP_S)
-        self._load("frozen", 0, self._frozen)
+        if rollouts.placement == "spread":
+            calls = [worker.connect.remote(self._workers, i) for i, worker in enumerate(self._workers)]
+            ray.get(calls, timeout=_SETUP_S)
+        self._serve_frozen()
         self._serve_policy()
 
     def _servers(self, pool: str) -> tuple[str, ...]:
         http = self._config.rollouts.http
         return http.urls if pool == "policy" else http.frozen_urls
 
-    def _replicas(self, pool: str) -> list[Any]:
-        """Actors of ``pool``: one for each of its servers, else embedded engines."""
-        rollouts, model = self._config.rollouts, self._config.model
+    def _replicas(self, pool: str, count: int) -> list[Any]:
+        """Actors of ``pool``: one for each of its servers, else ``count`` embedded engines."""
+        model = self._config.model if pool == "policy" else self._subagent_model
         if urls := self._servers(pool):
+            rollouts = self._config.rollouts
             return [actor(ServedActor, model, rollouts, pool=pool, url=url, concurrency=1000) for url in urls]
-        count = rollouts.policy_engines if pool == "policy" else rollouts.frozen_engines
         return [actor(EngineActor, model, record_routes=pool == "policy", concurrency=1000) for _ in range(count)]
 
     def _packed(self, pool: str, version: int, weights: Weights) -> Any:
         """What the pool's replicas are updated with: the weights in Ray's store, or a folder for its servers."""
         return self._deliveries.write(pool, version, weights) if self._servers(pool) else ray.put(weights)
+
+    def _serve_frozen(self) -> None:
+        self._load("frozen", *self._frozen)
+
+    def _rebalance(self) -> None:
+        """One engine may change to the busier pool; its weights come with the sync that follows."""
+        loads = {"policy": 0.0, "frozen": 0.0}
+        for own in ray.get([worker.loads.remote() for worker in self._workers], timeout=_SYNC_S):
+            loads = {pool: load + own[pool] for pool, load in loads.items()}
+        moved = change(loads, {pool: len(replicas) for pool, replicas in self._engines.items()})
+        if moved is None:
+            return
+        giver, taker = moved
+        replica = self._engines[giver].pop()
+        self._engines[taker].append(replica)
+        ray.get(replica.assign.remote(record_routes=taker == "policy"), timeout=_SYNC_S)
+        if taker == "frozen":
+            self._serve_frozen()
+        calls = [worker.serve.remote(self._engines["policy"], self._engines["frozen"]) for worker in self._workers]
+        ray.get(calls, timeout=_SYNC_S)
 
     def _serve_policy(self) -> None:
         if self._policy is not None:

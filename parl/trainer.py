@@ -279,7 +279,7 @@ class Training:
         self._texts = PtxTexts(config, self.cold / "tokenizer.json")
         self._saver = Saver(self.checkpoints, self._learner)
         environment = WorldEnvironment(config.envs.world)
-        self._collector = Collector(config, environment, self.cold, weights)
+        self._collector = Collector(config, environment, self.cold, weights, kept=self.folder / "subagents")
         try:
             self.weights = weights
             yield

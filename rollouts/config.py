@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -98,17 +99,52 @@ class RolloutsConfig(BaseModel):
         " most; null = keep them, 0 = leave out only",
     )
     temperature: float = Field(default=1.0, gt=0, description="of the policy's sampling")
-    subagent_temperature: float = Field(default=0.0, ge=0, description="of the frozen sub-agents; 0 = greedy")
+    subagent_temperature: float = Field(
+        default=0.0, ge=0, description="of the sub-agents, 0 = greedy; co-trained ones sample as the policy does"
+    )
     concurrency: int = Field(default=32, gt=0, description="episodes at once in one worker")
     workers: int = Field(default=1, gt=0, description="Ray rollout workers")
     policy_engines: int = Field(default=1, gt=0, description="replicas of the policy pool")
-    frozen_engines: int = Field(default=1, gt=0, description="replicas of the frozen sub-agent pool")
+    frozen_engines: int = Field(default=1, gt=0, description="replicas of the sub-agents' pool, unless co-trained")
+    subagent_pool: Literal["frozen", "refreshed", "co_trained"] = Field(
+        default="frozen",
+        description="who the sub-agents are: the starting policy; the policy of every refresh_every-th version; the"
+        " policy itself, their traces trained",
+    )
+    refresh_every: int = Field(default=10, gt=0, description="policy versions between two refreshments")
+    subagent_policy: Path | None = Field(
+        default=None, description="a policy folder for frozen sub-agents, of any shape and the same vocabulary"
+    )
+    rebalance: bool = Field(
+        default=False, description="between steps, an engine may change from the idler pool to the busier"
+    )
+    placement: Literal["local", "spread"] = Field(
+        default="local", description="sub-agents run on their episode's worker, or on any"
+    )
     engine: Literal["embedded", "vllm", "sglang"] = "embedded"
     http: HttpConfig = HttpConfig()
     max_restarts: int = Field(default=3, ge=0, description="how often dead rollout actors are started again in a run")
     budget: BudgetConfig = BudgetConfig()
     limits: LimitsConfig = LimitsConfig()
     context: ContextConfig = ContextConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> RolloutsConfig:
+        if self.subagent_policy is not None and (self.subagent_pool != "frozen" or self.rebalance):
+            raise ValueError(
+                f"subagent_policy={self.subagent_policy} is for frozen sub-agents whose engines stay theirs:"
+                " set subagent_pool to frozen and rebalance to false, or leave it out"
+            )
+        if self.rebalance and self.subagent_pool == "co_trained":
+            raise ValueError("rebalance=true needs two pools, and subagent_pool=co_trained has one: set it to false")
+        if self.engine != "embedded" and self.rebalance:
+            raise ValueError(f"rebalance=true moves embedded engines, but engine={self.engine}: set it to false")
+        if self.http.frozen_urls and (self.subagent_pool == "co_trained" or self.subagent_policy is not None):
+            raise ValueError(
+                f"http.frozen_urls={list(self.http.frozen_urls)} serve the starting policy or a refreshed one: leave out"
+                " subagent_policy, and set subagent_pool to frozen or refreshed"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_servers(self) -> RolloutsConfig:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from envs.base import ToolResult
 from model.chat import tool_result_pieces
 from model.tokenizer import Tokenizer
 from rollouts.config import ContextConfig
@@ -34,6 +35,14 @@ def new_context(config: ContextConfig, trace: Trace, opening: Sequence[int], tok
     for turn in trace.turns:
         ids += trace.tokens[turn.start : turn.end]
         pairs = zip(turn.calls, turn.results, strict=False)
-        told = [(call.id, call.name, result.text if turn is newest else HIDDEN) for call, result in pairs]
+        told = [(call.id, call.name, content_of(result) if turn is newest else HIDDEN) for call, result in pairs]
         ids += tokenizer.encode_segments(tool_result_pieces(told, thinking=False))
     return ids
+
+
+def content_of(result: ToolResult) -> str | list[dict[str, str]]:
+    """What the template renders of a result: its text, and a placeholder for each picture."""
+    if not result.images:
+        return result.text
+    text = [{"type": "text", "text": result.text}] if result.text else []
+    return [*text, *({"type": "image"} for _ in result.images)]

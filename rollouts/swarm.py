@@ -9,56 +9,33 @@ was there by then is kept. Deadlines alone (``rollouts.limits``) see the clock; 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import fields
+from functools import partial
 
 from envs.base import Cancellable, Environment, ErrorKind, Role, Session, Task, ToolCall, ToolResult, ToolSpec
 from model.chat import chat_pieces, prefill, tool_result_pieces, user_pieces
 from model.chat_parser import ParsedTurn, parse_assistant_ids
-from model.tokenizer import Tokenizer
-from model.vision_config import MediaLimits
-from rollouts.config import BudgetConfig, ContextConfig, LimitsConfig
-from rollouts.context import context_limit, new_context
+from rollouts.context import content_of, context_limit, new_context
 from rollouts.critical_path import CriticalMeter
-from rollouts.engine.base import Completion, Engine, Finish, Sampling
+from rollouts.engine.base import Completion, Finish, Sampling
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.limits import STOPPED, Deadline, Slots, StopSwitch
+from rollouts.limits import STOPPED, Deadline
+from rollouts.noise import noise_key
+from rollouts.placement import Job
 from rollouts.prompts import ASSIGN_TASK, CREATE_SUBAGENT, ORCHESTRATOR_PROMPT, SPAWNING
+from rollouts.settings import SwarmSettings
 from rollouts.transcript import Transcript
 
-_CLOSE_S = 5.0  # what tools get to stop in when an episode ends badly
+CLOSE_S = 5.0  # what tools get to stop in when an episode ends badly
 _SPAWNING = frozenset(tool.name for tool in SPAWNING)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwarmSettings:
-    """What all episodes of a run share. ``pool`` picks the engine that speaks for a trace.
-
-    ``media``: how pictures are cut for the policies; None where they cannot see.
-    """
-
-    tokenizer: Tokenizer
-    pool: Callable[[Trace], Engine]
-    budget: BudgetConfig
-    spawning: bool = True
-    temperature: float = 1.0
-    top_p: float = 1.0
-    subagent_temperature: float = 1.0  # theirs have no top_p
-    media: MediaLimits | None = None
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
-    context: ContextConfig = field(default_factory=ContextConfig)
-    slots: Slots = field(default_factory=Slots)
-    switch: StopSwitch = field(default_factory=StopSwitch)
-    train_subagents: bool = False  # their traces join the loss
 
 
 async def run_episode(
     task: Task, environment: Environment, settings: SwarmSettings, *, index: int, seed: int, critical_budget: int
 ) -> Episode:
     """One attempt at ``task``. Never raises but for cancellation: a failure is an episode with status FAILED."""
-    swarm = _Swarm(task, settings, index=index, seed=seed, critical_budget=critical_budget)
+    swarm = Swarm(task, settings, index=index, seed=seed, critical_budget=critical_budget)
     session: Session | None = None
     deadline = Deadline()
     try:
@@ -76,18 +53,24 @@ async def run_episode(
         settings.switch.leave(deadline)
         if session is not None:  # it ended badly already: what closing adds to that is not worth more
             with suppress(Exception):
-                await asyncio.wait_for(session.close(), _CLOSE_S)
+                await asyncio.wait_for(session.close(), CLOSE_S)
     swarm.episode.wall_s = swarm.elapsed()
     return swarm.episode
 
 
-def noise_key(*parts: object) -> int:
-    """64-bit sampling key of (seed, episode, agent): equal parts, equal noise."""
-    return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest(), "little")
+class Swarm:
+    """One episode as it runs."""
 
-
-class _Swarm:
-    def __init__(self, task: Task, settings: SwarmSettings, *, index: int, seed: int, critical_budget: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        settings: SwarmSettings,
+        *,
+        index: int,
+        seed: int,
+        critical_budget: int,
+        age_s: float = 0.0,
+    ) -> None:
         self.settings = settings
         root = Trace(agent_id="0", role=Role.ORCHESTRATOR, name="orchestrator", prompt=task.prompt, trainable=True)
         self.episode = Episode(
@@ -104,7 +87,7 @@ class _Swarm:
         self._openings: dict[tuple[Role, str], list[int]] = {}
         self._meter = CriticalMeter()
         self._now = asyncio.get_running_loop().time  # the loop's clock, so that a simulated one is everyone's
-        self._began = self._now()
+        self._began = self._now() - age_s
 
     async def fail(self, limit: str, reason: str, session: Session | None) -> None:
         """End everything that still runs: for ``reason``, or because the deadline ``limit`` passed."""
@@ -126,7 +109,7 @@ class _Swarm:
             turn.t_end = max(turn.t_end, turn.t_model, self.elapsed() if not turn.results and turn.calls else 0.0)
         if isinstance(session, Cancellable):
             with suppress(Exception):
-                await asyncio.wait_for(session.cancel(trace.agent_id), _CLOSE_S)
+                await asyncio.wait_for(session.cancel(trace.agent_id), CLOSE_S)
 
     async def run(self, session: Session) -> None:
         """The orchestrator's loop to its end; fills the episode."""
@@ -204,12 +187,40 @@ class _Swarm:
         allowance = self._meter.allowance(self.episode.critical_budget)
         steps = budget.subagent_steps if allowance is None else min(budget.subagent_steps, allowance)
         started = self.elapsed()
-        await self.run_subagent(session, trace, system, steps, stage)
+        if self.settings.placement is None:
+            await self.run_subagent(session, trace, system, steps, stage)
+        else:
+            here = partial(self.run_subagent, session, trace, system, steps, stage)
+            job = self._job(trace, system, steps, stage)
+            await self.settings.placement.run(job, here, partial(self._adopt, trace))
         latency = self.elapsed() - started
         if trace.status is TraceStatus.FINISHED:
             return ToolResult(text=trace.message, latency_s=latency)
         kind = ErrorKind.TIMEOUT if trace.status is TraceStatus.CANCELLED else ErrorKind.BUDGET
         return ToolResult(text="error: sub-agent failed", error=kind, latency_s=latency)
+
+    def _job(self, trace: Trace, system: str, steps: int, stage: float | None) -> Job:
+        return Job(
+            name=f"{id(self):x}/{self.episode.task.key}/{self.episode.index}#{trace.agent_id}",
+            task=self.episode.task,
+            index=self.episode.index,
+            seed=self.episode.seed,
+            trace=trace,
+            system=system,
+            steps=steps,
+            elapsed_s=self.elapsed(),
+            stage_s=None if stage is None else stage - self._now(),
+            temperature=self.settings.subagent_temperature,
+            top_p=self.settings.subagent_top_p,
+        )
+
+    def _adopt(self, trace: Trace, ran: Trace) -> None:
+        """``trace`` ran at a peer and came back as ``ran``."""
+        for part in fields(Trace):
+            setattr(trace, part.name, getattr(ran, part.name))
+        self.sampled += sum(turn.end - turn.start for turn in trace.turns)
+        if trace.limit == STOPPED:  # because this episode ends, which knows why
+            trace.status, trace.limit = TraceStatus.RUNNING, ""
 
     async def run_subagent(
         self, session: Session, trace: Trace, system: str, steps: int, stage: float | None = None
@@ -232,7 +243,7 @@ class _Agent:
     """One agent's loop over its transcript: model, parse, tools, until it answers or a limit stops it."""
 
     def __init__(
-        self, swarm: _Swarm, session: Session, trace: Trace, system: str, tools: list[ToolSpec], temperature: float
+        self, swarm: Swarm, session: Session, trace: Trace, system: str, tools: list[ToolSpec], temperature: float
     ) -> None:
         self.swarm, self.session, self.trace = swarm, session, trace
         self._context_limit = context_limit(swarm.settings.context, trace)
@@ -254,7 +265,7 @@ class _Agent:
         self._sampling = Sampling(
             seed=noise_key(*place),
             temperature=self._temperature,
-            top_p=self.settings.top_p if self.trace.parent is None else 1.0,
+            top_p=self.settings.top_p if self.trace.parent is None else self.settings.subagent_top_p,
             max_new_tokens=self.settings.budget.turn_tokens,
             stop=(self.settings.tokenizer.im_end_id,),
         )
@@ -307,7 +318,9 @@ class _Agent:
             self.trace.status, self.trace.message = TraceStatus.FINISHED, parsed.content
         else:
             turn.results = await self._execute(turn)
-            results = [(call.id, call.name, _content(result)) for call, result in zip(calls, turn.results, strict=True)]
+            results = [
+                (call.id, call.name, content_of(result)) for call, result in zip(calls, turn.results, strict=True)
+            ]
             images = [image for result in turn.results for image in result.images]
             self.transcript.observe(tool_result_pieces(results, thinking=False), images)
         turn.t_end = self.swarm.elapsed()
@@ -372,14 +385,6 @@ def _reason(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"
-
-
-def _content(result: ToolResult) -> str | list[dict[str, str]]:
-    """What the template renders of a result: its text, and a placeholder for each picture."""
-    if not result.images:
-        return result.text
-    text = [{"type": "text", "text": result.text}] if result.text else []
-    return [*text, *({"type": "image"} for _ in result.images)]
 
 
 def _error(kind: ErrorKind, reason: str) -> ToolResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from envs.base import Environment, Role, Task
@@ -13,8 +14,11 @@ from model.vision_config import MediaLimits
 from rollouts.config import RolloutsConfig
 from rollouts.engine.remote import RemoteEngine
 from rollouts.episode import Episode, Trace
+from rollouts.jobs import run_job
 from rollouts.limits import Slots, StopSwitch
-from rollouts.swarm import SwarmSettings, run_episode
+from rollouts.placement import Job, Placement
+from rollouts.settings import SwarmSettings
+from rollouts.swarm import run_episode
 
 GC_THRESHOLDS = (50_000, 20, 100)  # episodes are large trees without cycles: Python's (700, 10, 10) walks them in vain
 _LOST = ("ActorDied", "ActorUnavailable", "RayActorError", "EngineGone")  # errors of an engine that is no more
@@ -45,8 +49,11 @@ class RolloutWorker:
         self._media = media
         self._tokenizer = load_tokenizer(tokenizer_folder)
         self._config = config
-        self._policy = RemoteEngine(list(policy), name)
-        self._frozen = RemoteEngine(list(frozen), name)
+        self._name = name
+        self._co_trained = config.subagent_pool == "co_trained"
+        self._serve(policy, frozen)
+        self._placement: Placement | None = None
+        self._jobs: dict[str, StopSwitch] = {}  # sub-agents of other workers' episodes
         self._slots = asyncio.Semaphore(config.concurrency)
         self._places = Slots(config.limits.subagents, config.limits.tool_calls)
         self._switch = StopSwitch()
@@ -56,6 +63,36 @@ class RolloutWorker:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         return True
+
+    async def connect(self, workers: Sequence[Any], mine: int) -> None:
+        """Place sub-agents on any of ``workers``, of which this is number ``mine``. ValueError if tools forbid it."""
+        if not getattr(self._environment, "spreads", False):
+            kind = type(self._environment).__name__
+            raise ValueError(f"rollouts.placement=spread: {kind} does not say that its agents' sessions may be apart")
+        self._placement = Placement(workers, mine)
+
+    async def serve(self, policy: Sequence[Any], frozen: Sequence[Any]) -> None:
+        """Use these replicas from here on; nothing may be running."""
+        self._serve(policy, frozen)
+
+    async def loads(self) -> dict[str, float]:
+        """Mean number of requests under way at each pool since the last call."""
+        return {"policy": self._policy.load(), "frozen": self._frozen.load()}
+
+    async def subagent(self, job: Job) -> Trace:
+        """Run a sub-agent of another worker's episode; what engine or tools raise comes back as it is."""
+        self._jobs[job.name] = switch = StopSwitch()
+        settings = self._settings(job.temperature, job.top_p, spawning=False, switch=switch)
+        settings = replace(settings, subagent_temperature=job.temperature, subagent_top_p=job.top_p)
+        try:
+            return await run_job(job, self._environment, settings)
+        finally:
+            del self._jobs[job.name]
+
+    async def end_subagent(self, name: str) -> None:
+        """The episode of that job ends: hand over what there is."""
+        if name in self._jobs:
+            self._jobs[name].stop()
 
     async def run(
         self,
@@ -72,20 +109,8 @@ class RolloutWorker:
 
         Raises EngineLost when an engine died meanwhile.
         """
-        settings = SwarmSettings(
-            tokenizer=self._tokenizer,
-            pool=self._pool,
-            budget=self._config.budget,
-            spawning=self._config.swarm if spawning is None else spawning,
-            temperature=temperature,
-            top_p=top_p,
-            subagent_temperature=self._config.subagent_temperature,
-            media=self._media,
-            limits=self._config.limits,
-            context=self._config.context,
-            slots=self._places,
-            switch=self._switch,
-        )
+        spawns = self._config.swarm if spawning is None else spawning
+        settings = self._settings(temperature, top_p, spawning=spawns, switch=self._switch)
         attempts = [self._one(task, settings, index, seed, critical_budget) for index in indices]
         return list(await asyncio.gather(*attempts))
 
@@ -93,6 +118,32 @@ class RolloutWorker:
         """End all episodes at once: they return CANCELLED, with what there is. Later ones run again."""
         self._switch.stop()
         self._switch = StopSwitch()
+
+    def _serve(self, policy: Sequence[Any], frozen: Sequence[Any]) -> None:
+        self._policy = RemoteEngine(list(policy), self._name)
+        self._frozen = self._policy if self._co_trained else RemoteEngine(list(frozen), self._name)
+
+    def _settings(self, temperature: float, top_p: float, *, spawning: bool, switch: StopSwitch) -> SwarmSettings:
+        """Co-trained sub-agents sample as the policy does: the learner weighs their tokens with its temperature."""
+        frozen = (self._config.subagent_temperature, 1.0)
+        subagent_temperature, subagent_top_p = (temperature, top_p) if self._co_trained else frozen
+        return SwarmSettings(
+            tokenizer=self._tokenizer,
+            pool=self._pool,
+            budget=self._config.budget,
+            spawning=spawning,
+            temperature=temperature,
+            top_p=top_p,
+            subagent_temperature=subagent_temperature,
+            subagent_top_p=subagent_top_p,
+            train_subagents=self._co_trained,
+            media=self._media,
+            limits=self._config.limits,
+            context=self._config.context,
+            slots=self._places,
+            switch=switch,
+            placement=self._placement,
+        )
 
     def _pool(self, trace: Trace) -> RemoteEngine:
         return self._policy if trace.role is Role.ORCHESTRATOR else self._frozen

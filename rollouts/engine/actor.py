@@ -28,6 +28,11 @@ class EngineActor:
         await self._engine.update(version, weights)
         return self._engine.policy_version
 
+    async def assign(self, *, record_routes: bool) -> bool:
+        """Serve another pool from here on: one whose completions carry routes, or not."""
+        self._engine.record_routes(record_routes)
+        return True
+
     async def submit(self, client: str, requests: list[Request], released: list[str]) -> None:
         """Begin ``requests`` and forget the sessions ``released``."""
         for session in released:

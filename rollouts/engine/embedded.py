@@ -102,6 +102,10 @@ class EmbeddedEngine:
         self._wake = asyncio.Event()
         self._stepping = asyncio.Lock()  # held while the decoder works
 
+    def record_routes(self, wanted: bool) -> None:
+        """Whether completions carry routes from here on (an engine may change its pool between steps)."""
+        self._record = wanted and self.config.num_moe_layers > 0
+
     async def update(self, version: int, weights: Weights) -> None:
         """Take ``weights`` as policy ``version``. Refuses while requests run; forgets every cached position."""
         async with self._stepping:  # the last step of cancelled requests may still be under way

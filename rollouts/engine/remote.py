@@ -24,16 +24,36 @@ class RemoteEngine:
 
     def __init__(self, replicas: list[Any], client: str) -> None:
         self._links = [_Link(replica, client) for replica in replicas]
+        self._asking, self._area, self._since, self._changed = 0, 0.0, 0.0, 0.0
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
     ) -> Completion:
         """See ``Engine``; raises what the replica raised, and ``ray.exceptions.RayActorError`` when it died."""
-        return await self._link(session).generate(prompt, sampling, session, deadline_s, media)
+        self._count(1)
+        try:
+            return await self._link(session).generate(prompt, sampling, session, deadline_s, media)
+        finally:
+            self._count(-1)
 
     async def release(self, session: str) -> None:
         """The session is over."""
         self._link(session).release(session)
+
+    def load(self) -> float:
+        """Mean number of requests under way since the last call of this method."""
+        self._count(0)
+        seconds, area = self._changed - self._since, self._area
+        self._since, self._area = self._changed, 0.0
+        return area / seconds if seconds > 0 else 0.0
+
+    def _count(self, change: int) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._changed:
+            self._area += self._asking * (now - self._changed)
+        else:
+            self._since = now
+        self._changed, self._asking = now, self._asking + change
 
     def _link(self, session: str) -> _Link:
         return self._links[crc32(session.encode()) % len(self._links)]
