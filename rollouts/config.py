@@ -141,8 +141,8 @@ class RolloutsConfig(BaseModel):
             raise ValueError(f"rebalance=true moves embedded engines, but engine={self.engine}: set it to false")
         if self.http.frozen_urls and (self.subagent_pool == "co_trained" or self.subagent_policy is not None):
             raise ValueError(
-                f"http.frozen_urls={list(self.http.frozen_urls)} serve the starting policy or a refreshed one: leave out"
-                " subagent_policy, and set subagent_pool to frozen or refreshed"
+                f"http.frozen_urls={list(self.http.frozen_urls)} serve the starting policy, or a refreshed one: leave"
+                " out subagent_policy, and set subagent_pool to frozen or refreshed"
             )
         return self
 
