@@ -26,6 +26,11 @@ class Transcript:
         self._tokenizer = tokenizer
         self._routes: list[np.ndarray] = []
         self._routed = 0
+        self._resumed = trace.routes is not None  # a trace that goes on
+        if trace.routes is not None:
+            known = np.flatnonzero((trace.routes >= 0).any(axis=(1, 2)))
+            self._routed = int(known[-1]) + 1 if len(known) else 0
+            self._routes.append(trace.routes[: self._routed])
 
     def observe(self, pieces: Iterable[Piece], images: Sequence[bytes] = ()) -> None:
         """Append what the agent reads: opening, tool results. Text in it never becomes a control token.
@@ -35,7 +40,7 @@ class Transcript:
         ids = self._tokenizer.encode_segments(pieces)
         if images:
             ids = self._with_pictures(ids, images)
-        self._append(ids, sampled=False, logprobs=[0.0] * len(ids), version=-1)
+        self._append(ids, sampled=False, logprobs=[0.0] * len(ids), versions=[-1] * len(ids))
 
     def _with_pictures(self, ids: list[int], images: Sequence[bytes]) -> list[int]:
         """``ids`` with as many placeholders a picture as it has tokens; their positions go to the trace."""
@@ -55,15 +60,21 @@ class Transcript:
         return out
 
     def sampled(self, completion: Completion) -> tuple[int, int]:
-        """Append what the agent wrote; returns its span of positions."""
+        """Append what the agent wrote; returns its span of positions.
+
+        Routes of positions that are known already are dropped: where a trace goes on in a new session, they are what
+        later weights choose, and the tokens were sampled with the earlier ones.
+        """
         start = len(self.trace.tokens)
-        self._append(completion.tokens, sampled=True, logprobs=completion.logprobs, version=completion.policy_version)
+        versions = completion.versions or [completion.policy_version] * len(completion.tokens)
+        self._append(completion.tokens, sampled=True, logprobs=completion.logprobs, versions=versions)
         if completion.routes is not None:
-            if completion.routes_start != self._routed:
+            known = self._routed - completion.routes_start
+            if known < 0 or (known > 0 and not self._resumed):
                 where = f"position {completion.routes_start}, expected {self._routed}"
                 raise ValueError(f"agent {self.trace.agent_id}: routes begin at {where}; router replay would be wrong")
-            self._routes.append(completion.routes)
-            self._routed += len(completion.routes)
+            self._routes.append(completion.routes[known:])
+            self._routed += len(completion.routes[known:])
         return start, len(self.trace.tokens)
 
     def close(self) -> None:
@@ -73,9 +84,9 @@ class Transcript:
             tail = np.full((missing, *self._routes[0].shape[1:]), -1, np.int16)
             self.trace.routes = np.concatenate([*self._routes, tail])
 
-    def _append(self, ids: list[int], *, sampled: bool, logprobs: list[float], version: int) -> None:
+    def _append(self, ids: list[int], *, sampled: bool, logprobs: list[float], versions: Sequence[int]) -> None:
         trace = self.trace
         trace.tokens += ids
         trace.mask += [sampled] * len(ids)
         trace.logprobs += logprobs
-        trace.versions += [version] * len(ids)
+        trace.versions += versions

@@ -35,6 +35,11 @@ class RemoteEngine:
         """The session is over."""
         self._link(session).release(session)
 
+    async def interrupt(self) -> None:
+        """Ask for what all requests under way have so far. One that has not arrived yet is not touched: ask again."""
+        calls = [link.interrupt() for link in self._links]
+        await asyncio.wait_for(asyncio.gather(*calls), _GRACE_S)
+
     def _link(self, session: str) -> _Link:
         return self._links[crc32(session.encode()) % len(self._links)]
 
@@ -69,6 +74,9 @@ class _Link:
     def release(self, session: str) -> None:
         self._released.append(session)
         self._flush_soon()
+
+    def interrupt(self) -> Any:
+        return self._replica.interrupt.remote(self._client)
 
     def _flush_soon(self) -> None:
         if not self._flushing:
