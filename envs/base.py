@@ -173,7 +173,11 @@ class Session(Protocol):
 
 @runtime_checkable
 class Environment(Protocol):
-    """A source of tasks and the tools to solve them."""
+    """A source of tasks and the tools to solve them.
+
+    An environment may say ``stateless = True``: no call changes what later ones answer. The calls of an episode that is
+    continued elsewhere are then not made again in its new session.
+    """
 
     def tasks(self, split: str) -> Iterable[Task]:
         """Tasks of ``split`` in a fixed order."""

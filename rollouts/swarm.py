@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from envs.base import Environment, ErrorKind, Role, Session, Task, ToolCall, ToolResult, ToolSpec
@@ -22,6 +22,7 @@ from rollouts.config import BudgetConfig
 from rollouts.critical_path import CriticalMeter
 from rollouts.engine.base import Completion, Engine, Finish, Sampling
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
+from rollouts.partial import Answers, Flight, Suspended, turn_start, unanswered
 from rollouts.prompts import ASSIGN_TASK, CREATE_SUBAGENT, ORCHESTRATOR_PROMPT, SPAWNING
 from rollouts.transcript import Transcript
 
@@ -44,19 +45,31 @@ class SwarmSettings:
 
 
 async def run_episode(
-    task: Task, environment: Environment, settings: SwarmSettings, *, index: int, seed: int, critical_budget: int
+    task: Task,
+    environment: Environment,
+    settings: SwarmSettings,
+    *,
+    index: int,
+    seed: int,
+    critical_budget: int,
+    flight: Flight | None = None,
 ) -> Episode:
-    """One attempt at ``task``. Never raises but for cancellation: a failure is an episode with status FAILED."""
-    swarm = _Swarm(task, settings, index=index, seed=seed, critical_budget=critical_budget)
-    began = time.monotonic()
-    clock = asyncio.timeout(settings.budget.episode_s)
+    """One attempt at ``task``. Never raises but for cancellation: a failure is an episode with status FAILED.
+
+    ``flight`` halts it and says what it continues from (``rollouts.partial``).
+    """
+    flight = flight or Flight()
+    swarm = _Swarm(task, settings, index=index, seed=seed, critical_budget=critical_budget, flight=flight)
+    began = time.monotonic() - swarm.episode.wall_s
+    clock = asyncio.timeout(settings.budget.episode_s - swarm.episode.wall_s)
     try:
         async with clock:
-            session = await environment.open(task)
+            session = await flight.open(environment, task, settings.budget.call_s)
             try:
                 await swarm.run(session)
             finally:
-                await session.close()
+                if not flight.halted:
+                    await session.close()
     except Exception as error:  # the boundary: one bad episode must not take the others down
         late = clock.expired() and isinstance(error, TimeoutError)
         swarm.fail(f"the episode's deadline of {settings.budget.episode_s} s passed" if late else _reason(error))
@@ -70,8 +83,10 @@ def noise_key(*parts: object) -> int:
 
 
 class _Swarm:
-    def __init__(self, task: Task, settings: SwarmSettings, *, index: int, seed: int, critical_budget: int) -> None:
-        self.settings = settings
+    def __init__(
+        self, task: Task, settings: SwarmSettings, *, index: int, seed: int, critical_budget: int, flight: Flight
+    ) -> None:
+        self.settings, self.flight = settings, flight
         root = Trace(agent_id="0", role=Role.ORCHESTRATOR, name="orchestrator", prompt=task.prompt, trainable=True)
         self.episode = Episode(
             task=task,
@@ -82,8 +97,27 @@ class _Swarm:
             critical_budget=critical_budget,
         )
         self.agents: dict[str, str] = {}  # registered configurations: name -> system prompt
+        self.answers: dict[str, Answers] = {}  # of turns that are being answered, by agent id
+        self.live: dict[str, _Agent] = {}
         self._meter = CriticalMeter()
-        self._began = time.monotonic()
+        if flight.saved:
+            self._continue(flight.saved)
+        self._began = time.monotonic() - self.episode.wall_s
+        flight.state = self.state
+
+    def _continue(self, saved: Suspended) -> None:
+        self.episode, self.agents, self.answers = saved.episode, saved.agents, saved.answers
+        root = self.episode.orchestrator
+        for turn in root.turns:
+            if turn is not unanswered(root):
+                self.stage_done(turn)
+
+    def state(self) -> Suspended:
+        """The episode as it stands."""
+        for agent in self.live.values():
+            agent.transcript.close()
+        self.episode.wall_s = self.elapsed()
+        return Suspended(episode=self.episode, agents=self.agents, answers=self.answers)
 
     def fail(self, reason: str) -> None:
         """End everything that still runs."""
@@ -98,6 +132,9 @@ class _Swarm:
         tools = session.tools(Role.ORCHESTRATOR) + (list(SPAWNING) if self.settings.spawning else [])
         agent = _Agent(self, session, trace, ORCHESTRATOR_PROMPT, tools, self.settings.temperature)
         await agent.run(self.settings.budget.orchestrator_steps)
+        self.flight.halted = trace.status is TraceStatus.RUNNING
+        if self.flight.halted:
+            return
         ends = {TraceStatus.FINISHED: EpisodeStatus.ANSWERED, TraceStatus.OVER_BUDGET: EpisodeStatus.OVER_BUDGET}
         self.episode.status = ends.get(trace.status, EpisodeStatus.MALFORMED)
         self.episode.answer = trace.message
@@ -150,16 +187,21 @@ class _Swarm:
         turn.spawned.append(trace.agent_id)
         return trace
 
-    async def delegate(self, session: Session, trace: Trace, system: str) -> ToolResult:
-        """Run a launched sub-agent under the prompt ``system`` to its one message."""
+    def delegate(self, session: Session, trace: Trace, system: str) -> Awaitable[ToolResult | None]:
+        """Run a launched sub-agent under the prompt ``system`` to its one message; None where it was halted."""
         budget = self.settings.budget
         allowance = self._meter.allowance(self.episode.critical_budget)
         steps = budget.subagent_steps if allowance is None else min(budget.subagent_steps, allowance)
         tools = session.tools(Role.SUBAGENT)
         agent = _Agent(self, session, trace, system, tools, self.settings.subagent_temperature)
-        started = self.elapsed()
+        return self._message(agent, steps)
+
+    async def _message(self, agent: _Agent, steps: int) -> ToolResult | None:
+        started, trace = self.elapsed(), agent.trace
         await agent.run(steps)
         latency = self.elapsed() - started
+        if trace.status is TraceStatus.RUNNING:
+            return None
         if trace.status is TraceStatus.FINISHED:
             return ToolResult(text=trace.message, latency_s=latency)
         return ToolResult(text="error: sub-agent failed", error=ErrorKind.BUDGET, latency_s=latency)
@@ -180,30 +222,41 @@ class _Agent:
         self._key = noise_key(episode.seed, episode.task.key, episode.index, trace.agent_id)
         self._session_id = f"{id(swarm):x}/{episode.task.key}/{episode.index}/{trace.agent_id}"
         self.transcript = Transcript(trace, self.settings.tokenizer, self.settings.media)
+        swarm.live[trace.agent_id] = self
+        if trace.tokens:  # it goes on
+            return
         messages = [{"role": "system", "content": system}, {"role": "user", "content": trace.prompt}]
         declared = [tool.to_openai() for tool in tools]
         self.transcript.observe(prompt_pieces(messages, declared, thinking=False))
 
     async def run(self, max_steps: int) -> None:
-        """To the end; ``trace.status`` says which."""
+        """To the end; ``trace.status`` says which, and is RUNNING where the episode was halted."""
         try:
-            while self.trace.status is TraceStatus.RUNNING:
-                limit = self.swarm.limit_reached(self.trace, max_steps)
+            if turn := unanswered(self.trace):
+                await self._answer(turn)
+            while self.trace.status is TraceStatus.RUNNING and not self.swarm.flight.halting:
+                start = turn_start(self.trace)
+                begun = start < len(self.trace.tokens)  # a turn that was cut short has passed its limits
+                limit = "" if begun else self.swarm.limit_reached(self.trace, max_steps)
                 if limit:
                     self.trace.status = TraceStatus.OVER_BUDGET
                     if self.trace.parent is None:
                         self.swarm.episode.limit = limit
                     return
-                await self._turn()
+                await self._turn(start)
         finally:
             self.transcript.close()
+            del self.swarm.live[self.trace.agent_id]
             await self._engine.release(self._session_id)
 
-    async def _turn(self) -> None:
+    async def _turn(self, start: int) -> None:
+        """One turn, whose tokens begin at ``start``; not all of it where it was interrupted."""
         began = self.swarm.elapsed()
-        completion = await self._generate()
-        start, end = self.transcript.sampled(completion)
-        parsed = self._parse(completion)
+        completion = await self._generate(start)
+        _, end = self.transcript.sampled(completion)
+        if completion.finish is Finish.INTERRUPTED:
+            return
+        parsed = self._parse(self.trace.tokens[start:], completion.finish)
         calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in parsed.tool_calls]
         turn = Turn(
             start=start, end=end, content=parsed.content, calls=calls, malformed=parsed.malformed, t_start=began
@@ -215,21 +268,35 @@ class _Agent:
         elif not calls:
             self.trace.status, self.trace.message = TraceStatus.FINISHED, parsed.content
         else:
-            turn.results = await self._execute(turn)
-            results = [(call.id, call.name, _content(result)) for call, result in zip(calls, turn.results, strict=True)]
-            images = [image for result in turn.results for image in result.images]
-            self.transcript.observe(tool_result_pieces(results, thinking=False), images)
+            return await self._answer(turn)
+        self._end(turn)
+
+    async def _answer(self, turn: Turn) -> None:
+        """Run the calls of ``turn``, or the rest of them, and show the results; not where the episode was halted."""
+        answers = self.swarm.answers.setdefault(self.trace.agent_id, Answers())
+        await self._execute(turn, answers)
+        if len(answers.results) < len(turn.calls):
+            return
+        del self.swarm.answers[self.trace.agent_id]
+        turn.results = [answers.results[number] for number in range(len(turn.calls))]
+        pairs = zip(turn.calls, turn.results, strict=True)
+        images = [image for result in turn.results for image in result.images]
+        shown = [(call.id, call.name, _content(result)) for call, result in pairs]
+        self.transcript.observe(tool_result_pieces(shown, thinking=False), images)
+        self._end(turn)
+
+    def _end(self, turn: Turn) -> None:
         turn.t_end = self.swarm.elapsed()
         if self.trace.parent is None:
             self.swarm.stage_done(turn)
 
-    async def _generate(self) -> Completion:
+    async def _generate(self, start: int) -> Completion:
         budget = self.settings.budget
         sampling = Sampling(
             seed=self._key,
             temperature=self._temperature,
             top_p=self.settings.top_p if self.trace.parent is None else 1.0,
-            max_new_tokens=budget.turn_tokens,
+            max_new_tokens=budget.turn_tokens - (len(self.trace.tokens) - start),
             stop=(self.settings.tokenizer.im_end_id,),
         )
         return await self._engine.generate(
@@ -240,40 +307,49 @@ class _Agent:
             media=self.trace.media,
         )
 
-    def _parse(self, completion: Completion) -> ParsedTurn:
-        if completion.finish is Finish.LENGTH:
+    def _parse(self, tokens: list[int], finish: Finish) -> ParsedTurn:
+        if finish is Finish.LENGTH:
             return ParsedTurn(malformed="the turn did not end within its tokens")
         tokenizer = self.settings.tokenizer
-        if max(completion.tokens, default=0) >= tokenizer.vocab_size:
+        if max(tokens, default=0) >= tokenizer.vocab_size:
             return ParsedTurn(malformed="a token of an unused embedding row")
-        return parse_assistant_ids(
-            tokenizer, completion.tokens, prefill=prefill(thinking=False), tool_names=self._names
-        )
+        return parse_assistant_ids(tokenizer, tokens, prefill=prefill(thinking=False), tool_names=self._names)
 
-    async def _execute(self, turn: Turn) -> list[ToolResult]:
-        """Results in the order of the calls. Registrations take effect in that order; what runs does so at once."""
-        pending: list[ToolResult | asyncio.Task[ToolResult]] = []
+    async def _execute(self, turn: Turn, answers: Answers) -> None:
+        """Fill ``answers``, all but those of sub-agents that are halted. Registrations take effect in the order of the
+        calls; what runs does so at once."""
         direct = 0
         async with asyncio.TaskGroup() as group:
-            for call in turn.calls:
+            for number, call in enumerate(turn.calls):
+                if number in answers.results:
+                    continue
                 if call.name == CREATE_SUBAGENT.name:
-                    pending.append(self.swarm.register(call))
+                    answers.results[number] = self.swarm.register(call)
                 elif call.name == ASSIGN_TASK.name:
-                    launched = self.swarm.launch(call, self.trace, turn)
-                    if isinstance(launched, Trace):
-                        system = self.swarm.agents[launched.name]
-                        pending.append(group.create_task(self.swarm.delegate(self.session, launched, system)))
+                    if number in answers.launched:
+                        launched = self.swarm.episode.trace(answers.launched[number])
                     else:
-                        pending.append(launched)
+                        launched = self.swarm.launch(call, self.trace, turn)
+                    if isinstance(launched, ToolResult):
+                        answers.results[number] = launched
+                        continue
+                    answers.launched[number] = launched.agent_id
+                    run = self.swarm.delegate(self.session, launched, self.swarm.agents[launched.name])
+                    group.create_task(_settle(answers, number, run))
                 elif direct >= self.settings.budget.direct_calls:
-                    pending.append(_error(ErrorKind.BUDGET, "one call a turn"))
+                    answers.results[number] = _error(ErrorKind.BUDGET, "one call a turn")
                 else:
                     direct += 1
-                    pending.append(group.create_task(self._call(call)))
-        return [item if isinstance(item, ToolResult) else item.result() for item in pending]
+                    group.create_task(_settle(answers, number, self._call(call)))
 
     async def _call(self, call: ToolCall) -> ToolResult:
         return await self.session.call(self.trace.agent_id, call, deadline_s=self.settings.budget.call_s)
+
+
+async def _settle(answers: Answers, number: int, run: Awaitable[ToolResult | None]) -> None:
+    result = await run
+    if result is not None:
+        answers.results[number] = result
 
 
 def _reason(error: BaseException) -> str:

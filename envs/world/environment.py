@@ -71,6 +71,8 @@ class World:
 class WorldEnvironment:
     """Tasks and sessions of the embedded world. Cheap to make and to pickle: the world is built on first use."""
 
+    stateless = True  # no call changes what later ones answer
+
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
         self._server: SocketServer | None = None

@@ -37,8 +37,9 @@ class RemoteEngine:
 
     async def interrupt(self) -> None:
         """Ask for what all requests under way have so far. One that has not arrived yet is not touched: ask again."""
-        calls = [link.interrupt() for link in self._links]
-        await asyncio.wait_for(asyncio.gather(*calls), _GRACE_S)
+        for link in self._links:
+            if link.waits:
+                await asyncio.wait_for(link.interrupt(), _GRACE_S)
 
     def _link(self, session: str) -> _Link:
         return self._links[crc32(session.encode()) % len(self._links)]
@@ -74,6 +75,10 @@ class _Link:
     def release(self, session: str) -> None:
         self._released.append(session)
         self._flush_soon()
+
+    @property
+    def waits(self) -> bool:
+        return bool(self._waiting)
 
     def interrupt(self) -> Any:
         return self._replica.interrupt.remote(self._client)
