@@ -103,6 +103,15 @@ class TrainerConfig(_Section):
     threads: int = Field(default=1, gt=0, description="CPU threads of each rank")
     checkpoint_every: int = Field(default=1, gt=0, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, gt=0)
+    staleness: int = Field(
+        default=0,
+        ge=0,
+        description="versions that a token may be older than the policy which learns from it; 0 = collect, then learn",
+    )
+    overlap: bool = Field(
+        default=True,
+        description="with a staleness, collect while learning; False = halt unfinished episodes meanwhile",
+    )
     step_s: float = Field(default=900.0, gt=0, description="deadline of one step; a slower one ends the run loudly")
 
 

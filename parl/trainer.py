@@ -1,5 +1,7 @@
 """The training loop, top to bottom: collect → score → advantage → learn → sync → save → track.
 
+With ``trainer.staleness`` episodes come from a stream that runs on beside it (``parl.stream``, docs/async.md).
+
 ``run_training`` is the whole job: cold start, training, the single-agent baseline, evaluation, summary and report.
 """
 
@@ -29,7 +31,9 @@ from parl.ptx import PtxTexts
 from parl.scoring import reward_schedule
 from parl.start import starting_policy
 from parl.state import Checkpoints, State
+from parl.stream import EpisodeStream
 from parl.tasks import TrainTasks, check_tasks
+from parl.timeline import POOLS, Timeline
 from parl.tracking import Tracker
 from rewards.aggregate import aggregate
 from rewards.parl import Weights as RewardWeights
@@ -106,6 +110,8 @@ class Training:
         self.weights: Weights = {}
         self._learner: LearnerGroup
         self._collector: Collector
+        self._stream: EpisodeStream | None = None
+        self._timeline: Timeline
         self._texts: PtxTexts
 
     def run(self, progress: Progress) -> Path:
@@ -121,12 +127,13 @@ class Training:
                 self._save()
             tracker = Tracker(self.folder, self.config, self.state.wandb_id, self.state.step)
             try:
-                self.store.discard_after(self.state.step + 1)
+                self.store.discard_after(self.state.step + (0 if self._stream else 1))
                 while self.state.step < self.config.trainer.steps:
                     metrics = self._step(progress)
                     tracker.log(self.state.step, metrics)  # before the checkpoint: a kill in between logs it again
                     if self._due():
-                        self._save()
+                        with self._timeline.span(self.state.step, "save"):
+                            self._save()
                     progress.update(self.state.step, metrics)
                 _, model, tokenizer, _ = load_policy(self.cold)
                 meta = {"step": self.state.step, "policy_version": self.state.policy_version}
@@ -141,19 +148,20 @@ class Training:
         began = time.monotonic()
         step = self.state.step + 1
         lambdas = self.reward_weights(self.state.step)
-        episodes = self._collect(step, lambdas, progress)
+        with self._timeline.span(step, "collect"):
+            episodes = self._collect(step, lambdas, progress)
         collected = time.monotonic()
         progress.phase("learning")
         objective = self.config.objective
-        rows = step_rows(episodes, routed=self.config.model.num_moe_layers > 0, normalise_std=objective.normalises)
-        learned = self._learn(rows)
+        staleness = self._staleness(episodes)
+        with self._timeline.span(step, "learn"):
+            rows = step_rows(episodes, routed=self.config.model.num_moe_layers > 0, normalise_std=objective.normalises)
+            learned = self._learn(rows)
+            self.weights = self._learner.weights()
         trained = time.monotonic()
-        self.weights = self._learner.weights()
-        sync_s = self._collector.sync(self.weights, self.state.policy_version + 1)
-        sampled_by = [v for episode in episodes for v in episode.orchestrator.versions if v >= 0]
-        staleness = self.state.policy_version - sum(sampled_by) / max(len(sampled_by), 1)
-        self.state.step, self.state.policy_version = step, self.state.policy_version + 1
-        self.state.tasks_drawn += self.config.rollouts.tasks_per_step
+        with self._timeline.span(step, "sync"):
+            sync_s = self._sync()
+        self.state.step = step
         self.state.episodes += len(episodes)
         self.state.elapsed_s += time.monotonic() - began
         tokens = sum(sum(trace.mask) for episode in episodes for trace in episode.traces)
@@ -164,43 +172,83 @@ class Training:
             "lambda/critical": lambdas.critical,
             **{f"policy/{name}": value for name, value in learned.items()},
             "policy/version": self.state.policy_version,
-            "policy/staleness": staleness,
+            **staleness,
             "rollouts/tokens": tokens,
             "rollouts/restarts": self._collector.restarts,
             **self._engine_metrics(),
-            "speed/tokens_per_s": tokens / (collected - began),
+            "speed/tokens_per_s": tokens / ((time.monotonic() if self._stream else collected) - began),
             "time/collect_s": collected - began,
             "time/learn_s": trained - collected,
             "time/sync_s": sync_s,
             "time/step_s": time.monotonic() - began,
         }
 
+    def _staleness(self, episodes: list[Episode]) -> dict[str, float]:
+        """Mean and largest age of the trainable tokens in versions, which no token may exceed."""
+        traces = [trace for episode in episodes for trace in episode.traces if trace.trainable]
+        versions = [version for trace in traces for version in trace.versions if version >= 0]
+        ages = [self.state.policy_version - version for version in versions] or [0]
+        if max(ages) > self.config.trainer.staleness or min(ages) < 0:
+            raise RuntimeError(
+                f"tokens of version {min(versions)} to {max(versions)} reached the learner at version"
+                f" {self.state.policy_version} with trainer.staleness={self.config.trainer.staleness}"
+            )
+        return {"policy/staleness": sum(ages) / len(ages), "policy/staleness_max": max(ages)}
+
+    def _sync(self) -> float:
+        """Serve the new weights; the stream goes on with them. Seconds it took."""
+        in_flight = self._stream is not None
+        seconds = self._collector.sync(self.weights, self.state.policy_version + 1, in_flight=in_flight)
+        self.state.policy_version += 1
+        self.state.tasks_drawn += self.config.rollouts.tasks_per_step
+        if self._stream:
+            self._stream.advance()
+            self.state.tasks_drawn = self._stream.scheduler.next
+        return seconds
+
+    def _busy(self) -> dict[str, float]:
+        """Seconds that each pool's engines have computed, the mean of its replicas."""
+        counters, rollouts = self._collector.statistics(), self.config.rollouts
+        counts = {"policy": rollouts.policy_engines, "frozen": rollouts.frozen_engines}
+        return {pool: counters[f"{pool}/busy_s"] / counts[pool] for pool in POOLS}
+
     def _engine_metrics(self) -> dict[str, float]:
-        """Share of prompt tokens that shared pages spared each pool since it started."""
+        """Shares of the step in which learner and engines were busy, and of prompt tokens that shared pages spared."""
         counters = self._collector.statistics()
-        return {
+        busy = {f"speed/{name}_busy": share for name, share in self._timeline.utilisation().items()}
+        spared = {
             f"speed/{pool}_prefix_hit_rate": counters[f"{pool}/prefix_hits"]
             / max(counters[f"{pool}/prefix_asked"], 1.0)
-            for pool in ("policy", "frozen")
+            for pool in POOLS
         }
+        return busy | spared | (self._stream.metrics() if self._stream else {})
 
     def _collect(self, step: int, lambdas: RewardWeights, progress: Progress) -> list[Episode]:
         """This step's scored episodes: from the store if a killed run had collected them, else fresh, then stored."""
-        stored = self.store.read(step)
-        if stored is not None and stored[1] == self.state.policy_version:
-            return stored[0]
+        if self._stream is None:
+            stored = self.store.read(step)
+            if stored is not None and stored[1] == self.state.policy_version:
+                return stored[0]
+            episodes = self._fresh(progress)
+        else:
+            episodes = self._stream.take(lambda done, total: progress.phase("waiting for episodes", done, total))
+            if not self.config.trainer.overlap:
+                self._stream.halt()
+        for episode in episodes:
+            score_episode(episode, lambdas, self.config.rewards.parallel_cap)
+        self.store.write(step, episodes, policy_version=self.state.policy_version)
+        return episodes
+
+    def _fresh(self, progress: Progress) -> list[Episode]:
+        """The step's tasks, asked now."""
         tasks = self.tasks.take(self.state.tasks_drawn, self.config.rollouts.tasks_per_step)
-        episodes = self._collector.collect(
+        return self._collector.collect(
             tasks,
             group_size=self.config.rollouts.group_size,
             seed=self.config.seed,
             temperature=self.config.rollouts.temperature,
             progress=lambda done, total: progress.phase("rolling out", done, total),
         )
-        for episode in episodes:
-            score_episode(episode, lambdas, self.config.rewards.parallel_cap)
-        self.store.write(step, episodes, policy_version=self.state.policy_version)
-        return episodes
 
     def _learn(self, rows: list[Row]) -> dict[str, float]:
         """``epochs`` passes in ``minibatches`` optimiser steps each, groups kept whole; metrics averaged."""
@@ -250,10 +298,13 @@ class Training:
         self._texts = PtxTexts(config, self.cold / "tokenizer.json")
         environment = WorldEnvironment(config.envs.world)
         self._collector = Collector(config, environment, self.cold, weights)
+        self._timeline = Timeline(self.folder / "timeline.jsonl", self._busy)
         try:
             self.weights = weights
             yield
         finally:
+            if self._stream:
+                self._stream.close()
             self._collector.close()
             self._learner.close()
             self._texts.close()
@@ -267,6 +318,10 @@ class Training:
             self._learner.load(path, "learner")
             self.weights = self._learner.weights()
         self._collector.sync(self.weights, self.state.policy_version)
+        if self.config.trainer.staleness:
+            self._stream = EpisodeStream(self.config, self._collector, self.tasks, self.state.policy_version)
+            if found:
+                self._stream.load(found[1], self.state.step)
 
     def _due(self) -> bool:
         step = self.state.step
@@ -276,6 +331,8 @@ class Training:
         size = 3 * sum(array.nbytes for array in self.weights.values())
         path = self.checkpoints.begin(self.state, size)
         self._learner.save(path, "learner")
+        if self._stream:
+            self._stream.save(path, self.state.step)
         self.checkpoints.commit(self.state, path)
 
 
