@@ -53,6 +53,7 @@ class EpisodeStream:
             batch=rollouts.tasks_per_step,
             group_size=rollouts.group_size,
             staleness=config.trainer.staleness,
+            steps=config.trainer.steps,
             version=version,
         )
         self._config, self._collector, self._tasks = config, collector, tasks

@@ -69,6 +69,7 @@ class Scheduler:
     batch: int
     group_size: int
     staleness: int
+    steps: int  # version of the last weights: nothing begins that no step would train
     version: int = 0  # of the weights that are served
     next: int = 0  # number of the next group
     training: int = 0  # groups of this version's step that are taken
@@ -77,7 +78,8 @@ class Scheduler:
 
     def admit(self) -> list[int]:
         """The groups that may begin now, in order; they count as begun."""
-        room = self.batch * (self.staleness + 1) - len(self.groups) - self.training
+        versions = min(self.staleness + 1, self.steps - self.version)
+        room = self.batch * versions - len(self.groups) - self.training
         begun = list(range(self.next, self.next + max(room, 0)))
         for number in begun:
             self.groups[number] = Group(number=number, version=self.version, running=self.group_size)

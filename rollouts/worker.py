@@ -103,8 +103,11 @@ class RolloutWorker:
                 self._sessions[key] = flight.session
 
         unfinished = [index for index, outcome in enumerate(group) if not isinstance(outcome, Episode)]
-        await asyncio.gather(*map(attempt, unfinished))
-        return self._groups.pop(number)  # pyright: ignore[reportReturnType]
+        try:
+            await asyncio.gather(*map(attempt, unfinished))
+        finally:
+            del self._groups[number]
+        return group
 
     async def suspend(self) -> None:
         """Halt everything that :meth:`advance` runs, and return when it has; raises TimeoutError where it does not."""

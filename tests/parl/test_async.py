@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,12 @@ import ray
 from parl.config import Config
 from parl.loading import load_config, to_yaml
 from parl.progress import Progress
-from parl.state import Checkpoints
+from parl.state import Checkpoints, State
+from parl.stream import EpisodeStream
 from parl.tracking import read_rows
 from parl.trainer import Training
-from rollouts.episode import EpisodeStatus
+from rollouts.episode import Episode, EpisodeStatus
+from rollouts.partial import Outcome
 from rollouts.store import EpisodeStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -80,7 +83,7 @@ def test_a_killed_run_goes_on_with_its_unfinished_episodes(
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
     }
     script = Path(__file__).parent / "killed_run.py"
-    for number, (moment, call) in enumerate([("stored", 2), ("checkpoint", 2)]):
+    for number, (moment, call) in enumerate([("stored", 4), ("checkpoint", 2)]):
         resume = ["--resume"] * bool(number)
         command = [sys.executable, str(script), moment, str(call), "train", str(path), *resume]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
@@ -92,57 +95,84 @@ def test_a_killed_run_goes_on_with_its_unfinished_episodes(
     check(config.run_dir, config)
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-def test_what_was_saved_is_taken_up_as_it_was(
-    one_ray: None, tiny_run: Config, cold_start: Path, tmp_path: Path, overlap: bool
-):
-    training = Training(changed(tiny_run, "saved", overlap=overlap), tmp_path, cold_start)
+# ---------------------------------------------------------------- one set of actors, several streams
+
+
+PROGRESS = SimpleNamespace(phase=lambda *args: None)
+
+
+@pytest.fixture(scope="module")
+def actors(one_ray: None, tiny_run: Config, cold_start: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A run before its first step, all actors up."""
+    training = Training(changed(tiny_run, "streams"), tmp_path_factory.mktemp("streams"), cold_start)
     with training._actors():
         training._restore()
-        stream = training._stream or pytest.fail("no stream")
-        progress = SimpleNamespace(phase=lambda *args: None)
-        training._collect(1, training.reward_weights(0), progress)
-        training._sync()
-        (tmp_path / "saved").mkdir()
-        stream.halt()
-        stream.save(tmp_path / "saved", 1)
-        before = stream.scheduler.to_json()
-        outcomes = {number: begun.outcomes for number, begun in stream._begun.items()}
-        again = type(stream)(training.config, training._collector, training.tasks, 1)
-        again.load(tmp_path / "saved", 1)
-        assert again.scheduler.to_json() == before
-        assert {n: repr(b.outcomes) for n, b in again._begun.items()} == {n: repr(o) for n, o in outcomes.items()}
+        yield training
+
+
+@pytest.fixture
+def training(actors: Training) -> Training:
+    """The same with nothing begun."""
+    actors._collector.suspend()
+    actors.state = State()
+    actors._collector.sync(actors.weights, 0, in_flight=True)
+    actors._stream = EpisodeStream(actors.config, actors._collector, actors.tasks, 0)
+    return actors
+
+
+def seen(outcome: Outcome) -> Any:
+    """What an outcome holds, comparable."""
+    if outcome is None:
+        return None
+    episode, rest = (outcome, ()) if isinstance(outcome, Episode) else (outcome.episode, astuple(outcome)[1:])
+    parts = ("agent_id", "status", "tokens", "mask", "logprobs", "versions", "turns", "message")
+    traces = [[getattr(trace, name) for name in parts] for trace in episode.traces]
+    routes = [None if trace.routes is None else trace.routes.tolist() for trace in episode.traces]
+    return (episode.task.key, episode.index, episode.status, episode.wall_s, traces, routes, rest)
+
+
+def stream_of(training: Training) -> EpisodeStream:
+    return training._stream or pytest.fail("no stream")
+
+
+def test_what_was_saved_is_taken_up_as_it_was(training: Training, tmp_path: Path):
+    stream = stream_of(training)
+    training._collect(1, training.reward_weights(0), PROGRESS)
+    training._sync()
+    stream.save(tmp_path, 1)
+    stream.halt()  # so that nothing changes while it is looked at; where it stood is in the outcomes
+    stream.save(tmp_path, 1)
+    again = EpisodeStream(training.config, training._collector, training.tasks, 0)
+    again.load(tmp_path, 1)
+    assert again.scheduler == stream.scheduler
+    kept, wanted = ({n: list(map(seen, b.outcomes)) for n, b in s._begun.items()} for s in (again, stream))
+    assert kept == wanted
+    assert len(stream._begun) == 6  # room for three steps of two
 
 
 @pytest.mark.parametrize("victim", ["engine", "worker"])
-def test_a_dead_actor_costs_time_and_nothing_else(
-    one_ray: None, tiny_run: Config, cold_start: Path, tmp_path: Path, victim: str
-):
-    training = Training(changed(tiny_run, "broken"), tmp_path, cold_start)
-    progress = SimpleNamespace(phase=lambda *args: None)
-    with training._actors():
-        training._restore()
-        collector = training._collector
-        for step in range(2):
-            training._stream._begin()
-            if step:
-                ray.kill(collector._workers[0] if victim == "worker" else collector._engines["policy"][0])
-            training._step(progress)
-        assert collector.restarts == 1
-        counts = training._stream.scheduler.counts
-        assert counts.failed == 0 and counts.submitted == counts.accepted + training._stream.scheduler.running
-    (first, _), (second, _) = (EpisodeStore(tmp_path / "episodes").read(step) for step in (1, 2))
-    assert EpisodeStatus.FAILED not in {episode.status for episode in [*first, *second]}
+def test_a_dead_actor_costs_time_and_nothing_else(training: Training, victim: str):
+    collector, stream = training._collector, stream_of(training)
+    restarts = collector.restarts
+    stream._begin()
+    ray.kill(collector._workers[0] if victim == "worker" else collector._engines["policy"][0])
+    episodes = stream.take(lambda done, total: None)
+    assert len(episodes) == 8 and EpisodeStatus.FAILED not in {episode.status for episode in episodes}
+    assert collector.restarts == restarts + 1
+    counts = stream.scheduler.counts
+    assert counts.failed == 0 and counts.submitted == counts.accepted + stream.scheduler.running == 24
 
 
-def test_a_policy_that_only_fails_stops_a_stream_too(
-    one_ray: None, tiny_run: Config, cold_start: Path, tmp_path: Path
-):
-    training = Training(changed(tiny_run, "hopeless"), tmp_path, cold_start)
-    with training._actors():
-        training._restore()
-        broken = {name: array.copy() for name, array in training.weights.items()}
-        broken["norm.weight"][:] = 3e38  # finite, but no logit is
-        training._collector.sync(broken, 0)
-        with pytest.raises(RuntimeError, match="all episodes of 2 groups in a row failed, the last of: NotFinite"):
-            training._stream.take(lambda done, total: None)
+def test_a_policy_that_only_fails_stops_a_stream_too(training: Training):
+    broken = {name: array.copy() for name, array in training.weights.items()}
+    broken["norm.weight"][:] = 3e38  # finite, but no logit is
+    training._collector.sync(broken, 0)
+    with pytest.raises(RuntimeError, match="all episodes of 2 groups in a row failed, the last of: NotFinite"):
+        stream_of(training).take(lambda done, total: None)
+
+
+def test_a_token_older_than_the_bound_never_reaches_the_learner(training: Training):
+    episodes = stream_of(training).take(lambda done, total: None)
+    training.state.policy_version = 3
+    with pytest.raises(RuntimeError, match="tokens of version 0 to 0 reached the learner at version 3"):
+        training._staleness(episodes)

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from rollouts.scheduler import End, Imbalance, Scheduler
 
-SIZE = 3
+SIZE, STEPS = 3, 12
 
 
 class Simulation:
     """Groups that take random times, a learner that takes random times, and a clock of its own."""
 
     def __init__(self, batch: int, staleness: int, seed: int, *, bad: float = 0.0) -> None:
-        self.scheduler = Scheduler(batch=batch, group_size=SIZE, staleness=staleness)
+        self.scheduler = Scheduler(batch=batch, group_size=SIZE, staleness=staleness, steps=STEPS)
         self.rng, self.bad, self.now = Random(seed), bad, 0.0
         self.until: dict[int, float] = {}  # when a group ends
         self.begun: dict[int, int] = {}  # version at which it began
@@ -52,7 +52,7 @@ class Simulation:
         return taken
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     batch=st.integers(1, 5),
     staleness=st.integers(0, 4),
@@ -61,17 +61,29 @@ class Simulation:
 )
 def test_no_delay_makes_a_token_older_than_the_bound(batch: int, staleness: int, bad: float, seed: int):
     run = Simulation(batch, staleness, seed, bad=bad)
-    for version in range(12):
+    for version in range(STEPS):
         taken = run.step()
         assert len(taken) == batch
         assert all(0 <= version - run.begun[number] <= staleness for number in taken)
     everything = [number for step in run.trained for number in step]
-    assert len(set(everything)) == len(everything) == 12 * batch  # none twice
+    assert len(set(everything)) == len(everything) == STEPS * batch  # none twice
     assert run.most <= batch * (staleness + 1)
     counts = run.scheduler.counts
     assert counts.submitted == SIZE * run.scheduler.next
+    assert counts.accepted == SIZE * STEPS * batch and run.scheduler.running == 0  # nothing was begun in vain
+
+
+@settings(max_examples=50, deadline=None)
+@given(batch=st.integers(1, 4), staleness=st.integers(0, 3), seed=st.integers(0, 2**32))
+def test_a_run_that_stops_early_cancels_what_runs(batch: int, staleness: int, seed: int):
+    run = Simulation(batch, staleness, seed, bad=0.1)
+    for _ in range(seed % STEPS):
+        run.step()
+    run.admit()
+    before = run.scheduler.running
     run.scheduler.cancel()
-    assert run.scheduler.running == 0
+    counts = run.scheduler.counts
+    assert run.scheduler.running == 0 and counts.cancelled == before
     assert counts.submitted == counts.accepted + counts.filtered + counts.failed + counts.cancelled
 
 
@@ -81,7 +93,7 @@ def test_synchronous_is_staleness_zero_the_same_groups_in_the_same_order():
 
 
 def test_slow_groups_are_overtaken_but_no_later_than_their_due_version():
-    scheduler = Scheduler(batch=2, group_size=1, staleness=1)
+    scheduler = Scheduler(batch=2, group_size=1, staleness=1, steps=9)
     assert scheduler.admit() == [0, 1, 2, 3]
     for number in (1, 2, 3):
         scheduler.end(number, [End.ACCEPTED])
@@ -96,7 +108,7 @@ def test_slow_groups_are_overtaken_but_no_later_than_their_due_version():
 
 
 def test_nothing_more_begins_while_the_places_before_the_due_version_are_taken():
-    scheduler = Scheduler(batch=2, group_size=1, staleness=1)
+    scheduler = Scheduler(batch=2, group_size=1, staleness=1, steps=9)
     assert len(scheduler.admit()) == 4 and scheduler.admit() == []
     for number in range(4):
         scheduler.end(number, [End.ACCEPTED])
@@ -106,7 +118,7 @@ def test_nothing_more_begins_while_the_places_before_the_due_version_are_taken()
 
 
 def test_a_group_with_nothing_to_train_makes_room_for_another():
-    scheduler = Scheduler(batch=1, group_size=2, staleness=0)
+    scheduler = Scheduler(batch=1, group_size=2, staleness=0, steps=9)
     assert scheduler.admit() == [0] and scheduler.take() is None
     scheduler.end(0, [End.FAILED, End.FILTERED])
     assert scheduler.take() is None and scheduler.admit() == [1]
@@ -116,7 +128,7 @@ def test_a_group_with_nothing_to_train_makes_room_for_another():
 
 
 def test_what_does_not_add_up_is_an_error():
-    scheduler = Scheduler(batch=1, group_size=2, staleness=1)
+    scheduler = Scheduler(batch=1, group_size=2, staleness=1, steps=9)
     scheduler.admit()
     with pytest.raises(Imbalance, match="1 episodes ended, 2 were running"):
         scheduler.end(0, [End.ACCEPTED])
