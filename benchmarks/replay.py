@@ -33,7 +33,8 @@ from parl.loading import load_config
 from rollouts.engine.base import Sampling
 from rollouts.engine.embedded import EmbeddedEngine
 from rollouts.episode import Trace
-from rollouts.swarm import SwarmSettings, run_episode
+from rollouts.settings import SwarmSettings
+from rollouts.swarm import run_episode
 
 Rollout = Callable[[EmbeddedEngine], Awaitable[list[Row]]]
 STEP = {"temperature": 1.0, "micro_tokens": 8192}

@@ -36,7 +36,9 @@ from rollouts.critical_path import makespan
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, Trace
 from rollouts.limits import Slots
-from rollouts.swarm import SwarmSettings, noise_key, run_episode
+from rollouts.noise import noise_key
+from rollouts.settings import SwarmSettings
+from rollouts.swarm import run_episode
 from rollouts.worker import GC_THRESHOLDS
 
 UNLIMITED = 10**9

@@ -186,6 +186,8 @@ class Environment(Protocol):
 
     With an attribute ``spreads = True`` it says that what an agent gets depends on its own calls alone, so that agents
     of one episode may use sessions of their own, on several machines (``rollouts.placement: spread``).
+    An environment may say ``stateless = True``: no call changes what later ones answer. The calls of an episode that is
+    continued elsewhere are then not made again in its new session.
     """
 
     def tasks(self, split: str) -> Iterable[Task]:

@@ -2,8 +2,8 @@
 
 ``sync`` hands weights to the policy engines under the next version, ``collect`` returns every episode asked for, in the
 order asked. Dead engines and workers are replaced and their unfinished groups run again; since an episode is a
-function of (weights, task, index, seed), running it again gives the same one. Counters always add up:
-submitted == finished + failed.
+function of (weights, task, index, seed), running it again gives the same one. ``begin``,
+``suspend`` and ``snapshots`` are for episodes that run on beside the learner (``parl.stream``).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rewards.budget import critical_budget
 from rollouts.engine.actor import EngineActor
 from rollouts.engine.served import ServedActor
 from rollouts.episode import Episode
+from rollouts.partial import Outcome
 from rollouts.worker import EngineLost, RolloutWorker
 
 _SETUP_S = 120.0
@@ -53,19 +54,44 @@ class Collector:
         self._engines: dict[str, list[Any]] = {}
         self._start()
 
-    def sync(self, weights: Weights, version: int) -> float:
-        """Serve ``weights`` as policy ``version`` from here on; returns the seconds it took."""
+    def sync(self, weights: Weights, version: int, *, in_flight: bool = False) -> float:
+        """Serve ``weights`` as policy ``version`` from here on; returns the seconds it took.
+
+        ``in_flight``: also where episodes run, which then go on under the new weights.
+        """
         began = time.monotonic()
         self._policy = (version, self._packed("policy", version, weights))
         if self._config.rollouts.subagent_pool == "refreshed":
             due = self._refreshed.due(version, weights)
             if due is not None:
                 self._frozen = (due[0], self._packed("frozen", *due))
-                self._retrying(self._serve_frozen)
+                self.retrying(self._serve_frozen)
         if self._config.rollouts.rebalance:
-            self._retrying(self._rebalance)
-        self._retrying(self._serve_policy)
+            self.retrying(self._rebalance)
+        self.retrying(lambda: self._serve_policy(in_flight))
         return time.monotonic() - began
+
+    def begin(self, number: int, task: Task, outcomes: list[Outcome]) -> Any:
+        """Put a worker to group ``number`` from where ``outcomes`` stand: a reference to what becomes of them."""
+        config = self._config
+        return self._workers[number % len(self._workers)].advance.remote(
+            number,
+            task,
+            outcomes,
+            seed=config.seed,
+            temperature=config.rollouts.temperature,
+            critical_budget=critical_budget(task, config.rollouts.budget.critical_factor),
+        )
+
+    def suspend(self) -> None:
+        """Halt all that :meth:`begin` has begun: its references come with what there is."""
+        deadline = self._config.rollouts.budget.call_s + _SETUP_S
+        ray.get([worker.suspend.remote() for worker in self._workers], timeout=deadline)
+
+    def snapshots(self) -> dict[int, bytes]:
+        """Pickled outcomes, as they stand, of all groups that are being worked on."""
+        found = ray.get([worker.snapshot.remote() for worker in self._workers], timeout=_SYNC_S)
+        return {number: data for part in found for number, data in part.items()}
 
     def collect(
         self,
@@ -109,7 +135,7 @@ class Collector:
                     if progress:
                         progress(len(done), len(tasks))
 
-        self._retrying(attempt)
+        self.retrying(attempt)
         episodes = [episode for i in range(len(tasks)) for episode in done[i]]
         if episodes and all(episode.void for episode in episodes):
             raise RuntimeError(f"all {len(episodes)} episodes failed, the first of: {episodes[0].error}")
@@ -126,7 +152,7 @@ class Collector:
                     for name, value in counters.items():
                         totals[f"{pool}/{name}"] = totals.get(f"{pool}/{name}", 0.0) + value
 
-        self._retrying(ask)
+        self.retrying(ask)
         return totals | {"restarts": self.restarts}
 
     def close(self) -> None:
@@ -188,12 +214,12 @@ class Collector:
         calls = [worker.serve.remote(self._engines["policy"], self._engines["frozen"]) for worker in self._workers]
         ray.get(calls, timeout=_SYNC_S)
 
-    def _serve_policy(self) -> None:
+    def _serve_policy(self, in_flight: bool = False) -> None:
         if self._policy is not None:
-            self._load("policy", *self._policy)
+            self._load("policy", *self._policy, in_flight)
 
-    def _load(self, pool: str, version: int, weights: Any) -> None:
-        calls = [replica.update.remote(version, weights) for replica in self._engines[pool]]
+    def _load(self, pool: str, version: int, weights: Any, in_flight: bool = False) -> None:
+        calls = [replica.update.remote(version, weights, in_flight) for replica in self._engines[pool]]
         served = ray.get(calls, timeout=self._sync_s)
         if any(answer != version for answer in served):
             raise RuntimeError(f"the {pool} pool serves versions {served}, not {version}")
@@ -203,7 +229,7 @@ class Collector:
         worker = self._workers[number % len(self._workers)]
         return worker.run.remote(task, list(attempts), critical_budget=budget, **settings)
 
-    def _retrying(self, act: Callable[[], None]) -> None:
+    def retrying(self, act: Callable[[], None]) -> None:
         """Run ``act``; where a rollout actor died, replace all of them and run it again, within max_restarts."""
         while True:
             try:

@@ -109,6 +109,15 @@ class TrainerConfig(_Section):
         default="reward/perf",
         description="also keep the checkpoint with the highest of this metric; null: only the newest",
     )
+    staleness: int = Field(
+        default=0,
+        ge=0,
+        description="versions that a token may be older than the policy which learns from it; 0 = collect, then learn",
+    )
+    overlap: bool = Field(
+        default=True,
+        description="with a staleness, collect while learning; False = halt unfinished episodes meanwhile",
+    )
     step_s: float = Field(default=900.0, gt=0, description="deadline of one step; a slower one ends the run loudly")
 
 
@@ -178,6 +187,7 @@ class Config(_Section):
                 )
         if self.model.vision and self.rollouts.engine != "embedded":
             raise ValueError("rollouts.engine must be embedded for a policy that sees: servers are sent no pictures")
+        self._check_stream()
         drills = self.sft.copying_tokens + self.sft.drill_tokens
         if drills >= self.sft.tokens:
             raise ValueError(
@@ -185,6 +195,21 @@ class Config(_Section):
                 " for demonstrations: lower them or raise sft.tokens"
             )
         return self
+
+    def _check_stream(self) -> None:
+        """What a staleness does not go with: episodes that run on beside the learner."""
+        if not self.trainer.staleness:
+            return
+        rollouts = self.rollouts
+        bad = {
+            f"rollouts.engine={rollouts.engine}": rollouts.engine != "embedded",
+            "rollouts.placement=spread": rollouts.placement == "spread",
+            "rollouts.rebalance=true": rollouts.rebalance,
+            f"rollouts.dynamic_sampling={rollouts.dynamic_sampling}": rollouts.dynamic_sampling is not None,
+            f"rollouts.subagent_pool={rollouts.subagent_pool}": rollouts.subagent_pool == "refreshed",
+        }
+        if wrong := [name for name, given in bad.items() if given]:
+            raise ValueError(f"{wrong[0]} does not go with trainer.staleness={self.trainer.staleness}: leave one out")
 
     @property
     def run_dir(self) -> Path:

@@ -27,7 +27,8 @@ from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, Trace
 from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
-from rollouts.swarm import SwarmSettings, run_episode
+from rollouts.settings import SwarmSettings
+from rollouts.swarm import run_episode
 
 Style = Literal["serial", "parallel", "partial", "wrong"]
 _ROOMY = BudgetConfig(orchestrator_steps=200, subagents=64, total_tokens=10**9, turn_tokens=10**6)

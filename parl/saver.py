@@ -8,6 +8,7 @@ fails ends the run at its next step, and leaves the checkpoints before it as the
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +27,15 @@ class Saver:
         self._pending: Future[Path] | None = None
         self._path: Path
 
-    def save(self, state: State, score: float | None = None) -> None:
-        """Begin to save ``state`` and the learner as they are now. UserError when there is no room for it."""
+    def save(self, state: State, score: float | None = None, beside: Callable[[Path], None] | None = None) -> None:
+        """Begin to save ``state`` and the learner as they are now. UserError when there is no room for it.
+
+        ``beside`` writes more into the checkpoint's folder before this returns.
+        """
         self.wait()
         self._path = self._checkpoints.begin(state, self._learner.snapshot())
+        if beside:
+            beside(self._path)
         self._pending = self._thread.submit(self._write, replace(state), score, self._path)
 
     def _write(self, state: State, score: float | None, path: Path) -> Path:

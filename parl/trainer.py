@@ -1,5 +1,7 @@
 """The training loop, top to bottom: collect → score → advantage → learn → sync → save → track.
 
+With ``trainer.staleness`` episodes come from a stream that runs on beside it (``parl.stream``, docs/async.md).
+
 ``run_training`` is the whole job: cold start, training, the single-agent baseline, evaluation, summary and report.
 """
 
@@ -25,6 +27,7 @@ from parl.learner_group import LearnerGroup
 from parl.learner_state import saved_weights
 from parl.loading import to_yaml
 from parl.memory import PeakMemory
+from parl.pools import pool_sizes
 from parl.progress import Progress
 from parl.ptx import PtxTexts
 from parl.sampling import draw_groups, groups, informative
@@ -33,7 +36,9 @@ from parl.scoring import reward_schedule
 from parl.sinks import check_sinks
 from parl.start import starting_policy
 from parl.state import Checkpoints, State
+from parl.stream import EpisodeStream
 from parl.tasks import TrainTasks, check_tasks
+from parl.timeline import POOLS, Timeline
 from parl.tracking import Tracker
 from rewards.aggregate import aggregate
 from rewards.parl import Weights as RewardWeights
@@ -118,6 +123,8 @@ class Training:
         self._learner: LearnerGroup
         self._saver: Saver
         self._collector: Collector
+        self._stream: EpisodeStream | None = None
+        self._timeline: Timeline
         self._texts: PtxTexts
 
     def run(self, progress: Progress) -> Path:
@@ -130,16 +137,17 @@ class Training:
             self._restore()
             if self.state.wandb_id is None:  # kept before anything is logged: a resumed run continues the same one
                 self.state.wandb_id = secrets.token_hex(4)
-                self._saver.save(self.state)
+                self._save()
                 self._saver.wait()
             tracker = Tracker(self.folder, self.config, self.state.wandb_id, self.state.step)
             try:
-                self.store.discard_after(self.state.step + 1)
+                self.store.discard_after(self.state.step + (0 if self._stream else 1))
                 while self.state.step < self.config.trainer.steps:
                     metrics = self._step(progress)
                     tracker.log(self.state.step, metrics)  # before the checkpoint: a kill in between logs it again
                     if self._due():
-                        self._saver.save(self.state, self._score(metrics))
+                        with self._timeline.span(self.state.step, "save"):
+                            self._save(self._score(metrics))
                     progress.update(self.state.step, metrics)
                 self._saver.wait()
                 _, model, tokenizer, _ = load_policy(self.cold)
@@ -159,21 +167,22 @@ class Training:
         self._saver.check()
         step = self.state.step + 1
         lambdas = self.reward_weights(self.state.step)
-        episodes = self._collect(step, lambdas, progress)
+        with self._timeline.span(step, "collect"):
+            episodes = self._collect(step, lambdas, progress)
         collected = time.monotonic()
         progress.phase("learning")
         objective = self.config.objective
-        kept = episodes if self.config.rollouts.dynamic_sampling is None else informative(episodes)
-        routed = self.config.model.num_moe_layers > 0
-        rows = step_rows(kept, routed=routed, normalise_std=objective.normalises, credit=objective.credit)
-        learned = self._learn(rows)
+        staleness = self._staleness(episodes)
+        with self._timeline.span(step, "learn"):
+            kept = episodes if self.config.rollouts.dynamic_sampling is None else informative(episodes)
+            routed = self.config.model.num_moe_layers > 0
+            rows = step_rows(kept, routed=routed, normalise_std=objective.normalises, credit=objective.credit)
+            learned = self._learn(rows)
+            self.weights = self._learner.weights()
         trained = time.monotonic()
-        self.weights = self._learner.weights()
-        sync_s = self._collector.sync(self.weights, self.state.policy_version + 1)
-        sampled_by = [v for episode in episodes for v in episode.orchestrator.versions if v >= 0]
-        staleness = self.state.policy_version - sum(sampled_by) / max(len(sampled_by), 1)
-        self.state.step, self.state.policy_version = step, self.state.policy_version + 1
-        self.state.tasks_drawn += len(episodes) // self.config.rollouts.group_size
+        with self._timeline.span(step, "sync"):
+            sync_s = self._sync(len(episodes) // self.config.rollouts.group_size)
+        self.state.step = step
         self.state.episodes += len(episodes)
         self.state.elapsed_s += time.monotonic() - began
         tokens = sum(sum(trace.mask) for episode in episodes for trace in episode.traces)
@@ -184,52 +193,97 @@ class Training:
             "lambda/critical": lambdas.critical,
             **{f"policy/{name}": value for name, value in learned.items()},
             "policy/version": self.state.policy_version,
-            "policy/staleness": staleness,
+            **staleness,
             "rollouts/tokens": tokens,
             "rollouts/groups": groups(episodes),
             "rollouts/flat_groups": groups(episodes) - groups(informative(episodes)),
             "rollouts/restarts": self._collector.restarts,
             **self._engine_metrics(),
-            "speed/tokens_per_s": tokens / (collected - began),
+            "speed/tokens_per_s": tokens / ((time.monotonic() if self._stream else collected) - began),
             "time/collect_s": collected - began,
             "time/learn_s": trained - collected,
             "time/sync_s": sync_s,
             "time/step_s": time.monotonic() - began,
         }
 
+    def _staleness(self, episodes: list[Episode]) -> dict[str, float]:
+        """Mean and largest age of the trainable tokens in versions, which no token may exceed."""
+        traces = [trace for episode in episodes for trace in episode.traces if trace.trainable]
+        versions = [version for trace in traces for version in trace.versions if version >= 0]
+        ages = [self.state.policy_version - version for version in versions] or [0]
+        if max(ages) > self.config.trainer.staleness or min(ages) < 0:
+            raise RuntimeError(
+                f"tokens of version {min(versions)} to {max(versions)} reached the learner at version"
+                f" {self.state.policy_version} with trainer.staleness={self.config.trainer.staleness}"
+            )
+        return {"policy/staleness": sum(ages) / len(ages), "policy/staleness_max": max(ages)}
+
+    def _sync(self, drawn: int) -> float:
+        """Serve the new weights, after a step that drew so many tasks; the stream goes on. Seconds it took."""
+        in_flight = self._stream is not None
+        seconds = self._collector.sync(self.weights, self.state.policy_version + 1, in_flight=in_flight)
+        self.state.policy_version += 1
+        self.state.tasks_drawn += drawn
+        if self._stream:
+            self._stream.advance()
+            self.state.tasks_drawn = self._stream.scheduler.next
+        return seconds
+
+    def _busy(self) -> dict[str, float]:
+        """Seconds that each pool's engines have computed, the mean of its replicas; servers do not say."""
+        counters, counts = self._collector.statistics(), pool_sizes(self.config.rollouts)
+        return {pool: counters.get(f"{pool}/busy_s", 0.0) / max(counts[pool], 1) for pool in POOLS}
+
     def _engine_metrics(self) -> dict[str, float]:
-        """Share of prompt tokens that shared pages spared each pool since it started; how servers took the weights."""
+        """Busy shares of learner and engines, prompt tokens that shared pages spared, how servers took the weights."""
         counters = self._collector.statistics()
         servers = len(self.config.rollouts.http.urls)
-        served = ("probe_gap", "in_place", "server_restarts") if servers else ()
-        return {f"engine/{name}": counters[f"policy/{name}"] / servers for name in served} | {
+        names = ("probe_gap", "in_place", "server_restarts") if servers else ()
+        served = {f"engine/{name}": counters[f"policy/{name}"] / servers for name in names}
+        busy = {f"speed/{name}_busy": share for name, share in self._timeline.utilisation().items()}
+        spared = {
             f"speed/{pool}_prefix_hit_rate": counters[f"{pool}/prefix_hits"]
             / max(counters[f"{pool}/prefix_asked"], 1.0)
-            for pool in ("policy", "frozen")
+            for pool in POOLS
+            if f"{pool}/prefix_hits" in counters
         }
+        return served | busy | spared | (self._stream.metrics() if self._stream else {})
 
     def _collect(self, step: int, lambdas: RewardWeights, progress: Progress) -> list[Episode]:
         """This step's scored episodes: from the store if a killed run had collected them, else fresh, then stored."""
-        stored = self.store.read(step)
-        if stored is not None and stored[1] == self.state.policy_version:
-            return stored[0]
+        if self._stream is None:
+            stored = self.store.read(step)
+            if stored is not None and stored[1] == self.state.policy_version:
+                return stored[0]
+            episodes = self._fresh(lambdas, progress)
+        else:
+            episodes = self._stream.take(lambda done, total: progress.phase("waiting for episodes", done, total))
+            if not self.config.trainer.overlap:
+                self._stream.halt()
+            self._score_all(episodes, lambdas)
+        self.store.write(step, episodes, policy_version=self.state.policy_version)
+        return episodes
+
+    def _fresh(self, lambdas: RewardWeights, progress: Progress) -> list[Episode]:
+        """The step's tasks, asked now; scored."""
         rollouts = self.config.rollouts
 
         def draw(first: int, count: int) -> list[Episode]:
-            fresh = self._collector.collect(
+            episodes = self._collector.collect(
                 self.tasks.take(self.state.tasks_drawn + first, count),
                 group_size=rollouts.group_size,
                 seed=self.config.seed,
                 temperature=rollouts.temperature,
                 progress=lambda done, total: progress.phase("rolling out", done, total),
             )
-            for episode in fresh:
-                score_episode(episode, lambdas, self.config.rewards.parallel_cap)
-            return fresh
+            self._score_all(episodes, lambdas)
+            return episodes
 
-        episodes = draw_groups(draw, rollouts.tasks_per_step, rollouts.dynamic_sampling or 0)
-        self.store.write(step, episodes, policy_version=self.state.policy_version)
-        return episodes
+        return draw_groups(draw, rollouts.tasks_per_step, rollouts.dynamic_sampling or 0)
+
+    def _score_all(self, episodes: list[Episode], lambdas: RewardWeights) -> None:
+        for episode in episodes:
+            score_episode(episode, lambdas, self.config.rewards.parallel_cap)
 
     def _learn(self, rows: list[Row]) -> dict[str, float]:
         """``epochs`` passes in ``minibatches`` optimiser steps each, groups kept whole; metrics averaged."""
@@ -280,10 +334,13 @@ class Training:
         self._saver = Saver(self.checkpoints, self._learner)
         environment = WorldEnvironment(config.envs.world)
         self._collector = Collector(config, environment, self.cold, weights, kept=self.folder / "subagents")
+        self._timeline = Timeline(self.folder / "timeline.jsonl", self._busy)
         try:
             self.weights = weights
             yield
         finally:
+            if self._stream:
+                self._stream.close()
             self._saver.close()
             self._collector.close()
             self._learner.close()
@@ -298,10 +355,18 @@ class Training:
             self._learner.load(path.parent, path.name)
             self.weights = self._learner.weights()
         self._collector.sync(self.weights, self.state.policy_version)
+        if self.config.trainer.staleness:
+            self._stream = EpisodeStream(self.config, self._collector, self.tasks, self.state.policy_version)
+            if found:
+                self._stream.load(found[1], self.state.step)
 
     def _due(self) -> bool:
         step = self.state.step
         return step % self.config.trainer.checkpoint_every == 0 or step == self.config.trainer.steps
+
+    def _save(self, score: float | None = None) -> None:
+        stream, step = self._stream, self.state.step
+        self._saver.save(self.state, score, beside=(lambda path: stream.save(path, step)) if stream else None)
 
     def _score(self, metrics: dict[str, float]) -> float | None:
         """The metric by which the best checkpoint is kept."""

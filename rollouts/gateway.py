@@ -30,6 +30,7 @@ from model.chat_parser import ParsedTurn, parse_assistant_ids
 from model.tokenizer import Tokenizer
 from rollouts.engine.base import Completion, Engine, Sampling
 from rollouts.gateway_record import Conversation, Recorder
+from rollouts.noise import noise_key
 from rollouts.openai_format import (
     BadRequest,
     ChatRequest,
@@ -39,7 +40,6 @@ from rollouts.openai_format import (
     read_request,
 )
 from rollouts.store import EpisodeStore
-from rollouts.swarm import noise_key
 
 KIND = "gateway"  # of the store's shards
 

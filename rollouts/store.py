@@ -210,12 +210,13 @@ def _turn_json(turn: Turn) -> dict[str, Any]:
     return {
         **{name: getattr(turn, name) for name in _TURN_PLAIN},
         "calls": [[call.id, call.name, call.arguments] for call in turn.calls],
-        "results": [_result_json(result) for result in turn.results],
+        "results": [result_json(result) for result in turn.results],
         **({"deadline": turn.deadline} if turn.deadline else {}),
     }
 
 
-def _result_json(result: ToolResult) -> list[Any]:
+def result_json(result: ToolResult) -> list[Any]:
+    """A tool's result as JSON holds it: :func:`tool_result`'s arguments."""
     images = [base64.b64encode(image).decode() for image in result.images]
     return [result.text, result.error, result.latency_s, *([images] if images else [])]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from envs.base import Environment, Role, Task
+from envs.base import Environment, Role, Session, Task
 from model.tokenizer import load_tokenizer
 from model.vision_config import MediaLimits
 from rollouts.config import RolloutsConfig
@@ -16,12 +17,14 @@ from rollouts.engine.remote import RemoteEngine
 from rollouts.episode import Episode, Trace
 from rollouts.jobs import run_job
 from rollouts.limits import Slots, StopSwitch
+from rollouts.partial import Flight, Outcome
 from rollouts.placement import Job, Placement
 from rollouts.settings import SwarmSettings
 from rollouts.swarm import run_episode
 
 GC_THRESHOLDS = (50_000, 20, 100)  # episodes are large trees without cycles: Python's (700, 10, 10) walks them in vain
 _LOST = ("ActorDied", "ActorUnavailable", "RayActorError", "EngineGone")  # errors of an engine that is no more
+_HALT_S = 60.0  # beyond the tools' own deadline
 
 
 class EngineLost(RuntimeError):
@@ -54,9 +57,12 @@ class RolloutWorker:
         self._serve(policy, frozen)
         self._placement: Placement | None = None
         self._jobs: dict[str, StopSwitch] = {}  # sub-agents of other workers' episodes
-        self._slots = asyncio.Semaphore(config.concurrency)
+        self._slots = asyncio.Semaphore(config.concurrency)  # first come, first served: the oldest groups first
         self._places = Slots(config.limits.subagents, config.limits.tool_calls)
         self._switch = StopSwitch()
+        self._groups: dict[int, list[Outcome | Flight]] = {}  # under way
+        self._sessions: dict[tuple[str, int, int], Session] = {}  # of halted episodes
+        self._halting = False
 
     async def ready(self) -> bool:
         """True once the worker stands. What it holds by now is taken out of garbage collection."""
@@ -119,6 +125,60 @@ class RolloutWorker:
         self._switch.stop()
         self._switch = StopSwitch()
 
+    async def advance(
+        self,
+        number: int,
+        task: Task,
+        outcomes: list[Outcome],
+        *,
+        seed: int,
+        temperature: float,
+        critical_budget: int,
+    ) -> list[Outcome]:
+        """The attempts of group ``number`` from where ``outcomes`` stand to their ends, or as far as they have come
+        when :meth:`suspend` is called. Raises EngineLost."""
+        settings = self._settings(temperature, 1.0, spawning=self._config.swarm, switch=self._switch)
+        group: list[Any] = list(outcomes)
+        self._groups[number] = group
+
+        async def attempt(index: int) -> None:
+            key = (task.key, index, seed)
+            flight = Flight(saved=group[index], session=self._sessions.pop(key, None))
+            async with self._slots:
+                if self._halting:
+                    return
+                group[index] = flight
+                episode = await self._episode(task, settings, index, seed, critical_budget, flight)
+            group[index] = flight.now() if flight.halted else episode
+            if flight.halted and flight.session:
+                self._sessions[key] = flight.session
+
+        unfinished = [index for index, outcome in enumerate(group) if not isinstance(outcome, Episode)]
+        try:
+            await asyncio.gather(*map(attempt, unfinished))
+        finally:
+            del self._groups[number]
+        return group
+
+    async def suspend(self) -> None:
+        """Halt everything that :meth:`advance` runs, and return when it has; raises TimeoutError where it does not."""
+        self._halting = True
+        async with asyncio.timeout(self._config.budget.call_s + _HALT_S):
+            while self._groups:
+                for flight in self._flights():
+                    flight.halting = True
+                await self._policy.interrupt()  # again and again: a request may still be on its way
+                await self._frozen.interrupt()
+                await asyncio.sleep(0.02)
+        self._halting = False
+
+    async def snapshot(self) -> dict[int, bytes]:
+        """All groups under way as they stand, pickled outcomes by number: nothing is halted."""
+        return {number: pickle.dumps(list(map(_now, group))) for number, group in self._groups.items()}
+
+    def _flights(self) -> list[Flight]:
+        return [flight for group in self._groups.values() for flight in group if isinstance(flight, Flight)]
+
     def _serve(self, policy: Sequence[Any], frozen: Sequence[Any]) -> None:
         self._policy = RemoteEngine(list(policy), self._name)
         self._frozen = self._policy if self._co_trained else RemoteEngine(list(frozen), self._name)
@@ -150,9 +210,19 @@ class RolloutWorker:
 
     async def _one(self, task: Task, settings: SwarmSettings, index: int, seed: int, critical_budget: int) -> Episode:
         async with self._slots:
-            episode = await run_episode(
-                task, self._environment, settings, index=index, seed=seed, critical_budget=critical_budget
-            )
+            return await self._episode(task, settings, index, seed, critical_budget, Flight())
+
+    async def _episode(
+        self, task: Task, settings: SwarmSettings, index: int, seed: int, critical_budget: int, flight: Flight
+    ) -> Episode:
+        budget = critical_budget
+        episode = await run_episode(
+            task, self._environment, settings, index=index, seed=seed, critical_budget=budget, flight=flight
+        )
         if any(name in episode.error for name in _LOST):
             raise EngineLost(episode.error)
         return episode
+
+
+def _now(outcome: Outcome | Flight) -> Outcome:
+    return outcome.now() if isinstance(outcome, Flight) else outcome

@@ -72,6 +72,7 @@ class WorldEnvironment:
     """Tasks and sessions of the embedded world. Cheap to make and to pickle: the world is built on first use."""
 
     spreads = True  # the world is read-only
+    stateless = True  # no call changes what later ones answer
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config

@@ -22,10 +22,11 @@ class EngineActor:
         self._engine = engine
         self._done: dict[str, asyncio.Queue[tuple[int, Completion | Exception]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asking: dict[str, set[str]] = {}  # sessions that generate now, by client
 
-    async def update(self, version: int, weights: Weights) -> int:
-        """Take new weights; returns the version now served."""
-        await self._engine.update(version, weights)
+    async def update(self, version: int, weights: Weights, in_flight: bool = False) -> int:
+        """Take new weights, ``in_flight`` also while requests run; returns the version now served."""
+        await self._engine.update(version, weights, in_flight=in_flight)
         return self._engine.policy_version
 
     async def assign(self, *, record_routes: bool) -> bool:
@@ -53,6 +54,10 @@ class EngineActor:
             items.append(queue.get_nowait())
         return items
 
+    async def interrupt(self, client: str) -> None:
+        """End what ``client``'s sessions generate now; they get what there is."""
+        await self._engine.interrupt(self._asking.get(client, set()))
+
     async def statistics(self) -> dict[str, float]:
         """The engine's counters."""
         return self._engine.statistics()
@@ -62,10 +67,13 @@ class EngineActor:
 
     async def _run(self, client: str, request: Request) -> None:
         identifier, prompt, sampling, session, deadline_s, media = request
+        asking = self._asking.setdefault(client, set())
+        asking.add(session)
         try:
             result: Completion | Exception = await self._engine.generate(
                 prompt, sampling, session=session, deadline_s=deadline_s, media=media
             )
         except Exception as error:  # travels to the caller, who decides
             result = error
+        asking.discard(session)
         self._queue(client).put_nowait((identifier, result))

@@ -17,6 +17,7 @@ class Finish(StrEnum):
 
     STOP = "stop"  # a stop token was sampled (it is part of the tokens)
     LENGTH = "length"  # max_new_tokens or the context window was reached
+    INTERRUPTED = "interrupted"  # the client asked for what there is so far; the turn goes on in a later call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,9 @@ class Completion:
     """What came back. For N new tokens: ``tokens`` and ``logprobs`` of length N, under the sampling temperature
     (whatever ``top_p`` leaves out).
 
+    ``versions``: the policy version that sampled each token, where weights changed in flight; empty where all are
+    ``policy_version``, the one served at the end.
+
     ``routes``: int16 [F, L, K], the experts of the stream's positions ``routes_start`` to ``routes_start + F``: all
     positions fed since the session's last completion, so that consecutive completions tile the stream (the last
     sampled token has not been fed yet and comes with the next one). None for a dense or frozen policy.
@@ -46,6 +50,7 @@ class Completion:
     policy_version: int
     routes: np.ndarray | None = None
     routes_start: int = 0
+    versions: tuple[int, ...] = ()
 
 
 @runtime_checkable

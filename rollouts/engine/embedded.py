@@ -7,13 +7,19 @@ episode is the same bits under any concurrency.
 Pictures go through the vision side once, at prefill; their rows of features stand in for the embeddings of their
 placeholders. To the page cache a placeholder is its picture's content and row, not its token.
 
+Weights may change in flight, between two steps. Streams keep their tokens, with the log-probs and routes that they were
+sampled with, and are fed again from the start: what follows is exactly what the new weights say after these tokens, as
+if they had been the prompt of a new engine. No cached position of older weights is ever read.
+
 Invariants: a stream's fed tokens are a prefix of its tokens; a request is in exactly one of waiting, running, done;
-``policy_version`` grows only through :meth:`EmbeddedEngine.update`, which refuses while requests run.
+``policy_version`` grows only through :meth:`EmbeddedEngine.update`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -55,7 +61,8 @@ class _Stream:
     shown: list[_Shown] = field(default_factory=list)
     fed: int = 0
     pages: list[int] = field(default_factory=list)
-    reported: int = 0  # positions whose routes have been handed out
+    reported: int = 0  # positions whose routes have been handed out, or lie in ``older``
+    older: list[np.ndarray] = field(default_factory=list)  # routes under earlier weights, to be handed out next
     closed: bool = False
 
 
@@ -66,6 +73,7 @@ class _Request:
     future: asyncio.Future[Completion]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     limit: int = 0
 
 
@@ -88,6 +96,7 @@ class EmbeddedEngine:
         self.policy_version = -1
         self.generated = 0
         self.fed = 0
+        self.busy_s = 0.0
         self._record = record_routes and config.num_moe_layers > 0
         self._decoder = make_decoder(config, pages)
         self._pictures = PictureEncoder(config.vision) if config.vision else None
@@ -106,16 +115,22 @@ class EmbeddedEngine:
         """Whether completions carry routes from here on (an engine may change its pool between steps)."""
         self._record = wanted and self.config.num_moe_layers > 0
 
-    async def update(self, version: int, weights: Weights) -> None:
-        """Take ``weights`` as policy ``version``. Refuses while requests run; forgets every cached position."""
+    async def update(self, version: int, weights: Weights, *, in_flight: bool = False) -> None:
+        """Take ``weights`` as policy ``version`` and forget every cached position.
+
+        Refuses while requests run, unless ``in_flight``: then streams go on under the new weights.
+        """
         async with self._stepping:  # the last step of cancelled requests may still be under way
-            if self._running:
+            if self._running and not in_flight:
                 raise RuntimeError(f"weight update to version {version} while {len(self._running)} requests run")
             self._decoder.load(weights)
             if self._pictures:
                 self._pictures.load(weights)
-            for session in list(self._streams):
-                await self.release(session)
+            for session, stream in list(self._streams.items()):
+                if in_flight:
+                    self._rewind(stream)
+                else:
+                    await self.release(session)
             self._pool.forget_all()
             self.policy_version = version
 
@@ -158,15 +173,38 @@ class EmbeddedEngine:
         self._pool.release(stream.pages)
         self._rows.append(stream.row)
 
+    async def interrupt(self, sessions: Container[str]) -> None:
+        """End what ``sessions`` generate now: their requests answer with what there is, ``Finish.INTERRUPTED``."""
+        async with self._stepping:
+            streams = [id(stream) for session, stream in self._streams.items() if session in sessions]
+            for request in self._running:
+                if id(request.stream) in streams:
+                    self._finish(request, Finish.INTERRUPTED)
+            self._running = [request for request in self._running if id(request.stream) not in streams]
+
     def statistics(self) -> dict[str, float]:
-        """Counters since the start: sampled and fed tokens, tokens taken from shared pages, live streams."""
+        """Counters since the start: sampled and fed tokens, tokens taken from shared pages, live streams, busy time."""
         return {
+            "busy_s": self.busy_s,
             "generated": self.generated,
             "fed": self.fed,
             "prefix_hits": self._pool.hits,
             "prefix_asked": self._pool.asked,
             "streams": len(self._streams),
         }
+
+    def _rewind(self, stream: _Stream) -> None:
+        """Feed ``stream`` again from its start; the routes of what has been fed stay those that it was sampled with."""
+        if self._record and stream.fed > stream.reported:
+            stream.older.append(self._routes(stream))
+            stream.reported = stream.fed
+        self._pool.release(stream.pages)
+        stream.pages, stream.fed = [], 0
+
+    def _routes(self, stream: _Stream) -> np.ndarray:
+        """[F, L, K]: of the positions from ``reported`` to ``fed``."""
+        routes = self._decoder.routes
+        return routes[stream.pages].reshape(-1, *routes.shape[2:])[stream.reported : stream.fed].copy()
 
     def _shown(self, prompt: list[int], media: Pictures) -> list[_Shown]:
         """The pictures of ``prompt`` with their sizes; ValueError where its placeholders do not fit them."""
@@ -206,7 +244,8 @@ class EmbeddedEngine:
                 self._wake.clear()
                 await self._wake.wait()
             async with self._stepping:
-                await self._advance()
+                if self._running:  # not if they were interrupted while this waited
+                    await self._advance()
 
     async def _advance(self) -> None:
         """One step of the batch. What goes wrong in it is told to every waiter; the engine itself stays up."""
@@ -284,8 +323,11 @@ class EmbeddedEngine:
 
     def _compute(self, step: _Step) -> tuple[np.ndarray, np.ndarray]:
         """Feed the batch and sample for the streams whose prompt is now complete (in the decoder's thread)."""
+        began = time.monotonic()
         logits = self._decoder.forward(*step.fed, features=self._features(step))
-        return self._decoder.sample(logits, *step.drawn)
+        sampled = self._decoder.sample(logits, *step.drawn)
+        self.busy_s += time.monotonic() - began
+        return sampled
 
     def _features(self, step: _Step) -> Features | None:
         """What stands in the batch instead of placeholders' embeddings."""
@@ -312,6 +354,7 @@ class EmbeddedEngine:
             token = int(tokens[sampled])
             request.tokens.append(token)
             request.logprobs.append(float(logprobs[sampled]))
+            request.versions.append(self.policy_version)
             stream.tokens.append(token)
             stream.keys.append(token)
             sampled += 1
@@ -326,14 +369,11 @@ class EmbeddedEngine:
     def _finish(self, request: _Request, finish: Finish) -> None:
         if request.future.done():
             return
-        stream, routes, start = request.stream, None, request.stream.reported
+        stream, routes, start = request.stream, None, request.stream.reported - sum(map(len, request.stream.older))
         if self._record:
-            routes = (
-                self._decoder.routes[stream.pages]
-                .reshape(-1, *self._decoder.routes.shape[2:])[start : stream.fed]
-                .copy()
-            )
-            stream.reported = stream.fed
+            routes = np.concatenate([*stream.older, self._routes(stream)])
+            stream.older, stream.reported = [], max(stream.reported, stream.fed)
+        constant = all(version == self.policy_version for version in request.versions)
         request.future.set_result(
             Completion(
                 tokens=request.tokens,
@@ -342,6 +382,7 @@ class EmbeddedEngine:
                 policy_version=self.policy_version,
                 routes=routes,
                 routes_start=start,
+                versions=() if constant else tuple(request.versions),
             )
         )
 

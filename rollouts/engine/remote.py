@@ -7,6 +7,7 @@ the client's event loop travel in one call, and one long poll brings back everyt
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 from zlib import crc32
 
@@ -55,6 +56,13 @@ class RemoteEngine:
             self._since = now
         self._changed, self._asking = now, self._asking + change
 
+    async def interrupt(self) -> None:
+        """Ask for what all requests under way have so far. One that has not arrived yet is not touched: ask again."""
+        for link in self._links:
+            if link.waits:
+                with suppress(Exception):  # of a dead replica its waiters hear from their poll
+                    await asyncio.wait_for(link.interrupt(), _GRACE_S)
+
     def _link(self, session: str) -> _Link:
         return self._links[crc32(session.encode()) % len(self._links)]
 
@@ -89,6 +97,13 @@ class _Link:
     def release(self, session: str) -> None:
         self._released.append(session)
         self._flush_soon()
+
+    @property
+    def waits(self) -> bool:
+        return bool(self._waiting)
+
+    def interrupt(self) -> Any:
+        return self._replica.interrupt.remote(self._client)
 
     def _flush_soon(self) -> None:
         if not self._flushing:

@@ -20,8 +20,9 @@ class ServedActor(EngineActor):
         self._begin(connect(model, rollouts, pool=pool, url=url))
         self._deliverer = Deliverer(self._engine, rollouts.http)
 
-    async def update(self, version: int, weights: Any) -> int:
-        """Bring the server to ``weights``, a Delivery; returns the version now served."""
+    async def update(self, version: int, weights: Any, in_flight: bool = False) -> int:
+        """Bring the server to ``weights``, a Delivery, never in flight; returns the version now served."""
+        assert not in_flight
         assert isinstance(weights, Delivery)
         await self._deliverer.deliver(weights)
         return self._engine.policy_version

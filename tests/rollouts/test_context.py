@@ -17,8 +17,9 @@ from rollouts.engine.embedded import EmbeddedEngine
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 from rollouts.outline import read_outlines
+from rollouts.settings import SwarmSettings
 from rollouts.store import EpisodeStore
-from rollouts.swarm import SwarmSettings, run_episode
+from rollouts.swarm import run_episode
 from rollouts.transcript import Transcript
 
 NOW = Latency(median_s=0.0)

@@ -23,7 +23,9 @@ from rollouts.engine.base import Completion, Finish
 from rollouts.engine.embedded import EmbeddedEngine
 from rollouts.engine.scripted import Action, History, ScriptedEngine
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
-from rollouts.swarm import SwarmSettings, noise_key, run_episode
+from rollouts.noise import noise_key
+from rollouts.settings import SwarmSettings
+from rollouts.swarm import run_episode
 
 TASK = Task(key="t", family="wide", split="test", prompt="What?", gold=Gold(kind="exact", answers=("42",)))
 LOOK = ToolSpec(name="look", description="Look.", parameters={"type": "object", "properties": {}})

@@ -18,8 +18,9 @@ from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, EpisodeStatus, Trace
 from rollouts.lookup import read_episodes
 from rollouts.outline import read_outlines
+from rollouts.settings import SwarmSettings
 from rollouts.store import EpisodeStore
-from rollouts.swarm import SwarmSettings, run_episode
+from rollouts.swarm import run_episode
 
 pytest.importorskip("PIL", reason="pictures: pip install -e '.[vision]'")
 TASK = Task(key="t", family="picture", split="test", prompt="What?", gold=Gold(kind="exact", answers=("42",)))

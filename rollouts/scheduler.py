@@ -1,0 +1,158 @@
+"""Which groups may begin, and which are trained next. Pure: no clock, no Ray, no episodes, only numbers.
+
+A step at learner version V trains ``batch`` groups and makes version V + 1. A group that begins at version v has no
+token older than v, so it must be trained by a learner of version v + ``staleness`` at the latest: that is its due
+version. Nothing is ever discarded or begun again because of its age. Instead
+
+* **admission is paced**: a group begins only while there is a place for it in the steps up to its due version, that is
+  while fewer than ``batch * (staleness + 1)`` groups are begun and untrained (those in training count for their step);
+* **the oldest are trained first**: of the finished groups the ``batch`` oldest make a step, as soon as those that
+  remain fit into the steps before they are due; until then the step waits for a slow one.
+
+Both together keep the bound whatever the delays: earliest due first is a feasible order, and admission keeps it so.
+With ``staleness`` 0 all groups of a step begin at its version and are trained in it, in order.
+
+Every episode ends in exactly one outcome, and ``submitted == accepted + filtered + failed + cancelled + running`` is
+checked after every change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class End(StrEnum):
+    """What became of an episode."""
+
+    ACCEPTED = "accepted"  # goes to the learner
+    FILTERED = "filtered"  # finished, but its group has nothing to compare it with
+    FAILED = "failed"
+    CANCELLED = "cancelled"  # the run ended first
+
+
+@dataclass(slots=True, kw_only=True)
+class Group:
+    """The episodes of one task. ``number`` is its place in the stream of tasks."""
+
+    number: int
+    version: int  # served when it began
+    running: int  # episodes that have not ended
+    ready: bool = False  # all ended, and it is to be trained
+
+    @property
+    def ended(self) -> bool:
+        """Nothing of it runs any more."""
+        return self.running == 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """Episodes since the run began."""
+
+    submitted: int = 0
+    accepted: int = 0
+    filtered: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+class Imbalance(RuntimeError):
+    """An episode was lost, or ended twice, or grew older than the bound: a bug, and the run must not go on."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Scheduler:
+    """``batch`` groups of ``group_size`` episodes a step; none older than ``staleness`` versions when trained."""
+
+    batch: int
+    group_size: int
+    staleness: int
+    steps: int  # version of the last weights: nothing begins that no step would train
+    version: int = 0  # of the weights that are served
+    next: int = 0  # number of the next group
+    training: int = 0  # groups of this version's step that are taken
+    groups: dict[int, Group] = field(default_factory=dict)  # begun and not taken
+    counts: Counts = field(default_factory=Counts)
+
+    def admit(self) -> list[int]:
+        """The groups that may begin now, in order; they count as begun."""
+        versions = min(self.staleness + 1, self.steps - self.version)
+        room = self.batch * versions - len(self.groups) - self.training
+        begun = list(range(self.next, self.next + max(room, 0)))
+        for number in begun:
+            self.groups[number] = Group(number=number, version=self.version, running=self.group_size)
+        self.next += len(begun)
+        self.counts.submitted += self.group_size * len(begun)
+        self.check()
+        return begun
+
+    def end(self, number: int, ends: list[End]) -> None:
+        """All episodes of group ``number`` have ended, in ``ends``; it is trained if any of them was accepted."""
+        group = self.groups[number]
+        if group.ended or len(ends) != group.running:
+            raise Imbalance(f"group {number}: {len(ends)} episodes ended, {group.running} were running")
+        group.running = 0
+        group.ready = End.ACCEPTED in ends
+        for end in ends:
+            setattr(self.counts, end, getattr(self.counts, end) + 1)
+        if not group.ready:
+            del self.groups[number]  # another takes its place
+        self.check()
+
+    def take(self) -> list[int] | None:
+        """The groups of this version's step, oldest first; None while it has to wait."""
+        chosen = [group for group in self._by_due() if group.ready][: self.batch]
+        rest = [group for group in self._by_due() if group not in chosen]
+        if self.training or len(chosen) < self.batch or not self._fits(rest):
+            return None
+        for group in chosen:
+            if self.version - group.version > self.staleness:
+                raise Imbalance(f"group {group.number} of version {group.version} at version {self.version}")
+            del self.groups[group.number]
+        self.training = self.batch
+        return sorted(group.number for group in chosen)
+
+    def advance(self) -> None:
+        """The step that was taken is trained: the next version is served."""
+        self.version, self.training = self.version + 1, 0
+
+    def cancel(self) -> None:
+        """The run ends: what still runs is cancelled."""
+        for group in self.groups.values():
+            self.counts.cancelled += group.running
+            group.running = 0
+        self.check()
+
+    @property
+    def running(self) -> int:
+        """Episodes that have begun and not ended, halted ones among them."""
+        return sum(group.running for group in self.groups.values())
+
+    def check(self) -> None:
+        """Raise Imbalance unless every episode is accounted for."""
+        counts = asdict(self.counts)
+        submitted = counts.pop("submitted")
+        if submitted != sum(counts.values()) + self.running:
+            raise Imbalance(f"{submitted} episodes submitted, but {counts} and {self.running} running")
+        if not self._fits(self._by_due(), first=self.version + bool(self.training)):
+            raise Imbalance(f"version {self.version}: {len(self.groups)} groups do not fit before they are due")
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Scheduler:
+        """Inverse of :meth:`to_json`."""
+        groups = {int(number): Group(**group) for number, group in data["groups"].items()}
+        return cls(**{**data, "groups": groups, "counts": Counts(**data["counts"])})
+
+    def _by_due(self) -> list[Group]:
+        return sorted(self.groups.values(), key=lambda group: (group.version, group.number))
+
+    def _fits(self, groups: list[Group], first: int | None = None) -> bool:
+        """Whether ``groups``, by due version, can be trained in time if the next step is of version ``first``."""
+        first = self.version + 1 if first is None else first
+        return all(group.version + self.staleness >= first + i // self.batch for i, group in enumerate(groups))
