@@ -4,11 +4,11 @@
     python benchmarks/moe.py --json moe.json              # all shapes; long on a CPU without bfloat16 units
     python benchmarks/moe.py --only 64,6,256 --dtype float32 --tokens 4096
 
-Medians of forward and backward, with the spread (interquartile range over median): CPU time on one thread, wall time on
-several and on CUDA devices. GFLOP/s, and their share of the fastest square matmul measured in the same run, in this dtype
-or float32. ``kept``: what autograd keeps for the backward pass, without the matrices. ``error``: largest deviation from
-float64, of output and gradients, relative to the largest element. ``equal``: a second run gives the same bits. A T of up
-to 32 is decoding: no gradients.
+Medians of forward and backward, with the spread (interquartile range over median): CPU time on one thread,
+wall time on several and on CUDA devices. GFLOP/s, and their share of the fastest square matmul measured in
+the same run, in this dtype or float32. ``kept``: what autograd keeps for the backward pass, without the
+matrices. ``error``: largest deviation from float64, of output and gradients, relative to the largest element.
+``equal``: a second run gives the same bits. A T of up to 32 is decoding: no gradients.
 """
 
 from __future__ import annotations
