@@ -1,14 +1,14 @@
 """Our mixture-of-experts kernels beside what torch and transformers offer, same inputs, interleaved runs.
 
     python benchmarks/moe.py --quick                      # three training shapes, the router, decoding; under a minute
-    python benchmarks/moe.py --json moe.json              # all shapes of the notes; on a CPU without bfloat16 units: long
+    python benchmarks/moe.py --json moe.json              # all shapes; long on a CPU without bfloat16 units
     python benchmarks/moe.py --only 64,6,256 --dtype float32 --tokens 4096
 
-Medians (and the spread, as the interquartile range over the median) of forward and backward, on one thread in CPU time
-(wall time with --threads 2 or more, and on CUDA devices). ``ceiling``: the share of the fastest square matmul measured in
-the same run, in this dtype or float32. ``kept``: what autograd keeps for the backward pass, without the matrices. ``error``:
-the largest deviation from float64, of output and gradients, relative to the largest element. ``equal``: a second run gives
-the same bits. ``best``: our speed over the fastest other's, forward + backward. A T of 32 or less is decoding: no gradients.
+Medians of forward and backward, with the spread (interquartile range over median): CPU time on one thread,
+wall time on several and on CUDA devices. GFLOP/s, and their share of the fastest square matmul measured in
+the same run, in this dtype or float32. ``kept``: what autograd keeps for the backward pass, without the
+matrices. ``error``: largest deviation from float64, of output and gradients, relative to the largest element.
+``equal``: a second run gives the same bits. A T of up to 32 is decoding: no gradients.
 """
 
 from __future__ import annotations
@@ -312,9 +312,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     """One shape's table."""
     total = {r["impl"]: r["forward_ms"] + r["backward_ms"] for r in rows}
     others = [t for name, t in total.items() if not name.startswith("ours")]
-    print(
-        f"\n{rows[0]['shape']} {rows[0]['dtype']} {rows[0]['device']}   best other / ours: {min(others) / total['ours']:.2f}"
-    )
+    title = " ".join(rows[0][key] for key in ("shape", "dtype", "device"))
+    print(f"\n{title}   best other / ours: {min(others) / total['ours']:.2f}")
     for r in rows:
         cells = [f"{r['impl']:24} {r['forward_ms']:9.3f} + {r['backward_ms']:9.3f} ms  ±{r['spread']:4.0%}"]
         cells += [f"{total[r['impl']] / total['ours']:6.2f}x"]
