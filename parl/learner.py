@@ -202,6 +202,7 @@ class Learner:
 
     def _update(self) -> dict[str, float]:
         self.engine.step()  # reduces over the ranks, then clips and updates
+        self.model.weights_changed()
         return {"grad_norm": self.optimizer.grad_norm} | (self._qk_clip.clip() if self._qk_clip else {})
 
     def _set_lr(self, scale: float) -> None:
@@ -227,6 +228,7 @@ class Learner:
         if not (folder / tag).is_dir():
             raise FileNotFoundError(f"no checkpoint {tag} under {folder}")
         self.engine.load_checkpoint(str(folder), tag=tag)
+        self.model.weights_changed()
 
     def ready(self) -> int:
         """The process id, once the learner stands."""
