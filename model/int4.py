@@ -6,6 +6,8 @@ Shapes: O outputs, I inputs of a matrix, G = I / 32 groups.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -40,16 +42,23 @@ def dequantize(codes_OI: Tensor, scale_OG: Tensor) -> Tensor:
     return (groups * scale_OG.float()[..., None]).view(outputs, inputs)
 
 
-class _FakeQuant(torch.autograd.Function):
-    """Quantise and come back; the gradient passes as if nothing had happened (straight through)."""
+class _StraightThrough(torch.autograd.Function):
+    """Another value in place of a weight; the gradient passes as if nothing had happened."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        return dequantize(*quantize(weight.flatten(0, -2))).view_as(weight).to(weight.dtype)
+    def forward(ctx: Any, weight: Tensor, value: Tensor) -> Tensor:
+        return value.detach()  # the same memory, in a tensor that autograd may mark
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad, None
+
+
+@torch.no_grad()
+def _what_int4_makes_of(weight: Tensor) -> Tensor:
+    if weight.is_cuda and importlib.util.find_spec("triton"):
+        return importlib.import_module("model.kernels.triton").fake_quant_int4_g32(weight.detach())[0]
+    return dequantize(*quantize(weight.flatten(0, -2))).view_as(weight).to(weight.dtype)
 
 
 def fake_quant(weight: Tensor) -> Tensor:
@@ -57,7 +66,30 @@ def fake_quant(weight: Tensor) -> Tensor:
 
     For quantisation-aware training: the gradient with respect to ``weight`` is that of the result.
     """
-    return _FakeQuant.apply(weight)  # pyright: ignore[reportReturnType]
+    return _StraightThrough.apply(weight, _what_int4_makes_of(weight))  # pyright: ignore[reportReturnType]
+
+
+class QuantizedCopy:
+    """:func:`fake_quant` of one parameter, computed once for each of its values instead of in every forward pass.
+
+    A change is seen by the parameter's version counter, memory and dtype. Writing through ``parameter.data`` moves none
+    of them: call :meth:`forget` then. The copy takes as much memory as the parameter.
+    """
+
+    def __init__(self) -> None:
+        self._copy: Tensor | None = None
+        self._of: tuple | None = None
+
+    def forget(self) -> None:
+        """The next :meth:`of` quantises again, and until then nothing is held."""
+        self._copy = self._of = None
+
+    def of(self, weight: Tensor) -> Tensor:
+        """What INT4 makes of ``weight``; the gradient passes straight through to it."""
+        now = weight._version, weight.data_ptr(), weight.dtype, weight.shape
+        if self._copy is None or self._of != now:
+            self._copy, self._of = _what_int4_makes_of(weight), now
+        return _StraightThrough.apply(weight, self._copy)  # pyright: ignore[reportReturnType]
 
 
 def pack(codes_OI: Tensor) -> Tensor:

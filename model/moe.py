@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.int4 import fake_quant
+from model.int4 import QuantizedCopy
 from model.kernels import ops
 from model.kernels.ops import Routing
 
@@ -82,11 +82,21 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(count, hidden, width))
         self.quantized = config.quantize_experts is not None
+        self._copies = QuantizedCopy(), QuantizedCopy()
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """(gate and up, down) as they are computed with: under ``quantize_experts`` what INT4 makes of them."""
-        stacked = self.gate_up_proj, self.down_proj
-        return (fake_quant(stacked[0]), fake_quant(stacked[1])) if self.quantized else stacked
+        """(gate and up, down) as they are computed with: under ``quantize_experts`` what INT4 makes of them.
+
+        Quantised once after each change of the parameters, for all forward passes until the next, recomputed ones too.
+        """
+        if not self.quantized:
+            return self.gate_up_proj, self.down_proj
+        return self._copies[0].of(self.gate_up_proj), self._copies[1].of(self.down_proj)
+
+    def weights_changed(self) -> None:
+        """To be called after the parameters were written through ``.data``, which autograd does not count."""
+        for copy in self._copies:
+            copy.forget()
 
     def forward(
         self,

@@ -184,6 +184,12 @@ class Transformer(nn.Module):
         """The routers of all mixture-of-experts layers, first to last."""
         return [layer.mlp.gate for layer in self.blocks() if isinstance(layer.mlp, MixtureOfExperts)]
 
+    def weights_changed(self) -> None:
+        """After parameters were written behind autograd's back, as DeepSpeed does: quantised copies are made again."""
+        for module in self.modules():
+            if isinstance(module, Experts):
+                module.weights_changed()
+
 
 def _up_to_last(mask_T: Tensor, lengths: Sequence[int]) -> Tensor:
     """True up to each row's last True: what stands behind, padding among it, has no influence on the loss."""

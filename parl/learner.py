@@ -208,6 +208,7 @@ class Learner:
 
     def _update(self) -> dict[str, float]:
         self.engine.step()  # reduces over the ranks, then clips and updates
+        self.model.weights_changed()
         return {"grad_norm": self.optimizer.grad_norm} | (self._qk_clip.clip() if self._qk_clip else {})
 
     def _set_lr(self, scale: float) -> None:
@@ -249,6 +250,7 @@ class Learner:
         FileNotFoundError when there is nothing; ValueError when it is another model's.
         """
         restore(self.model, self.optimizer, PartsReader(folder / tag))
+        self.model.weights_changed()
 
     def ready(self) -> int:
         """The process id, once the learner stands."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import random_policy, tiny_model
+from torch.utils.checkpoint import checkpoint
 
 from model import int4
 from model.checkpoint import INDEX, SINGLE, load, save
@@ -242,6 +244,68 @@ def test_experts_get_the_gradient_of_their_quantised_selves():
     theirs = dict(plain.named_parameters())
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.equal(parameter.grad, theirs[name].grad), name
+
+
+@pytest.fixture
+def quantised_shapes(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shape of every matrix that is quantised during the test."""
+    seen: list[torch.Size] = []
+    quantise = int4.quantize
+
+    def counted(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(weight.shape)
+        return quantise(weight)
+
+    monkeypatch.setattr(int4, "quantize", counted)
+    return seen
+
+
+def recomputed_loss(model: Transformer) -> torch.Tensor:
+    hidden = checkpoint(lambda tokens: model.hidden(tokens), torch.arange(12)[None], use_reentrant=False)
+    return model.lm_head(hidden).square().mean()
+
+
+def test_weights_are_quantised_once_between_two_steps_however_many_passes_there_are(quantised_shapes: list):
+    model = random_policy(quantised()).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    matrices = 2 * len(model.routers())
+    for step in range(1, 4):
+        for _ in range(3):
+            recomputed_loss(model).backward()  # six forward passes: each is recomputed for its backward pass
+        logits_of(model.eval(), torch.arange(5)[None])
+        model.train()
+        assert len(quantised_shapes) == step * matrices
+        optimizer.step()
+
+
+def test_a_changed_weight_is_quantised_again(quantised_shapes: list):
+    model, tokens = random_policy(quantised()), torch.arange(9)[None]
+    logits = logits_of(model, tokens)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    experts = next(module for module in model.modules() if isinstance(module, Experts))
+    with torch.no_grad():
+        experts.down_proj.mul_(2)
+    doubled = logits_of(model, tokens)
+    assert not torch.equal(doubled, logits)
+    assert quantised_shapes[-1] == experts.down_proj.flatten(0, -2).shape
+    model.load_state_dict(state)
+    assert torch.equal(logits_of(model, tokens), logits)
+    experts.down_proj.data.mul_(2)  # behind autograd's back
+    model.weights_changed()
+    assert torch.equal(logits_of(model, tokens), doubled)
+    assert torch.equal(experts.matrices()[1], int4.fake_quant(experts.down_proj))
+
+
+def test_copies_of_a_model_quantise_for_themselves():
+    model, tokens = random_policy(quantised()), torch.arange(9)[None]
+    logits = logits_of(model, tokens)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in other.modules():
+            if isinstance(module, Experts):
+                module.gate_up_proj.mul_(-1)
+    assert not torch.equal(logits_of(other, tokens), logits)
+    assert torch.equal(logits_of(model, tokens), logits)
 
 
 @pytest.mark.parametrize("decoder", [NativeDecoder, ReferenceDecoder])
