@@ -18,6 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from envs.base import Environment, Task
 from model.decoder import Weights
+from model.lora import is_adapters
 from parl.cluster import actor
 from parl.config import Config
 from rewards.budget import critical_budget
@@ -36,16 +37,17 @@ class Collector:
     def __init__(self, config: Config, environment: Environment, tokenizer: Path, frozen: Weights) -> None:
         self._config, self._environment, self._tokenizer = config, environment, str(tokenizer.resolve())
         self._frozen = ray.put(frozen)
-        self._policy: tuple[int, Any] | None = None  # version and weights that the policy pool serves
+        self._base = self._frozen  # what adapters are merged with
+        self._policy: tuple[int, Any, Any] | None = None  # version and weights that the policy pool serves, their base
         self.restarts = 0
         self._workers: list[Any] = []
         self._engines: dict[str, list[Any]] = {}
         self._start()
 
     def sync(self, weights: Weights, version: int) -> float:
-        """Serve ``weights`` as policy ``version`` from here on; returns the seconds it took."""
+        """Serve ``weights``, a policy or adapters, as policy ``version`` from here on; returns the seconds it took."""
         began = time.monotonic()
-        self._policy = (version, ray.put(weights))
+        self._policy = (version, ray.put(weights), self._base if is_adapters(weights) else None)
         self._retrying(self._serve_policy)
         return time.monotonic() - began
 
@@ -139,8 +141,9 @@ class Collector:
         if self._policy is not None:
             self._load("policy", *self._policy)
 
-    def _load(self, pool: str, version: int, weights: Any) -> None:
-        served = ray.get([replica.update.remote(version, weights) for replica in self._engines[pool]], timeout=_SYNC_S)
+    def _load(self, pool: str, version: int, weights: Any, base: Any = None) -> None:
+        calls = [replica.update.remote(version, weights, base) for replica in self._engines[pool]]
+        served = ray.get(calls, timeout=_SYNC_S)
         if any(answer != version for answer in served):
             raise RuntimeError(f"the {pool} pool serves versions {served}, not {version}")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from envs.world.environment import WorldEnvironment
 from model.checkpoint import load_policy, save_policy
 from model.decoder import Weights
+from model.lora import merged
 from parl.advantage import Row, step_rows
 from parl.cluster import local_ray
 from parl.collect import Collector
@@ -136,9 +137,9 @@ class Training:
                     if self._due():
                         self._save()
                     progress.update(self.state.step, metrics)
-                _, model, tokenizer, _ = load_policy(self.cold)
+                base, model, tokenizer, _ = load_policy(self.cold)
                 meta = {"step": self.state.step, "policy_version": self.state.policy_version}
-                save_policy(final, model, self.weights, tokenizer, meta)
+                save_policy(final, model, merged(base, self.weights), tokenizer, meta)
             finally:
                 tracker.finish()
         return final
@@ -277,9 +278,8 @@ class Training:
 
     def _restore(self) -> None:
         found = self.checkpoints.latest()
-        if found is None:
-            self._learner.load_weights(self.weights)
-        else:
+        self._learner.load_weights(self.weights)
+        if found is not None:
             self.state, path = found
             self._learner.load(path, "learner")
             self.weights = self._learner.weights()

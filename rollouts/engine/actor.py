@@ -6,6 +6,7 @@ import asyncio
 
 from model.config import ModelConfig
 from model.decoder import Weights
+from model.lora import merged
 from rollouts.engine.base import Completion
 from rollouts.engine.embedded import EmbeddedEngine
 from rollouts.engine.remote import POLL_S, Request
@@ -19,9 +20,9 @@ class EngineActor:
         self._done: dict[str, asyncio.Queue[tuple[int, Completion | Exception]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def update(self, version: int, weights: Weights) -> int:
-        """Take new weights; returns the version now served."""
-        await self._engine.update(version, weights)
+    async def update(self, version: int, weights: Weights, base: Weights | None = None) -> int:
+        """Take new weights, or adapters that ``base`` is given for; returns the version now served."""
+        await self._engine.update(version, weights if base is None else merged(base, weights))
         return self._engine.policy_version
 
     async def submit(self, client: str, requests: list[Request], released: list[str]) -> None:
