@@ -18,6 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from envs.base import Environment, Task
 from model.decoder import Weights
+from model.lora import is_adapters, merged
 from parl.cluster import actor
 from parl.config import Config
 from parl.pools import Refreshed, change, pool_sizes, subagents
@@ -44,25 +45,30 @@ class Collector:
         self._config, self._environment, self._tokenizer = config, environment, str(tokenizer.resolve())
         self._deliveries = Deliveries(config.run_dir / "served", config.model.shape, tokenizer)
         self._sync_s = _SYNC_S + (0 if config.rollouts.engine == "embedded" else config.rollouts.http.update_s)
+        self._start_weights, self._start_ref = frozen, ray.put(frozen)  # what adapters are merged with
         self._subagent_model, frozen = subagents(config, self._tokenizer, frozen)
         self._frozen: tuple[int, Any] = (0, self._packed("frozen", 0, frozen))
         back = config.trainer.checkpoint_every * config.trainer.keep_checkpoints
         self._refreshed = Refreshed(config.rollouts.refresh_every, back, kept)
-        self._policy: tuple[int, Any] | None = None  # version and weights that the policy pool serves
+        self._policy: tuple[int, Any, Any] | None = None  # version and weights that the policy pool serves, their base
         self.restarts = 0
         self._workers: list[Any] = []
         self._engines: dict[str, list[Any]] = {}
         self._start()
 
     def sync(self, weights: Weights, version: int, *, in_flight: bool = False) -> float:
-        """Serve ``weights`` as policy ``version`` from here on; returns the seconds it took.
+        """Serve ``weights``, a policy or adapters, as policy ``version`` from here on; returns the seconds it took.
 
         ``in_flight``: also where episodes run, which then go on under the new weights.
         """
         began = time.monotonic()
-        self._policy = (version, self._packed("policy", version, weights))
+        if is_adapters(weights) and not self._servers("policy"):
+            self._policy = (version, ray.put(weights), self._start_ref)
+        else:
+            whole = merged(self._start_weights, weights)
+            self._policy = (version, self._packed("policy", version, whole), None)
         if self._config.rollouts.subagent_pool == "refreshed":
-            due = self._refreshed.due(version, weights)
+            due = self._refreshed.due(version, merged(self._start_weights, weights))
             if due is not None:
                 self._frozen = (due[0], self._packed("frozen", *due))
                 self.retrying(self._serve_frozen)
@@ -216,7 +222,7 @@ class Collector:
 
     def _serve_policy(self, in_flight: bool = False) -> None:
         if self._policy is not None:
-            self._load("policy", *self._policy, in_flight)
+            self._load("policy", *self._policy, in_flight=in_flight)
 
     def _load(self, pool: str, version: int, weights: Any, in_flight: bool = False) -> None:
         calls = [replica.update.remote(version, weights, in_flight) for replica in self._engines[pool]]

@@ -78,6 +78,16 @@ class RewardsConfig(_Section):
     critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
 
 
+class LoraConfig(_Section):
+    """Low-rank adapters are trained, by AdamW with ``optimizer.lr``, and the policy itself is frozen."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32.0, gt=0, description="adapters count alpha / rank times")
+    targets: tuple[Literal["attention", "shared_experts"], ...] = Field(
+        default=("attention", "shared_experts"), min_length=1, description="which matrices get adapters"
+    )
+
+
 class OptimizerConfig(_Section):
     """The learner's optimiser in RL: Muon on the matrices, AdamW on the rest."""
 
@@ -90,6 +100,16 @@ class OptimizerConfig(_Section):
     qk_clip: float | None = Field(
         default=None, gt=0, description="τ of MuonClip: largest attention logit of a head; null = off, K2 has 100"
     )
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="train low-rank adapters only; `{}` = rank 16 on attention and shared experts; null = all weights",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizerConfig:
+        if self.lora and self.qk_clip:
+            raise ValueError(f"qk_clip={self.qk_clip:g} scales the matrices that lora freezes: set one of them to null")
+        return self
 
 
 class TrainerConfig(_Section):

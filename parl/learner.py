@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from model.config import ModelConfig
 from model.decoder import Weights, export_weights
+from model.lora import PREFIX, attach
 from model.transformer import Transformer, muon_parameters
 from parl.advantage import Row
 from parl.batch import Batch, TextRow, lay, micro_batches
@@ -63,7 +64,10 @@ class Learner:
         self.model.freeze_tower(optimizer.freeze_tower)
         self._limits = model.vision.limits if model.vision else None
         self._reference: Transformer | None = None
-        matrices, rest = muon_parameters(self.model)
+        lora = optimizer.lora
+        self._lora = attach(self.model, **lora.model_dump()) if lora else None
+        # a product's factors are not orthogonalised: that would not orthogonalise the product
+        matrices, rest = ([], list(self._lora.parameters())) if self._lora else muon_parameters(self.model)
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
         self.optimizer = MuonAdamW(
             matrices,
@@ -218,12 +222,16 @@ class Learner:
     # ---------------------------------------------------------------- state
 
     def weights(self) -> Weights:
-        """Float32 copies of all parameters."""
-        return export_weights(self.model)
+        """What engines are sent: float32 copies of all parameters, with LoRA of the adapters alone."""
+        return self._lora.export() if self._lora else export_weights(self.model)
 
     def load_weights(self, weights: Weights) -> None:
-        """Replace all parameters; the optimiser's state is kept."""
-        self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+        """Replace all parameters but the optimiser's state; with LoRA those under the adapters, which begin anew."""
+        state = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+        if self._lora:
+            self._lora.reset()
+            state |= {PREFIX + name: tensor for name, tensor in self._lora.state_dict().items()}
+        self.model.load_state_dict(state)
 
     def snapshot(self) -> int:
         """Copy this rank's part of the state to host memory; its bytes."""

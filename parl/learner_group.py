@@ -112,7 +112,7 @@ class LearnerGroup:
         return metrics | {"accuracy": right / max(acted, 1.0)}
 
     def weights(self) -> Weights:
-        """Float32 copies of all parameters."""
+        """What engines are sent: see :meth:`Learner.weights`."""
         return wait(self._ranks[0].weights.remote(), self._deadline_s)
 
     def load_weights(self, weights: Weights) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from envs.world.environment import WorldEnvironment
 from model.checkpoint import load_policy, save_policy
 from model.decoder import Weights
+from model.lora import merged
 from parl.advantage import Row, step_rows
 from parl.cluster import local_ray
 from parl.collect import Collector
@@ -150,12 +151,12 @@ class Training:
                             self._save(self._score(metrics))
                     progress.update(self.state.step, metrics)
                 self._saver.wait()
-                _, model, tokenizer, _ = load_policy(self.cold)
+                base, model, tokenizer, _ = load_policy(self.cold)
                 best = self.checkpoints.best()
-                if best is not None:
+                if best is not None and self.config.optimizer.lora is None:  # adapters are merged at a run's end only
                     save_policy(self.folder / "policy_best", model, saved_weights(best), tokenizer, {"from": best.name})
                 meta = {"step": self.state.step, "policy_version": self.state.policy_version}
-                save_policy(final, model, self.weights, tokenizer, meta)
+                save_policy(final, model, merged(base, self.weights), tokenizer, meta)
             finally:
                 tracker.finish()
         return final
@@ -348,9 +349,8 @@ class Training:
 
     def _restore(self) -> None:
         found = self.checkpoints.latest()
-        if found is None:
-            self._learner.load_weights(self.weights)
-        else:
+        self._learner.load_weights(self.weights)
+        if found is not None:
             self.state, path = found
             self._learner.load(path.parent, path.name)
             self.weights = self._learner.weights()

@@ -7,6 +7,7 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.decoder import Weights
+from model.lora import merged
 from rollouts.engine.base import Completion
 from rollouts.engine.embedded import EmbeddedEngine
 from rollouts.engine.remote import POLL_S, Request
@@ -24,9 +25,13 @@ class EngineActor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking: dict[str, set[str]] = {}  # sessions that generate now, by client
 
-    async def update(self, version: int, weights: Weights, in_flight: bool = False) -> int:
-        """Take new weights, ``in_flight`` also while requests run; returns the version now served."""
-        await self._engine.update(version, weights, in_flight=in_flight)
+    async def update(self, version: int, weights: Weights, base: Weights | None = None, in_flight: bool = False) -> int:
+        """Take new weights, or adapters that ``base`` is given for, ``in_flight`` also while requests run.
+
+        Returns the version now served.
+        """
+        whole = weights if base is None else merged(base, weights)
+        await self._engine.update(version, whole, in_flight=in_flight)
         return self._engine.policy_version
 
     async def assign(self, *, record_routes: bool) -> bool:

@@ -20,7 +20,7 @@ class ServedActor(EngineActor):
         self._begin(connect(model, rollouts, pool=pool, url=url))
         self._deliverer = Deliverer(self._engine, rollouts.http)
 
-    async def update(self, version: int, weights: Any, in_flight: bool = False) -> int:
+    async def update(self, version: int, weights: Any, base: None = None, in_flight: bool = False) -> int:
         """Bring the server to ``weights``, a Delivery, never in flight; returns the version now served."""
         assert not in_flight
         assert isinstance(weights, Delivery)
