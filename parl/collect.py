@@ -224,8 +224,8 @@ class Collector:
         if self._policy is not None:
             self._load("policy", *self._policy, in_flight=in_flight)
 
-    def _load(self, pool: str, version: int, weights: Any, in_flight: bool = False) -> None:
-        calls = [replica.update.remote(version, weights, in_flight) for replica in self._engines[pool]]
+    def _load(self, pool: str, version: int, weights: Any, base: Any = None, *, in_flight: bool = False) -> None:
+        calls = [replica.update.remote(version, weights, base, in_flight) for replica in self._engines[pool]]
         served = ray.get(calls, timeout=self._sync_s)
         if any(answer != version for answer in served):
             raise RuntimeError(f"the {pool} pool serves versions {served}, not {version}")
