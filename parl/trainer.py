@@ -27,6 +27,7 @@ from parl.loading import to_yaml
 from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.ptx import PtxTexts
+from parl.resume import continue_run
 from parl.saver import Saver
 from parl.scoring import reward_schedule
 from parl.start import starting_policy
@@ -298,10 +299,7 @@ def _claim(run_dir: Path, config: Config, resume: bool) -> None:
     if resume:
         if not file.exists():
             raise UserError(f"nothing to resume in {run_dir}: start without --resume")
-        if file.read_text() != resolved:
-            raise UserError(
-                f"{file} differs from this configuration: resume with the same one, or start without --resume"
-            )
+        continue_run(file, config)
         return
     if run_dir.exists():
         number = 1
