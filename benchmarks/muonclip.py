@@ -1,6 +1,7 @@
 """Loss by step of AdamW, Muon and MuonClip on the quickstart's demonstrations: same seed, same batches.
 
-    python benchmarks/muonclip.py --svg docs/images/muonclip.svg
+    python -m benchmarks.muonclip --svg docs/images/muonclip.svg
+    python -m benchmarks.muonclip --only MuonClip --tau 30      # a bound that is reached
 
 Each trains the quickstart's policy from its first weights with ``Learner.text_step``, the cold start's learning-rate
 schedule and its batches' size, on demonstrations in one seeded order. AdamW has all parameters, and the best of several
@@ -70,7 +71,7 @@ def svg(curves: dict[str, list[float]]) -> str:
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{loss}</text>')
     for step in range(0, steps, max(steps // 60 * 10, 10)):
         parts.append(f'<text x="{at(step, 0)[0]:.1f}" y="{low + 22}" text-anchor="middle">{step}</text>')
-    parts.append('<text x="338" y="358" text-anchor="middle">step</text><text x="4" y="14">loss</text>')
+    parts.append('<text x="338" y="358" text-anchor="middle">step</text><text x="2" y="175">loss</text>')
     for number, (name, losses) in enumerate(curves.items()):
         colour = COLOURS[name.split()[0]]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*pair) for pair in enumerate(losses)))
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("--tokens", type=int, default=300_000)
     parser.add_argument("--tau", type=float, default=100.0)
+    parser.add_argument("--only", nargs="*", default=list(COLOURS), choices=list(COLOURS))
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
@@ -98,14 +100,17 @@ def main() -> None:
         "Muon": (OptimizerConfig(**recipe), True),
         f"MuonClip {options.tau:g}": (OptimizerConfig(**recipe, qk_clip=options.tau), True),
     }
+    tries = {name: value for name, value in tries.items() if name.split()[0] in options.only}
     quarters = [len(data) * q // 4 for q in range(1, 5)]
-    print("loss, mean of ten steps up to step".ljust(18), *(f"{q:8d}" for q in quarters), " largest logit")
+    print("loss, mean of ten steps up to step", *(f"{q:8d}" for q in quarters), " largest logit")
     curves: dict[str, list[float]] = {}
     for name, (optimizer, muon) in tries.items():
         curves[name], logits = curve(config, data, optimizer, muon=muon)
         ends = [mean(curves[name][max(q - 10, 0) : q]) for q in quarters]
         seen = f"{max(logits):8.1f}" if max(logits) else ""
         print(name.ljust(34), *(f"{end:8.3f}" for end in ends), seen, flush=True)
+    if "AdamW" not in options.only:
+        return
     best = min((name for name in tries if name.startswith("AdamW")), key=lambda name: mean(curves[name][-10:]))
     shown = {name: losses for name, losses in curves.items() if name == best or not name.startswith("AdamW")}
     for name, losses in shown.items():

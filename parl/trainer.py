@@ -31,6 +31,7 @@ from parl.memory import PeakMemory
 from parl.pools import pool_sizes
 from parl.progress import Progress
 from parl.ptx import PtxTexts
+from parl.resume import continue_run
 from parl.sampling import draw_groups, groups, informative
 from parl.saver import Saver
 from parl.scoring import reward_schedule
@@ -384,10 +385,7 @@ def _claim(run_dir: Path, config: Config, resume: bool) -> None:
     if resume:
         if not file.exists():
             raise UserError(f"nothing to resume in {run_dir}: start without --resume")
-        if file.read_text() != resolved:
-            raise UserError(
-                f"{file} differs from this configuration: resume with the same one, or start without --resume"
-            )
+        continue_run(file, config)
         return
     if run_dir.exists():
         number = 1
