@@ -78,20 +78,27 @@ class Deliverer:
         """The server computes with ``delivery`` when this returns. StaleWeights, EngineGone, TimeoutError if not."""
         if self.engine.running:
             raise RuntimeError(f"weight update to version {delivery.version} while {self.engine.running} requests run")
-        async with asyncio.timeout(self.config.update_s):
-            first = self.engine.policy_version < 0
-            wrong = "this is the first" if first and self.config.restart else ""
-            if self.in_place and not wrong:
-                wrong = await self._update(delivery)
-                if wrong and self.config.restart:
-                    self.in_place = False
-                    log.warning(
-                        "%s: the update to version %d in place failed (%s): from here on each version restarts it",
-                        *(self.engine.url, delivery.version, wrong),
-                    )
-            if wrong or not self.in_place:
-                await self._restart(delivery, wrong)
+        try:
+            async with asyncio.timeout(self.config.update_s) as clock:
+                await self._deliver(delivery)
+        except TimeoutError as error:
+            late = f"within rollouts.http.update_s={self.config.update_s:g}" if clock.expired() else str(error)
+            raise TimeoutError(f"{self.engine.url} did not take version {delivery.version}: {late}") from error
         self.engine.policy_version = delivery.version
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        first = self.engine.policy_version < 0
+        wrong = "this is the first" if first and self.config.restart else ""
+        if self.in_place and not wrong:
+            wrong = await self._update(delivery)
+            if wrong and self.config.restart:
+                self.in_place = False
+                log.warning(
+                    "%s: the update to version %d in place failed (%s): from here on each version restarts it",
+                    *(self.engine.url, delivery.version, wrong),
+                )
+        if wrong or not self.in_place:
+            await self._restart(delivery, wrong)
 
     async def _update(self, delivery: Delivery) -> str:
         """Pause, new weights, resume, probe; returns what went wrong."""
