@@ -99,7 +99,8 @@ def main() -> None:
             subprocess.run([*server, "--stop"], check=True, timeout=120)
     wanted = {"probe": first.probe, "logprobs": [first.logprobs, second.logprobs]}
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps({**wanted, "exchanges": transport.exchanges}, indent=0) + "\n")
+    lines = ",\n".join(json.dumps(exchange) for exchange in transport.exchanges)
+    given.out.write_text(f'{{"wanted": {json.dumps(wanted)},\n"exchanges": [\n{lines}\n]}}\n')
     print(f"{len(transport.exchanges)} exchanges in {given.out}")
 
 

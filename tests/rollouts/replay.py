@@ -16,7 +16,7 @@ class Replay(httpx.AsyncBaseTransport):
 
     def __init__(self, kind: str, folder: Path = Path("FOLDER")) -> None:
         recorded = json.loads((DATA / kind / "exchanges.json").read_text())
-        self.probe, self.logprobs = recorded["probe"], recorded["logprobs"]
+        self.probe, self.logprobs = recorded["wanted"]["probe"], recorded["wanted"]["logprobs"]
         self.exchanges, self.folder = recorded["exchanges"], str(folder)
         self.done: list[dict[str, Any]] = []
 
