@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shlex
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,15 +145,19 @@ class Deliverer:
 async def run_command(command: str, *, folder: Path, url: str) -> None:
     """Run the user's ``command``, with {folder} and {url} filled in, to its end; EngineGone where it fails."""
     line = command.replace("{folder}", shlex.quote(str(folder))).replace("{url}", shlex.quote(url))
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_shell(line, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
-    try:
-        said, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
+    with tempfile.TemporaryFile() as said:  # not a pipe: the server, which goes on, would hold it open
+        process = await asyncio.create_subprocess_shell(
+            line, stdin=asyncio.subprocess.DEVNULL, stdout=said, stderr=said
+        )
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
             process.kill()
-    if process.returncode:
-        raise EngineGone(f"rollouts.http.restart ended with {process.returncode}: {said.decode()[-500:]}")
+            await process.wait()
+            raise
+        said.seek(0)
+        if code:
+            raise EngineGone(f"rollouts.http.restart ended with {code}: {said.read()[-500:].decode(errors='replace')}")
 
 
 def _mean_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from pathlib import Path
@@ -122,6 +123,12 @@ async def test_a_restart_command_that_fails_says_why(tmp_path):
     one = deliverer(Server(tmp_path / "started"), restart="echo no such GPU; exit 3", weights="restart")
     with pytest.raises(EngineGone, match=r"(?s)ended with 3: no such GPU"):
         await one.deliver(delivery(0))
+
+
+async def test_a_restart_command_may_leave_a_process_that_keeps_its_output_open(tmp_path):
+    one = deliverer(Server(tmp_path / "started"), restart=f"echo {{folder}} > {tmp_path}/started; sleep 30 &")
+    await asyncio.wait_for(one.deliver(delivery(0)), 25)
+    assert one.restarts == 1
 
 
 async def test_an_update_that_takes_too_long_says_which_setting_bounds_it(tmp_path):
