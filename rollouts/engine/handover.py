@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shlex
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,20 +79,27 @@ class Deliverer:
         """The server computes with ``delivery`` when this returns. StaleWeights, EngineGone, TimeoutError if not."""
         if self.engine.running:
             raise RuntimeError(f"weight update to version {delivery.version} while {self.engine.running} requests run")
-        async with asyncio.timeout(self.config.update_s):
-            first = self.engine.policy_version < 0
-            wrong = "this is the first" if first and self.config.restart else ""
-            if self.in_place and not wrong:
-                wrong = await self._update(delivery)
-                if wrong and self.config.restart:
-                    self.in_place = False
-                    log.warning(
-                        "%s: the update to version %d in place failed (%s): from here on each version restarts it",
-                        *(self.engine.url, delivery.version, wrong),
-                    )
-            if wrong or not self.in_place:
-                await self._restart(delivery, wrong)
+        try:
+            async with asyncio.timeout(self.config.update_s) as clock:
+                await self._deliver(delivery)
+        except TimeoutError as error:
+            late = f"within rollouts.http.update_s={self.config.update_s:g}" if clock.expired() else str(error)
+            raise TimeoutError(f"{self.engine.url} did not take version {delivery.version}: {late}") from error
         self.engine.policy_version = delivery.version
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        first = self.engine.policy_version < 0
+        wrong = "this is the first" if first and self.config.restart else ""
+        if self.in_place and not wrong:
+            wrong = await self._update(delivery)
+            if wrong and self.config.restart:
+                self.in_place = False
+                log.warning(
+                    "%s: the update to version %d in place failed (%s): from here on each version restarts it",
+                    *(self.engine.url, delivery.version, wrong),
+                )
+        if wrong or not self.in_place:
+            await self._restart(delivery, wrong)
 
     async def _update(self, delivery: Delivery) -> str:
         """Pause, new weights, resume, probe; returns what went wrong."""
@@ -137,15 +145,19 @@ class Deliverer:
 async def run_command(command: str, *, folder: Path, url: str) -> None:
     """Run the user's ``command``, with {folder} and {url} filled in, to its end; EngineGone where it fails."""
     line = command.replace("{folder}", shlex.quote(str(folder))).replace("{url}", shlex.quote(url))
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_shell(line, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
-    try:
-        said, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
+    with tempfile.TemporaryFile() as said:  # not a pipe: the server, which goes on, would hold it open
+        process = await asyncio.create_subprocess_shell(
+            line, stdin=asyncio.subprocess.DEVNULL, stdout=said, stderr=said
+        )
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
             process.kill()
-    if process.returncode:
-        raise EngineGone(f"rollouts.http.restart ended with {process.returncode}: {said.decode()[-500:]}")
+            await process.wait()
+            raise
+        said.seek(0)
+        if code:
+            raise EngineGone(f"rollouts.http.restart ended with {code}: {said.read()[-500:].decode(errors='replace')}")
 
 
 def _mean_gap(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -113,7 +113,7 @@ class HttpEngine:
         """Log-probs of all ``tokens`` but the first, past every cache."""
         call = self.dialect.score(tokens, salt=f"probe-{time.monotonic_ns()}")
         scores = self.dialect.scores(await self.call(call, deadline_s), tokens)
-        if not all(math.isfinite(score) for score in scores):
+        if not all(_is_finite(score) for score in scores):
             raise BadAnswer(f"{self.url}: a log-prob is not finite")
         return scores
 
@@ -174,7 +174,7 @@ class HttpEngine:
                 f"{self.url} sampled with weights {answer.version!r}, expected {str(version)!r}: it was started again,"
                 " or somebody else updates it"
             )
-        if not answer.tokens or not all(math.isfinite(value) for value in answer.logprobs):
+        if not answer.tokens or not all(_is_finite(value) for value in answer.logprobs):
             raise BadAnswer(f"{self.url}: {len(answer.tokens)} tokens, log-probs {answer.logprobs[:3]}...: not usable")
 
     def _routes(self, answer: Answer, start: int, end: int) -> np.ndarray:
@@ -196,6 +196,10 @@ class HttpEngine:
             f"{self.url} sent {answer.routes.size} experts for {count} positions of {layers} layers with {experts}"
             " experts a token each: router replay would be wrong"
         )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 class _Clients:

@@ -128,3 +128,16 @@ def test_mistakes_on_the_command_line_exit_with_2(config: Path, tmp_path: Path) 
 def test_version() -> None:
     done = _run("--version")
     assert done.exit_code == 0 and done.stdout.startswith("parl 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nowhere"], "no policy in nowhere"),
+        (["nowhere", "--engine", "vllm"], "--engine vllm --url None: give both"),
+        (["nowhere", "--url", "http://a:1"], "--engine embedded --url http://a:1: give both"),
+    ],
+)
+def test_the_gateway_says_what_it_lacks(arguments: list[str], named: str):
+    result = _run("gateway", *arguments)
+    assert result.exit_code == 2 and named in result.stderr

@@ -126,7 +126,7 @@ def test_openais_client_streams_and_calls_tools_and_what_it_did_trains(learner, 
                 path = f"{server.url}/v1/parl/episodes/attempt-{attempt}/reward"
                 assert plain.post(path, json={"reward": reward}).status_code == 200
     episodes = recorded_episodes(tmp_path)
-    assert [len(episode.traces) for episode in episodes] == [1, 1]
+    assert [len(episode.traces) for episode in episodes] == [1, 1] and [e.index for e in episodes] == [0, 1]
     assert [len(episode.orchestrator.turns) for episode in episodes] == [2, 2]
     rows = recorded_rows(episodes, temperature=1.0, routed=True)
     assert [sorted(set(row.advantages[row.mask])) for row in rows] == [[0.5], [-0.5]]  # one group: one task
