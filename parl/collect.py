@@ -34,6 +34,8 @@ Progress = Callable[[int, int], None]  # groups done, groups in all
 class Collector:
     """The rollout side of one run. Close it when done."""
 
+    _engine_class: type[EngineActor] = EngineActor
+
     def __init__(
         self, config: Config, environment: Environment, tokenizer: Path, frozen: Weights, kept: Path | None = None
     ) -> None:
@@ -136,7 +138,8 @@ class Collector:
         shapes = {"policy": model, "frozen": self._subagent_model}
         self._engines = {
             pool: [
-                actor(EngineActor, shapes[pool], record_routes=pool == "policy", concurrency=1000) for _ in range(count)
+                actor(self._engine_class, shapes[pool], record_routes=pool == "policy", concurrency=1000)
+                for _ in range(count)
             ]
             for pool, count in pool_sizes(rollouts).items()
         }
@@ -192,6 +195,8 @@ class Collector:
         """Run ``act``; where a rollout actor died, replace all of them and run it again, within max_restarts."""
         while True:
             try:
+                if not self._workers:  # what dies while it is replaced is replaced again
+                    self._start()
                 return act()
             except (RayActorError, RayTaskError, GetTimeoutError) as error:
                 lost = not isinstance(error, RayTaskError) or isinstance(error.cause, EngineLost)
@@ -199,4 +204,3 @@ class Collector:
                     raise
                 self.restarts += 1
                 self.close()
-                self._start()

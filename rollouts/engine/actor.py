@@ -15,9 +15,12 @@ class EngineActor:
     """One replica. Clients are known by name, so that several workers can share it."""
 
     def __init__(self, config: ModelConfig, *, record_routes: bool) -> None:
-        self._engine = EmbeddedEngine(config, record_routes=record_routes)
+        self._engine = self._make(config, record_routes)
         self._done: dict[str, asyncio.Queue[tuple[int, Completion | Exception]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def _make(self, config: ModelConfig, record_routes: bool) -> EmbeddedEngine:
+        return EmbeddedEngine(config, record_routes=record_routes)
 
     async def update(self, version: int, weights: Weights) -> int:
         """Take new weights; returns the version now served."""
