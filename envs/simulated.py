@@ -51,8 +51,9 @@ class SimulatedEnvironment:
 
     spreads = True
 
-    def __init__(self, latency: Latency, seed: int = 0) -> None:
-        self.latency, self.seed = latency, seed
+    def __init__(self, latency: Latency, seed: int = 0, text: str = "ok") -> None:
+        """``text`` is what every successful call returns."""
+        self.latency, self.seed, self.text = latency, seed, text
         self.cancelled: list[str] = []
 
     def tasks(self, split: str) -> Iterable[Task]:
@@ -90,7 +91,7 @@ class SimulatedSession:
         await asyncio.sleep(seconds)
         if fails:
             return ToolResult(text="error: server", error=ErrorKind.SERVER, latency_s=seconds)
-        return ToolResult(text=f"ok: {call.id} of agent {agent_id}", latency_s=seconds)
+        return ToolResult(text=self._environment.text, latency_s=seconds)
 
     async def cancel(self, agent_id: str) -> None:
         """Noted in the environment's ``cancelled``."""

@@ -38,6 +38,8 @@ Progress = Callable[[int, int], None]  # groups done, groups in all
 class Collector:
     """The rollout side of one run. Close it when done."""
 
+    _engine_class: type[EngineActor] = EngineActor
+
     def __init__(
         self, config: Config, environment: Environment, tokenizer: Path, frozen: Weights, kept: Path | None = None
     ) -> None:
@@ -194,7 +196,8 @@ class Collector:
         if urls := self._servers(pool):
             rollouts = self._config.rollouts
             return [actor(ServedActor, model, rollouts, pool=pool, url=url, concurrency=1000) for url in urls]
-        return [actor(EngineActor, model, record_routes=pool == "policy", concurrency=1000) for _ in range(count)]
+        engine, routes = self._engine_class, pool == "policy"
+        return [actor(engine, model, record_routes=routes, concurrency=1000) for _ in range(count)]
 
     def _packed(self, pool: str, version: int, weights: Weights) -> Any:
         """What the pool's replicas are updated with: the weights in Ray's store, or a folder for its servers."""
@@ -239,6 +242,8 @@ class Collector:
         """Run ``act``; where a rollout actor died, replace all of them and run it again, within max_restarts."""
         while True:
             try:
+                if not self._workers:  # what dies while it is replaced is replaced again
+                    self._start()
                 return act()
             except (RayActorError, RayTaskError, GetTimeoutError) as error:
                 lost = not isinstance(error, RayTaskError) or isinstance(error.cause, EngineLost)
@@ -246,4 +251,3 @@ class Collector:
                     raise
                 self.restarts += 1
                 self.close()
-                self._start()

@@ -17,13 +17,16 @@ class EngineActor:
     """One replica. Clients are known by name, so that several workers can share it."""
 
     def __init__(self, config: ModelConfig, *, record_routes: bool) -> None:
-        self._begin(EmbeddedEngine(config, record_routes=record_routes))
+        self._begin(self._make(config, record_routes))
 
     def _begin(self, engine: Any) -> None:
         self._engine = engine
         self._done: dict[str, asyncio.Queue[tuple[int, Completion | Exception]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking: dict[str, set[str]] = {}  # sessions that generate now, by client
+
+    def _make(self, config: ModelConfig, record_routes: bool) -> EmbeddedEngine:
+        return EmbeddedEngine(config, record_routes=record_routes)
 
     async def update(self, version: int, weights: Weights, base: Weights | None = None, in_flight: bool = False) -> int:
         """Take new weights, or adapters that ``base`` is given for, ``in_flight`` also while requests run.

@@ -51,6 +51,14 @@ class SimulatedEngine:
             tokens=tokens, logprobs=[0.0] * len(tokens), finish=Finish.STOP, policy_version=self.policy_version
         )
 
+    async def update(self, version: int, weights: object) -> None:
+        """Report ``version`` from here on."""
+        self.policy_version = version
+
+    def statistics(self) -> dict[str, float]:
+        """Sampled tokens."""
+        return {"generated": self.generated}
+
     async def release(self, session: str) -> None:
         """Forget the session."""
         self._turns.pop(session, None)

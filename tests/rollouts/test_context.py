@@ -48,7 +48,12 @@ async def play(tokenizer: Tokenizer, calls: int, **context) -> tuple[Episode, Re
         tokenizer=tokenizer, pool=lambda trace: engine, budget=budget, context=ContextConfig(**context)
     )
     episode = await run_episode(
-        simulated_task(0), SimulatedEnvironment(NOW), settings, index=0, seed=0, critical_budget=0
+        simulated_task(0),
+        SimulatedEnvironment(NOW, text="ok, and a good deal more than one word of it"),
+        settings,
+        index=0,
+        seed=0,
+        critical_budget=0,
     )
     return episode, engine
 

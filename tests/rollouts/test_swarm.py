@@ -14,7 +14,7 @@ from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult, ToolSpe
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy
-from model.chat import CALL_BEGIN, IM_ASSISTANT, IM_END, IM_SYSTEM, SECTION_BEGIN, SECTION_END
+from model.chat import CALL_BEGIN, IM_ASSISTANT, IM_END, IM_SYSTEM, SECTION_BEGIN, SECTION_END, prompt_pieces
 from model.tokenizer import Tokenizer
 from parl.advantage import episode_rows
 from rollouts.config import BudgetConfig
@@ -24,6 +24,7 @@ from rollouts.engine.embedded import EmbeddedEngine
 from rollouts.engine.scripted import Action, History, ScriptedEngine
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 from rollouts.noise import noise_key
+from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
 from rollouts.settings import SwarmSettings
 from rollouts.swarm import run_episode
 
@@ -449,3 +450,12 @@ async def test_the_same_seed_gives_the_same_episodes_whatever_the_concurrency(to
             if not episode.index % 2:
                 assert episode.orchestrator.routes is not None
                 assert len(episode.orchestrator.routes) == len(episode.orchestrator.tokens)
+
+
+async def test_an_opening_that_agents_share_has_the_ids_of_one_rendered_in_one_go(play: Play):
+    episode = await play([CREATE, assign("part one"), assign("part two")], "42")
+    for trace, system in zip(episode.traces, (ORCHESTRATOR_PROMPT, "Look up facts.", "Look up facts."), strict=True):
+        tools = [LOOK, *SPAWNING] if trace.parent is None else [LOOK]
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": trace.prompt}]
+        pieces = prompt_pieces(messages, [tool.to_openai() for tool in tools], thinking=False)
+        assert trace.tokens[: trace.turns[0].start] == play.tokenizer.encode_segments(pieces)

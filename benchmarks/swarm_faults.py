@@ -1,0 +1,96 @@
+"""One training step's rollouts with everything going wrong at once: Ray actors, simulated engines and tools.
+
+    python benchmarks/swarm_faults.py
+
+1 % of the tool calls fail, 5 % of all calls take 20 times as long, one of two workers is killed while it works, and
+then one of three engines. Prints what became of every episode; exits 1 where the counters do not add up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from envs.base import ErrorKind
+from envs.simulated import PROBE, Latency, SimulatedEnvironment, simulated_task
+from model.tokenizer import Tokenizer
+from parl.cluster import local_ray
+from parl.collect import Collector
+from parl.config import Config
+from rollouts.engine.actor import EngineActor
+from rollouts.engine.simulated import SimulatedEngine, fan_out
+
+WIDTH, CALLS = 20, 100
+MODEL = Latency(median_s=0.1, sigma=0.25, stragglers=0.05, factor=20.0)
+TOOL = Latency(median_s=0.02, sigma=0.25, stragglers=0.05, factor=20.0, failures=0.01)
+STARTER = next(Path(__file__).parents[1].glob("configs/starters/*/tokenizer.json")).parent
+
+
+class SimulatedActor(EngineActor):
+    """An engine actor without a model."""
+
+    def _make(self, config: Any, record_routes: bool) -> Any:
+        return SimulatedEngine(Tokenizer.load(STARTER), fan_out(WIDTH, CALLS), MODEL)
+
+
+class SimulatedCollector(Collector):
+    """A run's collector over simulated engines."""
+
+    _engine_class = SimulatedActor
+
+
+def main() -> None:
+    """Run the step and print what became of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", type=int, default=8)
+    parser.add_argument("--placement", choices=("local", "spread"), default="spread")
+    options = parser.parse_args()
+    size = 8
+    budget = {"subagents": WIDTH, "subagent_steps": 99, "turn_tokens": 4096, "total_tokens": 10**7}
+    rollouts = {"workers": 2, "policy_engines": 1, "frozen_engines": 2, "placement": options.placement}
+    with tempfile.TemporaryDirectory() as root, local_ray():
+        config = Config.model_validate({"root": root, "rollouts": {**rollouts, "budget": budget}})
+        collector = SimulatedCollector(config, SimulatedEnvironment(TOOL), STARTER, {})
+        collector.sync({}, 1)
+        tasks = [simulated_task(number) for number in range(options.groups)]
+        doomed = ["an engine"]
+
+        def progress(done: int, total: int) -> None:
+            if collector.restarts and doomed:  # all actors are new ones by now
+                doomed.clear()
+                ray.kill(collector._engines["frozen"][1])
+
+        began = time.monotonic()
+        threading.Timer(2.0, lambda: ray.kill(collector._workers[1])).start()
+        episodes = collector.collect(tasks, group_size=size, seed=1, temperature=1.0, progress=progress)
+        seconds = time.monotonic() - began
+        collector.close()
+    ends = Counter(str(episode.status) for episode in episodes)
+    agents = Counter(str(trace.status) for episode in episodes for trace in episode.traces)
+    results = [
+        result
+        for episode in episodes
+        for trace in episode.traces
+        for turn in trace.turns
+        for call, result in zip(turn.calls, turn.results, strict=True)
+        if call.name == PROBE.name
+    ]
+    failed = sum(result.error is ErrorKind.SERVER for result in results)
+    print(f"{len(episodes)} episodes of {options.groups * size} in {seconds:.1f} s, {collector.restarts} restarts")
+    print(f"episodes: {dict(ends)}; agents: {dict(agents)}; tool calls: {len(results)}, {failed} of them failed")
+    keys = {(episode.task.key, episode.index) for episode in episodes}
+    whole = len(keys) == len(episodes) == sum(ends.values()) == options.groups * size
+    if not whole or agents.total() != len(episodes) * (WIDTH + 1) or "running" in agents:
+        sys.exit("the counters do not add up")
+
+
+if __name__ == "__main__":
+    main()
