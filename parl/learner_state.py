@@ -17,7 +17,7 @@ from parl.parts import Part, PartsReader, Piece, write_part
 
 def whole_pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Piece]:
     """Parameters, persistent buffers and the optimiser's state, all whole, in one order on every rank."""
-    pieces = [Piece.whole(f"weights/{name}", tensor) for name, tensor in model.state_dict().items()]
+    pieces = [Piece.whole(f"weights/{name}", tensor) for name, tensor in _kept(model).items()]
     for name, parameter in model.named_parameters():
         for key, value in sorted(optimizer.state.get(parameter, {}).items()):
             tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
@@ -39,7 +39,7 @@ def share_of(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
 @torch.no_grad()
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, reader: PartsReader) -> None:
     """Take weights and optimiser over from ``reader``; ValueError when they are another model's."""
-    state, names = model.state_dict(), dict(model.named_parameters())
+    state, names = _kept(model), dict(model.named_parameters())
     shapes = {name.removeprefix("weights/"): shape for name, shape in reader.shapes.items() if name[:8] == "weights/"}
     wrong = [name for name in sorted(state.keys() | shapes) if shapes.get(name) != _shape(state.get(name))]
     if wrong:
@@ -65,6 +65,12 @@ def saved_weights(folder: Path) -> Weights:
     reader = PartsReader(folder)
     names = [name for name in reader.names() if name.startswith("weights/")]
     return {name.removeprefix("weights/"): reader.read(name).float().numpy() for name in names}
+
+
+def _kept(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model: all of it, or with adapters (``model.lora``) what they ride on left out."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad} if hasattr(model, "lora") else set()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.moe import Router
@@ -60,12 +60,12 @@ class RouteWatch:
 
     def _compare(self, layer: int):
         @torch.no_grad()
-        def compare(router: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def compare(router: Router, inputs: tuple[Tensor, ...]) -> None:
             x_TD, routes_TK = inputs if len(inputs) == 2 else (inputs[0], None)
             if routes_TK is None or not router.training:  # nothing replayed, or only scored
                 return
             router.training = False  # the live choice counts in no load
-            ids_TK = router.forward(x_TD)[0]
+            ids_TK = router.forward(x_TD).ids
             router.training = True
             same = (ids_TK[:, :, None] == routes_TK[:, None, :]).any(1)
             self._seen[layer] += int(same.sum()), int((routes_TK >= 0).sum())
