@@ -185,7 +185,7 @@ def checkpoint(path: Path) -> dict[str, Any]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows without what a clock, a cache or a restart changes."""
-    hidden = ("time/", "speed/", "rollouts/restarts")
+    hidden = ("time/", "speed/", "latency/", "rollouts/restarts")
     return [{k: v for k, v in row.items() if not k.startswith(hidden)} for row in read_rows(folder / "metrics.jsonl")]
 
 

@@ -95,7 +95,7 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
     from parl.advantage import Row, denominator
     from parl.config import OptimizerConfig
     from parl.learner import Learner
-    from parl.learner_group import LearnerGroup
+    from parl.learner_group import deal_rows
     from parl.objective.config import GrpoConfig
     from rollouts.engine.embedded import EmbeddedEngine
 
@@ -115,9 +115,7 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
             )
         )
     n = float(denominator(rows))
-    dealt = LearnerGroup.__new__(LearnerGroup)  # its way of dealing rows out, without its actors
-    dealt._ranks = list(range(ranks))
-    mine = dealt._deal(rows)[rank]
+    mine = deal_rows(rows, ranks)[rank]
     watch = Stopwatch()
     learner.engine.forward = watch.of("forward", learner.engine.forward)
     learner.engine.backward = watch.of("backward", learner.engine.backward)

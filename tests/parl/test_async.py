@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_with_its_unfinished_episodes(
         assert run.returncode == -signal.SIGKILL, f"{moment}: {run.stdout[-2000:]}{run.stderr[-4000:]}"
     state, folder = Checkpoints(config.run_dir / "checkpoints", 2).latest() or pytest.fail("no checkpoint")
     unfinished = json.loads((folder / "unfinished.json").read_text())
-    assert state.step == 2 and unfinished["groups"]
+    assert state.step in (1, 2) and unfinished["groups"]  # the second save may have been on its way
     Training(load_config(path), config.run_dir, cold_start).run(Progress(5, "resumed"))
     check(config.run_dir, config)
 
@@ -138,7 +138,7 @@ def stream_of(training: Training) -> EpisodeStream:
 def test_what_was_saved_is_taken_up_as_it_was(training: Training, tmp_path: Path):
     stream = stream_of(training)
     training._collect(1, training.reward_weights(0), PROGRESS)
-    training._sync()
+    training._sync(training.config.rollouts.tasks_per_step)
     stream.save(tmp_path, 1)
     stream.halt()  # so that nothing changes while it is looked at; where it stood is in the outcomes
     stream.save(tmp_path, 1)

@@ -25,6 +25,7 @@ from rewards.score import score_episode
 pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
 FAMILIES = ("wide", "chain")
+SERVERS = dict.fromkeys(("engine/probe_gap", "engine/in_place", "engine/server_restarts"), 0.0)  # only with servers
 
 
 def documented() -> set[str]:
@@ -44,7 +45,7 @@ def logged(one_ray: None, tiny_run: Config, cold_start: Path, tmp_path_factory: 
         update={
             "objective": GrpoConfig(correction="mis", kl=0.05, ptx=0.1),
             "optimizer": OptimizerConfig(qk_clip=1e-3),
-            "trainer": tiny_run.trainer.model_copy(update={"steps": 2}),
+            "trainer": tiny_run.trainer.model_copy(update={"steps": 2, "staleness": 1}),
             "tracking": TrackingConfig(wandb="disabled"),
         }
     )
@@ -59,7 +60,7 @@ def logged(one_ray: None, tiny_run: Config, cold_start: Path, tmp_path_factory: 
     tracker = Tracker(folder / "run", offline)
     for row in read_rows(folder / "real" / "metrics.jsonl"):
         numbers = {name: value for name, value in row.items() if name not in ("step", "kind") and value is not None}
-        tracker.log(row["step"], numbers | aggregate(episodes, weights))
+        tracker.log(row["step"], numbers | aggregate(episodes, weights) | SERVERS)
     tracker.finish()
     [file] = wandb_files(folder / "run")
     command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(file)]

@@ -39,7 +39,7 @@ KILLS = [  # (moment, in which call of this process): each resumes what the one 
 def timeless(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of ``metrics.jsonl`` without what a clock or a cache measured."""
     rows = [row for row in read_rows(run_dir / "metrics.jsonl") if row["kind"] == "train"]
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "speed/"))} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "speed/", "latency/"))} for row in rows]
 
 
 def said(episode: Episode) -> list[Any]:
