@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -43,9 +44,13 @@ def implementation(tensor: Tensor) -> Any:
     return cpu_ops if tensor.device.type == "cpu" and cpu_ops.usable(dtype) else reference
 
 
-def _direct(tensor: Tensor) -> bool:
-    """Whether neither gradients nor tracing watch: then the operator's overhead, a small decode's time, is saved."""
-    return not torch.is_grad_enabled() and type(tensor) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+def _call(name: str, plain: Callable, function: type[torch.autograd.Function] | None, *arguments: Any) -> Any:
+    """Operator ``name``; without its overhead, which is as long as a small decode, where nothing is being traced."""
+    if type(arguments[0]) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling():
+        return getattr(torch.ops.parl, name)(*arguments)
+    if function is None or not torch.is_grad_enabled():
+        return plain(*arguments)
+    return function.apply(*arguments)
 
 
 # ---------------------------------------------------------------- route
@@ -69,8 +74,8 @@ def route(
     """
     if forced_TK is not None:
         forced_TK = forced_TK.to(torch.int16)
-    call = _route if _direct(logits_TE) else torch.ops.parl.route
-    weights, ids, _, counts = call(logits_TE, bias_E, forced_TK, top_k, n_group, topk_group, norm, scale)
+    settings = top_k, n_group, topk_group, norm, scale
+    weights, ids, _, counts = _call("route", _route, _Route, logits_TE, bias_E, forced_TK, *settings)
     return Routing(weights, ids, counts)
 
 
@@ -114,12 +119,14 @@ def _(logits, bias, forced, top_k, n_group, topk_group, norm, scale):
     return weights, ids, torch.empty_like(weights), counts
 
 
-@torch.library.custom_op("parl::route_backward", mutates_args=())
 def _route_backward(dweights: Tensor, scores: Tensor, ids: Tensor, experts: int, norm: bool, scale: float) -> Tensor:
     return implementation(scores).route_bwd(dweights, scores, ids, experts, norm, scale)
 
 
-@_route_backward.register_fake
+_route_backward_op = torch.library.custom_op("parl::route_backward", _route_backward, mutates_args=())
+
+
+@_route_backward_op.register_fake
 def _(dweights, scores, ids, experts, norm, scale):
     return scores.new_empty(scores.shape[0], experts)
 
@@ -127,16 +134,24 @@ def _(dweights, scores, ids, experts, norm, scale):
 def _route_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     _, ids, scores, counts = output
     ctx.mark_non_differentiable(ids, scores, counts)
+    ctx.set_materialize_grads(False)  # else zeros as large as the outputs
     ctx.save_for_backward(scores, ids)
     ctx.settings = inputs[0].shape[1], inputs[6], inputs[7]
 
 
-def _route_grad(ctx: Any, dweights: Tensor, _ids: Any, _scores: Any, _counts: Any) -> tuple:
-    dlogits = torch.ops.parl.route_backward(dweights.contiguous(), *ctx.saved_tensors, *ctx.settings)
+def _route_grad(ctx: Any, *grads: Any) -> tuple:
+    if grads[0] is None:
+        return (None,) * 8
+    arguments = grads[0].contiguous(), *ctx.saved_tensors, *ctx.settings
+    dlogits = _call("route_backward", _route_backward, None, *arguments)
     return dlogits, *(None,) * 7
 
 
 torch.library.register_autograd("parl::route", _route_grad, setup_context=_route_setup)
+
+
+class _Route(torch.autograd.Function):
+    forward, setup_context, backward = staticmethod(_route), staticmethod(_route_setup), staticmethod(_route_grad)
 
 
 # ---------------------------------------------------------------- the router's losses
@@ -182,7 +197,7 @@ torch.library.register_autograd("parl::router_loss", _loss_grad, setup_context=_
 
 def dispatch(ids_TK: Tensor, counts_E: Tensor) -> Plan:
     """Sort assignments by expert, see :func:`model.kernels.reference.dispatch`; ``counts_E`` is the router's."""
-    return Plan(*(_dispatch if _direct(ids_TK) else torch.ops.parl.dispatch)(ids_TK, counts_E))
+    return Plan(*_call("dispatch", _dispatch, None, ids_TK, counts_E))
 
 
 def _dispatch(ids: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,8 +228,8 @@ def expert_mlp(
 
     Kept for the backward pass: the inputs, and hidden [S, 2 I]. ``x``, matrices and ``base`` share a dtype.
     """
-    call = _expert_mlp if _direct(x_TD) else torch.ops.parl.expert_mlp
-    return call(x_TD, w13_E2ID, w2_EDI, *plan, weights_TK, base_TD)[0]
+    arguments = x_TD, w13_E2ID, w2_EDI, *plan, weights_TK, base_TD
+    return _call("expert_mlp", _expert_mlp, _ExpertMlp, *arguments)[0]
 
 
 def _expert_mlp(
@@ -238,7 +253,6 @@ def _(x, w13, w2, order, inverse, offsets, weights, base):
     return x.new_empty(x.shape), x.new_empty(order.shape[0], w13.shape[1])
 
 
-@torch.library.custom_op("parl::expert_mlp_backward", mutates_args=())
 def _expert_mlp_backward(
     dout: Tensor,
     x: Tensor,
@@ -253,7 +267,10 @@ def _expert_mlp_backward(
     return implementation(x).expert_mlp_bwd(dout, x, w13, w2, hidden, order, inverse, offsets, weights)
 
 
-@_expert_mlp_backward.register_fake
+_expert_mlp_backward_op = torch.library.custom_op("parl::expert_mlp_backward", _expert_mlp_backward, mutates_args=())
+
+
+@_expert_mlp_backward_op.register_fake
 def _(dout, x, w13, w2, hidden, order, inverse, offsets, weights):
     return x.new_empty(x.shape), w13.new_empty(w13.shape), w2.new_empty(w2.shape), weights.new_empty(weights.shape)
 
@@ -261,13 +278,26 @@ def _(dout, x, w13, w2, hidden, order, inverse, offsets, weights):
 def _expert_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, w13, w2, order, inverse, offsets, weights, base = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, w13, w2, output[1], order, inverse, offsets, weights)
     ctx.based = base is not None
 
 
-def _expert_grad(ctx: Any, dout: Tensor, _hidden: Any) -> tuple:
-    dx, dw13, dw2, dweights = torch.ops.parl.expert_mlp_backward(dout.contiguous(), *ctx.saved_tensors)
+def _expert_grad(ctx: Any, *grads: Any) -> tuple:
+    dout = grads[0]
+    if dout is None:
+        return (None,) * 8
+    arguments = dout.contiguous(), *ctx.saved_tensors
+    dx, dw13, dw2, dweights = _call("expert_mlp_backward", _expert_mlp_backward, None, *arguments)
     return dx, dw13, dw2, None, None, None, dweights, dout if ctx.based else None
 
 
 torch.library.register_autograd("parl::expert_mlp", _expert_grad, setup_context=_expert_setup)
+
+
+class _ExpertMlp(torch.autograd.Function):
+    forward, setup_context, backward = (
+        staticmethod(_expert_mlp),
+        staticmethod(_expert_setup),
+        staticmethod(_expert_grad),
+    )

@@ -9,73 +9,20 @@
 // E experts, K experts a token, I expert width, P positions a page (16).
 // A page holds, per layer, the latents and rotary keys transposed: [(C + R)][P].
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "route.hpp"
+#include "simd.hpp"
+
+using namespace parl;
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int VL = 16, NV = 4, MR = 6;
-#else
-constexpr int VL = 8, NV = 2, MR = 4;
-#endif
+constexpr int NV = VL == 16 ? 4 : 2, MR = VL == 16 ? 6 : 4;
 constexpr int PANEL = VL * NV;
 constexpr int P = 16;
-typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
-typedef float v16 __attribute__((vector_size(64), aligned(4)));
-typedef float v8 __attribute__((vector_size(32), aligned(4)));
-typedef float v4 __attribute__((vector_size(16), aligned(4)));
-typedef int32_t i16v __attribute__((vector_size(64), aligned(4)));
-
-inline vf loadv(const float* p) { return *reinterpret_cast<const vf*>(p); }
-inline void storev(float* p, vf v) { *reinterpret_cast<vf*>(p) = v; }
-inline v16 load16(const float* p) { return *reinterpret_cast<const v16*>(p); }
-inline void store16(float* p, v16 v) { *reinterpret_cast<v16*>(p) = v; }
-inline v16 splat(float x) { return v16{} + x; }
-inline float hsum(v16 v) {  // halves onto each other, four times
-    v8 a, b;
-    v4 c, d;
-    std::memcpy(&a, &v, 32);
-    std::memcpy(&b, reinterpret_cast<const char*>(&v) + 32, 32);
-    a += b;
-    std::memcpy(&c, &a, 16);
-    std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
-    c += d;
-    return (c[0] + c[2]) + (c[1] + c[3]);
-}
-inline float hmax(v16 v) {
-    float s[16];
-    store16(s, v);
-    return *std::max_element(s, s + 16);
-}
-inline v16 vmin(v16 a, v16 b) { return a < b ? a : b; }
-inline v16 vmax(v16 a, v16 b) { return a > b ? a : b; }
-
-// exp by range reduction and a degree-5 polynomial (Cephes coefficients), relative error below 2e-7.
-inline v16 vexp(v16 x) {
-    x = vmin(splat(88.0f), vmax(splat(-87.0f), x));  // in this order a NaN stays one
-    v16 n = x * 1.44269504f;
-    i16v k = __builtin_convertvector(n + (n < 0.0f ? splat(-0.5f) : splat(0.5f)), i16v);
-    v16 kf = __builtin_convertvector(k, v16);
-    v16 r = x - kf * 0.693359375f + kf * 2.12194440e-4f;
-    v16 p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    i16v bits = (k + 127) << 23;
-    v16 scale;
-    std::memcpy(&scale, &bits, 64);
-    return p * scale;
-}
-inline float sexp(float x) { return vexp(splat(x))[0]; }
 
 // A weight [n, k] stored as panels [n / PANEL][k][PANEL], so that a tile streams it once.
 struct Linear {
@@ -101,7 +48,7 @@ inline void tile(const float* x, long ldx, const float* w, int k, float* y, long
         vf wv[NV];
         for (int j = 0; j < NV; j++) wv[j] = *reinterpret_cast<const vf*>(w + size_t(i) * PANEL + j * VL);
         for (int r = 0; r < ROWS; r++) {
-            vf xv = vf{} + x[r * ldx + i];
+            vf xv = x[r * ldx + i] - vf{};  // minus, not plus: compilers know that it changes nothing
             for (int j = 0; j < NV; j++) acc[r][j] += xv * wv[j];
         }
     }
@@ -151,12 +98,10 @@ void rms_norm(const float* x, long ldx, const float* gain, int d, float eps, int
 }
 
 inline void swiglu(const float* gate_up, int width, float* out) {  // out may not alias
-    int i = 0;
-    for (; i + 16 <= width; i += 16) {
-        v16 g = load16(gate_up + i);
-        store16(out + i, g / (1.0f + vexp(-g)) * load16(gate_up + width + i));
+    for (int i = 0; i < width; i += VL) {
+        vf g = loadf(gate_up + i, width - i), u = loadf(gate_up + width + i, width - i);
+        storef(out + i, g / (1.0f + exp_of(-g)) * u, width - i);
     }
-    for (; i < width; i++) out[i] = gate_up[i] / (1.0f + sexp(-gate_up[i])) * gate_up[width + i];
 }
 
 struct Layer {
@@ -228,7 +173,7 @@ void attend_heads(const Decoder& m, const float* q, const float* pages, const in
     for (int b = 0; b < blocks; b++)
         for (int g = 0; g < G; g++) {
             float* at = score + (size_t(b) * G + g) * P;
-            v16 s = load16(at), e = s < -1e30f ? splat(0.0f) : vexp(s - high[g]);
+            v16 s = load16(at), e = each([](vf x, vf y) { return x < -1e30f ? vf{} : y; }, s, vexp(s - high[g]));
             sum[g] += e;
             store16(at, e);
         }
@@ -319,59 +264,22 @@ void mlp(const Linear& gate_up, const Linear& down, int width, const float* x, i
     linear(down, act.data(), width, rows, out, D);
 }
 
-// Closes the experts outside a token's topk_groups best groups; a group counts the sum of its two best biased scores.
-// Ties go to the lowest index.
-void close_groups(const Decoder& m, const float* score, const float* bias, char* closed) {
-    int size = m.E / m.groups;
-    std::vector<float> best(m.groups);
-    for (int g = 0; g < m.groups; g++) {
-        float first = -INFINITY, second = -INFINITY;
-        for (int e = g * size; e < (g + 1) * size; e++) {
-            float s = score[e] + bias[e];
-            if (s > first) second = first, first = s;
-            else if (s > second) second = s;
-        }
-        best[g] = first + second;
-    }
-    std::memset(closed, 1, m.E);
-    for (int k = 0; k < m.topk_groups; k++) {
-        int top = int(std::max_element(best.begin(), best.end()) - best.begin());
-        best[top] = -INFINITY;
-        std::memset(closed + top * size, 0, size);
-    }
-}
-
 void experts(const Decoder& m, const Layer& l, int moe_index, const Batch& b, const float* h, float* out) {
     int T = b.T, moe_layers = m.layers - m.dense;
-    std::vector<float> logits(size_t(T) * m.E), weight(size_t(T) * m.K);
-    std::vector<int> chosen(size_t(T) * m.K), count(m.E + 1, 0), slot(size_t(T) * m.K);
-    std::vector<char> closed(m.E, 0);
+    RouteShape shape{m.E, m.K, m.groups, m.topk_groups, m.norm_topk, m.scaling};
+    RouteScratch room(shape);
+    std::vector<float> logits(size_t(T) * m.E), weight(size_t(T) * m.K), score(m.K);
+    std::vector<int16_t> chosen(size_t(T) * m.K);
+    std::vector<int> count(m.E + 1, 0), slot(size_t(T) * m.K);
     linear(l.gate, h, m.D, T, logits.data(), m.E);
     for (int t = 0; t < T; t++) {
-        float* s = &logits[size_t(t) * m.E];
-        for (int e = 0; e < m.E; e++) s[e] = 1.0f / (1.0f + sexp(-s[e]));
-        if (m.groups > 1) close_groups(m, s, l.bias.data(), closed.data());
-        float total = 0;
-        for (int k = 0; k < m.K; k++) {  // K rounds of argmax; ties go to the lowest index
-            int best = -1;
-            for (int e = 0; e < m.E; e++) {
-                bool taken = closed[e];
-                for (int j = 0; j < k; j++) taken |= chosen[size_t(t) * m.K + j] == e;
-                if (!taken && (best < 0 || s[e] + l.bias[e] > s[best] + l.bias[best])) best = e;
-            }
-            chosen[size_t(t) * m.K + k] = best;
-            weight[size_t(t) * m.K + k] = s[best];
-            total += s[best];
-        }
-        float scale = m.scaling * (m.norm_topk ? 1.0f / (total + 1e-20f) : 1.0f);
-        for (int k = 0; k < m.K; k++) {
-            weight[size_t(t) * m.K + k] *= scale;
-            count[chosen[size_t(t) * m.K + k] + 1]++;
-        }
+        size_t at = size_t(t) * m.K;
+        route_token(shape, room, &logits[size_t(t) * m.E], l.bias.data(), nullptr, &chosen[at], &weight[at], score.data());
+        for (int k = 0; k < m.K; k++) count[chosen[at + k] + 1]++;
         if (b.routes) {
             int page = b.tables[size_t(b.seq[t]) * b.table_stride + b.pos[t] / P];
             int16_t* r = b.routes + ((size_t(page) * P + b.pos[t] % P) * moe_layers + moe_index) * m.K;
-            for (int k = 0; k < m.K; k++) r[k] = int16_t(chosen[size_t(t) * m.K + k]);
+            std::memcpy(r, &chosen[at], sizeof(int16_t) * m.K);
         }
     }
     for (int e = 0; e < m.E; e++) count[e + 1] += count[e];
@@ -537,7 +445,7 @@ void parl_sample(int rows, int vocab, const float* logits, const float* temperat
             float in[16];
             for (int j = 0; j < 16; j++) in[j] = i + j < vocab ? l[i + j] * inv - high : -INFINITY;
             v16 v = load16(in);
-            store16(&e[i], v > -80.0f ? vexp(v) : splat(0.0f));
+            store16(&e[i], each([](vf x, vf y) { return x > -80.0f ? y : vf{}; }, v, vexp(v)));
         }
         for (int i = 0; i < vocab; i++) sum += e[i];
         int pick = best;

@@ -10,14 +10,15 @@
 namespace parl {
 
 #if defined(__AVX512F__)
-constexpr int NV = 2, MR = 12;  // 24 of 32 registers accumulate
+constexpr int NV = 2, MR = 8;  // 16 of 32 registers accumulate
 #else
 constexpr int NV = 2, MR = 6;  // 12 of 16
 #endif
 constexpr int NR = VL * NV;    // columns of a panel of B
+constexpr int PANELS = 4;      // packed at a time
 constexpr int KC = 256;        // of k at a time: a panel of B stays in the first-level cache
+static_assert(MR <= 8, "packing stores whole vectors of 8, each over the tail of the one before");
 constexpr int MC = 32 * MR;    // rows of A at a time: they stay in the second-level cache
-constexpr int GROUPS = (MR + 7) / 8, SLACK = GROUPS * 8 - MR;  // packing A stores whole vectors of 8
 
 // Element (i, k) of an operand: at row i, column k, or at row k, column i (transposed). Rows may be gathered: row r is
 // index[r] / divisor.
@@ -31,21 +32,79 @@ struct Operand {
     const T* row(long r) const { return data + (index ? index[r] / divisor : r) * stride; }
 };
 
-inline void transpose8(v8* r) {
-    v8 a[8], b[8];
-    for (int i = 0; i < 8; i += 2) {
-        a[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-        a[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+inline v8 join(v4 a, v4 b) { return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7); }
+
+// out[k] = element k of the eight rows, from their halves: (row i, row i + 4) of one half lie in one vector.
+inline void transpose4(v8 a, v8 b, v8 c, v8 d, v8* out) {
+    v8 ab = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13), AB = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    v8 cd = __builtin_shufflevector(c, d, 0, 8, 1, 9, 4, 12, 5, 13), CD = __builtin_shufflevector(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+    out[0] = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13);
+    out[1] = __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+    out[2] = __builtin_shufflevector(AB, CD, 0, 1, 8, 9, 4, 5, 12, 13);
+    out[3] = __builtin_shufflevector(AB, CD, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+inline v4 load4(const void* p) { return *static_cast<const v4*>(p); }
+
+// STEP columns of eight rows, column by column.
+template <class T>
+constexpr int STEP = 32 / sizeof(T);
+template <class Rows>
+inline void columns(Rows row, const float*, long k, v8* out) {
+    for (int h = 0; h < 8; h += 4) {
+        auto half = [&](int i) { return join(load4(row(i) + k + h), load4(row(i + 4) + k + h)); };
+        transpose4(half(0), half(1), half(2), half(3), out + h);
     }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
-            b[i + j] = __builtin_shufflevector(a[i + j], a[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            b[i + j + 2] = __builtin_shufflevector(a[i + j], a[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+}
+template <class Rows>
+inline void columns(Rows row, const bf16*, long k, v8* out) {  // pairs travel as one float, and part at the end
+    for (int h = 0; h < 8; h += 4) {
+        auto half = [&](int i) { return join(load4(row(i) + k + 2 * h), load4(row(i + 4) + k + 2 * h)); };
+        v8 pairs[4];
+        transpose4(half(0), half(1), half(2), half(3), pairs);
+        for (int i = 0; i < 4; i++) {
+            u8v both, low, high;
+            std::memcpy(&both, &pairs[i], 32);
+            low = both << 16, high = both & 0xffff0000u;
+            std::memcpy(&out[2 * (h + i)], &low, 32);
+            std::memcpy(&out[2 * (h + i) + 1], &high, 32);
         }
-    for (int i = 0; i < 4; i++) {
-        r[i] = __builtin_shufflevector(b[i], b[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        r[i + 4] = __builtin_shufflevector(b[i], b[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     }
+}
+
+// The same where element (i, k) lies at row k: whole rows, for several panels of W at once, far apart in out.
+template <int W, class T>
+void pack_columns(const Operand<T>& m, long i0, int n, long k0, int kc, float* out, int panels, long apart) {
+    constexpr int WIDE = (W + 7) / 8 * 8;
+    for (int k = 0; k < kc; k++) {
+        const T* row = m.row(k0 + k) + i0;
+        for (int p = 0; p < panels; p++, row += W) {
+            float* to = out + p * apart + long(k) * W;
+            int left = n - p * W;
+            if (left >= W && i0 + p * W + WIDE <= m.columns) {
+                for (int j = 0; j < W; j += 8) store8(to + j, load8(row + j));
+            } else {
+                for (int j = 0; j < W; j++) to[j] = j < left ? load1(row + j) : 0.0f;
+            }
+        }
+    }
+}
+
+// Whole lines of the cache (two steps), eight rows at a time: rows a power of two apart would push one another out.
+// Returns how far it came.
+template <int W, class T, class Rows>
+inline int pack_lines(Rows row, const T* kind, int kc, float* out) {
+    int k = 0;
+    for (; k + 2 * STEP<T> <= kc; k += 2 * STEP<T>, out += 2 * STEP<T> * W)
+        for (int g = 0; g < (W + 7) / 8; g++) {
+            auto eight = [&](int j) { return row(g * 8 + j); };
+            for (int j = 0; j < 8; j++) __builtin_prefetch(eight(j) + k + 8 * STEP<T>, 0, 2);
+            for (int h = 0; h < 2; h++) {
+                v8 block[STEP<T>];
+                columns(eight, kind, k + h * STEP<T>, block);
+                for (int i = 0; i < STEP<T>; i++) store8(out + (h * STEP<T> + i) * W + g * 8, block[i]);
+            }
+        }
+    return k;
 }
 
 // out[k][W] = elements (i0 .. i0 + n, k0 .. k0 + kc), zeros to fill W (a multiple of 8 unless rows of out may be
@@ -53,31 +112,14 @@ inline void transpose8(v8* r) {
 template <int W, class T>
 void pack(const Operand<T>& m, long i0, int n, long k0, int kc, float* out) {
     constexpr int WIDE = (W + 7) / 8 * 8;
-    if (m.transposed) {
-        for (int k = 0; k < kc; k++) {
-            const T* row = m.row(k0 + k) + i0;
-            float* to = out + long(k) * W;
-            if (n == W && i0 + WIDE <= m.columns) {
-                for (int j = 0; j < W; j += 8) store8(to + j, load8(row + j));
-            } else {
-                for (int j = 0; j < n; j++) to[j] = load1(row + j);
-                for (int j = n; j < W; j++) to[j] = 0;
-            }
-        }
-        return;
-    }
+    if (m.transposed) return pack_columns<W>(m, i0, n, k0, kc, out, 1, 0);
     const T* rows[WIDE];
     for (int j = 0; j < WIDE; j++) rows[j] = m.row(i0 + std::min(j, n - 1)) + k0;
     int k = 0;
-    for (; k + 8 <= kc; k += 8) {
-        v8 block[WIDE / 8][8];
-        for (int g = 0; g < WIDE / 8; g++) {
-            for (int j = 0; j < 8; j++) block[g][j] = load8(rows[g * 8 + j] + k);
-            transpose8(block[g]);
-        }
-        for (int i = 0; i < 8; i++)
-            for (int g = 0; g < WIDE / 8; g++) store8(out + long(k + i) * W + g * 8, block[g][i]);
-    }
+    if (m.index || n < WIDE)
+        k = pack_lines<W>([&](int j) { return rows[j]; }, rows[0], kc, out);
+    else
+        k = pack_lines<W>([first = rows[0], step = m.stride](int j) { return first + j * step; }, rows[0], kc, out);
     for (; k < kc; k++)
         for (int j = 0; j < W; j++) out[long(k) * W + j] = load1(rows[j] + k);
 }
@@ -101,37 +143,32 @@ inline void kernel(const float* a, const float* b, int kc, float* c, long ldc, b
         for (int j = 0; j < P * NV; j++) storev(c + r * ldc + j * VL, acc[r][j]);
 }
 
-template <int P, int R = MR>
+template <int R = MR>
 inline void kernel_rows(int rows, const float* a, const float* b, int kc, float* c, long ldc, bool first) {
     if constexpr (R > 1)
-        if (rows < R) return kernel_rows<P, R - 1>(rows, a, b, kc, c, ldc, first);
-    kernel<R, P>(a, b, kc, c, ldc, first);
+        if (rows < R) return kernel_rows<R - 1>(rows, a, b, kc, c, ldc, first);
+    kernel<R, 1>(a, b, kc, c, ldc, first);
 }
 
-// The same where c has fewer columns than the panels.
-template <int P>
+// The same where c has fewer columns than a panel.
 inline void kernel_edge(int rows, const float* a, const float* b, int kc, float* c, long ldc, bool first, int cols) {
-    float tile[MR * P * NR];
+    float tile[MR * NR];
     if (!first)
-        for (int r = 0; r < rows; r++) std::memcpy(tile + r * P * NR, c + r * ldc, sizeof(float) * cols);
-    kernel_rows<P>(rows, a, b, kc, tile, P * NR, first);
-    for (int r = 0; r < rows; r++) std::memcpy(c + r * ldc, tile + r * P * NR, sizeof(float) * cols);
+        for (int r = 0; r < rows; r++) std::memcpy(tile + r * NR, c + r * ldc, sizeof(float) * cols);
+    kernel_rows(rows, a, b, kc, tile, NR, first);
+    for (int r = 0; r < rows; r++) std::memcpy(c + r * ldc, tile + r * NR, sizeof(float) * cols);
 }
 
-// One or two rows and four panels.
+// One or two rows and all panels at once: a single one would wait for its sums.
 inline void kernel_small(int rows, const float* a, const float* b, int kc, float* c, long ldc, bool first) {
     if (rows == 1) return kernel<1, 4>(a, b, kc, c, ldc, first);
     kernel<2, 2>(a, b, kc, c, ldc, first);
     kernel<2, 2>(a, b + 2 * KC * NR, kc, c + 2 * NR, ldc, first);
 }
-inline void kernel_small_edge(int rows, const float* a, const float* b, int kc, float* c, long ldc, bool first, int cols) {
-    for (int p = 0; p * NR < cols; p++)
-        kernel_edge<1>(rows, a, b + p * KC * NR, kc, c + p * NR, ldc, first, std::min(NR, cols - p * NR));
-}
 
 struct Scratch {  // one thread's packed tiles
     std::vector<float> a, b, c, d;
-    Scratch() : a(size_t(MC + MR) * KC + 8 * (MC / MR + 1)), b(4 * KC * NR) {}
+    Scratch() : a(size_t(MC + MR) * KC + 8 * (MC / MR + 1)), b(PANELS * KC * NR) {}
     float* at_least(std::vector<float>& v, size_t n) {
         if (v.size() < n) v.resize(n);
         return v.data();
@@ -144,26 +181,32 @@ void gemm(const Operand<TA>& a, const Operand<TB>& b, long i0, int m, long j0, i
           Scratch& s) {
     if (k == 0)
         for (int r = 0; r < m; r++) std::memset(c + r * ldc, 0, sizeof(float) * n);
-    const int tiles = (m + MR - 1) / MR, wide = m <= 2 ? 4 : 1;  // one or two rows: more panels, or they wait for sums
+    const int tiles = (m + MR - 1) / MR;
     for (int at = 0; at < k; at += KC) {
         int kc = std::min(KC, k - at);
         long size = long(kc) * MR + 8;
         for (int t = 0; t < tiles; t++)
             pack<MR>(a, i0 + t * MR, std::min(MR, m - t * MR), k0 + at, kc, s.a.data() + t * size);
-        for (int j = 0; j < n; j += wide * NR) {
-            int cols = std::min(wide * NR, n - j);
-            for (int p = 0; p * NR < cols; p++)
-                pack<NR>(b, j0 + j + p * NR, std::min(NR, cols - p * NR), k0 + at, kc, s.b.data() + long(p) * KC * NR);
-            for (int t = 0; t < tiles; t++) {
-                int rows = std::min(MR, m - t * MR);
-                float* to = c + long(t) * MR * ldc + j;
-                const float* from = s.a.data() + t * size;
-                if (wide > 1) {
-                    if (cols < wide * NR) kernel_small_edge(rows, from, s.b.data(), kc, to, ldc, at == 0, cols);
-                    else kernel_small(rows, from, s.b.data(), kc, to, ldc, at == 0);
-                } else if (cols < NR) kernel_edge<1>(rows, from, s.b.data(), kc, to, ldc, at == 0, cols);
-                else kernel_rows<1>(rows, from, s.b.data(), kc, to, ldc, at == 0);
+        for (int j = 0; j < n; j += PANELS * NR) {
+            int cols = std::min(PANELS * NR, n - j), panels = (cols + NR - 1) / NR;
+            float* packed = s.b.data();
+            if (b.transposed)
+                pack_columns<NR>(b, j0 + j, cols, k0 + at, kc, packed, panels, KC * NR);
+            else
+                for (int p = 0; p < panels; p++)
+                    pack<NR>(b, j0 + j + p * NR, std::min(NR, cols - p * NR), k0 + at, kc, packed + p * KC * NR);
+            if (m <= 2 && cols == PANELS * NR) {
+                kernel_small(m, s.a.data(), packed, kc, c + j, ldc, at == 0);
+                continue;
             }
+            for (int p = 0; p < panels; p++)
+                for (int t = 0; t < tiles; t++) {
+                    int rows = std::min(MR, m - t * MR), width = std::min(NR, cols - p * NR);
+                    const float *ta = s.a.data() + t * size, *tb = packed + p * KC * NR;
+                    float* to = c + long(t) * MR * ldc + j + p * NR;
+                    if (width < NR) kernel_edge(rows, ta, tb, kc, to, ldc, at == 0, width);
+                    else kernel_rows(rows, ta, tb, kc, to, ldc, at == 0);
+                }
         }
     }
 }

@@ -50,33 +50,11 @@ Scratch& scratch() {
 }
 
 template <class T>
-v16 load_block(const T* p, int left) {  // up to 16, zeros behind
-    if (left >= 16) {
-        v16 out;
-        v8 a = load8(p), b = load8(p + 8);
-        std::memcpy(&out, &a, 32);
-        std::memcpy(reinterpret_cast<char*>(&out) + 32, &b, 32);
-        return out;
-    }
-    float x[16] = {};
-    for (int i = 0; i < left; i++) x[i] = load1(p + i);
-    return load16(x);
-}
-template <class T>
-void store_block(T* p, v16 v, int left) {
-    float x[16];
-    store16(x, v);
-    if (left >= 16) {
-        store8(p, load8(x));
-        store8(p + 8, load8(x + 8));
-    } else {
-        for (int i = 0; i < left; i++) store1(p + i, x[i]);
-    }
-}
-
-template <class T>
 void convert(const float* from, long n, T* to) {
-    for (long i = 0; i < n; i += 16) store_block(to + i, load_block(from + i, int(std::min(16L, n - i))), int(std::min(16L, n - i)));
+    for (long i = 0; i < n; i += VL) {
+        int left = int(std::min<long>(VL, n - i));
+        storef(to + i, loadf(from + i, left), left);
+    }
 }
 
 // Gate and up columns [begin, end) of an item's rows, and silu(gate) up.
@@ -101,29 +79,29 @@ void up(const Experts& m, const Item& it, const T* x, const T* w13, T* hidden, f
         gemm(a, b, it.row, it.rows, m.I + it.begin, width, 0, m.D, c + second, ld, s);
     }
     for (int r = 0; r < it.rows; r++)
-        for (int i = 0; i < width; i += 16) {
+        for (int i = 0; i < width; i += VL) {
             int left = width - i;
-            v16 g = load_block(c + r * ld + i, left), u = load_block(c + r * ld + second + i, left);
-            store_block(act + long(it.row + r) * m.I + it.begin + i, g / (1.0f + vexp(-g)) * u, left);
+            vf g = loadf(c + r * ld + i, left), u = loadf(c + r * ld + second + i, left);
+            storef(act + long(it.row + r) * m.I + it.begin + i, g * sigmoid(g) * u, left);
             if constexpr (sizeof(T) != 4) {
                 T* h = hidden + long(it.row + r) * 2 * m.I + it.begin + i;
-                store_block(h, g, left);
-                store_block(h + m.I, u, left);
+                storef(h, g, left);
+                storef(h + m.I, u, left);
             }
         }
 }
 
 template <class T>
 void combine(const Experts& m, int t, const float* rows, const float* weights, const T* base, T* out) {
-    for (int d = 0; d < m.D; d += 16) {
+    for (int d = 0; d < m.D; d += VL) {
         int left = m.D - d;
-        v16 sum = {};
+        vf sum = {};
         for (int k = 0; k < m.K; k++) {
-            v16 y = load_block(rows + long(m.inverse[long(t) * m.K + k]) * m.D + d, left);
+            vf y = loadf(rows + long(m.inverse[long(t) * m.K + k]) * m.D + d, left);
             sum += weights ? y * weights[long(t) * m.K + k] : y;
         }
-        if (base) sum += load_block(base + long(t) * m.D + d, left);
-        store_block(out + long(t) * m.D + d, sum, left);
+        if (base) sum += loadf(base + long(t) * m.D + d, left);
+        storef(out + long(t) * m.D + d, sum, left);
     }
 }
 
@@ -151,18 +129,20 @@ template <class T>
 void through_swiglu(const Experts& m, long s, const T* hidden, const float* da, float* dh, float* act, float* dweights) {
     const T* h = hidden + s * 2 * m.I;
     float weight = m.weights[m.order[s]];
-    v16 sum = {};
-    for (int i = 0; i < m.I; i += 16) {
+    vf sum = {};
+    for (int i = 0; i < m.I; i += VL) {
         int left = m.I - i;
-        v16 g = load_block(h + i, left), u = load_block(h + m.I + i, left), d = load_block(da + i, left);
-        v16 sigmoid = 1.0f / (1.0f + vexp(-g)), silu = g * sigmoid;
+        vf g = loadf(h + i, left), u = loadf(h + m.I + i, left), d = loadf(da + i, left);
+        vf gate = sigmoid(g), silu = g * gate;
         sum += d * (silu * u);
         d *= weight;
-        store_block(act + i, silu * u * weight, left);
-        store_block(dh + i, d * u * (sigmoid + silu * (1.0f - sigmoid)), left);
-        store_block(dh + m.I + i, d * silu, left);
+        storef(act + i, silu * u * weight, left);
+        storef(dh + i, d * u * (gate + silu * (1.0f - gate)), left);
+        storef(dh + m.I + i, d * silu, left);
     }
-    dweights[m.order[s]] = hsum(sum);
+    float total = 0;
+    for (int i = 0; i < VL; i++) total += sum[i];
+    dweights[m.order[s]] = total;
 }
 
 // Rows [begin, end) of an expert's weight gradient [rows][n]: sum over its sorted rows k of a(i, k) b(j, k).

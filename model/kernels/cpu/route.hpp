@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cfloat>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 #include <vector>
 
 #include "simd.hpp"
@@ -22,7 +25,7 @@ struct RouteScratch {
     std::vector<float> group;
     std::vector<char> open;
     explicit RouteScratch(const RouteShape& s)
-        : blocks((s.E + 15) / 16), score(blocks * 16), biased(blocks * 16), best((blocks + 15) / 16 * 16, -INFINITY),
+        : blocks((s.E + 15) / 16), score(blocks * 16), biased(blocks * 16), best((blocks + 7) / 8 * 8, -INFINITY),
           group(s.groups), open(s.groups) {}
 };
 
@@ -51,36 +54,51 @@ inline void close_groups(const RouteShape& s, RouteScratch& r) {
         if (!r.open[g]) std::fill_n(&r.biased[g * size], size, LEAST);
 }
 
+// Where x stands first; it must stand somewhere. p has whole vectors of 8.
+inline int place(const float* p, float x) {
+#if defined(__AVX__)
+    for (int i = 0;; i += 8)
+        if (int equal = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(p + i), _mm256_set1_ps(x), _CMP_EQ_OQ)))
+            return i + __builtin_ctz(equal);
+#else
+    int i = 0;
+    while (p[i] != x) i++;
+    return i;
+#endif
+}
+
+inline float largest(const float* block) {  // of 16
+    v8 a = load8(block), b = load8(block + 8);
+    return high(a > b ? a : b);
+}
+
 // The K largest in falling order, equal ones by rising index: the largest of the blocks' largest, then within its block.
 inline void choose(const RouteShape& s, RouteScratch& r, int16_t* ids) {
-    for (int b = 0; b < r.blocks; b++) r.best[b] = hmax(load16(&r.biased[b * 16]));
+    for (int b = 0; b < r.blocks; b++) r.best[b] = largest(&r.biased[b * 16]);
     for (int k = 0; k < s.K; k++) {
-        v16 top = load16(r.best.data());
-        for (size_t i = 16; i < r.best.size(); i += 16) top = vmax(top, load16(&r.best[i]));
-        float high = hmax(top);
-        int b = 0;
-        while (r.best[b] != high) b++;
+        v8 top = load8(r.best.data());
+        for (size_t i = 8; i < r.best.size(); i += 8) {
+            v8 other = load8(&r.best[i]);
+            top = top > other ? top : other;
+        }
+        float most = high(top);
+        int b = place(r.best.data(), most);
         float* block = &r.biased[b * 16];
-        int e = 0;
-        while (block[e] != high) e++;
+        int e = place(block, most);
         ids[k] = int16_t(b * 16 + e);
         block[e] = -INFINITY;
-        r.best[b] = hmax(load16(block));
+        r.best[b] = largest(block);
     }
 }
 
 // forced: K experts to take as they stand, or null or a negative first one to choose.
 inline void route_token(const RouteShape& s, RouteScratch& r, const float* logits, const float* bias,
                         const int16_t* forced, int16_t* ids, float* weights, float* scores) {
-    for (int at = 0; at < s.E; at += 16) {
-        int left = std::min(16, s.E - at);
-        float x[16] = {}, b[16] = {};
-        std::memcpy(x, logits + at, sizeof(float) * left);
-        std::memcpy(b, bias + at, sizeof(float) * left);
-        v16 score = 1.0f / (1.0f + vexp(-load16(x)));
-        v16 biased = score + load16(b);
-        store16(&r.score[at], score);
-        store16(&r.biased[at], biased == biased ? biased : splat(LEAST));
+    for (int at = 0; at < s.E; at += VL) {
+        vf score = sigmoid(loadf(logits + at, s.E - at));
+        vf biased = score + loadf(bias + at, s.E - at);
+        storev(&r.score[at], score);
+        storev(&r.biased[at], biased == biased ? biased : vf{} + LEAST);
     }
     for (int e = s.E; e < r.blocks * 16; e++) r.biased[e] = -INFINITY;
     if (forced && forced[0] >= 0) {

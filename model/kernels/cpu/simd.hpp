@@ -18,7 +18,7 @@ typedef float vf __attribute__((vector_size(VL * 4), aligned(4)));
 typedef float v16 __attribute__((vector_size(64), aligned(4)));
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
 typedef float v4 __attribute__((vector_size(16), aligned(4)));
-typedef int32_t i16v __attribute__((vector_size(64), aligned(4)));
+typedef int32_t iv __attribute__((vector_size(VL * 4), aligned(4)));
 typedef uint32_t u8v __attribute__((vector_size(32), aligned(4)));
 typedef uint16_t h8v __attribute__((vector_size(16), aligned(2)));
 
@@ -61,6 +61,33 @@ inline void store1(bf16* p, float x) {
     *p = out[0];
 }
 
+// A vector of floats, or its first elements and zeros.
+template <class T>
+inline vf loadf(const T* p) {
+#if defined(__AVX512F__)
+    return __builtin_shufflevector(load8(p), load8(p + 8), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    return load8(p);
+#endif
+}
+template <class T>
+inline vf loadf(const T* p, int left) {
+    if (left >= VL) return loadf(p);
+    float x[VL] = {};
+    for (int i = 0; i < left; i++) x[i] = load1(p + i);
+    return loadv(x);
+}
+template <class T>
+inline void storef(T* p, vf v, int left) {
+    if (left >= VL && sizeof(T) == 4) return storev(reinterpret_cast<float*>(p), v);
+    float x[VL];
+    storev(x, v);
+    if (left >= VL)
+        for (int i = 0; i < VL; i += 8) store8(p + i, load8(x + i));
+    else
+        for (int i = 0; i < left; i++) store1(p + i, x[i]);
+}
+
 inline float hsum(v16 v) {  // halves onto each other, four times
     v8 a, b;
     v4 c, d;
@@ -72,39 +99,67 @@ inline float hsum(v16 v) {  // halves onto each other, four times
     c += d;
     return (c[0] + c[2]) + (c[1] + c[3]);
 }
-inline v16 vmin(v16 a, v16 b) { return a < b ? a : b; }
-inline v16 vmax(v16 a, v16 b) { return a > b ? a : b; }
+
+// f on each processor vector of a v16: compilers take choices between wider ones apart into single floats.
+template <class F>
+inline v16 each(F f, v16 a, v16 b = v16{}) {
+    v16 out;
+    for (int i = 0; i < 64; i += VL * 4) {
+        vf x, y;
+        std::memcpy(&x, reinterpret_cast<const char*>(&a) + i, VL * 4);
+        std::memcpy(&y, reinterpret_cast<const char*>(&b) + i, VL * 4);
+        x = f(x, y);
+        std::memcpy(reinterpret_cast<char*>(&out) + i, &x, VL * 4);
+    }
+    return out;
+}
+inline v16 vmin(v16 a, v16 b) {
+    return each([](vf x, vf y) { return x < y ? x : y; }, a, b);
+}
+inline v16 vmax(v16 a, v16 b) {
+    return each([](vf x, vf y) { return x > y ? x : y; }, a, b);
+}
+inline float high(v8 v) {
+    v4 a = __builtin_shufflevector(v, v, 0, 1, 2, 3), b = __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    a = a > b ? a : b;
+    b = __builtin_shufflevector(a, a, 2, 3, 0, 1);
+    a = a > b ? a : b;
+    b = __builtin_shufflevector(a, a, 1, 0, 3, 2);
+    a = a > b ? a : b;
+    return a[0];
+}
 inline float hmax(v16 v) {
     v8 a, b;
-    v4 c, d;
     std::memcpy(&a, &v, 32);
     std::memcpy(&b, reinterpret_cast<const char*>(&v) + 32, 32);
-    a = a > b ? a : b;
-    std::memcpy(&c, &a, 16);
-    std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
-    c = c > d ? c : d;
-    return std::max(std::max(c[0], c[2]), std::max(c[1], c[3]));
+    return high(a > b ? a : b);
 }
 
 // exp by range reduction and a degree-5 polynomial (Cephes coefficients), relative error below 2e-7.
-inline v16 vexp(v16 x) {
-    x = vmin(splat(88.0f), vmax(splat(-87.0f), x));  // in this order a NaN stays one
-    v16 n = x * 1.44269504f;
-    i16v k = __builtin_convertvector(n + (n < 0.0f ? splat(-0.5f) : splat(0.5f)), i16v);
-    v16 kf = __builtin_convertvector(k, v16);
-    v16 r = x - kf * 0.693359375f + kf * 2.12194440e-4f;
-    v16 p = splat(1.9875691500e-4f);
+inline vf exp_of(vf x) {
+    const vf low = vf{} - 87.0f, high = vf{} + 88.0f, half = vf{} + 0.5f;
+    x = x > low ? x : (x == x ? low : x);  // a NaN stays one
+    x = x < high ? x : (x == x ? high : x);
+    vf n = x * 1.44269504f;
+    iv k = __builtin_convertvector(n + (n < 0.0f ? -half : half), iv);
+    vf kf = __builtin_convertvector(k, vf);
+    vf r = x - kf * 0.693359375f + kf * 2.12194440e-4f;
+    vf p = vf{} + 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    i16v bits = (k + 127) << 23;
-    v16 scale;
-    std::memcpy(&scale, &bits, 64);
+    iv bits = (k + 127) << 23;
+    vf scale;
+    std::memcpy(&scale, &bits, sizeof scale);
     return p * scale;
 }
-inline float sexp(float x) { return vexp(splat(x))[0]; }
+inline vf sigmoid(vf x) { return 1.0f / (1.0f + exp_of(-x)); }
+inline v16 vexp(v16 x) {
+    return each([](vf v, vf) { return exp_of(v); }, x);
+}
+inline float sexp(float x) { return exp_of(vf{} + x)[0]; }
 
 }  // namespace parl
