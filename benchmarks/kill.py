@@ -5,11 +5,11 @@
 
 The run is a tiny one (three layers, eight short episodes a step). A victim is drawn for each kill: the driver, a rank
 of the learner, an engine, a rollout worker, or everything at once, Ray's own processes included. Late kills strike
-while the run trains, within two steps after its first new one, early ones (a fifth) while it starts. A run whose engine
-or worker dies goes on by itself; any other is resumed. Before each late kill the run has made a step since the one
-before, and every checkpoint on disk must have the bytes (SHA-256 of its parts) and the state of the uninterrupted run's
-at that step. In the end metrics and the policy's file are compared too. A run that ends before all kills are spent is
-followed by another.
+while the run trains, within two steps after its first new one; three in ten of the resumed runs are killed while they
+start. A run whose engine or worker dies goes on by itself; any other is resumed. Before each late kill the run has made
+a step since the one before, and every checkpoint on disk must have the bytes (SHA-256 of its parts) and the state of
+the uninterrupted run's at that step. In the end metrics and the policy's file are compared too. A run that ends before
+all kills are spent is followed by another.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from parl.tracking import read_rows
 ACTORS = {"rank": "ray::Learner", "engine": "ray::EngineActor", "worker": "ray::RolloutWorker"}
 ALL = (*ACTORS.values(), "ray::DemoWorker")
 VICTIMS = ("driver", "everything", *ACTORS)
-EARLY = 0.2  # share of the kills that strike while a run starts
+EARLY = 0.3  # share of the resumed runs that are killed while they start
 _DEADLINE_S = 300.0  # of anything that is waited for
 
 
@@ -243,15 +243,16 @@ class Killer:
 
     def all(self) -> bool:
         """Every kill; whether all that came after them was the same."""
-        folder, alive = self.new_round(), False
-        for number in range(1, self.kills + 1):
+        folder, alive, struck = self.new_round(), False, 0
+        while struck < self.kills:
             victim, early = self.rng.choice(VICTIMS), self.rng.random() < EARLY
             if not alive:
                 self.run = start(self.config, folder, None if victim == "everything" else self.address)
-            row = {"kill": number, "round": self.round, "victim": victim}
+            row = {"kill": struck + 1, "round": self.round, "victim": victim}
             self.strike(row, victim, early and not alive)
             alive = self.settle(row)
             self.rows.append(row)
+            struck += row["processes"] > 0  # a run may end before the kill
             if row["ended"] == "finished":
                 folder, alive = self.new_round(), False
             print(" ".join(f"{name}={value}" for name, value in row.items()), flush=True)
