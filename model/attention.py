@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.recompute import recomputing
 
 _QUERIES = 256  # positions whose logits are held at once where the largest are collected
 
@@ -148,7 +149,7 @@ class LatentAttention(nn.Module):
         k_rope = rotate(k_rope, cos_TR, sin_TR, c.rope_interleave)[:, :, None].expand(-1, -1, heads, -1)
         query = torch.cat((q_nope, q_rope), dim=-1).transpose(1, 2)
         key = torch.cat((k_nope, k_rope), dim=-1).transpose(1, 2)
-        if real_BT is not None:
+        if real_BT is not None and not recomputing():
             seen_H = max_logits(query.detach(), key.detach(), real_BT, c.softmax_scale)
             self.max_logit_H = seen_H if self.max_logit_H is None else torch.maximum(self.max_logit_H, seen_H)
         # equal widths let scaled_dot_product_attention take its fused CPU path

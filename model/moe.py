@@ -5,12 +5,18 @@ Shapes: T tokens (rows and positions flattened), D hidden, E experts, K experts 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.int4 import fake_quant
+from model.recompute import recomputing
+
+if TYPE_CHECKING:
+    from model.expert_parallel import ExpertGroup
 
 
 class SwiGLU(nn.Module):
@@ -60,7 +66,7 @@ class Router(nn.Module):
         weights_TK = scores_TE.gather(1, ids_TK)
         if c.norm_topk_prob:
             weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-        if self.training:
+        if self.training and not recomputing():
             self.load_E += torch.bincount(ids_TK.flatten(), minlength=c.n_routed_experts)
         return ids_TK, weights_TK * c.routed_scaling_factor
 
@@ -102,6 +108,7 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(count, hidden, width))
         self.quantized = config.quantize_experts is not None
+        self.group: ExpertGroup | None = None  # ranks that share the stacks; None: all experts are here
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """(gate and up, down) as they are computed with: under ``quantize_experts`` what INT4 makes of them."""
@@ -109,7 +116,13 @@ class Experts(nn.Module):
         return (fake_quant(stacked[0]), fake_quant(stacked[1])) if self.quantized else stacked
 
     def forward(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Σ_k weight_k · expert_k(x) for the K experts of each token, [T, D]."""
+        """Σ_k weight_k · expert_k(x) for the K experts of each token, [T, D]; wherever the experts are."""
+        if self.group is not None:
+            return self.group.forward(self.local, self.gate_up_proj.shape[0], x_TD, ids_TK, weights_TK)
+        return self.local(x_TD, ids_TK, weights_TK)
+
+    def local(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """:meth:`forward` by the experts that this rank holds, numbered from 0."""
         tokens, top_k = ids_TK.shape
         flat = ids_TK.flatten()
         order = torch.argsort(flat, stable=True)

@@ -19,17 +19,19 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.decoder import Weights, export_weights
-from model.transformer import Transformer, muon_parameters
+from model.decoder import Weights
+from model.transformer import Transformer
 from parl.advantage import Row
 from parl.batch import Batch, TextRow, micro_batches, pad
-from parl.config import OptimizerConfig
+from parl.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig
 from parl.objective.config import Objective
 from parl.objective.entropy import entropy_stats
 from parl.objective.registry import check_rows, policy_loss, statistic_names
 from parl.objective.sft import sft_loss
-from parl.optimizer import MuonAdamW, NotFiniteLoss
+from parl.optimizer import NotFiniteLoss
 from parl.qk_clip import QKClip
+from parl.shard_files import PiecesReader, write_pieces
+from parl.shards import Shards
 
 _OPTIONAL = ("routes", "proximal", "reference")  # fields of a row that may be missing
 
@@ -47,38 +49,22 @@ class Learner:
         rank: int = 0,
         ranks: int = 1,
         port: int | None = None,
+        parallel: ParallelConfig = NOT_PARALLEL,
     ) -> None:
-        self.ranks = ranks
+        self.rank, self.ranks = rank, ranks
         _prepare_process(threads, rank, ranks, port or free_port())
-        import deepspeed
-
         torch.manual_seed(seed)
         self.model = Transformer(model)
         self.model.freeze_tower(optimizer.freeze_tower)
         self._limits = model.vision.limits if model.vision else None
         self._reference: Transformer | None = None
-        matrices, rest = muon_parameters(self.model)
+        self.model.recompute = parallel.recompute
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
-        self.optimizer = MuonAdamW(
-            matrices,
-            rest,
-            muon_lr=optimizer.muon_lr,
-            lr=optimizer.lr,
-            grad_clip=optimizer.grad_clip,
-            weight_decay=optimizer.weight_decay,
-            share=ranks > 1,
-        )
-        self.engine, *_ = deepspeed.initialize(
-            model=self.model,
-            optimizer=self.optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "managed_gradient_accumulation": False,  # the number of micro-batches differs from step to step
-                "zero_optimization": {"stage": 0},
-            },
-        )
+        self._shards = Shards(self.model, optimizer, parallel, ranks=ranks)
+        self.engine, self.optimizer = self._shards.engine, self._shards.optimizer
+        self._lockstep = ranks > 1 and self._shards.shared  # ranks meet in every pass, not at its end only
         self.model.train()
-        self._qk_clip = QKClip(self.model, optimizer.qk_clip) if optimizer.qk_clip else None
+        self._qk_clip = QKClip(self.model, optimizer.qk_clip, self._shards.whole) if optimizer.qk_clip else None
 
     # ---------------------------------------------------------------- steps
 
@@ -140,7 +126,10 @@ class Learner:
         cut = [_without_tail(row) for row in rows]
         places = {id(row): place for place, row in enumerate(cut)}
         out = [np.zeros(len(row.tokens), np.float32) for row in rows]
-        for group in micro_batches(cut, micro_tokens):
+        groups = micro_batches(cut, micro_tokens)
+        for _ in range(self._rounds(len(groups)) - len(groups)):
+            model(*_nothing())  # peers need this rank's weights and experts
+        for group in groups:
             batch = pad(group, _trained, self._limits)
             found, _ = model(batch.tokens_BT, batch.mask_BT, batch.routes_BTLK, temperature, batch.media)
             for row, values_T in zip(group, batch.spread(found), strict=True):
@@ -150,8 +139,7 @@ class Learner:
 
     def set_reference(self, weights: Weights) -> None:
         """The frozen policy that ``objective.kl`` measures from."""
-        self._reference = Transformer(self.model.config).requires_grad_(False)
-        self._reference.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+        self._reference = self._shards.frozen(weights)
 
     def _check_routes(self, rows: list[Row]) -> None:
         if self.model.config.num_moe_layers and any(row.routes is None for row in rows):
@@ -184,12 +172,14 @@ class Learner:
 
     def _accumulate(self, rows: list, loss_of: Callable[[Batch], Tensor], micro_tokens: int, *, mask) -> float:
         """Add the gradient of all micro-batches of ``rows``; returns the sum of their losses."""
-        total = 0.0
-        if not rows:  # this rank has no share of a small step, but its peers wait for its gradient
-            self.engine.backward(sum((p.sum() for p in self.model.parameters()), torch.zeros(())) * 0.0)
-        for group in micro_batches(rows, micro_tokens):
+        total, groups = 0.0, micro_batches(rows, micro_tokens)
+        rounds = self._rounds(len(groups))
+        for group in groups:
             loss = loss_of(pad(group, mask, self._limits))
-            if not bool(torch.isfinite(loss)):
+            finite = bool(torch.isfinite(loss))
+            if not finite and self._lockstep:
+                loss = loss * torch.nan  # peers wait within this pass; they hear it by the gradient's norm
+            elif not finite:
                 self.engine.zero_grad()
                 if self._qk_clip:
                     self._qk_clip.forget()
@@ -198,11 +188,32 @@ class Learner:
                 )
             self.engine.backward(loss * self.ranks)  # DeepSpeed averages over the ranks; the denominator is global
             total += float(loss.detach())
+        for _ in range(rounds - len(groups)):
+            self._idle()
         return total
 
+    def _rounds(self, count: int) -> int:
+        """Passes that this rank makes when it has ``count`` micro-batches: at least one, and as many as its peers."""
+        rounds = torch.tensor(max(count, 1))
+        if self._lockstep:
+            torch.distributed.all_reduce(rounds, torch.distributed.ReduceOp.MAX)
+        return int(rounds) if self._lockstep else max(count, 1)
+
+    def _idle(self) -> None:
+        """A pass over nothing: this rank has no more rows, but its peers wait for its gradient and its experts."""
+        loads = [router.load_E.clone() for router in self.model.routers()]
+        logprobs, _ = self.engine(*_nothing())
+        self.engine.backward(logprobs.sum() * 0.0)
+        for router, load in zip(self.model.routers(), loads, strict=True):
+            router.load_E.copy_(load)
+
     def _update(self) -> dict[str, float]:
-        self.engine.step()  # reduces over the ranks, then clips and updates
-        return {"grad_norm": self.optimizer.grad_norm} | (self._qk_clip.clip() if self._qk_clip else {})
+        norm = self._shards.step()
+        if not np.isfinite(norm):
+            if self._qk_clip:
+                self._qk_clip.forget()
+            raise NotFiniteLoss(f"the gradient's norm is {norm}; the weights were not touched")
+        return {"grad_norm": norm} | (self._qk_clip.clip() if self._qk_clip else {})
 
     def _set_lr(self, scale: float) -> None:
         for group in self.optimizer.param_groups:
@@ -211,22 +222,28 @@ class Learner:
     # ---------------------------------------------------------------- state
 
     def weights(self) -> Weights:
-        """Float32 copies of all parameters."""
-        return export_weights(self.model)
+        """Float32 copies of all parameters; where ranks share them, all must call, and the first gets them."""
+        return self._shards.export()
 
     def load_weights(self, weights: Weights) -> None:
         """Replace all parameters; the optimiser's state is kept."""
-        self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+        self._shards.load_weights(weights)
 
     def save(self, folder: Path, tag: str) -> None:
         """Weights and optimiser under ``folder``/``tag`` in DeepSpeed's layout."""
-        self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+        if self._shards.shared:
+            write_pieces(folder / tag, self.rank, self._shards.pieces())
+        else:
+            self.engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
     def load(self, folder: Path, tag: str) -> None:
         """Inverse of :meth:`save`; FileNotFoundError when there is nothing."""
         if not (folder / tag).is_dir():
             raise FileNotFoundError(f"no checkpoint {tag} under {folder}")
-        self.engine.load_checkpoint(str(folder), tag=tag)
+        if self._shards.shared:
+            self._shards.restore(PiecesReader(folder / tag))
+        else:
+            self.engine.load_checkpoint(str(folder), tag=tag)
 
     def ready(self) -> int:
         """The process id, once the learner stands."""
@@ -239,6 +256,11 @@ def _without_tail(row: Row) -> Row:
     fields = {name: getattr(row, name) for name in ("tokens", "mask", "logprobs", "advantages", *_OPTIONAL)}
     cut = {name: values[:end] for name, values in fields.items() if values is not None}
     return replace(row, **cut, media=tuple(shown for shown in row.media if shown[0] < end))
+
+
+def _nothing() -> tuple[Tensor, Tensor]:
+    """Tokens and mask of a batch that trains nothing."""
+    return torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.bool)
 
 
 def _trained(row: Any) -> np.ndarray:
