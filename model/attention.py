@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.recompute import recomputing
 
 _QUERIES = 256  # positions whose logits are held at once where the largest are collected
 
@@ -180,7 +181,7 @@ class LatentAttention(nn.Module):
         k_rope = rotate(k_rope, cos_TR, sin_TR, c.rope_interleave)[:, :, None].expand(-1, -1, heads, -1)
         query = torch.cat((q_nope, q_rope), dim=-1).flatten(0, 1)
         key = torch.cat((k_nope, k_rope), dim=-1).flatten(0, 1)
-        if real_BT is not None:
+        if real_BT is not None and not recomputing():
             self._collect(query.detach(), key.detach(), real_BT.flatten(), lengths)
         # equal widths let scaled_dot_product_attention take its fused CPU path
         padded = F.pad(value, (0, c.qk_head_dim - c.v_head_dim)) if c.v_head_dim < c.qk_head_dim else value

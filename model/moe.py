@@ -5,6 +5,8 @@ Shapes: T tokens (rows and positions flattened), D hidden, E experts, K experts 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,10 @@ from model.config import ModelConfig
 from model.int4 import QuantizedCopy
 from model.kernels import ops
 from model.kernels.ops import Routing
+from model.recompute import recomputing
+
+if TYPE_CHECKING:
+    from model.expert_parallel import ExpertGroup
 
 
 class SwiGLU(nn.Module):
@@ -62,7 +68,7 @@ class Router(nn.Module):
             norm=c.norm_topk_prob,
             scale=c.routed_scaling_factor,
         )
-        if self.training:
+        if self.training and not recomputing():
             self.load_E += routing.counts
         return routing
 
@@ -83,6 +89,7 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(count, hidden, width))
         self.quantized = config.quantize_experts is not None
         self._copies = QuantizedCopy(), QuantizedCopy()
+        self.group: ExpertGroup | None = None  # ranks that share the stacks; None: all experts are here
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """(gate and up, down) as they are computed with: under ``quantize_experts`` what INT4 makes of them.
@@ -106,10 +113,23 @@ class Experts(nn.Module):
         counts_E: Tensor | None = None,
         base_TD: Tensor | None = None,
     ) -> Tensor:
-        """Σ_k weight_k · expert_k(x) for the K experts of each token, [T, D], + ``base_TD``.
+        """Σ_k weight_k · expert_k(x) for the K experts of each token, [T, D], + ``base_TD``; wherever the experts are.
 
         ``counts_E``: assignments of each expert, as the router counted them.
         """
+        if self.group is not None:
+            return self.group.forward(self.local, len(self.gate_up_proj), x_TD, ids_TK, weights_TK, base_TD)
+        return self.local(x_TD, ids_TK, weights_TK, counts_E, base_TD)
+
+    def local(
+        self,
+        x_TD: Tensor,
+        ids_TK: Tensor,
+        weights_TK: Tensor,
+        counts_E: Tensor | None = None,
+        base_TD: Tensor | None = None,
+    ) -> Tensor:
+        """:meth:`forward` by the experts that this rank holds, numbered from 0."""
         if counts_E is None:
             counts_E = torch.bincount(ids_TK.flatten(), minlength=len(self.gate_up_proj)).to(torch.int32)
         return ops.expert_mlp(x_TD, *self.matrices(), ops.dispatch(ids_TK, counts_E), weights_TK, base_TD)

@@ -8,6 +8,7 @@ Shapes: B rows, T positions, D hidden, V vocabulary, L mixture-of-experts layers
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from model.config import ModelConfig
 from model.look_back import look_back, match
 from model.media import MediaBatch, merge_media, place_media
 from model.moe import Experts, MixtureOfExperts, Router, SwiGLU
+from model.recompute import recomputed
 from model.vision import VisionModel
 
 
@@ -31,7 +33,14 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
-    def forward(
+    def forward(self, *args: Any, recompute: bool = False) -> Tensor:
+        """:meth:`inside`; ``recompute``: keep its arguments only, and compute it again for the backward pass.
+
+        The second pass begins within this module, not before it: ZeRO 3 has the whole layer's weights here by then.
+        """
+        return recomputed(self.inside, *args) if recompute else self.inside(*args)
+
+    def inside(
         self,
         x: Tensor,
         cos: Tensor,
@@ -60,6 +69,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.collect_logits = False  # in training, keep the heads' largest attention logits (QK-clip)
+        self.recompute = False  # in training, keep the layers' inputs only
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -136,7 +146,7 @@ class Transformer(nn.Module):
         first = self.config.first_k_dense_replace
         for index, layer in enumerate(self.blocks()):
             replay = None if routes_BTLK is None or index < first else routes_BTLK[:, :, index - first]
-            x = layer(x, cos, sin, replay, real_BT, lengths)
+            x = layer(x, cos, sin, replay, real_BT, lengths, recompute=self.recompute and self.training)
         return self.norm(x)
 
     def _positions(self, table: Tensor, lengths: Sequence[int]) -> Tensor:

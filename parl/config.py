@@ -112,6 +112,21 @@ class OptimizerConfig(_Section):
         return self
 
 
+class ParallelConfig(_Section):
+    """How the learner's ranks share the policy; what composes with what is in docs/scaling.md."""
+
+    zero: Literal[0, 1, 2, 3] = Field(
+        default=0, description="ZeRO stage: ranks split optimiser states (1), gradients (2), weights (3)"
+    )
+    expert_parallel: int = Field(default=1, gt=0, description="ranks that split the routed experts between them")
+    sequence_parallel: int = Field(default=1, gt=0, description="ranks that split each row's positions (Ulysses)")
+    offload: Literal["none", "cpu", "nvme"] = Field(default="none", description="where optimiser states lie")
+    recompute: bool = Field(default=False, description="keep layers' inputs only, compute their insides again")
+
+
+NOT_PARALLEL = ParallelConfig()
+
+
 class TrainerConfig(_Section):
     """The loop."""
 
@@ -123,6 +138,7 @@ class TrainerConfig(_Section):
     )
     ranks: int = Field(default=2, gt=0, description="learner processes, which split the rows")
     threads: int = Field(default=1, gt=0, description="CPU threads of each rank")
+    parallel: ParallelConfig = NOT_PARALLEL
     checkpoint_every: int = Field(default=1, gt=0, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, gt=0)
     keep_best: str | None = Field(
@@ -208,6 +224,7 @@ class Config(_Section):
         if self.model.vision and self.rollouts.engine != "embedded":
             raise ValueError("rollouts.engine must be embedded for a policy that sees: servers are sent no pictures")
         self._check_stream()
+        _check_parallel(self.trainer, self.model, self.optimizer)
         drills = self.sft.copying_tokens + self.sft.drill_tokens
         if drills >= self.sft.tokens:
             raise ValueError(
@@ -235,3 +252,35 @@ class Config(_Section):
     def run_dir(self) -> Path:
         """Where the run lives; another seed of the same config gets a folder of its own."""
         return self.root / (self.name if self.seed == 1 else f"{self.name}-seed{self.seed}")
+
+
+def _check_parallel(trainer: TrainerConfig, model: ModelConfig, optimizer: OptimizerConfig) -> None:
+    """ValueError for what does not compose (docs/scaling.md), with what to change."""
+    parallel, at = trainer.parallel, "trainer.parallel"
+    degree = parallel.expert_parallel
+    if trainer.ranks % degree:
+        raise ValueError(f"{at}.expert_parallel={degree} must divide trainer.ranks={trainer.ranks}")
+    if degree > 1 and (not model.num_moe_layers or model.n_routed_experts % degree):
+        experts = model.n_routed_experts if model.num_moe_layers else 0
+        raise ValueError(f"{at}.expert_parallel={degree} must divide the model's {experts} routed experts: set it to 1")
+    if parallel.sequence_parallel > 1:
+        raise ValueError(
+            f"{at}.sequence_parallel={parallel.sequence_parallel} is not implemented: set it to 1, and"
+            " recompute=true for long rows"
+        )
+    if parallel.offload == "nvme":
+        raise ValueError(
+            f"{at}.offload=nvme: Muon's exchange and checkpoints need the optimiser's states in memory: use cpu"
+        )
+    if parallel.offload == "cpu" and not parallel.zero:
+        raise ValueError(f"{at}.offload=cpu needs {at}.zero of 1 or more, whose states DeepSpeed can offload")
+    if model.vision is not None and (parallel.zero or degree > 1):
+        raise ValueError(
+            f"{at}: zero={parallel.zero}, expert_parallel={degree} with model.vision: ranks with and without pictures"
+            " would wait for each other; use zero=0 and expert_parallel=1"
+        )
+    if optimizer.lora and (parallel.zero or degree > 1):
+        raise ValueError(
+            f"{at}: zero={parallel.zero}, expert_parallel={degree} with optimizer.lora: engines are sent adapters,"
+            " which every rank must hold whole; use zero=0 and expert_parallel=1, or lora=null"
+        )

@@ -20,22 +20,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from model.config import ModelConfig
-from model.decoder import Weights, export_weights
+from model.decoder import Weights
 from model.lora import PREFIX, attach
-from model.transformer import Transformer, muon_parameters
+from model.transformer import Transformer
 from parl.advantage import Row
 from parl.batch import Batch, TextRow, lay, micro_batches
-from parl.config import OptimizerConfig
+from parl.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig
 from parl.learner_state import Snapshot, restore, share_of, whole_pieces
 from parl.objective.common import k3
 from parl.objective.config import Objective
 from parl.objective.entropy import entropy_stats
 from parl.objective.registry import check_rows, policy_loss, statistic_names
 from parl.objective.sft import sft_loss
-from parl.optimizer import MuonAdamW, NotFiniteLoss
+from parl.optimizer import NotFiniteLoss
 from parl.parts import Part, PartsReader
 from parl.qk_clip import QKClip
 from parl.route_replay import RouteWatch, check_routes
+from parl.shards import Shards
 
 _OPTIONAL = ("routes", "proximal", "reference")  # fields of a row that may be missing
 
@@ -53,12 +54,11 @@ class Learner:
         rank: int = 0,
         ranks: int = 1,
         port: int | None = None,
+        parallel: ParallelConfig = NOT_PARALLEL,
     ) -> None:
         self.rank, self.ranks = rank, ranks
         self._snapshot: Snapshot | None = None
         _prepare_process(threads, rank, ranks, port or free_port())
-        import deepspeed
-
         torch.manual_seed(seed)
         self.model = Transformer(model)
         self.model.freeze_tower(optimizer.freeze_tower)
@@ -66,30 +66,14 @@ class Learner:
         self._reference: Transformer | None = None
         lora = optimizer.lora
         self._lora = attach(self.model, **lora.model_dump()) if lora else None
-        # a product's factors are not orthogonalised: that would not orthogonalise the product
-        matrices, rest = ([], list(self._lora.parameters())) if self._lora else muon_parameters(self.model)
+        self.model.recompute = parallel.recompute
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
-        self.optimizer = MuonAdamW(
-            matrices,
-            rest,
-            muon_lr=optimizer.muon_lr,
-            lr=optimizer.lr,
-            grad_clip=optimizer.grad_clip,
-            weight_decay=optimizer.weight_decay,
-            share=ranks > 1,
-        )
-        self.engine, *_ = deepspeed.initialize(
-            model=self.model,
-            optimizer=self.optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "managed_gradient_accumulation": False,  # the number of micro-batches differs from step to step
-                "zero_optimization": {"stage": 0},
-            },
-        )
+        self._shards = Shards(self.model, optimizer, parallel, ranks=ranks)
+        self.engine, self.optimizer = self._shards.engine, self._shards.optimizer
+        self._lockstep = ranks > 1 and self._shards.shared  # ranks meet in every pass, not at its end only
         self.model.train()
         self._watch = RouteWatch(self.model.routers())
-        self._qk_clip = QKClip(self.model, optimizer.qk_clip) if optimizer.qk_clip else None
+        self._qk_clip = QKClip(self.model, optimizer.qk_clip, self._shards.whole) if optimizer.qk_clip else None
 
     # ---------------------------------------------------------------- steps
 
@@ -154,7 +138,10 @@ class Learner:
         cut = [_without_tail(row) for row in rows]
         places = {id(row): place for place, row in enumerate(cut)}
         out = [np.zeros(len(row.tokens), np.float32) for row in rows]
-        for group in micro_batches(cut, micro_tokens):
+        groups = micro_batches(cut, micro_tokens)
+        for _ in range(self._rounds(len(groups)) - len(groups)):
+            model(*_nothing())  # peers need this rank's weights and experts
+        for group in groups:
             batch = lay(group, _trained, self._limits)
             found, _ = model(**batch.inputs, temperature=temperature)
             for row, values_M in zip(group, batch.by_row(found), strict=True):
@@ -164,8 +151,7 @@ class Learner:
 
     def set_reference(self, weights: Weights) -> None:
         """The frozen policy that ``objective.kl`` measures from."""
-        self._reference = Transformer(self.model.config).requires_grad_(False)
-        self._reference.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+        self._reference = self._shards.frozen(weights)
 
     def text_step(
         self, rows: list[TextRow], *, denominator: float, micro_tokens: int, lr_scale: float, balance: float = 1e-3
@@ -194,12 +180,16 @@ class Learner:
 
     def _accumulate(self, rows: list, loss_of: Callable[[Batch], Tensor], micro_tokens: int, *, mask) -> float:
         """Add the gradient of all micro-batches of ``rows``; returns the sum of their losses."""
-        total = 0.0
-        if not rows:  # this rank has no share of a small step, but its peers wait for its gradient
+        total, groups = 0.0, micro_batches(rows, micro_tokens)
+        rounds = self._rounds(len(groups))
+        if not rounds:  # this rank has no share of a small step, but its peers wait for its gradient
             self.engine.backward(sum((p.sum() for p in self.model.parameters()), torch.zeros(())) * 0.0)
-        for group in micro_batches(rows, micro_tokens):
+        for group in groups:
             loss = loss_of(lay(group, mask, self._limits))
-            if not bool(torch.isfinite(loss)):
+            finite = bool(torch.isfinite(loss))
+            if not finite and self._lockstep:
+                loss = loss * torch.nan  # peers wait within this pass; they hear it by the gradient's norm
+            elif not finite:
                 self.engine.zero_grad()
                 if self._qk_clip:
                     self._qk_clip.forget()
@@ -208,12 +198,34 @@ class Learner:
                 )
             self.engine.backward(loss * self.ranks)  # DeepSpeed averages over the ranks; the denominator is global
             total += float(loss.detach())
+        for _ in range(rounds - len(groups)):
+            self._idle()
         return total
 
+    def _rounds(self, count: int) -> int:
+        """Passes that this rank makes when it has ``count`` micro-batches: in lockstep as many as its peers."""
+        if not self._lockstep:
+            return count
+        rounds = torch.tensor(max(count, 1))
+        torch.distributed.all_reduce(rounds, torch.distributed.ReduceOp.MAX)
+        return int(rounds)
+
+    def _idle(self) -> None:
+        """A pass over nothing: this rank has no more rows, but its peers wait for its gradient and its experts."""
+        loads = [router.load_E.clone() for router in self.model.routers()]
+        logprobs, _ = self.engine(*_nothing())
+        self.engine.backward(logprobs.sum() * 0.0)
+        for router, load in zip(self.model.routers(), loads, strict=True):
+            router.load_E.copy_(load)
+
     def _update(self) -> dict[str, float]:
-        self.engine.step()  # reduces over the ranks, then clips and updates
+        norm = self._shards.step()
         self.model.weights_changed()
-        return {"grad_norm": self.optimizer.grad_norm} | (self._qk_clip.clip() if self._qk_clip else {})
+        if not np.isfinite(norm):
+            if self._qk_clip:
+                self._qk_clip.forget()
+            raise NotFiniteLoss(f"the gradient's norm is {norm}; the weights were not touched")
+        return {"grad_norm": norm} | (self._qk_clip.clip() if self._qk_clip else {})
 
     def _set_lr(self, scale: float) -> None:
         for group in self.optimizer.param_groups:
@@ -222,11 +234,18 @@ class Learner:
     # ---------------------------------------------------------------- state
 
     def weights(self) -> Weights:
-        """What engines are sent: float32 copies of all parameters, with LoRA of the adapters alone."""
-        return self._lora.export() if self._lora else export_weights(self.model)
+        """What engines are sent: float32 copies of all parameters, with LoRA of the adapters alone.
+
+        Where ranks share the policy all must call, and the first gets it.
+        """
+        return self._lora.export() if self._lora else self._shards.export()
 
     def load_weights(self, weights: Weights) -> None:
         """Replace all parameters but the optimiser's state; with LoRA those under the adapters, which begin anew."""
+        if self._shards.shared:
+            self._shards.load_weights(weights)
+            self.model.weights_changed()
+            return
         state = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
         if self._lora:
             self._lora.reset()
@@ -235,8 +254,11 @@ class Learner:
 
     def snapshot(self) -> int:
         """Copy this rank's part of the state to host memory; its bytes."""
-        whole = whole_pieces(self.model, self.optimizer)
-        self._snapshot = Snapshot(share_of(whole, self.rank, self.ranks), self.rank, self.ranks)
+        if self._shards.shared:
+            pieces = self._shards.pieces()
+        else:
+            pieces = share_of(whole_pieces(self.model, self.optimizer), self.rank, self.ranks)
+        self._snapshot = Snapshot(pieces, self.rank, self.ranks)
         return self._snapshot.bytes
 
     def write_snapshot(self, folder: Path) -> Part:
@@ -253,11 +275,15 @@ class Learner:
         self.write_snapshot(folder / tag)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Weights and optimiser from ``folder``/``tag``, whatever number of ranks wrote it.
+        """Weights and optimiser from ``folder``/``tag``, whatever number of ranks wrote it, however they shared it.
 
         FileNotFoundError when there is nothing; ValueError when it is another model's.
         """
-        restore(self.model, self.optimizer, PartsReader(folder / tag))
+        reader = PartsReader(folder / tag)
+        if self._shards.shared:
+            self._shards.restore(reader)
+        else:
+            restore(self.model, self.optimizer, reader)
         self.model.weights_changed()
 
     def ready(self) -> int:
@@ -271,6 +297,11 @@ def _without_tail(row: Row) -> Row:
     fields = {name: getattr(row, name) for name in ("tokens", "mask", "logprobs", "advantages", *_OPTIONAL)}
     cut = {name: values[:end] for name, values in fields.items() if values is not None}
     return replace(row, **cut, media=tuple(shown for shown in row.media if shown[0] < end))
+
+
+def _nothing() -> tuple[Tensor, Tensor]:
+    """Tokens and mask of a batch that trains nothing."""
+    return torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.bool)
 
 
 def _trained(row: Any) -> np.ndarray:

@@ -19,7 +19,7 @@ from model.decoder import Weights
 from parl.advantage import Row, denominator
 from parl.batch import TextRow
 from parl.cluster import actor, wait
-from parl.config import OptimizerConfig
+from parl.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig
 from parl.learner import Learner, free_port
 from parl.objective.config import Objective
 from parl.objective.registry import check_rows
@@ -43,9 +43,11 @@ class LearnerGroup:
         threads: int,
         micro_tokens: int,
         deadline_s: float,
+        parallel: ParallelConfig = NOT_PARALLEL,
     ) -> None:
         self._micro_tokens, self._deadline_s = micro_tokens, deadline_s
-        shared = {"seed": seed, "threads": threads, "ranks": ranks, "port": free_port()}
+        self._shared = parallel.zero > 0 or parallel.expert_parallel > 1
+        shared = {"seed": seed, "threads": threads, "ranks": ranks, "port": free_port(), "parallel": parallel}
         hosted = {"_threads": threads, "_beside": _IO}
         self._ranks = [actor(Learner, model, optimizer, rank=rank, **shared, **hosted) for rank in range(ranks)]
         self._all("ready")
@@ -113,7 +115,7 @@ class LearnerGroup:
 
     def weights(self) -> Weights:
         """What engines are sent: see :meth:`Learner.weights`."""
-        return wait(self._ranks[0].weights.remote(), self._deadline_s)
+        return self._all("weights")[0] if self._shared else wait(self._ranks[0].weights.remote(), self._deadline_s)
 
     def load_weights(self, weights: Weights) -> None:
         """Replace all parameters on every rank."""

@@ -40,13 +40,8 @@ def share_of(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, reader: PartsReader) -> None:
     """Take weights and optimiser over from ``reader``; ValueError when they are another model's."""
     state, names = _kept(model), dict(model.named_parameters())
-    shapes = {name.removeprefix("weights/"): shape for name, shape in reader.shapes.items() if name[:8] == "weights/"}
-    wrong = [name for name in sorted(state.keys() | shapes) if shapes.get(name) != _shape(state.get(name))]
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"{reader.folder} is another model's: {name} is {shapes.get(name)} there, {_shape(state.get(name))} here"
-        )
+    here = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_shapes(str(reader.folder), weight_shapes(reader), here)
     for name, tensor in state.items():
         tensor.copy_(reader.read(f"weights/{name}"))
     optimizer.state.clear()
@@ -73,8 +68,17 @@ def _kept(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tuple(tensor.shape)
+def weight_shapes(reader: PartsReader) -> dict[str, tuple[int, ...]]:
+    """Of all weights in ``reader``, by the model's names."""
+    return {name.removeprefix("weights/"): shape for name, shape in reader.shapes.items() if name[:8] == "weights/"}
+
+
+def check_shapes(source: str, there: dict[str, tuple[int, ...]], here: dict[str, tuple[int, ...]]) -> None:
+    """ValueError where ``source`` holds other weights than the model has."""
+    wrong = [name for name in sorted(here.keys() | there) if there.get(name) != here.get(name)]
+    if wrong:
+        name = wrong[0]
+        raise ValueError(f"{source} is another model's: {name} is {there.get(name)} there, {here.get(name)} here")
 
 
 class Snapshot:

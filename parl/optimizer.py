@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from parl.split_muon import SplitMuon
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz iteration of the Muon reference
 
@@ -28,6 +33,11 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
+def muon_scale(n: int, m: int) -> float:
+    """Size of an [n, m] matrix's update beside AdamW's."""
+    return 0.2 * max(n, m) ** 0.5
+
+
 def deal(matrices: list[Tensor], ranks: int) -> list[list[int]]:
     """Which of ``matrices`` each rank orthogonalises: the costliest first, to the rank with the least so far."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -40,12 +50,13 @@ def deal(matrices: list[Tensor], ranks: int) -> list[list[int]]:
     return shares
 
 
-def orthogonalise_together(matrices: list[Tensor]) -> list[Tensor]:
+def orthogonalise_together(matrices: list[Tensor], group: dist.ProcessGroup | None = None) -> list[Tensor]:
     """:func:`orthogonalise` of each, the work dealt out to the ranks, which must all hold the same ``matrices``.
 
     Every rank gets what one alone would compute, to the bit where the processors are alike: nothing is summed.
+    ``group``: the ranks, None for all.
     """
-    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     done: list[Tensor] = list(matrices)
     for owner, share in enumerate(deal(matrices, ranks)):
         if owner == rank:
@@ -54,7 +65,7 @@ def orthogonalise_together(matrices: list[Tensor]) -> list[Tensor]:
     for owner, share in enumerate(deal(matrices, ranks)):
         if share:
             flat = torch.cat([done[index].reshape(-1) for index in share])
-            torch.distributed.broadcast(flat, owner)
+            dist.broadcast(flat, group=group, group_src=owner)
             for index, values in zip(share, flat.split([matrices[i].numel() for i in share]), strict=True):
                 done[index] = values.view(matrices[index].shape)
     return done
@@ -65,7 +76,12 @@ class NotFiniteLoss(FloatingPointError):
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Parameter groups carry ``muon: bool`` and ``lr``; betas and momentum are shared."""
+    """Parameter groups carry ``muon: bool`` and ``lr``; betas and momentum are shared.
+
+    ``experts`` are those that this rank holds of a stack; ``expert_groups``: DeepSpeed's name, the ranks that share the
+    stack, those that hold the same experts. ``grad_clip`` None: whoever calls clips. Under ZeRO parameters are flat
+    ranges, and :attr:`splits` says how their matrices become whole.
+    """
 
     def __init__(
         self,
@@ -74,18 +90,26 @@ class MuonAdamW(torch.optim.Optimizer):
         *,
         muon_lr: float,
         lr: float,
-        grad_clip: float = float("inf"),
+        grad_clip: float | None = float("inf"),
         weight_decay: float = 0.0,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         share: bool = False,
+        experts: Iterable[torch.nn.Parameter] = (),
+        expert_groups: tuple[str, dist.ProcessGroup, dist.ProcessGroup] | None = None,
     ) -> None:
         groups = [
             {"params": list(matrices), "muon": True, "lr": muon_lr},
             {"params": list(rest), "muon": False, "lr": lr},
         ]
         self._share = share  # ranks with the same gradients (ZeRO 0) orthogonalise together
+        self._split_over, self._replicas = None, None  # ranks that share the experts, ranks that hold the same ones
+        if expert_groups is not None:
+            name, self._split_over, self._replicas = expert_groups
+            moe = {"moe": True, "name": name}  # DeepSpeed's mark
+            groups.insert(1, {"params": list(experts), "muon": True, "lr": muon_lr, **moe})
+        self.splits: dict[int, SplitMuon] = {}  # by the flat tensor's id
         self.grad_clip = grad_clip
         self.grad_norm = 0.0  # of the last step, before clipping
         super().__init__(groups, {"weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps})
@@ -97,13 +121,8 @@ class MuonAdamW(torch.optim.Optimizer):
         Clipping lives here because only here the gradient is complete: reduced over all ranks. A norm that is not
         finite raises :class:`NotFiniteLoss` and touches nothing.
         """
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        self.grad_norm = float(torch.stack([grad.double().square().sum() for grad in grads]).sum().sqrt())
-        if not math.isfinite(self.grad_norm):
-            raise NotFiniteLoss(f"the gradient's norm is {self.grad_norm}; the weights were not touched")
-        if self.grad_norm > self.grad_clip:
-            for grad in grads:
-                grad.mul_(self.grad_clip / self.grad_norm)
+        if self.grad_clip is not None:
+            self._clip(self.grad_clip)
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group["weight_decay"]:
@@ -115,6 +134,23 @@ class MuonAdamW(torch.optim.Optimizer):
                 for parameter in parameters:
                     self._adamw(parameter, self.state[parameter], group)
 
+    def _clip(self, limit: float) -> None:
+        found, shared = [], []
+        for group in self.param_groups:
+            grads = [p.grad for p in group["params"] if p.grad is not None]
+            (shared if group.get("moe") else found).extend(grads)
+        square = torch.stack([grad.double().square().sum() for grad in found]).sum()
+        if self._split_over is not None:
+            others = torch.stack([grad.double().square().sum() for grad in shared]).sum()
+            dist.all_reduce(others, group=self._split_over)
+            square = square + others
+        self.grad_norm = float(square.sqrt())
+        if not math.isfinite(self.grad_norm):
+            raise NotFiniteLoss(f"the gradient's norm is {self.grad_norm}; the weights were not touched")
+        if self.grad_norm > limit:
+            for grad in (*found, *shared):
+                grad.mul_(limit / self.grad_norm)
+
     def _muon(self, parameters: list[Tensor], group: dict) -> None:
         looks_ahead = []
         for parameter in parameters:
@@ -125,9 +161,14 @@ class MuonAdamW(torch.optim.Optimizer):
             assert grad is not None
             state["momentum"].mul_(momentum).add_(grad)
             looks_ahead.append(grad + momentum * state["momentum"])  # Nesterov
-        updates = orthogonalise_together(looks_ahead) if self._share else map(orthogonalise, looks_ahead)
+        if self.splits:
+            for parameter, ahead in zip(parameters, looks_ahead, strict=True):
+                parameter.add_(self.splits[id(parameter)].update(ahead), alpha=-group["lr"])
+            return
+        ranks = self._replicas if group.get("moe") else None
+        updates = orthogonalise_together(looks_ahead, ranks) if self._share else map(orthogonalise, looks_ahead)
         for parameter, update in zip(parameters, updates, strict=True):
-            parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape[-2:]) ** 0.5)
+            parameter.add_(update, alpha=-group["lr"] * muon_scale(*parameter.shape[-2:]))
 
     @staticmethod
     def _adamw(parameter: Tensor, state: dict, group: dict) -> None:

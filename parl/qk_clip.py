@@ -5,21 +5,34 @@ After the optimiser's step, for each head h whose largest logit S_h of the step'
     γ_h = τ / S_h;    W_q^C, W_k^C ← √γ_h W;    W_q^R ← γ_h W;    the shared W_k^R stays
 
 S_h is the largest over all micro-batches and ranks, so every rank scales by the same factor. Momentum is not touched,
-nor the step's own forward and backward passes. Scaling weights in place needs them whole on every rank (ZeRO 0).
+nor the step's own forward and backward passes. The weights are scaled whole, on every rank alike; where ranks hold
+parts of them, the caller says how they become whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+from torch import nn
 
 from model.transformer import Transformer
 
 
 class QKClip:
-    """Collects from ``model``'s training passes as soon as it is made; :meth:`clip` follows each optimiser step."""
+    """Collects from ``model``'s training passes as soon as it is made; :meth:`clip` follows each optimiser step.
 
-    def __init__(self, model: Transformer, tau: float) -> None:
-        self._tau = tau
+    ``whole(parameters)`` is a context in which these are whole on this rank and may be changed.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tau: float,
+        whole: Callable[[list[nn.Parameter]], AbstractContextManager] = lambda parameters: nullcontext(),
+    ) -> None:
+        self._tau, self._whole = tau, whole
         self._attention = [block.self_attn for block in model.blocks()]
         model.collect_logits = True
 
@@ -38,9 +51,11 @@ class QKClip:
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             torch.distributed.all_reduce(logits_LH, torch.distributed.ReduceOp.MAX)
         above_LH = logits_LH > self._tau
-        for attention, logits_H, above_H in zip(self._attention, logits_LH, above_LH, strict=True):
-            if bool(above_H.any()):
-                attention.scale_logits(torch.where(above_H, self._tau / logits_H, 1.0))
+        clipped = [i for i, above_H in enumerate(above_LH) if bool(above_H.any())]
+        if clipped:
+            with self._whole([p for i in clipped for p in self._attention[i].parameters()]):
+                for i in clipped:
+                    self._attention[i].scale_logits(torch.where(above_LH[i], self._tau / logits_LH[i], 1.0))
         return {"max_logit": float(logits_LH.max()), "clipped_heads": float(above_LH.float().mean())}
 
     def forget(self) -> None:

@@ -10,7 +10,7 @@ from parl.config import Config
 from parl.errors import UserError
 from parl.loading import to_yaml
 
-ROUNDING = ("ranks", "threads", "micro_tokens")  # of trainer: these change the order of sums
+ROUNDING = ("ranks", "threads", "micro_tokens", "parallel")  # of trainer: these change the order of sums
 FREE = ("checkpoint_every", "keep_checkpoints", "keep_best", "step_s")  # ... and these nothing
 
 

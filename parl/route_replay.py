@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.moe import Router
+from model.recompute import recomputing
 from parl.advantage import Row
 
 
@@ -62,7 +63,7 @@ class RouteWatch:
         @torch.no_grad()
         def compare(router: Router, inputs: tuple[Tensor, ...]) -> None:
             x_TD, routes_TK = inputs if len(inputs) == 2 else (inputs[0], None)
-            if routes_TK is None or not router.training:  # nothing replayed, or only scored
+            if routes_TK is None or not router.training or recomputing():  # nothing replayed, only scored, or seen
                 return
             router.training = False  # the live choice counts in no load
             ids_TK = router.forward(x_TD).ids

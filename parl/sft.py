@@ -134,6 +134,7 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
             threads=config.trainer.threads,
             micro_tokens=config.trainer.micro_tokens,
             deadline_s=_DEADLINE_S,
+            parallel=config.trainer.parallel,
         )
         worker = actor(DemoWorker, config, str(path.resolve()))
         done, metrics = 0, {}

@@ -329,6 +329,7 @@ class Training:
             threads=trainer.threads,
             micro_tokens=trainer.micro_tokens,
             deadline_s=trainer.step_s,
+            parallel=trainer.parallel,
         )
         if config.objective.kl:
             self._learner.set_reference(weights)
