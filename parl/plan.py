@@ -58,7 +58,7 @@ GPUS = {
     ),
     "rtx4090": Gpu(
         memory=24 * GB, copy=1.0e12, flops=165e12, inside=16e9, tokens=5e9, outside=5e9,
-        source="not measured: 1,008 GB/s and 165 TFLOP/s of the data sheet (bf16, float32 sums); PCIe and a plain network",
+        source="not measured: 1,008 GB/s, 165 TFLOP/s (bf16, float32 sums) by data sheet; PCIe and a plain network",
     ),
 }  # fmt: skip
 
