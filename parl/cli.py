@@ -250,7 +250,7 @@ def gateway(
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a shape in configs/models, a YAML file, or a folder")],
     gpus: Annotated[int, typer.Option("--gpus", help="GPUs in all.")],
-    gpu: Annotated[str, typer.Option("--gpu", help="Their kind: h200 or h100.")] = "h200",
+    gpu: Annotated[str, typer.Option("--gpu", help="Their kind: h200, h100 or rtx4090.")] = "h200",
     zero: Annotated[int, typer.Option("--zero", help="ZeRO stage.")] = 2,
     ep: Annotated[int, typer.Option("--ep", help="GPUs that share a layer's experts; 0: as many as possible.")] = 0,
     offload: Annotated[str, typer.Option("--offload", help="none or optimizer: its states in host memory.")] = "none",

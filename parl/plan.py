@@ -56,6 +56,10 @@ GPUS = {
         source="not measured: the H200's 790 TFLOP/s (the same matrix units), its share of the data sheet's memory "
         "bandwidth; links as for h200",
     ),
+    "rtx4090": Gpu(
+        memory=24 * GB, copy=1.0e12, flops=165e12, inside=16e9, tokens=5e9, outside=5e9,
+        source="not measured: 1,008 GB/s, 165 TFLOP/s (bf16, float32 sums) by data sheet; PCIe and a plain network",
+    ),
 }  # fmt: skip
 
 
