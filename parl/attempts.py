@@ -1,22 +1,24 @@
 """``parl eval``: n attempts at every held-out task by the policies of a run, with intervals and an account of costs.
 
 The episodes of a policy lie in ``RUN/evals/LABEL-HASH``, where the hash changes with everything that shapes an episode:
-weights, sub-agents, vocabulary, world, budgets, temperatures, seed. What is in there already is not run again, so an
-interrupted evaluation continues, and more tasks or a larger n run only what is missing. Episodes that failed for the
-machine's reasons are tried again.
+weights (or a server's URL and model), sub-agents, vocabulary, world, budgets, temperatures, seed. What is in there
+already is not run again, so an interrupted evaluation continues, and more tasks or a larger n run only what is missing.
+Episodes that failed for the machine's reasons are tried again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from envs.base import Task
 from model.checkpoint import load_policy
+from parl.chat_eval import ChatCollector, Served, find_model, is_url, used, vocabulary
 from parl.cluster import local_ray
 from parl.collect import Collector
 from parl.config import Config
@@ -40,12 +42,15 @@ _SLICE = 8  # episodes handed to the workers at once, by the slots that they hav
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Whom to evaluate: weights, whether it may spawn, and where its episodes are kept."""
+    """Whom to evaluate: weights or a server's model, whether it may spawn, and where its episodes are kept."""
 
     label: str
-    folder: Path
+    folder: Path | Served
     spawning: bool
     store: Path
+
+
+Collect = Callable[[list[Task], list[list[int]], Callable[[list[Episode]], None]], object]  # tasks, attempts, arrived
 
 
 def run_eval(
@@ -53,34 +58,51 @@ def run_eval(
     *,
     n: int = 1,
     limit: int | None = None,
-    model: Path | None = None,
+    model: Path | str | None = None,
+    model_name: str | None = None,
     single_agent: bool = False,
     policies: Sequence[str] = (),
+    prices: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """The evaluation as ``evals/summary.json`` holds it: by policy the means, estimates with intervals, and costs.
 
     ``policies`` are labels among ``cold_start``, ``trained`` and ``single_agent``; without them the trained one and,
-    where there is one, the single agent. ``model`` is another policy's folder instead. Raises UserError for mistakes.
+    where there is one, the single agent. ``model`` is another policy's folder instead, or the URL of a server that
+    speaks OpenAI's API (with ``model_name``), which is evaluated as a swarm and as a single agent. ``prices``: of a
+    million tokens in and out. Raises UserError for mistakes.
     """
     if n < 1 or (limit is not None and limit < 1):
         raise UserError(f"--n and --limit are whole numbers of at least 1, not {n} and {limit}")
+    if model_name and not is_url(model):
+        raise UserError(f"--model-name {model_name} is for servers: also give --model URL")
     check_tasks(config)
     tasks = held_out_tasks(config)[:limit]
-    folders = _folders(config, model, single_agent, policies)
-    cold = starting_policy(config)
-    chosen = [_policy(config, cold, label, folder or cold, spawns) for label, (folder, spawns) in folders.items()]
+    if is_url(model):
+        if policies:
+            raise UserError(
+                f"--policy {', '.join(policies)} names policies of the run: leave it out with --model {model}"
+            )
+        chosen = _served(config, find_model(config, str(model), model_name), single_agent)
+        run = _run_served
+    else:
+        chosen = _local(config, Path(model) if model else None, single_agent, policies)
+        run = _run_local
     with readable():
         todo = {policy.label: _missing(_stored(policy, tasks, n), tasks, n) for policy in chosen}
         if any(todo.values()):
-            with local_ray(), eval_collector(config, cold) as collector:
-                for policy in chosen:
-                    _run(config, collector, policy, tasks, todo[policy.label])
-        measured = _measure(config, chosen, tasks, n)
+            run(config, chosen, tasks, todo)
+        measured = _measure(config, chosen, tasks, n, prices)
     settings = {"n": n, "tasks": len(tasks), "seed": config.eval.seed, "split": config.eval.split}
     result = settings | {"policies": measured}
     folder = config.run_dir / "evals"
     (folder / "summary.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
+
+
+def _local(config: Config, model: Path | None, single_agent: bool, policies: Sequence[str]) -> list[Policy]:
+    folders = _folders(config, model, single_agent, policies)
+    cold = starting_policy(config)
+    return [_policy(config, cold, label, folder or cold, spawns) for label, (folder, spawns) in folders.items()]
 
 
 def _folders(
@@ -120,12 +142,35 @@ def _policy(config: Config, cold: Path, label: str, folder: Path, spawning: bool
     weights = {"policy": _digest(folder), "subagents": _digest(config.rollouts.subagent_policy or cold)}
     sampling = (evaluation.seed, evaluation.temperature, evaluation.top_p, rollouts.subagent_temperature, spawning)
     identity = config_hash(*weights.values(), config.envs.world, rollouts.budget, *sampling)
+    about = {"policy": str(folder), "spawning": spawning, "weights": weights}
+    store = _store(config, label, identity, about)
+    return Policy(label=label, folder=folder, spawning=spawning, store=store)
+
+
+def _served(config: Config, served: Served, single_agent: bool) -> list[Policy]:
+    """The model of a server as ``swarm``, where sub-agents are on, and as ``single_agent``."""
+    rollouts, evaluation = config.rollouts, config.eval
+    chosen = []
+    for label in ("swarm", "single_agent") if rollouts.swarm and not single_agent else ("single_agent",):
+        spawning = label == "swarm"
+        sampling = (evaluation.seed, evaluation.temperature, evaluation.top_p, rollouts.subagent_temperature, spawning)
+        vocabulary = (config.tokenizer, config.sft.seed, config.model.init and str(config.model.init))
+        parts = (config.envs.world, rollouts.budget, rollouts.context, rollouts.limits, *vocabulary)
+        identity = config_hash(served.url, served.name, *parts, *sampling)
+        about = {"url": served.url, "model": served.name, "spawning": spawning}
+        store = _store(config, label, identity, about)
+        chosen.append(Policy(label=label, folder=served, spawning=spawning, store=store))
+    return chosen
+
+
+def _store(config: Config, label: str, identity: str, about: dict[str, Any]) -> Path:
+    """The folder of a policy's episodes, with a note of what made them."""
     store = config.run_dir / "evals" / f"{label}-{identity}"
     store.mkdir(parents=True, exist_ok=True)
-    about = {"policy": str(folder), "spawning": spawning, "weights": weights}
+    evaluation = config.eval
     about |= {"seed": evaluation.seed, "temperature": evaluation.temperature, "top_p": evaluation.top_p}
     (store / "about.json").write_text(json.dumps(about, indent=1) + "\n")
-    return Policy(label=label, folder=folder, spawning=spawning, store=store)
+    return store
 
 
 def _digest(folder: Path) -> str:
@@ -151,16 +196,48 @@ def _missing(found: dict[tuple[str, int], Outline], tasks: Sequence[Task], n: in
     return {i: attempts for i, attempts in missing.items() if attempts}
 
 
-def _run(
-    config: Config, collector: Collector, policy: Policy, tasks: Sequence[Task], todo: dict[int, list[int]]
-) -> None:
-    """Run what is missing; every few episodes a shard, so that little is lost to a kill."""
-    if not todo:
-        return
-    collector.sync(load_policy(policy.folder)[0], 0)
+Todo = dict[str, dict[int, list[int]]]  # by label: position of a task -> attempts
+
+
+def _run_local(config: Config, policies: Sequence[Policy], tasks: Sequence[Task], todo: Todo) -> None:
     sampling = {"temperature": config.eval.temperature, "top_p": config.eval.top_p}
-    settings = {"seed": config.eval.seed, "spawning": policy.spawning, **sampling}
     slots = _SLICE * config.rollouts.concurrency * config.rollouts.workers
+    with local_ray(), eval_collector(config, starting_policy(config)) as collector:
+        for policy in (policy for policy in policies if todo[policy.label]):
+            assert isinstance(policy.folder, Path)
+            collector.sync(load_policy(policy.folder)[0], 0)
+            settings = {"seed": config.eval.seed, "spawning": policy.spawning, **sampling}
+            _run(config, partial(_collected, collector, settings), policy, tasks, todo[policy.label], slots)
+
+
+def _collected(
+    collector: Collector,
+    settings: dict[str, Any],
+    tasks: list[Task],
+    attempts: list[list[int]],
+    arrived: Callable[[list[Episode]], None],
+) -> None:
+    collector.collect(tasks, group_size=1, attempts=attempts, arrived=arrived, **settings)
+
+
+def _run_served(config: Config, policies: Sequence[Policy], tasks: Sequence[Task], todo: Todo) -> None:
+    tokenizer = vocabulary(config)
+    slots = _SLICE * config.rollouts.concurrency
+    for policy in (policy for policy in policies if todo[policy.label]):
+        assert isinstance(policy.folder, Served)
+        with ChatCollector(config, policy.folder, tokenizer, policy.store, spawning=policy.spawning) as collector:
+            _run(config, collector.collect, policy, tasks, todo[policy.label], slots)
+
+
+def _run(
+    config: Config,
+    collect: Collect,
+    policy: Policy,
+    tasks: Sequence[Task],
+    todo: dict[int, list[int]],
+    slots: int,
+) -> None:
+    """Run what is missing, about ``slots`` episodes at once; every few a shard, so that little is lost to a kill."""
     scoring = Scoring(rewards=config.rewards, steps=config.trainer.steps)
     with _Shards(policy, scoring) as shards, EpisodeBar(policy.label, sum(map(len, todo.values()))) as bar:
 
@@ -169,8 +246,7 @@ def _run(
             bar.advance(len(episodes))
 
         for part in _slices(todo, slots):
-            asked = [tasks[i] for i in part]
-            collector.collect(asked, group_size=1, attempts=list(part.values()), arrived=arrived, **settings)
+            collect([tasks[i] for i in part], list(part.values()), arrived)
 
 
 def _slices(todo: dict[int, list[int]], episodes: int) -> list[dict[int, list[int]]]:
@@ -210,7 +286,13 @@ class _Shards:
             self._write()
 
 
-def _measure(config: Config, policies: Sequence[Policy], tasks: Sequence[Task], n: int) -> dict[str, Any]:
+def _measure(
+    config: Config,
+    policies: Sequence[Policy],
+    tasks: Sequence[Task],
+    n: int,
+    prices: tuple[float, float] | None = None,
+) -> dict[str, Any]:
     """The numbers of each policy, all computed from its store."""
     scoring = Scoring(rewards=config.rewards, steps=config.trainer.steps)
     episodes: dict[str, list[Episode]] = {}
@@ -223,12 +305,18 @@ def _measure(config: Config, policies: Sequence[Policy], tasks: Sequence[Task], 
         episodes[policy.label] = [outline.episode for outline in ordered]
         samples[policy.label] = Sample(policy.label, map(attempt, ordered))
     by_group = groups(samples.values())
+    accounts = {policy.label: account(samples[policy.label]) for policy in policies}
+    for policy in policies:
+        if isinstance(policy.folder, Served):
+            accounts[policy.label]["usage"] = used(policy.store, tasks, n)
+        if prices:
+            accounts[policy.label]["cost"] = cost(accounts[policy.label], prices)
     return {
         policy.label: {
             "store": str(policy.store),
             "means": evaluation_table(episodes[policy.label]),
             "failed": sum(episode.void for episode in episodes[policy.label]),
-            "account": account(samples[policy.label]),
+            "account": accounts[policy.label],
             "estimates": {
                 name: plain(estimates(samples[policy.label].of(belongs), n)) for name, belongs in by_group.items()
             },
@@ -243,6 +331,19 @@ def account(sample: Sample) -> dict[str, Any]:
     sums = {name: sum(getattr(one, name) for one in tries) for name in _TOKENS}
     solved = sum(one.success for one in tries)
     return sums | {"solved": solved, "sampled_tokens_per_solved": sums["sampled_tokens"] / solved if solved else None}
+
+
+def cost(sums: dict[str, Any], prices: tuple[float, float]) -> dict[str, Any]:
+    """What an account comes to at ``prices`` of a million tokens in and out, and what one solved task cost.
+
+    By the server's count of tokens where there is one, else by ours, each call's whole context counted.
+    """
+    usage = sums.get("usage")
+    tokens = (usage["prompt_tokens"], usage["completion_tokens"]) if usage else None
+    tokens = tokens or (sums["prompt_tokens"], sums["sampled_tokens"])
+    total = sum(price * count for price, count in zip(prices, tokens, strict=True)) / 1e6
+    per_solved = total / sums["solved"] if sums["solved"] else None
+    return {"price_in": prices[0], "price_out": prices[1], "total": total, "per_solved": per_solved}
 
 
 _TOKENS = ("sampled_tokens", "prompt_tokens", "new_prompt_tokens")

@@ -88,8 +88,15 @@ def evaluate(
     policy: Annotated[
         list[str] | None, typer.Option("--policy", help="cold_start, trained, single_agent; may be given repeatedly.")
     ] = None,
-    model: Annotated[Path | None, typer.Option("--model", help="Weights to evaluate instead of the run's own.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A policy's folder instead of the run's own, or a chat server's URL.")
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option("--model-name", help="Of a server's models; default: the first that it lists.")
+    ] = None,
     single_agent: Annotated[bool, typer.Option("--single-agent", help="Without the tools that spawn.")] = False,
+    price_in: Annotated[float | None, typer.Option("--price-in", min=0, help="Of a million prompt tokens.")] = None,
+    price_out: Annotated[float | None, typer.Option("--price-out", min=0, help="Of a million sampled tokens.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run's policies on held-out tasks: avg@k, max@k, pass@k with intervals, and costs. Resumable."""
@@ -101,7 +108,10 @@ def evaluate(
         from parl.attempts import run_eval
         from parl.table import print_evaluation
 
-        options = {"n": n, "limit": limit, "policies": policy or ()}
+        if (price_in is None) != (price_out is None):
+            raise UserError(f"--price-in {price_in} and --price-out {price_out}: give both, or none")
+        prices = None if price_in is None or price_out is None else (price_in, price_out)
+        options = {"n": n, "limit": limit, "policies": policy or (), "model_name": model_name, "prices": prices}
         result = run_eval(resolved, model=model, single_agent=single_agent, **options)
         if as_json:
             typer.echo(json.dumps(result, allow_nan=False))

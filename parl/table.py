@@ -62,10 +62,24 @@ def _account(policy: dict[str, Any]) -> str:
     parts = [
         f"{sums['sampled_tokens']:,} tokens sampled" + (f" ({each:,.0f} for a solved task)" if each else ""),
         f"{sums['prompt_tokens']:,} prompt tokens, {sums['new_prompt_tokens']:,} of them new",
+        *_billed(sums),
         *([f"{policy['failed']} episodes failed: the same command tries them again"] if policy["failed"] else []),
         policy["store"],
     ]
     return " · ".join(parts)
+
+
+def _billed(sums: dict[str, Any]) -> list[str]:
+    """What a server counted, and what all of it cost, where that is known."""
+    parts = []
+    if usage := sums.get("usage"):
+        counted = f"server: {usage['prompt_tokens']:,} tokens in, {usage['completion_tokens']:,} out"
+        missing = f" ({usage['unreported']:,} without a count)" if usage["unreported"] else ""
+        parts.append(f"{counted} in {usage['requests']:,} requests{missing}")
+    if cost := sums.get("cost"):
+        each = cost["per_solved"]
+        parts.append(f"cost {cost['total']:,.4f}" + (f" ({each:,.4f} for a solved task)" if each is not None else ""))
+    return parts
 
 
 def _interval(cell: dict[str, Any], digits: int) -> str:
