@@ -342,3 +342,15 @@ def test_a_gradient_without_a_finite_norm_touches_no_weight():
     with pytest.raises(NotFiniteLoss, match="norm is inf"):
         optimizer.step()
     assert all(bool((parameter == 1).all()) for parameter in parameters)
+
+
+def test_a_gradient_is_clipped_to_the_configured_norm_and_to_no_other(rows: list[Row]):
+    """DeepSpeed would clip to 1 before us, and the norm that is reported would be the clipped one."""
+    large = [replace(row, advantages=row.advantages * np.float32(1000)) for row in rows]
+    step = {"denominator": denominator(rows), "temperature": TEMPERATURE, "micro_tokens": 1000}
+    learner = Learner(CONFIG, OptimizerConfig(grad_clip=5.0), seed=0)
+    learner.load_weights(WEIGHTS)
+    assert learner.policy_step(large, ObjectiveConfig(tau=0.0), **step)["grad_norm"] > 5.0
+    gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
+    total = sum(float(gradient.double().square().sum()) for gradient in gradients) ** 0.5
+    assert not gradients or total == pytest.approx(5.0, rel=1e-3)
