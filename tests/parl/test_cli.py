@@ -98,7 +98,15 @@ def test_sft_and_eval_pass_their_options_on(config: Path, fake) -> None:
     assert done.exit_code == 0, done.output
     ((seen, options),) = evaluate
     assert seen.eval.seed == 3
-    assert options == {"model": Path("m"), "single_agent": True, "n": 4, "limit": 60, "policies": ()}
+    assert options == {
+        "model": "m",
+        "model_name": None,
+        "prices": None,
+        "single_agent": True,
+        "n": 4,
+        "limit": 60,
+        "policies": (),
+    }
     assert json.loads(done.stdout)["tasks"] == 60
 
 
