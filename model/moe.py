@@ -130,9 +130,7 @@ class Experts(nn.Module):
         base_TD: Tensor | None = None,
     ) -> Tensor:
         """:meth:`forward` by the experts that this rank holds, numbered from 0."""
-        if counts_E is None:
-            counts_E = torch.bincount(ids_TK.flatten(), minlength=len(self.gate_up_proj)).to(torch.int32)
-        return ops.expert_mlp(x_TD, *self.matrices(), ops.dispatch(ids_TK, counts_E), weights_TK, base_TD)
+        return ops.experts(x_TD, *self.matrices(), ids_TK, weights_TK, base_TD, counts_E)
 
 
 class MixtureOfExperts(nn.Module):

@@ -6,6 +6,8 @@ Functions and shapes are those of :mod:`model.kernels.reference`; :mod:`model.ke
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -115,6 +117,30 @@ def expert_mlp_fwd(
     ints = _shape(x, w2, inverse_TK)
     _library().parl_expert_mlp(ints, plan, _at(weights), tensors, _at(hidden), _at(act), _at(y), _at(out))
     return out, hidden
+
+
+@cache
+def _experts() -> Callable[..., int]:
+    function = _library().parl_experts
+    function.argtypes = [ctypes.c_int] * 7 + [ctypes.c_void_p] * 7  # plain ints pass without being wrapped
+    return function
+
+
+def experts(
+    x_TD: Tensor, w13_E2ID: Tensor, w2_EDI: Tensor, ids_TK: Tensor, weights_TK: Tensor, base_TD: Tensor | None
+) -> Tensor:
+    """[T, D]: :func:`dispatch` and :func:`expert_mlp_fwd` in one call, the same bits, nothing kept for gradients."""
+    x, w13, w2 = x_TD.contiguous(), w13_E2ID.contiguous(), w2_EDI.contiguous()
+    ids, weights = ids_TK.to(torch.int16).contiguous(), weights_TK.float().contiguous()
+    base = None if base_TD is None else base_TD.contiguous()
+    (tokens, top_k), (count, hidden, width) = ids.shape, w2.shape
+    out = torch.empty_like(x)
+    threads, half = _threads(tokens * top_k * hidden * width // 50), x.dtype == torch.bfloat16
+    tensors = ids, weights, x, w13, w2, base, out
+    pointers = [None if t is None else t.data_ptr() for t in tensors]
+    if _experts()(tokens, hidden, count, width, top_k, threads, half, *pointers):
+        raise ValueError(f"expert ids from {int(ids.min())} to {int(ids.max())}: there are {count} experts")
+    return out
 
 
 def expert_mlp_bwd(

@@ -232,6 +232,30 @@ def expert_mlp(
     return _call("expert_mlp", _expert_mlp, _ExpertMlp, *arguments)[0]
 
 
+DECODING = 64  # tokens; with more of them the calls' overhead no longer counts
+
+
+def experts(
+    x_TD: Tensor,
+    w13_E2ID: Tensor,
+    w2_EDI: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    base_TD: Tensor | None = None,
+    counts_E: Tensor | None = None,
+) -> Tensor:
+    """:func:`dispatch` and :func:`expert_mlp`; decoding on a CPU, without gradients, is one call with the same bits.
+
+    ``counts_E`` is the router's, counted here if it is not given.
+    """
+    plain = type(x_TD) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    if plain and len(x_TD) <= DECODING and implementation(x_TD) is cpu_ops:
+        return cpu_ops.experts(x_TD, w13_E2ID, w2_EDI, ids_TK, weights_TK, base_TD)
+    if counts_E is None:
+        counts_E = torch.bincount(ids_TK.flatten(), minlength=len(w13_E2ID)).to(torch.int32)
+    return expert_mlp(x_TD, w13_E2ID, w2_EDI, dispatch(ids_TK, counts_E), weights_TK, base_TD)
+
+
 def _expert_mlp(
     x: Tensor,
     w13: Tensor,

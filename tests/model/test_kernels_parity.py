@@ -187,6 +187,30 @@ def test_a_token_has_the_same_bits_alone_in_seven_and_in_4096(dtype: torch.dtype
             assert some[name].equal(everyone[name][rows]), name
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("hidden", [7, 40, 520], ids=str)
+def test_decoding_in_one_call_has_the_bits_of_the_forward_pass_however_many_rows_an_expert_has(
+    dtype: torch.dtype, hidden: int
+):
+    s = Shape(T=1, D=hidden, E=3, K=2, I=27)
+    one = case(s).to(dtype)
+    for tokens in (1, 3, 9, 31):
+        c = case(s._replace(T=tokens)).to(dtype)
+        c = c._replace(x=torch.cat([one.x, c.x[1:]]), base=torch.cat([one.base, c.base[1:]]))
+        ids = torch.tensor([[0, 2]] * tokens, dtype=torch.int16)
+        ids[1::3] = torch.tensor([1, 0], dtype=torch.int16)
+        weights = torch.full((tokens, 2), 0.3)
+        with torch.no_grad():
+            fused = ops.experts(c.x, one.w13, one.w2, ids, weights, c.base)
+            alone = ops.experts(one.x, one.w13, one.w2, ids[:1], weights[:1], one.base)
+        x = c.x.repeat(8, 1).requires_grad_()
+        many = ops.experts(x, one.w13, one.w2, ids.repeat(8, 1), weights.repeat(8, 1), c.base.repeat(8, 1))
+        assert fused.equal(many[:tokens]) and alone.equal(fused[:1])
+    with torch.no_grad(), pytest.raises(ValueError, match="there are 3 experts"):
+        ops.experts(one.x, one.w13, one.w2, torch.tensor([[0, 3]], dtype=torch.int16), torch.ones(1, 2))
+
+
 # ---------------------------------------------------------------- memory
 
 

@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "simd.hpp"
+#include "few.hpp"
 
 namespace parl {
 
@@ -32,43 +32,12 @@ struct Operand {
     const T* row(long r) const { return data + (index ? index[r] / divisor : r) * stride; }
 };
 
-inline v8 join(v4 a, v4 b) { return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7); }
-
-// out[k] = element k of the eight rows, from their halves: (row i, row i + 4) of one half lie in one vector.
-inline void transpose4(v8 a, v8 b, v8 c, v8 d, v8* out) {
-    v8 ab = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13), AB = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-    v8 cd = __builtin_shufflevector(c, d, 0, 8, 1, 9, 4, 12, 5, 13), CD = __builtin_shufflevector(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
-    out[0] = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13);
-    out[1] = __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
-    out[2] = __builtin_shufflevector(AB, CD, 0, 1, 8, 9, 4, 5, 12, 13);
-    out[3] = __builtin_shufflevector(AB, CD, 2, 3, 10, 11, 6, 7, 14, 15);
-}
-inline v4 load4(const void* p) { return *static_cast<const v4*>(p); }
-
 // STEP columns of eight rows, column by column.
 template <class T>
 constexpr int STEP = 32 / sizeof(T);
-template <class Rows>
-inline void columns(Rows row, const float*, long k, v8* out) {
-    for (int h = 0; h < 8; h += 4) {
-        auto half = [&](int i) { return join(load4(row(i) + k + h), load4(row(i + 4) + k + h)); };
-        transpose4(half(0), half(1), half(2), half(3), out + h);
-    }
-}
-template <class Rows>
-inline void columns(Rows row, const bf16*, long k, v8* out) {  // pairs travel as one float, and part at the end
-    for (int h = 0; h < 8; h += 4) {
-        auto half = [&](int i) { return join(load4(row(i) + k + 2 * h), load4(row(i + 4) + k + 2 * h)); };
-        v8 pairs[4];
-        transpose4(half(0), half(1), half(2), half(3), pairs);
-        for (int i = 0; i < 4; i++) {
-            u8v both, low, high;
-            std::memcpy(&both, &pairs[i], 32);
-            low = both << 16, high = both & 0xffff0000u;
-            std::memcpy(&out[2 * (h + i)], &low, 32);
-            std::memcpy(&out[2 * (h + i) + 1], &high, 32);
-        }
-    }
+template <class T, class Rows>
+inline void columns(Rows row, const T* kind, long k, v8* out) {
+    for (int h = 0; h < STEP<T>; h += QUAD<T>) quad(row, kind, k + h, [&](int i, v8 column) { out[h + i] = column; });
 }
 
 // The same where element (i, k) lies at row k: whole rows, for several panels of W at once, far apart in out.
@@ -136,7 +105,7 @@ inline void kernel(const float* a, const float* b, int kc, float* c, long ldc, b
             for (int j = 0; j < NV; j++) bv[p * NV + j] = loadv(b + (long(p) * KC + k) * NR + j * VL);
         for (int r = 0; r < R; r++) {
             const vf av = a[k * MR + r] - vf{};  // minus, not plus: compilers know that it changes nothing
-            for (int j = 0; j < P * NV; j++) acc[r][j] += av * bv[j];
+            for (int j = 0; j < P * NV; j++) acc[r][j] = fma(av, bv[j], acc[r][j]);
         }
     }
     for (int r = 0; r < R; r++)
@@ -175,10 +144,29 @@ struct Scratch {  // one thread's packed tiles
     }
 };
 
+template <class TA, class TB>
+void gemm_few(const Operand<TA>& a, const Operand<TB>& b, long i0, int m, long j0, int n, long k0, int k, float* c, long ldc,
+              Scratch& s) {
+    const float* rows[FEW];
+    for (int r = 0; r < m; r++) {
+        const TA* from = a.row(i0 + r) + k0;
+        if constexpr (sizeof(TA) == 4) {
+            rows[r] = from;
+        } else {
+            float* wide = s.at_least(s.d, size_t(FEW) * k) + size_t(r) * k;
+            widen(from, k, wide);
+            rows[r] = wide;
+        }
+    }
+    few(rows, m, b.row(j0) + k0, b.stride, n, k, c, ldc);
+}
+
 // c[i][j] = sum over k of a(i, k) b(j, k) for i in [i0, i0 + m), m <= MC, and j in [j0, j0 + n).
 template <class TA, class TB>
 void gemm(const Operand<TA>& a, const Operand<TB>& b, long i0, int m, long j0, int n, long k0, int k, float* c, long ldc,
           Scratch& s) {
+    if (m <= FEW && !a.transposed && !b.transposed && !b.index)
+        return gemm_few(a, b, i0, m, j0, n, k0, k, c, ldc, s);
     if (k == 0)
         for (int r = 0; r < m; r++) std::memset(c + r * ldc, 0, sizeof(float) * n);
     const int tiles = (m + MR - 1) / MR;

@@ -278,6 +278,23 @@ void parl_expert_mlp(const int* ints, const int* const* plan, const float* weigh
     else run(0.0f);
 }
 
+// Dispatch and experts at once, nothing kept; in: x, w13, w2, base. Returns 1 if an id is no expert's.
+int parl_experts(int T, int D, int E, int I, int K, int threads, int half, const int16_t* ids, const float* weights,
+                 const void* x, const void* w13, const void* w2, const void* base, void* out) {
+    static thread_local std::vector<int> plan;
+    static thread_local std::vector<float> room;
+    long S = long(T) * K;
+    plan.resize(2 * S + E + 1);
+    room.resize(S * (3L * I + D));  // what forward keeps, act and y
+    int *order = plan.data(), *inverse = order + S, *offsets = inverse + S;
+    if (parl_dispatch(S, E, ids, order, inverse, offsets)) return 1;
+    const int ints[] = {T, D, E, I, K, threads, half}, *sorted[] = {order, inverse, offsets};
+    const void* in[] = {x, w13, w2, base};
+    float *act = room.data() + S * 2 * I, *y = act + S * I;
+    parl_expert_mlp(ints, sorted, weights, in, room.data(), act, y, out);
+    return 0;
+}
+
 // in: dout, x, w13, w2, hidden; out: dx, dw13, dw2; room: dh, act, dxs.
 void parl_expert_mlp_backward(const int* ints, const int* const* plan, const float* weights, const void* const* in,
                               float* const* room, void* const* out, float* dweights) {

@@ -3,9 +3,6 @@
 #pragma once
 
 #include <cfloat>
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
 #include <vector>
 
 #include "simd.hpp"

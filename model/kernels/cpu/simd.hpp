@@ -6,6 +6,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 namespace parl {
 
@@ -31,6 +34,18 @@ inline void storev(float* p, vf v) { *reinterpret_cast<vf*>(p) = v; }
 inline v16 load16(const float* p) { return *reinterpret_cast<const v16*>(p); }
 inline void store16(float* p, v16 v) { *reinterpret_cast<v16*>(p) = v; }
 inline v16 splat(float x) { return v16{} + x; }
+
+// a b + c with one rounding. By name: compilers tuned for AMD take a lone chain of them apart, which changes its bits.
+inline v8 fma(v8 a, v8 b, v8 c) {
+#if defined(__FMA__)
+    return v8(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+#else
+    return a * b + c;
+#endif
+}
+#if defined(__AVX512F__)
+inline v16 fma(v16 a, v16 b, v16 c) { return v16(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c))); }
+#endif
 
 inline v8 load8(const float* p) { return *reinterpret_cast<const v8*>(p); }
 inline v8 load8(const bf16* p) {
@@ -86,6 +101,13 @@ inline void storef(T* p, vf v, int left) {
         for (int i = 0; i < VL; i += 8) store8(p + i, load8(x + i));
     else
         for (int i = 0; i < left; i++) store1(p + i, x[i]);
+}
+
+template <class T>
+inline void widen(const T* from, long n, float* to) {
+    long i = 0;
+    for (; i + 8 <= n; i += 8) store8(to + i, load8(from + i));
+    for (; i < n; i++) to[i] = load1(from + i);
 }
 
 inline float hsum(v16 v) {  // halves onto each other, four times
