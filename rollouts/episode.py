@@ -153,6 +153,19 @@ class Episode:
                 return trace
         raise KeyError(f"episode {self.task.key}#{self.index} has no agent {agent_id!r}")
 
+    def launched(self, turn: Turn) -> list[str | None]:
+        """For each call of ``turn`` the agent that it launched, if it did: calls and launches are in the same order."""
+        if not turn.spawned:
+            return [None] * len(turn.calls)
+        by_id = {trace.agent_id: trace for trace in self.traces}
+        waiting = list(turn.spawned)
+        found: list[str | None] = []
+        for call in turn.calls:
+            asked = (call.arguments.get("agent"), call.arguments.get("prompt"))
+            launched = bool(waiting) and asked == (by_id[waiting[0]].name, by_id[waiting[0]].prompt)
+            found.append(waiting.pop(0) if launched else None)
+        return found
+
     def stages(self) -> Iterator[tuple[Turn, list[Trace]]]:
         """The orchestrator's turns, each with the sub-agents that it launched."""
         by_id = {trace.agent_id: trace for trace in self.traces}

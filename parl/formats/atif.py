@@ -20,7 +20,6 @@ from parl.formats.common import (
     call_of,
     end_of,
     episode_of,
-    launches,
     ours,
     result_of,
     system_prompt,
@@ -87,19 +86,21 @@ def _step(episode: Episode, turn: Turn, piece: Piece, number: int, options: Expo
         step["tool_calls"] = [
             {"tool_call_id": call.id, "function_name": call.name, "arguments": call.arguments} for call in turn.calls
         ]
-    launched = launches(episode, turn)
-    results = []
+    launched = episode.launched(turn)
+    results: list[dict[str, Any]] = []
     for place, call in enumerate(turn.calls):
         result = turn.results[place] if place < len(turn.results) else None
-        if result is None and place not in launched:
+        if result is None and launched[place] is None:
             continue
         item: dict[str, Any] = {"source_call_id": call.id}
         if result is not None:
             item["content"] = result.readable
             item["extra"] = {"latency_s": result.latency_s, **({"error": str(result.error)} if result.error else {})}
-        if place in launched:
+        if launched[place] is not None:
             item["subagent_trajectory_ref"] = [{"trajectory_id": launched[place]}]
         results.append(item)
+    if others := [child for child in turn.spawned if child not in launched]:  # by calls of another harness's form
+        results.append({"subagent_trajectory_ref": [{"trajectory_id": child} for child in others]})
     if results:
         step["observation"] = {"results": results}
     return step

@@ -10,7 +10,7 @@ from typing import Any
 
 from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult, task_key
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.prompts import ASSIGN_TASK, CREATE_SUBAGENT, ORCHESTRATOR_PROMPT
+from rollouts.prompts import CREATE_SUBAGENT, ORCHESTRATOR_PROMPT
 
 _SECRETS = re.compile(
     r"(?P<keep>(?:authorization|api[-_]?key|access[-_]?token|secret|password)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?|bearer\s+)"
@@ -111,20 +111,6 @@ def system_prompt(episode: Episode, trace: Trace) -> str:
             if call.name == CREATE_SUBAGENT.name and call.arguments.get("name") == trace.name:
                 told = str(call.arguments.get("system_prompt", ""))
     return told
-
-
-def launches(episode: Episode, turn: Turn) -> dict[int, str]:
-    """Which sub-agent each call of ``turn`` launched: call's place -> agent id."""
-    left = list(turn.spawned)
-    asked = [i for i, call in enumerate(turn.calls) if call.name == ASSIGN_TASK.name]
-    found: dict[int, str] = {}
-    for place in asked:
-        if left and turn.calls[place].arguments.get("prompt") == episode.trace(left[0]).prompt:
-            found[place] = left.pop(0)
-    for place in asked:  # where the prompts differ, in order
-        if left and place not in found:
-            found[place] = left.pop(0)
-    return found
 
 
 def assistant(turn: Turn) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from parl.formats.common import ExportOptions, assistant, dumps, launches, opening
+from parl.formats.common import ExportOptions, assistant, dumps, opening
 from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode, Trace, Turn
 
@@ -65,7 +65,7 @@ def _turn(episode: Episode, trace: Trace, turn: Turn, number: int, parent: str, 
     }
     times = (turn.t_start, turn.t_model)
     spans.append(_span(episode, name, "chat", parent, times, chat, _CLIENT, turn.malformed))
-    launched = launches(episode, turn)
+    launched = episode.launched(turn)
     for place, call in enumerate(turn.calls):
         result = turn.results[place] if place < len(turn.results) else None
         about = {
@@ -82,8 +82,12 @@ def _turn(episode: Episode, trace: Trace, turn: Turn, number: int, parent: str, 
             episode, f"{name}/call{place}", f"execute_tool {call.name}", parent, times, about, _INTERNAL, error
         )
         spans.append(span)
-        if place in launched:
-            _agent(episode, episode.trace(launched[place]), span["spanId"], spans)
+        child = launched[place]
+        if child is not None:
+            _agent(episode, episode.trace(child), span["spanId"], spans)
+    for child in turn.spawned:
+        if child not in launched:  # by a call of another harness's form
+            _agent(episode, episode.trace(child), parent, spans)
 
 
 def _span(

@@ -57,7 +57,7 @@ def episode_to_timeline(episode: Episode, cut: Cut | None = None) -> dict[str, A
         "spawns": spawns,
         "joins": joins,
         "agents": [
-            _agent(trace, columns.get(trace.agent_id, []), paths, place, by_id, cut) for trace in episode.traces
+            _agent(trace, columns.get(trace.agent_id, []), paths, place, episode, cut) for trace in episode.traces
         ],
     }  # fmt: skip
 
@@ -118,7 +118,7 @@ def _agent(
     columns: list[int],
     paths: tuple[set[tuple[str, int]], ...],
     place: dict[str, int],
-    by_id: dict[str, Trace],
+    episode: Episode,
     cut: Cut,
 ) -> dict[str, Any]:
     return {
@@ -130,17 +130,15 @@ def _agent(
         "prompt": cut(trace.prompt, cut.text),
         "message": cut(trace.message, cut.text),
         "turns": [
-            _turn(turn, column, [(trace.agent_id, index) in path for path in paths], place, by_id, cut)
+            _turn(turn, column, [(trace.agent_id, index) in path for path in paths], place, episode, cut)
             for index, (turn, column) in enumerate(zip(trace.turns, columns, strict=True))
         ],
     }
 
 
-def _turn(
-    turn: Turn, column: int, on: list[bool], place: dict[str, int], by_id: dict[str, Trace], cut: Cut
-) -> dict[str, Any]:
+def _turn(turn: Turn, column: int, on: list[bool], place: dict[str, int], episode: Episode, cut: Cut) -> dict[str, Any]:
     """``critical``: on the path by step, by time. ``t``: asked, answered, results in. ``child``: whom a call began."""
-    children = _children(turn, by_id)
+    children = episode.launched(turn)
     return {
         "column": column,
         "critical": [int(yes) for yes in on],
@@ -166,17 +164,6 @@ def _turn(
         "spawned": [place[agent_id] for agent_id in turn.spawned],
         "malformed": cut(turn.malformed, cut.text),
     }
-
-
-def _children(turn: Turn, by_id: dict[str, Trace]) -> list[str | None]:
-    """For each call of ``turn`` the agent that it launched, if it did: calls and launches are in the same order."""
-    waiting = list(turn.spawned)
-    found: list[str | None] = []
-    for call in turn.calls:
-        asked = (call.arguments.get("agent"), call.arguments.get("prompt"))
-        launched = bool(waiting) and asked == (by_id[waiting[0]].name, by_id[waiting[0]].prompt)
-        found.append(waiting.pop(0) if launched else None)
-    return found
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:

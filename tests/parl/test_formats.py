@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,22 @@ def test_a_trajectory_of_another_harness_is_read_with_its_sub_agents_and_tokens(
     assert critical_steps(back) == critical_steps(wanted)
     assert back.orchestrator.tokens == wanted.orchestrator.tokens and back.orchestrator.mask == wanted.orchestrator.mask
     assert back.task.prompt == wanted.task.prompt and back.traces[1].message == "36"
+
+
+@pytest.mark.parametrize("name", ["atif", "verifiers", "otel"])
+def test_sub_agents_that_another_harness_launched_in_its_own_way_stay_with_their_turn(name):
+    episode = rich_episode()
+    turn = episode.orchestrator.turns[1]
+    turn.calls = [replace(call, name="delegate", arguments={"to": "both"}) for call in turn.calls[:1]]
+    turn.results = turn.results[:1]
+    [document] = FORMATS[name].export(episode, WHOLE)
+    if name == "otel":
+        spans = document["resourceSpans"][0]["scopeSpans"][0]["spans"]
+        assert sum(span["name"] == "invoke_agent reader" for span in spans) == 2
+        return
+    load = FORMATS[name].load
+    [back] = load(json.loads(json.dumps(document)), Path()) if load else []
+    assert back.orchestrator.turns[1].spawned == ["0/0", "0/1"] and critical_steps(back) == critical_steps(episode)
 
 
 @pytest.mark.parametrize(("file", "load"), [("atif.json", atif.load), ("verifiers.json", verifiers.load)])
