@@ -47,7 +47,8 @@ class Collector:
         self._config, self._environment, self._tokenizer = config, environment, str(tokenizer.resolve())
         self._deliveries = Deliveries(config.run_dir / "served", config.model.shape, tokenizer)
         self._sync_s = _SYNC_S + (0 if config.rollouts.engine == "embedded" else config.rollouts.http.update_s)
-        self._start_weights, self._start_ref = frozen, ray.put(frozen)  # what adapters are merged with
+        self._start_weights = frozen  # what adapters are merged with, here or by the engines
+        self._start_ref = ray.put(frozen) if config.optimizer.lora else None
         self._subagent_model, frozen = subagents(config, self._tokenizer, frozen)
         self._frozen: tuple[int, Any] = (0, self._packed("frozen", 0, frozen))
         back = config.trainer.checkpoint_every * config.trainer.keep_checkpoints

@@ -24,9 +24,8 @@ from parl.exchange import whole_episodes
 from parl.loading import load_config
 from parl.stores import find_stores
 from rollouts.episode import Episode, Trace
-from rollouts.prompts import SPAWNING
+from rollouts.prompts import SPAWNING_NAMES
 
-_SPAWNING = frozenset(spec.name for spec in SPAWNING)
 _PASSING = frozenset({ErrorKind.TIMEOUT, ErrorKind.CANCELLED, ErrorKind.BUDGET, ErrorKind.RATE_LIMITED})
 CALL_S = 60.0  # deadline of one call
 _SHOWN = 3  # differences printed of one episode
@@ -81,7 +80,7 @@ async def _agent(trace: Trace, session: Session, out: Replayed) -> None:
     for number, turn in enumerate(trace.turns):
         again: list[tuple[int, ToolCall, ToolResult]] = []
         for place, (call, result) in enumerate(zip(turn.calls, turn.results, strict=False)):
-            if call.name in _SPAWNING:
+            if call.name in SPAWNING_NAMES:
                 continue
             if result.error in _PASSING:
                 out.skipped += 1

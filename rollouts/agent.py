@@ -15,13 +15,11 @@ from rollouts.engine.base import Completion, Finish, Sampling
 from rollouts.episode import Trace, TraceStatus, Turn
 from rollouts.noise import noise_key
 from rollouts.partial import Answers, turn_start, unanswered
-from rollouts.prompts import ASSIGN_TASK, CREATE_SUBAGENT, SPAWNING
+from rollouts.prompts import ASSIGN_TASK, CREATE_SUBAGENT, SPAWNING_NAMES
 from rollouts.transcript import Transcript
 
 if TYPE_CHECKING:
     from rollouts.swarm import Swarm
-
-_SPAWNING = frozenset(tool.name for tool in SPAWNING)
 
 
 class Agent:
@@ -159,7 +157,9 @@ class Agent:
     async def _execute(self, turn: Turn, answers: Answers) -> None:
         """Fill ``answers``, all but those of sub-agents that are halted. Registrations take effect in the order of the
         calls; what runs does so at once."""
-        if len(turn.calls) == 1 and turn.calls[0].name not in _SPAWNING:  # most turns: no task of its own for one call
+        if (
+            len(turn.calls) == 1 and turn.calls[0].name not in SPAWNING_NAMES
+        ):  # most turns: no task of its own for one call
             if not answers.results:
                 answers.results[0] = await self._call(turn, turn.calls[0])
             return

@@ -18,9 +18,7 @@ from dataclasses import dataclass, field
 
 from envs.base import Environment, ErrorKind, Session, Task, ToolCall, ToolResult
 from rollouts.episode import Episode, Trace, TraceStatus, Turn
-from rollouts.prompts import SPAWNING
-
-_SPAWNING = {tool.name for tool in SPAWNING}
+from rollouts.prompts import SPAWNING_NAMES
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,7 +91,7 @@ async def replay(saved: Suspended, session: Session, call_s: float) -> None:
             results = answers.results if answers else dict(enumerate(turn.results))
             for number, call in enumerate(turn.calls):
                 result = results.get(number)
-                if call.name not in _SPAWNING and result and result.error is not ErrorKind.BUDGET:
+                if call.name not in SPAWNING_NAMES and result and result.error is not ErrorKind.BUDGET:
                     made.append((turn.t_model, trace.agent_id, call))
     for _, agent_id, call in sorted(made, key=lambda item: item[0]):
         await session.call(agent_id, call, deadline_s=call_s)

@@ -27,3 +27,4 @@ ASSIGN_TASK = ToolSpec(
     },
 )
 SPAWNING = (CREATE_SUBAGENT, ASSIGN_TASK)
+SPAWNING_NAMES = frozenset(tool.name for tool in SPAWNING)
