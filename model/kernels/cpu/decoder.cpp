@@ -13,16 +13,15 @@
 #include <string>
 #include <vector>
 
+#include "attend.hpp"
 #include "route.hpp"
-#include "simd.hpp"
 
 using namespace parl;
 
 namespace {
 
-constexpr int NV = VL == 16 ? 4 : 2, MR = VL == 16 ? 6 : 4;
+constexpr int NV = VL == 16 ? 4 : 2, MR = 6;
 constexpr int PANEL = VL * NV;
-constexpr int P = 16;
 
 // A weight [n, k] stored as panels [n / PANEL][k][PANEL], so that a tile streams it once.
 struct Linear {
@@ -46,10 +45,10 @@ inline void tile(const float* x, long ldx, const float* w, int k, float* y, long
         for (int j = 0; j < NV; j++) acc[r][j] = vf{};
     for (int i = 0; i < k; i++) {
         vf wv[NV];
-        for (int j = 0; j < NV; j++) wv[j] = *reinterpret_cast<const vf*>(w + size_t(i) * PANEL + j * VL);
+        for (int j = 0; j < NV; j++) wv[j] = held(loadv(w + size_t(i) * PANEL + j * VL));
         for (int r = 0; r < ROWS; r++) {
             vf xv = x[r * ldx + i] - vf{};  // minus, not plus: compilers know that it changes nothing
-            for (int j = 0; j < NV; j++) acc[r][j] += xv * wv[j];
+            for (int j = 0; j < NV; j++) acc[r][j] = fma(xv, wv[j], acc[r][j]);
         }
     }
     for (int r = 0; r < ROWS; r++) {
@@ -74,12 +73,8 @@ void linear(const Linear& lin, const float* x, long ldx, int rows, float* y, lon
                 case 2: tile<2>(xr, ldx, w, lin.k, yr, ldy, cols); break;
                 case 3: tile<3>(xr, ldx, w, lin.k, yr, ldy, cols); break;
                 case 4: tile<4>(xr, ldx, w, lin.k, yr, ldy, cols); break;
-#if defined(__AVX512F__)
                 case 5: tile<5>(xr, ldx, w, lin.k, yr, ldy, cols); break;
                 default: tile<6>(xr, ldx, w, lin.k, yr, ldy, cols);
-#else
-                default: tile<4>(xr, ldx, w, lin.k, yr, ldy, cols);
-#endif
             }
         }
 }
@@ -135,78 +130,6 @@ void rotate(float* x, int r, const float* cosv, const float* sinv) {  // interle
     }
 }
 
-// One token's attention over its own sequence, G heads at a time (they share every load of the cache).
-// q: [G][C + R] absorbed queries; out: [G][C]. Keys and latent values are the same transposed rows of a page. The vectors
-// are as wide as the processor's, or compilers keep the sums in memory.
-template <int G>
-void attend_heads(const Decoder& m, const float* q, const float* pages, const int* table, int layer, int pos, float* out,
-                  std::vector<float>& scratch) {
-    constexpr int W = P / VL;
-    int blocks = pos / P + 1, width = m.C + m.R;
-    scratch.resize(size_t(blocks) * P * G);
-    float* score = scratch.data();
-    v16 top[G], sum[G];
-    for (int g = 0; g < G; g++) top[g] = splat(-INFINITY), sum[g] = v16{};
-    for (int b = 0; b < blocks; b++) {
-        const float* kt = pages + (size_t(table[b]) * m.layers + layer) * m.page_layer();
-        vf acc[G][W];
-        for (int g = 0; g < G; g++)
-            for (int j = 0; j < W; j++) acc[g][j] = vf{};
-        for (int d = 0; d < width; d++) {
-            vf k[W];
-            for (int j = 0; j < W; j++) k[j] = loadv(kt + d * P + j * VL);
-            for (int g = 0; g < G; g++) {
-                vf x = vf{} + q[size_t(g) * width + d];
-                for (int j = 0; j < W; j++) acc[g][j] += x * k[j];
-            }
-        }
-        for (int g = 0; g < G; g++) {
-            float* at = score + (size_t(b) * G + g) * P;
-            for (int j = 0; j < W; j++) storev(at + j * VL, acc[g][j] * m.softmax_scale);
-            if (b == blocks - 1)
-                for (int i = pos % P + 1; i < P; i++) at[i] = -INFINITY;
-            top[g] = vmax(top[g], load16(at));
-        }
-    }
-    float high[G], inv[G];
-    for (int g = 0; g < G; g++) high[g] = hmax(top[g]);
-    for (int b = 0; b < blocks; b++)
-        for (int g = 0; g < G; g++) {
-            float* at = score + (size_t(b) * G + g) * P;
-            v16 s = load16(at), e = each([](vf x, vf y) { return x < -1e30f ? vf{} : y; }, s, vexp(s - high[g]));
-            sum[g] += e;
-            store16(at, e);
-        }
-    for (int g = 0; g < G; g++) inv[g] = 1.0f / hsum(sum[g]);
-    for (int c = 0; c < m.C; c++) {  // a value stays in registers over all blocks; the pages are in the cache by now
-        vf acc[G][W];
-        for (int g = 0; g < G; g++)
-            for (int j = 0; j < W; j++) acc[g][j] = vf{};
-        for (int b = 0; b < blocks; b++) {
-            const float* k = pages + (size_t(table[b]) * m.layers + layer) * m.page_layer() + c * P;
-            const float* e = score + size_t(b) * G * P;
-            for (int j = 0; j < W; j++) {
-                vf kv = loadv(k + j * VL);
-                for (int g = 0; g < G; g++) acc[g][j] += loadv(e + g * P + j * VL) * kv;
-            }
-        }
-        for (int g = 0; g < G; g++) {
-            float s[P];
-            for (int j = 0; j < W; j++) storev(s + j * VL, acc[g][j]);
-            out[size_t(g) * m.C + c] = hsum(load16(s)) * inv[g];
-        }
-    }
-}
-
-void attend(const Decoder& m, const float* q, const float* pages, const int* table, int layer, int pos, float* out,
-            std::vector<float>& scratch) {
-    int h = 0, width = m.C + m.R;
-    for (; h + 4 <= m.H; h += 4)
-        attend_heads<4>(m, q + size_t(h) * width, pages, table, layer, pos, out + size_t(h) * m.C, scratch);
-    for (; h < m.H; h++)
-        attend_heads<1>(m, q + size_t(h) * width, pages, table, layer, pos, out + size_t(h) * m.C, scratch);
-}
-
 struct Batch {
     int T;
     const int *tokens, *pos, *seq, *tables;
@@ -214,6 +137,16 @@ struct Batch {
     float* pages;
     int16_t* routes;  // [page][P][moe layers][K] or null
 };
+
+// Where runs of up to GROUP tokens of one sequence at rising positions begin, and the end of the last.
+std::vector<int> groups(const Batch& b) {
+    std::vector<int> first;
+    for (int t = 0; t < b.T; t++)
+        if (first.empty() || t - first.back() == GROUP || b.seq[t] != b.seq[t - 1] || b.pos[t] <= b.pos[t - 1])
+            first.push_back(t);
+    first.push_back(b.T);
+    return first;
+}
 
 void attention(const Decoder& m, const Layer& l, int index, const Batch& b, const float* h, float* out) {
     int T = b.T, qd = m.H * (m.N + m.R), width = m.C + m.R;
@@ -244,13 +177,20 @@ void attention(const Decoder& m, const Layer& l, int index, const Batch& b, cons
     }
     for (int hd = 0; hd < m.H; hd++)
         linear(l.key_up[hd], q.data() + size_t(hd) * (m.N + m.R), qd, T, ql.data() + size_t(hd) * width, m.H * width);
+    std::vector<int> first = groups(b);
 #pragma omp parallel
     {
-        std::vector<float> score;
-#pragma omp for schedule(dynamic, 4)
-        for (int t = 0; t < T; t++)
-            attend(m, &ql[size_t(t) * m.H * width], b.pages, b.tables + size_t(b.seq[t]) * b.table_stride, index,
-                   b.pos[t], &lat[size_t(t) * m.H * m.C], score);
+        std::vector<float> room;
+        std::vector<const float*> page;
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < first.size() - 1; i++) {
+            int t = first[i], n = first[i + 1] - t, blocks = b.pos[t + n - 1] / P + 1;
+            const int* table = b.tables + size_t(b.seq[t]) * b.table_stride;
+            page.resize(blocks);
+            for (int j = 0; j < blocks; j++) page[j] = b.pages + (size_t(table[j]) * m.layers + index) * m.page_layer();
+            attend({m.C, m.R, m.softmax_scale, page.data()}, m.H, &ql[size_t(t) * m.H * width], b.pos + t, n,
+                   &lat[size_t(t) * m.H * m.C], room);
+        }
     }
     for (int hd = 0; hd < m.H; hd++)
         linear(l.value_up[hd], lat.data() + size_t(hd) * m.C, m.H * m.C, T, o.data() + size_t(hd) * m.V, m.H * m.V);

@@ -33,7 +33,6 @@ inline vf loadv(const float* p) { return *reinterpret_cast<const vf*>(p); }
 inline void storev(float* p, vf v) { *reinterpret_cast<vf*>(p) = v; }
 inline v16 load16(const float* p) { return *reinterpret_cast<const v16*>(p); }
 inline void store16(float* p, v16 v) { *reinterpret_cast<v16*>(p) = v; }
-inline v16 splat(float x) { return v16{} + x; }
 
 // a b + c with one rounding. By name: compilers tuned for AMD take a lone chain of them apart, which changes its bits.
 inline v8 fma(v8 a, v8 b, v8 c) {
@@ -46,6 +45,14 @@ inline v8 fma(v8 a, v8 b, v8 c) {
 #if defined(__AVX512F__)
 inline v16 fma(v16 a, v16 b, v16 c) { return v16(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c))); }
 #endif
+
+// v in a register: compilers load it again for each use, and loads are what there is least of.
+inline vf held(vf v) {
+#if defined(__AVX__)
+    asm("" : "+x"(v));
+#endif
+    return v;
+}
 
 inline v8 load8(const float* p) { return *reinterpret_cast<const v8*>(p); }
 inline v8 load8(const bf16* p) {
@@ -110,16 +117,37 @@ inline void widen(const T* from, long n, float* to) {
     for (; i < n; i++) to[i] = load1(from + i);
 }
 
-inline float hsum(v16 v) {  // halves onto each other, four times
-    v8 a, b;
-    v4 c, d;
-    std::memcpy(&a, &v, 32);
-    std::memcpy(&b, reinterpret_cast<const char*>(&v) + 32, 32);
-    a += b;
-    std::memcpy(&c, &a, 16);
-    std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
-    c += d;
-    return (c[0] + c[2]) + (c[1] + c[3]);
+inline float high(v8 v) {
+    v4 a = __builtin_shufflevector(v, v, 0, 1, 2, 3), b = __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    a = a > b ? a : b;
+    b = __builtin_shufflevector(a, a, 2, 3, 0, 1);
+    a = a > b ? a : b;
+    b = __builtin_shufflevector(a, a, 1, 0, 3, 2);
+    a = a > b ? a : b;
+    return a[0];
+}
+
+// Sums of all lanes: of a vector, and of four at once, each in the same order.
+inline v8 folded(v8 v) { return v; }
+inline v8 folded(v16 v) {
+    return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+inline v4 totals(vf a, vf b, vf c, vf d) {
+    const v8 p = folded(a), q = folded(b), r = folded(c), s = folded(d);
+    auto pairs = [](v8 x, v8 y) {  // neighbours, and x beside y
+        return __builtin_shufflevector(x, y, 0, 2, 8, 10, 4, 6, 12, 14) + __builtin_shufflevector(x, y, 1, 3, 9, 11, 5, 7, 13, 15);
+    };
+    const v8 all = pairs(pairs(p, q), pairs(r, s));
+    return __builtin_shufflevector(all, all, 0, 1, 2, 3) + __builtin_shufflevector(all, all, 4, 5, 6, 7);
+}
+inline float total(vf a) { return totals(a, a, a, a)[0]; }
+inline float widest(vf a) {
+#if defined(__AVX512F__)
+    v8 low = __builtin_shufflevector(a, a, 0, 1, 2, 3, 4, 5, 6, 7), up = __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15);
+    return high(low > up ? low : up);
+#else
+    return high(a);
+#endif
 }
 
 // f on each processor vector of a v16: compilers take choices between wider ones apart into single floats.
@@ -135,28 +163,6 @@ inline v16 each(F f, v16 a, v16 b = v16{}) {
     }
     return out;
 }
-inline v16 vmin(v16 a, v16 b) {
-    return each([](vf x, vf y) { return x < y ? x : y; }, a, b);
-}
-inline v16 vmax(v16 a, v16 b) {
-    return each([](vf x, vf y) { return x > y ? x : y; }, a, b);
-}
-inline float high(v8 v) {
-    v4 a = __builtin_shufflevector(v, v, 0, 1, 2, 3), b = __builtin_shufflevector(v, v, 4, 5, 6, 7);
-    a = a > b ? a : b;
-    b = __builtin_shufflevector(a, a, 2, 3, 0, 1);
-    a = a > b ? a : b;
-    b = __builtin_shufflevector(a, a, 1, 0, 3, 2);
-    a = a > b ? a : b;
-    return a[0];
-}
-inline float hmax(v16 v) {
-    v8 a, b;
-    std::memcpy(&a, &v, 32);
-    std::memcpy(&b, reinterpret_cast<const char*>(&v) + 32, 32);
-    return high(a > b ? a : b);
-}
-
 // exp by range reduction and a degree-5 polynomial (Cephes coefficients), relative error below 2e-7.
 inline vf exp_of(vf x) {
     const vf low = vf{} - 87.0f, high = vf{} + 88.0f, half = vf{} + 0.5f;
