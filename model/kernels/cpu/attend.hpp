@@ -26,7 +26,7 @@ struct Latents {  // of one layer and sequence
 
 // out[g][P] = scaled scores of G queries (stride width) with a page. What lies at `next` is wanted then.
 template <int G>
-inline void score_page(const Latents& m, const float* q, const float* kt, const float* next, float* out) {
+__attribute__((noinline)) void score_page(const Latents& m, const float* q, const float* kt, const float* next, float* out) {
     const int width = m.width();
     vf acc[G][W] = {};
     for (int d = 0; d < width; d++) {
@@ -45,7 +45,7 @@ inline void score_page(const Latents& m, const float* q, const float* kt, const 
 
 // The scores [blocks][G][P] of a token become exp(score - max); returns 1 / their sum by head.
 template <int G>
-inline void soften(float* score, int blocks, int pos, float* inverse) {
+__attribute__((noinline)) void soften(float* score, int blocks, int pos, float* inverse) {
     for (int g = 0; g < G; g++) {
         float* last = score + (size_t(blocks - 1) * G + g) * P;
         for (int i = pos % P + 1; i < P; i++) last[i] = -INFINITY;
@@ -69,18 +69,17 @@ inline void soften(float* score, int blocks, int pos, float* inverse) {
 
 // out[g][c .. c + N) = sum over positions of weight and value.
 template <int G, int N>
-inline void weigh(const Latents& m, const float* e, int blocks, int c, const float* inverse, float* out) {
+__attribute__((noinline)) void weigh(const Latents& m, const float* e, int blocks, int c, const float* inverse, float* out) {
     vf acc[G][N] = {};
     for (int b = 0; b < blocks; b++) {
         const float* v = m.page[b] + size_t(c) * P;
         for (int j = 0; j < W; j++) {
-            vf weight[G];
-            for (int g = 0; g < G; g++) weight[g] = loadv(e + (size_t(b) * G + g) * P + j * VL);
-#pragma GCC unroll 3
-            for (int n = 0; n < N; n++) {
-                const vf value = held(loadv(v + n * P + j * VL));
+            vf value[N];
+            for (int n = 0; n < N; n++) value[n] = held(loadv(v + n * P + j * VL));
 #pragma GCC unroll 4
-                for (int g = 0; g < G; g++) acc[g][n] = fma(weight[g], value, acc[g][n]);
+            for (int g = 0; g < G; g++) {
+                const vf weight = held(loadv(e + (size_t(b) * G + g) * P + j * VL));
+                for (int n = 0; n < N; n++) acc[g][n] = fma(weight, value[n], acc[g][n]);
             }
         }
     }
@@ -108,7 +107,7 @@ void attend_heads(const Latents& m, const float* q, long ldq, const int* pos, in
             if (b <= pos[t] / P) score_page<G>(m, q + t * ldq, m.page[b], m.page[std::min(b + 1, most - 1)], room.data() + t * size + size_t(b) * P * G);
     float inverse[GROUP][G];
     for (int t = 0; t < n; t++) soften<G>(room.data() + t * size, pos[t] / P + 1, pos[t], inverse[t]);
-    constexpr int N = 3;  // with four heads, as many sums as there are registers for
+    constexpr int N = 3;
     for (int c = 0; c < m.C; c += N)
         for (int t = 0; t < n; t++) {
             const float* e = room.data() + t * size;

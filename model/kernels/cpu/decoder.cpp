@@ -252,6 +252,12 @@ uint64_t mix(uint64_t x) {  // splitmix64 finaliser
     return x ^ (x >> 31);
 }
 
+vf upto(const float* p, int left) {  // -inf where there is no more
+    float x[VL];
+    for (int i = 0; i < VL; i++) x[i] = i < left ? p[i] : -INFINITY;
+    return loadv(x);
+}
+
 }  // namespace
 
 extern "C" {
@@ -370,26 +376,38 @@ int parl_decoder_forward(const Decoder* mp, int T, const int* tokens, const int*
 
 // Inverse-CDF sampling of each row with a uniform number that is a function of (key, position) alone.
 // temperature 0 = argmax (log-prob then at temperature 1). top_p < 1 leaves the likeliest tokens that together reach it;
-// log-probs are those before that cut.
+// log-probs are those before that cut. Sums are taken in blocks of 16, so that one need not wait for the other.
 void parl_sample(int rows, int vocab, const float* logits, const float* temperature, const uint64_t* key,
                  const int* position, const float* top_p, int* token, float* logprob) {
-    std::vector<float> e(vocab + 16);
+    const int blocks = (vocab + 15) / 16;
+    std::vector<float> e(blocks * 16);
+    std::vector<double> part(blocks);
     std::vector<int> order(vocab);
+    auto sums = [&] {
+        double all = 0;
+        for (int b = 0; b < blocks; b++) {
+            double s = 0;
+            for (int j = 0; j < 16; j++) s += e[b * 16 + j];
+            all += part[b] = s;
+        }
+        return all;
+    };
     for (int r = 0; r < rows; r++) {
         const float* l = logits + size_t(r) * vocab;
         float inv = temperature[r] > 0 ? 1.0f / temperature[r] : 1.0f;
-        int best = int(std::max_element(l, l + vocab) - l);
-        float high = l[best] * inv;
-        double sum = 0;
-        for (int i = 0; i < vocab; i += 16) {
-            float in[16];
-            for (int j = 0; j < 16; j++) in[j] = i + j < vocab ? l[i + j] * inv - high : -INFINITY;
-            v16 v = load16(in);
-            store16(&e[i], each([](vf x, vf y) { return x > -80.0f ? y : vf{}; }, v, vexp(v)));
+        vf top = vf{} - INFINITY;
+        for (int i = 0; i < blocks * 16; i += VL) {
+            const vf x = i + VL <= vocab ? loadv(l + i) : upto(l + i, vocab - i);
+            top = top > x ? top : x;
         }
-        for (int i = 0; i < vocab; i++) sum += e[i];
-        int pick = best;
-        double kept = sum;
+        const float most = widest(top);
+        float high = most * inv;
+        for (int i = 0; i < blocks * 16; i += VL) {
+            const vf x = (i + VL <= vocab ? loadv(l + i) : upto(l + i, vocab - i)) * inv - high;
+            storev(&e[i], x > -80.0f ? exp_of(x) : vf{});
+        }
+        double sum = sums(), kept = sum;
+        int pick = int(std::find(l, l + vocab, most) - l);
         if (temperature[r] > 0 && top_p[r] < 1) {
             for (int i = 0; i < vocab; i++) order[i] = i;
             std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return e[a] > e[b]; });
@@ -397,10 +415,13 @@ void parl_sample(int rows, int vocab, const float* logits, const float* temperat
             for (int i : order)
                 if (kept < top_p[r] * sum) kept += e[i];
                 else e[i] = 0;
+            kept = sums();
         }
         if (temperature[r] > 0) {
             double u = double(mix(key[r] ^ mix(uint64_t(position[r]))) >> 11) * 0x1.0p-53, target = u * kept, cum = 0;
-            for (int i = 0; i < vocab; i++) {
+            int b = 0;
+            while (b < blocks - 1 && cum + part[b] <= target) cum += part[b++];
+            for (int i = b * 16; i < vocab; i++) {
                 cum += e[i];
                 if (cum > target) {
                     pick = i;

@@ -31,8 +31,6 @@ struct bf16 {
 
 inline vf loadv(const float* p) { return *reinterpret_cast<const vf*>(p); }
 inline void storev(float* p, vf v) { *reinterpret_cast<vf*>(p) = v; }
-inline v16 load16(const float* p) { return *reinterpret_cast<const v16*>(p); }
-inline void store16(float* p, v16 v) { *reinterpret_cast<v16*>(p) = v; }
 
 // a b + c with one rounding. By name: compilers tuned for AMD take a lone chain of them apart, which changes its bits.
 inline v8 fma(v8 a, v8 b, v8 c) {
@@ -150,19 +148,6 @@ inline float widest(vf a) {
 #endif
 }
 
-// f on each processor vector of a v16: compilers take choices between wider ones apart into single floats.
-template <class F>
-inline v16 each(F f, v16 a, v16 b = v16{}) {
-    v16 out;
-    for (int i = 0; i < 64; i += VL * 4) {
-        vf x, y;
-        std::memcpy(&x, reinterpret_cast<const char*>(&a) + i, VL * 4);
-        std::memcpy(&y, reinterpret_cast<const char*>(&b) + i, VL * 4);
-        x = f(x, y);
-        std::memcpy(reinterpret_cast<char*>(&out) + i, &x, VL * 4);
-    }
-    return out;
-}
 // exp by range reduction and a degree-5 polynomial (Cephes coefficients), relative error below 2e-7.
 inline vf exp_of(vf x) {
     const vf low = vf{} - 87.0f, high = vf{} + 88.0f, half = vf{} + 0.5f;
@@ -185,9 +170,6 @@ inline vf exp_of(vf x) {
     return p * scale;
 }
 inline vf sigmoid(vf x) { return 1.0f / (1.0f + exp_of(-x)); }
-inline v16 vexp(v16 x) {
-    return each([](vf v, vf) { return exp_of(v); }, x);
-}
 inline float sexp(float x) { return exp_of(vf{} + x)[0]; }
 
 }  // namespace parl
