@@ -10,6 +10,7 @@
 // A page holds, per layer, the latents and rotary keys transposed: [(C + R)][P].
 
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,14 @@ namespace {
 
 constexpr int NV = VL == 16 ? 4 : 2, MR = 6;
 constexpr int PANEL = VL * NV;
+
+// Floats that are written before they are read: a std::vector would set them to zero first.
+struct Room {
+    std::unique_ptr<float[]> at;
+    explicit Room(size_t n) : at(new float[n]) {}
+    float* data() { return at.get(); }
+    float& operator[](size_t i) { return at[i]; }
+};
 
 // A weight [n, k] stored as panels [n / PANEL][k][PANEL], so that a tile streams it once.
 struct Linear {
@@ -51,11 +60,12 @@ inline void tile(const float* x, long ldx, const float* w, int k, float* y, long
             for (int j = 0; j < NV; j++) acc[r][j] = fma(xv, wv[j], acc[r][j]);
         }
     }
-    for (int r = 0; r < ROWS; r++) {
-        float out[PANEL];
-        for (int j = 0; j < NV; j++) *reinterpret_cast<vf*>(out + j * VL) = acc[r][j];
-        std::memcpy(y + r * ldy, out, sizeof(float) * cols);
-    }
+    for (int r = 0; r < ROWS; r++)
+        if (cols == PANEL) {
+            for (int j = 0; j < NV; j++) storev(y + r * ldy + j * VL, acc[r][j]);
+        } else {
+            std::memcpy(y + r * ldy, &acc[r], sizeof(float) * cols);
+        }
 }
 
 // y[t, :n] = W x[t, :k] for every row t.
@@ -83,13 +93,18 @@ void rms_norm(const float* x, long ldx, const float* gain, int d, float eps, int
     for (int t = 0; t < rows; t++) {
         const float* xr = x + t * ldx;
         float* yr = y + t * ldy;
-        float lane[16] = {};
-        for (int i = 0; i < d; i++) lane[i & 15] += xr[i] * xr[i];
-        float s = 0;
-        for (int i = 0; i < 16; i++) s += lane[i];
-        float inv = 1.0f / std::sqrt(s / d + eps);
-        for (int i = 0; i < d; i++) yr[i] = xr[i] * inv * gain[i];
+        vf squares = {};
+        for (int i = 0; i < d; i += VL) {
+            const vf v = loadf(xr + i, d - i);
+            squares = fma(v, v, squares);
+        }
+        float inv = 1.0f / std::sqrt(total(squares) / d + eps);
+        for (int i = 0; i < d; i += VL) storef(yr + i, loadf(xr + i, d - i) * inv * loadf(gain + i, d - i), d - i);
     }
+}
+
+inline void add(float* x, const float* y, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
 inline void swiglu(const float* gate_up, int width, float* out) {  // out may not alias
@@ -150,7 +165,7 @@ std::vector<int> groups(const Batch& b) {
 
 void attention(const Decoder& m, const Layer& l, int index, const Batch& b, const float* h, float* out) {
     int T = b.T, qd = m.H * (m.N + m.R), width = m.C + m.R;
-    std::vector<float> qa(size_t(T) * m.q_rank), q(size_t(T) * qd), kv(size_t(T) * width), ql(size_t(T) * m.H * width),
+    Room qa(size_t(T) * m.q_rank), q(size_t(T) * qd), kv(size_t(T) * width), ql(size_t(T) * m.H * width),
         lat(size_t(T) * m.H * m.C), o(size_t(T) * m.H * m.V);
     if (m.q_rank) {
         linear(l.q_a, h, m.D, T, qa.data(), m.q_rank);
@@ -198,7 +213,7 @@ void attention(const Decoder& m, const Layer& l, int index, const Batch& b, cons
 }
 
 void mlp(const Linear& gate_up, const Linear& down, int width, const float* x, int D, int rows, float* out) {
-    std::vector<float> gu(size_t(rows) * 2 * width), act(size_t(rows) * width);
+    Room gu(size_t(rows) * 2 * width), act(size_t(rows) * width);
     linear(gate_up, x, D, rows, gu.data(), 2 * width);
     for (int t = 0; t < rows; t++) swiglu(&gu[size_t(t) * 2 * width], width, &act[size_t(t) * width]);
     linear(down, act.data(), width, rows, out, D);
@@ -208,7 +223,7 @@ void experts(const Decoder& m, const Layer& l, int moe_index, const Batch& b, co
     int T = b.T, moe_layers = m.layers - m.dense;
     RouteShape shape{m.E, m.K, m.groups, m.topk_groups, m.norm_topk, m.scaling};
     RouteScratch room(shape);
-    std::vector<float> logits(size_t(T) * m.E), weight(size_t(T) * m.K), score(m.K);
+    Room logits(size_t(T) * m.E), weight(size_t(T) * m.K), score(m.K);
     std::vector<int16_t> chosen(size_t(T) * m.K);
     std::vector<int> count(m.E + 1, 0), slot(size_t(T) * m.K);
     linear(l.gate, h, m.D, T, logits.data(), m.E);
@@ -224,7 +239,7 @@ void experts(const Decoder& m, const Layer& l, int moe_index, const Batch& b, co
     }
     for (int e = 0; e < m.E; e++) count[e + 1] += count[e];
     std::vector<int> next(count.begin(), count.end() - 1);
-    std::vector<float> gathered(size_t(T) * m.K * m.D), result(size_t(T) * m.K * m.D);
+    Room gathered(size_t(T) * m.K * m.D), result(size_t(T) * m.K * m.D);
     for (int i = 0; i < T * m.K; i++) {
         slot[i] = next[chosen[i]]++;
         std::memcpy(&gathered[size_t(slot[i]) * m.D], h + size_t(i / m.K) * m.D, sizeof(float) * m.D);
@@ -350,7 +365,7 @@ int parl_decoder_forward(const Decoder* mp, int T, const int* tokens, const int*
                          int n_features, const int* feature_rows, const float* features) {
     const Decoder& m = *mp;
     Batch b{T, tokens, pos, seq, tables, table_stride, pages, routes};
-    std::vector<float> x(size_t(T) * m.D), h(size_t(T) * m.D), y(size_t(T) * m.D);
+    Room x(size_t(T) * m.D), h(size_t(T) * m.D), y(size_t(T) * m.D);
     for (int t = 0; t < T; t++) std::memcpy(&x[size_t(t) * m.D], &m.embed[size_t(tokens[t]) * m.D], sizeof(float) * m.D);
     for (int f = 0; f < n_features; f++)
         std::memcpy(&x[size_t(feature_rows[f]) * m.D], &features[size_t(f) * m.D], sizeof(float) * m.D);
@@ -358,13 +373,13 @@ int parl_decoder_forward(const Decoder* mp, int T, const int* tokens, const int*
         const Layer& l = m.layer[i];
         rms_norm(x.data(), m.D, l.input_norm.data(), m.D, m.eps, T, h.data(), m.D);
         attention(m, l, i, b, h.data(), y.data());
-        for (size_t j = 0; j < x.size(); j++) x[j] += y[j];
+        add(x.data(), y.data(), size_t(T) * m.D);
         rms_norm(x.data(), m.D, l.post_norm.data(), m.D, m.eps, T, h.data(), m.D);
         if (i < m.dense)
             mlp(l.gate_up, l.down, m.dense_width, h.data(), m.D, T, y.data());
         else
             experts(m, l, i - m.dense, b, h.data(), y.data());
-        for (size_t j = 0; j < x.size(); j++) x[j] += y[j];
+        add(x.data(), y.data(), size_t(T) * m.D);
     }
     for (int r = 0; r < n_out; r++)
         rms_norm(&x[size_t(out_rows[r]) * m.D], m.D, m.final_norm.data(), m.D, m.eps, 1, &h[size_t(r) * m.D], m.D);
