@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "few.hpp"
+#include "simd.hpp"
 
 namespace parl {
 
@@ -16,7 +16,7 @@ constexpr int NV = 2, MR = 6;  // 12 of 16
 #endif
 constexpr int NR = VL * NV;    // columns of a panel of B
 constexpr int PANELS = 4;      // packed at a time
-constexpr int KC = 256;        // of k at a time: a panel of B stays in the first-level cache
+constexpr int PK = 256;        // of k at a time: a panel of B stays in the first-level cache
 static_assert(MR <= 8, "packing stores whole vectors of 8, each over the tail of the one before");
 constexpr int MC = 32 * MR;    // rows of A at a time: they stay in the second-level cache
 
@@ -31,6 +31,47 @@ struct Operand {
     int divisor = 1;
     const T* row(long r) const { return data + (index ? index[r] / divisor : r) * stride; }
 };
+
+inline v8 join(v4 a, v4 b) { return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7); }
+inline v4 load4(const void* p) { return *static_cast<const v4*>(p); }
+
+// out[k] = element k of the eight rows, from their halves: (row i, row i + 4) of one half lie in one vector.
+inline void transpose4(v8 a, v8 b, v8 c, v8 d, v8* out) {
+    v8 ab = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13), AB = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    v8 cd = __builtin_shufflevector(c, d, 0, 8, 1, 9, 4, 12, 5, 13), CD = __builtin_shufflevector(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+    out[0] = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13);
+    out[1] = __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+    out[2] = __builtin_shufflevector(AB, CD, 0, 1, 8, 9, 4, 5, 12, 13);
+    out[3] = __builtin_shufflevector(AB, CD, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+
+// 16 bytes of each of eight rows, column by column, to use(i, column i): 4 columns of floats, 8 of bfloat16.
+template <class T>
+constexpr int QUAD = 16 / sizeof(T);
+template <class Rows, class Use>
+inline void quad(Rows row, const float*, long k, Use use) {
+    auto half = [&](int i) { return join(load4(row(i) + k), load4(row(i + 4) + k)); };
+    v8 out[4];
+    transpose4(half(0), half(1), half(2), half(3), out);
+    for (int i = 0; i < 4; i++) use(i, out[i]);
+}
+template <class Rows, class Use>
+inline void quad(Rows row, const bf16*, long k, Use use) {  // pairs travel as one float, and part at the end
+    auto half = [&](int i) { return join(load4(row(i) + k), load4(row(i + 4) + k)); };
+    v8 pairs[4], column;
+    transpose4(half(0), half(1), half(2), half(3), pairs);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        u8v both, one;
+        std::memcpy(&both, &pairs[i], 32);
+        one = both << 16;
+        std::memcpy(&column, &one, 32);
+        use(2 * i, column);
+        one = both & 0xffff0000u;
+        std::memcpy(&column, &one, 32);
+        use(2 * i + 1, column);
+    }
+}
 
 // STEP columns of eight rows, column by column.
 template <class T>
@@ -102,7 +143,7 @@ inline void kernel(const float* a, const float* b, int kc, float* c, long ldc, b
     for (int k = 0; k < kc; k++) {
         vf bv[P * NV];
         for (int p = 0; p < P; p++)
-            for (int j = 0; j < NV; j++) bv[p * NV + j] = loadv(b + (long(p) * KC + k) * NR + j * VL);
+            for (int j = 0; j < NV; j++) bv[p * NV + j] = loadv(b + (long(p) * PK + k) * NR + j * VL);
         for (int r = 0; r < R; r++) {
             const vf av = a[k * MR + r] - vf{};  // minus, not plus: compilers know that it changes nothing
             for (int j = 0; j < P * NV; j++) acc[r][j] = fma(av, bv[j], acc[r][j]);
@@ -132,46 +173,27 @@ inline void kernel_edge(int rows, const float* a, const float* b, int kc, float*
 inline void kernel_small(int rows, const float* a, const float* b, int kc, float* c, long ldc, bool first) {
     if (rows == 1) return kernel<1, 4>(a, b, kc, c, ldc, first);
     kernel<2, 2>(a, b, kc, c, ldc, first);
-    kernel<2, 2>(a, b + 2 * KC * NR, kc, c + 2 * NR, ldc, first);
+    kernel<2, 2>(a, b + 2 * PK * NR, kc, c + 2 * NR, ldc, first);
 }
 
 struct Scratch {  // one thread's packed tiles
-    std::vector<float> a, b, c, d;
-    Scratch() : a(size_t(MC + MR) * KC + 8 * (MC / MR + 1)), b(PANELS * KC * NR) {}
+    std::vector<float> a, b, c;
+    Scratch() : a(size_t(MC + MR) * PK + 8 * (MC / MR + 1)), b(PANELS * PK * NR) {}
     float* at_least(std::vector<float>& v, size_t n) {
         if (v.size() < n) v.resize(n);
         return v.data();
     }
 };
 
-template <class TA, class TB>
-void gemm_few(const Operand<TA>& a, const Operand<TB>& b, long i0, int m, long j0, int n, long k0, int k, float* c, long ldc,
-              Scratch& s) {
-    const float* rows[FEW];
-    for (int r = 0; r < m; r++) {
-        const TA* from = a.row(i0 + r) + k0;
-        if constexpr (sizeof(TA) == 4) {
-            rows[r] = from;
-        } else {
-            float* wide = s.at_least(s.d, size_t(FEW) * k) + size_t(r) * k;
-            widen(from, k, wide);
-            rows[r] = wide;
-        }
-    }
-    few(rows, m, b.row(j0) + k0, b.stride, n, k, c, ldc);
-}
-
 // c[i][j] = sum over k of a(i, k) b(j, k) for i in [i0, i0 + m), m <= MC, and j in [j0, j0 + n).
 template <class TA, class TB>
 void gemm(const Operand<TA>& a, const Operand<TB>& b, long i0, int m, long j0, int n, long k0, int k, float* c, long ldc,
           Scratch& s) {
-    if (m <= FEW && !a.transposed && !b.transposed && !b.index)
-        return gemm_few(a, b, i0, m, j0, n, k0, k, c, ldc, s);
     if (k == 0)
         for (int r = 0; r < m; r++) std::memset(c + r * ldc, 0, sizeof(float) * n);
     const int tiles = (m + MR - 1) / MR;
-    for (int at = 0; at < k; at += KC) {
-        int kc = std::min(KC, k - at);
+    for (int at = 0; at < k; at += PK) {
+        int kc = std::min(PK, k - at);
         long size = long(kc) * MR + 8;
         for (int t = 0; t < tiles; t++)
             pack<MR>(a, i0 + t * MR, std::min(MR, m - t * MR), k0 + at, kc, s.a.data() + t * size);
@@ -179,10 +201,10 @@ void gemm(const Operand<TA>& a, const Operand<TB>& b, long i0, int m, long j0, i
             int cols = std::min(PANELS * NR, n - j), panels = (cols + NR - 1) / NR;
             float* packed = s.b.data();
             if (b.transposed)
-                pack_columns<NR>(b, j0 + j, cols, k0 + at, kc, packed, panels, KC * NR);
+                pack_columns<NR>(b, j0 + j, cols, k0 + at, kc, packed, panels, PK * NR);
             else
                 for (int p = 0; p < panels; p++)
-                    pack<NR>(b, j0 + j + p * NR, std::min(NR, cols - p * NR), k0 + at, kc, packed + p * KC * NR);
+                    pack<NR>(b, j0 + j + p * NR, std::min(NR, cols - p * NR), k0 + at, kc, packed + p * PK * NR);
             if (m <= 2 && cols == PANELS * NR) {
                 kernel_small(m, s.a.data(), packed, kc, c + j, ldc, at == 0);
                 continue;
@@ -190,7 +212,7 @@ void gemm(const Operand<TA>& a, const Operand<TB>& b, long i0, int m, long j0, i
             for (int p = 0; p < panels; p++)
                 for (int t = 0; t < tiles; t++) {
                     int rows = std::min(MR, m - t * MR), width = std::min(NR, cols - p * NR);
-                    const float *ta = s.a.data() + t * size, *tb = packed + p * KC * NR;
+                    const float *ta = s.a.data() + t * size, *tb = packed + p * PK * NR;
                     float* to = c + long(t) * MR * ldc + j + p * NR;
                     if (width < NR) kernel_edge(rows, ta, tb, kc, to, ldc, at == 0, width);
                     else kernel_rows(rows, ta, tb, kc, to, ldc, at == 0);

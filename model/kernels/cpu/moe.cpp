@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "dot.hpp"
 #include "gemm.hpp"
 #include "route.hpp"
 
@@ -49,6 +50,11 @@ Scratch& scratch() {
     return s;
 }
 
+DotRoom& dot_room() {
+    static thread_local DotRoom s;
+    return s;
+}
+
 template <class T>
 void convert(const float* from, long n, T* to) {
     for (long i = 0; i < n; i += VL) {
@@ -57,26 +63,26 @@ void convert(const float* from, long n, T* to) {
     }
 }
 
-// Gate and up columns [begin, end) of an item's rows, and silu(gate) up.
+// Gate and up columns [begin, end) of an item's rows, and silu(gate) up. The next item's expert is `next`.
 template <class T>
-void up(const Experts& m, const Item& it, const T* x, const T* w13, T* hidden, float* act) {
-    Scratch& s = scratch();
+void up(const Experts& m, const Item& it, int next, const T* x, const T* w13, T* hidden, float* act) {
     int width = it.end - it.begin;
-    Operand<T> a{x, m.D, m.D, false, m.order, m.K};
-    Operand<T> b{w13 + long(it.expert) * 2 * m.I * m.D, m.D, m.D};
+    const long size = 2L * m.I * m.D;
+    const T *b = w13 + it.expert * size, *then = next == it.expert ? nullptr : w13 + next * size;
+    auto row = [&](int r) { return x + long(m.order[it.row + r] / m.K) * m.D; };
     float* c;
     long ld;
     if constexpr (sizeof(T) == 4) {
         c = hidden + long(it.row) * 2 * m.I + it.begin, ld = 2 * m.I;
     } else {
-        c = s.at_least(s.c, size_t(it.rows) * 2 * width), ld = 2 * width;
+        c = scratch().at_least(scratch().c, size_t(it.rows) * 2 * width), ld = 2 * width;
     }
     long second = sizeof(T) == 4 ? m.I : width;  // where up begins
     if (width == m.I) {
-        gemm(a, b, it.row, it.rows, 0, 2 * m.I, 0, m.D, c, ld, s);
+        dots<T>(row, it.rows, b, 2 * m.I, m.D, c, ld, then, dot_room());
     } else {
-        gemm(a, b, it.row, it.rows, it.begin, width, 0, m.D, c, ld, s);
-        gemm(a, b, it.row, it.rows, m.I + it.begin, width, 0, m.D, c + second, ld, s);
+        dots<T>(row, it.rows, b + long(it.begin) * m.D, width, m.D, c, ld, then, dot_room());
+        dots<T>(row, it.rows, b + long(m.I + it.begin) * m.D, width, m.D, c + second, ld, then, dot_room());
     }
     for (int r = 0; r < it.rows; r++)
         for (int i = 0; i < width; i += VL) {
@@ -112,12 +118,16 @@ void forward(const Experts& m, const T* x, const T* w13, const T* w2, const T* b
 #pragma omp parallel num_threads(m.threads)
     {
 #pragma omp for schedule(dynamic, 1)
-        for (size_t i = 0; i < first.size(); i++) up(m, first[i], x, w13, hidden, act);
+        for (size_t i = 0; i < first.size(); i++)
+            up(m, first[i], first[std::min(i + 1, first.size() - 1)].expert, x, w13, hidden, act);
 #pragma omp for schedule(dynamic, 1)
         for (size_t i = 0; i < second.size(); i++) {
             const Item& it = second[i];
-            gemm(Operand<float>{act, m.I, m.I}, Operand<T>{w2 + long(it.expert) * m.D * m.I, m.I, m.I}, it.row, it.rows,
-                 it.begin, it.end - it.begin, 0, m.I, y + long(it.row) * m.D + it.begin, m.D, scratch());
+            const long size = long(m.D) * m.I;
+            const int next = second[std::min(i + 1, second.size() - 1)].expert;
+            dots<float>([&](int r) { return act + long(it.row + r) * m.I; }, it.rows,
+                        w2 + it.expert * size + long(it.begin) * m.I, it.end - it.begin, m.I,
+                        y + long(it.row) * m.D + it.begin, m.D, next == it.expert ? nullptr : w2 + next * size, dot_room());
         }
 #pragma omp for schedule(static)
         for (int t = 0; t < m.T; t++) combine(m, t, y, m.weights, base, out);
