@@ -151,7 +151,13 @@ torch.library.register_autograd("parl::route", _route_grad, setup_context=_route
 
 
 class _Route(torch.autograd.Function):
-    forward, setup_context, backward = staticmethod(_route), staticmethod(_route_setup), staticmethod(_route_grad)
+    backward = staticmethod(_route_grad)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple:  # without setup_context, which binds a signature at each call
+        output = _route(*inputs)
+        _route_setup(ctx, inputs, output)
+        return output
 
 
 # ---------------------------------------------------------------- the router's losses
@@ -320,8 +326,10 @@ torch.library.register_autograd("parl::expert_mlp", _expert_grad, setup_context=
 
 
 class _ExpertMlp(torch.autograd.Function):
-    forward, setup_context, backward = (
-        staticmethod(_expert_mlp),
-        staticmethod(_expert_setup),
-        staticmethod(_expert_grad),
-    )
+    backward = staticmethod(_expert_grad)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple:
+        output = _expert_mlp(*inputs)
+        _expert_setup(ctx, inputs, output)
+        return output

@@ -229,11 +229,12 @@ void parl_route(const int* ints, float scale, const float* logits, const float* 
         RouteScratch room(shape);
         std::vector<int> seen(E);
 #pragma omp for schedule(static)
-        for (int t = 0; t < T; t++) {
-            long at = long(t) * K;
-            route_token(shape, room, logits + long(t) * E, bias, forced ? forced + at : nullptr, ids + at, weights + at,
-                        scores + at);
-            for (int k = 0; k < K; k++) seen[ids[at + k]]++;
+        for (int first = 0; first < T; first += 64) {
+            const int n = std::min(64, T - first);
+            const long at = long(first) * K;
+            route_tokens(shape, room, n, logits + long(first) * E, bias, forced ? forced + at : nullptr, ids + at,
+                         weights + at, scores + at);
+            for (long i = at; i < at + long(n) * K; i++) seen[ids[i]]++;
         }
 #pragma omp critical
         for (int e = 0; e < E; e++) counts[e] += seen[e];

@@ -19,7 +19,7 @@ struct RouteScratch {
     int blocks;                        // of 16 experts
     std::vector<float> score, biased;  // E rounded up to whole blocks
     std::vector<float> best;           // each block's largest, -inf up to whole vectors
-    std::vector<float> group;
+    std::vector<float> group, eight;
     std::vector<char> open;
     explicit RouteScratch(const RouteShape& s)
         : blocks((s.E + 15) / 16), score(blocks * 16), biased(blocks * 16), best((blocks + 7) / 8 * 8, -INFINITY),
@@ -88,26 +88,157 @@ inline void choose(const RouteShape& s, RouteScratch& r, int16_t* ids) {
     }
 }
 
+inline void weigh(const RouteShape& s, const float* score, const int16_t* ids, float* weights, float* scores) {
+    float total = 0;
+    for (int k = 0; k < s.K; k++) total += scores[k] = score[ids[k]];
+    float scale = s.scale * (s.norm ? 1.0f / (total + 1e-20f) : 1.0f);
+    for (int k = 0; k < s.K; k++) weights[k] = scores[k] * scale;
+}
+
+inline uint32_t bits(i8v mask) {
+#if defined(__AVX__)
+    return uint32_t(_mm256_movemask_ps(__m256(mask)));
+#else
+    uint32_t out = 0;
+    for (int i = 0; i < 8; i++) out |= uint32_t(mask[i] < 0) << i;
+    return out;
+#endif
+}
+
+// The same as choose for K <= 8, where most[i] is the largest of the experts i, i + 8, i + 16 ...: eight experts are no
+// smaller than the least of these, so only those that reach it are candidates, about 16 of 384. A candidate's place is the
+// number of better ones; nothing waits for anything. False where there are more than 64.
+inline bool choose_by_rank(const RouteShape& s, const RouteScratch& r, v8 most, int16_t* ids) {
+    const v8 bound = v8{} - high(-most);
+    float value[72];
+    int expert[64], n = 0;
+    for (int e = 0; e < r.blocks * 16; e += 64) {
+        uint64_t found = 0;
+        for (int i = 0; i < std::min(64, r.blocks * 16 - e); i += 8)
+            found |= uint64_t(bits(load8(&r.biased[e + i]) >= bound)) << i;
+        if (n + __builtin_popcountll(found) > 64) return false;
+        for (; found; found &= found - 1) {
+            expert[n] = e + __builtin_ctzll(found);
+            value[n] = r.biased[expert[n]];
+            n++;
+        }
+    }
+    store8(value + n, v8{} - INFINITY);
+    int16_t place[65];
+    for (int i = 0; i < n; i++) {
+        const v8 x = v8{} + value[i];
+        uint64_t better = 0, equal = 0;
+        for (int j = 0; j < n; j += 8) {
+            better |= uint64_t(bits(load8(value + j) > x)) << j;
+            equal |= uint64_t(bits(load8(value + j) == x)) << j;
+        }
+        place[__builtin_popcountll(better | (equal & ((uint64_t(1) << i) - 1)))] = int16_t(expert[i]);
+    }
+    std::memcpy(ids, place, sizeof(int16_t) * s.K);
+    return true;
+}
+
+// Eight experts' scores, stored, and what they are chosen by; `left` of them exist.
+inline v8 score_of(const float* logits, const float* bias, int left, float* score) {
+    const v8 y = sigmoid(left >= 8 ? load8(logits) : part8(logits, left));
+    const v8 biased = y + (left >= 8 ? load8(bias) : part8(bias, left));
+    store8(score, y);
+    return biased == biased ? biased : v8{} + LEAST;
+}
+
 // forced: K experts to take as they stand, or null or a negative first one to choose.
 inline void route_token(const RouteShape& s, RouteScratch& r, const float* logits, const float* bias,
                         const int16_t* forced, int16_t* ids, float* weights, float* scores) {
-    for (int at = 0; at < s.E; at += VL) {
-        vf score = sigmoid(loadf(logits + at, s.E - at));
-        vf biased = score + loadf(bias + at, s.E - at);
-        storev(&r.score[at], score);
-        storev(&r.biased[at], biased == biased ? biased : vf{} + LEAST);
+    v8 most = v8{} - INFINITY;
+    float *score = r.score.data(), *all = r.biased.data();
+    for (int at = 0; at < s.E; at += 8) {
+        const v8 biased = at + 8 <= s.E ? score_of(logits + at, bias + at, 8, score + at)
+                                        : score_of(logits + at, bias + at, s.E - at, score + at);
+        store8(all + at, biased);
+        most = most > biased ? most : biased;
     }
     for (int e = s.E; e < r.blocks * 16; e++) r.biased[e] = -INFINITY;
     if (forced && forced[0] >= 0) {
         std::memcpy(ids, forced, sizeof(int16_t) * s.K);
-    } else {
-        if (s.groups > 1) close_groups(s, r);
+    } else if (s.groups > 1) {
+        close_groups(s, r);
+        choose(s, r, ids);
+    } else if (s.E % 8 || s.K > 8 || !choose_by_rank(s, r, most, ids)) {  // padding would count as experts
         choose(s, r, ids);
     }
-    float total = 0;
-    for (int k = 0; k < s.K; k++) total += scores[k] = r.score[ids[k]];
-    float scale = s.scale * (s.norm ? 1.0f / (total + 1e-20f) : 1.0f);
-    for (int k = 0; k < s.K; k++) weights[k] = scores[k] * scale;
+    weigh(s, r.score.data(), ids, weights, scores);
+}
+
+// Eight rows of eight turned into columns.
+inline void transpose8(v8* r) {
+    v8 p[8], q[8];
+    for (int i = 0; i < 8; i += 2) {  // neighbours' elements side by side, in each half
+        p[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        p[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            q[i + 2 * j] = __builtin_shufflevector(p[i + j], p[i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
+            q[i + 2 * j + 1] = __builtin_shufflevector(p[i + j], p[i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < 4; i++) {
+        r[i] = __builtin_shufflevector(q[i], q[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        r[i + 4] = __builtin_shufflevector(q[i], q[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
+// Eight tokens at once, a lane each: an expert enters a token's list of the K best where it is better than one in it, so
+// equal ones stay in their order. score has room for [8][E up to eights]. For few experts; many enter seldom and cost all.
+template <int K>
+void route_eight(const RouteShape& s, const float* logits, const float* bias, float* score, int16_t* ids) {
+    const int width = (s.E + 7) / 8 * 8;
+    v8 best[K];
+    i8v id[K] = {};
+    for (int k = 0; k < K; k++) best[k] = v8{} - INFINITY;
+    for (int e = 0; e < s.E; e += 8) {
+        const int left = s.E - e;
+        v8 x[8];
+        for (int t = 0; t < 8; t++)
+            x[t] = score_of(logits + long(t) * s.E + e, bias + e, left, score + long(t) * width + e);
+        transpose8(x);
+        for (int j = 0; j < std::min(8, left); j++) {
+            i8v better[K];
+            for (int k = 0; k < K; k++) better[k] = x[j] > best[k];
+            for (int k = K - 1; k > 0; k--) {
+                best[k] = better[k] ? (better[k - 1] ? best[k - 1] : x[j]) : best[k];
+                id[k] = better[k] ? (better[k - 1] ? id[k - 1] : i8v{} + (e + j)) : id[k];
+            }
+            best[0] = better[0] ? x[j] : best[0];
+            id[0] = better[0] ? i8v{} + (e + j) : id[0];
+        }
+    }
+    for (int k = 0; k < K; k++)
+        for (int t = 0; t < 8; t++) ids[t * K + k] = int16_t(id[k][t]);
+}
+
+// n tokens, see route_token.
+template <int K = 8>
+void route_tokens(const RouteShape& s, RouteScratch& r, int n, const float* logits, const float* bias,
+                  const int16_t* forced, int16_t* ids, float* weights, float* scores) {
+    int t = 0;
+    if constexpr (K > 0) {
+        if (s.K < K) return route_tokens<K - 1>(s, r, n, logits, bias, forced, ids, weights, scores);
+        const long width = (s.E + 7) / 8 * 8;
+        const bool lanes = s.K == K && s.groups == 1 && s.E <= 64;
+        if (lanes) r.eight.resize(8 * width);
+        for (; lanes && t + 8 <= n; t += 8) {
+            route_eight<K>(s, logits + long(t) * s.E, bias, r.eight.data(), ids + t * K);
+            for (int i = t; i < t + 8; i++) {
+                const int16_t* given = forced ? forced + i * K : nullptr;
+                if (given && given[0] >= 0) std::memcpy(ids + i * K, given, sizeof(int16_t) * K);
+                weigh(s, r.eight.data() + (i - t) * width, ids + i * K, weights + i * K, scores + i * K);
+            }
+        }
+    }
+    for (; t < n; t++) {
+        const long at = long(t) * s.K;
+        route_token(s, r, logits + long(t) * s.E, bias, forced ? forced + at : nullptr, ids + at, weights + at, scores + at);
+    }
 }
 
 }  // namespace parl

@@ -22,6 +22,7 @@ typedef float v16 __attribute__((vector_size(64), aligned(4)));
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
 typedef float v4 __attribute__((vector_size(16), aligned(4)));
 typedef int32_t iv __attribute__((vector_size(VL * 4), aligned(4)));
+typedef int32_t i8v __attribute__((vector_size(32), aligned(4)));
 typedef uint32_t u8v __attribute__((vector_size(32), aligned(4)));
 typedef uint16_t h8v __attribute__((vector_size(16), aligned(2)));
 
@@ -112,6 +113,12 @@ inline void storef(T* p, vf v, int left) {
         for (int i = 0; i < left; i++) store1(p + i, x[i]);
 }
 
+inline v8 part8(const float* p, int left) {
+    float x[8] = {};
+    for (int i = 0; i < left; i++) x[i] = p[i];
+    return load8(x);
+}
+
 template <class T>
 inline void widen(const T* from, long n, float* to) {
     long i = 0;
@@ -152,28 +159,29 @@ inline float widest(vf a) {
 #endif
 }
 
-// exp by range reduction and a degree-5 polynomial (Cephes coefficients), relative error below 2e-7.
-inline vf exp_of(vf x) {
-    const vf low = vf{} - 87.0f, high = vf{} + 88.0f, half = vf{} + 0.5f;
+// exp by range reduction and a degree-5 polynomial (Cephes coefficients), relative error below 2e-7. Fused by name, so that
+// it has the same bits wherever it is inlined.
+template <class V>
+inline V exp_of(V x) {
+    using I = decltype(x < x);
+    const V low = V{} - 87.0f, up = V{} + 88.0f, half = V{} + 0.5f;
     x = x > low ? x : (x == x ? low : x);  // a NaN stays one
-    x = x < high ? x : (x == x ? high : x);
-    vf n = x * 1.44269504f;
-    iv k = __builtin_convertvector(n + (n < 0.0f ? -half : half), iv);
-    vf kf = __builtin_convertvector(k, vf);
-    vf r = x - kf * 0.693359375f + kf * 2.12194440e-4f;
-    vf p = vf{} + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    iv bits = (k + 127) << 23;
-    vf scale;
+    x = x < up ? x : (x == x ? up : x);
+    I k = __builtin_convertvector(fma(x, V{} + 1.44269504f, x < 0.0f ? -half : half), I);
+    V kf = __builtin_convertvector(k, V);
+    V r = fma(kf, V{} + 2.12194440e-4f, fma(kf, V{} - 0.693359375f, x));
+    V p = V{} + 1.9875691500e-4f;
+    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        p = fma(p, r, V{} + c);
+    p = fma(p * r, r, r) + 1.0f;
+    I bits = (k + 127) << 23;
+    V scale;
     std::memcpy(&scale, &bits, sizeof scale);
     return p * scale;
 }
-inline vf sigmoid(vf x) { return 1.0f / (1.0f + exp_of(-x)); }
-inline float sexp(float x) { return exp_of(vf{} + x)[0]; }
+template <class V>
+inline V sigmoid(V x) {
+    return 1.0f / (1.0f + exp_of(-x));
+}
 
 }  // namespace parl
