@@ -106,7 +106,7 @@ inline uint32_t bits(i8v mask) {
 }
 
 // The same as choose for K <= 8, where most[i] is the largest of the experts i, i + 8, i + 16 ...: eight experts are no
-// smaller than the least of these, so only those that reach it are candidates, about 16 of 384. A candidate's place is the
+// smaller than the least of these, so only those that reach it are candidates, about 21 of 384. A candidate's place is the
 // number of better ones; nothing waits for anything. False where there are more than 64.
 inline bool choose_by_rank(const RouteShape& s, const RouteScratch& r, v8 most, int16_t* ids) {
     const v8 bound = v8{} - high(-most);
