@@ -86,8 +86,8 @@ def compare(kind: ModuleType, s: Shape, dtype: torch.dtype, load: str = "random"
                 "dweights" if name == "dlogits" else name
             )  # with one expert a token all of a logit's gradient cancels
             off = (value.double() - exact[name].double()).abs().max() / exact[like].abs().max().clamp(min=1e-9)
-            # of a single token, gate weights' gradient is one sum that may cancel to nearly nothing
-            allowed = TOLERANCE[dtype] * (10 if name == "dweights" and s.T * s.K < 8 else 1)
+            # of a few sums, the largest too may cancel to nearly nothing
+            allowed = TOLERANCE[dtype] * (10 if exact[like].numel() < 64 else 1)
             assert off < allowed, f"{name} of {s} is off by {off:.1e} of its largest element"
 
 
