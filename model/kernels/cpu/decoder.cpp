@@ -9,7 +9,6 @@
 // E experts, K experts a token, I expert width, P positions a page (16).
 // A page holds, per layer, the latents and rotary keys transposed: [(C + R)][P].
 
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -223,13 +222,13 @@ void experts(const Decoder& m, const Layer& l, int moe_index, const Batch& b, co
     int T = b.T, moe_layers = m.layers - m.dense;
     RouteShape shape{m.E, m.K, m.groups, m.topk_groups, m.norm_topk, m.scaling};
     RouteScratch room(shape);
-    Room logits(size_t(T) * m.E), weight(size_t(T) * m.K), score(m.K);
+    Room logits(size_t(T) * m.E), weight(size_t(T) * m.K), score(size_t(T) * m.K);
     std::vector<int16_t> chosen(size_t(T) * m.K);
     std::vector<int> count(m.E + 1, 0), slot(size_t(T) * m.K);
     linear(l.gate, h, m.D, T, logits.data(), m.E);
+    route_tokens(shape, room, T, logits.data(), l.bias.data(), nullptr, chosen.data(), weight.data(), score.data());
     for (int t = 0; t < T; t++) {
         size_t at = size_t(t) * m.K;
-        route_token(shape, room, &logits[size_t(t) * m.E], l.bias.data(), nullptr, &chosen[at], &weight[at], score.data());
         for (int k = 0; k < m.K; k++) count[chosen[at + k] + 1]++;
         if (b.routes) {
             int page = b.tables[size_t(b.seq[t]) * b.table_stride + b.pos[t] / P];
