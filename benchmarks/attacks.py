@@ -1,0 +1,67 @@
+"""Tries every attack of ``tests/attacks`` on this machine and counts by area: the table in docs/security.md.
+
+    python benchmarks/attacks.py [--area NAME] [--json FILE]
+
+The last line is ``K of N held``; exits with 1 where one did not. What the machine cannot try is counted apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from attacks.base import Attack, NotHere, all_attacks  # noqa: E402 - the folder is put on the path above
+
+
+def attempt(attack: Attack) -> dict[str, str | float]:
+    """How one try ended: ``held``, ``not here`` or ``fell``, and what was said."""
+    began = time.monotonic()
+    outcome, said = "held", ""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            attack.run(Path(folder))
+        except NotHere as lacks:
+            outcome, said = "not here", str(lacks)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as fell:  # whatever a try ends in, the others are tried
+            outcome, said = "fell", f"{type(fell).__name__}: {fell}"
+    seconds = round(time.monotonic() - began, 3)
+    return {"area": attack.area, "name": attack.name, "outcome": outcome, "said": said, "seconds": seconds}
+
+
+def main() -> int:
+    """Try all, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--area", help="only this one")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    options = parser.parse_args()
+    rows = []
+    for attack in all_attacks():
+        if options.area in (None, attack.area):
+            rows.append(attempt(attack))
+            if rows[-1]["outcome"] != "held":
+                print(f"{rows[-1]['outcome']}: {attack.area}: {attack.name}: {rows[-1]['said']}", flush=True)
+    counts = Counter((row["area"], row["outcome"]) for row in rows)
+    print("\n| area | tried | held | not to be tried here |\n|---|---|---|---|")
+    for area in dict.fromkeys(row["area"] for row in rows):
+        held, away = counts[area, "held"], counts[area, "not here"]
+        print(f"| {area} | {held + counts[area, 'fell']} | {held} | {away} |")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    held = sum(row["outcome"] == "held" for row in rows)
+    tried = held + sum(row["outcome"] == "fell" for row in rows)
+    print(f"{held} of {tried} held")
+    return int(held < tried)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Attacks and mishaps by class: each module lists its cases once, for the tests and for ``benchmarks/attacks.py``."""

@@ -1,0 +1,19 @@
+"""Every attack of every class is held; areas that start processes or Ray are run by their own slow test modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from attacks.base import Attack, NotHere, all_attacks
+
+SLOW = {"process faults", "network", "writers"}  # minutes: test_attacks_slow.py
+CASES = [attack for attack in all_attacks() if attack.area not in SLOW]
+
+
+@pytest.mark.parametrize("attack", CASES, ids=[f"{case.area}: {case.name}" for case in CASES])
+def test_the_attack_is_held(attack: Attack, tmp_path: Path):
+    try:
+        attack.run(tmp_path)
+    except NotHere as lacks:
+        pytest.skip(str(lacks))
