@@ -15,8 +15,8 @@ import attacks
 class Attack:
     """One try. ``run`` gets an empty folder; it raises (AssertionError or anything else) where the try succeeded.
 
-    ``area`` is a row of the table in docs/security.md: bodies, files, secrets, process faults, writers, network, servers,
-    user data ... It raises :class:`NotHere` where this machine cannot try it.
+    ``area`` is a row of the table in docs/security.md: bodies, files, secrets, process faults, writers, network,
+    servers, user data ... It raises :class:`NotHere` where this machine cannot try it.
     """
 
     area: str
