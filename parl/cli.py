@@ -50,6 +50,10 @@ def train(
         if dry_run:
             typer.echo(to_yaml(resolved), nl=False)
             typer.echo(f"# run folder: {resolved.run_dir}")
+        from parl.learner_limits import check_memory
+
+        check_memory(resolved)
+        if dry_run:
             return
         from parl.trainer import run_training
 
@@ -71,6 +75,10 @@ def sft(
         from parl.loading import load_config
 
         resolved = load_config(config, overrides)
+        from parl.config import TrainerConfig
+        from parl.learner_limits import check_memory
+
+        check_memory(resolved.model_copy(update={"trainer": TrainerConfig(ranks=1)}))  # one process trains it
         from parl.sft import run_sft
         from parl.tasks import check_tasks
 
@@ -260,7 +268,7 @@ def gateway(
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a shape in configs/models, a YAML file, or a folder")],
     gpus: Annotated[int, typer.Option("--gpus", help="GPUs in all.")],
-    gpu: Annotated[str, typer.Option("--gpu", help="Their kind: h200, h100 or rtx4090.")] = "h200",
+    gpu: Annotated[str, typer.Option("--gpu", help="Their kind, e.g. h200, a100-80, l40s, rtx4090.")] = "h200",
     zero: Annotated[int, typer.Option("--zero", help="ZeRO stage.")] = 2,
     ep: Annotated[int, typer.Option("--ep", help="GPUs that share a layer's experts; 0: as many as possible.")] = 0,
     offload: Annotated[str, typer.Option("--offload", help="none or optimizer: its states in host memory.")] = "none",
@@ -268,13 +276,21 @@ def plan(
     step_tokens: Annotated[int, typer.Option("--step-tokens", help="Tokens of all in one step.")] = 4_194_304,
     context: Annotated[int, typer.Option("--context", help="Length of the rows in tokens.")] = 32_768,
     host_gb: Annotated[float, typer.Option("--host-gb", help="Memory of a node of 8 GPUs.")] = 2000.0,
+    gpu_gb: Annotated[float | None, typer.Option("--gpu-gb", help="Memory of one's own kind of GPU.")] = None,
+    gpu_tflops: Annotated[float | None, typer.Option("--gpu-tflops", help="... its dense bfloat16 speed.")] = None,
+    gpu_tbs: Annotated[float | None, typer.Option("--gpu-tbs", help="... its memory's TB/s.")] = None,
+    link_gbs: Annotated[float | None, typer.Option("--link-gbs", help="GB/s one way between GPUs of a node.")] = None,
+    net_gbs: Annotated[float | None, typer.Option("--net-gbs", help="GB/s a GPU between nodes.")] = None,
 ) -> None:
     """What training a model takes: memory a GPU, bytes moved, a floor of the step's time; or why it cannot fit."""
     with reported():
+        from parl.gpus import Given
         from parl.plan_table import print_plan
 
+        given = Given(gb=gpu_gb, tflops=gpu_tflops, tbs=gpu_tbs, link_gbs=link_gbs, net_gbs=net_gbs)
         sizes = {"micro_tokens": micro_tokens, "step_tokens": step_tokens, "context": context}
-        print_plan(model, gpu, host_gb=host_gb, gpus=gpus, zero=zero, ep=ep, offload=offload, **sizes)
+        options = {"host_gb": host_gb, "zero": zero, "ep": ep, "offload": offload, "given": given}
+        print_plan(model, gpu, gpus=gpus, **options, **sizes)
 
 
 def _show_version(wanted: bool) -> None:

@@ -224,7 +224,7 @@ class Config(_Section):
         if self.model.vision and self.rollouts.engine != "embedded":
             raise ValueError("rollouts.engine must be embedded for a policy that sees: servers are sent no pictures")
         self._check_stream()
-        _check_parallel(self.trainer, self.model, self.optimizer)
+        check_parallel(self.trainer, self.model, self.optimizer)
         drills = self.sft.copying_tokens + self.sft.drill_tokens
         if drills >= self.sft.tokens:
             raise ValueError(
@@ -254,7 +254,7 @@ class Config(_Section):
         return self.root / (self.name if self.seed == 1 else f"{self.name}-seed{self.seed}")
 
 
-def _check_parallel(trainer: TrainerConfig, model: ModelConfig, optimizer: OptimizerConfig) -> None:
+def check_parallel(trainer: TrainerConfig, model: ModelConfig, optimizer: OptimizerConfig) -> None:
     """ValueError for what does not compose (docs/scaling.md), with what to change."""
     parallel, at = trainer.parallel, "trainer.parallel"
     degree = parallel.expert_parallel

@@ -1,7 +1,7 @@
 """``parl plan``: what a model takes on a cluster, before anything is rented. Arithmetic only, no torch.
 
 Counted exactly: parameters, bytes of weights, gradients and optimiser states, bytes that collectives move. Estimated:
-activations, and the step's time, a floor from ceilings (``GPUS``) that no program beats. What is assumed:
+activations, and the step's time, a floor from ceilings (``parl.gpus``) that no program beats. What is assumed:
 
 - bfloat16 weights and gradients; AdamW with float32 master, mean and variance, 12 bytes a parameter; offloaded, these
   lie in the hosts' memory;
@@ -23,44 +23,13 @@ from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
 from parl.errors import UserError
+from parl.gpus import GB, Gpu
 
-GB = 10**9
 RESERVE = 5 * GB  # of each GPU: context, communication buffers, fragmentation; assumed, not measured
 NODE = 8  # GPUs
 _WEIGHT = _GRAD = 2  # bytes a parameter
 _ADAM = 12
 _PASSES = 3  # forward, recomputation, backward: each gathers weights and sends tokens to experts and back
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """Memory and ceilings of one GPU; ``source`` says where the numbers come from."""
-
-    memory: int
-    copy: float  # bytes a second
-    flops: float  # bfloat16 a second
-    inside: float  # bytes a second between GPUs of a node
-    tokens: float  # ... all-to-all between nodes
-    outside: float  # ... anything else between nodes
-    source: str
-
-
-GPUS = {
-    "h200": Gpu(
-        memory=141 * GB, copy=4.3e12, flops=790e12, inside=450e9, tokens=61e9, outside=50e9,
-        source="4.3 TB/s copy and 790 TFLOP/s bf16 measured on one H200; NVLink 450 GB/s and 400 Gb/s network a GPU by "
-        "data sheet; all-to-all between nodes 61 GB/s, as DeepEP publishes for 4 x 8 GPUs",
-    ),
-    "h100": Gpu(
-        memory=80 * GB, copy=3.0e12, flops=790e12, inside=450e9, tokens=61e9, outside=50e9,
-        source="not measured: the H200's 790 TFLOP/s (the same matrix units), its share of the data sheet's memory "
-        "bandwidth; links as for h200",
-    ),
-    "rtx4090": Gpu(
-        memory=24 * GB, copy=1.0e12, flops=165e12, inside=16e9, tokens=5e9, outside=5e9,
-        source="not measured: 1,008 GB/s, 165 TFLOP/s (bf16, float32 sums) by data sheet; PCIe and a plain network",
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

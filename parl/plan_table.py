@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from rich.console import Console
@@ -9,47 +10,77 @@ from rich.table import Table
 
 from model.config import ModelConfig
 from model.hf_config import read_shape
+from parl.config import OptimizerConfig
 from parl.errors import UserError
+from parl.gpus import GB, Given, Gpu, find_gpu
+from parl.learner_limits import gaps, size_of
 from parl.loading import load_config
-from parl.plan import GB, GPUS, RESERVE, Gpu, Layout, Plan, cache_bytes, check, count, degrees, fits, nearest, plan
+from parl.plan import RESERVE, Layout, Plan, cache_bytes, check, count, degrees, fits, nearest, plan
 
 MODELS = Path("configs") / "models"
+NOTHING = Given()
 
 
 def print_plan(
-    model: str, gpu: str, *, host_gb: float, gpus: int, zero: int, ep: int, offload: str, **sizes: int
+    model: str,
+    gpu: str,
+    *,
+    host_gb: float,
+    gpus: int,
+    zero: int,
+    ep: int,
+    offload: str,
+    given: Given = NOTHING,
+    **sizes: int,
 ) -> None:
-    """Print the plan of a layout; ``ep`` 0 takes the largest degree. UserError where it cannot be, or cannot fit."""
-    config = shape_of(model)
-    if gpu not in GPUS:
-        raise UserError(f"--gpu {gpu}: must be one of {', '.join(GPUS)}")
+    """Print the plan of a layout, and what of it the learner cannot do yet; ``ep`` 0 takes the largest degree.
+
+    ``given``: numbers of the card ``gpu`` in place of the table's. UserError where it cannot be, or cannot fit.
+    """
+    config, optimizer = _read(model)
+    card = find_gpu(gpu, given)
     if offload not in ("none", "optimizer"):
         raise UserError(f"--offload {offload}: must be one of none, optimizer")
+    if not 0 < host_gb < 1e9:
+        raise UserError(f"--host-gb {host_gb:g}: must be a number above 0")
     ep = ep or max(degrees(config, max(gpus, 1)))
     layout = Layout(gpus=gpus, zero=zero, ep=ep, offload=offload == "optimizer", **sizes)
     check(config, layout)
-    made = plan(config, layout, GPUS[gpu])
+    made = plan(config, layout, card)
     console = Console()
     console.print(_model_table(model, config))
-    console.print(_layout_table(made, gpu))
-    console.print(f"[dim]{gpu}: {GPUS[gpu].source}. Assumptions: parl/plan.py.[/dim]")
-    if not fits(made, GPUS[gpu], host_gb * GB):
-        raise UserError(_refusal(config, made, gpu, host_gb * GB))
+    console.print(_layout_table(made, gpu, card))
+    console.print(f"{gpu}: {card.source}. Assumptions: parl/plan.py.", style="dim", markup=False)
+    console.print("the learner cannot do this yet:", style="bold", markup=False)
+    for gap in gaps(config, optimizer, layout):
+        console.print(f"- {gap}", markup=False)
+    if not fits(made, card, host_gb * GB):
+        raise UserError(_refusal(config, made, card, host_gb * GB))
+    console.print("GPU memory would suffice by this count; it is no promise that parl trains it", markup=False)
 
 
 def shape_of(model: str) -> ModelConfig:
     """The shape that MODEL names: in configs/models, a run's YAML file, or a folder with config.json."""
+    return _read(model)[0]
+
+
+def _read(model: str) -> tuple[ModelConfig, OptimizerConfig]:
+    """The shape, and how it would be trained."""
     path = Path(model)
     if path.is_dir():
         try:
-            return read_shape(path)
+            return read_shape(path), OptimizerConfig()
         except (ValueError, FileNotFoundError) as error:
             raise UserError(str(error)) from None
     named = MODELS / f"{model}.yaml"
     if not path.is_file() and not named.is_file():
-        known = ", ".join(sorted(file.stem for file in MODELS.glob("*.yaml")))
-        raise UserError(f"no model {model}: neither a file, nor a folder with config.json, nor one of {known}")
-    return load_config(path if path.is_file() else named).model.shape
+        names = sorted(file.stem for file in MODELS.glob("*.yaml"))
+        close = difflib.get_close_matches(model, names, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"no model {model}: neither a file, nor a folder with config.json, nor one of"
+                        f" {', '.join(names)}{meant}")  # fmt: skip
+    config = load_config(path if path.is_file() else named)
+    return config.model.shape, config.optimizer
 
 
 def _model_table(model: str, config: ModelConfig) -> Table:
@@ -66,21 +97,21 @@ def _model_table(model: str, config: ModelConfig) -> Table:
     return table
 
 
-def _layout_table(made: Plan, name: str) -> Table:
-    gpu, layout = GPUS[name], made.layout
+def _layout_table(made: Plan, name: str, gpu: Gpu) -> Table:
+    layout = made.layout
     table = Table("on each GPU", "", title=f"{layout.gpus} x {name}: {layout}", title_justify="left")
     for part, size in made.memory.items():
         if part == "gathered layer" and layout.zero < 3:
             continue
-        table.add_row(part, _gb(size))
-    table.add_row("kept free", _gb(RESERVE))
+        table.add_row(part, size_of(size))
+    table.add_row("kept free", size_of(RESERVE))
     used = made.used + RESERVE
-    table.add_row("memory", f"{_gb(used)} of {_gb(gpu.memory)}", style="bold", end_section=True)
+    table.add_row("memory", f"{size_of(used)} of {size_of(gpu.memory)}", style="bold", end_section=True)
     if made.host:
-        table.add_row("host memory of a node", _gb(made.host), end_section=True)
+        table.add_row("host memory of a node", size_of(made.host), end_section=True)
     table.add_row("micro-batches a step", f"{layout.passes} of {layout.micro_tokens:,} tokens")
-    table.add_row("all-to-all a step", _gb(made.all_to_all))
-    table.add_row("all-gather, reduce-scatter a step", _gb(made.gathered), end_section=True)
+    table.add_row("all-to-all a step", size_of(made.all_to_all))
+    table.add_row("all-gather, reduce-scatter a step", size_of(made.gathered), end_section=True)
     for part, seconds in made.seconds.items():
         table.add_row(f"{part}, at least", _s(seconds))
     parts = made.seconds.values()
@@ -88,25 +119,22 @@ def _layout_table(made: Plan, name: str) -> Table:
     return table
 
 
-def _refusal(config: ModelConfig, made: Plan, name: str, host: float) -> str:
-    gpu: Gpu = GPUS[name]
+def _refusal(config: ModelConfig, made: Plan, gpu: Gpu, host: float) -> str:
     over = made.used + RESERVE - gpu.memory
-    wrong = [f"each GPU lacks {_gb(over)} of {_gb(gpu.memory)}"] if over > 0 else []
+    wrong = [f"each GPU lacks {size_of(over)} of {size_of(gpu.memory)}"] if over > 0 else []
     if made.host > host:
-        wrong.append(f"each node's host memory lacks {_gb(made.host - host)} of {_gb(host)}")
+        wrong.append(f"each node's host memory lacks {size_of(made.host - host)} of {size_of(host)}")
     found = nearest(config, made.layout, gpu, host)
     if found is None:
         return f"{made.layout} does not fit: {', '.join(wrong)}; no layout does, with these tokens at a time"
     room = gpu.memory - found.used - RESERVE
-    return f"{made.layout} does not fit: {', '.join(wrong)}; the nearest that fits: {found.layout} ({_gb(room)} free)"
+    return (
+        f"{made.layout} does not fit: {', '.join(wrong)}; the nearest that fits: {found.layout} ({size_of(room)} free)"
+    )
 
 
 def _count(parameters: float) -> str:
     return f"{parameters / 1e9:,.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:,.2f} M"
-
-
-def _gb(size: float) -> str:
-    return f"{size / GB:,.1f} GB" if size >= GB / 10 else f"{size / 1e6:,.1f} MB"
 
 
 def _gib(size: float) -> str:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny import tiny_model
 from typer.testing import CliRunner
 
 from model.config import ModelConfig
 from model.hf_layout import our_shapes
+from parl import learner_limits
 from parl.cli import app
+from parl.config import LoraConfig, OptimizerConfig, ParallelConfig
 from parl.errors import UserError
-from parl.plan import GB, GPUS, RESERVE, Layout, cache_bytes, check, count, degrees, fits, nearest, plan
+from parl.gpus import GB, GPUS, Given, find_gpu
+from parl.learner_limits import gaps, least_bytes, machine_bytes
+from parl.loading import load_config
+from parl.plan import RESERVE, Layout, cache_bytes, check, count, degrees, fits, nearest, plan
 from parl.plan_table import shape_of
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +183,14 @@ def test_a_layout_that_cannot_fit_is_refused_by_how_much_and_with_one_that_does(
     ("arguments", "text"),
     [
         (["nope", "--gpus", "8"], "no model nope"),
-        (["tiny", "--gpus", "8", "--gpu", "a100"], "--gpu a100: must be one of h200, h100"),
+        (["tinny", "--gpus", "8"], "did you mean tiny?"),
+        (["tiny", "--gpus", "8", "--gpu", "a100-8"], "did you mean a100-80?"),
+        (["tiny", "--gpus", "8", "--gpu", "gtx1080"], "--gpu gtx1080 --gpu-gb N --gpu-tflops N"),
+        (["tiny", "--gpus", "8", "--gpu", "mine", "--gpu-gb", "10"], "--gpu mine: must be one of h200"),
+        (["tiny", "--gpus", "8", "--gpu", "mine", "--gpu-gb", "-1", "--gpu-tflops", "9"], "--gpu-gb -1: must be"),
+        (["tiny", "--gpus", "8", "--gpu", "mine", "--gpu-gb", "nan", "--gpu-tflops", "9"], "--gpu-gb nan: must be"),
+        (["tiny", "--gpus", "8", "--link-gbs", "0"], "--link-gbs 0: must be"),
+        (["tiny", "--gpus", "8", "--host-gb", "nan"], "--host-gb nan: must be"),
         (["tiny", "--gpus", "8", "--offload", "disk"], "--offload disk"),
         (["tiny", "--gpus", "8", "--ep", "3"], "--ep 3"),
         (["tests", "--gpus", "8"], "config.json"),
@@ -184,6 +199,94 @@ def test_a_layout_that_cannot_fit_is_refused_by_how_much_and_with_one_that_does(
 def test_mistakes_exit_with_2(arguments: list[str], text: str):
     done = CliRunner().invoke(app, ["plan", *arguments])
     assert done.exit_code == 2 and text in done.stderr
+
+
+CARDS = (
+    *("a100", "A100-80GB", "nvidia a100", "a100-40", "h100", "H100-SXM5", "h200", "b200", "l40s", "a10", "rtx3090"),
+    *("RTX_4090", "4090", "rtx5090", "GeForce RTX 5090", "a6000", "RTX A6000", "mi300x", "AMD Instinct MI300X"),
+)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_common_cards_are_known_by_the_names_that_people_write(name: str):
+    assert find_gpu(name, Given()) in GPUS.values()
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_each_card_says_where_its_numbers_come_from_and_they_are_of_its_kind(name: str):
+    card = GPUS[name]
+    assert "data sheet" in card.source or "paper" in card.source or "sheets" in card.source
+    assert 20 * GB <= card.memory <= 300 * GB and 0.2e12 <= card.copy <= 9e12 and 50e12 <= card.flops <= 2600e12
+    assert card.tokens <= card.inside and card.outside <= card.inside  # no network is faster than a node's own links
+
+
+def test_a_card_of_ones_own_is_what_was_said_of_it():
+    card = find_gpu("mine", Given(gb=12, tflops=40, tbs=0.5, link_gbs=7, net_gbs=3))
+    assert (card.memory, card.flops, card.copy) == (12 * GB, 40e12, 0.5e12)
+    assert (card.inside, card.tokens, card.outside) == (7e9, 3e9, 3e9)
+    assert (
+        find_gpu("h200", Given(gb=100)).memory == 100 * GB and "what was given" in find_gpu("h200", Given(gb=1)).source
+    )
+    assert "assumed" in find_gpu("mine", Given(gb=12, tflops=40)).source
+
+
+# ---------------------------------------------------------------- what the learner cannot do
+
+
+GAPS = [
+    ({}, {}, {}, ["CPUs, over gloo", "float32", "builds the model whole"]),
+    ({"gpus": 16}, {}, {}, ["16 GPUs are 2 nodes"]),
+    ({"zero": 1, "offload": True}, {}, {}, ["offloading moves nothing"]),
+    ({"zero": 2}, {}, {"lora": LoraConfig()}, ["configuration refuses it: .*optimizer.lora"]),
+    ({"ep": 2}, {}, {"lora": LoraConfig()}, ["configuration refuses it: .*expert_parallel=2"]),
+]
+
+
+@pytest.mark.parametrize(("layout", "model", "optimizer", "said"), GAPS)
+def test_what_the_learner_cannot_do_is_said_of_each_layout(layout, model, optimizer, said):
+    told = list(gaps(tiny_model(**model), OptimizerConfig(**optimizer), Layout(**{"gpus": 2, "zero": 0, **layout})))
+    for pattern in said:
+        assert any(re.search(pattern, line) for line in told), told
+
+
+def test_a_plan_that_fits_is_not_called_trainable():
+    done = CliRunner().invoke(app, ["plan", "tiny", "--gpus", "8", "--gpu", "a100"])
+    assert done.exit_code == 0 and "the learner cannot do this yet:" in done.stdout
+    assert "it is no promise that parl trains it" in done.stdout.replace("\n", " ")
+
+
+# ---------------------------------------------------------------- a run on this machine
+
+
+def test_the_least_that_a_run_holds_by_hand():
+    config = load_config(ROOT / "configs" / "recipes" / "one_24gb.yaml", None, files=False)
+    n = count(config.model)
+    assert least_bytes(config) == dict.fromkeys(
+        ("weights", "gradients", "optimiser states", "weights for engines"), 4.0 * n.total
+    )
+    split = config.trainer.model_copy(update={"ranks": 4, "parallel": ParallelConfig(zero=1, expert_parallel=2)})
+    parts = least_bytes(config.model_copy(update={"trainer": split}))
+    assert parts["weights"] == parts["gradients"] == 4.0 * (4 * n.rest + 2 * n.routed)
+    assert parts["optimiser states"] == parts["weights for engines"] == 4.0 * n.total
+
+
+def test_a_container_has_no_more_than_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for text, bytes_ in (("1048576\n", 2**20), ("max\n", None)):
+        (tmp_path / "memory.max").write_text(text)
+        monkeypatch.setattr(learner_limits, "_CGROUPS", (str(tmp_path / "memory.max"), str(tmp_path / "none")))
+        assert machine_bytes() == (bytes_ or psutil.virtual_memory().total)
+
+
+@pytest.mark.parametrize("recipe", ["one_h200", "eight_h200_30b_a3b", "k2_5_256_h200"])
+@pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["sft"]])
+def test_a_model_that_this_machine_cannot_hold_is_refused_at_once(recipe: str, command: list[str], monkeypatch):
+    monkeypatch.setattr(learner_limits, "machine_bytes", lambda: 24 * 2**30)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    began = time.monotonic()
+    done = CliRunner().invoke(app, [*command, f"configs/recipes/{recipe}.yaml"])
+    assert done.exit_code == 2 and time.monotonic() - began < 5
+    assert re.search(r"need at least [\d,.]+ GB of memory here \(weights .*and this machine has 25.8 GB", done.stderr)
+    assert not (ROOT / "runs" / recipe).exists()
 
 
 def test_planning_needs_no_torch():

@@ -49,3 +49,8 @@ def test_its_model_is_a_shape_of_configs_models(path: Path):
     shape = load_config(path, None, files=False).model.shape
     known = [load_config(file, None, files=False).model.shape for file in (ROOT / "configs" / "models").glob("*.yaml")]
     assert isinstance(shape, ModelConfig) and shape in known
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_its_first_line_says_that_it_was_never_run(path: Path):
+    assert path.read_text().splitlines()[0].startswith("# NEVER RUN")
