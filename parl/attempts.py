@@ -1,14 +1,12 @@
 """``parl eval``: n attempts at every held-out task by the policies of a run, with intervals and an account of costs.
 
-The episodes of a policy lie in ``RUN/evals/LABEL-HASH``, where the hash changes with everything that shapes an episode:
-weights (or a server's URL and model), sub-agents, vocabulary, world, budgets, temperatures, seed. What is in there
-already is not run again, so an interrupted evaluation continues, and more tasks or a larger n run only what is missing.
-Episodes that failed for the machine's reasons are tried again.
+The episodes of a policy lie in ``RUN/evals/LABEL-HASH``, where the hash changes with everything that shapes an episode
+(``parl.identity``). What is in there already is not run again, so an interrupted evaluation continues, and more tasks
+or a larger n run only what is missing. Episodes that failed for the machine's reasons are tried again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Task
-from model.checkpoint import load_policy
+from model.checkpoint import INDEX, SINGLE, load_policy
+from model.config import ModelConfig
+from model.hf_config import read_shape
 from parl.chat_eval import ChatCollector, Served, find_model, is_url, used, vocabulary
 from parl.cluster import local_ray
 from parl.collect import Collector
 from parl.config import Config
 from parl.errors import UserError
 from parl.evaluate import eval_collector
-from parl.loading import config_hash
+from parl.identity import EFFECTS, Effect, description, identity, policy_digest, policy_vocabulary
 from parl.measures import Sample, attempt, estimates, groups, latest, plain
 from parl.progress import EpisodeBar
 from parl.scoring import Scoring
+from parl.sft import VERSION as TEXTS_VERSION
 from parl.start import starting_policy
 from parl.stores import readable
 from parl.tasks import check_tasks, held_out_tasks
@@ -37,6 +38,7 @@ from rollouts.outline import Outline, read_outlines, shard_paths
 from rollouts.store import EpisodeStore
 
 _SHARD = 16  # episodes that a kill can cost
+_RUN_DECIDES = ("max_position_embeddings", "quantize_experts")  # of a policy's shape: its weights fit either way
 _SLICE = 8  # episodes handed to the workers at once, by the slots that they have
 
 
@@ -102,6 +104,12 @@ def run_eval(
 def _local(config: Config, model: Path | None, single_agent: bool, policies: Sequence[str]) -> list[Policy]:
     folders = _folders(config, model, single_agent, policies)
     cold = starting_policy(config)
+    for folder, _ in folders.values():
+        if folder and policy_vocabulary(folder) != policy_vocabulary(cold):
+            raise UserError(
+                f"{folder} has another vocabulary than the run, whose sub-agents it speaks to ({cold}): evaluate it"
+                f" with the override model.init={folder} and --policy cold_start"
+            )
     return [_policy(config, cold, label, folder or cold, spawns) for label, (folder, spawns) in folders.items()]
 
 
@@ -127,59 +135,69 @@ def _folders(
     if unknown:
         raise UserError(f"no policy is called {', '.join(unknown)}: --policy is one of {', '.join(known)}")
     for label in labels:
-        folder = known[label][0]
-        if folder is not None and not _complete(folder):
-            raise UserError(f"no policy in {folder}: train it first (parl train), or name another folder with --model")
+        if folder := known[label][0]:
+            _check_policy(config, folder)
     return {label: known[label] for label in dict.fromkeys(labels)}
 
 
 def _complete(folder: Path) -> bool:
-    return (folder / "model.safetensors").exists()
+    return (folder / SINGLE).exists()
+
+
+def _check_policy(config: Config, folder: Path) -> None:
+    """UserError unless ``folder`` holds a whole policy of the shape that the configuration's engines are built for."""
+    if not _complete(folder):
+        if (folder / INDEX).exists():
+            raise UserError(
+                f"{folder} is a checkpoint in several files: evaluate it as its own run's start, with the override"
+                f" model.init={folder} and --policy cold_start"
+            )
+        raise UserError(f"no policy in {folder}: train it first (parl train), or name another folder with --model")
+    try:
+        shape = read_shape(folder)
+        policy_vocabulary(folder)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"{error}; a policy is weights, config.json and tokenizer in one folder") from None
+    wanted = config.model.shape
+    for name in ModelConfig.model_fields:
+        found, given = getattr(shape, name), getattr(wanted, name)
+        if found != given and EFFECTS.get(f"model.{name}") is not Effect.NONE and name not in _RUN_DECIDES:
+            raise UserError(
+                f"{folder} has {name}={found}, but model.{name}={given}: evaluate it under the configuration that it"
+                f" was trained with, or with the override model.init={folder} and --policy cold_start"
+            )
 
 
 def _policy(config: Config, cold: Path, label: str, folder: Path, spawning: bool) -> Policy:
-    rollouts, evaluation = config.rollouts, config.eval
-    weights = {"policy": _digest(folder), "subagents": _digest(config.rollouts.subagent_policy or cold)}
-    sampling = (evaluation.seed, evaluation.temperature, evaluation.top_p, rollouts.subagent_temperature, spawning)
-    identity = config_hash(*weights.values(), config.envs.world, rollouts.budget, *sampling)
-    about = {"policy": str(folder), "spawning": spawning, "weights": weights}
-    store = _store(config, label, identity, about)
+    subagents = config.rollouts.subagent_policy or cold
+    weights = {"policy": policy_digest(folder), "subagents": policy_digest(subagents)}
+    parts = description(config, weights, spawning=spawning, chat=False)
+    store = _store(config, label, parts, {"policy": str(folder), "spawning": spawning, "weights": weights})
     return Policy(label=label, folder=folder, spawning=spawning, store=store)
 
 
 def _served(config: Config, served: Served, single_agent: bool) -> list[Policy]:
     """The model of a server as ``swarm``, where sub-agents are on, and as ``single_agent``."""
-    rollouts, evaluation = config.rollouts, config.eval
+    server = {"url": served.url, "model": served.name}
     chosen = []
-    for label in ("swarm", "single_agent") if rollouts.swarm and not single_agent else ("single_agent",):
+    for label in ("swarm", "single_agent") if config.rollouts.swarm and not single_agent else ("single_agent",):
         spawning = label == "swarm"
-        sampling = (evaluation.seed, evaluation.temperature, evaluation.top_p, rollouts.subagent_temperature, spawning)
-        vocabulary = (config.tokenizer, config.sft.seed, config.model.init and str(config.model.init))
-        parts = (config.envs.world, rollouts.budget, rollouts.context, rollouts.limits, *vocabulary)
-        identity = config_hash(served.url, served.name, *parts, *sampling)
-        about = {"url": served.url, "model": served.name, "spawning": spawning}
-        store = _store(config, label, identity, about)
+        # what its text is counted in is made from the world's texts
+        parts = description(config, {**server, "texts": str(TEXTS_VERSION)}, spawning=spawning, chat=True)
+        store = _store(config, label, parts, {**server, "spawning": spawning})
         chosen.append(Policy(label=label, folder=served, spawning=spawning, store=store))
     return chosen
 
 
-def _store(config: Config, label: str, identity: str, about: dict[str, Any]) -> Path:
+def _store(config: Config, label: str, parts: dict[str, Any], about: dict[str, Any]) -> Path:
     """The folder of a policy's episodes, with a note of what made them."""
-    store = config.run_dir / "evals" / f"{label}-{identity}"
+    store = config.run_dir / "evals" / f"{label}-{identity(parts)}"
     store.mkdir(parents=True, exist_ok=True)
     evaluation = config.eval
     about |= {"seed": evaluation.seed, "temperature": evaluation.temperature, "top_p": evaluation.top_p}
+    about["identity"] = parts
     (store / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     return store
-
-
-def _digest(folder: Path) -> str:
-    """A hash of the policy in ``folder``, weights and vocabulary."""
-    digest = hashlib.sha256()
-    for name in ("model.safetensors", "tokenizer.json"):
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _stored(policy: Policy, tasks: Sequence[Task], n: int) -> dict[tuple[str, int], Outline]:
@@ -205,7 +223,7 @@ def _run_local(config: Config, policies: Sequence[Policy], tasks: Sequence[Task]
     with local_ray(), eval_collector(config, starting_policy(config)) as collector:
         for policy in (policy for policy in policies if todo[policy.label]):
             assert isinstance(policy.folder, Path)
-            collector.sync(load_policy(policy.folder)[0], 0)
+            collector.serve(load_policy(policy.folder)[0])
             settings = {"seed": config.eval.seed, "spawning": policy.spawning, **sampling}
             _run(config, partial(_collected, collector, settings), policy, tasks, todo[policy.label], slots)
 

@@ -80,6 +80,11 @@ class Collector:
         self.retrying(lambda: self._serve_policy(in_flight))
         return time.monotonic() - began
 
+    def serve(self, weights: Weights) -> None:
+        """Serve another policy to be evaluated, as version 0; refreshed sub-agents are that policy, too."""
+        self._refreshed.forget()
+        self.sync(weights, 0)
+
     def begin(self, number: int, task: Task, outcomes: list[Outcome]) -> Any:
         """Put a worker to group ``number`` from where ``outcomes`` stand: a reference to what becomes of them."""
         config = self._config

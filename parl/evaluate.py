@@ -128,7 +128,7 @@ def _sampled(run_dir: Path) -> tuple[list[str], list[list[Any]]]:
 
 @contextmanager
 def eval_collector(config: Config, cold: Path) -> Iterator[Collector]:
-    """Engines and workers for any number of policies; sub-agents are the frozen cold start."""
+    """Engines and workers for any number of policies; frozen sub-agents are the cold start."""
     frozen, _, _, _ = load_policy(cold)
     collector = Collector(config, WorldEnvironment(config.envs.world), cold, frozen)
     try:
@@ -140,7 +140,7 @@ def eval_collector(config: Config, cold: Path) -> Iterator[Collector]:
 def evaluate_policy(config: Config, collector: Collector, folder: Path, *, spawning: bool) -> list[Episode]:
     """One scored episode of every held-out task. λ = 0, penalty as trained."""
     weights, _, _, _ = load_policy(folder)
-    collector.sync(weights, 0)
+    collector.serve(weights)
     settings = {"seed": config.eval.seed, "temperature": config.eval.temperature, "top_p": config.eval.top_p}
     episodes = collector.collect(held_out_tasks(config), group_size=1, spawning=spawning, **settings)
     for episode in episodes:

@@ -69,6 +69,10 @@ class Refreshed:
         self._every, self._keep, self._folder = every, keep, folder
         self.version = -1  # that is served
 
+    def forget(self) -> None:
+        """Another policy is served next: what its sub-agents have is no longer theirs, whatever its version."""
+        self.version = -1
+
     def due(self, version: int, weights: Weights) -> tuple[int, Weights] | None:
         """What sub-agents are to be served from policy ``version`` on, if that is not what they have."""
         wanted = version - version % self._every

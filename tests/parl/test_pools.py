@@ -60,6 +60,17 @@ def test_sub_agents_are_the_policy_of_the_last_version_that_the_setting_divides(
         Refreshed(3, 2, tmp_path).due(10, weights(10))
 
 
+def test_of_several_policies_that_are_evaluated_each_has_sub_agents_of_its_own():
+    refreshed = Refreshed(3, 2, None)
+    served = []
+    for value in (1.0, 2.0):  # each as version 0
+        refreshed.forget()
+        due = refreshed.due(0, weights(value))
+        assert due is not None and refreshed.due(0, weights(9.0)) is None
+        served.append(float(due[1]["w"][0]))
+    assert served == [1.0, 2.0]
+
+
 def test_old_weights_go_when_no_checkpoint_can_need_them(tmp_path: Path):
     refreshed = Refreshed(2, 1, tmp_path)
     for version in range(12):

@@ -1,0 +1,336 @@
+"""What an evaluation's stored episodes depend on: every key of the configuration, one by one, and what is no key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+from tiny import tiny_config, tiny_model
+
+from envs.base import Role, Task
+from envs.world.config import WorldConfig
+from envs.world.environment import WorldEnvironment
+from envs.world.reference import ReferencePolicy, subagent_act
+from model.checkpoint import INDEX, SINGLE
+from model.tokenizer import Tokenizer
+from parl import identity as module
+from parl.attempts import _local, _served
+from parl.chat_eval import Served
+from parl.config import Config
+from parl.errors import UserError
+from parl.identity import EFFECTS, Effect, description, identity, policy_digest, prompts_digest
+from rollouts.config import BudgetConfig
+from rollouts.engine.scripted import ScriptedEngine
+from rollouts.episode import Episode, Trace
+from rollouts.settings import SwarmSettings
+from rollouts.swarm import run_episode
+
+POLICY = {"policy": "1", "subagents": "2"}
+
+
+def sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold: one, several variants, or none."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [section for part in get_args(annotation) for section in sections(part)]
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All dotted keys below ``section``, those of optional sections and of variants, too."""
+    for name, field in section.model_fields.items():
+        inner = sections(field.annotation)
+        for one in inner:
+            yield from leaves(one, f"{prefix}{name}.")
+        if not inner:
+            yield prefix + name
+
+
+KEYS = list(dict.fromkeys(leaves(Config)))
+
+
+def test_every_key_is_classified_once_and_no_key_is_classified_that_does_not_exist():
+    listed = [
+        f"{section}.{name}".lstrip(".")
+        for parts in module._TABLE.values()
+        for section, names in parts.items()
+        for name in names.split()
+    ]
+    assert sorted(listed) == sorted(set(listed)) == sorted(EFFECTS)
+    assert sorted(KEYS) == sorted(EFFECTS), "classify the new key in parl/identity.py: does it change an episode?"
+
+
+def other(value: Any) -> Any:
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, dict):
+        return {name: weight + 1 for name, weight in value.items()}
+    if isinstance(value, tuple | list):
+        return [*value, "x"]
+    return "other" if value is None else f"{value}x"
+
+
+class Told:
+    """A configuration that says another value for one key, whatever its checks think of it."""
+
+    def __init__(self, config: Config, key: str | None = None) -> None:
+        self._config, self._tree = config, config.model_dump()
+        parts = (key or "").split(".")
+        node = self._tree
+        for part in parts[:-1]:
+            node[part] = node.get(part) or {}
+            node = node[part]
+        if key:
+            node[parts[-1]] = other(node.get(parts[-1]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+    def model_dump(self, mode: str = "json") -> dict[str, Any]:
+        return json.loads(json.dumps(self._tree, default=str))
+
+
+def told(config: Any, *, chat: bool) -> str:
+    return identity(description(config, POLICY, spawning=True, chat=chat))
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["own weights", "chat server"])
+@pytest.mark.parametrize("key", KEYS)
+def test_another_value_of_a_key_is_another_evaluation_where_it_changes_episodes(key: str, chat: bool, tmp_path: Path):
+    config = tiny_config(tmp_path)
+    changes = told(Told(config, key), chat=chat) != told(Told(config), chat=chat)
+    wanted = EFFECTS[key] in (Effect.ALL, Effect.CHAT if chat else Effect.OWN) and key != "rollouts.swarm"
+    assert changes == wanted  # whether it may spawn is told apart from the configuration: a single agent never may
+
+
+def test_a_key_that_nobody_classified_counts(tmp_path: Path):
+    config = Told(tiny_config(tmp_path))
+    before = told(config, chat=False)
+    config._tree["rollouts"]["news"] = 1
+    assert told(config, chat=False) != before
+
+
+# How each kind of key is meant. If one of these moves, stored episodes are reused wrongly, or made again in vain.
+MEANT = {
+    "rollouts.limits.agent_s": Effect.ALL,
+    "rollouts.limits.tool_calls": Effect.ALL,
+    "rollouts.context.policy": Effect.ALL,
+    "rollouts.context.subagent_tokens": Effect.ALL,
+    "rollouts.budget.episode_s": Effect.ALL,
+    "rollouts.budget.direct_calls": Effect.ALL,
+    "rollouts.subagent_temperature": Effect.ALL,
+    "eval.temperature": Effect.ALL,
+    "eval.top_p": Effect.ALL,
+    "eval.seed": Effect.ALL,
+    "eval.split": Effect.ALL,
+    "envs.world.search_results": Effect.ALL,
+    "model.rms_norm_eps": Effect.OWN,
+    "model.quantize_experts": Effect.OWN,
+    "rollouts.subagent_pool": Effect.OWN,
+    "rollouts.engine": Effect.OWN,
+    "sft.seed": Effect.CHAT,
+    "envs.tasks": Effect.CONTENT,
+    "model.init": Effect.CONTENT,
+    "rollouts.subagent_policy": Effect.CONTENT,
+    "envs.world.source": Effect.CONTENT,
+    "rollouts.temperature": Effect.NONE,
+    "rollouts.workers": Effect.NONE,
+    "rollouts.concurrency": Effect.NONE,
+    "rollouts.placement": Effect.NONE,
+    "rollouts.http.urls": Effect.NONE,
+    "trainer.threads": Effect.NONE,
+    "eval.tasks": Effect.NONE,
+    "seed": Effect.NONE,
+    "rewards.critical_penalty": Effect.NONE,
+}
+
+
+@pytest.mark.parametrize("key", MEANT)
+def test_keys_have_the_effect_that_is_meant(key: str):
+    assert EFFECTS[key] is MEANT[key]
+
+
+def test_a_server_in_the_place_of_our_frozen_engine_counts_and_its_address_does_not(tmp_path: Path):
+    keys = []
+    for urls in ((), ("http://a",), ("http://b",)):
+        http = {"urls": ["http://p"], "frozen_urls": urls}
+        keys.append(told(tiny_config(tmp_path, rollouts={"engine": "vllm", "http": http}), chat=False))
+    assert keys[0] != keys[1] == keys[2]
+
+
+def test_the_policy_and_whether_it_may_spawn_count(tmp_path: Path):
+    config = tiny_config(tmp_path)
+    found = [
+        identity(description(config, {"policy": p, "subagents": s}, spawning=spawning, chat=False))
+        for p, s, spawning in (("1", "2", True), ("1", "2", False), ("2", "2", True), ("1", "1", True))
+    ]
+    assert len(set(found)) == 4
+
+
+TASK = {"prompt": "Q", "gold": {"kind": "exact", "answers": ["x"]}, "split": "test"}
+
+
+def test_tables_and_tasks_count_by_what_they_hold_wherever_they_lie(tmp_path: Path):
+    def key(name: str, table: str, answer: str) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "table.csv").write_text(table)
+        (folder / "tasks.jsonl").write_text(json.dumps({**TASK, "gold": {"kind": "exact", "answers": [answer]}}))
+        envs = {"world": {"source": folder / "table.csv"}, "tasks": str(folder / "tasks.jsonl")}
+        return told(tiny_config(tmp_path, envs=envs), chat=False)
+
+    first, same, table, answer = key("a", "x", "1"), key("b", "x", "1"), key("c", "y", "1"), key("d", "x", "2")
+    assert first == same and len({first, table, answer}) == 3
+
+
+def policy(folder: Path, weights: bytes, vocabulary: bytes, name: str = "tokenizer.json") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / name).write_bytes(vocabulary)
+    (folder / "config.json").write_text(tiny_model().model_dump_json())
+    return folder
+
+
+def test_weights_count_by_what_they_hold(tmp_path: Path):
+    given = [("a", b"1", b"v"), ("b", b"1", b"v"), ("c", b"2", b"v"), ("d", b"1", b"w")]
+    first, same, weights, vocabulary = (policy_digest(policy(tmp_path / n, w, v)) for n, w, v in given)
+    assert first == same and len({first, weights, vocabulary}) == 3
+    assert policy_digest(policy(tmp_path / "k", b"1", b"v", "tiktoken.model")) == first
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        policy_digest(tmp_path)
+
+
+def test_the_vocabulary_of_a_chat_servers_text_counts_by_what_it_holds(tmp_path: Path):
+    config = tiny_config(tmp_path)
+
+    def key(folder: Path, *, chat: bool) -> str:
+        init = config.model_copy(update={"model": config.model.model_copy(update={"init": folder})})
+        return told(init, chat=chat)
+
+    folders = [policy(tmp_path / n, w, v) for n, w, v in (("a", b"1", b"v"), ("b", b"2", b"v"), ("c", b"1", b"w"))]
+    first, weights, vocabulary = (key(folder, chat=True) for folder in folders)
+    assert first == weights != vocabulary
+    assert len({key(folder, chat=False) for folder in folders}) == 1  # there the policy's digest says it
+
+
+def test_what_agents_are_told_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    before = told(tiny_config(tmp_path), chat=False)
+    for name, value in (("ORCHESTRATOR_PROMPT", "Do."), ("SPAWNING", ()), ("VERSION", 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            assert told(tiny_config(tmp_path), chat=False) != before
+    assert prompts_digest(()) != prompts_digest(module.world_tools(WorldConfig()))
+
+
+# ---------------------------------------------------------------- as `parl eval` uses it
+
+
+def with_policies(root: Path, **sections: Any) -> Config:
+    """A run with a policy for sub-agents, so that nothing is trained."""
+    for name in ("policy", "agents", "cold"):
+        if not (root / name).exists():
+            policy(root / name, name.encode(), b"v")
+    rollouts = {"subagent_policy": root / "agents", **sections.pop("rollouts", {})}
+    return tiny_config(root, rollouts=rollouts, **sections)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reused"),
+    [
+        ({"rollouts": {"limits": {"agent_s": 3.0}}}, False),
+        ({"rollouts": {"context": {"policy": "discard_all", "orchestrator_tokens": 200}}}, False),
+        ({"rollouts": {"swarm": False}}, False),
+        ({"rollouts": {"workers": 3, "concurrency": 2}}, True),
+        ({"eval": {"tasks": 3}}, True),
+        ({"eval": {"top_p": 0.5}}, False),
+    ],
+)
+def test_stored_episodes_are_used_again_only_under_the_same_identity(
+    changed, reused: bool, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr("parl.attempts.starting_policy", lambda config: tmp_path / "cold")
+
+    def store(config: Config) -> Path:
+        return _local(config, tmp_path / "policy", False, ())[0].store
+
+    first = store(with_policies(tmp_path))
+    assert (store(with_policies(tmp_path, **changed)) == first) == reused
+    about = json.loads((first / "about.json").read_text())
+    assert f"model-{identity(about['identity'])}" == first.name  # a reader can see what differs
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json is not there"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json"),
+            r"model\.init=",
+        ),
+        (lambda folder: (folder / SINGLE).unlink(), "train it first"),
+        (lambda folder: (folder / "tokenizer.json").write_bytes(b"w"), r"another vocabulary .*model\.init="),
+        (
+            lambda folder: (folder / "config.json").write_text(tiny_model(rms_norm_eps=0.1).model_dump_json()),
+            r"rms_norm_eps=0\.1, but model\.rms_norm_eps=1e-05",
+        ),
+    ],
+    ids=["no tokenizer", "no shape", "several files", "no weights", "another vocabulary", "another shape"],
+)
+def test_a_folder_that_is_no_policy_of_the_run_is_a_mistake_with_a_cure(harm, named: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("parl.attempts.starting_policy", lambda config: tmp_path / "cold")
+    config = with_policies(tmp_path)
+    _local(config, tmp_path / "policy", False, ())
+    harm(tmp_path / "policy")
+    with pytest.raises(UserError, match=named):
+        _local(config, tmp_path / "policy", False, ())
+
+
+def test_a_servers_model_and_address_count(tmp_path: Path):
+    config = tiny_config(tmp_path)
+    told = [Served(url=url, name=name) for url, name in (("http://a/v1", "m"), ("http://a/v1", "n"), ("http://b", "m"))]
+    assert len({one.store for served in told for one in _served(config, served, False)}) == 6
+
+
+# ---------------------------------------------------------------- what the code makes of the same settings
+
+WORLD = WorldConfig(entities=120, widths=(2, 4), distractors=0.5, aliases=0.2, hops=(2, 3), attributes=(1, 2))
+MADE = "c4c8636eecae"  # of VERSION 1
+
+
+async def scripted(environment: WorldEnvironment, task: Task, style: Any, tokenizer: Tokenizer) -> Episode:
+    reference = ReferencePolicy(style=style, seed=0)
+
+    def pool(trace: Trace) -> ScriptedEngine:
+        if trace.role is Role.ORCHESTRATOR:
+            return ScriptedEngine(trace, tokenizer, lambda history: reference.act(task, history))
+        return ScriptedEngine(trace, tokenizer, lambda history: subagent_act(trace.prompt, history))
+
+    settings = SwarmSettings(tokenizer=tokenizer, pool=pool, budget=BudgetConfig(turn_tokens=4096))
+    return await run_episode(task, environment, settings, index=0, seed=1, critical_budget=0)
+
+
+async def test_the_code_makes_the_episodes_of_its_version(tokenizer: Tokenizer):
+    """Tasks, tools' answers, prompts, the template and the swarm: where this fails, raise ``VERSION`` and put the new
+    hash here, so that no stored episode is taken for one that this code would make."""
+    environment = WorldEnvironment(WORLD)
+    made = hashlib.sha256()
+    stream = environment.task_stream("test", 7)
+    for number in range(12):
+        task = stream[number]
+        for style in ("serial", "parallel"):
+            episode = await scripted(environment, task, style, tokenizer)
+            for trace in episode.traces:
+                text = tokenizer.decode(trace.tokens)
+                turns = [[turn.content, len(turn.calls), *(r.text for r in turn.results)] for turn in trace.turns]
+                told = [task.to_row(), trace.agent_id, str(trace.status), trace.message, text, turns]
+                made.update(json.dumps(told, sort_keys=True).encode())
+    await environment.close()
+    assert made.hexdigest()[:12] == MADE
