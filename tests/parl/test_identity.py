@@ -16,7 +16,7 @@ from envs.base import Role, Task
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy, subagent_act
-from model.checkpoint import INDEX, SINGLE
+from model.checkpoint import SINGLE
 from model.tokenizer import Tokenizer
 from parl import identity as module
 from parl.attempts import _local, _served
