@@ -9,7 +9,6 @@ run's policy is ``model.safetensors`` under our names, ``config.json``, ``meta.j
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from model import int4
 from model.attention import rope_tables
 from model.config import ModelConfig
 from model.decoder import Weights, export_weights
+from model.files import replacing
 from model.hf_config import read_json, read_shape, text_section, to_hf
 from model.hf_layout import OURS, PREFIXES, VISION, Slot, layout, our_shapes, published_name
 from model.tokenizer import Tokenizer, load_tokenizer
@@ -266,16 +266,16 @@ def save_policy(
     *,
     dtype: str = "float32",
 ) -> None:
-    """Write a policy; the weights come last and are renamed into place, so a folder with weights is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
-    tokenizer.save(folder)
+    """Write a policy; the folder is renamed into place when it is complete."""
     tensors = {
         name: torch.from_numpy(array.copy()).to(getattr(torch, dtype)).contiguous() for name, array in weights.items()
     }
-    save_file(tensors, folder / "model.safetensors.tmp")
-    os.replace(folder / "model.safetensors.tmp", folder / SINGLE)
+    with replacing(folder) as partial:
+        partial.mkdir()
+        (partial / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
+        tokenizer.save(partial)
+        save_file(tensors, partial / SINGLE)
 
 
 def load_policy(folder: Path) -> tuple[Weights, ModelConfig, Tokenizer, dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from model.chat_tokens import END_THINK, EOS, IM_END, PAD, SPECIAL_TOKENS, THINK, Piece
+from model.files import write_text
 
 _CACHED_CHARS = 4096  # longer texts are not worth remembering
 _CONTROL = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
@@ -169,9 +170,7 @@ class Tokenizer:
     def save(self, path: str | Path) -> Path:
         """Write one ``tokenizer.json`` (``path`` is that file or its folder) that Hugging Face loads as well."""
         path = _file(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        return path
+        return write_text(path, self._backend.to_str(pretty=True))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:

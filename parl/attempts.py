@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from envs.base import Task
 from model.checkpoint import INDEX, SINGLE, load_policy
 from model.config import ModelConfig
+from model.files import remove_leftovers, write_text
 from model.hf_config import read_shape
 from parl.chat_eval import ChatCollector, Served, find_model, is_url, used, vocabulary
 from parl.cluster import local_ray
@@ -26,6 +28,7 @@ from parl.errors import UserError
 from parl.evaluate import eval_collector
 from parl.identity import EFFECTS, Effect, description, identity, policy_digest, policy_vocabulary
 from parl.measures import Sample, attempt, estimates, groups, latest, plain
+from parl.ownership import owning
 from parl.progress import EpisodeBar
 from parl.scoring import Scoring
 from parl.sft import VERSION as TEXTS_VERSION
@@ -44,12 +47,16 @@ _SLICE = 8  # episodes handed to the workers at once, by the slots that they hav
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Whom to evaluate: weights or a server's model, whether it may spawn, and where its episodes are kept."""
+    """Whom to evaluate: weights or a server's model, whether it may spawn, and where its episodes are kept.
+
+    ``about``: a note of what made them, ``about.json`` beside them.
+    """
 
     label: str
     folder: Path | Served
     spawning: bool
     store: Path
+    about: dict[str, Any]
 
 
 Collect = Callable[[list[Task], list[list[int]], Callable[[list[Episode]], None]], object]  # tasks, attempts, arrived
@@ -89,7 +96,11 @@ def run_eval(
     else:
         chosen = _local(config, Path(model) if model else None, single_agent, policies)
         run = _run_local
-    with readable():
+    with readable(), ExitStack() as stack:
+        for policy in chosen:
+            stack.enter_context(owning(policy.store, "an evaluation", "wait for it, or evaluate another policy"))
+            remove_leftovers(policy.store)
+            write_text(policy.store / "about.json", json.dumps(policy.about, indent=1) + "\n")
         todo = {policy.label: _missing(_stored(policy, tasks, n), tasks, n) for policy in chosen}
         if any(todo.values()):
             run(config, chosen, tasks, todo)
@@ -97,7 +108,7 @@ def run_eval(
     settings = {"n": n, "tasks": len(tasks), "seed": config.eval.seed, "split": config.eval.split}
     result = settings | {"policies": measured}
     folder = config.run_dir / "evals"
-    (folder / "summary.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "summary.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 
 
@@ -172,8 +183,8 @@ def _policy(config: Config, cold: Path, label: str, folder: Path, spawning: bool
     subagents = config.rollouts.subagent_policy or cold
     weights = {"policy": policy_digest(folder), "subagents": policy_digest(subagents)}
     parts = description(config, weights, spawning=spawning, chat=False)
-    store = _store(config, label, parts, {"policy": str(folder), "spawning": spawning, "weights": weights})
-    return Policy(label=label, folder=folder, spawning=spawning, store=store)
+    about = _about(config, parts, {"policy": str(folder), "spawning": spawning, "weights": weights})
+    return Policy(label=label, folder=folder, spawning=spawning, store=_store(config, label, parts), about=about)
 
 
 def _served(config: Config, served: Served, single_agent: bool) -> list[Policy]:
@@ -184,20 +195,21 @@ def _served(config: Config, served: Served, single_agent: bool) -> list[Policy]:
         spawning = label == "swarm"
         # what its text is counted in is made from the world's texts
         parts = description(config, {**server, "texts": str(TEXTS_VERSION)}, spawning=spawning, chat=True)
-        store = _store(config, label, parts, {**server, "spawning": spawning})
-        chosen.append(Policy(label=label, folder=served, spawning=spawning, store=store))
+        store, about = _store(config, label, parts), _about(config, parts, {**server, "spawning": spawning})
+        chosen.append(Policy(label=label, folder=served, spawning=spawning, store=store, about=about))
     return chosen
 
 
-def _store(config: Config, label: str, parts: dict[str, Any], about: dict[str, Any]) -> Path:
-    """The folder of a policy's episodes, with a note of what made them."""
-    store = config.run_dir / "evals" / f"{label}-{identity(parts)}"
-    store.mkdir(parents=True, exist_ok=True)
+def _store(config: Config, label: str, parts: dict[str, Any]) -> Path:
+    """The folder of a policy's episodes."""
+    return config.run_dir / "evals" / f"{label}-{identity(parts)}"
+
+
+def _about(config: Config, parts: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """A note of what made a policy's episodes."""
     evaluation = config.eval
-    about |= {"seed": evaluation.seed, "temperature": evaluation.temperature, "top_p": evaluation.top_p}
-    about["identity"] = parts
-    (store / "about.json").write_text(json.dumps(about, indent=1) + "\n")
-    return store
+    sampling = {"seed": evaluation.seed, "temperature": evaluation.temperature, "top_p": evaluation.top_p}
+    return about | sampling | {"identity": parts}
 
 
 def _stored(policy: Policy, tasks: Sequence[Task], n: int) -> dict[tuple[str, int], Outline]:

@@ -14,9 +14,10 @@ from typing import Any
 
 from parl.errors import UserError
 from parl.measures import SCORE, Attempt, Sample, attempt, groups, latest
+from parl.runs import named_path
 from parl.scoring import TRAIN
 from parl.statistics import Bootstrap
-from parl.stores import Store, find_stores, kind_of, named_path, readable
+from parl.stores import Store, find_stores, kind_of, readable
 from rewards.parl import Weights
 from rewards.score import score_episode
 from rollouts.outline import Outline

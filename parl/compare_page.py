@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from model.files import write_text
 from parl.compare_table import METRICS, verdict
 from parl.measures import shown
 from parl.statistics import Interval
@@ -20,9 +21,7 @@ _COLORS = 6  # --c0 to --c5 of the style sheet
 
 def write_page(result: dict[str, Any], out: Path) -> Path:
     """Write the page about ``parl.compare.compare``'s result to ``out`` and return it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(render(result), encoding="utf-8")
-    return out
+    return write_text(out, render(result))
 
 
 def render(result: dict[str, Any]) -> str:

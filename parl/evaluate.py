@@ -12,6 +12,7 @@ from typing import Any
 
 from envs.world.environment import WorldEnvironment
 from model.checkpoint import load_policy
+from model.files import write_text
 from parl.collect import Collector
 from parl.config import Config
 from parl.memory import PeakMemory
@@ -57,7 +58,7 @@ def evaluate_policies(
         "seed": config.seed,
         "version": version("parl"),
     }
-    _write(run_dir / "summary.json", summary)
+    write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     report = write_report(run_dir, run_dir / "report.html")
     progress.phase("")
     print_table({label: summary[label] for label in policies})
@@ -146,7 +147,3 @@ def evaluate_policy(config: Config, collector: Collector, folder: Path, *, spawn
     for episode in episodes:
         score_episode(episode, RewardWeights(critical=config.rewards.critical_penalty), config.rewards.parallel_cap)
     return episodes
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")

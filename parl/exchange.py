@@ -13,6 +13,7 @@ from parl.episodes import Filter, list_episodes
 from parl.errors import UserError
 from parl.formats.common import ExportOptions, FormatError, redact
 from parl.formats.registry import FORMATS, Format, read_documents
+from parl.ownership import owning
 from parl.stores import readable
 from rollouts.episode import Episode
 from rollouts.store import EpisodeStore, read_shard
@@ -95,13 +96,14 @@ def import_episodes(path: Path, out: Path, form: Format, tasks: Path | None = No
         raise UserError(str(fault)) from fault
     if not episodes:
         raise UserError(f"{path} holds no episode of the format {form.name}")
-    store = EpisodeStore(out)
-    for episode in episodes:
-        episode.task = known.get(episode.task.key, episode.task)
-    for number, start in enumerate(range(0, len(episodes), _SHARD)):
-        store.write(number, episodes[start : start + _SHARD], policy_version=0, kind=KIND)
     if tasks is not None and not any(episode.task.key in known for episode in episodes):
         raise UserError(f"{tasks}: none of its tasks has the key of an imported episode, e.g. {episodes[0].task.key}")
+    for episode in episodes:
+        episode.task = known.get(episode.task.key, episode.task)
+    with owning(out, "an import", "name another folder with --out"):
+        store = EpisodeStore(out)
+        for number, start in enumerate(range(0, len(episodes), _SHARD)):
+            store.write(number, episodes[start : start + _SHARD], policy_version=0, kind=KIND)
     return len(episodes)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from model import checkpoint
+from model.files import write_text
 from model.hf_config import LATENT_NORM_EPS
 from model.moe import Experts
 from model.tokenizer import KimiTokenizer, Tokenizer, load_tokenizer
@@ -129,4 +130,4 @@ def _write_tokenizer(tokenizer: Tokenizer, out: Path, longest: int) -> None:
 
 def _update(file: Path, values: dict[str, Any]) -> None:
     tree = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    file.write_text(json.dumps(tree | values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(tree | values, indent=2, ensure_ascii=False) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import uvicorn
@@ -15,6 +16,7 @@ from model.tokenizer import Tokenizer
 from parl.advantage import Row, step_rows
 from parl.errors import UserError
 from parl.export import policy_folder
+from parl.ownership import owning
 from parl.served import probe_logprobs, probe_tokens, with_weights
 from rollouts.config import HttpConfig, RolloutsConfig
 from rollouts.engine.base import Engine
@@ -75,7 +77,8 @@ def serve(
         print(f"serving {folder} as {settings.model!r} at http://{host}:{port}/v1", flush=True)
         await uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning")).serve()
 
-    asyncio.run(run_server())
+    with owning(record, "a recording", "name another folder with --record") if record else nullcontext():
+        asyncio.run(run_server())
 
 
 async def _server(

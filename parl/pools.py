@@ -6,7 +6,6 @@ divides; those weights are kept in a folder of the run, so that a resumed run ha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from model.checkpoint import load_policy
 from model.config import ModelConfig
 from model.decoder import Weights
+from model.files import replacing
 from model.tokenizer import load_tokenizer
 from parl.config import Config
 from parl.errors import UserError
@@ -101,9 +101,8 @@ class Refreshed:
         path = self._path(version)
         if path.exists():  # a resumed run computes the same
             return
-        temporary = path.with_suffix(".tmp")
-        save_file(dict(weights), temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(dict(weights), temporary)
         for old in self._folder.glob("*.safetensors"):
             if int(old.stem) < version - self._every - self._keep:
                 old.unlink()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from model.files import write_text
 from parl.config import Config
 from parl.errors import UserError
 from parl.loading import to_yaml
@@ -32,6 +33,4 @@ def continue_run(file: Path, config: Config) -> None:
         if name in ROUNDING:
             print(f"trainer.{name} was {was.get(name)} and is {will[name]} now: equal to rounding, not to the bit")
     if changed:
-        partial = file.with_suffix(".partial")
-        partial.write_text(to_yaml(config))
-        partial.rename(file)
+        write_text(file, to_yaml(config))

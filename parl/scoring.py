@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from parl.config import Config, RewardsConfig
 from parl.errors import UserError
-from parl.loading import load_config
+from parl.runs import run_config
 from parl.stores import Store
 from rewards.parl import Weights
 from rewards.schedule import LinearAnneal, RewardSchedule
@@ -61,7 +61,7 @@ def scoring_for(store: Store, rewards: Config | None) -> Scoring:
 
     ``trainer.steps``, over which λ falls, is the given configuration's where it names it, else the run's own.
     """
-    own = load_config(store.run / "config.yaml", files=False) if store.run else None
+    own = run_config(store.run) if store.run else None
     config = rewards or own
     if config is None:
         raise UserError(f"{store.folder} belongs to no run (no config.yaml above it): name one with --rewards CONFIG")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -15,9 +16,10 @@ import numpy as np
 import ray
 
 from model.chat import MEDIA_PAD
-from model.checkpoint import load_policy, save_policy
+from model.checkpoint import SINGLE, load_policy, save_policy
 from model.config import ModelConfig
 from model.decoder import Weights
+from model.files import remove_leftovers, replacing
 from model.tokenizer import Tokenizer
 from parl.batch import TextRow
 from parl.cluster import actor, local_ray, wait
@@ -27,6 +29,7 @@ from parl.drills import drill_batches
 from parl.errors import UserError
 from parl.learner_group import LearnerGroup
 from parl.loading import config_hash
+from parl.ownership import owning
 from rollouts.episode import EpisodeStatus, Trace
 
 Report = Callable[[int, int, dict[str, float]], None]  # tokens done, tokens in all, metrics
@@ -60,21 +63,28 @@ def run_sft(
     key = cold_start_hash(config)
     folder = config.root / "cold_start" / key
     shipped = config.starter / key if config.starter else None
-    if from_scratch or not (folder / "model.safetensors").exists():
-        if not from_scratch and shipped and (shipped / "model.safetensors").exists():
-            partial = folder.with_name(f"{key}.partial")  # renamed when complete
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(shipped, partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-        else:
-            weights, tokenizer, metrics = _train(config, report or print_report())
-            save_policy(folder, config.model.shape, weights, tokenizer, {"hash": key, **metrics})
+    if from_scratch or not (folder / SINGLE).exists():
+        with owning_cold_start(folder):
+            if not from_scratch and shipped and (shipped / SINGLE).exists():
+                with replacing(folder) as partial:
+                    shutil.copytree(shipped, partial)
+            elif from_scratch or not (folder / SINGLE).exists():
+                weights, tokenizer, metrics = _train(config, report or print_report())
+                save_policy(folder, config.model.shape, weights, tokenizer, {"hash": key, **metrics})
     if out is not None:
         weights, _, tokenizer, meta = load_policy(folder)
         save_policy(out / key, config.model.shape, weights, tokenizer, meta, dtype="bfloat16")
         return out / key
     return folder
+
+
+@contextmanager
+def owning_cold_start(folder: Path) -> Iterator[None]:
+    """To make the cold start in ``folder``; UserError where another process is making it."""
+    cure = "start again when it is there: runs of the same configuration share it"
+    with owning(folder.parent, f"the cold start {folder.name}", cure, name=f".{folder.name}.lock"):
+        remove_leftovers(folder.parent, f"{folder.name}.*")
+        yield
 
 
 def learning_rate(done: float) -> float:

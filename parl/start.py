@@ -11,7 +11,7 @@ from model.tokenizer import load_tokenizer
 from parl.config import Config
 from parl.errors import UserError
 from parl.loading import config_hash
-from parl.sft import Report, check_placeholder, run_sft
+from parl.sft import Report, check_placeholder, owning_cold_start, run_sft
 
 
 def starting_policy(config: Config, *, from_scratch: bool = False, report: Report | None = None) -> Path:
@@ -24,7 +24,8 @@ def starting_policy(config: Config, *, from_scratch: bool = False, report: Repor
         return run_sft(config, from_scratch=from_scratch, report=report)
     folder = config.root / "cold_start" / f"init-{_key(config.model.init, config.model.shape)}"
     if from_scratch or not (folder / SINGLE).exists():
-        _take_over(config.model.init, config.model.shape, folder)
+        with owning_cold_start(folder):
+            _take_over(config.model.init, config.model.shape, folder)
     return folder
 
 

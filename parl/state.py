@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.files import write_text
 from parl.errors import UserError
 
 if TYPE_CHECKING:  # torch, which reading a state does not need
@@ -64,11 +65,7 @@ class Checkpoints:
         The best is the one with the highest ``score``, the newest of equals.
         """
         manifest = {"state": asdict(state), "score": score, "parts": [asdict(part) for part in parts]}
-        with (path / MANIFEST).open("w") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(path)
+        write_text(path / MANIFEST, json.dumps(manifest, indent=1))
         final = path.with_suffix("")
         if final.exists():
             self._drop(final)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parl.errors import UserError
+from parl.runs import named_path, runs_there
 from rollouts.outline import Outline, read_outlines, shard_paths
 from rollouts.store import SHARD_NAME, StoreError
 
-_RUNS = Path("runs")
 _STORES = ("episodes", "single_agent/episodes", "eval")
 _DEPTH = 3  # folders between a store and its run's config.yaml, at most: RUN/single_agent/episodes
 
@@ -52,11 +52,6 @@ def kind_of(shard: Path) -> str:
     return name[1]
 
 
-def named_path(given: Path) -> Path:
-    """``given``, or the run of that name below ``runs/``."""
-    return given if given.exists() or not (_RUNS / given).exists() else _RUNS / given
-
-
 def find_stores(given: Path) -> list[Store]:
     """The stores in ``given``: a run's folder or name, a store's folder, or a shard; UserError where there is none."""
     path = named_path(given)
@@ -64,7 +59,7 @@ def find_stores(given: Path) -> list[Store]:
         kind_of(path)
         return [Store(folder=path.parent, shards=(path,), run=_run_of(path.parent))]
     if not path.is_dir():
-        raise UserError(f"no run, store or shard {given}{_runs_there()}")
+        raise UserError(f"no run, store or shard {given}{runs_there()}")
     folders = [
         path,
         path / "episodes",
@@ -99,8 +94,3 @@ def _run_of(folder: Path) -> Path | None:
         if (parent / "config.yaml").is_file():
             return parent
     return None
-
-
-def _runs_there() -> str:
-    runs = sorted(str(file.parent) for file in _RUNS.glob("*/config.yaml"))
-    return f"; there are: {', '.join(runs[:8])}" if runs else ""

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 
 from envs.base import Task
+from model.files import write_text
 from parl.collect import Collector
 from parl.config import Config
 from parl.tasks import TrainTasks
@@ -117,7 +118,7 @@ class EpisodeStream:
 
         groups = {number: list(map(described, begun.outcomes)) for number, begun in self._begun.items()}
         EpisodeStore(folder).write(step, episodes, policy_version=self.scheduler.version, kind="unfinished")
-        (folder / _FILE).write_text(json.dumps({"scheduler": self.scheduler.to_json(), "groups": groups}))
+        write_text(folder / _FILE, json.dumps({"scheduler": self.scheduler.to_json(), "groups": groups}))
 
     def load(self, folder: Path, step: int) -> None:
         """Take up what :meth:`save` wrote; it goes on with the next :meth:`take`."""

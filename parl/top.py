@@ -15,9 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from parl.errors import UserError
-from parl.loading import load_config
 from parl.progress import clock, sparkline
-from parl.stores import named_path
+from parl.runs import run_config, run_folder
 from parl.tracking import read_rows
 from rollouts.lookup import read_columns, shards
 from rollouts.store import StoreError
@@ -54,17 +53,9 @@ def show(given: Path, *, once: bool = False, every_s: float = 2.0, console: Cons
     console.print(frame(folder))
 
 
-def run_folder(given: Path) -> Path:
-    """The run that is meant: a folder, or a name below runs/; UserError where there is none."""
-    folder = named_path(given)
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"no run in {folder}: name one that parl train has begun, by its folder or its name in runs/")
-    return folder
-
-
 def frame(folder: Path, now: float | None = None) -> RenderableType:
     """Everything about the run as it stands; ``now`` in seconds since the epoch."""
-    config = load_config(folder / "config.yaml", None, files=False)
+    config = run_config(folder)
     rows = _rows(folder / "metrics.jsonl")
     single = _rows(folder / "single_agent" / "metrics.jsonl")
     now = time.time() if now is None else now

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
+from model.files import write_text
 from parl.config import Config
 from parl.progress import Progress
 from parl.sinks import make_sinks
@@ -203,9 +204,7 @@ class Tracker:
         return [row for row in rows if row["kind"] in _OWN_AXIS or row["step"] <= resumed_step]
 
     def _write_all(self, rows: list[dict[str, Any]]) -> None:
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(_dumps(row) + "\n" for row in rows), encoding="utf-8")
-        part.replace(self.path)
+        write_text(self.path, "".join(_dumps(row) + "\n" for row in rows))
 
 
 def _mode(config: Config) -> Literal["online", "offline", "disabled"]:

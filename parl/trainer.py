@@ -8,7 +8,6 @@ With ``trainer.staleness`` episodes come from a stream that runs on beside it (`
 from __future__ import annotations
 
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from model.checkpoint import load_policy, save_policy
 from model.decoder import Weights
 from model.lora import merged
 from parl.advantage import Row, step_rows
+from parl.claim import claimed
 from parl.cluster import local_ray
 from parl.collect import Collector
 from parl.config import Config
@@ -26,12 +26,10 @@ from parl.errors import UserError
 from parl.evaluate import evaluate_policies, track_evaluation
 from parl.learner_group import LearnerGroup
 from parl.learner_state import saved_weights
-from parl.loading import to_yaml
 from parl.memory import PeakMemory
 from parl.pools import pool_sizes
 from parl.progress import Progress
 from parl.ptx import PtxTexts
-from parl.resume import continue_run
 from parl.sampling import draw_groups, groups, informative
 from parl.saver import Saver
 from parl.scoring import reward_schedule
@@ -59,11 +57,15 @@ _MISMATCH = {  # the learner's names and those that are logged
 def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False) -> Path:
     """Everything that ``parl train`` does; returns the run's folder. Raises UserError for mistakes with a fix."""
     began = time.monotonic()
-    run_dir = config.run_dir
     check_tasks(config)
     check_sinks(config.tracking)
-    _claim(run_dir, config, resume)
-    began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
+    with claimed(config, resume=resume) as run_dir:
+        began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
+        _run(config, run_dir, began, from_scratch)
+    return run_dir
+
+
+def _run(config: Config, run_dir: Path, began: float, from_scratch: bool) -> None:
     with PeakMemory() as memory, local_ray():
         cold = _cold_start(config, from_scratch)
         policies = {
@@ -77,7 +79,6 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
                 config, run_dir, policies, cold=cold, began=began, memory=memory, progress=progress
             )
     track_evaluation(config, run_dir, {label: summary[label] for label in policies})
-    return run_dir
 
 
 def _train_time(folder: Path) -> float:
@@ -377,22 +378,3 @@ class Training:
             known = ", ".join(sorted(metrics))
             raise UserError(f"trainer.keep_best = {name} is no metric that every step has: take one of {known}")
         return metrics.get(name) if name is not None else None
-
-
-def _claim(run_dir: Path, config: Config, resume: bool) -> None:
-    """Make ``run_dir`` this run's own: an older run there is moved aside, or continued with ``resume``."""
-    resolved = to_yaml(config)
-    file = run_dir / "config.yaml"
-    if resume:
-        if not file.exists():
-            raise UserError(f"nothing to resume in {run_dir}: start without --resume")
-        continue_run(file, config)
-        return
-    if run_dir.exists():
-        number = 1
-        while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
-            number += 1
-        shutil.move(run_dir, aside)
-        print(f"the earlier run is kept in {aside}")
-    run_dir.mkdir(parents=True)
-    file.write_text(resolved)

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from model.files import write_text
 from parl.report.data import RunData, load_run
 
 _POLICIES = {"cold_start": "cold start", "trained": "trained swarm", "single_agent": "single agent"}
@@ -44,9 +45,7 @@ def write_report(source: Path, out: Path, episodes: Sequence[str] = ()) -> Path:
     """
     out = Path(out)
     html = render(load_run(Path(source), episodes))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html, encoding="utf-8")
-    return out
+    return write_text(out, html)
 
 
 def render(run: RunData) -> str:

@@ -1,0 +1,68 @@
+"""Files that are there whole or not at all: written beside, made durable, renamed into place. No torch."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LEFT = ".tmp"  # a leading dot and this ending: what a killed process has not renamed
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, for a file or a folder; renamed to ``path`` when the block ends well.
+
+    A reader sees the old one or the new one. A folder that is there is moved aside first and then deleted: a kill in
+    between leaves none, never half of one.
+    """
+    path = path.resolve() if path.is_symlink() else path
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_LEFT}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        _sync(temporary)
+        if temporary.is_dir() and path.exists():
+            old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old{_LEFT}")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        _remove(temporary)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """``text`` as UTF-8 in ``path``, whole or not at all; half surrogates are kept as escapes. Returns ``path``."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete what killed processes left of ``name`` in ``folder`` and below. Only for their owner."""
+    for path in list(folder.rglob(f".{name}{_LEFT}")):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or a folder's files and names, durable."""
+    for inner in path.iterdir() if path.is_dir() and path.suffix == _LEFT else ():
+        _sync(inner)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
