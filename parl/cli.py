@@ -255,12 +255,22 @@ def gateway(
     seed: Annotated[int, typer.Option("--seed", help="Of sampling.")] = 1,
     engine: Annotated[str, typer.Option("--engine", help="embedded, vllm or sglang.")] = "embedded",
     url: Annotated[str | None, typer.Option("--url", help="Of the server behind it, with vllm or sglang.")] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="A name that clients may call it by; again for more.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option("--allow-origin", help="https://SITE whose pages may ask; again for more.")
+    ] = None,
 ) -> None:
-    """Serve a policy over OpenAI's chat API and record what is done with it, to train on (docs/engines.md)."""
+    """Serve a policy over OpenAI's chat API and record what is done with it, to train on (docs/engines.md).
+
+    Clients need the key in PARL_GATEWAY_KEY, if it is set; beyond loopback it must be.
+    """
     with reported():
         from parl.gateway import serve
 
         options = {"temperature": temperature, "top_p": top_p, "thinking": thinking, "seed": seed}
+        options |= {"allow_hosts": allow_host or (), "allow_origins": allow_origin or ()}
         serve(run, host=host, port=port, record=record, engine=engine, url=url, **options)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
+import socket
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,8 +28,12 @@ from rollouts.engine.handover import Verifier
 from rollouts.engine.served import connect
 from rollouts.episode import Episode
 from rollouts.gateway import KIND, Gateway, GatewaySettings
+from rollouts.gateway_guard import Access, is_loopback, wrong_hosts, wrong_origins
+from rollouts.gateway_record import is_reward
+from rollouts.gateway_socket import server_config
 from rollouts.store import EpisodeStore
 
+KEY_VARIABLE = "PARL_GATEWAY_KEY"
 _START_S = 60.0
 
 
@@ -42,11 +49,18 @@ def serve(
     seed: int = 1,
     engine: str = "embedded",
     url: str | None = None,
+    allow_hosts: Sequence[str] = (),
+    allow_origins: Sequence[str] = (),
 ) -> None:
     """Serve the policy of ``run`` until interrupted. ``engine`` vllm or sglang: through the server at ``url``.
 
-    UserError where there is no policy, it cannot be loaded, or the server computes something else.
+    UserError where there is no policy, it cannot be loaded, the server computes something else, or the address cannot
+    be had, or may not without a key.
     """
+    access = access_of(host, allow_hosts, allow_origins, os.environ.get(KEY_VARIABLE) or None)
+    for option, value, most in (("--temperature", temperature, 2.0), ("--top-p", top_p, 1.0)):
+        if value is not None and not (math.isfinite(value) and 0 <= value <= most):
+            raise UserError(f"{option} {value}: must be a number from 0 to {most:g}")
     if (engine == "embedded") != (url is None):
         raise UserError(f"--engine {engine} --url {url}: give both for a server (vllm or sglang), neither without")
     folder = policy_folder(run)
@@ -65,7 +79,9 @@ def serve(
         thinking=thinking,
         seed=seed,
     )
+    sockets = bound_sockets(host, port, keyed=access.key is not None)
     store = EpisodeStore(record) if record else None
+    where = f"http://{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}/v1"
 
     async def run_server() -> None:
         if url is None:
@@ -73,12 +89,55 @@ def serve(
             await chosen.update(version, weights)
         else:
             chosen = await _server(url, engine, model, tokenizer, weights, version)
-        app = Gateway(chosen, tokenizer, settings, store).app()
-        print(f"serving {folder} as {settings.model!r} at http://{host}:{port}/v1", flush=True)
-        await uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning")).serve()
+        app = Gateway(chosen, tokenizer, settings, store, access).app()
+        print(f"serving {folder} as {settings.model!r} at {where}", flush=True)
+        await uvicorn.Server(server_config(app)).serve(sockets=sockets)
 
     with owning(record, "a recording", "name another folder with --record") if record else nullcontext():
         asyncio.run(run_server())
+
+
+def access_of(host: str, hosts: Sequence[str], origins: Sequence[str], key: str | None) -> Access:
+    """Who may ask, from what the command line and the environment say. UserError names what is wrong."""
+    if wrong := wrong_hosts(hosts):
+        raise UserError(f"--allow-host {wrong[0]!r}: give the name or address of one host, without scheme and port")
+    if wrong := wrong_origins(origins):
+        advice = "give scheme://host[:port] of one site; * and null stand for any page and are not allowed"
+        raise UserError(f"--allow-origin {wrong[0]!r}: {advice}")
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(f"{KEY_VARIABLE} holds what no header can carry: letters, digits and signs, without spaces")
+    own = () if host in ("0.0.0.0", "::") or wrong_hosts([host]) else (host,)
+    return Access(hosts=(*own, *hosts), origins=tuple(origins), key=key)
+
+
+def bound_sockets(host: str, port: int, *, keyed: bool) -> list[socket.socket]:
+    """Sockets at all addresses of ``host``. UserError where one cannot be had, or is not loopback's and there is no
+    key: whoever reaches it could use the policy and write what it is trained on."""
+    if not host or not 0 <= port < 65_536:
+        raise UserError(f"--host {host!r} --port {port}: give a name or address, and a port from 0 to 65535")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host!r}: no such address ({error})") from None
+    open_to_all = sorted({str(address[0]) for *_, address in found if not is_loopback(str(address[0]))})
+    if open_to_all and not keyed:
+        raise UserError(
+            f"--host {host} ({', '.join(open_to_all)}) is reached from other machines: set {KEY_VARIABLE} to a key that"
+            " clients send as their API key, or serve on 127.0.0.1"
+        )
+    sockets: list[socket.socket] = []
+    for family, kind, proto, _, address in dict.fromkeys(found):
+        one = socket.socket(family, kind, proto)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        same = sockets[0].getsockname()[1] if sockets else port
+        try:
+            one.bind((address[0], same, *address[2:]))
+        except OSError as error:
+            raise UserError(f"--host {host} --port {same}: {error.strerror}; choose another with --port") from None
+        sockets.append(one)
+    return sockets
 
 
 async def _server(
@@ -115,9 +174,14 @@ def recorded_rows(
 ) -> list[Row]:
     """Rows for the learner. Episodes of one task are a group, whose mean reward is the baseline.
 
-    ValueError where tokens were sampled at another temperature: their log-probs would be of another policy.
+    ValueError where tokens were sampled at another temperature: their log-probs would be of another policy; and where a
+    reward is not a finite number: the advantages of its whole group would be none.
     """
     for episode in episodes:
+        if not episode.void and not is_reward(episode.rewards.get("total")):
+            name = episode.metrics.get("gateway/episode")
+            found = episode.rewards.get("total")
+            raise ValueError(f"episode {name!r} of task {episode.task.key} has the reward {found!r}: leave it out")
         sampled = episode.metrics.get("gateway/temperatures", [])
         if any(other != temperature for other in sampled):
             name = episode.metrics.get("gateway/episode")

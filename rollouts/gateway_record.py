@@ -11,11 +11,14 @@ Its reward comes at the end, from the caller.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from envs.base import Gold, Role, Task, ToolCall, ToolResult, task_key
 from model.chat import IM_END, chat_pieces, prompt_pieces
@@ -23,8 +26,14 @@ from model.chat_parser import ParsedTurn
 from model.tokenizer import Tokenizer
 from rollouts.engine.base import Completion
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
+from rollouts.openai_errors import Refused
 from rollouts.openai_format import ChatRequest, Message
+from rollouts.request_json import BadRequest, below, short
 from rollouts.transcript import Transcript
+
+MAX_REWARD = 1e9  # either way: sums and squares of a group's rewards stay finite in float32
+_MAX_PARTS, _PART_NAME = 64, 128  # of a reward, and characters of a part's name
+_TASKS = 100_000  # whose attempts are counted
 
 
 @dataclass(slots=True)
@@ -43,6 +52,10 @@ class Conversation:
         """Whether a request that begins with the first ``messages`` messages may go on here."""
         return not self.busy and not self.broken and self.ends[-1][0] == messages
 
+    def tokens_after(self, messages: int) -> int:
+        """How many tokens the first ``messages`` messages take; an exchange must have ended there."""
+        return next(tokens for count, tokens in self.ends if count == messages)
+
     @property
     def trace(self) -> Trace:
         """The trace so far."""
@@ -59,39 +72,65 @@ class Recording:
     touched: float = field(default_factory=time.monotonic)
     conversations: list[Conversation] = field(default_factory=list)
     temperatures: set[float] = field(default_factory=set)
+    closing: bool = False  # it is being stored
+    index: int | None = None  # which attempt of its task it is, once it ends
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is being stored, or an answer is awaited."""
+        return self.closing or any(conversation.busy for conversation in self.conversations)
 
 
 class Recorder:
     """The episodes under way. ``thinking``: whether the policy thinks before it answers."""
 
-    def __init__(self, tokenizer: Tokenizer, *, thinking: bool) -> None:
-        self._tokenizer, self._thinking = tokenizer, thinking
+    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, longest: int) -> None:
+        self._tokenizer, self._thinking, self._longest = tokenizer, thinking, longest
+        self._token_bytes = max(len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocab_size))
         self._anonymous = 0
         self._attempts: Counter[str] = Counter()  # finished episodes of each task
         self.open: dict[str, Recording] = {}
 
     def begin(self, request: ChatRequest) -> tuple[Recording, Conversation]:
         """The conversation that ``request`` continues or begins, with the prompt in its trace; mark it done with
-        :meth:`answered` or :meth:`failed`."""
-        tools = json.dumps(request.tools, sort_keys=True)
+        :meth:`answered` or :meth:`failed`. Nothing is changed where it raises BadRequest (too long) or Refused."""
+        if request.episode in self.open and self.open[request.episode].closing:
+            raise Refused(409, None, f"episode {short(request.episode)} is being stored")
+        tools = hashlib.sha256(json.dumps(request.tools, sort_keys=True).encode()).hexdigest()
         found, length = self._continued(request, tools)
+        of = found[1] if found else None
+        goes_on = of is not None and of.ends_at(length)
+        known = [] if of is None else of.trace.tokens[: None if goes_on else of.tokens_after(length)]
+        rest = list(request.messages[length:])
+        ids = self._prompt(known, rest, request.tools)
         recording = found[0] if found else self._recording(request)
         recording.touched = time.monotonic()
         recording.temperatures.add(request.temperature)
-        conversation = found[1] if found else None
-        rest = list(request.messages[length:])
-        if conversation is None or not conversation.ends_at(length):
-            conversation = self._branch(recording, conversation, length, tools)
-        if conversation.trace.tokens:
-            conversation.transcript.observe([*self._closing(conversation), *self._more(rest)])
-        else:
-            pieces = prompt_pieces(rest, request.tools, thinking=self._thinking)
+        conversation = of if of is not None and goes_on else self._branch(recording, of, length, tools)
+        if not conversation.trace.tokens:
             conversation.trace.prompt = next((m["content"] for m in rest if m["role"] == "user"), "")
-            conversation.transcript.observe(pieces)
+        conversation.transcript.observe((), after=ids)
         self._results(conversation, rest)
         conversation.history += rest
         conversation.busy = True
         return recording, conversation
+
+    def _prompt(self, known: list[int], rest: list[Message], tools: Sequence[Any]) -> list[int]:
+        """Ids of what is new after ``known``; BadRequest where the whole exceeds the context."""
+        if known:
+            closing = [] if known[-1] == self._tokenizer.im_end_id else [(IM_END, True)]  # what a cut turn lacks
+            pieces = [*closing, *self._more(rest)]
+        else:
+            pieces = prompt_pieces(rest, tools, thinking=self._thinking)
+        characters = sum(len(text) for text, _ in pieces)
+        if characters > self._longest * self._token_bytes:  # not worth counting
+            count = f"more than {characters // self._token_bytes}"
+        elif len(known) + len(ids := self._tokenizer.encode_segments(pieces)) >= self._longest:
+            count = f"{len(known) + len(ids)}"
+        else:
+            return ids
+        text = f"context_length_exceeded: {count} tokens, the model's context has {self._longest}"
+        raise BadRequest("messages", text)
 
     def answered(
         self, recording: Recording, conversation: Conversation, completion: Completion, turn: ParsedTurn, reply: Message
@@ -109,14 +148,29 @@ class Recorder:
         conversation.ends.append((len(conversation.history), end))
         conversation.busy = False
 
-    def failed(self, conversation: Conversation) -> None:
-        """The policy gave no answer: the trace goes no further; asked again, the caller gets a trace of its own."""
+    def failed(self, recording: Recording, conversation: Conversation) -> None:
+        """The policy gave no answer: the trace goes no further; asked again, the caller gets a trace of its own.
+
+        A trace in which nothing was sampled is forgotten, where none has come after it.
+        """
         conversation.trace.status = TraceStatus.FAILED
         conversation.busy, conversation.broken = False, True
+        if not conversation.trace.turns and recording.conversations[-1] is conversation:
+            recording.conversations.pop()
+            if not recording.conversations:
+                self.open.pop(recording.name, None)
 
-    def finish(self, name: str, reward: float | None, parts: dict[str, float], *, why: str = "") -> Episode:
-        """The episode ``name`` with its reward; FAILED, with ``why``, without one. KeyError if it is not under way."""
-        recording = self.open.pop(name)
+    def episode(self, name: str, reward: float | None, parts: dict[str, float], *, why: str = "") -> Episode:
+        """The episode ``name`` with its reward; FAILED, with ``why``, without one. KeyError if it is not under way.
+
+        It stays under way until :meth:`forget`.
+        """
+        recording = self.open[name]
+        if recording.index is None:
+            recording.index = self._attempts[recording.task]
+            self._attempts[recording.task] += 1
+            if len(self._attempts) > _TASKS:
+                del self._attempts[next(iter(self._attempts))]
         for conversation in recording.conversations:
             conversation.transcript.close()
         task = Task(
@@ -128,7 +182,7 @@ class Recorder:
         )
         episode = Episode(
             task=task,
-            index=self._attempts[recording.task],
+            index=recording.index,
             seed=0,
             traces=[conversation.trace for conversation in recording.conversations],
             status=EpisodeStatus.FAILED if reward is None else EpisodeStatus.ANSWERED,
@@ -137,21 +191,37 @@ class Recorder:
             wall_s=time.monotonic() - recording.began,
             metrics={"gateway/episode": name, "gateway/temperatures": sorted(recording.temperatures)},
         )
-        self._attempts[recording.task] += 1
         if reward is not None:
             episode.rewards = {**parts, "total": reward}
         return episode
 
+    def forget(self, name: str) -> None:
+        """The episode ``name`` is over."""
+        del self.open[name]
+
+    def held(self) -> tuple[int, int]:
+        """Conversations under way, and their tokens."""
+        all_of = [conversation for recording in self.open.values() for conversation in recording.conversations]
+        return len(all_of), sum(len(conversation.trace.tokens) for conversation in all_of)
+
+    def oldest(self, but: str | None) -> str | None:
+        """The episode that nothing was heard of for the longest time; ``but`` only where there is no other."""
+        free = [recording for recording in self.open.values() if not recording.busy]
+        found = min(free, key=lambda recording: (recording.name == but, recording.touched), default=None)
+        return found and found.name
+
     def idle(self, seconds: float) -> list[str]:
         """Episodes that nothing was heard of for ``seconds``."""
         now = time.monotonic()
-        return [name for name, recording in self.open.items() if now - recording.touched > seconds]
+        idle = [recording for recording in self.open.values() if now - recording.touched > seconds]
+        return [recording.name for recording in idle if not recording.busy]
 
     def _recording(self, request: ChatRequest) -> Recording:
         name = request.episode
         if name is None:
-            self._anonymous += 1
-            name = f"conversation-{self._anonymous}"
+            while name is None or name in self.open:
+                self._anonymous += 1
+                name = f"conversation-{self._anonymous}"
         if name not in self.open:
             asked = next((m["content"] for m in request.messages if m["role"] == "user"), "")
             self.open[name] = Recording(name=name, task=request.task or task_key(asked, {}))
@@ -161,7 +231,7 @@ class Recorder:
         """The exchange with the most messages that ``request`` begins with, one that can be continued before others."""
         best: tuple[tuple[int, bool], Recording, Conversation] | None = None
         for recording in self.open.values():
-            if request.episode is not None and recording.name != request.episode:
+            if recording.closing or (request.episode is not None and recording.name != request.episode):
                 continue
             for conversation in recording.conversations:
                 if conversation.tools != tools:
@@ -191,15 +261,10 @@ class Recorder:
         conversation = Conversation(Transcript(trace, self._tokenizer), session, tools)
         recording.conversations.append(conversation)
         if of is not None:
-            end = next(tokens for count, tokens in of.ends if count == length)
-            conversation.transcript.copied(of.trace.tokens[:end])
+            conversation.transcript.copied(of.trace.tokens[: of.tokens_after(length)])
             conversation.history = of.history[:length]
             trace.prompt = of.trace.prompt
         return conversation
-
-    def _closing(self, conversation: Conversation) -> list[tuple[str, bool]]:
-        """What a turn that was cut off lacks."""
-        return [] if conversation.trace.tokens[-1] == self._tokenizer.im_end_id else [(IM_END, True)]
 
     def _more(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
         named = [{**m, "name": _tool_of(m)} if m["role"] == "tool" and "name" not in m else m for m in messages]
@@ -211,6 +276,37 @@ class Recorder:
             answers = {m["tool_call_id"]: m["content"] for m in messages if m["role"] == "tool"}
             turn = conversation.trace.turns[-1]
             turn.results = [ToolResult(text=answers.get(call.id, "")) for call in turn.calls]
+
+
+def read_reward(tree: Any) -> tuple[float, dict[str, float]]:
+    """The reward and its parts in ``{"reward": NUMBER, "parts": {NAME: NUMBER}}``; BadRequest names what is wrong."""
+    if not isinstance(tree, dict):
+        raise BadRequest(
+            "reward", 'the body must be {"reward": NUMBER, "parts": {NAME: NUMBER}}; parts may be left out'
+        )
+    parts = tree.get("parts")
+    if parts is not None and not isinstance(parts, dict):
+        raise BadRequest("parts", f"{short(parts)} must be an object of numbers")
+    if len(parts or {}) > _MAX_PARTS:
+        raise BadRequest("parts", f"are {len(parts or {})}, {_MAX_PARTS} are possible")
+    numbers: dict[str, float] = {}
+    for part, value in (parts or {}).items():
+        if not part.isprintable() or len(part) > _PART_NAME or part in ("", "total"):
+            raise BadRequest(below("parts", part), f"a part's name is printable, up to {_PART_NAME} long, not total")
+        numbers[part] = _reward(value, below("parts", part))
+    return _reward(tree.get("reward"), "reward"), numbers
+
+
+def is_reward(value: Any) -> bool:
+    """Whether ``value`` is a number that a group's advantages can be computed of."""
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    return good and math.isfinite(value) and abs(value) <= MAX_REWARD
+
+
+def _reward(value: Any, path: str) -> float:
+    if not is_reward(value):
+        raise BadRequest(path, f"{short(value)} must be a finite number, at most {MAX_REWARD:g} either way")
+    return float(value)
 
 
 def _tool_of(message: Message) -> str:

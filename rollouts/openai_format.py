@@ -6,9 +6,8 @@ are passed over.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,34 +15,16 @@ from model.chat_parser import ParsedTurn
 from model.chat_tokens import dump_arguments
 from model.tokenizer import Tokenizer
 from rollouts.engine.base import Completion, Finish
+from rollouts.openai_fields import check_unused, count, flag, mapping, name, number, seed, sequence, text, wrong_type
+from rollouts.openai_tools import read_tools
+from rollouts.request_json import BadRequest, parse_text, short
 
 Message = dict[str, Any]
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-# field -> values that mean nothing; anything else in them is refused
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "stop": ((), ""),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "top_logprobs": (0,),
-    "response_format": ({"type": "text"},),
-    "functions": ((),),
-    "function_call": (),
-    "audio": (),
-    "modalities": (("text",),),
-    "parallel_tool_calls": (True,),
-    "web_search_options": (),
-}
+_NAMED = ("episode", "task")  # what a header x-parl-NAME or metadata.NAME names
+_COLDEST = 1e-6  # of temperature and top-p: what is below overflows float32, and is greedy
+_LEAST_LOGPROB = -9999.0  # OpenAI's word for never
 _CHUNK = 64  # characters of one chunk
-
-
-class BadRequest(ValueError):
-    """The request cannot be served as it is: ``field`` and the reason."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field = field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,49 +52,74 @@ def read_request(tree: Any, headers: Mapping[str, str]) -> ChatRequest:
     """
     if not isinstance(tree, dict):
         raise BadRequest("body", "must be a JSON object")
-    for field, neutral in _NEUTRAL.items():
-        value = tree.get(field)
-        if value is not None and (tuple(value) if isinstance(value, list) else value) not in neutral:
-            raise BadRequest(field, f"{value!r} is not supported; leave it out")
+    check_unused(tree)
     messages = tree.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages", "must be a list with at least one message")
-    choice = tree.get("tool_choice")
+    choice = text(tree, "tool_choice") if not isinstance(tree.get("tool_choice"), dict) else tree["tool_choice"]
     if choice not in (None, "auto", "none"):
-        raise BadRequest("tool_choice", f"{choice!r} is not supported, only auto and none are")
-    metadata = tree.get("metadata") or {}
-    episode = headers.get("x-parl-episode") or metadata.get("episode") or tree.get("user")
-    task = headers.get("x-parl-task") or metadata.get("task")
+        raise BadRequest("tool_choice", f"{short(choice)} is not supported, only auto and none are")
+    tools = read_tools(tree.get("tools"))
+    temperature = number(tree, "temperature", 1.0, 0.0, 2.0)
+    newer, older = count(tree, "max_completion_tokens"), count(tree, "max_tokens")
+    episode, task = _names(tree, headers)
     return ChatRequest(
         messages=tuple(normal_message(message, f"messages[{i}]") for i, message in enumerate(messages)),
-        tools=() if choice == "none" else _tools(tree.get("tools")),
-        model=str(tree.get("model") or ""),
-        temperature=_number(tree, "temperature", 1.0, 0.0, 2.0),
-        top_p=_number(tree, "top_p", 1.0, 0.0, 1.0),
-        max_tokens=_count(tree, "max_completion_tokens") or _count(tree, "max_tokens"),
-        seed=tree.get("seed") if isinstance(tree.get("seed"), int) else None,
-        stream=bool(tree.get("stream")),
-        with_usage=bool((tree.get("stream_options") or {}).get("include_usage")),
-        logprobs=bool(tree.get("logprobs")),
-        episode=None if episode is None else str(episode),
-        task=None if task is None else str(task),
+        tools=() if choice == "none" else tools,
+        model=text(tree, "model") or "",
+        temperature=temperature if temperature >= _COLDEST else 0.0,
+        top_p=max(number(tree, "top_p", 1.0, 0.0, 1.0), _COLDEST),
+        max_tokens=newer or older,
+        seed=seed(tree),
+        stream=flag(tree, "stream"),
+        with_usage=flag(mapping(tree, "stream_options"), "include_usage", "stream_options"),
+        logprobs=flag(tree, "logprobs"),
+        episode=episode,
+        task=task,
     )
+
+
+def _names(tree: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Names of the episode and the task; all that are given are checked."""
+    metadata = mapping(tree, "metadata")
+    for key in metadata:
+        text(metadata, key, "metadata")
+    found = {
+        field: _header(headers, f"x-parl-{field}") or name(text(metadata, field), f"metadata.{field}")
+        for field in _NAMED
+    }
+    user = text(tree, "user")
+    return found["episode"] or name(user, "user"), found["task"]
+
+
+def _header(headers: Mapping[str, str], field: str) -> str | None:
+    """A name in a header, whose bytes are UTF-8."""
+    try:
+        return name(headers.get(field, "").encode("latin-1").decode(), field)
+    except UnicodeError:
+        raise BadRequest(field, "is not UTF-8") from None
 
 
 def normal_message(message: Any, where: str) -> Message:
     """A message with what the chat format renders and nothing else, so that equal conversations compare equal."""
-    role = _ROLES.get(str(message.get("role"))) if isinstance(message, dict) else None
-    if role is None:
-        raise BadRequest(where, f"needs a role of {', '.join(_ROLES)}")
-    out: Message = {"role": role, "content": _text(message.get("content"), where)}
-    if message.get("name"):
-        out["name"] = str(message["name"])
+    if not isinstance(message, dict):
+        raise wrong_type(where, message, dict)
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise BadRequest(f"{where}.role", f"{short(role)} must be one of {', '.join(_ROLES)}")
+    role = _ROLES[role]
+    out: Message = {"role": role, "content": _content(message.get("content"), f"{where}.content")}
+    if text(message, "name", where):
+        out["name"] = message["name"]
     if role == "tool":
-        if not message.get("tool_call_id"):
-            raise BadRequest(where, "a tool message needs tool_call_id")
-        out["tool_call_id"] = str(message["tool_call_id"])
-    if role == "assistant" and message.get("tool_calls"):
-        out["tool_calls"] = [_call(call, where) for call in message["tool_calls"]]
+        if not text(message, "tool_call_id", where):
+            raise BadRequest(f"{where}.tool_call_id", "a tool message needs tool_call_id")
+        out["tool_call_id"] = message["tool_call_id"]
+    calls = sequence(message, "tool_calls", where)
+    if calls and role == "assistant":
+        out["tool_calls"] = [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    if message.get("function_call") is not None:
+        raise BadRequest(f"{where}.function_call", "is not supported, use tool_calls")
     return out
 
 
@@ -127,7 +133,7 @@ def assistant_message(turn: ParsedTurn, raw: str) -> Message:
             {
                 "id": call.id,
                 "type": "function",
-                "function": {"name": call.name, "arguments": dump_arguments(call.arguments)},
+                "function": {"name": call.name, "arguments": dumped(call.arguments)},
             }
             for call in turn.tool_calls
         ]
@@ -198,8 +204,10 @@ class Reply:
             return None
         items = []
         for token, logprob in zip(self.completion.tokens, self.completion.logprobs, strict=True):
-            text = "".join(part for part, _ in self.tokenizer.pieces([token]))
-            items.append({"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []})
+            known = token < self.tokenizer.vocab_size
+            text = "".join(part for part, _ in self.tokenizer.pieces([token])) if known else ""
+            value = max(logprob, _LEAST_LOGPROB)  # JSON has no infinity
+            items.append({"token": text, "logprob": value, "bytes": list(text.encode()), "top_logprobs": []})
         return {"content": items, "refusal": None}
 
 
@@ -207,60 +215,44 @@ def _pieces(text: str) -> Iterator[str]:
     yield from (text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK))
 
 
-def _text(content: Any, where: str) -> str:
+def _content(content: Any, where: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise BadRequest(where, "content must be text or a list of parts")
-    parts: Sequence[Any] = content
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else part
-            raise BadRequest(where, f"a part of type {kind!r} is not supported, only text is")
-    return "".join(str(part.get("text", "")) for part in parts)
+        raise BadRequest(where, f"{short(content)} must be text or a list of parts")
+    for index, part in enumerate(content):
+        if not isinstance(part, dict):
+            raise wrong_type(f"{where}[{index}]", part, dict)
+        if part.get("type") != "text":
+            raise BadRequest(f"{where}[{index}].type", f"{short(part.get('type'))} is not supported, only text is")
+        if not isinstance(part.get("text"), str):
+            raise wrong_type(f"{where}[{index}].text", part.get("text"), str)
+    return "".join(part["text"] for part in content)
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not function.get("name"):
-        raise BadRequest(where, "each of tool_calls needs function.name")
-    arguments = function.get("arguments") or {}
+    if not isinstance(call, dict):
+        raise wrong_type(where, call, dict)
+    if call.get("type") not in (None, "function"):
+        raise BadRequest(f"{where}.type", f"{short(call['type'])} is not supported, only function is")
+    identifier, function, inner = text(call, "id", where), call.get("function"), f"{where}.function"
+    if not isinstance(function, dict):
+        raise wrong_type(inner, function, dict)
+    if not text(function, "name", inner):
+        raise BadRequest(f"{inner}.name", "a call needs the name of its function")
+    arguments = function.get("arguments")
+    arguments = {} if arguments in (None, "") else arguments
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            raise BadRequest(where, f"arguments of {function['name']} are not JSON") from None
+            arguments = parse_text(arguments)
+        except ValueError as error:
+            raise BadRequest(f"{inner}.arguments", f"are not JSON: {error}") from None
     if not isinstance(arguments, dict):
-        raise BadRequest(where, f"arguments of {function['name']} are not a JSON object")
-    named = {"name": str(function["name"]), "arguments": dump_arguments(arguments)}
-    return {"id": str(call.get("id") or ""), "type": "function", "function": named}
+        raise BadRequest(f"{inner}.arguments", f"{short(arguments)} are not a JSON object")
+    named = {"name": function["name"], "arguments": dumped(arguments)}
+    return {"id": identifier or "", "type": "function", "function": named}
 
 
-def _tools(tools: Any) -> tuple[dict[str, Any], ...]:
-    if tools is None:
-        return ()
-    good = isinstance(tools, list) and all(
-        isinstance(tool, dict) and tool.get("type") == "function" and (tool.get("function") or {}).get("name")
-        for tool in tools
-    )
-    if not good:
-        raise BadRequest("tools", "must be a list of {type: function, function: {name, description, parameters}}")
-    return tuple(tools)
-
-
-def _number(tree: Mapping[str, Any], field: str, default: float, low: float, high: float) -> float:
-    value = tree.get(field)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise BadRequest(field, f"{value!r} must be a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def _count(tree: Mapping[str, Any], field: str) -> int | None:
-    value = tree.get(field)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadRequest(field, f"{value!r} must be a whole number above 0")
-    return value
+def dumped(arguments: Mapping[str, Any]) -> str:
+    """Arguments as a text that UTF-8 can carry: half a surrogate pair, which a policy may write, stays an escape."""
+    return dump_arguments(arguments).encode("utf-8", "backslashreplace").decode()

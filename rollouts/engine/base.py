@@ -20,6 +20,10 @@ class Finish(StrEnum):
     INTERRUPTED = "interrupted"  # the client asked for what there is so far; the turn goes on in a later call
 
 
+class EngineFull(RuntimeError):
+    """There is no room for a stream, or for more of one: later there may be."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How to sample. Noise is a function of (``seed``, position in the stream), never of a shared random stream."""
@@ -60,7 +64,8 @@ class Engine(Protocol):
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
     ) -> Completion:
-        """Continue ``prompt``. Calls of one ``session`` extend one stream. Raises ``TimeoutError`` at the deadline.
+        """Continue ``prompt``. Calls of one ``session`` extend one stream. Raises ``TimeoutError`` at the deadline,
+        :class:`EngineFull`.
 
         ``media``: all pictures that ``prompt`` shows, in order; placeholders stand where their features go.
         """

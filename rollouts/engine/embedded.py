@@ -29,7 +29,7 @@ from model.config import ModelConfig
 from model.decoder import PAGE, Features, Weights, make_decoder
 from model.picture_encoder import PictureEncoder, content_key
 from model.picture_size import picture_tokens
-from rollouts.engine.base import Completion, Finish, Pictures, Sampling
+from rollouts.engine.base import Completion, EngineFull, Finish, Pictures, Sampling
 from rollouts.engine.pages import PagePool
 
 _CHUNK = 128  # prompt tokens that one stream may feed in one step
@@ -228,7 +228,7 @@ class EmbeddedEngine:
         stream = self._streams.get(session)
         if stream is None:
             if not self._rows:
-                raise RuntimeError(f"more than {_STREAMS} streams at once: lower rollouts.concurrency")
+                raise EngineFull(f"more than {_STREAMS} streams at once: lower rollouts.concurrency")
             stream = _Stream(row=self._rows.pop(), pages=self._pool.match(keys))
             stream.fed = len(stream.pages) * PAGE
             self._tables[stream.row, : len(stream.pages)] = stream.pages

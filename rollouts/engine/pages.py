@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from model.decoder import PAGE
+from rollouts.engine.base import EngineFull
 
 _ROOT = -1
 
 
-class CacheFull(RuntimeError):
+class CacheFull(EngineFull):
     """All pages are held by running streams."""
 
 

@@ -1,0 +1,131 @@
+"""JSON from strangers: what Python's parser lets pass and others do not is refused, with the path of what is wrong.
+
+Refused are numbers that are not finite or too long, names that occur twice in one object, half surrogates in values and
+names, and nesting that would exhaust the stack of whoever walks over it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+MAX_DEPTH = 64
+_MAX_DIGITS = 300  # of a whole number, so that it fits a float
+_SHOWN = 80  # characters of a value in a message
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class BadRequest(ValueError):
+    """The request cannot be served as it is: ``field``, its path in the body, and the reason."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrong:
+    """Stands in the tree where a value is refused, until its path is known."""
+
+    reason: str
+
+
+class _Twice(dict[str, Any]):
+    """An object in which ``name`` occurs twice."""
+
+    name: str = ""
+
+
+def parse_body(body: bytes) -> Any:
+    """The tree of ``body``, UTF-8 with or without a byte order mark. BadRequest names what is wrong and where."""
+    try:
+        tree = _DECODER.decode(body.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BadRequest("body", f"is not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise BadRequest("body", f"is nested more than {MAX_DEPTH} deep") from None
+    except json.JSONDecodeError as error:
+        raise BadRequest("body", f"is not JSON: {error}") from None
+    for path, reason in _problems(tree):
+        raise BadRequest(path or "body", reason)
+    return tree
+
+
+def parse_text(text: str) -> Any:
+    """JSON inside a text of the body, such as a call's arguments. ValueError says what is wrong."""
+    try:
+        tree = _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
+    for path, reason in _problems(tree, surrogates=True):
+        raise ValueError(f"{path}: {reason}" if path else reason)
+    return tree
+
+
+def short(value: Any) -> str:
+    """``value`` for a message: one line, ASCII, cut."""
+    text = ascii(value if not isinstance(value, str) else value[:_SHOWN])
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def below(path: str, key: str | int) -> str:
+    """The path of what stands under ``key`` in ``path``."""
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    if not _NAME.fullmatch(key):
+        return f"{path}[{short(key)}]"
+    return f"{path}.{key}" if path else key
+
+
+def _problems(tree: Any, *, surrogates: bool = False) -> Iterator[tuple[str, str]]:
+    """(path, reason) of what is refused in ``tree``, without recursion; ``surrogates``: halves are let pass."""
+    waiting: list[tuple[Any, str, int]] = [(tree, "", 0)]
+    while waiting:
+        value, path, depth = waiting.pop()
+        if isinstance(value, str):
+            if not surrogates and _SURROGATE.search(value):
+                yield path, "holds half of a surrogate pair, which is no character"
+        elif isinstance(value, _Wrong):
+            yield path, value.reason
+        elif isinstance(value, dict | list):
+            if depth >= MAX_DEPTH:
+                yield path, f"is nested more than {MAX_DEPTH} deep"
+            if isinstance(value, _Twice):
+                yield below(path, value.name), "is given twice"
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in items:
+                if isinstance(key, str) and not surrogates and _SURROGATE.search(key):
+                    yield below(path, key), "is a name with half of a surrogate pair, which is no character"
+                if isinstance(item, str | dict | list | _Wrong):
+                    waiting.append((item, below(path, key), depth + 1))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) == len(pairs):
+        return tree
+    twice = _Twice(tree)
+    seen: set[str] = set()
+    twice.name = next(name for name, _ in pairs if name in seen or seen.add(name))
+    return twice
+
+
+def _whole(text: str) -> int | _Wrong:
+    return int(text) if len(text) <= _MAX_DIGITS else _Wrong(f"has {len(text)} digits, {_MAX_DIGITS} are possible")
+
+
+def _real(text: str) -> float | _Wrong:
+    value = float(text)
+    return value if math.isfinite(value) else _Wrong(f"{short(text)} is not a finite number")
+
+
+def _constant(name: str) -> _Wrong:
+    return _Wrong(f"{name} is not a finite number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole, parse_float=_real, parse_constant=_constant)
