@@ -75,7 +75,8 @@ def run_eval(
 ) -> dict[str, Any]:
     """The evaluation as ``evals/summary.json`` holds it: by policy the means, estimates with intervals, and costs.
 
-    ``policies`` are labels among ``cold_start``, ``trained`` and ``single_agent``; without them the trained one and,
+    ``policies`` are labels among ``cold_start``, ``cold_start_no_spawn`` (the same without the tools that spawn),
+    ``trained`` and ``single_agent``; without them the trained one and,
     where there is one, the single agent. ``model`` is another policy's folder instead, or the URL of a server that
     speaks OpenAI's API (with ``model_name``), which is evaluated as a swarm and as a single agent. ``prices``: of a
     million tokens in and out. Raises UserError for mistakes.
@@ -131,6 +132,7 @@ def _folders(
     swarm = config.rollouts.swarm
     known: dict[str, tuple[Path | None, bool]] = {
         "cold_start": (None, swarm),
+        "cold_start_no_spawn": (None, False),
         "trained": (config.run_dir / "policy", swarm),
         "single_agent": (config.run_dir / "single_agent" / "policy", False),
     }

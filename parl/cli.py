@@ -94,7 +94,8 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first of the held-out tasks.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of tasks and sampling: eval.seed.")] = None,
     policy: Annotated[
-        list[str] | None, typer.Option("--policy", help="cold_start, trained, single_agent; may be given repeatedly.")
+        list[str] | None,
+        typer.Option("--policy", help="cold_start, cold_start_no_spawn, trained, single_agent; may be repeated."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="A policy's folder instead of the run's own, or a chat server's URL.")

@@ -26,7 +26,7 @@ from envs.world.wording import (
     subject,
 )
 
-Style = Literal["serial", "parallel", "partial", "wrong"]
+Style = Literal["serial", "direct", "parallel", "partial", "wrong"]
 Call = tuple[str, dict[str, Any]]
 Turn = Sequence[tuple[str, dict[str, Any], str]]  # (tool, arguments, result text), in call order
 Action = list[Call] | str  # tool calls of one turn, or the final answer
@@ -105,9 +105,10 @@ class _Notes:
 class ReferencePolicy:
     """An orchestrator of fixed habits.
 
-    ``serial``: one call a turn. ``parallel``: independent rows by sub-agents at once, all else serial (so it meets
-    ``Task.oracle.parallel_steps``). ``partial``: some rows by sub-agents, the rest itself. ``wrong``: spawns where it
-    does not pay - a sub-agent for one row, or for each hop of a chain in turn.
+    ``serial``: one call a turn. ``direct``: the same, but the calls of independent rows in one turn (which
+    ``rollouts.budget.direct_calls`` must allow). ``parallel``: independent rows by sub-agents at once, all else
+    serial (so it meets ``Task.oracle.parallel_steps``). ``partial``: some rows by sub-agents, the rest itself.
+    ``wrong``: spawns where it does not pay - a sub-agent for one row, or for each hop of a chain in turn.
     """
 
     style: Style
@@ -134,7 +135,7 @@ class ReferencePolicy:
 
     def _delegated(self, task: Task, names: Sequence[str]) -> list[str]:
         """The rows that sub-agents look up."""
-        if self.style == "serial" or (self.style == "parallel" and len(names) == 1):
+        if self.style in ("serial", "direct") or (self.style == "parallel" and len(names) == 1):
             return []
         if self.style == "parallel":
             return list(names)
@@ -150,15 +151,18 @@ class ReferencePolicy:
         if any(prompt not in notes.returns for prompt in prompts.values()):
             return notes.assign(list(prompts.values()), create_first=self.creates_first(task))
         rows: list[list[str]] = []
+        missing: list[Call] = []
         for name in names:
             source = notes.returns.get(prompts.get(name, ""), "")
             if any(read_fact(source, a) is None for a in attributes):  # not delegated, or not returned
                 page = notes.read(name, attributes)
                 if page is None:
-                    return notes.look_up(name, attributes, query=asked[name])
-                source = page
+                    missing += notes.look_up(name, attributes, query=asked[name])
+                    if self.style != "direct":
+                        return missing
+                source = page or ""
             rows.append([item[name], *(read_fact(source, a) or "" for a in attributes)])
-        return answer_table(("name", *attributes), rows)
+        return missing or answer_table(("name", *attributes), rows)
 
     def _members(self, task: Task, notes: _Notes, attributes: Sequence[str]) -> Action:
         group = task.plan["group"]

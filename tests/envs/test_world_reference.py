@@ -44,6 +44,17 @@ async def test_parallel_policy_is_right_at_the_parallel_oracle(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+async def test_direct_policy_asks_for_independent_rows_in_one_turn(family):
+    async for task, _, played in _played(family, "direct", count=25):
+        assert right(task, played.answer), (task.prompt, played)
+        assert played.assigned == 0
+        if family == "wide":
+            assert played.critical_steps == 3, "search all, look in all, answer"
+        elif family != "list":
+            assert played.critical_steps == task.oracle.serial_steps
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("style", ["partial", "wrong"])
 async def test_other_styles_are_right_but_never_below_the_oracle(family, style):
     spawned = 0
@@ -80,7 +91,7 @@ async def test_aliases_and_several_columns_are_answered():
 def test_policy_is_a_pure_function_of_task_history_and_seed():
     environment = WorldEnvironment(only("wide"))
     task = environment.task_stream("train", 0)[4]
-    for style in ("serial", "parallel", "partial", "wrong"):
+    for style in ("serial", "direct", "parallel", "partial", "wrong"):
         assert ReferencePolicy(style, 5).act(task, []) == ReferencePolicy(style, 5).act(task, [])
 
 

@@ -1,0 +1,160 @@
+"""What README says of a finished run, and what a critic would ask next, from its episodes: with intervals.
+
+    python benchmarks/claims.py configs/quickstart.yaml [KEY=VALUE]...   # after `make quickstart`; about two minutes
+
+Policies: the cold start; the same with the spawning tools withdrawn (``cold_start_no_spawn``); the single agent
+that was trained as long as the swarm; the trained swarm; and, without any model, a scripted single agent that
+asks for all rows of a table in one turn (``scripted``), which the rules of the run do not allow the trained
+one.
+
+``path tokens`` are the sampled tokens on the longest path: of each stage the orchestrator's and those of the sub-agent
+that sampled most. They stand for time where decoding is what takes it. ``success`` is a whole answer, every cell right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from envs.base import Role, Task
+from envs.world.environment import WorldEnvironment
+from envs.world.reference import ReferencePolicy
+from parl.attempts import run_eval
+from parl.chat_eval import vocabulary
+from parl.config import Config
+from parl.loading import load_config
+from parl.scoring import Scoring
+from parl.statistics import Bootstrap, Interval
+from parl.tasks import held_out_tasks
+from rollouts.config import BudgetConfig
+from rollouts.engine.scripted import ScriptedEngine
+from rollouts.episode import Episode, Trace
+from rollouts.outline import read_outlines, shard_paths
+from rollouts.settings import SwarmSettings
+from rollouts.swarm import run_episode
+
+TRAINED = ("cold_start", "cold_start_no_spawn", "single_agent", "trained")
+GROUPS: dict[str, Callable[[Task], bool]] = {
+    "all": lambda task: True,
+    "wide": lambda task: task.family == "wide",
+    "wide, 12 rows and more": lambda task: task.family == "wide" and task.width >= 12,
+    "chain, single fact": lambda task: task.family in ("chain", "single_fact"),
+}
+_ROOMY = BudgetConfig(direct_calls=1000, turn_tokens=10**6, total_tokens=10**9, orchestrator_steps=200)
+
+
+def path_tokens(episode: Episode) -> int:
+    """Sampled tokens on the longest path through the episode's stages."""
+    by_id = {trace.agent_id: trace for trace in episode.traces}
+
+    def of(trace: Trace) -> int:
+        return sum(t.end - t.start + max((of(by_id[a]) for a in t.spawned), default=0) for t in trace.turns)
+
+    return of(episode.orchestrator)
+
+
+def all_tokens(episode: Episode) -> int:
+    """Sampled tokens of all agents."""
+    return sum(turn.end - turn.start for trace in episode.traces for turn in trace.turns)
+
+
+async def scripted(config: Config, tasks: list[Task]) -> list[Episode]:
+    """The scripted single agent with parallel calls, through the same swarm code and tools."""
+    environment, tokenizer, policy = WorldEnvironment(config.envs.world), vocabulary(config), ReferencePolicy("direct")
+    episodes = []
+    for task in tasks:
+
+        def pool(trace: Trace, task: Task = task) -> ScriptedEngine:
+            assert trace.role is Role.ORCHESTRATOR
+            return ScriptedEngine(trace, tokenizer, lambda history: policy.act(task, history))
+
+        settings = SwarmSettings(tokenizer=tokenizer, pool=pool, budget=_ROOMY, spawning=False)
+        episodes.append(await run_episode(task, environment, settings, index=0, seed=0, critical_budget=0))
+    await environment.close()
+    return episodes
+
+
+def rows_of(episodes: dict[str, Episode]) -> dict[str, dict[str, float]]:
+    """The numbers of each task's episode, by the task's key."""
+    return {
+        key: {
+            "success": float(episode.metrics["success"]),
+            "item_f1": episode.metrics["item_f1"],
+            "critical_steps": episode.metrics["critical_steps"],
+            "path_tokens": path_tokens(episode),
+            "tokens": all_tokens(episode),
+            "spawned": float(episode.metrics["spawned"]),
+        }
+        for key, episode in episodes.items()
+    }
+
+
+def shown(interval: Interval, digits: int) -> str:
+    """``0.84 [0.78, 0.89]``."""
+    return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def main() -> None:
+    """Evaluate what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    config = load_config(options.config, options.overrides)
+    tasks = held_out_tasks(config)
+    result = run_eval(config, policies=TRAINED)
+    scoring = Scoring(rewards=config.rewards, steps=config.trainer.steps)
+    numbers = {}
+    for label in TRAINED:
+        outlines = read_outlines(shard_paths(Path(result["policies"][label]["store"]), label), texts=False)
+        episodes = {outline.episode.task.key: outline.episode for outline in outlines}
+        for episode in episodes.values():
+            scoring.score_held_out(episode)
+        numbers[label] = rows_of(episodes)
+    played = asyncio.run(scripted(config, tasks))
+    for episode in played:
+        scoring.score_held_out(episode)
+    numbers["scripted"] = rows_of({episode.task.key: episode for episode in played})
+    found = report(tasks, numbers)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def report(tasks: list[Task], numbers: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict]:
+    """Print the tables: means, then what the trained swarm differs by; returns the former."""
+    found: dict[str, dict] = {}
+    for group, belongs in GROUPS.items():
+        keys = [task.key for task in tasks if belongs(task)]
+        boot = Bootstrap(len(keys))
+        print(f"\n### {group} ({len(keys)})\n")
+        print("| policy | success | item-F1 | critical steps | path tokens | all tokens | spawn rate |")
+        print("|---|---|---|---|---|---|---|")
+        for label, rows in numbers.items():
+            of = {name: [rows[key][name] for key in keys] for name in next(iter(rows.values()))}
+            cells = [shown(boot.mean(of[name], bounds=(0, 1)), 3) for name in ("success", "item_f1")]
+            cells += [f"{boot.mean(of[n]).value:.{d}f}" for n, d in _DIGITS.items()]
+            print(f"| {label} | " + " | ".join(cells) + " |")
+            found.setdefault(group, {})[label] = {name: sum(values) / len(values) for name, values in of.items()}
+        for label in (label for label in numbers if label != "trained"):
+            pair = {n: ([numbers[p][k][n] for k in keys] for p in (label, "trained")) for n in ("success", *_DIGITS)}
+            gain = boot.difference(*pair["success"], bounds=(0, 1))
+            print(f"\ntrained - {label}: success {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", end="")
+            for name in ("critical_steps", "path_tokens", "tokens"):
+                ratio = boot.ratio(*pair[name])
+                if ratio:
+                    print(f"; {name.replace('_', ' ')} {label} / trained {shown(ratio, 2)}", end="")
+        print()
+    return found
+
+
+_DIGITS = {"critical_steps": 1, "path_tokens": 0, "tokens": 0, "spawned": 2}
+
+if __name__ == "__main__":
+    main()
