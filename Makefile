@@ -1,9 +1,10 @@
 # Two commands: `make quickstart` runs the main job, `make test` the checks. Both create the environment in .venv first.
+# `make test` takes up to ten minutes on two cores; `make test-all` adds the slow tests, as .ci/run does.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup quickstart test lint types clean
+.PHONY: setup quickstart test test-all lint types clean
 
 setup: .venv/installed
 
@@ -17,7 +18,10 @@ quickstart: setup
 	$(BIN)/parl train configs/quickstart.yaml
 
 test: setup lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .
