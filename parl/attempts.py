@@ -36,6 +36,7 @@ from parl.start import starting_policy
 from parl.stores import readable
 from parl.tasks import check_tasks, held_out_tasks
 from rewards.aggregate import evaluation_table
+from rollouts.address import shown
 from rollouts.episode import Episode
 from rollouts.outline import Outline, read_outlines, shard_paths
 from rollouts.store import EpisodeStore
@@ -90,7 +91,8 @@ def run_eval(
     if is_url(model):
         if policies:
             raise UserError(
-                f"--policy {', '.join(policies)} names policies of the run: leave it out with --model {model}"
+                f"--policy {', '.join(policies)} names policies of the run: leave it out with --model"
+                f" {shown(str(model))}"
             )
         chosen = _served(config, find_model(config, str(model), model_name), single_agent)
         run = _run_served

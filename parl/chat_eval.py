@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-import httpx
 
 from envs.base import Role, Task
 from envs.world.config import PICTURE
@@ -26,8 +25,9 @@ from parl.demos import build_tokenizer
 from parl.errors import UserError
 from parl.sft import cold_start_hash
 from rewards.budget import critical_budget
+from rollouts.address import check_key, host_of, shown
 from rollouts.engine.chat import ChatEngine, ChatModel
-from rollouts.engine.chat_client import ChatServer, ServerGone, Usage, api_root
+from rollouts.engine.chat_client import KEY, ChatServer, ServerGone, Usage, api_root
 from rollouts.episode import Episode, Trace
 from rollouts.limits import Slots, StopSwitch
 from rollouts.prompts import SPAWNING
@@ -35,7 +35,7 @@ from rollouts.settings import SwarmSettings
 from rollouts.swarm import run_episode
 
 _USAGE = "usage.jsonl"
-_KEY = "OPENAI_API_KEY"
+_BASE = "OPENAI_BASE_URL"  # whose server the key is for, where it is set
 _MODELS_S = 30.0
 Arrived = Callable[[list[Episode]], None]
 
@@ -50,20 +50,29 @@ class Served:
 
 def is_url(model: Path | str | None) -> bool:
     """Whether ``--model`` names a server, not a folder."""
-    return isinstance(model, str) and model.startswith(("http://", "https://"))
+    return isinstance(model, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", model) is not None
+
+
+def key_for(url: str) -> str | None:
+    """The key in OPENAI_API_KEY, where it is for the server at ``url``: the one that OPENAI_BASE_URL names, or any."""
+    base = os.environ.get(_BASE)
+    return os.environ.get(KEY) if not base or host_of(base) == host_of(url) else None
 
 
 def find_model(config: Config, url: str, name: str | None) -> Served:
     """The model ``name`` at ``url``, without a name the first that the server lists. UserError for mistakes."""
     if config.envs.world.pictures:
-        raise UserError(f"envs.world.mix asks {PICTURE} tasks, and pictures cannot be sent to {url}; leave them out")
+        raise UserError(
+            f"envs.world.mix asks {PICTURE} tasks, and pictures cannot be sent to {shown(url)}; leave them out"
+        )
     try:
         root = api_root(url)
+        check_key(root, key_for(root), KEY)
         if name:
             return Served(url=root, name=name)
         names = asyncio.run(_models(root))
-    except (ValueError, httpx.InvalidURL) as error:
-        raise UserError(f"--model {url}: {error}") from None
+    except ValueError as error:
+        raise UserError(f"--model {shown(url)}: {error}") from None
     except ServerGone as error:
         raise UserError(f"--model {error}") from None
     except TimeoutError:
@@ -74,7 +83,7 @@ def find_model(config: Config, url: str, name: str | None) -> Served:
 
 
 async def _models(url: str) -> list[str]:
-    server = ChatServer(url, api_key=os.environ.get(_KEY))
+    server = ChatServer(url, api_key=key_for(url))
     try:
         return await server.models(_MODELS_S)
     finally:
@@ -98,7 +107,7 @@ class ChatCollector:
         self._config, self._tokenizer, self._store, self._spawning = config, tokenizer, store, spawning
         self._runner = asyncio.Runner()
         self._environment = WorldEnvironment(config.envs.world)
-        self._model = ChatModel(server=ChatServer(served.url, api_key=os.environ.get(_KEY)), name=served.name)
+        self._model = ChatModel(server=ChatServer(served.url, api_key=key_for(served.url)), name=served.name)
         own = [tool.to_openai() for tool in world_tools(config.envs.world)]
         spawn = [tool.to_openai() for tool in SPAWNING] if spawning else []
         self._tools = {Role.ORCHESTRATOR: own + spawn, Role.SUBAGENT: own}

@@ -300,8 +300,7 @@ def plan(
 
         given = Given(gb=gpu_gb, tflops=gpu_tflops, tbs=gpu_tbs, link_gbs=link_gbs, net_gbs=net_gbs)
         sizes = {"micro_tokens": micro_tokens, "step_tokens": step_tokens, "context": context}
-        options = {"host_gb": host_gb, "zero": zero, "ep": ep, "offload": offload, "given": given}
-        print_plan(model, gpu, gpus=gpus, **options, **sizes)
+        print_plan(model, gpu, gpus=gpus, zero=zero, ep=ep, offload=offload, host_gb=host_gb, given=given, **sizes)
 
 
 def _show_version(wanted: bool) -> None:

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import uvicorn
+from pydantic import ValidationError
 
 from model.checkpoint import load_policy
 from model.config import ModelConfig
@@ -21,8 +22,10 @@ from parl.errors import UserError
 from parl.export import policy_folder
 from parl.ownership import owning
 from parl.served import probe_logprobs, probe_tokens, with_weights
+from rollouts.address import shown
 from rollouts.config import HttpConfig, RolloutsConfig
 from rollouts.engine.base import Engine
+from rollouts.engine.client import ServerFault
 from rollouts.engine.embedded import EmbeddedEngine
 from rollouts.engine.handover import Verifier
 from rollouts.engine.served import connect
@@ -146,15 +149,19 @@ async def _server(
     """The engine at ``url``, once it has shown that it serves these weights."""
     try:
         rollouts = RolloutsConfig.model_validate({"engine": kind, "http": {"urls": [url], "without_routes": "live"}})
-    except ValueError as error:
-        raise UserError(f"--engine {kind} --url {url}: {error}") from error
-    engine = connect(model, rollouts, pool="policy", url=url)
-    await engine.wait_healthy(_START_S)
-    for call in engine.dialect.label(str(version)):
-        await engine.call(call, _START_S)
+    except ValidationError as error:  # its own text quotes the address as it was given
+        said = "; ".join(one["msg"] for one in error.errors(include_url=False))
+        raise UserError(f"--engine {kind} --url {shown(url)}: {said}") from None
     probe = probe_tokens(model, tokenizer)
     wanted = probe_logprobs(with_weights(model, weights), probe)
-    served = await engine.score(probe, deadline_s=_START_S)
+    try:
+        engine = connect(model, rollouts, pool="policy", url=url)
+        await engine.wait_healthy(_START_S)
+        for call in engine.dialect.label(str(version)):
+            await engine.call(call, _START_S)
+        served = await engine.score(probe, deadline_s=_START_S)
+    except (ValueError, ServerFault, TimeoutError) as error:
+        raise UserError(f"--url {error}") from None
     _, wrong = Verifier(HttpConfig().tolerance).judge(served, wanted, fresh=True)
     if wrong:
         raise UserError(f"{url} does not serve this policy: {wrong}; start it from what parl export writes")

@@ -23,6 +23,7 @@ from model.config import ModelConfig
 from model.hf_config import read_shape
 from parl.config import Config
 from parl.errors import ConfigError
+from rollouts.address import shown
 
 _TASK_FILES = {".jsonl", ".json", ".csv", ".parquet"}
 _TYPE_WORDS = {
@@ -120,11 +121,13 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"the override {override!r} is not KEY=VALUE, e.g. trainer.steps=20")
+        raise ConfigError(f"the override {shown(override)!r} is not KEY=VALUE, e.g. trainer.steps=20")
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
-        raise ConfigError(f"the override {override!r} has a value that is not valid YAML: {text!r}") from None
+        raise ConfigError(
+            f"the override {shown(override)!r} has a value that is not valid YAML: {shown(text)!r}"
+        ) from None
     node, model = tree, Config
     for depth, part in enumerate(parts[:-1]):
         field = model.model_fields.get(part) if model else None
@@ -133,7 +136,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             default = field.get_default(call_default_factory=True) if field and not model else None
             node[part] = dict(default) if isinstance(default, dict) else {}
         if not isinstance(node[part], dict):
-            raise ConfigError(f"the override {override!r} goes below {'.'.join(parts[: depth + 1])}, which has no keys")
+            raise ConfigError(
+                f"the override {shown(override)!r} goes below {'.'.join(parts[: depth + 1])}, which has no keys"
+            )
         node = node[part]
     node[parts[-1]] = value
 
@@ -318,7 +323,7 @@ def _not_finite(value: Any) -> bool:
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = shown(json.dumps(value, ensure_ascii=False, default=str))  # an address may have credentials in it
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -33,6 +33,7 @@ from parl.ptx import PtxTexts
 from parl.sampling import draw_groups, groups, informative
 from parl.saver import Saver
 from parl.scoring import reward_schedule
+from parl.servers import check_servers
 from parl.sinks import check_sinks
 from parl.start import starting_policy
 from parl.state import Checkpoints, State
@@ -59,6 +60,7 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
     began = time.monotonic()
     check_tasks(config)
     check_sinks(config.tracking)
+    check_servers(config)
     with claimed(config, resume=resume) as run_dir:
         began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
         _run(config, run_dir, began, from_scratch)

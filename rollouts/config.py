@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rollouts.address import check_address, check_key, shown
+
 
 class BudgetConfig(BaseModel):
     """Limits of one episode. Hitting one ends it, named in ``Episode.limit``."""
@@ -141,8 +143,8 @@ class RolloutsConfig(BaseModel):
             raise ValueError(f"rebalance=true moves embedded engines, but engine={self.engine}: set it to false")
         if self.http.frozen_urls and (self.subagent_pool == "co_trained" or self.subagent_policy is not None):
             raise ValueError(
-                f"http.frozen_urls={list(self.http.frozen_urls)} serve the starting policy, or a refreshed one: leave"
-                " out subagent_policy, and set subagent_pool to frozen or refreshed"
+                f"http.frozen_urls={list(map(shown, self.http.frozen_urls))} serve the starting policy, or a refreshed"
+                " one: leave out subagent_policy, and set subagent_pool to frozen or refreshed"
             )
         return self
 
@@ -153,6 +155,13 @@ class RolloutsConfig(BaseModel):
             if http.urls or http.frozen_urls:
                 raise ValueError("http.urls is for servers, but engine=embedded: set engine to vllm or sglang")
             return self
+        for name, urls in (("urls", http.urls), ("frozen_urls", http.frozen_urls)):
+            for url in urls:
+                try:
+                    check_address(url, "name the environment variable with its key in rollouts.http.api_key_env")
+                    check_key(url, http.api_key_env and "key", http.api_key_env or "")
+                except ValueError as error:
+                    raise ValueError(f"http.{name}: {error}") from None
         if not http.urls:
             raise ValueError(f"engine={self.engine} needs http.urls, e.g. [http://127.0.0.1:8000]")
         if shared := set(http.urls) & set(http.frozen_urls):

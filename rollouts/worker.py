@@ -23,7 +23,8 @@ from rollouts.settings import SwarmSettings
 from rollouts.swarm import run_episode
 
 GC_THRESHOLDS = (50_000, 20, 100)  # episodes are large trees without cycles: Python's (700, 10, 10) walks them in vain
-_LOST = ("ActorDied", "ActorUnavailable", "RayActorError", "EngineGone")  # errors of an engine that is no more
+# errors of an engine that is no more, or of a server that lies: nobody's turn
+_LOST = ("ActorDied", "ActorUnavailable", "RayActorError", "EngineGone", "BadAnswer", "ServerRefused")
 _HALT_S = 60.0  # beyond the tools' own deadline
 
 

@@ -28,11 +28,26 @@ from model.chat import (
 from model.tokenizer import Tokenizer
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
 from rollouts.engine.chat_client import ChatServer, ContextFull, Usage
+from rollouts.engine.client import BadAnswer, shown_text
+from rollouts.engine.schemas import ChatChoice, ChatMessage
 from rollouts.episode import Trace
 
 MALFORMED = "malformed_arguments"  # the one argument of a call whose own were no JSON object: no tool takes it
 _RETURN = "## Return of "
 _SEED = 0x7FFFFFFF  # servers take seeds of 31 bits
+_CUT = ("length", "max_tokens")
+_ENDS = {
+    *_CUT,
+    "stop",
+    "tool_calls",
+    "function_call",
+    "content_filter",
+    "eos",
+    "eos_token",
+    "end_turn",
+    "stop_sequence",
+}
+_CHARACTERS = 128  # of a token at most: the longest of large vocabularies are runs of spaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +73,7 @@ class ChatEngine:
     ) -> Completion:
         """The model's next turn as tokens (log-probs 0, version 0).
 
-        Raises ValueError (pictures, or the server refused), and what ``ChatServer.complete`` raises.
+        Raises ValueError (pictures), BadAnswer, and what ``ChatServer.complete`` raises.
         """
         if media:
             raise ValueError(f"{self._model.server.url}: pictures cannot be sent to a chat server")
@@ -66,11 +81,12 @@ class ChatEngine:
             answer = await self._model.server.complete(self._body(prompt, sampling), deadline_s)
         except ContextFull:
             return Completion(tokens=[], logprobs=[], finish=Finish.LENGTH, policy_version=0)
-        self._usage.add(answer.get("usage"))
-        message, reason = self._choice(answer)
-        calls = self._calls(message)
-        tokens = self._tokenizer.encode_segments(assistant_pieces(_text(message.get("content")), calls, thinking=False))
-        finish = Finish.LENGTH if reason == "length" else Finish.STOP
+        self._usage.add(answer.usage)
+        choice = answer.choices[0]
+        self._check(choice, sampling.max_new_tokens)
+        calls = self._calls(choice.message)
+        tokens = self._tokenizer.encode_segments(assistant_pieces(_plain(choice.message.text), calls, thinking=False))
+        finish = Finish.LENGTH if choice.finish_reason in _CUT else Finish.STOP
         return Completion(tokens=tokens, logprobs=[0.0] * len(tokens), finish=finish, policy_version=0)
 
     async def release(self, session: str) -> None:
@@ -87,24 +103,26 @@ class ChatEngine:
         }
         return body | ({"tools": self._tools} if self._tools else {})
 
-    def _choice(self, answer: dict[str, Any]) -> tuple[dict[str, Any], str]:
-        choices = answer.get("choices")
-        first = choices[0] if isinstance(choices, list) and choices else None
-        choice = first if isinstance(first, dict) else {}
-        message = choice.get("message")
-        if not isinstance(message, dict):
-            raise ValueError(f"{self._model.server.url}: an answer without choices[0].message: {str(answer)[:200]}")
-        return message, str(choice.get("finish_reason"))
+    def _check(self, choice: ChatChoice, tokens: int) -> None:
+        """BadAnswer where a model that may say ``tokens`` tokens cannot have ended so, or cannot have said so much."""
+        where, message = f"{self._model.server.url}: choices.0", choice.message
+        if choice.finish_reason is not None and choice.finish_reason.lower() not in _ENDS:
+            known = ", ".join(sorted(_ENDS))
+            raise BadAnswer(f"{where}.finish_reason is {shown_text(choice.finish_reason)!r}, none of {known}")
+        asked = message.tool_calls or []
+        said = len(message.text) + sum(len(str(call.function.arguments or "")) for call in asked)
+        if said > _CHARACTERS * tokens or len(asked) > tokens:
+            raise BadAnswer(
+                f"{where}.message has {said:,} characters and {len(asked):,} calls, more than max_tokens={tokens} holds"
+            )
 
-    def _calls(self, message: dict[str, Any]) -> list[Call]:
+    def _calls(self, message: ChatMessage) -> list[Call]:
         calls = []
-        asked = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
-        for number, call in enumerate(asked, self._trace.tool_calls):
-            function = call.get("function") or {}
-            name = _plain(str(function.get("name") or ""))
-            calls.append(Call(id=call_id(name, number), name=name, arguments=read_arguments(function.get("arguments"))))
-            if call.get("id"):
-                self._ids[calls[-1].id] = str(call["id"])
+        for number, call in enumerate(message.tool_calls or (), self._trace.tool_calls):
+            name = _plain(call.function.name)
+            calls.append(Call(id=call_id(name, number), name=name, arguments=read_arguments(call.function.arguments)))
+            if call.id:
+                self._ids[calls[-1].id] = _plain(call.id)
         return calls
 
 
@@ -167,13 +185,6 @@ def _assistant(body: list[Piece], ids: dict[str, str]) -> dict[str, Any]:
             calls[-1]["function"]["arguments"] = piece[0]
     message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else "")}
     return message | ({"tool_calls": calls} if calls else {})
-
-
-def _text(content: Any) -> str:
-    """The text of an answer's content, which may come in parts."""
-    if isinstance(content, list):
-        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    return _plain(content) if isinstance(content, str) else ""
 
 
 def _plain(text: str) -> str:

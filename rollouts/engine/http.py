@@ -2,7 +2,8 @@
 
 Every request has a deadline. What may pass - a connection that fails, a server that is busy or restarts - is tried
 again within it; what will not pass is an error that says what to do. A server that stays out of reach is
-:class:`EngineGone`, which rollout workers report so that the pool is started again.
+:class:`EngineGone`, which rollout workers report so that the pool is started again. No answer is believed: what cannot
+be the policy's own sampling of what was asked is :class:`BadAnswer`, and the episode runs again.
 
 The prefix cache is salted with the pool and the version, so that no position of older weights is ever reused. A server
 keeps no sessions; what is kept here is how far each session's routes have been handed out.
@@ -11,26 +12,26 @@ keeps no sessions; what is kept here is how far each session's routes have been 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import numpy as np
 
+from rollouts.address import check_address, check_key
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
-from rollouts.engine.http_dialects import Answer, BadAnswer, Call, Dialect
+from rollouts.engine.client import MIB, BadAnswer, Client, EngineGone, NoConnection, Patience, ServerRefused, parse
+from rollouts.engine.http_dialects import Answer, Call, Dialect
 
-_CONNECTIONS = 32  # of one client: httpx looks through all of its connections for every request
 _CONNECT_S = 10.0
 _GONE_S = 30.0  # without any answer for this long, the server counts as gone
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
-_TRIES = 5  # of a request that the server answers with an error which may pass
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-
-
-class EngineGone(RuntimeError):
-    """The server cannot be reached, or is no longer the one that was given its weights."""
+_TOKEN_BYTES = 4096  # of an answer, for each token that it may tell of; vLLM's take about 150
+_ROUTE_BYTES = 12  # ... for each expert: at most 64 bits in base64
+ROUNDING = 1e-4  # nats: a sampled token's log-prob above 0 by no more is the server's rounding, and counts as 0
+LEAST = -1000.0  # nats: nothing is ever sampled at such a probability; servers write -9999 for minus infinity
+CURE = "name the variable with its key in rollouts.http.api_key_env"
 
 
 class HttpEngine:
@@ -38,6 +39,7 @@ class HttpEngine:
 
     ``dense``: layers without experts before those. ``live_routes``: where the server sends no routes, say -1, which
     makes the learner choose experts itself; else that is an error. ``longest``: positions of the model's context.
+    ``vocabulary``, ``routed``: how many tokens and experts there are, None where that is not known.
     """
 
     def __init__(
@@ -51,23 +53,29 @@ class HttpEngine:
         experts: int = 0,
         dense: int = 0,
         live_routes: bool = False,
+        vocabulary: int | None = None,
+        routed: int | None = None,
         api_key: str | None = None,
+        key_name: str = "the key's variable",
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        """ValueError where ``url`` holds credentials, or the key of ``key_name`` may not be sent to it."""
+        check_address(url, CURE)
+        check_key(url, api_key, key_name)
         self.url, self.dialect, self.pool = url.rstrip("/"), dialect, pool
         self.policy_version = -1
         self.running = 0
         self._longest = longest
         self._shape, self._dense, self._live = (layers, experts), dense, live_routes
+        self._vocabulary, self._routed = vocabulary, routed
         self._reported: dict[str, int] = {}
-        self._counters = {"generated": 0, "fed": 0, "prefix_hits": 0, "prefix_asked": 0, "retries": 0}
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._clients = _Clients(self.url, headers, transport)
+        self._counters = {"generated": 0, "fed": 0, "prefix_hits": 0, "prefix_asked": 0}
+        self._client = Client(self.url, key=api_key, transport=transport)
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
     ) -> Completion:
-        """See ``Engine``. Raises TimeoutError, EngineGone, BadAnswer, ValueError (pictures, or the server refused)."""
+        """See ``Engine``. Raises TimeoutError, EngineGone, BadAnswer, ServerRefused, ValueError (pictures)."""
         if media:
             raise ValueError(f"{self.url}: pictures cannot be sent to a server; use rollouts.engine=embedded")
         if self.policy_version < 0:
@@ -76,29 +84,28 @@ class HttpEngine:
         room = self._longest - len(prompt)
         if room <= 0:
             return Completion(tokens=[], logprobs=[], finish=Finish.LENGTH, policy_version=version)
-        limited = Sampling(
-            seed=sampling.seed,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_new_tokens=min(sampling.max_new_tokens, room),
-            stop=sampling.stop,
-        )
+        asked = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         routed = self._shape[0] > 0
-        call = self.dialect.generate(prompt, limited, salt=self._salt(), routes_from=start if routed else None)
+        call = self.dialect.generate(prompt, asked, salt=self._salt(), routes_from=start if routed else None)
         self.running += 1
         try:
-            answer = self.dialect.answer(await self.call(call, deadline_s))
+            answer = await self._answer(call, prompt, asked, deadline_s)
+            if answer.version != str(version):
+                raise EngineGone(
+                    f"{self.url} sampled with weights {answer.version!r}, expected {str(version)!r}: it was started"
+                    " again, or somebody else updates it"
+                )
+            end = len(prompt) + len(answer.tokens) - 1
+            routes = self._routes(answer, start, end) if routed else None
         finally:
             self.running -= 1
-        self._check(answer, version)
-        routes = self._routes(answer, start, len(prompt) + len(answer.tokens) - 1) if routed else None
         if routes is not None:
             self._reported[session] = start + len(routes)
         self._counters["generated"] += len(answer.tokens)
         self._counters["fed"] += len(prompt)
         return Completion(
             tokens=answer.tokens,
-            logprobs=answer.logprobs,
+            logprobs=[min(value, 0.0) for value in answer.logprobs],
             finish=answer.finish,
             policy_version=version,
             routes=routes,
@@ -112,70 +119,97 @@ class HttpEngine:
     async def score(self, tokens: list[int], *, deadline_s: float) -> list[float]:
         """Log-probs of all ``tokens`` but the first, past every cache."""
         call = self.dialect.score(tokens, salt=f"probe-{time.monotonic_ns()}")
-        scores = self.dialect.scores(await self.call(call, deadline_s), tokens)
-        if not all(_is_finite(score) for score in scores):
-            raise BadAnswer(f"{self.url}: a log-prob is not finite")
+        tree = await self._object(call, deadline_s, MIB + _TOKEN_BYTES * len(tokens))
+        try:
+            scores = self.dialect.scores(tree, tokens)
+        except BadAnswer as error:
+            raise BadAnswer(f"{self.url}{call.path}: {error}") from None
+        if any(score > ROUNDING for score in scores):
+            raise BadAnswer(f"{self.url}{call.path}: a log-prob of the prompt is {max(scores):g}, and none is above 0")
         return scores
 
     async def wait_healthy(self, deadline_s: float) -> None:
         """Returns once ``/health`` answers; EngineGone at the deadline."""
         give_up = time.monotonic() + deadline_s
         while True:
-            response = await self._clients.send(Call(path="/health", get=True), timeout_s=_CONNECT_S)
-            if isinstance(response, httpx.Response) and response.status_code == 200:
+            said = await self._client.status("/health", _CONNECT_S)
+            if said == 200:
                 return
             if time.monotonic() > give_up:
-                said = response if isinstance(response, str) else f"status {response.status_code}"
+                said = said if isinstance(said, str) else f"status {said}"
                 raise EngineGone(f"{self.url} is not healthy after {deadline_s:.0f} s ({said})")
             await asyncio.sleep(1.0)
 
-    async def call(self, call: Call, deadline_s: float) -> dict[str, Any]:
-        """The JSON that ``call`` brings (an empty object where there is none), tried again while that may help."""
-        began = time.monotonic()
-        last_answer, tries, wait_s = began, 0, _PAUSE_S
-        while True:
-            left = began + deadline_s - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"{self.url}{call.path}: no answer within {deadline_s:.0f} s")
-            response = await self._clients.send(call, timeout_s=left)
-            now = time.monotonic()
-            if isinstance(response, str):
-                if now - last_answer > _GONE_S and now - began < deadline_s:
-                    raise EngineGone(f"{self.url} cannot be reached: {response}")
-            else:
-                tries, last_answer = tries + 1, now
-                if response.status_code < 400:
-                    return response.json() if response.content else {}
-                if response.status_code not in _BUSY or tries >= _TRIES:
-                    raise ValueError(self._refusal(call, response))
-            self._counters["retries"] += 1
-            await asyncio.sleep(min(wait_s, max(began + deadline_s - now, 0.0)))
-            wait_s = min(2 * wait_s, _LONGEST_PAUSE_S)
+    async def call(self, call: Call, deadline_s: float, *, most: int = MIB) -> dict[str, Any]:
+        """The JSON object that ``call`` brings, empty where there is none, tried again while that may help.
+
+        Raises TimeoutError, EngineGone, ServerRefused (a ValueError), BadAnswer.
+        """
+        body = await self._bytes(call, deadline_s, most)
+        try:
+            tree = parse(body, f"{self.url}{call.path}", self._client.text)
+        except BadAnswer:
+            return {}  # whether it did what it was told is seen from what it computes
+        if tree.get("success") is False:
+            raise ServerRefused(f"{self.url}{call.path} answered that it failed: {self._client.text(body)}")
+        return tree
+
+    async def _object(self, call: Call, deadline_s: float, most: int) -> dict[str, Any]:
+        body = await self._bytes(call, deadline_s, most)
+        return parse(body, f"{self.url}{call.path}", self._client.text)
+
+    async def _bytes(self, call: Call, deadline_s: float, most: int) -> bytes:
+        patience = Patience(unreached=lambda _, s: s > _GONE_S, pause_s=_PAUSE_S, longest_pause_s=_LONGEST_PAUSE_S)
+        try:
+            return await self._client.ask(call, deadline_s, most=most, patience=patience)
+        except NoConnection as error:
+            raise EngineGone(f"{self.url} cannot be reached: {error}") from None
+        except ServerRefused as error:
+            advice = self.dialect.refused(error.status, error.said)
+            raise ServerRefused(f"{error}; {advice}" if advice else str(error), error.status, error.said) from None
+
+    async def _answer(self, call: Call, prompt: list[int], asked: Sampling, deadline_s: float) -> Answer:
+        layers, experts = self._shape
+        positions = len(prompt) + asked.max_new_tokens
+        routes = _ROUTE_BYTES * positions * (layers + self._dense) * experts
+        tree = await self._object(call, deadline_s, MIB + _TOKEN_BYTES * positions + routes)
+        try:
+            answer = self.dialect.answer(tree)
+            self._check(answer, prompt, asked)
+        except BadAnswer as error:
+            raise BadAnswer(f"{self.url}{call.path}: {error}") from None
+        return answer
 
     def statistics(self) -> dict[str, float]:
         """Counters since the start: sampled and sent tokens, requests sent again. The server knows its cache hits."""
-        return {**self._counters, "streams": len(self._reported)}
+        return {**self._counters, "retries": self._client.sent_again, "streams": len(self._reported)}
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._clients.close()
+        await self._client.close()
 
     def _salt(self) -> str:
         return f"{self.pool}-{self.policy_version}"
 
-    def _refusal(self, call: Call, response: httpx.Response) -> str:
-        text = response.text[:500]
-        advice = self.dialect.refused(response.status_code, text)
-        return f"{self.url}{call.path} answered {response.status_code}: {text}" + (f"; {advice}" if advice else "")
-
-    def _check(self, answer: Answer, version: int) -> None:
-        if answer.version != str(version):
-            raise EngineGone(
-                f"{self.url} sampled with weights {answer.version!r}, expected {str(version)!r}: it was started again,"
-                " or somebody else updates it"
-            )
-        if not answer.tokens or not all(_is_finite(value) for value in answer.logprobs):
-            raise BadAnswer(f"{self.url}: {len(answer.tokens)} tokens, log-probs {answer.logprobs[:3]}...: not usable")
+    def _check(self, answer: Answer, prompt: list[int], asked: Sampling) -> None:
+        """BadAnswer where ``answer`` cannot be a sampling of ``asked`` that follows ``prompt``."""
+        tokens, logprobs = answer.tokens, answer.logprobs
+        if not 1 <= len(tokens) <= asked.max_new_tokens:
+            raise BadAnswer(f"{len(tokens)} tokens, and 1 to {asked.max_new_tokens} were asked for")
+        if self._vocabulary is not None and max(tokens) >= self._vocabulary:
+            raise BadAnswer(f"token {max(tokens)} is not in the vocabulary of {self._vocabulary}")
+        if not all(LEAST < value <= ROUNDING for value in logprobs):
+            wrong = next(value for value in logprobs if not LEAST < value <= ROUNDING)
+            raise BadAnswer(f"log-prob {wrong:g} of a sampled token: must be above {LEAST:g} and not above 0")
+        stops = [place for place, token in enumerate(tokens) if token in asked.stop]
+        if answer.finish is Finish.STOP and stops != [len(tokens) - 1]:
+            raise BadAnswer(f"it stopped at token {tokens[-1]}, and the stop tokens {list(asked.stop)} are at {stops}")
+        if answer.finish is Finish.LENGTH and stops:
+            raise BadAnswer(f"it went on after the stop token {tokens[stops[0]]}")
+        if answer.prompt is not None and answer.prompt != prompt:
+            raise BadAnswer("prompt_token_ids are not those that were sent")
+        if answer.prompt_tokens is not None and answer.prompt_tokens != len(prompt):
+            raise BadAnswer(f"it read {answer.prompt_tokens} tokens of the {len(prompt)} that were sent")
 
     def _routes(self, answer: Answer, start: int, end: int) -> np.ndarray:
         """Experts int16 [end - start, L, K] of the positions from ``start`` to ``end``."""
@@ -190,49 +224,19 @@ class HttpEngine:
             )
         count = end - start
         for total, skipped in ((layers, 0), (layers + self._dense, self._dense)):
-            if answer.routes.size == count * total * experts:
-                return answer.routes.reshape(count, total, experts)[:, skipped:].astype(np.int16)
+            if answer.routes.shape in ((count * total * experts,), (count, total, experts)):
+                routes = answer.routes.reshape(count, total, experts)[:, skipped:]
+                self._check_experts(routes)
+                return routes.astype(np.int16)
         raise BadAnswer(
             f"{self.url} sent {answer.routes.size} experts for {count} positions of {layers} layers with {experts}"
-            " experts a token each: router replay would be wrong"
+            f" experts a token each, in the shape {answer.routes.shape}: router replay would be wrong"
         )
 
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-class _Clients:
-    """As many httpx clients as the requests under way need; one with more connections is slower than several."""
-
-    def __init__(self, url: str, headers: dict[str, str], transport: httpx.AsyncBaseTransport | None) -> None:
-        self._settings: dict[str, Any] = {"base_url": url, "headers": headers, "transport": transport}
-        self._settings["limits"] = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
-        self._all: list[httpx.AsyncClient] = []
-        self._busy: list[int] = []
-
-    async def send(self, call: Call, *, timeout_s: float) -> httpx.Response | str:
-        """The response, or why there is none."""
-        place = next((i for i, busy in enumerate(self._busy) if busy < _CONNECTIONS), len(self._busy))
-        if place == len(self._busy):
-            self._all.append(httpx.AsyncClient(**self._settings))
-            self._busy.append(0)
-        self._busy[place] += 1
-        timeout = httpx.Timeout(max(timeout_s, 0.01), connect=min(_CONNECT_S, max(timeout_s, 0.01)))
-        try:
-            return await self._all[place].request(
-                "GET" if call.get else "POST",
-                call.path,
-                params=call.query,
-                timeout=timeout,
-                json=call.body,
-            )
-        except httpx.TransportError as error:
-            return f"{type(error).__name__}: {error}"
-        finally:
-            self._busy[place] -= 1
-
-    async def close(self) -> None:
-        for client in self._all:
-            await client.aclose()
-        self._all, self._busy = [], []
+    def _check_experts(self, routes: np.ndarray) -> None:
+        """Each is one of the layer's, and a token takes none twice."""
+        most = np.iinfo(np.int16).max if self._routed is None else self._routed - 1
+        if routes.size and not (routes.min() >= 0 and routes.max() <= most):
+            raise BadAnswer(f"{self.url}: routed_experts has {routes.min()} to {routes.max()}, not 0 to {most}")
+        if self._routed is not None and (np.diff(np.sort(routes, axis=-1), axis=-1) == 0).any():
+            raise BadAnswer(f"{self.url}: routed_experts gives a token the same expert twice")

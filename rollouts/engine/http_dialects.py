@@ -7,31 +7,20 @@ Written against vLLM 0.32 (``/inference/v1/generate``, which carries the version
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from rollouts.engine.base import Finish, Sampling
+from rollouts.engine.client import BadAnswer, check
+from rollouts.engine.client import Request as Call
+from rollouts.engine.schemas import SglangAnswer, SglangFinish, VllmAnswer, VllmScores, VllmSpan, int32s, npy
 
-
-class BadAnswer(RuntimeError):
-    """A server answered something that cannot be trained on; the text says what and what to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One request to the server: a POST with ``body`` as JSON, or with ``query`` alone; ``get`` makes it a GET."""
-
-    path: str
-    body: dict[str, Any] | None = None
-    query: dict[str, str] = field(default_factory=dict)
-    get: bool = False
+_MOST_ROUTES = 2**31  # numbers; what is right is checked against the request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +32,8 @@ class Answer:
     finish: Finish
     version: str  # label of the weights that sampled all of it
     routes: np.ndarray | None = None
+    prompt: list[int] | None = None  # what the server says that it read, and how long that was, where it says so
+    prompt_tokens: int | None = None
 
 
 class Dialect(Protocol):
@@ -121,19 +112,21 @@ class Vllm:
         )
 
     def answer(self, tree: dict[str, Any]) -> Answer:
-        """The first choice."""
-        choice = tree["choices"][0]
-        content = (choice.get("logprobs") or {}).get("content")
-        if content is None:
+        """Tokens are taken from where their log-probs are, so that both are of equal length."""
+        whole = check(VllmAnswer, tree, "vLLM")
+        [choice] = whole.choices
+        if choice.logprobs is None:
             raise BadAnswer("vLLM gave no log-probs")
-        spans = {span["version"] for span in choice.get("weight_versions") or []}
-        routes = choice.get("routed_experts")
+        tokens = [item.token_id for item in choice.logprobs.content]
+        _same(tokens, choice.token_ids, "choices.0.token_ids")
         return Answer(
-            tokens=[item["token_id"] for item in content],
-            logprobs=[item["logprob"] for item in content],
-            finish=_finish(choice["finish_reason"]),
-            version=_one(spans),
-            routes=None if routes is None else np.load(io.BytesIO(base64.b64decode(routes)), allow_pickle=False),
+            tokens=tokens,
+            logprobs=[item.logprob for item in choice.logprobs.content],
+            finish=_finish(choice.finish_reason),
+            version=_one(choice.weight_versions or [], len(tokens)),
+            routes=None if choice.routed_experts is None else npy(choice.routed_experts, _MOST_ROUTES),
+            prompt=whole.prompt_token_ids,
+            prompt_tokens=whole.usage.prompt_tokens if whole.usage else None,
         )
 
     def score(self, tokens: list[int], *, salt: str) -> Call:
@@ -145,10 +138,13 @@ class Vllm:
 
     def scores(self, tree: dict[str, Any], tokens: list[int]) -> list[float]:
         """``prompt_logprobs``: for each position a dictionary by token id."""
-        positions = tree.get("prompt_logprobs")
+        positions = check(VllmScores, tree, "vLLM").prompt_logprobs
         if positions is None or len(positions) != len(tokens):
             raise BadAnswer("vLLM gave no log-probs of the prompt")
-        return [position[str(token)]["logprob"] for token, position in zip(tokens[1:], positions[1:], strict=True)]
+        found = [(position or {}).get(str(token)) for token, position in zip(tokens[1:], positions[1:], strict=True)]
+        if any(one is None for one in found):
+            raise BadAnswer("vLLM: prompt_logprobs lacks tokens of the prompt that was sent")
+        return [one.logprob for one in found if one is not None]
 
     def pause(self) -> Call:
         """Waits for what runs."""
@@ -218,18 +214,20 @@ class Sglang:
 
     def answer(self, tree: dict[str, Any]) -> Answer:
         """Tokens are taken from where their log-probs are, so that both are of equal length."""
-        meta = tree["meta_info"]
-        pairs = meta.get("output_token_logprobs")
-        if pairs is None:
+        whole = check(SglangAnswer, tree, "SGLang")
+        meta = whole.meta_info
+        if meta.output_token_logprobs is None:
             raise BadAnswer("SGLang gave no log-probs")
-        routes = meta.get("routed_experts")
-        reason = meta["finish_reason"]
+        tokens = [token for _, token, _ in meta.output_token_logprobs]
+        _same(tokens, whole.output_ids, "output_ids")
+        reason = meta.finish_reason
         return Answer(
-            tokens=[pair[1] for pair in pairs],
-            logprobs=[pair[0] for pair in pairs],
-            finish=_finish(reason["type"] if isinstance(reason, dict) else reason),
-            version=str(meta.get("weight_version", "")),
-            routes=None if routes is None else np.frombuffer(base64.b64decode(routes), dtype="<i4"),
+            tokens=tokens,
+            logprobs=_all_there(value for value, _, _ in meta.output_token_logprobs),
+            finish=_finish(reason.type if isinstance(reason, SglangFinish) else reason),
+            version=str(meta.weight_version),
+            routes=None if meta.routed_experts is None else int32s(meta.routed_experts),
+            prompt_tokens=meta.prompt_tokens,
         )
 
     def score(self, tokens: list[int], *, salt: str) -> Call:
@@ -240,10 +238,10 @@ class Sglang:
 
     def scores(self, tree: dict[str, Any], tokens: list[int]) -> list[float]:
         """``input_token_logprobs``: triples (log-prob, id, text), the first without a log-prob."""
-        triples = tree["meta_info"].get("input_token_logprobs")
-        if triples is None or [triple[1] for triple in triples[1:]] != tokens[1:]:
+        triples = check(SglangAnswer, tree, "SGLang").meta_info.input_token_logprobs
+        if triples is None or [token for _, token, _ in triples[1:]] != tokens[1:]:
             raise BadAnswer("SGLang gave no log-probs of the prompt")
-        return [triple[0] for triple in triples[1:]]
+        return _all_there(value for value, _, _ in triples[1:])
 
     def pause(self) -> Call:
         """What runs goes back to the queue."""
@@ -283,7 +281,29 @@ def _finish(reason: str | None) -> Finish:
     return Finish(reason)
 
 
-def _one(versions: set[str]) -> str:
+def _one(spans: Sequence[VllmSpan], tokens: int) -> str:
+    """The one version of all ``tokens``; spans that say where they begin and end must leave none out."""
+    versions = {span.version for span in spans}
     if len(versions) > 1:
         raise BadAnswer(f"one completion was sampled by weights of versions {sorted(versions)}")
+    at = 0
+    for span in spans:
+        if span.start is not None and span.end is not None:
+            if span.start != at or span.end < at:
+                raise BadAnswer(f"weight_versions: tokens from {at} on are in no span, or in two")
+            at = span.end
+    if spans and at not in (0, tokens):
+        raise BadAnswer(f"weight_versions: of {tokens} tokens {at} have a version")
     return next(iter(versions), "")
+
+
+def _same(tokens: list[int], echoed: list[int] | None, name: str) -> None:
+    if echoed is not None and echoed != tokens:
+        raise BadAnswer(f"{name} has other tokens than those that have log-probs")
+
+
+def _all_there(values: Iterable[float | None]) -> list[float]:
+    found = list(values)
+    if None in found:
+        raise BadAnswer("SGLang: a token has no log-prob")
+    return [value for value in found if value is not None]

@@ -35,7 +35,7 @@ class ServedActor(EngineActor):
 
 
 def connect(model: ModelConfig, rollouts: RolloutsConfig, *, pool: str, url: str) -> HttpEngine:
-    """The engine at ``url``; only the policy's routes are asked for."""
+    """The engine at ``url``; only the policy's routes are asked for. ValueError where its key may not be sent."""
     http = rollouts.http
     routed = pool == "policy" and model.num_moe_layers > 0
     return HttpEngine(
@@ -47,5 +47,8 @@ def connect(model: ModelConfig, rollouts: RolloutsConfig, *, pool: str, url: str
         experts=model.num_experts_per_tok if routed else 0,
         dense=model.first_k_dense_replace,
         live_routes=http.without_routes == "live",
+        vocabulary=model.vocab_size,
+        routed=model.n_routed_experts,
         api_key=os.environ.get(http.api_key_env or ""),
+        key_name=http.api_key_env or "",
     )

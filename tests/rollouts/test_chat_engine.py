@@ -45,8 +45,8 @@ def said(content: Any = None, *calls: tuple[str, Any], reason: str = "stop", usa
 
 
 def engine(tokenizer: Tokenizer, *answers: Any) -> tuple[ChatEngine, ChatServer, Usage, Answers]:
-    server, transport = ChatServer("http://chat", pause_s=0.0), Answers(*answers)
-    server._client = httpx.AsyncClient(transport=httpx.MockTransport(transport))
+    transport = Answers(*answers)
+    server = ChatServer("http://chat", pause_s=0.0, transport=httpx.MockTransport(transport))
     usage, trace = Usage(), Trace(agent_id="0", role=Role.ORCHESTRATOR)
     model = ChatModel(server=server, name="m")
     return ChatEngine(trace, tokenizer, model, [TOOL], usage), server, usage, transport

@@ -26,9 +26,8 @@ Handler = Callable[[httpx.Request], httpx.Response]
 
 def engine(answer: Handler | httpx.AsyncBaseTransport, dialect: Any = None, **options: Any) -> HttpEngine:
     transport = answer if isinstance(answer, httpx.AsyncBaseTransport) else httpx.MockTransport(answer)
-    made = HttpEngine(
-        "http://server:1/", dialect or Vllm(), **{"pool": "policy", "longest": 100, "transport": transport, **options}
-    )
+    url = options.pop("url", "http://server:1/")
+    made = HttpEngine(url, dialect or Vllm(), **{"pool": "policy", "longest": 100, "transport": transport, **options})
     made.policy_version = 0
     return made
 
@@ -111,7 +110,7 @@ async def test_the_request_carries_salt_key_and_a_seed_of_its_place_in_the_strea
         seen.append((json.loads(request.content), request.headers["authorization"]))
         return httpx.Response(200, json=vllm_answer([7], version="2"))
 
-    served = engine(answer, api_key="secret", pool="frozen")
+    served = engine(answer, url="https://server:1", api_key="secret", pool="frozen")
     served.policy_version = 2
     for prompt in ([1, 2], [1, 2], [1, 2, 7, 8]):
         await served.generate(prompt, SAMPLING, session="a", deadline_s=5)
@@ -236,4 +235,4 @@ async def test_a_hundred_requests_at_once_share_a_few_clients_and_all_come_back(
     calls = [served.generate([i], SAMPLING, session=str(i), deadline_s=30) for i in range(100)]
     found = await asyncio.gather(*calls)
     assert [completion.tokens for completion in found] == [[i] for i in range(100)]
-    assert most == 100 and len(served._clients._all) == 4  # 32 connections each
+    assert most == 100 and len(served._client._all) == 4  # 32 connections each

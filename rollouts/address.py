@@ -1,0 +1,75 @@
+"""Addresses of servers: which are taken, how they are shown, and where a key may be sent. No torch.
+
+An address is kept in config.yaml, in logs and by trackers, so it must hold no secret: credentials and queries are
+refused, and no text shows them. A key goes over TLS, or to this machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+_ADDRESS = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)(?::(?P<port>\d{1,5}))?"
+    r"(?P<path>/[a-z0-9._~%/:+-]*)?",
+    re.IGNORECASE,
+)
+_LONGEST = 2000  # characters
+_USER = re.compile(r"(?<=//)[^/?#\s\"'\]]*@")
+_QUERY = re.compile(r"(?<=[^\s])[?#][^\s\"',\]]*")
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+
+def shown(url: str) -> str:
+    """``url`` without credentials, query and fragment, as texts may show it."""
+    return _QUERY.sub("?***", _USER.sub("***@", str(url)[:_LONGEST]))
+
+
+def check_address(url: str, cure: str) -> None:
+    """ValueError where ``url`` is no plain http address of a server; ``cure``: how its key is given instead."""
+    if _USER.search(url):
+        raise ValueError(f"{shown(url)} has credentials in it, which would be stored and logged: {cure}")
+    if re.search(r"[?#]", url):
+        raise ValueError(f"{shown(url)} has a query or a fragment, which an address of a server has not: {cure}")
+    found = _ADDRESS.fullmatch(url)
+    if found is None or len(url) > _LONGEST or not 0 < int(found["port"] or 1) < 65536 or not _host_is_one(url):
+        raise ValueError(f"{shown(url)!r} is not an address like http://127.0.0.1:8000 or https://host/path")
+
+
+def check_key(url: str, key: str | None, name: str) -> None:
+    """ValueError where ``key``, of the environment variable ``name``, cannot be sent to ``url``."""
+    if not key:
+        return
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"the key in {name} has spaces or characters that no header can hold: set it anew")
+    if url.lower().startswith("http://") and not is_loopback(url):
+        raise ValueError(
+            f"{shown(url)}: the key in {name} would travel unencrypted over http: use https, a tunnel to 127.0.0.1, or"
+            f" unset {name} where the server needs none"
+        )
+
+
+def is_loopback(url: str) -> bool:
+    """Whether ``url`` names this machine by ``localhost`` or a loopback address, written in full."""
+    host = host_of(url)
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def host_of(url: str) -> str:
+    """The host in ``url``, in small letters and without brackets; empty where it is no address."""
+    found = _ADDRESS.fullmatch(url)
+    return found["host"].lower().strip("[]") if found else ""
+
+
+def _host_is_one(url: str) -> bool:
+    """A host in brackets is an IPv6 address, and one of digits and dots alone a whole IPv4 address."""
+    host = host_of(url)
+    if ":" in host or re.fullmatch(r"[\d.]+", host):
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return False
+    return ".." not in host

@@ -1,0 +1,326 @@
+"""The one HTTP client of inference servers: requests that end at their deadline, and answers that are not believed.
+
+An answer's bytes are counted while they stream, after decompression, and the deadline is that of the whole exchange:
+no server can hold a caller longer, or fill its memory, by sending slowly, without end, or packed. Redirects are not
+followed, so that a key stays with the host that it was given for; this machine's servers are reached past any proxy.
+
+What may pass (no connection, 429, 5xx, broken HTTP) is tried again by ``tenacity``: back-off with full jitter, or what
+the server asks for in ``Retry-After``. What a server does wrong is a :class:`ServerFault`: nobody's turn, nothing to
+train on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+
+from rollouts.address import is_loopback, shown
+
+MIB = 2**20
+_CONNECTIONS = 32  # of one client: httpx looks through all of its connections for every request
+_CONNECT_S = 10.0
+_MAY_PASS = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+_ERROR_BYTES = 2**16
+_SHOWN = 500  # characters of a server's text in an error
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class ServerFault(RuntimeError):
+    """The server is at fault, not the policy: what was asked of it has to be asked again, or the run ends."""
+
+
+class EngineGone(ServerFault):
+    """The server cannot be reached, or is no longer the one that was given its weights."""
+
+
+class BadAnswer(ServerFault, ValueError):
+    """A server answered something that cannot be used; the text says what, in which field, and what to do."""
+
+
+class ServerRefused(ServerFault, ValueError):
+    """A server answered a request with an error. ``status``: its code; ``said``: its text, safe to show."""
+
+    def __init__(self, text: str, status: int = 0, said: str = "", retry_after: float | None = None) -> None:
+        super().__init__(text)
+        self.status, self.said, self.retry_after = status, said, retry_after
+
+
+class NoConnection(ServerFault):
+    """The server was not reached, or went away before it answered."""
+
+
+class _BrokenHttp(BadAnswer):
+    """What came is no HTTP; may pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request: a POST with ``body`` as JSON, or with ``query`` alone; ``get`` makes it a GET."""
+
+    path: str
+    body: dict[str, Any] | None = None
+    query: dict[str, str] = field(default_factory=dict)
+    get: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a request is tried. ``unreached``: says of a count and of seconds without any answer: give up."""
+
+    unreached: Callable[[int, float], bool]
+    tries: int = 5  # of a request that gets answers, all of them errors
+    pause_s: float = 0.2  # the first pause is up to so long, each next one up to twice the one before
+    longest_pause_s: float = 5.0
+
+
+class Client:
+    """Requests to the server at ``url``, with ``key`` as its bearer token. Belongs to one event loop."""
+
+    def __init__(self, url: str, *, key: str | None = None, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.url, self._key = url.rstrip("/"), key or ""
+        self.sent_again = 0
+        self._settings: dict[str, Any] = {
+            "headers": {"Accept-Encoding": "gzip"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+            "transport": transport,
+            "trust_env": not is_loopback(self.url),
+            "follow_redirects": False,
+            "limits": httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
+        }
+        self._all: list[httpx.AsyncClient] = []
+        self._busy: list[int] = []
+
+    async def ask(self, request: Request, deadline_s: float, *, most: int, patience: Patience) -> bytes:
+        """The body, of at most ``most`` bytes, of an answer with a status of 200 to 299.
+
+        Raises TimeoutError, NoConnection, ServerRefused, BadAnswer.
+        """
+        what = f"{self.url}{request.path}"
+        last: list[str] = []
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(_may_pass),
+            wait=_Pauses(wait_random_exponential(patience.pause_s, patience.longest_pause_s)),
+            stop=_Stop(patience),
+            before_sleep=lambda state: self._again(state, last),
+            sleep=asyncio.sleep,
+            reraise=True,
+        )
+        try:
+            async with asyncio.timeout(deadline_s) as clock:
+                return await retrying(self._once, request, deadline_s, most)
+        except TimeoutError:
+            after = f"; last: {last[-1]}" if last else ""
+            if clock.expired():
+                raise TimeoutError(f"{what}: no answer within {deadline_s:.0f} s{after}") from None
+            raise
+
+    async def status(self, path: str, deadline_s: float) -> int | str:
+        """The status of a GET of ``path``, or why there is none. Never raises for a server's doing."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._once(Request(path=path, get=True), deadline_s, MIB)
+        except ServerRefused as error:
+            return error.status
+        except (ServerFault, TimeoutError) as error:
+            return str(error) or "no answer"
+        return 200
+
+    def text(self, data: bytes | str) -> str:
+        """A server's words as an error may quote them: short, printable, without the key that it was sent."""
+        text = data if isinstance(data, str) else data[: 8 * _SHOWN].decode(errors="replace")
+        if self._key:
+            text = text.replace(self._key, "***")
+        return shown_text(text)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for client in self._all:
+            await client.aclose()
+        self._all, self._busy = [], []
+
+    def _again(self, state: RetryCallState, last: list[str]) -> None:
+        self.sent_again += 1
+        last.append(str(_error(state)))
+
+    async def _once(self, request: Request, deadline_s: float, most: int) -> bytes:
+        what = f"{self.url}{request.path}"
+        status, headers, body = await self._send(what, request, deadline_s, most)
+        if 200 <= status < 300:
+            return body
+        said = self.text(body)
+        if 300 <= status < 400:
+            said = f"a redirect to {self.text(shown(headers.get('location', '')))!r}, which is not followed: give the"
+            said += " server's own address"
+        raise ServerRefused(
+            f"{what} answered {status}: {said}", status, said, _retry_after(headers.get("retry-after", ""))
+        )
+
+    async def _send(
+        self, what: str, request: Request, deadline_s: float, most: int
+    ) -> tuple[int, httpx.Headers, bytes]:
+        place = next((i for i, busy in enumerate(self._busy) if busy < _CONNECTIONS), len(self._busy))
+        if place == len(self._busy):
+            self._all.append(make_client(self.url, **self._settings))
+            self._busy.append(0)
+        client, method = self._all[place], "GET" if request.get else "POST"
+        timeout = httpx.Timeout(max(deadline_s, 0.01), connect=min(_CONNECT_S, max(deadline_s, 0.01)))
+        asked = client.build_request(method, what, params=request.query, json=request.body, timeout=timeout)
+        self._busy[place] += 1
+        try:
+            response = await client.send(asked, stream=True)
+            try:
+                return response.status_code, response.headers, await _body(response, most)
+            finally:
+                await response.aclose()
+        except (httpx.ProtocolError, httpx.DecodingError, zlib.error) as error:
+            raise _BrokenHttp(f"{what}: not HTTP: {type(error).__name__}: {self.text(str(error))}") from None
+        except (httpx.TransportError, OSError) as error:
+            raise NoConnection(f"{type(error).__name__}: {self.text(str(error))}") from None
+        except _TooMuch as error:
+            raise BadAnswer(f"{what}: {error}") from None
+        finally:
+            self._busy[place] -= 1
+
+
+class _TooMuch(Exception):
+    """An answer is larger than any that was asked for, or packed in a way that is not read."""
+
+
+async def _body(response: httpx.Response, most: int) -> bytes:
+    """The unpacked body; _TooMuch beyond ``most`` bytes, zlib.error where it is not whole."""
+    packing = response.headers.get("content-encoding", "").strip().lower()
+    if packing not in ("", "identity", "gzip", "x-gzip"):
+        raise _TooMuch(f"the answer has Content-Encoding {shown_text(packing)!r}, and only gzip was offered")
+    if response.is_stream_consumed:  # a transport in memory
+        if len(response.content) > most:
+            raise _TooMuch(f"the answer is larger than {most:,} bytes")
+        return response.content
+    unpack = zlib.decompressobj(31) if "gzip" in packing else None  # 31: gzip's frame
+    out = bytearray()
+    if response.status_code >= 300:  # an error's page: its beginning is enough
+        async for chunk in response.aiter_raw():
+            out += chunk if unpack is None else unpack.decompress(chunk, _ERROR_BYTES)
+            if len(out) >= _ERROR_BYTES:
+                break
+        return bytes(out[:_ERROR_BYTES])
+    async for chunk in response.aiter_raw():
+        out += chunk if unpack is None else unpack.decompress(chunk, most + 1 - len(out))
+        if len(out) > most:
+            raise _TooMuch(f"the answer is larger than {most:,} bytes, more than what was asked for can take")
+        if unpack is not None and unpack.unused_data:
+            raise zlib.error("bytes after the end of the packed answer")
+    if unpack is not None and not unpack.eof and response.status_code != 204:
+        raise zlib.error("the packed answer is cut off")
+    return bytes(out)
+
+
+def make_client(url: str, **settings: Any) -> httpx.AsyncClient:
+    """An httpx client for ``url``; ValueError in one line where the environment's proxies cannot be used."""
+    try:
+        return httpx.AsyncClient(**settings)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        what = "the proxy speaks SOCKS, and the package socksio is not installed" if "socksio" in str(error) else error
+        raise ValueError(
+            f"{shown(url)} cannot be reached through the environment's proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY):"
+            f" {shown_text(shown(str(what)))}: pip install socksio, correct the variable, or list the host in NO_PROXY"
+        ) from None
+
+
+def parse(body: bytes, what: str, quote: Callable[[bytes], str]) -> dict[str, Any]:
+    """``body`` as a JSON object; BadAnswer where it is anything else, repeats a key, or has NaN in it."""
+    try:
+        tree = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        reason = type(error).__name__ if isinstance(error, RecursionError) else shown_text(str(error))[:200]
+        raise BadAnswer(f"{what} did not answer with a JSON object ({reason}): {quote(body)[:200]!r}") from None
+    if not isinstance(tree, dict):
+        raise BadAnswer(f"{what} did not answer with a JSON object: {quote(body)[:200]!r}")
+    return tree
+
+
+def check(kind: type[_Model], tree: dict[str, Any], what: str) -> _Model:
+    """``tree`` as ``kind``; BadAnswer that names ``what`` was asked and the fields that are wrong."""
+    if tree.get("error"):
+        raise BadAnswer(f"{what} answered with an error: {shown_text(str(tree['error']))[:_SHOWN]}")
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        wrong = [
+            f"{shown_text('.'.join(map(str, one['loc'])))}: {one['msg']}, not {shown_text(repr(one['input']))[:80]}"
+            for one in error.errors(include_url=False)[:3]
+        ]
+        raise BadAnswer(f"{what}: the answer's field {'; '.join(wrong)}") from None
+
+
+def shown_text(text: str) -> str:
+    """``text`` on one line, cut, without control characters, terminal escapes and half surrogates."""
+    text = " ".join(text[: 4 * _SHOWN].split())[:_SHOWN]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key is given twice")
+    return made
+
+
+class _Pauses:
+    """tenacity's wait: what the server asks for, else ``otherwise``. The caller's deadline cuts it short."""
+
+    def __init__(self, otherwise: Callable[[RetryCallState], float]) -> None:
+        self._otherwise = otherwise
+
+    def __call__(self, state: RetryCallState) -> float:
+        asked = getattr(_error(state), "retry_after", None)
+        return self._otherwise(state) if asked is None else asked
+
+
+class _Stop:
+    """tenacity's stop: after so many answers, or where ``patience`` with a server that is not reached ends."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience, self._answers, self._failures, self._since = patience, 0, 0, time.monotonic()
+
+    def __call__(self, state: RetryCallState) -> bool:
+        if isinstance(_error(state), NoConnection):
+            self._failures += 1
+            return self._patience.unreached(self._failures, time.monotonic() - self._since)
+        self._answers, self._since = self._answers + 1, time.monotonic()
+        return self._answers >= self._patience.tries
+
+
+def _error(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, NoConnection | _BrokenHttp) or (
+        isinstance(error, ServerRefused) and error.status in _MAY_PASS
+    )
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds that a header asks to wait, given so or as a date; None where it says neither."""
+    text = value.strip()[:64]
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    try:
+        return max((parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
