@@ -13,6 +13,7 @@ from parl.loading import to_yaml
 from parl.ownership import LOCK, owning
 from parl.resume import continue_run
 from parl.runs import run_config
+from parl.terminal import echo
 
 _CURE = "take another name=, or wait for it"
 _MARKS = ("metrics.jsonl", "checkpoints", "episodes", "policy", "summary.json")  # what only a run leaves
@@ -53,7 +54,7 @@ def _moved_aside(run_dir: Path) -> Iterator[None]:
         while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
             number += 1
         run_dir.rename(aside)
-    print(f"the earlier run is kept in {aside}", flush=True)
+    echo(f"the earlier run is kept in {aside}")
     with owning(run_dir, "a run", _CURE):
         yield
 
@@ -92,4 +93,4 @@ def _say_alike(run_dir: Path) -> None:
     """Runs whose names differ in case alone are one where file systems ignore it."""
     for other in run_dir.parent.iterdir():
         if other.name != run_dir.name and other.name.casefold() == run_dir.name.casefold():
-            print(f"{other} is another run: file systems that ignore case take it for {run_dir}", flush=True)
+            echo(f"{other} is another run: file systems that ignore case take it for {run_dir}")

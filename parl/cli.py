@@ -14,6 +14,7 @@ from parl import cli_episodes
 from parl.cli_episodes import AsJson, Family, Kind, Step, StoreArg
 from parl.cli_errors import reported
 from parl.errors import UserError
+from parl.terminal import catch_warnings, echo
 
 app = typer.Typer(
     name="parl",
@@ -48,8 +49,8 @@ def train(
             raise UserError("--resume continues the old run and --from-scratch discards it: give one of them")
         resolved = load_config(config, overrides)
         if dry_run:
-            typer.echo(to_yaml(resolved), nl=False)
-            typer.echo(f"# run folder: {resolved.run_dir}")
+            echo(to_yaml(resolved), nl=False)
+            echo(f"# run folder: {resolved.run_dir}")
         from parl.learner_limits import check_memory
 
         check_memory(resolved)
@@ -58,7 +59,7 @@ def train(
         from parl.trainer import run_training
 
         run_dir = run_training(resolved, resume=resume, from_scratch=from_scratch)
-        typer.echo(f"done: {run_dir}")
+        echo(f"done: {run_dir}")
 
 
 @app.command()
@@ -83,7 +84,7 @@ def sft(
         from parl.tasks import check_tasks
 
         check_tasks(resolved)
-        typer.echo(f"done: {run_sft(resolved, from_scratch=from_scratch, out=out)}")
+        echo(f"done: {run_sft(resolved, from_scratch=from_scratch, out=out)}")
 
 
 @app.command("eval")
@@ -123,7 +124,7 @@ def evaluate(
         options = {"n": n, "limit": limit, "policies": policy or (), "model_name": model_name, "prices": prices}
         result = run_eval(resolved, model=model, single_agent=single_agent, **options)
         if as_json:
-            typer.echo(json.dumps(result, allow_nan=False))
+            echo(json.dumps(result, allow_nan=False))
         else:
             print_evaluation(result)
 
@@ -187,13 +188,13 @@ def compare(
 
         result = compare_samples(load_samples(policies))
         if as_json:
-            typer.echo(json.dumps(plain(result), allow_nan=False))
+            echo(json.dumps(plain(result), allow_nan=False))
         else:
             print_comparison(result)
         if out:
             from parl.compare_page import write_page
 
-            typer.echo(f"wrote {write_page(result, out)}", err=as_json)
+            echo(f"wrote {write_page(result, out)}", err=as_json)
 
 
 @app.command()
@@ -226,7 +227,7 @@ def report(
 
         run_dir = run if run.exists() or not (Path("runs") / run).is_dir() else Path("runs") / run
         folder = run_dir.parent if run_dir.is_file() else run_dir
-        typer.echo(f"wrote {write_report(run_dir, out or folder / 'report.html', episode or [])}")
+        echo(f"wrote {write_report(run_dir, out or folder / 'report.html', episode or [])}")
 
 
 @app.command()
@@ -241,7 +242,7 @@ def export(
     with reported():
         from parl.export import export as write
 
-        typer.echo(f"wrote {write(run, out, format=format, int4=int4, dtype=dtype)}")
+        echo(f"wrote {write(run, out, format=format, int4=int4, dtype=dtype)}")
 
 
 @app.command()
@@ -305,7 +306,7 @@ def plan(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"parl {version('parl')}")
+        echo(f"parl {version('parl')}")
         raise typer.Exit
 
 
@@ -320,4 +321,5 @@ def _root(
 
 def main() -> None:
     """Entry point of the ``parl`` script."""
+    catch_warnings()
     sys.exit(app())

@@ -12,6 +12,7 @@ import typer
 
 from parl.cli_errors import reported
 from parl.errors import UserError
+from parl.terminal import echo, line
 
 app = typer.Typer(help="List, show and search stored episodes; write and read other formats.", no_args_is_help=True)
 
@@ -43,7 +44,7 @@ def ls(
         rows = (listing_row(*found) for found in itertools.islice(list_episodes(store, chosen), limit))
         if as_json:
             for row in rows:
-                typer.echo(json.dumps(row))
+                echo(json.dumps(row))
         elif not print_listing(rows):
             raise UserError("no episode is like that: parl episodes ls STORE lists all")
 
@@ -64,10 +65,10 @@ def show(
 
         where, found = find_episode(store, episode)
         if as_json:
-            typer.echo(json.dumps(episode_row(where, found)))
+            echo(json.dumps(episode_row(where, found)))
         elif raw:
             for agent, text in raw_streams(found, tokenizer, where.run):
-                typer.echo(f"--- {agent}\n{text}")
+                echo(f"--- {line(agent)}\n{text}")
         else:
             print_episode(where, found, full=full)
 
@@ -99,7 +100,7 @@ def grep(
         if as_json:
             count = 0
             for count, hit in enumerate(hits, 1):  # noqa: B007
-                typer.echo(json.dumps(hit.row()))
+                echo(json.dumps(hit.row()))
         else:
             count = print_hits(hits)
         if not count:
@@ -132,7 +133,7 @@ def export(
         chosen = Filter(kind=kind, step=step, family=family, status=status)
         options = ExportOptions(keep_gold=keep_gold, tokens=not no_tokens)
         episodes, documents = export_episodes(store, out, chosen_format(form), chosen, options)
-        typer.echo(f"{episodes} episodes, {documents} documents in {out}")
+        echo(f"{episodes} episodes, {documents} documents in {out}")
 
 
 @app.command("import")
@@ -148,4 +149,4 @@ def import_(
         from parl.exchange import chosen_format, import_episodes
 
         count = import_episodes(path, out, chosen_format(form), tasks, split)
-        typer.echo(f"{count} episodes in {out}")
+        echo(f"{count} episodes in {out}")

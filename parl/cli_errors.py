@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
 from parl.errors import UserError
+from parl.redaction import without_credentials
+from parl.terminal import echo, echo_traceback
 
 
 @contextmanager
@@ -17,13 +18,14 @@ def reported(hint: str = "") -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        typer.echo(f"error: {getattr(error, 'cause', None) or error}", err=True)  # Ray wraps what its actors raise
+        cause = getattr(error, "cause", None) or error  # Ray wraps what its actors raise
+        echo(without_credentials(f"error: {cause}"), err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted{hint}", err=True)
+        echo(f"\ninterrupted{hint}", err=True)
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise
     except Exception:
-        traceback.print_exc()
+        echo_traceback()
         raise typer.Exit(1) from None

@@ -7,8 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from parl import terminal
 from parl.measures import shown
 from parl.statistics import Interval
+from parl.terminal import cell
 
 METRICS = {"score": 3, "success": 3, "critical_steps": 1, "sampled_tokens": 0, "prompt_tokens": 0}  # name -> digits
 LISTED = 8
@@ -16,7 +18,7 @@ LISTED = 8
 
 def print_comparison(result: dict[str, Any], console: Console | None = None, *, listed: int = LISTED) -> None:
     """The tables of ``parl.compare.compare``'s result; ``listed`` tasks of each kind."""
-    console = console or Console(width=max(120, Console().width))
+    console = console or terminal.console(least=120)
     for pair in result["pairs"]:
         console.print(_differences(pair))
         for kind in ("regressions", "improvements"):
@@ -24,7 +26,7 @@ def print_comparison(result: dict[str, Any], console: Console | None = None, *, 
                 console.print(_tasks(pair, kind, listed))
         same = pair["tasks"] - len(pair["regressions"]) - len(pair["improvements"])
         counts = f"{len(pair['improvements'])} better, {len(pair['regressions'])} worse, {same} the same"
-        console.print(f"{pair['b']} against {pair['a']}: {counts} of {pair['tasks']} tasks\n", highlight=False)
+        console.print(cell(f"{pair['b']} against {pair['a']}: {counts} of {pair['tasks']} tasks\n"))
     console.print(_trade_offs(result["pareto"]))
 
 
@@ -36,23 +38,23 @@ def verdict(difference: Interval, *, better: int) -> str:
 
 
 def _differences(pair: dict[str, Any]) -> Table:
-    title = f"{pair['b']} against {pair['a']}: {pair['tasks']} tasks, paired, 95 % intervals"
+    title = cell(f"{pair['b']} against {pair['a']}: {pair['tasks']} tasks, paired, 95 % intervals")
     table = Table(title=title, title_style="bold")
     for name in ("tasks", "", "", pair["a"], pair["b"], "difference", "a / b", ""):
-        table.add_column(name, justify="left" if name == "tasks" else "right")
+        table.add_column(cell(name), justify="left" if name == "tasks" else "right")
     for group, row in pair["groups"].items():
-        head = (group.replace("_", " "), str(row["tasks"]))
+        head = (cell(group.replace("_", " ")), str(row["tasks"]))
         for name, digits in METRICS.items():
-            cell = row[name]
-            ratio = cell.get("ratio")
+            found = row[name]
+            ratio = found.get("ratio")
             table.add_row(
                 *head,
                 name.replace("_", " "),
-                f"{cell['a'].value:,.{digits}f}",
-                f"{cell['b'].value:,.{digits}f}",
-                shown(cell["difference"], digits),
+                f"{found['a'].value:,.{digits}f}",
+                f"{found['b'].value:,.{digits}f}",
+                shown(found["difference"], digits),
                 shown(ratio, 2) if ratio else "",
-                verdict(cell["difference"], better=1 if name in ("score", "success") else -1),
+                verdict(found["difference"], better=1 if name in ("score", "success") else -1),
             )
             head = ("", "")
         table.add_section()
@@ -72,12 +74,13 @@ def _tasks(pair: dict[str, Any], kind: str, listed: int) -> Table:
         f"{pair['a']} episodes",
         f"{pair['b']} episodes",
     ):
-        table.add_column(name, justify="right" if name in ("width", "score", "critical steps") else "left")
+        table.add_column(cell(name), justify="right" if name in ("width", "score", "critical steps") else "left")
     for row in rows[:listed]:
         a, b = (sum(scores) / len(scores) for scores in row["scores"])
         steps = " → ".join(f"{steps:.1f}" for steps in row["critical_steps"])
         refs = (", ".join(refs[:2]) + (" …" if len(refs) > 2 else "") for refs in row["episodes"])
-        table.add_row(row["task"], row["family"], str(row["width"]), f"{a:.2f} → {b:.2f}", steps, *refs)
+        about = (cell(row["task"]), cell(row["family"]), str(row["width"]))
+        table.add_row(*about, f"{a:.2f} → {b:.2f}", steps, *map(cell, refs))
     return table
 
 
@@ -87,5 +90,5 @@ def _trade_offs(rows: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="left" if name == "policy" else "right")
     for row in sorted(rows, key=lambda row: -row["score"].value):
         cells = (shown(row["score"]), shown(row["critical_steps"], 1), shown(row["sampled_tokens"], 0))
-        table.add_row(row["policy"], *cells, "yes" if row["front"] else "no")
+        table.add_row(cell(row["policy"]), *cells, "yes" if row["front"] else "no")
     return table

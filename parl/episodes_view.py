@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
+from parl import terminal
 from parl.episodes import Hit, call_text, listing_row
 from parl.stores import Store
+from parl.terminal import cell, line, styled
 from rollouts.critical_path import longest_subagent
 from rollouts.episode import Episode, Trace, Turn
 from rollouts.outline import Outline
@@ -25,12 +27,12 @@ _CUT = 400  # characters of a text, unless all is asked for
 
 def print_listing(rows: Iterable[dict[str, Any]], console: Console | None = None) -> int:
     """A table for each store; returns how many episodes it has."""
-    console = console or Console(width=max(120, Console().width))
+    console = console or terminal.console(least=120)
     stores: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         stores.setdefault(row["store"], []).append(row)
     for store, members in stores.items():
-        table = Table(title=store, title_style="bold", title_justify="left")
+        table = Table(title=cell(line(store)), title_style="bold", title_justify="left")
         for name, justify in _COLUMNS.items():
             table.add_column(name.replace("_", " "), justify=justify, no_wrap=name == "episode")  # type: ignore[arg-type]
         for row in members:
@@ -44,37 +46,36 @@ def print_listing(rows: Iterable[dict[str, Any]], console: Console | None = None
 
 def print_episode(store: Store, outline: Outline, console: Console | None = None, *, full: bool = False) -> None:
     """The episode's numbers and its agents as a tree; ``>`` marks what lies on the critical path."""
-    console, episode = console or Console(), outline.episode
+    console, episode = console or terminal.console(), outline.episode
     row = listing_row(store, outline)
-    head = f"[bold]{escape(row['episode'])}[/] in {escape(row['store'])} · {escape(row['task'])}#{row['attempt']}"
-    console.print(f"{head} · {row['family']} of width {row['width']}")
+    head = styled("[bold]{}[/] in {} · {}#{}", *(line(row[name]) for name in ("episode", "store", "task", "attempt")))
+    console.print(head + cell(line(f" · {row['family']} of width {row['width']}")))
     end = f"{row['status']}{': ' + row['limit'] if row['limit'] else ''}"
     steps = f"{row['critical_steps']} critical steps, {row['total_steps']} in all"
-    console.print(
-        f"{end} · {steps} · {row['subagents']} sub-agents · {row['tokens']:,} tokens · {episode.wall_s:.1f} s"
-    )
+    sizes = f"{row['subagents']} sub-agents · {row['tokens']:,} tokens · {episode.wall_s:.1f} s"
+    console.print(cell(line(f"{end} · {steps} · {sizes}")))
     if episode.rewards:
-        console.print(" · ".join(f"{name} {value:.3f}" for name, value in episode.rewards.items()))
+        console.print(cell(line(" · ".join(f"{name} {value:.3f}" for name, value in episode.rewards.items()))))
     if episode.error:
-        console.print(f"[red]{escape(episode.error)}[/]")
+        console.print(cell(episode.error, "red"))
     console.print(_tree(episode, None if full else _CUT))
 
 
 def print_hits(hits: Iterable[Hit], console: Console | None = None) -> int:
     """One line a match; returns their number."""
-    console, count = console or Console(), 0
+    console, count = console or terminal.console(), 0
     for hit in hits:
         count += 1
-        before, match, after = map(escape, hit.around())
+        before, match, after = hit.around()
         place = f"{hit.ref} {hit.agent}" + ("" if hit.turn is None else f" turn {hit.turn}")
-        text = f"[dim]{escape(hit.store)}[/] [cyan]{escape(place)}[/] {hit.where}: {before}[bold red]{match}[/]{after}"
-        console.print(text, highlight=False, soft_wrap=True)
+        parts = map(line, (hit.store, place, hit.where, before, match, after))
+        console.print(styled("[dim]{}[/] [cyan]{}[/] {}: {}[bold red]{}[/]{}", *parts), soft_wrap=True)
     return count
 
 
 def _tree(episode: Episode, cut: int | None) -> Tree:
     by_id = {trace.agent_id: trace for trace in episode.traces}
-    tree = Tree(f"[bold]orchestrator[/] {_text(episode.task.prompt, cut)}", guide_style="dim")
+    tree = Tree(styled("[bold]orchestrator[/] {}", _text(episode.task.prompt, cut)), guide_style="dim")
     _grow(tree, episode.orchestrator, by_id, True, cut)
     return tree
 
@@ -86,30 +87,31 @@ def _grow(tree: Tree, trace: Trace, by_id: dict[str, Trace], critical: bool, cut
         longest = longest_subagent(children)
         calls = [call for call in turn.calls if call.name != "assign_task" or not turn.spawned]
         for call in calls:
-            node.add(f"[green]{escape(call_text(call.name, call.arguments))}[/]")
+            node.add(cell(call_text(call.name, call.arguments), "green"))
         for child in children:
             mark = "> " if critical and child is longest else ""
-            label = f"{mark}[bold]{escape(child.agent_id)} {escape(child.name)}[/] {child.status}, {child.steps} steps"
-            _grow(node.add(f"{label}: {_text(child.prompt, cut)}"), child, by_id, bool(mark), cut)
+            about = (mark, line(child.agent_id), line(child.name), child.status, child.steps, _text(child.prompt, cut))
+            label = styled("{}[bold]{} {}[/] {}, {} steps: {}", *about)
+            _grow(node.add(label), child, by_id, bool(mark), cut)
         for result in turn.results:
-            style = "red" if result.error else "dim"
-            node.add(f"[{style}]= {_text(result.readable, cut)}[/]")
+            node.add(cell(f"= {_text(result.readable, cut)}", "red" if result.error else "dim"))
 
 
-def _turn(number: int, turn: Turn, critical: bool, cut: int | None) -> str:
+def _turn(number: int, turn: Turn, critical: bool, cut: int | None) -> Text:
     mark = "> " if critical else ""
     times = f"{turn.t_end - turn.t_start:.2f} s, {turn.end - turn.start} tokens"
-    bad = f" [red]malformed: {escape(turn.malformed)}[/]" if turn.malformed else ""
-    return f"{mark}[cyan]turn {number}[/] [dim]{times}[/]{bad} {_text(turn.content, cut)}".rstrip()
+    bad = f" malformed: {line(turn.malformed)}" if turn.malformed else ""
+    about = (mark, number, times, bad, _text(turn.content, cut))
+    shown = styled("{}[cyan]turn {}[/] [dim]{}[/][red]{}[/] {}", *about)
+    shown.rstrip()
+    return shown
 
 
 def _text(text: str, cut: int | None) -> str:
-    return escape(text if cut is None or len(text) <= cut else text[:cut] + " …")
+    return text if cut is None or len(text) <= cut else text[:cut] + " …"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> str | Text:
     if value is None:
         return "-"
-    return (
-        f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else escape(str(value))
-    )
+    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else cell(line(value))

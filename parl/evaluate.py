@@ -22,6 +22,7 @@ from parl.report.episodes import sampled_episodes
 from parl.state import Checkpoints
 from parl.table import print_table
 from parl.tasks import held_out_tasks
+from parl.terminal import echo
 from parl.tracking import Tracker
 from rewards.aggregate import evaluation_table
 from rewards.parl import Weights as RewardWeights
@@ -62,7 +63,7 @@ def evaluate_policies(
     report = write_report(run_dir, run_dir / "report.html")
     progress.phase("")
     print_table({label: summary[label] for label in policies})
-    print(f"report: {report}")
+    echo(f"report: {report}")
     return summary
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from envs.base import Task
 from envs.tasks_io import load_tasks
 from parl.episodes import Filter, list_episodes
 from parl.errors import UserError
-from parl.formats.common import ExportOptions, FormatError, redact
+from parl.formats.common import ExportOptions, FormatError
 from parl.formats.registry import FORMATS, Format, read_documents
 from parl.ownership import owning
+from parl.redaction import redact
 from parl.stores import readable
 from rollouts.episode import Episode
 from rollouts.store import EpisodeStore, read_shard
@@ -40,8 +43,8 @@ def export_episodes(given: Path, out: Path, form: Format, wanted: Filter, option
     try:
         for _, episode in whole_episodes(given, wanted):
             episodes += 1
-            for document in form.export(episode, options):
-                text = json.dumps(redact(document))
+            for document in _exported(form, episode, options):
+                text = json.dumps(document)
                 if lines is None:
                     name = re.sub(r"[^\w.-]", "_", f"{episode.task.key}-{episode.index}")
                     (out / _free_name(out, name)).write_text(text + "\n", encoding="utf-8")
@@ -54,6 +57,15 @@ def export_episodes(given: Path, out: Path, form: Format, wanted: Filter, option
     if not episodes:
         raise UserError("no episode is like that: parl episodes ls STORE lists all")
     return episodes, documents
+
+
+def _exported(form: Format, episode: Episode, options: ExportOptions) -> Iterator[dict[str, Any]]:
+    """An episode's documents, secrets replaced; where there were any, without token ids, which would spell them."""
+    documents = list(form.export(episode, options))
+    clean = [redact(document) for document in documents]
+    if clean != documents and options.tokens:
+        clean = [redact(document) for document in form.export(episode, replace(options, tokens=False))]
+    yield from clean
 
 
 def whole_episodes(given: Path, wanted: Filter) -> Iterator[tuple[str, Episode]]:

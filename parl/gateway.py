@@ -22,6 +22,7 @@ from parl.errors import UserError
 from parl.export import policy_folder
 from parl.ownership import owning
 from parl.served import probe_logprobs, probe_tokens, with_weights
+from parl.terminal import echo
 from rollouts.address import shown
 from rollouts.config import HttpConfig, RolloutsConfig
 from rollouts.engine.base import Engine
@@ -93,7 +94,7 @@ def serve(
         else:
             chosen = await _server(url, engine, model, tokenizer, weights, version)
         app = Gateway(chosen, tokenizer, settings, store, access).app()
-        print(f"serving {folder} as {settings.model!r} at {where}", flush=True)
+        echo(f"serving {folder} as {settings.model!r} at {where}")
         await uvicorn.Server(server_config(app)).serve(sockets=sockets)
 
     with owning(record, "a recording", "name another folder with --record") if record else nullcontext():

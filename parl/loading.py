@@ -23,6 +23,7 @@ from model.config import ModelConfig
 from model.hf_config import read_shape
 from parl.config import Config
 from parl.errors import ConfigError
+from parl.redaction import without_credentials
 from rollouts.address import shown
 
 _TASK_FILES = {".jsonl", ".json", ".csv", ".parquet"}
@@ -79,8 +80,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, files: 
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration with every default, as YAML that :func:`load_config` reads back to the same."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The resolved configuration with every default, as YAML that :func:`load_config` reads back to the same.
+
+    But for credentials, which a file that lies around must not hold: those are replaced.
+    """
+    return yaml.safe_dump(without_credentials(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 
 def config_hash(*parts: BaseModel | str | int | float | bool | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from model.config import ModelConfig
@@ -16,6 +15,7 @@ from parl.gpus import GB, Given, Gpu, find_gpu
 from parl.learner_limits import gaps, size_of
 from parl.loading import load_config
 from parl.plan import RESERVE, Layout, Plan, cache_bytes, check, count, degrees, fits, nearest, plan
+from parl.terminal import cell, console
 
 MODELS = Path("configs") / "models"
 NOTHING = Given()
@@ -47,16 +47,16 @@ def print_plan(
     layout = Layout(gpus=gpus, zero=zero, ep=ep, offload=offload == "optimizer", **sizes)
     check(config, layout)
     made = plan(config, layout, card)
-    console = Console()
-    console.print(_model_table(model, config))
-    console.print(_layout_table(made, gpu, card))
-    console.print(f"{gpu}: {card.source}. Assumptions: parl/plan.py.", style="dim", markup=False)
-    console.print("the learner cannot do this yet:", style="bold", markup=False)
+    out = console()
+    out.print(_model_table(model, config))
+    out.print(_layout_table(made, gpu, card))
+    out.print(cell(f"{gpu}: {card.source}. Assumptions: parl/plan.py.", "dim"))
+    out.print("the learner cannot do this yet:", style="bold", markup=False)
     for gap in gaps(config, optimizer, layout):
-        console.print(f"- {gap}", markup=False)
+        out.print(f"- {gap}", markup=False)
     if not fits(made, card, host_gb * GB):
         raise UserError(_refusal(config, made, card, host_gb * GB))
-    console.print("GPU memory would suffice by this count; it is no promise that parl trains it", markup=False)
+    out.print("GPU memory would suffice by this count; it is no promise that parl trains it", markup=False)
 
 
 def shape_of(model: str) -> ModelConfig:
@@ -86,7 +86,7 @@ def _read(model: str) -> tuple[ModelConfig, OptimizerConfig]:
 def _model_table(model: str, config: ModelConfig) -> Table:
     n = count(config)
     cache = cache_bytes(config)
-    table = Table(title=f"{Path(model).stem}", show_header=False, title_justify="left")
+    table = Table(title=cell(Path(model).stem), show_header=False, title_justify="left")
     table.add_row("parameters", f"{_count(n.total)} ({n.total:,})")
     table.add_row("of them in routed experts", _count(n.routed))
     if config.vision:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -15,6 +14,9 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from parl import terminal
+from parl.terminal import cell, line, plain
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPAWN, _F1 = "swarm/spawn_rate/", "perf/item_f1/"
@@ -45,7 +47,7 @@ class Progress:
 
     def __init__(self, total_steps: int, title: str, *, console: Console | None = None) -> None:
         self.total_steps, self.title = total_steps, title
-        self._console = console or Console(file=sys.stdout)
+        self._console = console or terminal.console()
         self._live: Live | None = None
         self._began = time.monotonic()
         self._first_step: int | None = None
@@ -113,7 +115,7 @@ class Progress:
         return " · ".join([*parts, f"ETA {self._eta()}"])
 
     def _line(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+        self._console.print(plain(text), soft_wrap=True, highlight=False, markup=False)
 
     def _families(self, prefix: str) -> dict[str, float]:
         return {key[len(prefix) :]: value for key, value in self._metrics.items() if key.startswith(prefix)}
@@ -147,8 +149,10 @@ class Progress:
         body.add_column(overflow="ellipsis", no_wrap=True)
         for row in self._rows():
             body.add_row(*row)
-        foot = Text(self._phase_text(), style="dim")
-        return Panel(Group(head, Text(), body, foot), title=Text(self.title), title_align="left", border_style="blue")
+        foot = cell(line(self._phase_text()), "dim")
+        return Panel(
+            Group(head, Text(), body, foot), title=cell(line(self.title)), title_align="left", border_style="blue"
+        )
 
     def _rows(self) -> list[tuple[str, str, Text | str]]:
         get = self._metrics.get
@@ -161,7 +165,7 @@ class Progress:
             return f"  {values[0]:{form}} → {values[-1]:{form}}" if len(values) > 1 else ""
 
         families = self._families(_SPAWN).items()
-        spawn = "  ".join(f"{name} {value:.0%}" for name, value in families)
+        spawn = line("  ".join(f"{name} {value:.0%}" for name, value in families))
         lambdas = f"{number(get('lambda/parallel'), '.2f')} · {number(get('lambda/finish'), '.2f')}"
         return [
             ("reward", number(get("reward/total"), ".3f"), Text(sparkline(reward) + moved(reward, ".2f"), "green")),
@@ -187,15 +191,15 @@ class EpisodeBar:
     """A bar over episodes with an estimate of the time left; outside a terminal a line every tenth of the way."""
 
     def __init__(self, title: str, total: int, *, console: Console | None = None) -> None:
-        self._title, self._total, self._done = title, total, 0
-        self._console = console or Console(file=sys.stderr)
+        self._title, self._total, self._done = line(title), total, 0
+        self._console = console or terminal.console(stderr=True)
         self._began = time.monotonic()
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> EpisodeBar:
         if self._console.is_terminal:
             columns = (
-                rich.progress.TextColumn("{task.description}"),
+                rich.progress.TextColumn("{task.description}", markup=False),
                 rich.progress.BarColumn(),
                 rich.progress.MofNCompleteColumn(),
                 rich.progress.TextColumn("episodes ·"),
@@ -222,4 +226,4 @@ class EpisodeBar:
             spent = time.monotonic() - self._began
             left = clock(spent / self._done * (self._total - self._done))
             text = f"{self._title}: {self._done}/{self._total} episodes · {clock(spent)} elapsed · about {left} left"
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(plain(text), highlight=False, markup=False, soft_wrap=True)

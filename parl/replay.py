@@ -23,6 +23,7 @@ from parl.errors import UserError
 from parl.exchange import whole_episodes
 from parl.loading import load_config
 from parl.stores import find_stores
+from parl.terminal import console, echo, plain
 from rollouts.episode import Episode, Trace
 from rollouts.prompts import SPAWNING_NAMES
 
@@ -128,31 +129,30 @@ def replay(given: Path, wanted: Filter, config: Path | None = None) -> Iterator[
 
 def print_replay(given: Path, wanted: Filter, config: Path | None = None, *, as_json: bool = False) -> int:
     """Replay with progress and print the verdict, or with ``as_json`` a line an episode; returns how many drifted."""
-    from rich.console import Console
     from rich.progress import track
 
-    console = Console(highlight=False)
+    out = console(highlight=False)
     total = sum(1 for _ in list_episodes(given, wanted))
     if not total:
         raise UserError("no episode is like that: parl episodes ls STORE lists all")
     found = replay(given, wanted, config)
     drifted = calls = skipped = 0
-    shown = found if as_json else track(found, "replaying", total=total, console=Console(stderr=True))
+    shown = found if as_json else track(found, "replaying", total=total, console=console(stderr=True))
     for one in shown:
         calls, skipped = calls + one.calls, skipped + one.skipped
         drifted += bool(one.drift)
         if as_json:
-            print(json.dumps(one.row()))
+            echo(json.dumps(one.row()))
             continue
         for drift in one.drift[:_SHOWN]:
             where = f"{one.ref} ({one.task}), agent {drift.agent}, turn {drift.turn}, call {drift.call}"
-            console.print(f"{where}: {drift.name} {json.dumps(drift.arguments)}", markup=False)
+            out.print(plain(f"{where}: {drift.name} {json.dumps(drift.arguments)}"))
             for line in drift.lines():
-                console.print(f"    {line}", markup=False)
+                out.print(plain(f"    {line}"))
         if len(one.drift) > _SHOWN:
-            console.print(f"    and {len(one.drift) - _SHOWN} more in this episode", markup=False)
+            out.print(f"    and {len(one.drift) - _SHOWN} more in this episode")
     if not as_json:
         left = f", {skipped} left out (timeouts, cancelled, refused)" if skipped else ""
         verdict = f"{drifted} of {total} episodes drifted" if drifted else f"no drift in {total} episodes"
-        console.print(f"{verdict}: {calls} calls made again{left}")
+        out.print(f"{verdict}: {calls} calls made again{left}")
     return drifted

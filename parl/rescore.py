@@ -18,6 +18,7 @@ from parl.errors import UserError
 from parl.loading import load_config
 from parl.scoring import scoring_for
 from parl.stores import find_stores, readable
+from parl.terminal import cell, console
 from rewards.parl import Weights
 from rollouts.outline import Outline
 
@@ -134,7 +135,6 @@ class _Sums:
 
 def print_summary(results: Iterator[Rescored]) -> None:
     """A table in the terminal: stored and new reward by store, kind and family."""
-    from rich.console import Console
     from rich.table import Table
 
     groups: dict[tuple[str, str], dict[str, _Sums]] = {}
@@ -151,15 +151,15 @@ def print_summary(results: Iterator[Rescored]) -> None:
     for (store, kind), families in groups.items():
         label = f"{store} {kind}"
         for family in sorted(families, key=lambda name: (name == "all", name)):
-            table.add_row(label, family.replace("_", " "), *_cells(families[family]))
+            table.add_row(cell(label), cell(family.replace("_", " ")), *_cells(families[family]))
             label = ""
         table.add_section()
-    console = Console(width=max(140, Console().width))
-    console.print(table)
+    out = console(least=140)
+    out.print(table)
     whole = [families["all"] for families in groups.values()]
     changed, count = sum(sums.changed for sums in whole), sum(sums.count for sums in whole)
     verdict = f"{changed} with other rewards than stored" if changed else "all rewards are the stored ones, bit by bit"
-    console.print(f"{count} episodes: {verdict}", highlight=False)
+    out.print(f"{count} episodes: {verdict}", highlight=False)
 
 
 def _cells(sums: _Sums) -> list[str]:

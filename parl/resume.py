@@ -10,6 +10,7 @@ from model.files import write_text
 from parl.config import Config
 from parl.errors import UserError
 from parl.loading import to_yaml
+from parl.terminal import echo
 
 ROUNDING = ("ranks", "threads", "micro_tokens", "parallel")  # of trainer: these change the order of sums
 FREE = ("checkpoint_every", "keep_checkpoints", "keep_best", "step_s")  # ... and these nothing
@@ -31,6 +32,6 @@ def continue_run(file: Path, config: Config) -> None:
         )
     for name in changed:
         if name in ROUNDING:
-            print(f"trainer.{name} was {was.get(name)} and is {will[name]} now: equal to rounding, not to the bit")
+            echo(f"trainer.{name} was {was.get(name)} and is {will[name]} now: equal to rounding, not to the bit")
     if changed:
         write_text(file, to_yaml(config))

@@ -16,6 +16,7 @@ from pathlib import Path
 from parl.errors import UserError
 from parl.learner_group import LearnerGroup
 from parl.state import Checkpoints, State
+from parl.terminal import echo
 
 
 class Saver:
@@ -65,5 +66,5 @@ class Saver:
         """Let the save under way end, whatever comes of it; what is wrong is printed."""
         error = self._pending.exception() if self._pending else None
         if error is not None:
-            print(f"the last checkpoint was not written: {error}", flush=True)
+            echo(f"the last checkpoint was not written: {error}")
         self._thread.shutdown()

@@ -30,6 +30,7 @@ from parl.errors import UserError
 from parl.learner_group import LearnerGroup
 from parl.loading import config_hash
 from parl.ownership import owning
+from parl.terminal import echo
 from rollouts.episode import EpisodeStatus, Trace
 
 Report = Callable[[int, int, dict[str, float]], None]  # tokens done, tokens in all, metrics
@@ -206,7 +207,7 @@ def print_report() -> Report:
         nonlocal shown
         if done * 40 // total != shown:
             shown = done * 40 // total
-            print(f"cold start {done / 1e6:.1f}/{total / 1e6:.1f} M tokens  loss {metrics['loss']:.3f}  "
-                  f"accuracy {metrics['accuracy']:.3f}", flush=True)  # fmt: skip
+            echo(f"cold start {done / 1e6:.1f}/{total / 1e6:.1f} M tokens  loss {metrics['loss']:.3f}  "
+                  f"accuracy {metrics['accuracy']:.3f}")  # fmt: skip
 
     return report

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.files import write_text
 from parl.errors import UserError
+from parl.terminal import echo
 
 if TYPE_CHECKING:  # torch, which reading a state does not need
     from parl.parts import Part
@@ -110,7 +111,7 @@ class Checkpoints:
             if not wrong:
                 return State(**manifest["state"]), path
             problems.append(f"{path} is damaged: {wrong[0]}")
-            print(f"{problems[-1]}; trying the one before", flush=True)
+            echo(f"{problems[-1]}; trying the one before")
         if problems:
             raise UserError("; ".join(problems) + ": no checkpoint is intact; restore one, or start without --resume")
         return None

@@ -7,6 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from parl import terminal
+from parl.terminal import cell
+
 _GROUPS = ("wide", "wide_12", "list", "swap", "chain", "single_fact", "picture", "all")  # those that there are
 _COLUMNS = ("item_f1", "success", "critical_steps", "total_steps", "subagents", "spawn_rate", "n_tasks")
 
@@ -22,9 +25,9 @@ def print_table(policies: dict[str, dict[str, dict[str, Any]]], console: Console
             if not row["n_tasks"]:  # this world cannot ask such tasks
                 continue
             cells = ["-" if row[name] is None else _number(row[name]) for name in _COLUMNS]
-            table.add_row(group, label, *cells)
+            table.add_row(cell(group), cell(label), *cells)
         table.add_section()
-    (console or Console(width=120)).print(table)
+    (console or terminal.console(least=120)).print(table)
 
 
 def _number(value: float) -> str:
@@ -45,15 +48,15 @@ def print_evaluation(result: dict[str, Any], console: Console | None = None) -> 
     for group in next(iter(policies.values()))["estimates"]:
         for number, (label, policy) in enumerate(policies.items()):
             row = policy["estimates"][group]
-            head = ("", "") if number else (group.replace("_", " "), str(row["tasks"]))
+            head = ("", "") if number else (cell(group.replace("_", " ")), str(row["tasks"]))
             digits = [1 if name == "critical_steps" else 3 for name in columns]
             cells = [_interval(row[name], d) for name, d in zip(columns, digits, strict=True)]
-            table.add_row(*head, label, *cells, *(f"{row[name]['value']:,.1f}" for name in costs))
+            table.add_row(*head, cell(label), *cells, *(f"{row[name]['value']:,.1f}" for name in costs))
         table.add_section()
-    console = console or Console(width=max(160, Console().width))
+    console = console or terminal.console(least=160)
     console.print(table)
     for label, policy in policies.items():
-        console.print(f"{label}: {_account(policy)}", highlight=False, soft_wrap=True)
+        console.print(cell(f"{label}: {_account(policy)}"), soft_wrap=True)
 
 
 def _account(policy: dict[str, Any]) -> str:

@@ -14,9 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from parl import terminal
 from parl.errors import UserError
 from parl.progress import clock, sparkline
 from parl.runs import run_config, run_folder
+from parl.terminal import cell, line
 from parl.tracking import read_rows
 from rollouts.lookup import read_columns, shards
 from rollouts.store import StoreError
@@ -42,7 +44,7 @@ _CURVES = (
 def show(given: Path, *, once: bool = False, every_s: float = 2.0, console: Console | None = None) -> None:
     """Print one frame, or keep the view fresh until the run ends or Ctrl-C. UserError where there is no run."""
     folder = run_folder(given)
-    console = console or Console()
+    console = console or terminal.console()
     if once or not console.is_terminal:
         console.print(frame(folder))
         return
@@ -67,8 +69,8 @@ def frame(folder: Path, now: float | None = None) -> RenderableType:
     parts += [Text(), _episodes(folder)]
     found = warnings(rows)
     if found:
-        parts += [Text(), *(Text(f"! {text}", style="bold red") for text in found)]
-    return Panel(Group(*parts), title=Text(folder.name), title_align="left", border_style="blue")
+        parts += [Text(), *(cell(f"! {text}", "bold red") for text in found)]
+    return Panel(Group(*parts), title=cell(line(folder.name)), title_align="left", border_style="blue")
 
 
 def warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -164,7 +166,7 @@ def _families(row: dict[str, Any]) -> Table:
         for other, form in (("steps/critical", ".1f"), ("swarm/spawn_rate", ".2f")):
             found = row.get(f"{other}/{name}")
             cells.append("-" if found is None else f"{found:{form}}")
-        table.add_row(name.replace("_", " "), *cells)
+        table.add_row(cell(line(name.replace("_", " "))), *cells)
     return table
 
 
@@ -186,7 +188,7 @@ def _episodes(folder: Path) -> RenderableType:
         columns = ("task_key", "family", "index", "status", "wall_s", "metrics", "rewards")
         rows = list(read_columns(path, columns))
     except (StoreError, OSError) as error:
-        return Text(f"the newest shard cannot be read: {error}", style="red")
+        return cell(f"the newest shard cannot be read: {error}", "red")
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for column in (f"slowest of step {step}", "tasks", "end", "reward", "critical steps", "sub-agents", "seconds"):
         table.add_column(column, justify="left" if column in (f"slowest of step {step}", "tasks", "end") else "right")
@@ -196,8 +198,8 @@ def _episodes(folder: Path) -> RenderableType:
         metrics, rewards = row["metrics"], row["rewards"]
         table.add_row(
             f"{kind}-{step:06d}:{number}",
-            row["family"],
-            row["status"],
+            cell(line(row["family"])),
+            cell(line(row["status"])),
             f"{rewards.get('total', 0.0):.3f}",
             f"{metrics.get('critical_steps', 0):.0f}",
             f"{metrics.get('subagents', 0):.0f}",

@@ -19,6 +19,7 @@ from typing import IO, Any, Literal, TypeVar
 from model.files import write_text
 from parl.config import Config
 from parl.progress import Progress
+from parl.redaction import redact
 from parl.sinks import make_sinks
 from parl.wandb_reader import is_complete, read_history
 
@@ -84,7 +85,7 @@ class Tracker:
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final numbers of the run."""
-        self._safely(lambda: self._run.summary.update(dict(values)))
+        self._safely(lambda: self._run.summary.update(redact(dict(values))))
 
     def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """A W&B table, e.g. the evaluation's verdict."""
@@ -92,7 +93,7 @@ class Tracker:
         def send() -> None:
             import wandb
 
-            self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+            self._run.log({name: wandb.Table(columns=list(columns), data=redact([list(row) for row in rows]))})
 
         self._safely(send)
 
@@ -165,7 +166,7 @@ class Tracker:
             resume="allow",
             mode=mode,
             dir=self.run_dir,
-            config=config.model_dump(mode="json"),
+            config=redact(config.model_dump(mode="json")),
             settings=settings,
         )
         for kind in _KINDS:

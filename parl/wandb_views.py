@@ -12,6 +12,7 @@ import argparse
 from typing import Any
 
 from parl.errors import UserError
+from parl.terminal import echo
 
 FAMILIES = ("wide", "list", "swap", "chain", "single_fact")
 
@@ -86,14 +87,14 @@ def main() -> None:
     if options.list or not options.entity:
         for section, charts in SECTIONS.items():
             for title, names in charts.items():
-                print(f"{section} · {title}: {', '.join(names)}")
+                echo(f"{section} · {title}: {', '.join(names)}")
         return
     try:
         made = workspace(options.entity, options.project)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     made.save()
-    print(made.url)
+    echo(made.url)
 
 
 if __name__ == "__main__":

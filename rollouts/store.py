@@ -176,11 +176,11 @@ def where_damaged(file: pq.ParquetFile) -> str:
 def _episode_row(episode: Episode) -> dict[str, Any]:
     task = episode.task
     return {
-        **{name: getattr(episode, name) for name in _PLAIN},
+        **{name: _storable(getattr(episode, name)) for name in _PLAIN},
         **{name: _concatenated(episode.traces, name, dtype) for name, dtype in _ARRAYS.items()},
-        "task_key": task.key,
-        "family": task.family,
-        "split": task.split,
+        "task_key": _storable(task.key),
+        "family": _storable(task.family),
+        "split": _storable(task.split),
         "status": str(episode.status),
         "task": _dumps(task.to_row()),
         "traces": _dumps([_trace_json(trace) for trace in episode.traces]),
@@ -188,6 +188,13 @@ def _episode_row(episode: Episode) -> dict[str, Any]:
         "metrics": _dumps(episode.metrics),
         "routes": b"".join(np.asarray(t.routes, dtype="<i2").tobytes() for t in episode.traces if t.routes is not None),
     }
+
+
+def _storable(value: Any) -> Any:
+    """A lone surrogate, which a column of text cannot hold, becomes U+FFFD; pairs become their character."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
 
 
 def _concatenated(traces: Iterable[Trace], name: str, dtype: str) -> bytes:

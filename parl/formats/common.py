@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,14 +11,6 @@ from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult, task_ke
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.prompts import CREATE_SUBAGENT, ORCHESTRATOR_PROMPT
 
-_SECRETS = re.compile(
-    r"(?P<keep>(?:authorization|api[-_]?key|access[-_]?token|secret|password)[\"']?\s*[:=]\s*[\"']?(?:bearer\s+)?|bearer\s+)"
-    r"(?P<drop>[^\s\"',;]{6,})"
-    r"|(?P<key>\b(?:sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|ghp_[A-Za-z0-9]{20,}|github_pat_\w{20,}|xox[abprs]-[\w-]{10,}"
-    r"|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}))",
-    re.IGNORECASE,
-)
-REDACTED = "[redacted]"
 _EPISODE = ("index", "seed", "answer", "limit", "error", "critical_budget", "wall_s", "rewards")
 _TRACE = ("agent_id", "name", "parent", "parent_turn", "prompt", "message", "trainable")
 TIMES = ("t_start", "t_model", "t_end")
@@ -35,17 +26,6 @@ class ExportOptions:
 
     keep_gold: bool = False
     tokens: bool = True
-
-
-def redact(value: Any) -> Any:
-    """``value`` with what looks like a key, a bearer token or a password replaced, at any depth."""
-    if isinstance(value, str):
-        return _SECRETS.sub(lambda found: (found["keep"] or "") + REDACTED, value)
-    if isinstance(value, dict):
-        return {key: redact(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(item) for item in value]
-    return value
 
 
 # ---------------------------------------------------------------- ours, beside a format's own fields
