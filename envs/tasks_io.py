@@ -1,41 +1,77 @@
-"""Tasks as rows: JSONL and Parquet files, and data sets of the hub."""
+"""Tasks as rows: JSON Lines, JSON, CSV, TSV and Parquet files, and data sets of the hub.
+
+The form of a row is in ``envs.data.task_row``. A source is read as a whole, and all its mistakes are told at once.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from envs.base import Task
+from envs.data.grid import read_csv, read_parquet
+from envs.data.json_rows import json_rows
+from envs.data.problems import Problems, TooMany, show
+from envs.data.task_row import task_of
+from envs.data.text import read_text
 
-_SUFFIXES = (".jsonl", ".parquet")
+FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_SAVED = (".jsonl", ".parquet")
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+Check = Callable[[Task], str | None]
 
 
-def load_tasks(spec: str, split: str) -> list[Task]:
-    """Tasks of ``split`` from a ``.jsonl`` or ``.parquet`` file, or from the hub data set named ``spec``.
+@dataclass(slots=True)
+class TaskSource:
+    """Tasks of all splits as a file or data set holds them, each with its line or row, and what is worth a word."""
 
-    A row needs ``prompt`` and ``gold`` (an object or its JSON, with ``kind``); other columns may be absent. Rows of a
-    file without a ``split`` belong to the one asked for. Raises ValueError naming file, line and column.
+    name: str
+    tasks: list[Task] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def load_tasks(spec: str, split: str, check: Check | None = None) -> list[Task]:
+    """Tasks of ``split`` from a file (``FILES``), or from the hub data set named ``spec``.
+
+    All rows are checked, those of other splits too; :func:`read_tasks` says how. Raises DataError (a ValueError) that
+    names file, line, field, value and cure of every mistake.
     """
-    path = Path(spec)
-    if path.suffix not in _SUFFIXES:
-        return [_task(row, f"{spec}[{split}]: row {i}", split) for i, row in enumerate(_hub_rows(spec, split), 1)]
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    rows = _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)
-    tasks = [_task(row, where, split) for where, row in rows]
-    chosen = [task for task in tasks if task.split == split]
+    source = read_tasks(spec, split, check)
+    chosen = [task for task in source.tasks if task.split == split]
     if not chosen:
-        there = sorted({task.split for task in tasks})
-        raise ValueError(f"{path}: no task of split {split!r}; the file has {len(tasks)} tasks of splits {there}")
+        there = sorted({task.split for task in source.tasks})
+        problems = Problems(source.name)
+        problems.add("", f"no task of split {split!r}; the file has {len(source.tasks)} tasks of splits {there}")
+        problems.check()
     return chosen
+
+
+def read_tasks(spec: str, split: str, check: Check | None = None) -> TaskSource:
+    """The tasks of all rows; those without a split belong to ``split``. DataError with all mistakes.
+
+    ``check`` says what is wrong with a well-formed task, or None. A row that repeats an earlier one of its split is
+    left out, with a note.
+    """
+    problems = Problems(spec if names_file(spec) else f"{spec}[{split}]")
+    source = TaskSource(problems.name)
+    try:
+        rows, as_text = _rows(spec, split, problems)
+        _read(rows, split, problems, source, as_text=as_text, check=check)
+    except TooMany:
+        pass
+    problems.check()
+    return source
 
 
 def save_tasks(tasks: Iterable[Task], path: str | Path) -> None:
     """Write ``tasks`` to a ``.jsonl`` or ``.parquet`` file (folders are made); ValueError for another suffix."""
     path = Path(path)
-    if path.suffix not in _SUFFIXES:
+    if path.suffix not in _SAVED:
         raise ValueError(f"{path}: tasks are saved as .jsonl or .parquet, not {path.suffix or 'without a suffix'}")
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [task.to_row() for task in tasks]
@@ -48,21 +84,79 @@ def save_tasks(tasks: Iterable[Task], path: str | Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def _jsonl_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            if line.strip():
-                try:
-                    yield f"{path}: line {number}", json.loads(line)
-                except ValueError as fault:
-                    raise ValueError(f"{path}: line {number}: not JSON ({fault}); write one object a line") from fault
+def file_problem(spec: str) -> str | None:
+    """Why ``spec`` can be neither a file of tasks nor the name of a data set, None where it may be one."""
+    path = Path(spec)
+    if names_file(spec):
+        if path.is_dir():
+            return "is a folder; name one file in it"
+        if not path.exists():
+            return "no such file"
+        return None if path.suffix.lower() in FILES else f"give the file one of the suffixes {', '.join(FILES)}"
+    return None if _HUB.fullmatch(spec) else f"neither a file ({', '.join(FILES)}) nor the name of a data set"
 
 
-def _parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    import pyarrow.parquet as pq
+def names_file(spec: str) -> bool:
+    """Whether ``spec`` means a file, and no data set of the hub."""
+    path = Path(spec)
+    return path.suffix.lower() in FILES or path.exists() or spec.startswith(("/", "./", "../", "~"))
 
-    for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
-        yield f"{path}: row {number}", row
+
+def _rows(spec: str, split: str, problems: Problems) -> tuple[Iterable[tuple[str, Any]], bool]:
+    """The rows with their places, and whether all their values are texts."""
+    if fault := file_problem(spec):
+        problems.add("", fault)
+        return [], False
+    if not names_file(spec):
+        return ((f"row {number}", row) for number, row in enumerate(_hub_rows(spec, split), 1)), False
+    path = Path(spec)
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return read_parquet(path, problems) or [], False
+    text = read_text(path, problems)
+    if text is None:
+        return [], False
+    if suffix in (".csv", ".tsv"):
+        grid = read_csv(text, problems, suffix)
+        if grid and not grid.rows and not problems:
+            problems.add(grid.where, "a header but no rows; add one row for each task")
+        return ((where, dict(zip(grid.header, row, strict=True))) for where, row in grid.rows) if grid else [], True
+    return json_rows(text, problems), False
+
+
+def _read(
+    rows: Iterable[tuple[str, Any]],
+    split: str,
+    problems: Problems,
+    source: TaskSource,
+    *,
+    as_text: bool,
+    check: Check | None,
+) -> None:
+    first: dict[tuple[str, str], tuple[int, bool]] = {}  # (split, key) -> the row, and whether it gave the key itself
+    repeated: list[str] = []
+    for where, row in rows:
+        task = task_of(row, where, split, problems, as_text=as_text)
+        if task is None:
+            continue
+        if check and (fault := check(task)):
+            problems.add(where, fault)
+            continue
+        given = isinstance(row, dict) and bool(row.get("key"))
+        known = first.get((task.split, task.key))
+        if known is None:
+            first[task.split, task.key] = len(source.tasks), given
+        elif source.tasks[known[0]] == task:
+            repeated.append(where)
+            continue
+        else:
+            problems.add(where, f"key = {show(task.key)}: is the key of {source.where[known[0]]} too; keys must differ")
+            continue
+        source.tasks.append(task)
+        source.where.append(where)
+    if repeated:
+        shown = ", ".join(repeated[:5]) + (f" and {len(repeated) - 5} more" if len(repeated) > 5 else "")
+        source.notes.append(f"rows that repeat an earlier one are left out: {shown}")
 
 
 def _hub_rows(spec: str, split: str) -> Iterable[dict[str, Any]]:
@@ -72,18 +166,6 @@ def _hub_rows(spec: str, split: str) -> Iterable[dict[str, Any]]:
         return load_dataset(spec, split=split)  # type: ignore[return-value]
     except Exception as fault:  # the library raises many kinds; all mean that these rows cannot be had
         raise ValueError(
-            f"tasks {spec!r}, split {split!r}: neither a .jsonl or .parquet file nor a data set that can be loaded"
+            f"tasks {spec!r}, split {split!r}: neither a file ({', '.join(FILES)}) nor a data set that can be loaded"
             f" ({type(fault).__name__}: {fault})"
         ) from fault
-
-
-def _task(row: Any, where: str, split: str) -> Task:
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: not an object but {type(row).__name__}")
-    for column in ("prompt", "gold"):
-        if row.get(column) in (None, ""):
-            raise ValueError(f"{where}: missing column {column!r}; columns here: {sorted(row)}")
-    try:
-        return Task.from_row({**row, "split": row.get("split") or split})
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise ValueError(f"{where}: a column cannot be read ({type(fault).__name__}: {fault})") from fault

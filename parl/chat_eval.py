@@ -20,10 +20,10 @@ from envs.base import Role, Task
 from envs.world.config import PICTURE
 from envs.world.environment import WorldEnvironment, world_tools
 from model.tokenizer import Tokenizer, load_tokenizer
+from parl.cold_start import cold_start_hash
 from parl.config import Config
 from parl.demos import build_tokenizer
 from parl.errors import UserError
-from parl.sft import cold_start_hash
 from rewards.budget import critical_budget
 from rollouts.address import check_key, host_of, shown
 from rollouts.engine.chat import ChatEngine, ChatModel

@@ -6,7 +6,7 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from parl.cli_episodes import AsJson, Family, Kind, Step, StoreArg
 from parl.cli_errors import reported
 from parl.errors import UserError
 from parl.terminal import catch_warnings, echo
+
+if TYPE_CHECKING:
+    from parl.config import Config
 
 app = typer.Typer(
     name="parl",
@@ -49,6 +52,7 @@ def train(
             raise UserError("--resume continues the old run and --from-scratch discards it: give one of them")
         resolved = load_config(config, overrides)
         if dry_run:
+            _check_data(resolved)
             echo(to_yaml(resolved), nl=False)
             echo(f"# run folder: {resolved.run_dir}")
         from parl.learner_limits import check_memory
@@ -302,6 +306,19 @@ def plan(
         given = Given(gb=gpu_gb, tflops=gpu_tflops, tbs=gpu_tbs, link_gbs=link_gbs, net_gbs=net_gbs)
         sizes = {"micro_tokens": micro_tokens, "step_tokens": step_tokens, "context": context}
         print_plan(model, gpu, gpus=gpus, zero=zero, ep=ep, offload=offload, host_gb=host_gb, given=given, **sizes)
+
+
+def _check_data(config: Config) -> None:
+    """What ``--dry-run`` says of a user's data; UserError where it cannot be used. Without any, it takes no time."""
+    from parl.cold_start import starter_note
+
+    notes = [starter_note(config)]
+    if config.envs.tasks or config.envs.world.source:
+        from parl.tasks import data_notes
+
+        notes = [*data_notes(config, estimate=True), *notes]
+    for note in filter(None, notes):
+        echo(f"note: {note}", err=True)
 
 
 def _show_version(wanted: bool) -> None:

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from envs.tasks_io import file_problem, names_file
 from model.config import ModelConfig
 from model.hf_config import read_shape
 from parl.config import Config
@@ -26,7 +27,6 @@ from parl.errors import ConfigError
 from parl.redaction import without_credentials
 from rollouts.address import shown
 
-_TASK_FILES = {".jsonl", ".json", ".csv", ".parquet"}
 _TYPE_WORDS = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -335,13 +335,16 @@ def _resolve_paths(path: Path, config: Config) -> Config:
     """Files named in the YAML are looked up beside it first, then from the current folder."""
     world = config.envs.world
     tasks = Path(config.envs.tasks) if config.envs.tasks else None
-    tasks = tasks if tasks and tasks.suffix in _TASK_FILES else None  # anything else is a hub id
+    if tasks and not names_file(str(_beside(path, tasks))):
+        tasks = None  # a data set of the hub
     found = {name: _beside(path, file) for name, file in (("source", world.source), ("tasks", tasks))}
     problems = [
         f"envs.{'world.source' if name == 'source' else name} = {file}: no such file, neither beside {path} nor here"
         for name, file in found.items()
-        if file and not file.is_file()
+        if file and not file.exists()
     ]
+    if config.envs.tasks and not problems and (fault := file_problem(str(found["tasks"] or config.envs.tasks))):
+        problems.append(f"envs.tasks = {config.envs.tasks}: {fault}")
     if problems:
         raise _error(path, problems)
     world = world.model_copy(update={"source": found["source"]})

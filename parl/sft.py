@@ -5,10 +5,11 @@ The result is cached by a hash of all that it depends on; a shipped starter with
 
 from __future__ import annotations
 
-import hashlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -23,12 +24,12 @@ from model.files import remove_leftovers, replacing
 from model.tokenizer import Tokenizer
 from parl.batch import TextRow
 from parl.cluster import actor, local_ray, wait
+from parl.cold_start import cold_start_hash, cold_start_settings, shipped, starter_note
 from parl.config import Config, OptimizerConfig
 from parl.demos import Demonstrator, build_tokenizer
 from parl.drills import drill_batches
 from parl.errors import UserError
 from parl.learner_group import LearnerGroup
-from parl.loading import config_hash
 from parl.ownership import owning
 from parl.terminal import echo
 from rollouts.episode import EpisodeStatus, Trace
@@ -39,17 +40,8 @@ _CHUNK = 48  # demonstrations that one call makes
 _AHEAD = 3  # calls under way
 _SUBAGENTS = 2  # sub-agent traces kept of one demonstration: they are all alike
 _POOL = 49_152  # tokens that are shuffled together
+_ENOUGH = 480  # demonstrations of which one has to fit
 _DEADLINE_S = 300.0
-VERSION = 9  # part of the hash: raised when the demonstrations or the recipe change in code
-
-
-def cold_start_hash(config: Config) -> str:
-    """12 hex digits of everything that the cold start depends on; of a table its content, wherever it lies."""
-    world, parts = config.envs.world, []
-    if world.source is not None:
-        parts.append(hashlib.sha256(world.source.read_bytes()).hexdigest())
-        world = world.model_copy(update={"source": None})
-    return config_hash(config.model, config.tokenizer, world, config.sft, VERSION, *parts)
 
 
 def run_sft(
@@ -63,15 +55,18 @@ def run_sft(
         raise UserError(f"model.init = {config.model.init}: there is no cold start to train; leave the key out")
     key = cold_start_hash(config)
     folder = config.root / "cold_start" / key
-    shipped = config.starter / key if config.starter else None
+    starter = shipped(config)
     if from_scratch or not (folder / SINGLE).exists():
         with owning_cold_start(folder):
-            if not from_scratch and shipped and (shipped / SINGLE).exists():
+            if not from_scratch and starter:
                 with replacing(folder) as partial:
-                    shutil.copytree(shipped, partial)
+                    shutil.copytree(starter, partial)
             elif from_scratch or not (folder / SINGLE).exists():
+                if not from_scratch and (note := starter_note(config)):
+                    print(f"note: {note}", file=sys.stderr)
                 weights, tokenizer, metrics = _train(config, report or print_report())
-                save_policy(folder, config.model.shape, weights, tokenizer, {"hash": key, **metrics})
+                meta = {"hash": key, **metrics, "settings": cold_start_settings(config)}
+                save_policy(folder, config.model.shape, weights, tokenizer, meta)
     if out is not None:
         weights, _, tokenizer, meta = load_policy(folder)
         save_policy(out / key, config.model.shape, weights, tokenizer, meta, dtype="bfloat16")
@@ -116,8 +111,13 @@ class DemoWorker:
 
     async def rows(self, start: int, count: int = _CHUNK) -> list[TextRow]:
         """Rows of ``count`` demonstrations from ``start`` on: a function of its arguments alone."""
+        return (await self.chunk(start, count))[0]
+
+    async def chunk(self, start: int, count: int = _CHUNK) -> tuple[list[TextRow], list[int]]:
+        """The same, and the lengths of the orchestrators' traces, those that do not fit among them."""
         rng = Random(f"rows:{self._config.sft.seed}:{start}")
         rows: list[TextRow] = []
+        lengths = []
         for index in range(start, start + count):
             episode = await self._demos.episode(index)
             if episode.status is not EpisodeStatus.ANSWERED:
@@ -125,7 +125,39 @@ class DemoWorker:
             limit = self._config.model.max_position_embeddings
             fitting = text_rows(episode, self._config.sft.observation_weight, rng)
             rows += [row for row in fitting if len(row.tokens) <= limit]
-        return rows
+            lengths.append(len(episode.orchestrator.tokens))
+        return rows, lengths
+
+
+@dataclass(slots=True)
+class Fit:
+    """How many demonstrations fit the policy's context of ``limit`` tokens, of those that were made."""
+
+    limit: int
+    made: int = 0
+    fit: int = 0
+    shortest: int = 0
+
+    def count(self, lengths: list[int]) -> None:
+        """Demonstrations of these lengths came; UserError where none of the first few hundred fits."""
+        self.made += len(lengths)
+        self.fit += sum(length <= self.limit for length in lengths)
+        self.shortest = min([*lengths, *([self.shortest] if self.shortest else [])])
+        if not self.fit and self.made >= _ENOUGH:
+            raise UserError(
+                f"none of {self.made} demonstrations fits model.max_position_embeddings = {self.limit} (the shortest"
+                f" has {self.shortest} tokens): raise it, lower envs.world.widths, or shorten the table's cells"
+            )
+
+    def note(self) -> str | None:
+        """What was left out, None where nothing was."""
+        left = self.made - self.fit
+        return (
+            f"{left} of {self.made} demonstrations were longer than model.max_position_embeddings = {self.limit} and"
+            " were left out of the cold start"
+            if left
+            else None
+        )
 
 
 def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
@@ -149,7 +181,8 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
         )
         worker = actor(DemoWorker, config, str(path.resolve()))
         done, metrics = 0, {}
-        for batch in _batches(config, tokenizer, worker):
+        fit = Fit(config.model.max_position_embeddings)
+        for batch in _batches(config, tokenizer, worker, fit):
             scale = learning_rate(done / sft.tokens)
             metrics = learner.text_step(batch, lr_scale=scale)
             done += sum(len(row.tokens) for row in batch)
@@ -159,6 +192,8 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
         weights = learner.weights()
         learner.close()
         ray.kill(worker)
+    if note := fit.note():
+        print(f"note: {note}", file=sys.stderr)
     if not np.isfinite(metrics["loss"]):
         raise UserError("the cold start diverged: lower sft.lr and sft.muon_lr")
     return weights, tokenizer, metrics
@@ -173,7 +208,7 @@ def check_placeholder(model: ModelConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def _batches(config: Config, tokenizer: Tokenizer, worker) -> Iterator[list[TextRow]]:
+def _batches(config: Config, tokenizer: Tokenizer, worker, fit: Fit) -> Iterator[list[TextRow]]:
     """Batches of at least ``batch_tokens`` tokens: drills, then mixed traces in a seeded order."""
     yield from drill_batches(config, tokenizer)
     rng = Random(config.sft.seed)
@@ -182,9 +217,11 @@ def _batches(config: Config, tokenizer: Tokenizer, worker) -> Iterator[list[Text
     pool: list[TextRow] = []
     while True:
         while len(pending) < _AHEAD:
-            pending.append(worker.rows.remote(start))
+            pending.append(worker.chunk.remote(start))
             start += _CHUNK
-        pool += wait(pending.pop(0), _DEADLINE_S)
+        rows, lengths = wait(pending.pop(0), _DEADLINE_S)
+        fit.count(lengths)
+        pool += rows
         total = sum(len(row.tokens) for row in pool)
         if total < max(6 * size, _POOL):
             continue

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 from envs.base import Task
-from envs.tasks_io import load_tasks
+from envs.tasks_io import TaskSource, read_tasks
 from envs.world.environment import WorldEnvironment
+from envs.world.table import ENOUGH, read_table, smallest_split
+from envs.world.tasks import distinct_tasks
 from parl.config import Config
 from parl.errors import UserError
+from parl.fit import Context, demonstrations_that_fit, fitting
+from rewards.outcome.reach import unreachable
+
+_LISTED = 5
+_LEAST_ROWS = 140  # of a table whose splits are kept apart: the smallest gets about 15 %
 
 
 class TrainTasks:
@@ -25,35 +36,147 @@ class TrainTasks:
 
 
 def held_out_tasks(config: Config) -> list[Task]:
-    """The evaluation's tasks: the first ``eval.tasks`` distinct ones of its split."""
+    """The evaluation's tasks: the first ``eval.tasks`` distinct ones of its split, or as many as there are."""
     own = _own_tasks(config, config.eval.split)
     if own:
         return own[: config.eval.tasks]
     stream = WorldEnvironment(config.envs.world).task_stream(config.eval.split, config.eval.seed)
-    tasks: dict[str, Task] = {}
-    for task in stream:
-        tasks.setdefault(task.key, task)
-        if len(tasks) == config.eval.tasks:
-            break
-    return list(tasks.values())
+    return distinct_tasks(stream, config.eval.tasks)
 
 
 def check_tasks(config: Config) -> None:
-    """Raise UserError now, not after the cold start, when the world's table or the task file is bad."""
+    """Raise UserError now, not after the cold start, when the world's table or the task file is bad.
+
+    What is worth a word but no mistake is printed to standard error, a line each.
+    """
+    for note in data_notes(config):
+        print(f"note: {note}", file=sys.stderr)
+
+
+def data_notes(config: Config, *, estimate: bool = False) -> list[str]:
+    """Check all data of ``config``; what its user should know before it is used. UserError with all mistakes.
+
+    ``estimate``: count tokens with another starter's vocabulary rather than train the run's own.
+    """
     try:
-        TrainTasks(config).take(0, 1)
-        held_out_tasks(config)
+        return _checked(config, Context(config, estimate=estimate))
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
+
+
+def _checked(config: Config, context: Context) -> list[str]:
+    notes = []
+    table, own = config.envs.world.source, config.envs.tasks
+    if table is not None:
+        notes += _table_notes(config, table, context)
+    if own:
+        for split in ("train", config.eval.split):
+            notes += _own_notes(config, split, context)
+    else:
+        TrainTasks(config).take(0, 1)
+        found = len(held_out_tasks(config))
+        if found < config.eval.tasks:
+            notes.append(
+                f"eval.tasks = {config.eval.tasks}: this world has {found} distinct tasks of split {config.eval.split};"
+                " the evaluation takes these"
+            )
+    if (own or table) and config.model.init is None:
+        notes.append(
+            "the policy is trained from scratch on the generated world's words and cannot read real ones: of your own"
+            " words expect an item-F1 near 0; name a pretrained checkpoint with model.init to go beyond that"
+        )
+    return list(dict.fromkeys(notes))
+
+
+# ---------------------------------------------------------------- a table
+
+
+def _table_notes(config: Config, path: Path, context: Context) -> list[str]:
+    entities = read_table(path)
+    notes = []
+    if smallest_split(entities) < ENOUGH:
+        notes.append(
+            f"{path}: {len(entities)} rows are too few to be divided: train, val and test share them all, so held-out"
+            f" scores measure looking up, not new names; about {_LEAST_ROWS} rows are needed to keep the splits apart"
+        )
+    if config.model.init is not None:
+        return notes
+    fit, made, shortest = demonstrations_that_fit(config, context)
+    limit = config.model.max_position_embeddings
+    if not fit:
+        raise UserError(
+            f"{path}: none of {made} demonstrations over this table fits model.max_position_embeddings = {limit} (the"
+            f" shortest has {shortest} tokens): shorten its cells, use fewer columns, lower envs.world.widths, or raise"
+            " model.max_position_embeddings"
+        )
+    if fit < made:
+        notes.append(
+            f"{path}: {made - fit} of {made} demonstrations are longer than model.max_position_embeddings = {limit} and"
+            " are left out of the cold start: it sees fewer wide tables"
+        )
+    return notes
+
+
+# ---------------------------------------------------------------- own tasks
+
+
+def _own_notes(config: Config, split: str, context: Context) -> list[str]:
+    assert config.envs.tasks
+    source = read_tasks(config.envs.tasks, split, lambda task: unreachable(task.gold))
+    rows = [(where, task) for where, task in zip(source.where, source.tasks, strict=True) if task.split == split]
+    _need_split(source, split, len(rows))
+    notes = [f"{source.name}: {note}" for note in source.notes]
+    long = [(where, tokens) for where, task in rows if (tokens := context.too_long(task)) is not None]
+    if long:
+        said = (
+            f"{source.name}: {len(long)} of {len(rows)} prompts of split {split} leave no room to answer within"
+            f" {context.name} = {context.limit}: {_places(long)}"
+        )
+        if len(long) == len(rows):
+            raise UserError(f"{said}; nothing is left: shorten the prompts or raise {context.name}")
+        notes.append(f"{said}; they are left out")
+    left = len(rows) - len(long)
+    if split == "train" and left < config.rollouts.tasks_per_step:
+        notes.append(
+            f"{source.name}: {left} tasks to train on, fewer than rollouts.tasks_per_step ="
+            f" {config.rollouts.tasks_per_step}: a step asks some twice and gets the"
+            f" same episodes; set it to {left} or give more rows"
+        )
+    if split != "train" and left < config.eval.tasks:
+        notes.append(f"eval.tasks = {config.eval.tasks}: {source.name} has {left} of split {split}; all are used")
+    return notes
+
+
+def _need_split(source: TaskSource, split: str, found: int) -> None:
+    if found:
+        return
+    there = {task.split: 0 for task in source.tasks}
+    for task in source.tasks:
+        there[task.split] += 1
+    counted = ", ".join(f"{count} of {name}" for name, count in sorted(there.items()))
+    raise UserError(
+        f"{source.name}: no task of split {split!r}, where at least one is needed; the file has {counted}. Give rows"
+        f" the split {split!r}, or leave the column out: then training and evaluation share all rows"
+    )
+
+
+def _places(long: Sequence[tuple[str, int]]) -> str:
+    kind = long[0][0].partition(" ")[0]
+    numbers = ", ".join(f"{where.partition(' ')[2]} ({tokens} tokens)" for where, tokens in long[:_LISTED])
+    more = f" and {len(long) - _LISTED} more" if len(long) > _LISTED else ""
+    return f"{kind}{'s' if len(long) > 1 else ''} {numbers}{more}"
 
 
 def _own_tasks(config: Config, split: str) -> list[Task]:
     if not config.envs.tasks:
         return []
     try:
-        tasks = load_tasks(config.envs.tasks, split)
+        source = read_tasks(config.envs.tasks, split, lambda task: unreachable(task.gold))
+        tasks = [task for task in source.tasks if task.split == split]
+        _need_split(source, split, len(tasks))
+        fit = fitting(config, tasks)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
-    if not tasks:
-        raise UserError(f"envs.tasks={config.envs.tasks} holds no task of split {split!r}")
-    return tasks
+    if not fit:
+        raise UserError(f"envs.tasks = {config.envs.tasks}: no prompt of split {split!r} fits the context")
+    return fit

@@ -1,15 +1,22 @@
-"""A user's CSV table as a world: a row is an entity, the first column its name, the others its attributes."""
+"""A user's table as a world: a row is an entity, the first column its name, the others its attributes."""
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
 
+from envs.data.grid import Grid, grid_of, read_csv, read_parquet
+from envs.data.json_rows import json_rows
+from envs.data.problems import Problems, TooMany
+from envs.data.text import read_text
 from envs.world.knowledge import Entity, Knowledge
 from envs.world.lexicon import SPLITS, split_of
 
-_ENOUGH = 16  # rows that every split needs before the splits are kept apart
+ENOUGH = 16  # rows that every split needs before the splits are kept apart
+FILES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson")
+_NUMBER = re.compile(r"[-+]?[\d.,%]+")
+_YEAR = re.compile(r"[12]\d{3}")
+_ARTICLES = {"a", "an", "the"}  # scoring drops them: an answer of nothing else is empty
 
 
 def table_knowledge(path: Path, split: str) -> Knowledge:
@@ -17,73 +24,106 @@ def table_knowledge(path: Path, split: str) -> Knowledge:
 
     Rows go to splits by a stable hash of their name. Where that would leave a split with fewer than 16 rows, the
     table is too small to be divided: then ALL SPLITS SHARE ALL ROWS, and held-out scores measure the skill of looking
-    up, not unseen names. An empty cell is a fact that the world does not know. Raises ValueError that names file,
-    line, what is wrong and how to mend it.
+    up, not unseen names. An empty cell is a fact that the world does not know. Raises DataError (a ValueError) that
+    names file, line, what is wrong and how to mend it, for all mistakes at once.
     """
     entities = read_table(path)
-    parts = {name: {e.name: e for e in entities if split_of(e.name) == name} for name in SPLITS}
-    apart = min(len(part) for part in parts.values()) >= _ENOUGH
-    chosen = parts[split] if apart else {e.name: e for e in entities}
-    return Knowledge(split=split, seed=0, entities=chosen)
+    chosen = entities if smallest_split(entities) < ENOUGH else [e for e in entities if split_of(e.name) == split]
+    return Knowledge(split=split, seed=0, entities={e.name: e for e in chosen})
+
+
+def smallest_split(entities: list[Entity]) -> int:
+    """Rows of the split that gets fewest of them."""
+    owners = [split_of(entity.name) for entity in entities]
+    return min(owners.count(split) for split in SPLITS)
 
 
 def read_table(path: Path) -> list[Entity]:
-    """The rows of a CSV file as entities, in file order; ValueError (file, line, fault, cure) when it is malformed."""
+    """The rows of a table as entities, in file order.
+
+    CSV (also with ``;`` or tabs), TSV, Parquet, JSON and JSON Lines. DataError (file, line, fault, cure) of all that is
+    wrong with it.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; set envs.world.source to a CSV table")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.reader(handle, strict=True)
-            lines = [(reader.line_num, [_clean(cell) for cell in row]) for row in reader]
-    except (csv.Error, UnicodeDecodeError) as fault:
-        raise ValueError(f"{path}: not a CSV file in UTF-8 ({fault}); export it again as CSV, UTF-8") from fault
-    lines = [(number, row) for number, row in lines if any(row)]
-    if not lines:
-        raise ValueError(f"{path}: line 1: the file is empty; write a header (name, attribute, ...) and rows below it")
-    header_line, header = lines[0]
-    _check_header(path, header_line, header)
-    if len(lines) == 1:
-        raise ValueError(f"{path}: line {header_line}: a header but no rows; add one row for each entity")
-    return _entities(path, header, lines[1:])
-
-
-def _check_header(path: Path, line: int, header: list[str]) -> None:
-    where = f"{path}: line {line}:"
-    if any(not cell or re.fullmatch(r"[-+]?[\d.,%]+", cell) for cell in header):
-        raise ValueError(f"{where} no header (it has an empty or numeric cell: {header}); name every column in line 1")
-    if len(header) < 2:
-        raise ValueError(f"{where} only one column {header}; add at least one attribute, separated by commas")
-    folded = [cell.casefold() for cell in header]
-    twice = next((cell for cell in folded if folded.count(cell) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{where} column {twice!r} appears twice; give each column its own name")
-
-
-def _entities(path: Path, header: list[str], lines: list[tuple[int, list[str]]]) -> list[Entity]:
-    seen: dict[str, int] = {}
+    problems = Problems(str(path))
     entities: list[Entity] = []
-    for number, row in lines:
-        where = f"{path}: line {number}:"
-        if len(row) != len(header):
-            raise ValueError(
-                f"{where} {len(row)} cells where the header has {len(header)}; add or remove cells, and put values"
-                " that hold a comma in double quotes"
-            )
+    try:
+        grid = _grid(path, problems)
+        if grid is not None:
+            _check_header(grid, problems)
+            entities = _entities(grid, problems)
+    except TooMany:
+        pass
+    problems.check()
+    return entities
+
+
+def _grid(path: Path, problems: Problems) -> Grid | None:
+    suffix = path.suffix.lower()
+    if not path.exists():
+        problems.add("", "no such file; set envs.world.source to a table")
+        return None
+    if suffix == ".parquet" and path.is_file():
+        rows = read_parquet(path, problems)
+        return grid_of(rows, problems, _clean) if rows else None
+    text = read_text(path, problems)
+    if text is None:
+        return None
+    if suffix in (".json", ".jsonl", ".ndjson"):
+        return grid_of(json_rows(text, problems), problems, _clean)
+    if suffix not in FILES and suffix != ".txt":
+        problems.add("", f"is no kind of table that is known: give it one of the suffixes {', '.join(FILES)}")
+        return None
+    return read_csv(text, problems, suffix, _clean)
+
+
+def _check_header(grid: Grid, problems: Problems) -> None:
+    header, where = grid.header, grid.where
+    numeric = [cell for cell in header if _NUMBER.fullmatch(cell) and not _YEAR.fullmatch(cell)]
+    if numeric or (header and _NUMBER.fullmatch(header[0])):
+        problems.add(where, f"no header (it has a numeric cell: {header}); name every column in line 1")
+    elif len(header) < 2:
+        problems.add(where, f"only one column {header}; add at least one attribute, separated by commas")
+    for label in header[1:]:
+        if "".join(label.casefold().split()) == "name":
+            cure = "answers call the first column 'name'; rename this one, or put it first"
+            problems.add(where, f"column {label!r} is not the first, but {cure}")
+    if not grid.rows and not problems:
+        problems.add(where, "a header but no rows; add one row for each entity")
+
+
+def _entities(grid: Grid, problems: Problems) -> list[Entity]:
+    seen: dict[str, str] = {}
+    entities: list[Entity] = []
+    label = grid.header[0] if grid.header else ""
+    for where, row in grid.rows:
         name = row[0]
         if not name:
-            raise ValueError(f"{where} the first column ({header[0]!r}) is empty; every row needs a name there")
+            problems.add(where, f"the first column ({label!r}) is empty; every row needs a name there")
+            continue
         if name.casefold() in seen:
             first = seen[name.casefold()]
-            raise ValueError(f"{where} duplicate key {name!r} (first in line {first}); keep one of them or rename it")
-        seen[name.casefold()] = number
-        values = {label: value for label, value in zip(header[1:], row[1:], strict=True) if value}
+            problems.add(where, f"duplicate key {name!r} (first in {first}); keep one of them or rename it")
+            continue
+        if not any(c.isalnum() for c in name):
+            problems.add(where, f"{label} = {name!r}: a name needs a letter or a digit, or it cannot be searched for")
+        seen[name.casefold()] = where
+        values = {column: value for column, value in zip(grid.header[1:], row[1:], strict=True) if value}
+        for column, value in values.items():
+            if set(value.casefold().split()) <= _ARTICLES:
+                problems.add(
+                    where, f"{column} = {value!r}: scoring drops articles, so no answer matches; add a word to it"
+                )
         entities.append(Entity(name=name, kind="row", values=values))
-    if not any(entity.values for entity in entities):
-        raise ValueError(f"{path}: no row has a value; fill at least one cell beside the names")
+    if entities and not any(entity.values for entity in entities):
+        problems.add("", "no row has a value; fill at least one cell beside the names")
     return entities
 
 
 def _clean(cell: str) -> str:
-    """One line, single spaces, no pipe: pages are read by lines and answers are tables with pipes."""
-    return " ".join(cell.split()).replace("|", "/")
+    """One line, single spaces, no pipe: pages are read by lines and answers are tables with pipes.
+
+    What has neither letter nor digit (``-``, ``?``, ``n/a`` is none of them) is an empty cell: scoring drops it.
+    """
+    text = " ".join(cell.split()).replace("|", "/")
+    return text if any(c.isalnum() for c in text) else ""

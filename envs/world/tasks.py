@@ -18,6 +18,7 @@ from envs.world.wording import items, numbered, path_words, question
 
 LOOKUP, FAN_OUT, ANSWER = 2, 4, 1  # critical steps
 _TRIES = 50
+_REPEATS = 1000  # draws in a row without a new task, after which a small world is taken to have no more
 
 
 class TaskStream:
@@ -168,6 +169,21 @@ def generate_tasks(knowledge: Knowledge, split: str, count: int, seed: int, conf
             break
         task = stream[index]
         tasks.setdefault(task.key, task)
+    return list(tasks.values())
+
+
+def distinct_tasks(stream: TaskStream, count: int) -> list[Task]:
+    """The first ``count`` distinct tasks of ``stream``; all that it has where these are fewer.
+
+    It is taken to have no more once ``count`` draws in a row, and a thousand at least, brought nothing new.
+    """
+    tasks: dict[str, Task] = {}
+    repeated = 0
+    for task in stream:
+        repeated = repeated + 1 if task.key in tasks else 0
+        tasks.setdefault(task.key, task)
+        if len(tasks) == count or repeated > max(_REPEATS, count):
+            break
     return list(tasks.values())
 
 

@@ -21,11 +21,12 @@ from model.checkpoint import load_policy
 from model.tokenizer import Tokenizer
 from parl import sft
 from parl.batch import TextRow
+from parl.cold_start import cold_start_hash
 from parl.config import Config
 from parl.demos import Demonstrator, build_tokenizer
 from parl.drills import agenda_drill, copying_drill, drill_batches, row_of
 from parl.loading import load_config
-from parl.sft import cold_start_hash, learning_rate, run_sft, text_rows
+from parl.sft import learning_rate, run_sft, text_rows
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 
 

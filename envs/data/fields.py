@@ -1,0 +1,37 @@
+"""Names of fields: which are ours, which other trainers' rows have, and what a slip of the pen was meant to be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+REQUIRED = ("prompt", "gold")
+OPTIONAL = ("split", "family", "width", "oracle", "plan", "key")
+ANSWERS = ("ground_truth", "answers", "answer", "solution", "completion")  # read as gold where there is none; in order
+PROMPTS = ("question", "query", "instruction", "input", "problem", "text", "task")  # what others call a prompt
+_CLOSE = 0.8
+_SHORT = ("plan", "key")  # too short to guess at: a column "planet" is no slip
+
+
+def near(name: str, known: Iterable[str]) -> str | None:
+    """The name among ``known`` that ``name`` was probably meant to be, None where it is none of them."""
+    known = list(known)
+    folded = "".join(c for c in name.casefold() if c.isalnum())
+    same = [one for one in known if one.replace("_", "") == folded and one != name]
+    return next(iter(same or difflib.get_close_matches(name.casefold(), known, n=1, cutoff=_CLOSE)), None)
+
+
+def slips(row: dict[str, Any]) -> dict[str, str]:
+    """Columns of ``row`` whose names are nearly those of absent fields of ours: the column -> the field."""
+    absent = [name for name in (*REQUIRED, *OPTIONAL) if empty(row.get(name))]
+    known = {*REQUIRED, *OPTIONAL, *ANSWERS, *PROMPTS, "messages", "reward_model", "data_source", "extra_info"}
+    found = {name: near(name, absent) for name in row if isinstance(name, str) and name not in known}
+    return {name: field for name, field in found.items() if field and (field not in _SHORT or name.casefold() == field)}
+
+
+def empty(value: Any) -> bool:
+    """Whether a field counts as not given: absent, null, blank text, or Parquet's NaN."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and value != value)

@@ -1,0 +1,81 @@
+"""Prompts and answers as chat messages, the way verl's and TRL's data sets hold them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from envs.data.problems import Say
+
+_CURE = 'write {"role": "user", "content": "..."}'
+_ROLES = ("system", "developer", "user", "assistant")
+
+
+def prompt_of(messages: list[Any], field: str, say: Say) -> str | None:
+    """The question of ``messages``; None where there is none, after ``say`` was told why.
+
+    It is what system and user say, a blank line between them. An answer behind it (TRL's ``messages``) does not belong
+    to it; a conversation of several turns is no task.
+    """
+    parts: list[str] = []
+    asked = answered = False
+    for number, message in enumerate(messages):
+        at = f"{field}[{number}]"
+        read = _message(message, at, say)
+        if read is None:
+            return None
+        role, text = read
+        if role == "assistant":
+            answered = True
+            continue
+        if answered:
+            say(f"{at}.role", "comes after an answer, and a task is one question; keep one message of the user", role)
+            return None
+        asked |= role == "user" and bool(text.strip())
+        parts.append(text)
+    if not asked:
+        say(field, f"holds no message of the user, or an empty one; {_CURE}")
+        return None
+    return "\n\n".join(part for part in parts if part.strip())
+
+
+def answer_of(messages: list[Any], field: str, say: Say) -> str | None:
+    """What the last of ``messages`` says, the assistant's; None where it is not one."""
+    at = f"{field}[{len(messages) - 1}]"
+    read = _message(messages[-1], at, say)
+    if read is None:
+        return None
+    role, text = read
+    if role != "assistant":
+        say(f"{at}.role", "must be assistant: the last message is the answer", role)
+        return None
+    return text
+
+
+def are_messages(value: Any) -> bool:
+    """Whether ``value`` is a list of objects, as messages are."""
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
+
+
+def _message(message: Any, at: str, say: Say) -> tuple[str, str] | None:
+    """Role and text of one message."""
+    if not isinstance(message, dict):
+        say(at, f"must be a message; {_CURE}", message)
+        return None
+    role, content = message.get("role"), message.get("content")
+    if role not in _ROLES:
+        say(f"{at}.role", "must be one of system, user, assistant", role)
+        return None
+    if isinstance(content, list):
+        for number, part in enumerate(content):
+            if (
+                not isinstance(part, dict)
+                or part.get("type", "text") != "text"
+                or not isinstance(part.get("text"), str)
+            ):
+                say(f"{at}.content[{number}]", "only text can be asked; leave pictures and sounds out", part)
+                return None
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        say(f"{at}.content", f"must be text; {_CURE}", content)
+        return None
+    return role, content

@@ -1,0 +1,70 @@
+"""The mistakes of one source of data, collected, so that all of them are told at once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Protocol
+
+NOTHING: Any = object()  # where no value is to be shown
+MOST_SHOWN = 20
+_STOP = 1000  # problems after which no more rows are looked at
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the text names the file and, for each mistake, line, field, value and cure."""
+
+
+class TooMany(Exception):
+    """So many mistakes that the rest of the file is not looked at."""
+
+
+class Say(Protocol):
+    """Takes a mistake of one row."""
+
+    def __call__(self, field: str, text: str, value: Any = ...) -> None:
+        """``field``'s ``value`` is shown where it is given; ``text`` says what is wrong and how to mend it."""
+
+
+class Problems:
+    """Mistakes of the source ``name``, in the order in which they are found, and what is worth a word besides."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.notes: list[str] = []
+        self._found: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, where: str, text: str) -> None:
+        """One mistake. ``where`` is the line or row, empty where the whole file is meant."""
+        self._found.append(f"{where}: {text}" if where else text)
+        if len(self._found) >= _STOP:
+            raise TooMany
+
+    def check(self) -> None:
+        """Raise :class:`DataError` where there are mistakes: the first 20 of them and the number of the others."""
+        if not self._found:
+            return
+        if len(self._found) == 1:
+            raise DataError(f"{self.name}: {self._found[0]}")
+        lines = [f"  - {problem}" for problem in self._found[:MOST_SHOWN]]
+        more = len(self._found) - MOST_SHOWN
+        if more > 0:
+            lines.append(f"  and {'at least ' * (len(self._found) >= _STOP)}{more} more")
+        raise DataError(f"{self.name}: {len(self._found)} problems\n" + "\n".join(lines))
+
+
+def show(value: Any, most: int = 80) -> str:
+    """``value`` in one short line of ASCII-safe JSON, for a message."""
+    if written := getattr(value, "written", None):  # a number, as the file has it
+        return str(written)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):
+        text = repr(type(value))
+    text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -1,0 +1,46 @@
+"""Single values of a user's rows as text, and what no text may hold."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+import re
+from typing import Any
+
+from envs.data.json_rows import Written
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def scalar_text(value: Any, *, empty: bool = False) -> tuple[str, str]:
+    """``value`` as text, and what is wrong with it ("" where nothing is).
+
+    Numbers are written as the file has them (a whole float of Parquet without its ``.0``), truth values as ``true`` and
+    ``false``. ``empty``: null and NaN are an empty text, no mistake.
+    """
+    if isinstance(value, str):
+        return value, text_fault(value)
+    if isinstance(value, bool):
+        return str(value).lower(), ""
+    if isinstance(value, Written):
+        return value.written, ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "", "" if empty and math.isnan(value) else "is no finite number; leave the row out or write text"
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value), ""
+    if isinstance(value, int | decimal.Decimal | datetime.date | datetime.time):
+        return str(value), ""
+    if value is None:
+        return "", "" if empty else "must be text, not null"
+    kind = {dict: "an object", list: "a list", bytes: "bytes"}.get(type(value), type(value).__name__)
+    return "", f"must be text, a number or a truth value, not {kind}"
+
+
+def text_fault(text: str) -> str:
+    """What ``text`` holds that no file of episodes and no model can carry; "" where there is nothing."""
+    if found := _HALF.search(text):
+        return f"holds half of a character (\\u{ord(found[0]):04x}); write the whole character"
+    if "\0" in text:
+        return "holds the character U+0000; remove it"
+    return ""

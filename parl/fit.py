@@ -1,0 +1,131 @@
+"""Which prompts, pages and demonstrations fit the policy's context. No torch.
+
+An agent first reads its tools, its system prompt and the question. All that, and room to answer, has to fit
+``model.max_position_embeddings`` (or ``rollouts.context.orchestrator_tokens``, where that is less). The room is what
+the gold answer takes, and an eighth of the context at least.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from envs.base import Gold, Task
+from envs.world.environment import world_tools
+from model.chat import chat_pieces, user_pieces
+from model.tokenizer import Tokenizer, load_tokenizer
+from parl.cold_start import cold_start_folder, shipped
+from parl.config import Config
+from rewards.outcome.reach import ideal_answer
+from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
+
+_SHARE = 8  # at least one part in so many of the context is left to answer in
+_SAMPLED = 24  # demonstrations that are looked at beforehand
+
+
+class Context:
+    """The orchestrator's context under ``config``, and what of it a text takes."""
+
+    def __init__(self, config: Config, *, estimate: bool = False) -> None:
+        """``estimate``: take the tokenizer of any starter where the run's own is not there yet."""
+        self.config = config
+        own = config.rollouts.context.orchestrator_tokens
+        self.limit = min(filter(None, (config.model.max_position_embeddings, own)))
+        self.name = "model.max_position_embeddings" if own is None or own > self.limit else "rollouts.context"
+        self._estimate = estimate
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The policy's: of ``model.init``, of the cached or shipped cold start, or trained now."""
+        return _tokenizer(self.config, estimate=self._estimate)
+
+    @cached_property
+    def opening(self) -> int:
+        """Tokens of tools and system prompt."""
+        tools = [*world_tools(self.config.envs.world), *(SPAWNING if self.config.rollouts.swarm else ())]
+        declared = [tool.to_openai() for tool in tools]
+        message = {"role": "system", "content": ORCHESTRATOR_PROMPT}
+        pieces = chat_pieces([message], declared, thinking=False, add_generation_prompt=False)
+        return len(self.tokenizer.encode_segments(pieces))
+
+    def prompt(self, text: str) -> int:
+        """Tokens that an episode of the question ``text`` begins with."""
+        return self.opening + len(self.tokenizer.encode_segments(user_pieces(text, thinking=False)))
+
+    def room(self, gold: Gold) -> int:
+        """Tokens that have to be left to answer."""
+        least = self.limit // _SHARE
+        answer = ideal_answer(gold)
+        return (
+            least if len(answer.encode("utf-8", "replace")) <= least else max(least, len(self.tokenizer.encode(answer)))
+        )
+
+    def too_long(self, task: Task) -> int | None:
+        """Tokens of the prompt of ``task`` where it does not fit, else None."""
+        most = len(task.prompt.encode("utf-8", "replace")) + len(ideal_answer(task.gold).encode("utf-8", "replace"))
+        if self.opening + most + self.limit // _SHARE + 16 <= self.limit:  # a token has one byte at least
+            return None
+        tokens = self.prompt(task.prompt)
+        return tokens if tokens + self.room(task.gold) > self.limit else None
+
+
+def fitting(config: Config, tasks: Sequence[Task]) -> list[Task]:
+    """``tasks`` without those whose prompts do not fit."""
+    context = Context(config)
+    return [task for task in tasks if context.too_long(task) is None]
+
+
+def demonstrations_that_fit(config: Config, context: Context) -> tuple[int, int, int]:
+    """Of the first demonstrations of the cold start: how many fit, how many were made, tokens of the shortest."""
+    from parl.demos import Demonstrator
+
+    demos = Demonstrator(config, context.tokenizer)
+
+    async def lengths() -> list[int]:
+        try:
+            return [len((await demos.episode(index)).orchestrator.tokens) for index in range(_SAMPLED)]
+        finally:
+            await demos.environment.close()
+
+    found = asyncio.run(lengths())
+    limit = config.model.max_position_embeddings
+    return sum(length <= limit for length in found), len(found), min(found)
+
+
+def _tokenizer(config: Config, *, estimate: bool) -> Tokenizer:
+    if config.model.init is not None:
+        return load_tokenizer(config.model.init)
+    exact = [cold_start_folder(config), shipped(config)]
+    others = sorted(config.starter.glob("*/tokenizer.json")) if estimate and config.starter else []
+    for folder in (*exact, *(file.parent for file in others)):
+        if folder is not None and (folder / "tokenizer.json").is_file():
+            return _loaded(folder)
+    return _built(_Key(config))
+
+
+@lru_cache(maxsize=4)
+def _loaded(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder)
+
+
+class _Key:
+    """A configuration as far as its vocabulary goes."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._text = f"{config.tokenizer!r} {config.sft.seed} {config.envs.world.widths} {config.envs.world.pictures}"
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and other._text == self._text
+
+
+@lru_cache(maxsize=4)
+def _built(key: _Key) -> Tokenizer:
+    from parl.demos import build_tokenizer
+
+    return build_tokenizer(key.config)
