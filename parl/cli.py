@@ -312,12 +312,12 @@ def _check_data(config: Config) -> None:
     """What ``--dry-run`` says of a user's data; UserError where it cannot be used. Without any, it takes no time."""
     from parl.cold_start import starter_note
 
-    notes = [starter_note(config)]
+    notes = []
     if config.envs.tasks or config.envs.world.source:
         from parl.tasks import data_notes
 
-        notes = [*data_notes(config, estimate=True), *notes]
-    for note in filter(None, notes):
+        notes = data_notes(config, estimate=True)
+    for note in filter(None, [*notes, starter_note(config)]):
         echo(f"note: {note}", err=True)
 
 

@@ -6,7 +6,6 @@ The result is cached by a hash of all that it depends on; a shipped starter with
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ def run_sft(
                     shutil.copytree(starter, partial)
             elif from_scratch or not (folder / SINGLE).exists():
                 if not from_scratch and (note := starter_note(config)):
-                    print(f"note: {note}", file=sys.stderr)
+                    echo(f"note: {note}", err=True)
                 weights, tokenizer, metrics = _train(config, report or print_report())
                 meta = {"hash": key, **metrics, "settings": cold_start_settings(config)}
                 save_policy(folder, config.model.shape, weights, tokenizer, meta)
@@ -193,7 +192,7 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
         learner.close()
         ray.kill(worker)
     if note := fit.note():
-        print(f"note: {note}", file=sys.stderr)
+        echo(f"note: {note}", err=True)
     if not np.isfinite(metrics["loss"]):
         raise UserError("the cold start diverged: lower sft.lr and sft.muon_lr")
     return weights, tokenizer, metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from envs.world.tasks import distinct_tasks
 from parl.config import Config
 from parl.errors import UserError
 from parl.fit import Context, demonstrations_that_fit, fitting
+from parl.terminal import echo
 from rewards.outcome.reach import unreachable
 
 _LISTED = 5
@@ -50,7 +50,7 @@ def check_tasks(config: Config) -> None:
     What is worth a word but no mistake is printed to standard error, a line each.
     """
     for note in data_notes(config):
-        print(f"note: {note}", file=sys.stderr)
+        echo(f"note: {note}", err=True)
 
 
 def data_notes(config: Config, *, estimate: bool = False) -> list[str]:
