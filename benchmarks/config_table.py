@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from parl.config import Config
-from parl.loading import variants
+from parl.fields import variants
 
 BEGIN, END = "<!-- config:begin -->", "<!-- config:end -->"
 BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))

@@ -34,7 +34,7 @@ def claimed(config: Config, *, resume: bool) -> Iterator[Path]:
         stack.enter_context(owning(run_dir, "a run", _CURE))
         _check_earlier(run_dir, config, resume)  # another may have come and gone since
         if resume:
-            continue_run(run_dir / "config.yaml", config)
+            continue_run(run_dir, config)
         elif _holdings(run_dir):
             stack.enter_context(_moved_aside(run_dir))
         _say_alike(run_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from envs.world.config import WorldConfig
 from model.config import ModelConfig
@@ -185,10 +185,26 @@ class TrackingConfig(_Section):
     )
 
 
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+_PARTS = {
+    "cold_start",
+    "single_agent",
+    "policy",
+    "policy_best",
+    "checkpoints",
+    "episodes",
+    "eval",
+    "evals",
+    "subagents",
+}
+
+
 class Config(_Section):
     """One run."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$", description="the run's folder is runs/NAME")
+    name: str = Field(
+        default="run", pattern=r"^[A-Za-z0-9._-]+$", max_length=200, description="the run's folder is runs/NAME"
+    )
     root: Path = Field(default=Path("runs"), description="folder of all runs")
     seed: int = Field(default=1, ge=0)
     baseline: bool = Field(default=False, description="also train and evaluate the single agent")
@@ -204,6 +220,18 @@ class Config(_Section):
     trainer: TrainerConfig = TrainerConfig()
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        """A folder of that name must be possible everywhere, and mean nothing else."""
+        if name.startswith((".", "-")) or name.endswith("."):
+            raise ValueError(f"{name!r} must begin with a letter, a digit or _, and not end with a dot")
+        if name.casefold().split(".")[0] in _DEVICES:
+            raise ValueError(f"{name!r} is a device's name on some systems: take another")
+        if name.casefold() in _PARTS:
+            raise ValueError(f"{name!r} is what a folder of parl's own is called: take another")
+        return name
 
     @model_validator(mode="after")
     def _check(self) -> Config:

@@ -19,7 +19,7 @@ from parl.memory import PeakMemory
 from parl.progress import Progress
 from parl.report import write_report
 from parl.report.episodes import sampled_episodes
-from parl.state import Checkpoints
+from parl.state import newest_state
 from parl.table import print_table
 from parl.tasks import held_out_tasks
 from parl.terminal import echo
@@ -69,7 +69,7 @@ def evaluate_policies(
 
 def track_evaluation(config: Config, run_dir: Path, tables: dict[str, dict[str, dict]]) -> None:
     """The held-out numbers and the report into the trained policy's W&B run."""
-    state = Checkpoints(run_dir / "checkpoints", config.trainer.keep_checkpoints).newest_state()
+    state = newest_state(run_dir)
     tracker = Tracker(run_dir, config, state.wandb_id, state.step)
     try:
         flat = {

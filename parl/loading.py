@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -24,6 +24,7 @@ from model.config import ModelConfig
 from model.hf_config import read_shape
 from parl.config import Config
 from parl.errors import ConfigError
+from parl.fields import section, takes_text, text_of, variants, with_texts
 from parl.redaction import without_credentials
 from rollouts.address import shown
 
@@ -97,7 +98,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}{_nearby(path)}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+        tree, words = yaml.load(text, Loader=_Loader), yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
@@ -108,7 +110,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}:1: a configuration is a mapping of keys to values, this is {_show(tree)}")
-    return tree
+    return with_texts(tree, words, Config)
 
 
 def _nearby(path: Path) -> str:
@@ -126,16 +128,10 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"the override {shown(override)!r} is not KEY=VALUE, e.g. trainer.steps=20")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(
-            f"the override {shown(override)!r} has a value that is not valid YAML: {shown(text)!r}"
-        ) from None
     node, model = tree, Config
     for depth, part in enumerate(parts[:-1]):
         field = model.model_fields.get(part) if model else None
-        model = _section(field)
+        model = section(field)
         if node.get(part) is None:  # a mapping such as envs.world.mix keeps its other default entries
             default = field.get_default(call_default_factory=True) if field and not model else None
             node[part] = dict(default) if isinstance(default, dict) else {}
@@ -144,32 +140,27 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
                 f"the override {shown(override)!r} goes below {'.'.join(parts[: depth + 1])}, which has no keys"
             )
         node = node[part]
-    node[parts[-1]] = value
-
-
-def _section(field: FieldInfo | None) -> type[BaseModel] | None:
-    """The section behind ``field``; of one that comes in variants, the default."""
-    kind = field.annotation if field else None
-    if field and variants(field):
-        kind = type(field.get_default(call_default_factory=True))
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
-def variants(field: FieldInfo) -> dict[str, type[BaseModel]]:
-    """The sections that ``field`` may hold by their ``name``, where that key chooses one; else empty."""
-    kinds = [get_args(part)[0] for part in get_args(field.annotation) if get_origin(part) is Annotated]
-    sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return {section.model_fields["name"].default: section for section in sections}
+    field = model.model_fields.get(parts[-1]) if model else None
+    if field and takes_text(field):
+        node[parts[-1]] = text_of(field, text)
+        return
+    try:
+        read = [{parts[-1]: yaml.load(text, Loader=loader)} for loader in (_Loader, yaml.BaseLoader)]
+    except yaml.YAMLError:
+        raise ConfigError(
+            f"the override {shown(override)!r} has a value that is not valid YAML: {shown(text)!r}"
+        ) from None
+    node.update(with_texts(*read, model))
 
 
 def _without_empty_sections(tree: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """A section whose lines are all commented out reads as null: it means its defaults."""
     clean = {}
     for key, value in tree.items():
-        section = _section(model.model_fields.get(key))
-        if section and value is None:
+        kind = section(model.model_fields.get(key))
+        if kind and value is None:
             continue
-        clean[key] = _without_empty_sections(value, section) if section and isinstance(value, dict) else value
+        clean[key] = _without_empty_sections(value, kind) if kind and isinstance(value, dict) else value
     return clean
 
 
@@ -230,14 +221,14 @@ def _explain(detail: dict[str, Any]) -> list[str]:
 
 
 def _unknown(key: str, value: Any, model: type[BaseModel] | None) -> str:
-    section, _, leaf = key.rpartition(".")
-    field = Config.model_fields.get(section)
+    place, _, leaf = key.rpartition(".")
+    field = Config.model_fields.get(place)
     owners = [name for name, kind in variants(field).items() if leaf in kind.model_fields] if field else []
     if owners and model:
         name, keys = model.model_fields["name"].default, ", ".join(model.model_fields)
         return (
-            f"{key} (given {_show(value)}) is a key of {section}.name = {' or '.join(owners)};"
-            f" {section}.name = {name} has {keys}"
+            f"{key} (given {_show(value)}) is a key of {place}.name = {' or '.join(owners)};"
+            f" {place}.name = {name} has {keys}"
         )
     close = nearest_keys(key)
     hint = f"; did you mean {' or '.join(close)}?" if close else f"; sections: {', '.join(Config.model_fields)}"
@@ -265,7 +256,7 @@ def _found(loc: list[str]) -> tuple[list[str], FieldInfo | None, type[BaseModel]
         if model is None or part not in model.model_fields:
             break
         field = model.model_fields[part]
-        model = _section(field)
+        model = section(field)
     return keys, field, model
 
 
@@ -308,8 +299,8 @@ def nearest_keys(key: str, count: int = 2) -> list[str]:
 def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         yield prefix + name, field
-        section = _section(field)
-        for kind in [*variants(field).values()] or ([section] if section else []):
+        own = section(field)
+        for kind in [*variants(field).values()] or ([own] if own else []):
             yield from _known_keys(kind, f"{prefix}{name}.")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from model.hf_config import read_json
 from parl.config import Config
 from parl.errors import ConfigError, UserError
 from parl.loading import load_config
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
+LENGTHS = "lengths.json"  # [[first step, trainer.steps from there on], ...] of a run that was lengthened
 
 
 def named_path(given: Path) -> Path:
@@ -31,6 +34,35 @@ def run_config(folder: Path, overrides: list[str] | None = None, *, files: bool 
     except ConfigError as error:
         raise ConfigError(f"{error}\n{file}: {cure}") from None
     return load_config(file, overrides, files=files)
+
+
+def lengths(folder: Path, steps: int) -> list[list[int]]:
+    """The rows of ``LENGTHS``, or ``steps`` all the way where there are none. UserError: damaged."""
+    file = folder / LENGTHS
+    if not file.is_file():
+        return [[1, steps]]
+    try:
+        rows = [[int(first), int(length)] for first, length in json.loads(file.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged ({error}): it holds [[first step, steps], ...]; without it rewards of a run"
+            " that was made longer cannot be computed again"
+        ) from None
+    return rows
+
+
+def trained_steps(policy: Path) -> int:
+    """Steps of the finished training that left the folder ``policy``, 0 without one; UserError: damaged.
+
+    Fewer than the run has now where it was made longer since.
+    """
+    if not (policy / "model.safetensors").exists():
+        return 0
+    try:
+        return int(read_json(policy / "meta.json")["step"])
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+        text = f"{policy / 'meta.json'} does not say how long the policy was trained ({error})"
+        raise UserError(f"{text}: delete {policy}, --resume makes it again from the newest checkpoint") from None
 
 
 def runs_there() -> str:

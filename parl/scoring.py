@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from parl.config import Config, RewardsConfig
 from parl.errors import UserError
-from parl.runs import run_config
+from parl.runs import lengths, run_config
 from parl.stores import Store
 from rewards.parl import Weights
 from rewards.schedule import LinearAnneal, RewardSchedule
@@ -33,16 +34,22 @@ class Scoring:
 
     rewards: RewardsConfig
     steps: int
-    _schedules: dict[bool, RewardSchedule] = field(init=False, default_factory=dict)
+    lengths: Sequence[Sequence[int]] = ()  # (first step, steps from there on), where the run was made longer
+    _schedules: dict[tuple[bool, int], RewardSchedule] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         alone = self.rewards.model_copy(update={"lambda_parallel": 0.0, "lambda_finish": 0.0})
-        self._schedules[False] = reward_schedule(self.rewards, self.steps)
-        self._schedules[True] = reward_schedule(alone, self.steps)
+        for steps in (self.steps, *(steps for _, steps in self.lengths)):
+            self._schedules[False, steps] = reward_schedule(self.rewards, steps)
+            self._schedules[True, steps] = reward_schedule(alone, steps)
+
+    def _steps(self, step: int) -> int:
+        """How long the run was to be when ``step`` was made."""
+        return next((steps for first, steps in reversed(self.lengths) if step >= first), self.steps)
 
     def weights(self, outline: Outline, *, single_agent: bool = False) -> Weights:
         """λ1, λ2 and μ of a stored episode. The first shard is step 1, trained under the schedule's step 0."""
-        schedule = self._schedules[single_agent]
+        schedule = self._schedules[single_agent, self._steps(outline.step)]
         return schedule(outline.step - 1) if outline.kind == TRAIN else schedule.held_out
 
     def score(self, outline: Outline, *, single_agent: bool = False) -> Weights:
@@ -53,7 +60,7 @@ class Scoring:
 
     def score_held_out(self, episode: Episode) -> None:
         """The same for an episode of an evaluation."""
-        score_episode(episode, self._schedules[False].held_out, self.rewards.parallel_cap)
+        score_episode(episode, self._schedules[False, self.steps].held_out, self.rewards.parallel_cap)
 
 
 def scoring_for(store: Store, rewards: Config | None) -> Scoring:
@@ -66,4 +73,7 @@ def scoring_for(store: Store, rewards: Config | None) -> Scoring:
     if config is None:
         raise UserError(f"{store.folder} belongs to no run (no config.yaml above it): name one with --rewards CONFIG")
     named = "steps" in config.trainer.model_fields_set
-    return Scoring(rewards=config.rewards, steps=(config if named or own is None else own).trainer.steps)
+    if store.run is None or own is None or (rewards and named and rewards.trainer.steps != own.trainer.steps):
+        return Scoring(rewards=config.rewards, steps=config.trainer.steps)
+    steps = own.trainer.steps
+    return Scoring(rewards=config.rewards, steps=steps, lengths=lengths(store.run, steps))

@@ -94,11 +94,6 @@ class Checkpoints:
         scored = [(score, path) for path in self.all() if (score := _manifest(path).get("score")) is not None]
         return max(scored)[1] if scored else None
 
-    def newest_state(self) -> State:
-        """Where the newest checkpoint stands, or a run's beginning; the learner's files are not looked at."""
-        read = [manifest for path in self.all() if (manifest := _manifest(path))]
-        return State(**read[-1]["state"]) if read else State()
-
     def latest(self) -> tuple[State, Path] | None:
         """The newest intact checkpoint; of damaged ones a line is printed. UserError when all are damaged."""
         from parl.parts import Part, damage
@@ -122,12 +117,25 @@ def complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.suffix == "" and (path / MANIFEST).exists())
 
 
+def newest_state(folder: Path) -> State:
+    """Where the newest checkpoint of the run in ``folder`` stands, or a run's beginning.
+
+    Nothing is touched, and the learner's files are not looked at.
+    """
+    read = [manifest for path in complete(folder / "checkpoints") if (manifest := _manifest(path))]
+    return State(**read[-1]["state"]) if read else State()
+
+
 def _manifest(path: Path) -> dict[str, Any]:
     """The manifest of the checkpoint in ``path``; empty when the disk gave it back damaged."""
     try:
-        return json.loads((path / MANIFEST).read_bytes())
-    except ValueError:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        state = State(**manifest["state"])
+        whole = all(isinstance(part["file"], str) for part in manifest.get("parts", ()))
+    except (ValueError, TypeError, KeyError, AttributeError):
         return {}
+    numbers = (state.step, state.policy_version, state.tasks_drawn, state.episodes, state.elapsed_s)
+    return manifest if whole and all(isinstance(number, int | float) for number in numbers) else {}
 
 
 def _sync_folder(folder: Path) -> None:

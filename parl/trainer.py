@@ -30,13 +30,14 @@ from parl.memory import PeakMemory
 from parl.pools import pool_sizes
 from parl.progress import Progress
 from parl.ptx import PtxTexts
+from parl.runs import trained_steps
 from parl.sampling import draw_groups, groups, informative
 from parl.saver import Saver
 from parl.scoring import reward_schedule
 from parl.servers import check_servers
 from parl.sinks import check_sinks
 from parl.start import starting_policy
-from parl.state import Checkpoints, State
+from parl.state import Checkpoints, State, newest_state
 from parl.stream import EpisodeStream
 from parl.tasks import TrainTasks, check_tasks
 from parl.timeline import POOLS, Timeline
@@ -85,7 +86,7 @@ def _run(config: Config, run_dir: Path, began: float, from_scratch: bool) -> Non
 
 def _train_time(folder: Path) -> float:
     """Seconds of training that earlier invocations of a resumed run spent in ``folder``."""
-    return Checkpoints(folder / "checkpoints", 1).newest_state().elapsed_s if folder.exists() else 0.0
+    return newest_state(folder).elapsed_s
 
 
 def _cold_start(config: Config, from_scratch: bool) -> Path:
@@ -135,7 +136,7 @@ class Training:
     def run(self, progress: Progress) -> Path:
         """Train to the last step, from the newest checkpoint if there is one; returns the policy's folder."""
         final = self.folder / "policy"
-        if (final / "model.safetensors").exists():
+        if trained_steps(final) >= self.config.trainer.steps:
             return final
         progress.phase("starting engines and learner")
         with self._actors():

@@ -1,0 +1,99 @@
+"""What a field of the configuration takes: a section, one of several, or text, which YAML would read as something else.
+
+YAML reads ``on``, ``no``, ``123``, ``1e3`` and ``2026-11-26`` as truth values, numbers and dates. Where a field takes
+text they are text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+def section(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The section behind ``field``; of one that comes in variants, the default."""
+    kind = field.annotation if field else None
+    if field and variants(field):
+        kind = type(field.get_default(call_default_factory=True))
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def variants(field: FieldInfo) -> dict[str, type[BaseModel]]:
+    """The sections that ``field`` may hold by their ``name``, where that key chooses one; else empty."""
+    kinds = [get_args(part)[0] for part in get_args(field.annotation) if get_origin(part) is Annotated]
+    sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return {section.model_fields["name"].default: section for section in sections}
+
+
+def takes_text(field: FieldInfo) -> bool:
+    """Whether ``field`` holds text, a path, or one of several words; beside nothing, maybe."""
+    return any(_is_text(kind) for kind in _kinds(field))
+
+
+def text_of(field: FieldInfo, given: str) -> str | None:
+    """The text that ``given`` in KEY=VALUE stands for: itself, without quotes around it; None where null is meant."""
+    given = given.strip()
+    if given in ("null", "~", "") and _may_be_null(field):
+        return None
+    if given[:1] in ("'", '"'):
+        try:
+            quoted = yaml.safe_load(given)
+        except yaml.YAMLError:
+            return given
+        return quoted if isinstance(quoted, str) else given
+    return given
+
+
+def with_texts(tree: dict[str, Any], words: dict[str, Any], model: type[BaseModel] | None) -> dict[str, Any]:
+    """``tree`` with the words that stand in the file wherever a field takes text and YAML read something else.
+
+    ``words`` is the same file read with every scalar as text.
+    """
+    clean = {}
+    for key, value in tree.items():
+        field = model.model_fields.get(key) if model else None
+        clean[key] = _with_words(field, value, words[key]) if field and key in words else value
+    return clean
+
+
+def _with_words(field: FieldInfo, value: Any, words: Any) -> Any:
+    if isinstance(value, dict):
+        name = words.get("name") if isinstance(words, dict) else None
+        chosen = variants(field).get(name) if isinstance(name, str) else None
+        return with_texts(value, words, chosen or _optional_section(field)) if isinstance(words, dict) else value
+    if isinstance(value, list):
+        listed = _is_list_of_text(field) and isinstance(words, list) and all(isinstance(word, str) for word in words)
+        return words if listed else value
+    kept = value is None and _may_be_null(field)
+    return value if kept or isinstance(value, str) or not takes_text(field) or not isinstance(words, str) else words
+
+
+def _optional_section(field: FieldInfo) -> type[BaseModel] | None:
+    """The section of ``field``, also of one that may be null."""
+    kinds = [kind for kind in _kinds(field) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return section(field) or (kinds[0] if len(kinds) == 1 else None)
+
+
+def _kinds(field: FieldInfo) -> tuple[Any, ...]:
+    """The members of the field's annotation, where it is a union; else the annotation."""
+    kind = field.annotation
+    is_union = get_origin(kind) not in (None, Literal, Annotated, tuple, list, dict)
+    return get_args(kind) if is_union else (kind,)
+
+
+def _is_text(kind: Any) -> bool:
+    words = get_args(kind) if get_origin(kind) is Literal else ()
+    return kind in (str, Path) or (bool(words) and all(isinstance(word, str) for word in words))
+
+
+def _may_be_null(field: FieldInfo) -> bool:
+    """Whether null means null, not a word: where nothing is allowed, and where only other words are."""
+    return type(None) in _kinds(field) or not any(kind in (str, Path) for kind in _kinds(field))
+
+
+def _is_list_of_text(field: FieldInfo) -> bool:
+    return any(get_origin(kind) is tuple and _is_text(get_args(kind)[0]) for kind in _kinds(field))
