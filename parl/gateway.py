@@ -66,7 +66,9 @@ def serve(
         if value is not None and not (math.isfinite(value) and 0 <= value <= most):
             raise UserError(f"{option} {value}: must be a number from 0 to {most:g}")
     if (engine == "embedded") != (url is None):
-        raise UserError(f"--engine {engine} --url {url}: give both for a server (vllm or sglang), neither without")
+        raise UserError(
+            f"--engine {engine} --url {shown(url or '')}: give both for a server (vllm or sglang), neither without"
+        )
     folder = policy_folder(run)
     try:
         weights, model, tokenizer, meta = load_policy(folder)

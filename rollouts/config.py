@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rollouts.address import check_address, check_key, shown
 
@@ -85,6 +85,19 @@ class HttpConfig(BaseModel):
     )
     update_s: float = Field(default=600.0, gt=0, description="deadline of one update, restart included")
 
+    @field_validator("urls", "frozen_urls")
+    @classmethod
+    def _addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            check_address(url, "name the environment variable with its key in rollouts.http.api_key_env")
+        return urls
+
+    @model_validator(mode="after")
+    def _check_key(self) -> HttpConfig:
+        for url in (*self.urls, *self.frozen_urls):
+            check_key(url, self.api_key_env and "key", self.api_key_env or "")
+        return self
+
 
 class RolloutsConfig(BaseModel):
     """How episodes are made."""
@@ -155,13 +168,6 @@ class RolloutsConfig(BaseModel):
             if http.urls or http.frozen_urls:
                 raise ValueError("http.urls is for servers, but engine=embedded: set engine to vllm or sglang")
             return self
-        for name, urls in (("urls", http.urls), ("frozen_urls", http.frozen_urls)):
-            for url in urls:
-                try:
-                    check_address(url, "name the environment variable with its key in rollouts.http.api_key_env")
-                    check_key(url, http.api_key_env and "key", http.api_key_env or "")
-                except ValueError as error:
-                    raise ValueError(f"http.{name}: {error}") from None
         if not http.urls:
             raise ValueError(f"engine={self.engine} needs http.urls, e.g. [http://127.0.0.1:8000]")
         if shared := set(http.urls) & set(http.frozen_urls):
