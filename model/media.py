@@ -45,7 +45,7 @@ def open_image(source: Path | bytes) -> Any:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        raise ImportError("pictures are opened with Pillow: pip install 'parl[vision]'") from error
+        raise ImportError("pictures are opened with Pillow: pip install pillow") from error
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 

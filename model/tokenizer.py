@@ -287,7 +287,7 @@ def _core(ranks: dict[bytes, int], special: dict[str, int]) -> Any:
     try:
         import tiktoken  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Kimi's vocabulary needs tiktoken: pip install 'parl[kimi]'") from error
+        raise ModuleNotFoundError("Kimi's vocabulary needs tiktoken: pip install tiktoken") from error
     return tiktoken.Encoding("kimi", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import parl
 from parl import cli_episodes
 from parl.cli_episodes import AsJson, Family, Kind, Step, StoreArg
 from parl.cli_errors import reported
 from parl.errors import UserError
+from parl.own_packages import append
 from parl.terminal import catch_warnings, echo
 
 if TYPE_CHECKING:
@@ -23,13 +25,12 @@ app = typer.Typer(
     name="parl",
     help="Train an orchestrator to split work over a swarm of frozen sub-agents, where it pays.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 app.add_typer(cli_episodes.app, name="episodes")
 
-ConfigArg = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/quickstart.yaml")]
+ConfigArg = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, or a preset's name, e.g. quickstart")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, e.g. trainer.steps=20 seed=2")
 ]
@@ -51,6 +52,7 @@ def train(
         if resume and from_scratch:
             raise UserError("--resume continues the old run and --from-scratch discards it: give one of them")
         resolved = load_config(config, overrides)
+        _check_surroundings(resolved)
         if dry_run:
             _check_data(resolved)
             echo(to_yaml(resolved), nl=False)
@@ -84,6 +86,7 @@ def sft(
         from parl.learner_limits import check_memory
 
         check_memory(resolved.model_copy(update={"trainer": TrainerConfig(ranks=1)}))  # one process trains it
+        _check_surroundings(resolved)
         from parl.sft import run_sft
         from parl.tasks import check_tasks
 
@@ -119,6 +122,7 @@ def evaluate(
 
         settings = [*(overrides or []), *([] if seed is None else [f"eval.seed={seed}"])]
         resolved = load_config(config, settings)
+        _check_surroundings(resolved)
         from parl.attempts import run_eval
         from parl.table import print_evaluation
 
@@ -321,9 +325,17 @@ def _check_data(config: Config) -> None:
         echo(f"note: {note}", err=True)
 
 
+def _check_surroundings(config: Config) -> None:
+    from parl.environment import check_cluster
+    from parl.sinks import check_sinks
+
+    check_sinks(config.tracking)
+    check_cluster()
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
-        echo(f"parl {version('parl')}")
+        echo(f"parl {parl.__version__}")
         raise typer.Exit
 
 
@@ -337,6 +349,7 @@ def _root(
 
 
 def main() -> None:
-    """Entry point of the ``parl`` script."""
+    """Entry point of the ``parl`` script and of ``python -m parl``."""
     catch_warnings()
+    append([os.getcwd()])
     sys.exit(app())

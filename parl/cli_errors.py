@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
+from parl.environment import tidy
 from parl.errors import UserError
 from parl.redaction import without_credentials
 from parl.terminal import echo, echo_traceback
@@ -14,8 +15,12 @@ from parl.terminal import echo, echo_traceback
 
 @contextmanager
 def reported(hint: str = "") -> Iterator[None]:
-    """Turn what goes wrong into an exit code: 2 a mistake with a fix, 130 interrupted, 1 anything else."""
+    """Make the environment fit, and turn what goes wrong into an exit code.
+
+    2 is a mistake with a fix, 130 interrupted, 1 anything else.
+    """
     try:
+        tidy()
         yield
     except UserError as error:
         cause = getattr(error, "cause", None) or error  # Ray wraps what its actors raise

@@ -1,7 +1,8 @@
 """Ray: starting and stopping it, and the actors that a run is made of.
 
-Every wait has a deadline. The learner's or the driver's death ends the run with the first traceback; engines and
-rollout workers are started again by their owner (``parl.collect``).
+A one-machine run listens on loopback alone, asks everybody for a token that it made for itself, and keeps its files
+in a folder that only its user can enter. Every wait has a deadline. The learner's or the driver's death ends the run
+with the first traceback; engines and rollout workers are started again by their owner (``parl.collect``).
 """
 
 from __future__ import annotations
@@ -12,20 +13,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from parl.environment import check_cluster, cluster_address, tidy
+from parl.errors import UserError
+from parl.own_packages import prepare_worker, worker_environment
+from parl.session_folder import session_folder
+
 _ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AUTH_MODE": "disabled",
     "RAY_prestart_worker_first_driver": "0",  # idle processes that no actor here can use
     "RAY_worker_niceness": "0",  # Ray would let every other process on the machine go first
     "DS_ACCELERATOR": "cpu",
 }
 _STORE_BYTES = 512 * 2**20
+LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
 def local_ray() -> Iterator[None]:
     """A Ray instance on this machine (or the cluster that RAY_ADDRESS names) for the time of the block."""
+    tidy()
     for name, value in _ENV.items():
         os.environ.setdefault(name, value)
     import ray
@@ -33,13 +40,83 @@ def local_ray() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    local: dict[str, Any] = {} if address else {"object_store_memory": _STORE_BYTES, "include_dashboard": False}
-    ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=True, **local)
-    try:
-        yield
-    finally:
+    address = cluster_address()
+    with _joined(address) if address else _alone():
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """A Ray of this process's own, which nobody else reaches."""
+    import ray
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
+
+    with session_folder() as folder:
+        own = {
+            "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for loopback; else it takes the host's own IP
+        }
+        os.environ.update(own)
+        os.environ.pop("RAY_AUTH_MODE", None)  # then Ray asks for a token, and says so to its child processes itself
+        ray_constants.ENABLE_RAY_CLUSTER = False  # that switch again, where Ray was imported before
+        AuthenticationTokenLoader.instance().reset_cache()
+        try:
+            ray.init(
+                address="local",
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(folder / "r"),
+                object_store_memory=_STORE_BYTES,
+                include_dashboard=False,
+                job_config=_job_config(),
+                logging_level=logging.ERROR,
+                log_to_driver=True,
+            )
+            _check_private()
+            yield
+        finally:
+            for name in (*own, "RAY_AUTH_MODE"):
+                os.environ.pop(name, None)
+
+
+def _job_config() -> Any:
+    """The driver's path for the workers, at the end of theirs. Ray would put its working directory first, where the
+    user's ``model.py`` takes the place of ours, and ``random.py`` that of Python's."""
+    from ray.job_config import JobConfig
+
+    class PathLast(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:  # the one switch that Ray has for it
+            return True
+
+    hook = f"{prepare_worker.__module__}.{prepare_worker.__qualname__}"
+    return PathLast(runtime_env={"worker_process_setup_hook": hook, "env_vars": worker_environment()})
+
+
+def _check_private() -> None:
+    """RuntimeError where this release of Ray does not do what it was told."""
+    import ray
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    host = ray.get_runtime_context().gcs_address.rpartition(":")[0]
+    if host != LOOPBACK or not is_token_auth_enabled():
         ray.shutdown()
+        raise RuntimeError(f"Ray {ray.__version__} listens on {host}, not on loopback with a token: not started")
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """The user's own cluster, with the user's own token."""
+    import ray
+
+    check_cluster()
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster that takes this run: {error}") from None
+    yield
 
 
 def wait(reference: Any, deadline_s: float) -> Any:

@@ -6,13 +6,13 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from envs.world.environment import WorldEnvironment
 from model.checkpoint import load_policy
 from model.files import write_text
+from parl import __version__
 from parl.collect import Collector
 from parl.config import Config
 from parl.memory import PeakMemory
@@ -57,7 +57,7 @@ def evaluate_policies(
         "wall_s": round(time.monotonic() - began, 1),
         "peak_rss_gib": round(memory.peak_gib, 2),
         "seed": config.seed,
-        "version": version("parl"),
+        "version": __version__,
     }
     write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     report = write_report(run_dir, run_dir / "report.html")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed import HashStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.utils.rnn import pad_sequence
 
 from model.config import ModelConfig
@@ -38,6 +40,7 @@ from parl.qk_clip import QKClip
 from parl.route_replay import RouteWatch, check_routes
 from parl.shards import Shards
 
+_LOOPBACK = "127.0.0.1"
 _OPTIONAL = ("routes", "proximal", "reference")  # fields of a row that may be missing
 
 
@@ -334,7 +337,7 @@ def _objective_loss(
 def free_port() -> int:
     """A TCP port of this machine that nobody listens on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((_LOOPBACK, 0))
         return probe.getsockname()[1]
 
 
@@ -344,11 +347,27 @@ def _prepare_process(threads: int, rank: int, ranks: int, port: int) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "parl" / "torch_extensions"))
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": _LOOPBACK, "MASTER_PORT": str(port)}
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"  # else gloo takes the host's own IP
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
     deepspeed.utils.logging.logger.setLevel("ERROR")
     if not deepspeed.comm.is_initialized():
         __compatible_ops__["deepspeed_shm_comm"] = False  # else DeepSpeed compiles it first, for 24 s and more
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo", store=_meeting(rank, ranks, port), rank=rank, world_size=ranks)
         deepspeed.init_distributed(dist_backend="gloo")
+
+
+def _meeting(rank: int, ranks: int, port: int) -> Store:
+    """Where the ranks find each other. PyTorch's own server would listen on all addresses, to anybody."""
+    if ranks == 1:
+        return HashStore()
+    if rank != 0:
+        return TCPStore(_LOOPBACK, port, ranks, is_master=False)
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((_LOOPBACK, port))
+    listening.listen()
+    return TCPStore(_LOOPBACK, port, ranks, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())

@@ -25,6 +25,7 @@ from model.hf_config import read_shape
 from parl.config import Config
 from parl.errors import ConfigError
 from parl.fields import section, takes_text, text_of, variants, with_texts
+from parl.presets import preset, preset_names
 from parl.redaction import without_credentials
 from rollouts.address import shown
 
@@ -62,11 +63,12 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None, *, files: bool = True) -> Config:
-    """Read ``path``, apply overrides such as ``trainer.steps=20`` and validate; raises :class:`ConfigError`.
+    """Read ``path`` (a file or a preset's name), apply overrides such as ``trainer.steps=20`` and validate.
 
+    Raises :class:`ConfigError` for all mistakes at once.
     ``files=False`` asks for none of the files that it names: what was run elsewhere can be looked at here.
     """
-    path = Path(path)
+    path = preset(Path(path))
     tree = _read_yaml(path)
     for override in overrides or []:
         _apply_override(tree, override)
@@ -116,11 +118,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _nearby(path: Path) -> str:
     folders = {path.parent, Path("configs"), Path(".")}
     files = sorted({file for folder in folders if folder.is_dir() for file in folder.glob("*.y*ml")})
-    if not files:
-        return ""
-    close = difflib.get_close_matches(path.name, [file.name for file in files], n=1, cutoff=0.6)
-    files.sort(key=lambda file: file.name not in close)
-    return "; there are: " + ", ".join(str(file) for file in files[:8])
+    presets = [Path(name) for name in preset_names() if not any(name == file.stem for file in files)]
+    files += [name for name in presets if len(name.parts) == 1]
+    close = difflib.get_close_matches(path.stem, [file.stem for file in [*files, *presets]], n=1, cutoff=0.6)
+    files = list(dict.fromkeys([*(file for file in [*files, *presets] if file.stem in close), *files]))
+    return "; there are: " + ", ".join(str(file) for file in files[:8]) if files else ""
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -15,9 +15,10 @@ from parl.gpus import GB, Given, Gpu, find_gpu
 from parl.learner_limits import gaps, size_of
 from parl.loading import load_config
 from parl.plan import RESERVE, Layout, Plan, cache_bytes, check, count, degrees, fits, nearest, plan
+from parl.presets import preset, presets_folder
 from parl.terminal import cell, console
 
-MODELS = Path("configs") / "models"
+MODELS = presets_folder() / "models"
 NOTHING = Given()
 
 
@@ -72,7 +73,7 @@ def _read(model: str) -> tuple[ModelConfig, OptimizerConfig]:
             return read_shape(path), OptimizerConfig()
         except (ValueError, FileNotFoundError) as error:
             raise UserError(str(error)) from None
-    named = MODELS / f"{model}.yaml"
+    named, path = MODELS / f"{model}.yaml", preset(path)
     if not path.is_file() and not named.is_file():
         names = sorted(file.stem for file in MODELS.glob("*.yaml"))
         close = difflib.get_close_matches(model, names, n=1)

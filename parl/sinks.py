@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from parl.config import TrackingConfig
+from parl.environment import wandb_mode
 from parl.errors import UserError
 
-_NEEDS = {"tensorboard": "tensorboard", "prometheus_port": "prometheus_client"}
+_NEEDS = {"tensorboard": "tensorboard", "prometheus_port": "prometheus-client"}
 
 
 class Sink(Protocol):
@@ -26,11 +27,12 @@ class Sink(Protocol):
 
 
 def check_sinks(tracking: TrackingConfig) -> None:
-    """UserError where a library is not installed that the configuration asks for."""
-    for key, module in _NEEDS.items():
-        if getattr(tracking, key) and importlib.util.find_spec(module) is None:
+    """UserError where a library is not installed that the configuration asks for, or WANDB_MODE means nothing."""
+    wandb_mode(tracking.wandb)
+    for key, library in _NEEDS.items():
+        if getattr(tracking, key) and importlib.util.find_spec(library.replace("-", "_")) is None:
             raise UserError(
-                f"tracking.{key}={getattr(tracking, key)} needs {module}: pip install 'parl[tracking]', or leave it off"
+                f"tracking.{key}={getattr(tracking, key)} needs {library}: pip install {library}, or leave it off"
             )
 
 
@@ -65,7 +67,7 @@ class TensorBoard:
 
 
 class Prometheus:
-    """Gauges ``parl{run=..., name="train/reward/total"}`` of the newest step on ``http://HOST:port/metrics``.
+    """Gauges ``parl{run=..., name="train/reward/total"}`` of the newest step on ``http://127.0.0.1:port/metrics``.
 
     The numbers' own names have slashes and families in them, which Prometheus forbids in names: they are a label. Runs
     of one process share the endpoint.
@@ -80,7 +82,7 @@ class Prometheus:
             registry = CollectorRegistry()
             gauges = Gauge("parl", "newest value of a run's number", ["run", "name"], registry=registry)
             try:
-                server = start_http_server(port, registry=registry)
+                server = start_http_server(port, addr="127.0.0.1", registry=registry)
             except OSError as error:
                 raise UserError(f"tracking.prometheus_port={port} cannot be opened ({error}): choose another") from None
             self._servers[port] = (server, gauges)

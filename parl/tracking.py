@@ -14,10 +14,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, TypeVar
 
 from model.files import write_text
 from parl.config import Config
+from parl.environment import WandbMode, wandb_mode
 from parl.progress import Progress
 from parl.redaction import redact
 from parl.sinks import make_sinks
@@ -62,7 +63,7 @@ class Tracker:
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
         self._sinks = make_sinks(config.tracking, self.run_dir)
         self._run: Any = None
-        mode = _mode(config)
+        mode = wandb_mode(config.tracking.wandb)
         self._off = mode == "disabled"
         self._run = self._safely(lambda: self._start_or_offline(config, mode))
         self._safely(lambda: self._log_missing(kept))
@@ -130,7 +131,7 @@ class Tracker:
             warnings.warn(f"W&B failed ({type(error).__name__}: {error}); {self.path} goes on", stacklevel=3)
             return None
 
-    def _start_or_offline(self, config: Config, mode: Literal["online", "offline", "disabled"]) -> Any:
+    def _start_or_offline(self, config: Config, mode: WandbMode) -> Any:
         """Without a network the run is kept on disk; ``wandb sync`` uploads it later."""
         if mode != "online":
             return self._start(config, mode)
@@ -144,7 +145,7 @@ class Tracker:
             wandb.teardown()  # the failed attempt's service still holds the run's id
             return self._start(config, "offline")
 
-    def _start(self, config: Config, mode: Literal["online", "offline", "disabled"]) -> Any:
+    def _start(self, config: Config, mode: WandbMode) -> Any:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -206,12 +207,6 @@ class Tracker:
 
     def _write_all(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.path, "".join(_dumps(row) + "\n" for row in rows))
-
-
-def _mode(config: Config) -> Literal["online", "offline", "disabled"]:
-    if config.tracking.wandb != "auto":
-        return config.tracking.wandb
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
 
 def _named(row: dict[str, Any]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """A saved W&B workspace with the charts that a swarm run is watched by.
 
-    python -m parl.wandb_views ENTITY PROJECT        # needs pip install 'parl[tracking]' and a W&B key
+    python -m parl.wandb_views ENTITY PROJECT        # needs pip install wandb-workspaces and a W&B key
     python -m parl.wandb_views --list                # the charts, without W&B
 
 W&B keeps workspaces on its server, so this is the one thing here that needs the network.
@@ -65,7 +65,7 @@ def workspace(entity: str, project: str) -> Any:
         import wandb_workspaces.reports.v2 as reports  # pyright: ignore
         import wandb_workspaces.workspaces as workspaces  # pyright: ignore
     except ImportError:
-        raise UserError("this needs wandb-workspaces: pip install 'parl[tracking]'") from None
+        raise UserError("this needs wandb-workspaces: pip install wandb-workspaces") from None
     sections = [
         workspaces.Section(
             name=name,

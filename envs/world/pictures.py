@@ -185,5 +185,5 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("pictures are drawn with Pillow: pip install 'parl[vision]'") from error
+        raise ImportError("pictures are drawn with Pillow: pip install pillow") from error
     return Image

@@ -1,0 +1,8 @@
+"""``python -m parl``: the ``parl`` command, where its script is not on the PATH."""
+
+from __future__ import annotations
+
+from parl.cli import main
+
+if __name__ == "__main__":
+    main()
