@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share the machine
 
@@ -30,5 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A small tokenizer of the embedded world."""
+    """A small tokenizer of the embedded world; ``tests/mutants.py``, which starts many processes, has made it."""
+    if kept := os.environ.get("PARL_TEST_TOKENIZER"):
+        return Tokenizer.load(Path(kept))
     return build_tokenizer(tiny_config(tmp_path_factory.mktemp("tokenizer")))

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from envs.base import Gold, Oracle, Role, Task
-from rewards.aggregate import aggregate, evaluation_table
+from envs.base import ErrorKind, Gold, Oracle, Role, Task, ToolCall, ToolResult
+from rewards.aggregate import aggregate, duplicate_rate, evaluation_table
 from rewards.budget import critical_budget
 from rewards.parl import RewardParts, Weights, blog_total, reward_parts, total
-from rewards.schedule import LinearAnneal
+from rewards.schedule import LinearAnneal, RewardSchedule
 from rewards.score import score_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 
@@ -99,6 +99,15 @@ def test_the_critical_term_refers_to_the_oracle_then_the_budget_then_nothing():
     assert reward_parts(make_episode(user, turns=4), cap=4).critical == 0.0
 
 
+@pytest.mark.parametrize("status", [s for s in EpisodeStatus if s is not EpisodeStatus.ANSWERED])
+def test_without_an_answer_the_critical_term_is_two_however_little_was_spent(status):
+    assert reward_parts(make_episode(turns=1, status=status), cap=4).critical == 2.0
+    assert reward_parts(make_episode(make_task(oracle=None), turns=1, budget=10, status=status), cap=4).critical == 2.0
+    assert reward_parts(make_episode(make_task(oracle=None), turns=1, status=status), cap=4).critical == 0.0
+    scored_one = scored(turns=1, status=status)
+    assert scored_one.rewards["total"] == -0.25 * 2
+
+
 def test_with_all_lambdas_zero_a_useless_spawn_still_costs_something():
     weights = Weights(critical=0.25)
     serial = total(reward_parts(make_episode(turns=3), cap=4), weights)
@@ -127,6 +136,18 @@ def test_the_last_step_is_always_a_lambda_zero_step(total_steps, fraction):
     values = [schedule(step) for step in range(total_steps)]
     assert values[-1] == 0.0
     assert values == sorted(values, reverse=True)
+
+
+def test_the_weights_of_a_step_are_each_their_own_and_an_evaluation_pays_for_no_spawning():
+    schedule = RewardSchedule(
+        parallel=LinearAnneal(start=0.4, anneal_fraction=0.5, total_steps=40),
+        finish=LinearAnneal(start=0.1, anneal_fraction=0.25, total_steps=40),
+        critical=0.25,
+    )
+    assert schedule(0) == Weights(parallel=0.4, finish=0.1, critical=0.25)
+    assert schedule(5) == Weights(parallel=pytest.approx(0.3), finish=pytest.approx(0.05), critical=0.25)
+    assert schedule(10) == Weights(parallel=pytest.approx(0.2), finish=0.0, critical=0.25)
+    assert schedule(39) == schedule.held_out == Weights(critical=0.25)
 
 
 def test_a_schedule_refuses_nonsense():
@@ -202,6 +223,60 @@ def test_aggregate_by_hand():
     assert metrics["perf/item_f1/wide"] == 0.5 and metrics["perf/item_f1/chain"] == 1.0
     assert metrics["perf/success"] == 0.75
     assert metrics["steps/critical/wide"] == 5.0 and metrics["steps/critical/chain"] == 4.5
+
+
+def test_weighted_parts_add_up_to_the_total():
+    episodes = [scored(finished=[True, False]), scored(turns=7, answer="no"), scored(CHAIN, turns=4)]
+    metrics = aggregate(episodes, WEIGHTS)
+    weighted = {part: metrics[f"reward/weighted/{part}"] for part in ("perf", "parallel", "finish", "critical")}
+    assert weighted == pytest.approx(
+        {
+            "perf": 2 / 3,
+            "parallel": 0.3 * 0.5 / 3,
+            "finish": 0.1 * 0.5 / 3,
+            "critical": -0.25 * (3 / 8 + 7 / 8 + 1) / 3,
+        }
+    )
+    assert sum(weighted.values()) == pytest.approx(metrics["reward/total"])
+    assert not [name for name in aggregate(episodes) if name.startswith("reward/weighted")]
+
+
+def asking(*prompts):
+    episode = scored(finished=[True] * len(prompts))
+    for trace, prompt in zip(episode.subagents, prompts, strict=True):
+        trace.prompt = prompt
+    return episode
+
+
+def test_the_duplicate_rate_is_the_share_of_assignments_that_were_made_before():
+    assert duplicate_rate(asking("Find A", "find  a", "find b", " FIND A ")) == 0.5  # two of four
+    assert duplicate_rate(asking("a", "b", "c")) == 0.0
+    assert duplicate_rate(asking()) == 0.0
+    episodes = [asking("a", "A", "b", "c"), asking("a", "b"), scored(), scored()]
+    assert aggregate(episodes)["swarm/duplicate_rate"] == pytest.approx((0.25 + 0.0) / 2)  # over those that spawned
+
+
+def test_latencies_are_of_models_answers_and_of_tools_that_are_no_sub_agents():
+    episode = make_episode(finished=[True])
+    spawning, last = episode.orchestrator.turns
+    spawning.calls = [ToolCall(id="c", name="assign_task", arguments={})]
+    spawning.results = [ToolResult(text="late", latency_s=99.0)]
+    spawning.t_start, spawning.t_model, spawning.t_end = 0.0, 1.0, 100.0
+    last.t_start, last.t_model, last.t_end = 100.0, 103.0, 103.0
+    only = episode.subagents[0].turns[0]
+    only.calls = [ToolCall(id=f"c{i}", name="search", arguments={}) for i in range(3)]
+    only.results = [ToolResult(text="x", latency_s=s, error=e) for s, e in ((1, None), (2, None), (6, ErrorKind.SERVER))]
+    only.t_start, only.t_model, only.t_end = 1.0, 3.0, 9.0
+    score_episode(episode, WEIGHTS, cap=4)
+    metrics = aggregate([episode])
+    assert metrics["latency/model_p50"] == 2.0 and metrics["latency/model_p95"] == pytest.approx(2.9)  # 1, 2, 3 s
+    assert metrics["latency/tool_p50"] == 2.0 and metrics["latency/tool_p95"] == pytest.approx(5.6)  # 1, 2, 6 s
+    assert metrics["rollouts/tool_error_rate"] == pytest.approx(1 / 3)
+    assert metrics["swarm/parallelism"] == pytest.approx(3 / 3)
+
+
+def test_parallelism_is_all_turns_by_critical_ones():
+    assert aggregate([scored(finished=[True] * 4)])["swarm/parallelism"] == pytest.approx(6 / 3)
 
 
 def test_means_over_nothing_are_left_out():

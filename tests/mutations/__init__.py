@@ -1,0 +1,1 @@
+"""Mistakes that somebody could make, by area, each with the tests that must notice it (``tests/mutants.py``)."""

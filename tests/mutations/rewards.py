@@ -1,0 +1,203 @@
+"""Rewards: parts, their weights over time, scores of answers, metrics of a step."""
+
+from mutations.base import mutants_of
+
+REWARD = "tests/rewards/test_parl_reward.py"
+OUTCOME = "tests/rewards/test_outcome.py"
+
+parl = mutants_of("rewards", "rewards/parl.py", REWARD)
+schedule = mutants_of("rewards", "rewards/schedule.py", REWARD)
+score = mutants_of("rewards", "rewards/score.py", REWARD)
+aggregate = mutants_of("rewards", "rewards/aggregate.py", REWARD)
+budget = mutants_of("rewards", "rewards/budget.py", REWARD)
+outcome = mutants_of("rewards", "rewards/outcome/__init__.py", OUTCOME)
+exact = mutants_of("rewards", "rewards/outcome/exact.py", OUTCOME)
+table = mutants_of("rewards", "rewards/outcome/item_f1.py", OUTCOME)
+
+MUTANTS = [
+    parl(
+        "unanswered-pays-its-steps",
+        "return min(critical_steps(episode) / reference, CRITICAL_MAX) if answered else CRITICAL_MAX",
+        "return min(critical_steps(episode) / reference, CRITICAL_MAX)",
+    ),
+    parl(
+        "unanswered-pays-nothing",
+        "CRITICAL_MAX) if answered else CRITICAL_MAX",
+        "CRITICAL_MAX) if answered else 0.0",
+    ),
+    parl(
+        "critical-is-not-cut",
+        "min(critical_steps(episode) / reference, CRITICAL_MAX) if",
+        "critical_steps(episode) / reference if",
+    ),
+    parl(
+        "critical-sign", "return parts.perf + bonus - weights.critical", "return parts.perf + bonus + weights.critical"
+    ),
+    parl(
+        "lambdas-swapped",
+        "weights.parallel * parts.parallel + weights.finish * parts.finish",
+        "weights.parallel * parts.finish + weights.finish * parts.parallel",
+    ),
+    parl("finish-term-dropped", " + weights.finish * parts.finish", ""),
+    parl(
+        "vacuous-finish",
+        "return finished / len(launched) if launched else None",
+        "return finished / len(launched) if launched else 1.0",
+    ),
+    parl(
+        "finish-counts-those-that-ended",
+        "sum(trace.status is TraceStatus.FINISHED for",
+        "sum(trace.status is not TraceStatus.RUNNING for",
+    ),
+    parl("parallel-beyond-the-cap", "min(len(episode.subagents), cap) / cap", "len(episode.subagents) / cap"),
+    parl("parallel-counts-the-orchestrator", "min(len(episode.subagents), cap)", "min(len(episode.traces), cap)"),
+    parl(
+        "reference-of-the-parallel-plan",
+        "oracle.serial_steps if oracle else",
+        "oracle.parallel_steps if oracle else",
+    ),
+    parl(
+        "budget-is-no-reference",
+        "oracle.serial_steps if oracle else episode.critical_budget",
+        "oracle.serial_steps if oracle else 0",
+    ),
+    parl(
+        "performance-of-an-over-budget-answer",
+        "answered = episode.status is EpisodeStatus.ANSWERED\n    return min(max(",
+        "answered = not episode.void\n    return min(max(",
+    ),
+    parl("blog-pays-failures", "(parts.perf if success else 0.0)", "parts.perf"),
+    parl("blog-is-not-convex", "+ (1 - lambda_aux) * (parts", "+ (parts"),
+    schedule(
+        "horizon-of-all-steps",
+        "return min(self.anneal_fraction * self.total_steps, self.total_steps - 1)",
+        "return min(self.anneal_fraction * self.total_steps, self.total_steps)",
+    ),
+    schedule(
+        "horizon-is-the-later",
+        "return min(self.anneal_fraction * self.total_steps,",
+        "return max(self.anneal_fraction * self.total_steps,",
+    ),
+    schedule(
+        "one-step-ahead",
+        "self.start * (1 - max(step, 0) / self.horizon)",
+        "self.start * (1 - max(step + 1, 0) / self.horizon)",
+    ),
+    schedule("never-zero", "        if step >= self.horizon:\n            return 0.0\n", ""),
+    schedule("falls-as-a-square", "(1 - max(step, 0) / self.horizon)", "(1 - max(step, 0) / self.horizon) ** 2"),
+    schedule("finish-has-the-parallel-weight", "finish=self.finish(step),", "finish=self.parallel(step),"),
+    schedule("penalty-falls-too", "critical=self.critical)\n\n    @property", "critical=0.0)\n\n    @property"),
+    schedule(
+        "held-out-pays-for-spawning",
+        "return Weights(critical=self.critical)\n",
+        "return Weights(parallel=self.parallel.start, critical=self.critical)\n",
+    ),
+    schedule("held-out-without-penalty", "return Weights(critical=self.critical)\n", "return Weights()\n"),
+    score(
+        "scores-unanswered",
+        "score_answer(episode.task, episode.answer) if answered else Outcome()",
+        "score_answer(episode.task, episode.answer)",
+    ),
+    score(
+        "roles-swapped",
+        '"tokens_orchestrator": _sampled(episode, Role.ORCHESTRATOR)',
+        '"tokens_orchestrator": _sampled(episode, Role.SUBAGENT)',
+    ),
+    score("tokens-of-whole-traces", "sum(turn.end - turn.start for", "sum(turn.end for"),
+    score(
+        "every-spawn-is-useless",
+        "spawned and oracle is not None and oracle.width == 0",
+        "spawned and oracle is not None and oracle.width >= 0",
+    ),
+    score("forgets-other-metrics", "        **episode.metrics,\n", ""),
+    score("row-f1-is-item-f1", 'outcome.details.get("row_f1", 0.0)', 'outcome.details.get("item_f1", 0.0)'),
+    score("unweighted-total", '{"total": total(parts, weights)}', '{"total": total(parts, Weights())}'),
+    aggregate("weighted-critical-sign", '"critical": -weights.critical}', '"critical": weights.critical}'),
+    aggregate("weighted-perf-is-lost", '{"perf": 1.0, "parallel"', '{"perf": 0.0, "parallel"'),
+    aggregate("no-duplicates", "return 1.0 - len(set(asked)) / len(asked) if asked else 0.0", "return 0.0"),
+    aggregate("duplicates-by-letter", '" ".join(trace.prompt.lower().split())', "trace.prompt"),
+    aggregate(
+        "duplicate-rate-of-all", "_mean(duplicate_rate(e) for e in spawned)", "_mean(duplicate_rate(e) for e in valid)"
+    ),
+    aggregate("failed-episodes-count", "valid = [e for e in episodes if not e.void]", "valid = list(episodes)"),
+    aggregate(
+        "finish-rate-of-all",
+        'out["swarm/finish_rate"] = _metric(spawned, "finish_rate")',
+        'out["swarm/finish_rate"] = _mean(e.metrics["finish_rate"] or 0.0 for e in valid)',
+    ),
+    aggregate(
+        "hopeless-are-all", "e.task.oracle is not None and e.task.oracle.width == 0", "e.task.oracle is not None"
+    ),
+    aggregate("median-for-p95", "float(np.percentile(critical, 95))", "float(np.percentile(critical, 50))"),
+    aggregate(
+        "parallelism-upside-down",
+        'e.metrics["total_steps"] / max(e.metrics["critical_steps"], 1)',
+        'e.metrics["critical_steps"] / max(e.metrics["total_steps"], 1)',
+    ),
+    aggregate(
+        "model-latency-with-tools",
+        "[turn.t_model - turn.t_start for turn in turns]",
+        "[turn.t_end - turn.t_start for turn in turns]",
+    ),
+    aggregate("launches-are-tool-calls", "        if id(call) not in launching\n", ""),
+    aggregate("latency-percentiles-swapped", '(("p50", 50), ("p95", 95))', '(("p50", 95), ("p95", 50))'),
+    aggregate("tool-errors-upside-down", "_mean(result.error is not None for", "_mean(result.error is None for"),
+    aggregate("wide-12-from-11", "e.task.width >= 12", "e.task.width >= 11"),
+    aggregate("tasks-by-episode", "len({e.task.key for e in episodes})", "len(episodes)"),
+    aggregate(
+        "table-drops-failures",
+        "table = {name: _row([e for e in episodes if belongs(e)])",
+        "table = {name: _row([e for e in episodes if belongs(e) and not e.void])",
+    ),
+    budget("no-slack", "- 1e-9) + slack", "- 1e-9)"),
+    budget(
+        "rounds-down",
+        "math.ceil(factor * task.oracle.serial_steps - 1e-9)",
+        "math.floor(factor * task.oracle.serial_steps - 1e-9)",
+    ),
+    budget("of-the-parallel-plan", "task.oracle.serial_steps", "task.oracle.parallel_steps"),
+    budget("float-dust", "task.oracle.serial_steps - 1e-9", "task.oracle.serial_steps"),
+    outcome("table-without-its-row-score", '"row_f1": table.row_f1', '"row_f1": table.f1'),
+    outcome("success-of-any-table", "success=table.success, details", "success=table.f1 > 0, details"),
+    exact("empty-answers-match", "return bool(given) and given in", "return given in"),
+    exact(
+        "first-marker-counts", "_MARKER.split(text)[-1]", "_MARKER.split(text)[min(1, len(_MARKER.split(text)) - 1)]"
+    ),
+    exact("aliases-of-other-answers", " if normalise_answer(text) in accepted}", "}"),
+    exact(
+        "articles-stay",
+        '_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))',
+        "text.lower().translate(_PUNCTUATION)",
+    ),
+    table("extra-columns-pass", "sorted(table.columns) != sorted(columns)", "not set(columns) <= set(table.columns)"),
+    table(
+        "columns-in-answer-order",
+        "order = [table.columns.index(name) for name in columns]",
+        "order = list(range(len(columns)))",
+    ),
+    table("a-row-counts-twice", "if target is None or key in used:", "if target is None:"),
+    table(
+        "precision-is-recall",
+        "items / (answered * width), items / (wanted * width)",
+        "items / (wanted * width), items / (wanted * width)",
+    ),
+    table("success-with-extra-rows", "success=full == answered == wanted", "success=full == wanted"),
+    table("row-f1-is-row-precision", "row_f1=_f1(full / answered, full / wanted)", "row_f1=full / answered"),
+    table(
+        "mean-for-f1", "return 2 * precision * recall / (precision + recall) if", "return (precision + recall) / 2 if"
+    ),
+    table("repeated-rows-count", "            if key in seen:\n                continue\n", ""),
+    table(
+        "keys-as-written",
+        "        cells = _cells(row, aliases)\n        wanted",
+        "        cells = list(row)\n        wanted",
+    ),
+    table("long-rows-are-cut", "    if len(cells) > width:\n        return None\n", ""),
+    table(
+        "last-fence-wins",
+        "fence = _FENCE.search(answer)",
+        "fence = next(iter(list(_FENCE.finditer(answer))[::-1]), None)",
+    ),
+    table("aliases-are-ignored", "[aliases.get(cell, cell) for cell in cells] if aliases else cells", "cells"),
+    table("a-right-row-needs-its-key-alone", "full += right == len(target)", "full += right > 0"),
+]
