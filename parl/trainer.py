@@ -297,6 +297,7 @@ class Training:
         done = self.state.step / trainer.steps
         lr_scale = 1.0 - done * (1.0 - self.config.optimizer.final_lr)
         totals: dict[str, float] = {}
+        taken = 0  # optimiser steps: fewer where there are fewer groups than minibatches
         first: dict[str, float] = {}  # engine against learner, seen only before the first update
         objective, temperature = self.config.objective, self.config.rollouts.temperature
         rows = self._learner.score(rows, objective, temperature=temperature)
@@ -312,9 +313,10 @@ class Training:
                 )
                 mismatch = {shown: metrics.pop(name) for name, shown in _MISMATCH.items() if name in metrics}
                 first = first or mismatch
+                taken += 1
                 for name, value in metrics.items():
-                    totals[name] = totals.get(name, 0.0) + value / (trainer.epochs * trainer.minibatches)
-        return totals | first
+                    totals[name] = totals.get(name, 0.0) + value
+        return {name: value / taken for name, value in totals.items()} | first
 
     # ---------------------------------------------------------------- actors and state
 

@@ -16,4 +16,4 @@ def critical_budget(task: Task, factor: float, slack: int = 4) -> int:
         raise ValueError(f"critical budget needs factor > 0 and slack >= 0, not factor={factor}, slack={slack}")
     if task.oracle is None:
         return 0
-    return math.ceil(factor * task.oracle.serial_steps - 1e-9) + slack  # 1.1 * 10 is 11, not 11.000000000000002
+    return math.ceil(factor * task.oracle.serial_steps - 1e-9) + slack  # 1.1 * 70 is 77, not 77.00000000000001

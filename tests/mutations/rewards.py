@@ -10,7 +10,7 @@ schedule = mutants_of("rewards", "rewards/schedule.py", REWARD)
 score = mutants_of("rewards", "rewards/score.py", REWARD)
 aggregate = mutants_of("rewards", "rewards/aggregate.py", REWARD)
 budget = mutants_of("rewards", "rewards/budget.py", REWARD)
-outcome = mutants_of("rewards", "rewards/outcome/__init__.py", OUTCOME)
+outcome = mutants_of("rewards", "rewards/outcome/__init__.py", REWARD)
 exact = mutants_of("rewards", "rewards/outcome/exact.py", OUTCOME)
 table = mutants_of("rewards", "rewards/outcome/item_f1.py", OUTCOME)
 

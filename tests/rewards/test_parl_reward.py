@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -158,6 +159,10 @@ def test_a_schedule_refuses_nonsense():
 def test_the_critical_budget_follows_the_oracle():
     assert critical_budget(make_task(), 1.5) == 16
     assert critical_budget(make_task(oracle=Oracle(serial_steps=10, parallel_steps=4, width=4)), 1.1, slack=0) == 11
+    assert (
+        1.1 * 70 > 77
+        and critical_budget(make_task(oracle=Oracle(serial_steps=70, parallel_steps=4, width=4)), 1.1) == 81
+    )
     assert critical_budget(make_task(oracle=Oracle(serial_steps=5, parallel_steps=5, width=0)), 1.5, slack=0) == 8
     assert critical_budget(make_task(oracle=None), 1.5) == 0
 
@@ -185,6 +190,27 @@ def test_scoring_fills_rewards_and_metrics_and_may_be_repeated():
         "tokens_subagent": 2,
         "useless_spawn": 0,
     }
+
+
+def test_sampled_tokens_are_counted_by_role_and_without_what_was_read():
+    episode = make_episode(finished=[True, True])
+    episode.orchestrator.turns[:] = [Turn(start=10, end=13, spawned=["0/0", "0/1"]), Turn(start=20, end=24)]
+    episode.subagents[0].turns[:] = [Turn(start=5, end=6)]
+    episode.subagents[1].turns[:] = [Turn(start=5, end=10), Turn(start=30, end=35)]
+    score_episode(episode, WEIGHTS, cap=4)
+    assert (episode.metrics["tokens_orchestrator"], episode.metrics["tokens_subagent"]) == (3 + 4, 1 + 5 + 5)
+
+
+def test_a_table_has_its_own_score_of_rows_and_succeeds_only_whole():
+    rows = (("a", "1"), ("b", "2"))
+    gold = Gold(kind="table", columns=("N", "V"), unique_columns=("N",), rows=rows)
+    task = replace(make_task(), gold=gold)
+    for wrong, item, row, success in (("2", 1.0, 1.0, 1), ("3", 0.75, 0.5, 0)):
+        episode = make_episode(task, answer=f"| N | V |\n| - | - |\n| a | 1 |\n| b | {wrong} |")
+        score_episode(episode, WEIGHTS, cap=4)
+        metrics = episode.metrics
+        assert (metrics["item_f1"], metrics["row_f1"], metrics["success"]) == (pytest.approx(item), row, success)
+        assert episode.rewards["perf"] == pytest.approx(item)
 
 
 def test_an_unanswered_episode_has_no_item_f1_even_with_a_right_answer():
@@ -265,7 +291,9 @@ def test_latencies_are_of_models_answers_and_of_tools_that_are_no_sub_agents():
     last.t_start, last.t_model, last.t_end = 100.0, 103.0, 103.0
     only = episode.subagents[0].turns[0]
     only.calls = [ToolCall(id=f"c{i}", name="search", arguments={}) for i in range(3)]
-    only.results = [ToolResult(text="x", latency_s=s, error=e) for s, e in ((1, None), (2, None), (6, ErrorKind.SERVER))]
+    only.results = [
+        ToolResult(text="x", latency_s=s, error=e) for s, e in ((1, None), (2, None), (6, ErrorKind.SERVER))
+    ]
     only.t_start, only.t_model, only.t_end = 1.0, 3.0, 9.0
     score_episode(episode, WEIGHTS, cap=4)
     metrics = aggregate([episode])
