@@ -16,4 +16,4 @@ def critical_budget(task: Task, factor: float, slack: int = 4) -> int:
         raise ValueError(f"critical budget needs factor > 0 and slack >= 0, not factor={factor}, slack={slack}")
     if task.oracle is None:
         return 0
-    return math.ceil(factor * task.oracle.serial_steps - 1e-9) + slack  # 1.1 * 70 is 77, not 77.00000000000001
+    return math.ceil(factor * task.oracle.serial_steps - 1e-9) + slack  # 1.1 * 50 is 55, not 55.00000000000001

@@ -19,7 +19,7 @@ from envs.world.reference import ReferencePolicy, subagent_act
 from model.checkpoint import SINGLE
 from model.tokenizer import Tokenizer
 from parl import identity as module
-from parl.attempts import _local, _served
+from parl.attempts import Policy, _local, _served
 from parl.chat_eval import Served
 from parl.config import Config
 from parl.errors import UserError
@@ -257,13 +257,12 @@ def test_stored_episodes_are_used_again_only_under_the_same_identity(
 ):
     monkeypatch.setattr("parl.attempts.starting_policy", lambda config: tmp_path / "cold")
 
-    def store(config: Config) -> Path:
-        return _local(config, tmp_path / "policy", False, ())[0].store
+    def chosen(config: Config) -> Policy:
+        return _local(config, tmp_path / "policy", False, ())[0]
 
-    first = store(with_policies(tmp_path))
-    assert (store(with_policies(tmp_path, **changed)) == first) == reused
-    about = json.loads((first / "about.json").read_text())
-    assert f"model-{identity(about['identity'])}" == first.name  # a reader can see what differs
+    first = chosen(with_policies(tmp_path))
+    assert (chosen(with_policies(tmp_path, **changed)).store == first.store) == reused
+    assert first.store.name == f"model-{identity(first.about['identity'])}"  # a reader can see what differs
 
 
 @pytest.mark.parametrize(
