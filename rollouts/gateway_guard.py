@@ -69,6 +69,9 @@ class Doorway:
         headers = Headers(scope=scope)
         if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD_BYTES:
             return refusal(431, None, f"the headers have more than {_HEAD_BYTES} bytes")
+        if "content-length" in headers and "transfer-encoding" in headers:  # proxies read such a pair in two ways
+            text = "content-length: not beside transfer-encoding"
+            return refusal(400, "content-length", text, headers={"connection": "close"})
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._known(hosts[0], scope):
             advice = "start parl gateway with --allow-host NAME if that is its name"

@@ -23,9 +23,9 @@ class TimelyProtocol(H11Protocol):
     """HTTP/1.1 with deadlines: ``head_s`` from the connection's start or the last answer's end to the end of the next
     request's head, ``stall_s`` without a byte taken off our hands."""
 
-    head_s = 15.0
-    stall_s = 30.0
-    connections_at_most = _CONNECTIONS
+    head_s: float
+    stall_s: float
+    connections_at_most: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -87,11 +87,12 @@ class TimelyProtocol(H11Protocol):
             self._timer = None
 
 
-def server_config(app: ASGIApp) -> uvicorn.Config:
+def server_config(app: ASGIApp, *, head_s: float = 15.0, stall_s: float = 30.0) -> uvicorn.Config:
     """uvicorn's settings for ``app``: no proxy is trusted, no WebSockets, as many connections as there are files."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     most = max(8, min(_CONNECTIONS, files - _SPARE_FILES)) if files > 0 else _CONNECTIONS
-    protocol = type("TimelyProtocol", (TimelyProtocol,), {"connections_at_most": most})
+    limits = {"head_s": head_s, "stall_s": stall_s, "connections_at_most": most}
+    protocol = type("TimelyProtocol", (TimelyProtocol,), limits)
     return uvicorn.Config(
         app,
         http=protocol,

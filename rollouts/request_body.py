@@ -12,7 +12,7 @@ from starlette.requests import Request
 from rollouts.openai_errors import Refused
 from rollouts.request_json import BadRequest, parse_body, short
 
-_JSON = re.compile(r'application/json(\s*;\s*charset\s*=\s*("utf-8"|utf-8))?\s*', re.IGNORECASE)
+_JSON = re.compile(r'application/json([ \t]*;[ \t]*charset=("utf-8"|utf-8))?', re.IGNORECASE)
 T = TypeVar("T")
 
 
@@ -32,7 +32,7 @@ class Bodies:
         if coding != "identity":
             raise Refused(415, "content-encoding", f"content-encoding: {short(coding)} is not read; send it plain")
         kinds = request.headers.getlist("content-type")
-        known = len(kinds) == 1 and _JSON.fullmatch(kinds[0].strip()) is not None
+        known = len(kinds) == 1 and _JSON.fullmatch(kinds[0].strip(" \t")) is not None
         wrong = Refused(415, "content-type", f"content-type: {short(', '.join(kinds))} must be application/json, once")
         body = await self._bytes(request)
         try:

@@ -52,7 +52,7 @@ def parse_body(body: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise BadRequest("body", f"is not JSON: {error}") from None
     for path, reason in _problems(tree):
-        raise BadRequest(path or "body", reason)
+        raise BadRequest(f"body{path}" if path[:1] in ("", "[") else path, reason)
     return tree
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
 
 from model.bpe import train_tokenizer
 from model.chat import assistant_pieces
@@ -16,6 +22,7 @@ from model.tokenizer import Tokenizer
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
 from rollouts.gateway import Gateway, GatewaySettings
 from rollouts.gateway_guard import Access
+from rollouts.gateway_socket import server_config
 from rollouts.store import EpisodeStore
 
 CHAT = "/v1/chat/completions"
@@ -88,13 +95,111 @@ class Caller:
 
 @asynccontextmanager
 async def gateway(
-    folder: Path, engine: Any = None, *, access: Access | None = None, **settings: Any
+    folder: Path | None, engine: Any = None, *, access: Access | None = None, **settings: Any
 ) -> AsyncIterator[Caller]:
-    """A gateway that records in ``folder``, and a client."""
+    """A gateway that records in ``folder``, if it is given, and a client."""
     options = GatewaySettings(**{"model": "policy", "longest": 4000, **settings})
-    served = Gateway(engine or Parrot(), small_tokenizer(), options, EpisodeStore(folder), access)
+    served = Gateway(engine or Parrot(), small_tokenizer(), options, EpisodeStore(folder) if folder else None, access)
     app = served.app()
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
             yield Caller(served, client)
+
+
+async def asgi_post(gateway: Gateway, path: str, body: bytes, headers: list[tuple[str, Any]]) -> tuple[int, Any]:
+    """Status and JSON of a request with exactly these headers, as no client would send them."""
+    raw = [(name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in headers]
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {"headers": raw, "http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 8000), "root_path": ""}
+    sent: list[Any] = []
+    bodies = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        if bodies:
+            return bodies.pop()
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await gateway.app()(scope, receive, send)
+    return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+class OnSocket:
+    """A gateway behind uvicorn on a port of loopback; raw bytes in and out."""
+
+    def __init__(self, gateway: Gateway, server: uvicorn.Server, port: int) -> None:
+        self.gateway, self.server, self.port = gateway, server, port
+
+    def connect(self) -> socket.socket:
+        """A connection with a deadline of its own."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def say(self, raw: bytes) -> bytes:
+        """All that comes back for ``raw`` until the connection ends."""
+        with self.connect() as one:
+            one.sendall(raw)
+            return rest(one)
+
+    def request(self, method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
+        """One request that asks for the connection's end; the whole answer."""
+        lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}", "Connection: close", *headers]
+        if body:
+            lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+        return self.say("\r\n".join([*lines, "", ""]).encode() + body)
+
+    def alive(self) -> None:
+        """Fails unless it answers others at once."""
+        began = time.monotonic()
+        assert self.request("GET", "/health").startswith(b"HTTP/1.1 200"), "it does not answer any more"
+        assert time.monotonic() - began < 2
+
+
+def rest(one: socket.socket) -> bytes:
+    """What comes until the other side ends the connection; TimeoutError where it does not."""
+    parts = []
+    while True:
+        try:
+            part = one.recv(65536)
+        except ConnectionResetError:
+            return b"".join(parts)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+
+
+@contextmanager
+def on_socket(
+    folder: Path,
+    engine: Any = None,
+    *,
+    access: Access | None = None,
+    head_s: float = 0.5,
+    stall_s: float = 0.5,
+    **settings: Any,
+) -> Iterator[OnSocket]:
+    """A gateway on a real socket, with short deadlines. Fails where the server logged an error."""
+    options = GatewaySettings(**{"model": "policy", "longest": 4000, "body_s": 0.5, **settings})
+    served = Gateway(engine or Parrot(), small_tokenizer(), options, EpisodeStore(folder), access)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(server_config(served.app(), head_s=head_s, stall_s=stall_s))
+    complaints: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        await server.serve(sockets=[listening])
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+    thread.start()
+    give_up = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < give_up and thread.is_alive(), "the server did not start"
+        time.sleep(0.005)
+    try:
+        yield OnSocket(served, server, listening.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(10)
+    assert not complaints, complaints

@@ -21,71 +21,20 @@ import asyncio
 import time
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from model.config import ModelConfig
 from model.decoder import PAGE, Features, Weights, make_decoder
-from model.picture_encoder import PictureEncoder, content_key
+from model.picture_encoder import PictureEncoder
 from model.picture_size import picture_tokens
 from rollouts.engine.base import Completion, EngineFull, Finish, Pictures, Sampling
-from rollouts.engine.pages import PagePool
+from rollouts.engine.pages import CacheFull, PagePool
+from rollouts.engine.streams import Request, Shown, Step, Stream
 
 _CHUNK = 128  # prompt tokens that one stream may feed in one step
 _BATCH = 512  # tokens of one step
 _STREAMS = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shown:
-    """A picture in a stream: ``count`` positions from ``start`` on."""
-
-    start: int
-    count: int
-    png: bytes
-
-    def identities(self) -> list[int]:
-        """What its positions are known by; negative, as no token is."""
-        key = content_key(self.png)
-        return [-1 - (key << 24 | row) for row in range(self.count)]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Stream:
-    """One session's token stream and its pages. ``keys``: what positions are known by, tokens but for pictures."""
-
-    row: int  # line of the page table
-    tokens: list[int] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
-    shown: list[_Shown] = field(default_factory=list)
-    fed: int = 0
-    pages: list[int] = field(default_factory=list)
-    reported: int = 0  # positions whose routes have been handed out, or lie in ``older``
-    older: list[np.ndarray] = field(default_factory=list)  # routes under earlier weights, to be handed out next
-    closed: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class _Request:
-    stream: _Stream
-    sampling: Sampling
-    future: asyncio.Future[Completion]
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    limit: int = 0
-
-
-@dataclass(slots=True)
-class _Step:
-    """One batch as the decoder takes it, copied on the event loop: nothing in it changes while the decoder works."""
-
-    parts: list[tuple[_Request, int]]  # who feeds how many tokens
-    ready: list[_Request]  # whose prompt this step completes: they sample
-    fed: tuple[np.ndarray, ...]  # tokens, positions, sequences, tables, rows of the ready ones
-    drawn: tuple[np.ndarray, ...]  # temperatures, keys, positions of the new tokens, shares of probability kept
-    shown: list[tuple[int, _Shown, int, int]]  # batch row, picture, the first and the number of its rows there
 
 
 class EmbeddedEngine:
@@ -104,8 +53,8 @@ class EmbeddedEngine:
         per_stream = (config.max_position_embeddings + PAGE - 1) // PAGE
         self._tables = np.zeros((_STREAMS, per_stream), np.int32)
         self._rows = list(range(_STREAMS - 1, -1, -1))
-        self._streams: dict[str, _Stream] = {}
-        self._running: list[_Request] = []
+        self._streams: dict[str, Stream] = {}
+        self._running: list[Request] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._loop_task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -144,7 +93,7 @@ class EmbeddedEngine:
         if room <= 0:
             return Completion(tokens=[], logprobs=[], finish=Finish.LENGTH, policy_version=self.policy_version)
         stream = self._open(session, prompt, self._shown(prompt, media))
-        request = _Request(
+        request = Request(
             stream=stream,
             sampling=sampling,
             future=asyncio.get_running_loop().create_future(),
@@ -193,7 +142,7 @@ class EmbeddedEngine:
             "streams": len(self._streams),
         }
 
-    def _rewind(self, stream: _Stream) -> None:
+    def _rewind(self, stream: Stream) -> None:
         """Feed ``stream`` again from its start; the routes of what has been fed stay those that it was sampled with."""
         if self._record and stream.fed > stream.reported:
             stream.older.append(self._routes(stream))
@@ -201,27 +150,27 @@ class EmbeddedEngine:
         self._pool.release(stream.pages)
         stream.pages, stream.fed = [], 0
 
-    def _routes(self, stream: _Stream) -> np.ndarray:
+    def _routes(self, stream: Stream) -> np.ndarray:
         """[F, L, K]: of the positions from ``reported`` to ``fed``."""
         routes = self._decoder.routes
         return routes[stream.pages].reshape(-1, *routes.shape[2:])[stream.reported : stream.fed].copy()
 
-    def _shown(self, prompt: list[int], media: Pictures) -> list[_Shown]:
+    def _shown(self, prompt: list[int], media: Pictures) -> list[Shown]:
         """The pictures of ``prompt`` with their sizes; ValueError where its placeholders do not fit them."""
         if media and not self.config.vision:
             raise ValueError("the prompt shows pictures, but the model has no vision section")
         limits, placeholder = self.config.vision and self.config.vision.limits, self.config.media_placeholder_token_id
-        out: list[_Shown] = []
+        out: list[Shown] = []
         for start, png in media:
             assert limits is not None
             count = picture_tokens(png, limits)
             free = out[-1].start + out[-1].count if out else 0
             if start < free or prompt[start : start + count] != [placeholder] * count:
                 raise ValueError(f"a picture of {count} tokens at position {start}: its placeholders are not there")
-            out.append(_Shown(start=start, count=count, png=png))
+            out.append(Shown(start=start, count=count, png=png))
         return out
 
-    def _open(self, session: str, prompt: list[int], shown: list[_Shown]) -> _Stream:
+    def _open(self, session: str, prompt: list[int], shown: list[Shown]) -> Stream:
         keys = list(prompt)
         for picture in shown:
             keys[picture.start : picture.start + picture.count] = picture.identities()
@@ -229,12 +178,14 @@ class EmbeddedEngine:
         if stream is None:
             if not self._rows:
                 raise EngineFull(f"more than {_STREAMS} streams at once: lower rollouts.concurrency")
-            stream = _Stream(row=self._rows.pop(), pages=self._pool.match(keys))
+            stream = Stream(row=self._rows.pop(), pages=self._pool.match(keys))
             stream.fed = len(stream.pages) * PAGE
             self._tables[stream.row, : len(stream.pages)] = stream.pages
             self._streams[session] = stream
         elif keys[: len(stream.keys)] != stream.keys:
             raise ValueError(f"session {session!r}: the prompt does not extend the stream (history was re-rendered)")
+        else:
+            self._streams[session] = self._streams.pop(session)  # the last of them: used just now
         stream.tokens, stream.keys, stream.shown = list(prompt), keys, shown
         return stream
 
@@ -248,11 +199,20 @@ class EmbeddedEngine:
                     await self._advance()
 
     async def _advance(self) -> None:
-        """One step of the batch. What goes wrong in it is told to every waiter; the engine itself stays up."""
+        """One step of the batch. What goes wrong in it is told to every waiter; the engine itself stays up.
+
+        Where the cache is full, only the youngest request ends: its pages let the others go on.
+        """
         try:
             step = self._plan()
             loop = asyncio.get_running_loop()
             tokens, logprobs = await loop.run_in_executor(self._thread, self._compute, step)
+        except CacheFull as error:
+            youngest = self._running.pop()
+            self._rewind(youngest.stream)
+            if not youngest.future.done():
+                youngest.future.set_exception(error)
+            return
         except Exception as error:
             for request in self._running:
                 if not request.future.done():
@@ -261,12 +221,12 @@ class EmbeddedEngine:
             return
         self._commit(step, tokens, logprobs)
 
-    def _plan(self) -> _Step:
+    def _plan(self) -> Step:
         """Which requests feed how many tokens in this step, oldest first. Raises CacheFull.
 
         Of those that would compute the same page the oldest does, and the others wait for it.
         """
-        parts: list[tuple[_Request, int]] = []
+        parts: list[tuple[Request, int]] = []
         left = _BATCH
         begun: set[object] = set()
         for request in self._running:
@@ -279,13 +239,22 @@ class EmbeddedEngine:
             if count <= 0:
                 break
             while len(stream.pages) * PAGE < stream.fed + count:
-                self._tables[stream.row, len(stream.pages)] = page = self._pool.allocate()
+                self._tables[stream.row, len(stream.pages)] = page = self._page()
                 stream.pages.append(page)
             parts.append((request, count))
             left -= count
         return self._inputs(parts)
 
-    def _share(self, stream: _Stream) -> object | None:
+    def _page(self) -> int:
+        """A page, where none is free from the stream that has been idle for longest. Raises CacheFull."""
+        if not self._pool.available:
+            running = {id(request.stream) for request in self._running}
+            idle = (stream for stream in self._streams.values() if stream.pages and id(stream) not in running)
+            while not self._pool.available and (stream := next(idle, None)) is not None:
+                self._rewind(stream)
+        return self._pool.allocate()
+
+    def _share(self, stream: Stream) -> object | None:
         """Take the pages that others have filled meanwhile; returns what its next page will be known by, if shared."""
         held = len(stream.pages)
         self._pool.extend(stream.pages, stream.keys)
@@ -293,13 +262,13 @@ class EmbeddedEngine:
         stream.fed = len(stream.pages) * PAGE
         return self._pool.next_key(stream.pages, stream.keys)
 
-    def _inputs(self, parts: list[tuple[_Request, int]]) -> _Step:
+    def _inputs(self, parts: list[tuple[Request, int]]) -> Step:
         ids: list[int] = []
         positions: list[int] = []
         sequences: list[int] = []
         rows: list[int] = []
-        ready: list[_Request] = []
-        shown: list[tuple[int, _Shown, int, int]] = []
+        ready: list[Request] = []
+        shown: list[tuple[int, Shown, int, int]] = []
         for index, (request, count) in enumerate(parts):
             stream = request.stream
             for picture in stream.shown:
@@ -319,9 +288,9 @@ class EmbeddedEngine:
         keys = np.array([r.sampling.seed & (2**64 - 1) for r in ready], np.uint64)
         places = _ints([len(r.stream.tokens) for r in ready])
         fed = (_ints(ids), _ints(positions), _ints(sequences), tables, _ints(rows))
-        return _Step(parts, ready, fed, (heat, keys, places, kept), shown)
+        return Step(parts, ready, fed, (heat, keys, places, kept), shown)
 
-    def _compute(self, step: _Step) -> tuple[np.ndarray, np.ndarray]:
+    def _compute(self, step: Step) -> tuple[np.ndarray, np.ndarray]:
         """Feed the batch and sample for the streams whose prompt is now complete (in the decoder's thread)."""
         began = time.monotonic()
         logits = self._decoder.forward(*step.fed, features=self._features(step))
@@ -329,7 +298,7 @@ class EmbeddedEngine:
         self.busy_s += time.monotonic() - began
         return sampled
 
-    def _features(self, step: _Step) -> Features | None:
+    def _features(self, step: Step) -> Features | None:
         """What stands in the batch instead of placeholders' embeddings."""
         if not step.shown or self._pictures is None:
             return None
@@ -337,7 +306,7 @@ class EmbeddedEngine:
         values = [self._pictures.rows(picture.png)[start : start + n] for _, picture, start, n in step.shown]
         return np.concatenate(places), np.concatenate(values)
 
-    def _commit(self, step: _Step, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+    def _commit(self, step: Step, tokens: np.ndarray, logprobs: np.ndarray) -> None:
         sampled = 0
         finished: set[int] = set()
         for request, count in step.parts:
@@ -366,7 +335,7 @@ class EmbeddedEngine:
         if finished:
             self._running = [request for request in self._running if id(request) not in finished]
 
-    def _finish(self, request: _Request, finish: Finish) -> None:
+    def _finish(self, request: Request, finish: Finish) -> None:
         if request.future.done():
             return
         stream, routes, start = request.stream, None, request.stream.reported - sum(map(len, request.stream.older))

@@ -30,6 +30,11 @@ class PagePool:
         self.hits = 0  # tokens taken from shared pages
         self.asked = 0  # tokens of new streams
 
+    @property
+    def available(self) -> bool:
+        """Whether :meth:`allocate` has a page to give."""
+        return bool(self._free or self._idle)
+
     def allocate(self) -> int:
         """An exclusive page. Raises CacheFull."""
         if not self._free:

@@ -263,6 +263,24 @@ async def test_a_full_cache_is_told_to_whoever_waits_and_the_engine_goes_on():
     assert same(await ask(engine, some_tokens(30), "a"), await ask(await fresh(), some_tokens(30), "a"))
 
 
+async def test_a_full_cache_ends_the_youngest_alone():
+    engine = await fresh(12)
+    asked = [ask(engine, some_tokens(100, seed=i), f"s{i}", new=50) for i in range(2)]
+    elder, younger = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(younger, CacheFull)
+    assert same(elder, await ask(await fresh(), some_tokens(100, seed=0), "s0", new=50))
+
+
+async def test_idle_streams_give_their_pages_to_those_who_run_and_go_on_with_the_same_tokens_and_routes():
+    crowded, roomy = await fresh(12), await fresh()
+    prompts = [some_tokens(60, seed=i) for i in range(5)]  # four pages each, all of them idle after the first turn
+    for turn in range(3):
+        for i, prompt in enumerate(prompts):
+            one, other = [await ask(engine, prompt, f"s{i}", new=6) for engine in (crowded, roomy)]
+            assert same(one, other), (turn, i)
+            prompt += [*one.tokens, 7 + turn]
+
+
 async def test_a_nan_reaches_whoever_waits():
     weights = {name: array.copy() for name, array in WEIGHTS.items()}
     weights["norm.weight"][:] = 3e38
