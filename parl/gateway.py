@@ -86,7 +86,7 @@ def serve(
         seed=seed,
     )
     sockets = bound_sockets(host, port, keyed=access.key is not None)
-    store = EpisodeStore(record) if record else None
+    store = _store(record) if record else None
     where = f"http://{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}/v1"
 
     async def run_server() -> None:
@@ -144,6 +144,13 @@ def bound_sockets(host: str, port: int, *, keyed: bool) -> list[socket.socket]:
             raise UserError(f"--host {host} --port {same}: {error.strerror}; choose another with --port") from None
         sockets.append(one)
     return sockets
+
+
+def _store(folder: Path) -> EpisodeStore:
+    try:
+        return EpisodeStore(folder)
+    except OSError as error:
+        raise UserError(f"--record {folder}: no folder can be made there ({error.strerror})") from None
 
 
 async def _server(

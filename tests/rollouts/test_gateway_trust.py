@@ -26,10 +26,11 @@ TOOL = {"type": "function", "function": {"name": "f", "description": None, "para
 DEEP = {"type": "object", "properties": {"a": {"type": ["object", "null"], "properties": {"b": {"type": "array"}}}}}
 
 
-def stored(caller: Caller) -> list[Episode]:
+def stored(caller: Caller, after: int = 0) -> list[Episode]:
+    """All episodes of the store, or those of the shards after ``after``."""
     store = caller.gateway.store
     assert store is not None
-    return [episode for step in store.steps(KIND) for episode in (store.read(step, KIND) or ([], 0))[0]]
+    return [episode for step in store.steps(KIND) if step > after for episode in (store.read(step, KIND) or ([], 0))[0]]
 
 
 def rewarded(name: str) -> str:
@@ -105,7 +106,7 @@ def test_any_name_is_stored_whole_or_refused_and_costs_no_other(tmp_path, monkey
 
 
 async def stored_or_refused(caller: Caller, names: list[str], by: int) -> None:
-    before, taken = len(stored(caller)), []
+    before, taken = caller.gateway._shard, []
     for name in names:
         more = ({"user": name}, {"metadata": {"episode": name}}, {"user": "x", "metadata": {"task": name}})[by]
         answer = await caller.send(CHAT, json.dumps({**BODY, **more}).encode())
@@ -119,7 +120,7 @@ async def stored_or_refused(caller: Caller, names: list[str], by: int) -> None:
     assert [row["episode"] for row in listed] == list(dict.fromkeys(taken))
     for name in dict.fromkeys(taken):
         assert (await caller.send(rewarded(name), {"reward": 1})).status_code == 200, name
-    found = [episode.metrics["gateway/episode"] for episode in stored(caller)[before:]]
+    found = [episode.metrics["gateway/episode"] for episode in stored(caller, before)]
     assert found == list(dict.fromkeys(taken))
 
 
