@@ -22,6 +22,7 @@ from model.files import remove_leftovers, write_text
 from model.hf_config import read_shape
 from parl.chat_eval import ChatCollector, Served, find_model, is_url, used, vocabulary
 from parl.cluster import local_ray
+from parl.cold_start import VERSION as TEXTS_VERSION
 from parl.collect import Collector
 from parl.config import Config
 from parl.errors import UserError
@@ -31,7 +32,6 @@ from parl.measures import Sample, attempt, estimates, groups, latest, plain
 from parl.ownership import owning
 from parl.progress import EpisodeBar
 from parl.scoring import Scoring
-from parl.sft import VERSION as TEXTS_VERSION
 from parl.start import starting_policy
 from parl.stores import readable
 from parl.tasks import check_tasks, held_out_tasks

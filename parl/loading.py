@@ -281,6 +281,8 @@ def _allowed(field: FieldInfo | None, detail: dict[str, Any]) -> str:
         return " ".join(filter(None, [words, " and ".join(bounds)]))
     if field and field.annotation and get_origin(field.annotation) is tuple:
         size = len(get_args(field.annotation))
+        if get_args(field.annotation)[-1] is Ellipsis:
+            return "a list, e.g. [http://127.0.0.1:8000]" if "urls" in str(detail["loc"]) else "a list"
         return f"a list of {size} numbers, e.g. {_show(list(field.get_default(call_default_factory=True)))}"
     return words or f"valid ({detail['msg']})"
 
@@ -320,7 +322,7 @@ def _not_finite(value: Any) -> bool:
 
 
 def _show(value: Any) -> str:
-    text = shown(json.dumps(value, ensure_ascii=False, default=str))  # an address may have credentials in it
+    text = shown(without_credentials(json.dumps(value, ensure_ascii=False, default=str)))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -15,14 +15,15 @@ _ADDRESS = re.compile(
     re.IGNORECASE,
 )
 _LONGEST = 2000  # characters
-_USER = re.compile(r"(?<=//)[^/?#\s\"'\]]*@")
-_QUERY = re.compile(r"(?<=[^\s])[?#][^\s\"',\]]*")
+_LIKE_ONE = re.compile(r"[a-z][a-z0-9+.-]*:/{1,3}[^\s\"'<>]*", re.IGNORECASE)
+_USER = re.compile(r"(?<=/)[^/?#\s\"']*@")
+_QUERY = re.compile(r"[?#].*")
 _KEY = re.compile(r"[\x21-\x7e]+")
 
 
-def shown(url: str) -> str:
-    """``url`` without credentials, query and fragment, as texts may show it."""
-    return _QUERY.sub("?***", _USER.sub("***@", str(url)[:_LONGEST]))
+def shown(text: str) -> str:
+    """``text`` with no credentials, query or fragment in its addresses, as messages may show it."""
+    return _LIKE_ONE.sub(lambda found: _QUERY.sub("?***", _USER.sub("***@", found[0])), str(text))
 
 
 def check_address(url: str, cure: str) -> None:
@@ -33,7 +34,7 @@ def check_address(url: str, cure: str) -> None:
         raise ValueError(f"{shown(url)} has a query or a fragment, which an address of a server has not: {cure}")
     found = _ADDRESS.fullmatch(url)
     if found is None or len(url) > _LONGEST or not 0 < int(found["port"] or 1) < 65536 or not _host_is_one(url):
-        raise ValueError(f"{shown(url)!r} is not an address like http://127.0.0.1:8000 or https://host/path")
+        raise ValueError(f"{shown(url[:_LONGEST])!r} is not an address like http://127.0.0.1:8000 or https://host/path")
 
 
 def check_key(url: str, key: str | None, name: str) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rollouts.config import HttpConfig
+from rollouts.engine.client import ServerFault
 from rollouts.engine.http import EngineGone, HttpEngine
 
 _GROWTH, _FLOOR = 3.0, 1e-5  # an update in place may raise the mean difference threefold, and to this anyway
@@ -114,9 +115,9 @@ class Deliverer:
             for call in calls:
                 await engine.call(call, self.config.update_s)
             await engine.call(dialect.resume(), _CALL_S)
-        except (ValueError, EngineGone) as error:  # refused, failed or dead: a restart may still help
+            return await self._probe(delivery, fresh=False)
+        except (ServerFault, ValueError) as error:  # refused, failed, dead, or not believed: a restart may still help
             return str(error)
-        return await self._probe(delivery, fresh=False)
 
     async def _restart(self, delivery: Delivery, why: str) -> None:
         if not self.config.restart:

@@ -28,6 +28,7 @@ _CONNECT_S = 10.0
 _GONE_S = 30.0  # without any answer for this long, the server counts as gone
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _TOKEN_BYTES = 4096  # of an answer, for each token that it may tell of; vLLM's take about 150
+_ECHO_BYTES = 64  # ... for each token of a prompt that it may repeat
 _ROUTE_BYTES = 12  # ... for each expert: at most 64 bits in base64
 ROUNDING = 1e-4  # nats: a sampled token's log-prob above 0 by no more is the server's rounding, and counts as 0
 LEAST = -1000.0  # nats: nothing is ever sampled at such a probability; servers write -9999 for minus infinity
@@ -171,8 +172,9 @@ class HttpEngine:
     async def _answer(self, call: Call, prompt: list[int], asked: Sampling, deadline_s: float) -> Answer:
         layers, experts = self._shape
         positions = len(prompt) + asked.max_new_tokens
-        routes = _ROUTE_BYTES * positions * (layers + self._dense) * experts
-        tree = await self._object(call, deadline_s, MIB + _TOKEN_BYTES * positions + routes)
+        most = MIB + _TOKEN_BYTES * asked.max_new_tokens + _ECHO_BYTES * len(prompt)
+        most += _ROUTE_BYTES * positions * (layers + self._dense) * experts
+        tree = await self._object(call, deadline_s, most)
         try:
             answer = self.dialect.answer(tree)
             self._check(answer, prompt, asked)
