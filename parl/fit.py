@@ -8,6 +8,7 @@ the gold answer takes, and an eighth of the context at least.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,8 +22,10 @@ from parl.config import Config
 from rewards.outcome.reach import ideal_answer
 from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
 
+_LONGEST_TOKEN = 32  # characters: of a longer text than so many times the limit it is enough to see the beginning
 _SHARE = 8  # at least one part in so many of the context is left to answer in
 _SAMPLED = 24  # demonstrations that are looked at beforehand
+_ENOUGH, _PATIENCE_S = 8, 3.0  # so many do where all of them fit, or when they take long
 
 
 class Context:
@@ -70,6 +73,12 @@ class Context:
         tokens = self.prompt(task.prompt)
         return tokens if tokens + self.room(task.gold) > self.limit else None
 
+    def page_too_long(self, text: str) -> bool:
+        """Whether an agent that opens a page of ``text`` has no room left."""
+        if self.opening + len(text.encode("utf-8", "replace")) <= self.limit:
+            return False
+        return self.opening + len(self.tokenizer.encode(text[: _LONGEST_TOKEN * self.limit])) > self.limit
+
 
 def fitting(config: Config, tasks: Sequence[Task]) -> list[Task]:
     """``tasks`` without those whose prompts do not fit."""
@@ -83,14 +92,21 @@ def demonstrations_that_fit(config: Config, context: Context) -> tuple[int, int,
 
     demos = Demonstrator(config, context.tokenizer)
 
+    limit, began = config.model.max_position_embeddings, time.monotonic()
+
     async def lengths() -> list[int]:
+        found: list[int] = []
         try:
-            return [len((await demos.episode(index)).orchestrator.tokens) for index in range(_SAMPLED)]
+            while len(found) < _SAMPLED:
+                found.append(len((await demos.episode(len(found))).orchestrator.tokens))
+                sure = max(found) <= limit or time.monotonic() - began > _PATIENCE_S
+                if sure and len(found) >= _ENOUGH:
+                    break
+            return found
         finally:
             await demos.environment.close()
 
     found = asyncio.run(lengths())
-    limit = config.model.max_position_embeddings
     return sum(length <= limit for length in found), len(found), min(found)
 
 

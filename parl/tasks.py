@@ -7,6 +7,7 @@ from pathlib import Path
 
 from envs.base import Task
 from envs.tasks_io import TaskSource, read_tasks
+from envs.world.documents import profile_lines
 from envs.world.environment import WorldEnvironment
 from envs.world.table import ENOUGH, read_table, smallest_split
 from envs.world.tasks import distinct_tasks
@@ -99,6 +100,15 @@ def _table_notes(config: Config, path: Path, context: Context) -> list[str]:
             f"{path}: {len(entities)} rows are too few to be divided: train, val and test share them all, so held-out"
             f" scores measure looking up, not new names; about {_LEAST_ROWS} rows are needed to keep the splits apart"
         )
+    long = [entity.name for entity in entities if context.page_too_long("\n".join(profile_lines(entity)))]
+    if long:
+        shown = ", ".join(name[:40] for name in long[:_LISTED]) + (" ..." if len(long) > _LISTED else "")
+        said = (
+            f"{path}: {len(long)} of {len(entities)} rows make pages that do not fit {context.name} = {context.limit}"
+        )
+        if len(long) == len(entities):
+            raise UserError(f"{said} ({shown}); nothing is left: shorten their cells or raise {context.name}")
+        notes.append(f"{said}, so nothing about them can be read: {shown}")
     if config.model.init is not None:
         return notes
     fit, made, shortest = demonstrations_that_fit(config, context)

@@ -14,12 +14,12 @@ _CLOSE = 0.8
 _SHORT = ("plan", "key")  # too short to guess at: a column "planet" is no slip
 
 
-def near(name: str, known: Iterable[str]) -> str | None:
+def near(name: str, known: Iterable[str], cutoff: float = _CLOSE) -> str | None:
     """The name among ``known`` that ``name`` was probably meant to be, None where it is none of them."""
     known = list(known)
     folded = "".join(c for c in name.casefold() if c.isalnum())
     same = [one for one in known if one.replace("_", "") == folded and one != name]
-    return next(iter(same or difflib.get_close_matches(name.casefold(), known, n=1, cutoff=_CLOSE)), None)
+    return next(iter(same or difflib.get_close_matches(name.casefold(), known, n=1, cutoff=cutoff)), None)
 
 
 def slips(row: dict[str, Any]) -> dict[str, str]:

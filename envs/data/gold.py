@@ -109,7 +109,7 @@ def _check_columns(columns: tuple[str, ...], unique: tuple[str, ...], say: Say, 
     there = {_column(name) for name in columns}
     for number, name in enumerate(unique if columns else ()):
         if _column(name) not in there:
-            close = near(name, columns)
+            close = near(name, columns, 0.6)
             hint = f"; did you mean {close}?" if close else ""
             say(f"{field}.unique_columns[{number}]", f"is none of the columns {show(list(columns))}{hint}", name)
 
