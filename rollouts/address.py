@@ -15,7 +15,7 @@ _ADDRESS = re.compile(
     re.IGNORECASE,
 )
 _LONGEST = 2000  # characters
-_LIKE_ONE = re.compile(r"[a-z][a-z0-9+.-]*:/{1,3}[^\s\"'<>]*", re.IGNORECASE)
+_LIKE_ONE = re.compile(r"[a-z][a-z0-9+.-]+:/{1,3}[^\s\"'<>]*", re.IGNORECASE)
 _USER = re.compile(r"(?<=/)[^/?#\s\"']*@")
 _QUERY = re.compile(r"[?#].*")
 _KEY = re.compile(r"[\x21-\x7e]+")
