@@ -16,7 +16,7 @@ from parl.cli_episodes import AsJson, Family, Kind, Step, StoreArg
 from parl.cli_errors import reported
 from parl.errors import UserError
 from parl.own_packages import append
-from parl.terminal import catch_warnings, echo
+from parl.terminal import catch_warnings, echo, open_output
 
 if TYPE_CHECKING:
     from parl.config import Config
@@ -30,7 +30,9 @@ app = typer.Typer(
 )
 app.add_typer(cli_episodes.app, name="episodes")
 
-ConfigArg = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, or a preset's name, e.g. quickstart")]
+ConfigArg = Annotated[
+    Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, a preset's name, e.g. quickstart, or a run's")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, e.g. trainer.steps=20 seed=2")
 ]
@@ -47,11 +49,14 @@ def train(
 ) -> None:
     """Cold start, reinforcement learning, evaluation and report of one run."""
     with reported(f"; continue with: parl train {config} {' '.join(overrides or [])} --resume".replace("  ", " ")):
-        from parl.loading import load_config, to_yaml
+        from parl.loading import to_yaml
+        from parl.runs import configuration, is_run
 
         if resume and from_scratch:
             raise UserError("--resume continues the old run and --from-scratch discards it: give one of them")
-        resolved = load_config(config, overrides)
+        resolved = configuration(config, overrides, run_first=resume)
+        if not resume and not dry_run and is_run(config):
+            raise UserError(f"{config} is a run: --resume continues it, its config.yaml as CONFIG starts it anew")
         _check_surroundings(resolved)
         if dry_run:
             _check_data(resolved)
@@ -79,9 +84,9 @@ def sft(
 ) -> None:
     """Only the cold start: imitation of scripted demonstrations."""
     with reported():
-        from parl.loading import load_config
+        from parl.runs import configuration
 
-        resolved = load_config(config, overrides)
+        resolved = configuration(config, overrides)
         from parl.config import TrainerConfig
         from parl.learner_limits import check_memory
 
@@ -118,10 +123,10 @@ def evaluate(
 ) -> None:
     """Evaluate a run's policies on held-out tasks: avg@k, max@k, pass@k with intervals, and costs. Resumable."""
     with reported("; the same command continues"):
-        from parl.loading import load_config
+        from parl.runs import configuration
 
         settings = [*(overrides or []), *([] if seed is None else [f"eval.seed={seed}"])]
-        resolved = load_config(config, settings)
+        resolved = configuration(config, settings)
         _check_surroundings(resolved)
         from parl.attempts import run_eval
         from parl.table import print_evaluation
@@ -149,11 +154,12 @@ def rescore(
 ) -> None:
     """Score stored episodes again, without a model: other rewards, another schedule, or a check of the stored ones."""
     with reported():
-        from parl.rescore import print_summary, rescore, rewards_config, write_rows
+        from parl.rescore import print_summary, rescore, rewards_config
 
         results = rescore(store, rewards_config(store, rewards, overrides), kind=kind)
         if as_json:
-            write_rows(results, sys.stdout)
+            for result in results:
+                echo(json.dumps(result.row()))
         else:
             print_summary(results)
 
@@ -194,7 +200,8 @@ def compare(
         from parl.compare_table import print_comparison
         from parl.measures import plain
 
-        result = compare_samples(load_samples(policies))
+        one = len(policies) == 1
+        result = compare_samples(load_samples(policies, of_one_run=one), of_one_run=one)
         if as_json:
             echo(json.dumps(plain(result), allow_nan=False))
         else:
@@ -350,6 +357,7 @@ def _root(
 
 def main() -> None:
     """Entry point of the ``parl`` script and of ``python -m parl``."""
+    open_output()
     catch_warnings()
     append([os.getcwd()])
     sys.exit(app())

@@ -24,19 +24,20 @@ from rollouts.outline import Outline
 
 SCORES = ("score", "success", "spawned")
 COSTS = ("critical_steps", "total_steps", "subagents", "sampled_tokens", "prompt_tokens", "new_prompt_tokens")
+_TRAINED = "trained"
 PARETO = ("critical_steps", "sampled_tokens")  # what is traded for score
 
 
-def load_samples(given: Sequence[str]) -> list[Sample]:
+def load_samples(given: Sequence[str], *, of_one_run: bool = False) -> list[Sample]:
     """The policies that ``PATH`` or ``PATH:LABEL`` name, each once; UserError where there is none.
 
     A run stands for its last ``parl eval``, or for the evaluation at its end; a store's folder for every kind of shard
-    in it.
+    in it. ``of_one_run``: of two evaluations the one that has several policies.
     """
     found: list[tuple[str, Store, str]] = []
     for text in given:
         path, label = _split(text)
-        stores = _evaluations(path)
+        stores = _evaluations(path, alone=of_one_run and label is None)
         kinds = [(store, kind) for store in stores for kind in sorted({kind_of(shard) for shard in store.shards})]
         chosen = [(store, kind) for store, kind in kinds if label in (None, kind)]
         if not chosen:
@@ -51,17 +52,24 @@ def load_samples(given: Sequence[str]) -> list[Sample]:
         return [Sample(label, _attempts(store, kind)) for label, (_, store, kind) in zip(labels, found, strict=True)]
 
 
-def compare(samples: Sequence[Sample], *, seed: int = 0) -> dict[str, Any]:
+def compare(samples: Sequence[Sample], *, seed: int = 0, of_one_run: bool = False) -> dict[str, Any]:
     """Everything about ``samples``: each against the first, task by task, and all of them as trade-offs.
+
+    ``of_one_run``: the trained policy against each other one instead.
 
     Values are numbers, lists, objects and :class:`parl.statistics.Interval`; ``parl.measures.plain`` makes JSON of it.
     """
     if len(samples) < 2:
         only = f", there is only {samples[0].label}" if samples else ""
         raise UserError(f"a comparison needs two policies{only}: name another run, or PATH:LABEL")
+    trained = next((sample for sample in samples if sample.label == _TRAINED), None) if of_one_run else None
+    if trained:
+        pairs = [(other, trained) for other in reversed(samples) if other is not trained]  # single agent, cold start
+    else:
+        pairs = [(samples[0], other) for other in samples[1:]]
     return {
-        "reference": samples[0].label,
-        "pairs": [compare_pair(samples[0], other, seed=seed) for other in samples[1:]],
+        "reference": trained.label if trained else samples[0].label,
+        "pairs": [compare_pair(a, b, seed=seed) for a, b in pairs],
         "pareto": pareto(samples, seed=seed),
     }
 
@@ -101,20 +109,33 @@ def _split(text: str) -> tuple[Path, str | None]:
     return (Path(path), label) if colon and not Path(text).exists() else (Path(text), None)
 
 
-def _evaluations(given: Path) -> list[Store]:
-    """The stores of an evaluation: a run's last ``parl eval``, else that of its end; of any other folder all."""
+def _evaluations(given: Path, alone: bool) -> list[Store]:
+    """The stores of an evaluation: a run's last ``parl eval``, else that of its end; of any other folder all.
+
+    ``alone``: one with several policies, to compare them with each other, if there is one.
+    """
     path = named_path(given)
     if not (path / "config.yaml").is_file():
         return find_stores(given)
-    last = path / "evals" / "summary.json"
-    if last.is_file():
-        policies = json.loads(last.read_text())["policies"].values()
-        folders = [path / "evals" / Path(policy["store"]).name for policy in policies]
-    else:
+    folders = _last_evaluation(path)
+    if len(folders) < (2 if alone and (path / "eval").is_dir() else 1):
         folders = [path / "eval"]
     if not any(folder.is_dir() for folder in folders):
         raise UserError(f"{path} has not been evaluated: parl eval {path / 'config.yaml'}")
     return [store for folder in folders if folder.is_dir() for store in find_stores(folder)]
+
+
+def _last_evaluation(run: Path) -> list[Path]:
+    """The stores of the run's last ``parl eval``; empty where there was none. UserError: its summary is damaged."""
+    last = run / "evals" / "summary.json"
+    if not last.is_file():
+        return []
+    try:
+        policies = json.loads(last.read_text(encoding="utf-8"))["policies"].values()
+        return [run / "evals" / Path(policy["store"]).name for policy in policies]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        text = f"{last} is damaged ({type(error).__name__}: {error})"
+        raise UserError(f"{text}: delete it, and the same parl eval writes it again without running anything") from None
 
 
 def _short(store: Store) -> str:

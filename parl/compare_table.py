@@ -18,7 +18,7 @@ LISTED = 8
 
 def print_comparison(result: dict[str, Any], console: Console | None = None, *, listed: int = LISTED) -> None:
     """The tables of ``parl.compare.compare``'s result; ``listed`` tasks of each kind."""
-    console = console or terminal.console(least=120)
+    console = console or terminal.console()
     for pair in result["pairs"]:
         console.print(_differences(pair))
         for kind in ("regressions", "improvements"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from envs.world.config import WorldConfig
 from model.config import ModelConfig
@@ -221,6 +221,8 @@ class Config(_Section):
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    _folder: Path | None = PrivateAttr(default=None)  # of a run that was moved or renamed
+
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
@@ -276,10 +278,17 @@ class Config(_Section):
         if wrong := [name for name, given in bad.items() if given]:
             raise ValueError(f"{wrong[0]} does not go with trainer.staleness={self.trainer.staleness}: leave one out")
 
+    def in_folder(self, folder: Path) -> Config:
+        """The same for a run that lives in ``folder``, whatever it was called when it was begun."""
+        root = self.root if (self.root / "cold_start").is_dir() else folder.parent
+        moved = self.model_copy(update={"root": root})
+        moved._folder = None if moved.run_dir == folder else folder
+        return moved
+
     @property
     def run_dir(self) -> Path:
         """Where the run lives; another seed of the same config gets a folder of its own."""
-        return self.root / (self.name if self.seed == 1 else f"{self.name}-seed{self.seed}")
+        return self._folder or self.root / (self.name if self.seed == 1 else f"{self.name}-seed{self.seed}")
 
 
 def check_parallel(trainer: TrainerConfig, model: ModelConfig, optimizer: OptimizerConfig) -> None:

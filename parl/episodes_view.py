@@ -27,7 +27,7 @@ _CUT = 400  # characters of a text, unless all is asked for
 
 def print_listing(rows: Iterable[dict[str, Any]], console: Console | None = None) -> int:
     """A table for each store; returns how many episodes it has."""
-    console = console or terminal.console(least=120)
+    console = console or terminal.console()
     stores: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         stores.setdefault(row["store"], []).append(row)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import rich.progress
@@ -18,6 +19,8 @@ from rich.text import Text
 from parl import terminal
 from parl.terminal import cell, line, plain
 
+_RECENT = 11  # steps that the time left is estimated by, and one before them
+_ENOUGH = 3  # ends of steps that an estimate needs
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPAWN, _F1 = "swarm/spawn_rate/", "perf/item_f1/"
 
@@ -45,12 +48,20 @@ def clock(seconds: float) -> str:
 class Progress:
     """A context manager; :meth:`update` after every step, :meth:`phase` for what is going on in between."""
 
-    def __init__(self, total_steps: int, title: str, *, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        title: str,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self.total_steps, self.title = total_steps, title
         self._console = console or terminal.console()
         self._live: Live | None = None
         self._began = time.monotonic()
-        self._first_step: int | None = None
+        self._ended: deque[float] = deque(maxlen=_RECENT)  # when the last steps ended
         self._step = 0
         self._metrics: dict[str, float] = {}
         self._history: dict[str, list[float]] = {"reward/total": [], "steps/critical": []}
@@ -58,7 +69,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._began = time.monotonic()
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
             self._live.start()
         else:
@@ -75,9 +86,8 @@ class Progress:
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the numbers of ``step`` (1 is the first)."""
-        if self._first_step is None:
-            self._first_step = step - 1
         self._step = step
+        self._ended.append(self._clock())
         self._metrics.update(metrics)
         for name, values in self._history.items():
             if name in metrics:
@@ -127,17 +137,18 @@ class Progress:
         return sum(families) / len(families) if families else self._metrics.get("reward/perf")
 
     def _eta(self) -> str:
-        taken = self._step - (self._first_step or 0)
-        if taken <= 0:
+        """By the last steps; the first, which waits for engines to start and caches to fill, says nothing."""
+        if len(self._ended) < _ENOUGH:
             return "?"
-        return clock((time.monotonic() - self._began) / taken * (self.total_steps - self._step))
+        each = (self._ended[-1] - self._ended[0]) / (len(self._ended) - 1)
+        return clock(each * (self.total_steps - self._step) - (self._clock() - self._ended[-1]))
 
     def _render(self) -> RenderableType:
         head = Table.grid(expand=True, padding=(0, 1))
         head.add_column(no_wrap=True)
         head.add_column(ratio=1)
         head.add_column(justify="right", no_wrap=True)
-        elapsed = clock(time.monotonic() - self._began)
+        elapsed = clock(self._clock() - self._began)
         head.add_row(
             Text(f"step {self._step}/{self.total_steps}", style="bold"),
             ProgressBar(total=max(1, self.total_steps), completed=self._step),
@@ -197,7 +208,7 @@ class EpisodeBar:
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> EpisodeBar:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             columns = (
                 rich.progress.TextColumn("{task.description}", markup=False),
                 rich.progress.BarColumn(),

@@ -21,7 +21,7 @@ from envs.world.environment import WorldEnvironment
 from parl.episodes import Filter, list_episodes
 from parl.errors import UserError
 from parl.exchange import whole_episodes
-from parl.loading import load_config
+from parl.runs import configuration
 from parl.stores import find_stores
 from parl.terminal import console, echo, plain
 from rollouts.episode import Episode, Trace
@@ -118,7 +118,7 @@ def replay(given: Path, wanted: Filter, config: Path | None = None) -> Iterator[
     path = config or (run and run / "config.yaml")
     if path is None:
         raise UserError(f"{given} belongs to no run (no config.yaml above it): name its configuration, --config FILE")
-    environment = WorldEnvironment(load_config(path, None, files=False).envs.world)
+    environment = WorldEnvironment(configuration(path, files=False).envs.world)
     with asyncio.Runner() as runner:
         try:
             for ref, episode in whole_episodes(given, wanted):

@@ -7,15 +7,14 @@ own configuration the result is the stored one, bit by bit.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from parl.config import Config
 from parl.errors import UserError
-from parl.loading import load_config
+from parl.runs import configuration
 from parl.scoring import scoring_for
 from parl.stores import find_stores, readable
 from parl.terminal import cell, console
@@ -80,7 +79,7 @@ def rewards_config(given: Path, path: Path | None, overrides: list[str] | None) 
                 f"{given} belongs to no run (no config.yaml above it): name a configuration, --rewards CONFIG"
             )
         path = run / "config.yaml"
-    return load_config(path, overrides, files=False) if path else None
+    return configuration(path, overrides, files=False) if path else None
 
 
 def rescore(given: Path, rewards: Config | None = None, *, kind: str | None = None) -> Iterator[Rescored]:
@@ -100,15 +99,6 @@ def rescore(given: Path, rewards: Config | None = None, *, kind: str | None = No
                     rewards=episode.rewards,
                     metrics=episode.metrics,
                 )
-
-
-def write_rows(results: Iterator[Rescored], out: TextIO) -> int:
-    """One JSON object a line, as they come; returns their number."""
-    count = 0
-    for result in results:
-        out.write(json.dumps(result.row()) + "\n")
-        count += 1
-    return count
 
 
 @dataclass(slots=True)
@@ -154,7 +144,7 @@ def print_summary(results: Iterator[Rescored]) -> None:
             table.add_row(cell(label), cell(family.replace("_", " ")), *_cells(families[family]))
             label = ""
         table.add_section()
-    out = console(least=140)
+    out = console()
     out.print(table)
     whole = [families["all"] for families in groups.values()]
     changed, count = sum(sums.changed for sums in whole), sum(sums.count for sums in whole)

@@ -9,9 +9,11 @@ from model.hf_config import read_json
 from parl.config import Config
 from parl.errors import ConfigError, UserError
 from parl.loading import load_config
+from parl.presets import preset
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
+_NAMES = ("name", "seed", "root")  # what a run's folder is called by
 LENGTHS = "lengths.json"  # [[first step, trainer.steps from there on], ...] of a run that was lengthened
 
 
@@ -34,6 +36,28 @@ def run_config(folder: Path, overrides: list[str] | None = None, *, files: bool 
     except ConfigError as error:
         raise ConfigError(f"{error}\n{file}: {cure}") from None
     return load_config(file, overrides, files=files)
+
+
+def configuration(
+    given: Path, overrides: list[str] | None = None, *, files: bool = True, run_first: bool = True
+) -> Config:
+    """The configuration that ``given`` means: a YAML file, a preset, or a run by its folder or name, whose own it is.
+
+    Of a run it keeps the run's folder, wherever that lies now. A run and a preset of one name: the run is meant,
+    unless ``run_first`` is false or another run is named by an override. UserError says what is wrong.
+    """
+    folder = named_path(given)
+    others = any(override.partition("=")[0].strip() in _NAMES for override in overrides or ())
+    if not folder.is_dir() or (preset(given) != given and (others or not run_first)):
+        if not given.exists() and not given.suffix and preset(given) == given:
+            raise UserError(f"no configuration file, preset or run is called {given}{runs_there()}")
+        return load_config(given, overrides, files=files)
+    return run_config(run_folder(given), overrides, files=files).in_folder(folder)
+
+
+def is_run(given: Path) -> bool:
+    """Whether ``given`` names a run and nothing else."""
+    return preset(given) == given and (named_path(given) / CONFIG).is_file()
 
 
 def lengths(folder: Path, steps: int) -> list[list[int]]:

@@ -27,7 +27,7 @@ def print_table(policies: dict[str, dict[str, dict[str, Any]]], console: Console
             cells = ["-" if row[name] is None else _number(row[name]) for name in _COLUMNS]
             table.add_row(cell(group), cell(label), *cells)
         table.add_section()
-    (console or terminal.console(least=120)).print(table)
+    (console or terminal.console()).print(table)
 
 
 def _number(value: float) -> str:
@@ -53,7 +53,7 @@ def print_evaluation(result: dict[str, Any], console: Console | None = None) -> 
             cells = [_interval(row[name], d) for name, d in zip(columns, digits, strict=True)]
             table.add_row(*head, cell(label), *cells, *(f"{row[name]['value']:,.1f}" for name in costs))
         table.add_section()
-    console = console or terminal.console(least=160)
+    console = console or terminal.console()
     console.print(table)
     for label, policy in policies.items():
         console.print(cell(f"{label}: {_account(policy)}"), soft_wrap=True)

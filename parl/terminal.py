@@ -7,6 +7,10 @@ unless it is a template of ours (:func:`styled`). All of ``parl`` prints with :f
 
 from __future__ import annotations
 
+import atexit
+import codecs
+import io
+import os
 import re
 import sys
 import traceback
@@ -15,7 +19,6 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
@@ -27,7 +30,15 @@ _RANGES = (
     r"\ud800-\udfff\ufeff\ufff9-\ufffb\U000110bd\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _UNSAFE = re.compile(f"[{_RANGES}]")
+_ALIKE = "parl.alike"
+_PAIRS = "▁_ ▂_ ▃. ▄. ▅- ▆- ▇= █# ·- •* →> ←< …. –- —- ×x ±~ ≤< ≥> λl μu τt ‘' ’' “\" ”\" │| ─- ━= ╭+ ╮+ ╰+ ╯+ ├+ └+ ⏎/"
+_LOOKS = {pair[0]: pair[1] for pair in _PAIRS.split()}
+_UNCUT = 10_000  # columns: more than any table needs
 _JOINERS = "\u200c\u200d"  # emoji and several scripts need them
+
+
+class Unread(BrokenPipeError):
+    """Nobody reads what we print any more."""
 
 
 def plain(text: object) -> str:
@@ -53,7 +64,11 @@ def styled(template: str, *parts: object) -> Text:
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     """Print ``text`` as it is, made :func:`plain`."""
-    typer.echo(plain(text), err=err, nl=nl)
+    try:
+        print(plain(text), end="\n" if nl else "", file=sys.stderr if err else sys.stdout, flush=True)
+    except BrokenPipeError:
+        unread()
+        raise Unread from None
 
 
 def echo_traceback() -> None:
@@ -61,16 +76,21 @@ def echo_traceback() -> None:
     echo(traceback.format_exc(), err=True, nl=False)
 
 
-def console(*, least: int = 0, stderr: bool = False, highlight: bool = True) -> Console:
-    """Where tables go; ``least``: columns that they need at least."""
+def console(*, stderr: bool = False, highlight: bool = True) -> Console:
+    """Where tables go: as wide as the terminal; as wide as they need, where a file or a program reads them."""
     made = _Console(file=sys.stderr if stderr else sys.stdout, markup=False, emoji=False, highlight=highlight)
-    if made.width < least:
-        made.width = least
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = _UNCUT
     return made
 
 
 class _Console(Console):
     """A console through which no control character passes, wherever it was hidden in what is printed."""
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on: the command ends (``parl.cli_errors``)."""
+        unread()
+        raise Unread
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -87,6 +107,47 @@ def _shown(found: re.Match[str]) -> str:
         return character
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def open_output() -> None:
+    """Once, before anything is printed: what the output's encoding lacks is replaced by what looks alike.
+
+    An output that was closed before the start, or that nobody reads any more at the end, is no error.
+    """
+    codecs.register_error(_ALIKE, _replaced)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ALIKE)
+    atexit.register(unread)
+
+
+def unread() -> bool:
+    """Whether nobody reads what is printed any more, as behind ``| head``; what is left then goes nowhere."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            gone = True
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+    return gone
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    """For ``codecs``: each character that cannot be encoded as one that can."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_LOOKS.get(one) or _bare(one) for one in text), error.end
+
+
+def _bare(character: str) -> str:
+    """A letter without its accents; ``?`` for all else."""
+    letter = unicodedata.normalize("NFKD", character)[0]
+    return letter if letter.isascii() and letter.isprintable() else "?"
 
 
 def catch_warnings() -> None:

@@ -23,6 +23,7 @@ from parl.tracking import read_rows
 from rollouts.lookup import read_columns, shards
 from rollouts.store import StoreError
 
+_PAGE = 110  # columns of a frame that no terminal shows
 _WIDTH = 36  # characters of a curve
 _LAST = 8  # episodes shown
 _STALE = 3.0  # times a step's usual length without news, and the run is called silent
@@ -45,7 +46,9 @@ def show(given: Path, *, once: bool = False, every_s: float = 2.0, console: Cons
     """Print one frame, or keep the view fresh until the run ends or Ctrl-C. UserError where there is no run."""
     folder = run_folder(given)
     console = console or terminal.console()
-    if once or not console.is_terminal:
+    if not console.is_terminal:
+        console.width = min(console.width, _PAGE)
+    if once or not console.is_terminal or console.is_dumb_terminal:
         console.print(frame(folder))
         return
     with Live(frame(folder), console=console, screen=True, auto_refresh=False) as live:

@@ -155,3 +155,35 @@ def test_a_verdict_needs_an_interval_without_zero():
     assert verdict(Interval(0.2, 0.1, 0.3), better=1) == "better"
     assert verdict(Interval(-3, -5, -1), better=-1) == "better"
     assert verdict(Interval(3, 1, 5), better=-1) == "worse"
+
+
+def test_one_run_shows_trained_against_single_agent_and_cold_start(run: Path):
+    said = CliRunner().invoke(app, ["compare", str(run)])
+    assert said.exit_code == 0
+    assert "trained against single_agent: 30 tasks" in said.stdout
+    assert "trained against cold_start: 30 tasks" in said.stdout
+    assert "single_agent against" not in said.stdout
+    result = compare(load_samples([str(run)], of_one_run=True), of_one_run=True)
+    assert result["reference"] == "trained"
+    turned = compare(load_samples([f"{run}:single_agent", f"{run}:trained"]))
+    assert result["pairs"][0] == turned["pairs"][0]
+
+
+def test_one_run_whose_last_evaluation_has_one_policy_falls_back_to_that_of_its_end(tmp_path: Path):
+    run = make_run(tiny_config(tmp_path, trainer={"steps": 4}))
+    folder = run / "evals" / "trained-0123456789ab"
+    EpisodeStore(folder).write(0, [make_episode(wide_task(1), spawning=True)], policy_version=0, kind="trained")
+    (run / "evals" / "summary.json").write_text(json.dumps({"policies": {"trained": {"store": str(folder)}}}))
+    assert len(load_samples([str(run)], of_one_run=True)) == 3
+    assert len(load_samples([str(run)])) == 1
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"policies": 3}', '{"policies": {"a": {}}}', "\x00"])
+def test_a_damaged_summary_is_named_with_its_cure(tmp_path: Path, text: str):
+    run = make_run(tiny_config(tmp_path, trainer={"steps": 4}))
+    (run / "evals").mkdir()
+    (run / "evals" / "summary.json").write_text(text)
+    said = CliRunner().invoke(app, ["compare", str(run)])
+    assert said.exit_code == 2
+    assert "summary.json is damaged" in said.stderr
+    assert "delete it, and the same parl eval writes it again" in " ".join(said.stderr.split())

@@ -59,11 +59,12 @@ def test_a_field_that_may_be_empty_can_be_emptied(tmp_path: Path, nothing: str):
 
 
 def test_words_in_sections_lists_and_variants_are_kept_too(tmp_path: Path):
-    text = "rollouts: {engine: sglang, http: {urls: [on, 12]}}\ntracking: {project: 2026-11-26}\n"
-    config = loaded(tmp_path, text)
-    assert config.rollouts.http.urls == ("on", "12")
-    assert config.tracking.project == "2026-11-26"
+    assert loaded(tmp_path, "tracking: {project: 2026-11-26}\n").tracking.project == "2026-11-26"
     assert loaded(tmp_path, "", "tracking={project: off}").tracking.project == "off"
+    with pytest.raises(ConfigError, match="'on' is not an address"):
+        loaded(tmp_path, "rollouts: {engine: sglang, http: {urls: [on, 12]}}\n")
+    with pytest.raises(ConfigError, match=r'objective.credit = "off": must be one of episode, agent'):
+        loaded(tmp_path, "objective: {name: cispo, credit: off}\n")
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,32 @@ def test_progress_shows_everything_live_in_a_terminal() -> None:
         assert part in text
 
 
+def test_the_time_left_is_that_of_the_last_steps_and_no_startup_counts() -> None:
+    now, out = [0.0], io.StringIO()
+    with Progress(50, "run", console=Console(file=out, width=60), clock=lambda: now[0]) as progress:
+        progress.phase("starting engines and learner")
+        now[0] += 200.0  # engines, kernels, the first step
+        shown = []
+        for step in range(1, 21):
+            now[0] += 10.0 if step < 15 else 30.0
+            progress.update(step, METRICS)
+            shown.append(progress.plain().rpartition("ETA ")[2])
+    assert shown[:2] == ["?", "?"]
+    assert shown[2] == "7:50"  # 47 steps of 10 s
+    assert shown[13] == "6:00"
+    assert shown[19] == "11:00"  # 30 steps; of the last ten, six took 30 s
+
+
+def test_a_resumed_run_begins_its_estimate_anew() -> None:
+    now = [0.0]
+    progress = Progress(50, "run", console=Console(file=io.StringIO()), clock=lambda: now[0])
+    with progress:
+        for step in (31, 32, 33):
+            now[0] += 100.0 if step == 31 else 10.0
+            progress.update(step, METRICS)
+        assert progress.plain().endswith("ETA 2:50")
+
+
 def test_sparkline_scales_and_shortens() -> None:
     assert sparkline([]) == ""
     assert sparkline([1.0, math.nan, 2.0]) == "▁█"
