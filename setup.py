@@ -1,7 +1,7 @@
-"""The wheel's packages: ours, and the folder of presets as ``parl.presets``. All else stands in pyproject.toml."""
+"""The wheel's packages: ours, and the folder of presets as ``parl._presets``. All else stands in pyproject.toml."""
 
 from setuptools import find_packages, setup
 
 OURS = find_packages(include=["parl*", "envs*", "rollouts*", "rewards*", "model*"])
 
-setup(packages=[*OURS, "parl.presets"], package_dir={"parl.presets": "configs"})
+setup(packages=[*OURS, "parl._presets"], package_dir={"parl._presets": "configs"})

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import socket
+import stat
 import tempfile
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -23,6 +24,7 @@ _LAUNCHER = re.compile(
     r"(RANK|(LOCAL|GROUP|ROLE|NODE|CROSS)_RANK|(LOCAL_|ROLE_|GROUP_)?WORLD_SIZE|MASTER_(ADDR|PORT))$"
 )
 _LAUNCHER_PREFIXES = ("TORCHELASTIC_", "OMPI_COMM_WORLD_", "PMI_", "PMIX_")
+_CACHES = ("PARL_CACHE", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # what a user may tell the Ray of a one-machine run; RAY_lower_case are Ray's own tuning values
 _RAY_KEPT = re.compile(r"RAY_(DEDUP_LOGS\w*|COLOR_PREFIX|BACKEND_LOG_LEVEL|USAGE_STATS_ENABLED|[a-z]\w*)$")
@@ -45,8 +47,10 @@ def tidy(environ: MutableMapping[str, str] = os.environ) -> None:
     goes through a proxy.
     """
     for name in _THREADS:
-        value = environ.get(name)
-        if value is not None and not re.fullmatch(r"\s*[1-9]\d{0,3}\s*(,\s*[1-9]\d{0,3}\s*)*", value):
+        value = environ.get(name, "").strip()
+        if not value:
+            environ.pop(name, None)
+        elif not re.fullmatch(r"[1-9]\d{0,3}(\s*,\s*[1-9]\d{0,3})*", value):
             raise UserError(f"{name}={_shown(value)}: must be a whole number of at least 1; correct or unset it")
     for name in [n for n in environ if _LAUNCHER.match(n) or n.startswith(_LAUNCHER_PREFIXES)]:
         del environ[name]
@@ -62,6 +66,9 @@ def tidy(environ: MutableMapping[str, str] = os.environ) -> None:
     if environ.get("TMPDIR") and not _writable(Path(environ["TMPDIR"])):
         del environ["TMPDIR"]  # Python, Ray and compilers each have another idea of what to do then
         tempfile.tempdir = None
+    home = environ.get("HOME")
+    if not (_writable(Path(home)) if home else os.path.isabs(os.path.expanduser("~"))):
+        _spare_home(environ)
 
 
 def cluster_address(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -139,6 +146,22 @@ def _spare_loopback(environ: MutableMapping[str, str]) -> None:
     names = [name.strip() for name in given.split(",") if name.strip()]
     if "*" not in names:
         environ["NO_PROXY"] = environ["no_proxy"] = ",".join([*names, *(n for n in _NO_PROXY if n not in names)])
+
+
+def _spare_home(environ: MutableMapping[str, str]) -> None:
+    """Caches and settings of ours and of libraries go to a private folder, where a home is missing or read-only."""
+    folder = Path(tempfile.gettempdir()) / f"parl-home-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        about = folder.lstat()
+    except OSError as error:
+        raise UserError(f"HOME={_shown(environ.get('HOME', ''))} cannot be written, nor {folder} ({error})") from None
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
+        folder = Path(tempfile.mkdtemp(prefix="parl-home-"))  # somebody else's: compiled code is kept in there
+    if not environ.get("HOME"):
+        environ["HOME"] = str(folder)
+    for name in _CACHES:
+        environ.setdefault(name, str(folder / name.lower()))
 
 
 def _writable(folder: Path) -> bool:

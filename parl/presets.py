@@ -9,8 +9,8 @@ _SUFFIX = ".yaml"
 
 
 def presets_folder() -> Path:
-    """Where they lie: ``parl/presets`` of an installed wheel, ``configs`` of a checkout."""
-    packed = _HERE / "presets"
+    """Where they lie: ``parl/_presets`` of an installed wheel, ``configs`` of a checkout."""
+    packed = _HERE / "_presets"
     return packed if packed.is_dir() else _HERE.parent / "configs"
 
 
