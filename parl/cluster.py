@@ -7,8 +7,11 @@ with the first traceback; engines and rollout workers are started again by their
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +28,7 @@ _ENV = {
     "RAY_worker_niceness": "0",  # Ray would let every other process on the machine go first
     "DS_ACCELERATOR": "cpu",
 }
+_JOIN_S = 40.0
 _STORE_BYTES = 512 * 2**20
 LOOPBACK = "127.0.0.1"
 
@@ -111,12 +115,37 @@ def _joined(address: str) -> Iterator[None]:
     """The user's own cluster, with the user's own token."""
     import ray
 
-    check_cluster()
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster that takes this run: {error}") from None
+    reach_cluster()
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True)
     yield
+
+
+def reach_cluster() -> None:
+    """UserError where RAY_ADDRESS names no cluster that takes this run; call it before anything is begun."""
+    address = cluster_address()
+    if address is not None:
+        check_cluster()
+        _try_to_join(address)
+
+
+@functools.cache
+def _try_to_join(address: str) -> None:
+    """UserError where a process of its own cannot join: Ray waits for a minute, and then ends the process itself."""
+    patience = {
+        f"RAY_{name}": "10" for name in ("gcs_rpc_server_reconnect_timeout_s", "gcs_server_request_timeout_seconds")
+    }
+    command = [sys.executable, "-c", "import sys, ray; ray.init(sys.argv[1], logging_level='error')", address]
+    try:
+        done = subprocess.run(command, env=os.environ | patience, capture_output=True, text=True, timeout=_JOIN_S)
+    except subprocess.TimeoutExpired:
+        said, joined = f"no answer within {_JOIN_S:g} s", False
+    else:
+        said, joined = " ".join(done.stderr.strip().splitlines()[-1:]), done.returncode == 0
+    if not joined:
+        raise UserError(
+            f"RAY_ADDRESS={address}: what answers there is no Ray cluster that takes this run ({said[:400]}); give its"
+            " token by RAY_AUTH_TOKEN_PATH if it wants one, correct the address, or unset it to train on this machine"
+        )
 
 
 def wait(reference: Any, deadline_s: float) -> Any:

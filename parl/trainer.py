@@ -19,7 +19,7 @@ from model.decoder import Weights
 from model.lora import merged
 from parl.advantage import Row, step_rows
 from parl.claim import claimed
-from parl.cluster import local_ray
+from parl.cluster import local_ray, reach_cluster
 from parl.collect import Collector
 from parl.config import Config
 from parl.errors import UserError
@@ -61,6 +61,7 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
     began = time.monotonic()
     check_tasks(config)
     check_sinks(config.tracking)
+    reach_cluster()
     check_servers(config)
     with claimed(config, resume=resume) as run_dir:
         began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")

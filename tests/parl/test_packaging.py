@@ -133,7 +133,6 @@ def test_the_shells_completion_is_offered():
 def test_a_wheel_that_is_installed_elsewhere_brings_its_presets(tmp_path: Path):
     source, away = tmp_path / "source", tmp_path / "away"
     away.mkdir()
-    subprocess.run(["git", "worktree", "list"], cwd=ROOT, check=True, capture_output=True)
     archive = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
     for name in filter(None, archive.decode().split("\0")):
         if (ROOT / name).is_file() and not name.startswith(("docs/", "tests/", "benchmarks/")):
