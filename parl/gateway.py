@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import socket
@@ -141,8 +142,13 @@ def bound_sockets(host: str, port: int, *, keyed: bool) -> list[socket.socket]:
         try:
             one.bind((address[0], same, *address[2:]))
         except OSError as error:
-            raise UserError(f"--host {host} --port {same}: {error.strerror}; choose another with --port") from None
-        sockets.append(one)
+            one.close()
+            if error.errno != errno.EADDRNOTAVAIL or len(found) == 1:  # a name has addresses that a machine may lack
+                raise UserError(f"--host {host} --port {same}: {error.strerror}; choose another with --port") from None
+        else:
+            sockets.append(one)
+    if not sockets:
+        raise UserError(f"--host {host}: this machine has none of its addresses")
     return sockets
 
 
@@ -199,6 +205,8 @@ def recorded_rows(
             name = episode.metrics.get("gateway/episode")
             found = episode.rewards.get("total")
             raise ValueError(f"episode {name!r} of task {episode.task.key} has the reward {found!r}: leave it out")
+        if not all(math.isfinite(logprob) for trace in episode.traces for logprob in trace.logprobs):
+            raise ValueError(f"episode {episode.metrics.get('gateway/episode')!r} has log-probs that are not finite")
         sampled = episode.metrics.get("gateway/temperatures", [])
         if any(other != temperature for other in sampled):
             name = episode.metrics.get("gateway/episode")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import secrets
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -176,6 +177,8 @@ class Gateway:
         trace, asked = conversation.trace, len(conversation.trace.tokens)
         try:
             completion = await self._generate(chat, recording.name, conversation)
+            if not all(map(math.isfinite, completion.logprobs)):
+                raise ValueError("a log-prob is not finite")
             turn = self._parsed(chat, completion)
             known = [token for token in completion.tokens if token < self.tokenizer.vocab_size]
             message = assistant_message(turn, self.tokenizer.decode(known) if turn.malformed else "")

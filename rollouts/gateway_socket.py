@@ -59,7 +59,10 @@ class TimelyProtocol(H11Protocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         super().resume_writing()
-        self._disarm()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._disarm()
+        else:
+            self._arm(self.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """No deadline any more."""

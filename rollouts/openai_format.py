@@ -23,7 +23,6 @@ Message = dict[str, Any]
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _NAMED = ("episode", "task")  # what a header x-parl-NAME or metadata.NAME names
 _COLDEST = 1e-6  # of temperature and top-p: what is below overflows float32, and is greedy
-_LEAST_LOGPROB = -9999.0  # OpenAI's word for never
 _CHUNK = 64  # characters of one chunk
 
 
@@ -206,8 +205,7 @@ class Reply:
         for token, logprob in zip(self.completion.tokens, self.completion.logprobs, strict=True):
             known = token < self.tokenizer.vocab_size
             text = "".join(part for part, _ in self.tokenizer.pieces([token])) if known else ""
-            value = max(logprob, _LEAST_LOGPROB)  # JSON has no infinity
-            items.append({"token": text, "logprob": value, "bytes": list(text.encode()), "top_logprobs": []})
+            items.append({"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []})
         return {"content": items, "refusal": None}
 
 

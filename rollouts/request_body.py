@@ -13,6 +13,7 @@ from rollouts.openai_errors import Refused
 from rollouts.request_json import BadRequest, parse_body, short
 
 _JSON = re.compile(r'application/json([ \t]*;[ \t]*charset=("utf-8"|utf-8))?', re.IGNORECASE)
+_LONG = 65_536
 T = TypeVar("T")
 
 
@@ -36,7 +37,10 @@ class Bodies:
         wrong = Refused(415, "content-type", f"content-type: {short(', '.join(kinds))} must be application/json, once")
         body = await self._bytes(request)
         try:
-            read = reader(parse_body(body))
+            if len(body) > _LONG:  # others are served meanwhile
+                read = await asyncio.to_thread(lambda: reader(parse_body(body)))
+            else:
+                read = reader(parse_body(body))
         except BadRequest as error:
             if error.field == "body" and not known:
                 raise wrong from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ MAX_DEPTH = 64
 _MAX_DIGITS = 300  # of a whole number, so that it fits a float
 _SHOWN = 80  # characters of a value in a message
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_HALF = "holds half of a surrogate pair, which is no character"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -51,8 +51,9 @@ def parse_body(body: bytes) -> Any:
         raise BadRequest("body", f"is nested more than {MAX_DEPTH} deep") from None
     except json.JSONDecodeError as error:
         raise BadRequest("body", f"is not JSON: {error}") from None
-    for path, reason in _problems(tree):
-        raise BadRequest(f"body{path}" if path[:1] in ("", "[") else path, reason)
+    if found := _problem(tree, 0, False):
+        path = path_of(found[0])
+        raise BadRequest(f"body{path}" if path[:1] in ("", "[") else path, found[1])
     return tree
 
 
@@ -62,8 +63,8 @@ def parse_text(text: str) -> Any:
         tree = _DECODER.decode(text)
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
-    for path, reason in _problems(tree, surrogates=True):
-        raise ValueError(f"{path}: {reason}" if path else reason)
+    if found := _problem(tree, 0, True):
+        raise ValueError(f"{path_of(found[0])} {found[1]}")
     return tree
 
 
@@ -82,27 +83,33 @@ def below(path: str, key: str | int) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _problems(tree: Any, *, surrogates: bool = False) -> Iterator[tuple[str, str]]:
-    """(path, reason) of what is refused in ``tree``, without recursion; ``surrogates``: halves are let pass."""
-    waiting: list[tuple[Any, str, int]] = [(tree, "", 0)]
-    while waiting:
-        value, path, depth = waiting.pop()
-        if isinstance(value, str):
-            if not surrogates and _SURROGATE.search(value):
-                yield path, "holds half of a surrogate pair, which is no character"
-        elif isinstance(value, _Wrong):
-            yield path, value.reason
-        elif isinstance(value, dict | list):
-            if depth >= MAX_DEPTH:
-                yield path, f"is nested more than {MAX_DEPTH} deep"
-            if isinstance(value, _Twice):
-                yield below(path, value.name), "is given twice"
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, item in items:
-                if isinstance(key, str) and not surrogates and _SURROGATE.search(key):
-                    yield below(path, key), "is a name with half of a surrogate pair, which is no character"
-                if isinstance(item, str | dict | list | _Wrong):
-                    waiting.append((item, below(path, key), depth + 1))
+def path_of(keys: list[str | int]) -> str:
+    """The path that ``keys`` lead to."""
+    path = ""
+    for key in keys:
+        path = below(path, key)
+    return path
+
+
+def _problem(value: Any, depth: int, halves: bool) -> tuple[list[str | int], str] | None:
+    """What is refused first in ``value``: (keys down to it, reason). ``halves``: those of surrogates are let pass."""
+    if isinstance(value, str):
+        return ([], _HALF) if not halves and _SURROGATE.search(value) else None
+    if isinstance(value, _Wrong):
+        return [], value.reason
+    if not isinstance(value, dict | list):
+        return None
+    if depth >= MAX_DEPTH:
+        return [], f"is nested more than {MAX_DEPTH} deep"
+    if isinstance(value, _Twice):
+        return [value.name], "is given twice"
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(key, str) and not halves and _SURROGATE.search(key):
+            return [key], _HALF
+        if found := _problem(item, depth + 1, halves):
+            found[0].insert(0, key)
+            return found
+    return None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 import time
@@ -184,8 +185,12 @@ def on_socket(
     options = GatewaySettings(**{"model": "policy", "longest": 4000, "body_s": 0.5, **settings})
     served = Gateway(engine or Parrot(), small_tokenizer(), options, EpisodeStore(folder), access)
     listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what a client does not read waits in the server
     server = uvicorn.Server(server_config(served.app(), head_s=head_s, stall_s=stall_s))
-    complaints: list[dict[str, Any]] = []
+    complaints: list[Any] = []
+    log = logging.Handler(logging.ERROR)
+    log.emit = lambda record: complaints.append(record.getMessage())
+    logging.getLogger("uvicorn.error").addHandler(log)
 
     async def run() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
@@ -202,4 +207,5 @@ def on_socket(
     finally:
         server.should_exit = True
         thread.join(10)
+        logging.getLogger("uvicorn.error").removeHandler(log)
     assert not complaints, complaints

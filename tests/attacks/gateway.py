@@ -432,6 +432,9 @@ def _never_reads(server: Any) -> None:
         with suppress(OSError):  # answers of some 100 kB each pile up in the socket, until no more goes in
             one.sendall(request * 100)
         give_up = time.monotonic() + 5
+        while not any(held.flow.write_paused for held in _connections(server)):
+            assert time.monotonic() < give_up, "its answers never piled up"
+            time.sleep(0.01)
         while _connections(server):
             assert time.monotonic() < give_up, "the connection was kept"
             time.sleep(0.05)
@@ -473,8 +476,8 @@ def _ended(one: socket.socket) -> bytes:
     return said
 
 
-def _connections(server: Any) -> int:
-    return len(server.server.server_state.connections)
+def _connections(server: Any) -> list[Any]:
+    return list(server.server.server_state.connections)
 
 
 SOCKETS = {

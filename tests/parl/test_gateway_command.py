@@ -136,6 +136,21 @@ def test_a_recorded_reward_that_is_no_finite_number_is_refused_by_name(wrong, tm
     assert [row.advantages[1] for row in rows] == [0.5, -0.5]
 
 
+def test_recorded_log_probs_that_are_none_are_refused_by_name(tmp_path):
+    episodes = recorded(tmp_path, 1.0, 0.0)
+    episodes[0].traces[0].logprobs[1] = math.nan
+    with pytest.raises(ValueError, match="'episode-1' has log-probs"):
+        recorded_rows(episodes, temperature=1.0, routed=False)
+
+
+def test_a_name_of_which_this_machine_has_one_address_is_served_there(monkeypatch):
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("203.0.113.7", "127.0.0.1")]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **more: found)
+    [one] = bound_sockets("policy.lan", 0, keyed=True)
+    assert one.getsockname()[0] == "127.0.0.1"
+    one.close()
+
+
 def test_the_largest_rewards_give_finite_advantages(tmp_path):
     rows = recorded_rows(recorded(tmp_path, 1e9, -1e9), temperature=1.0, routed=False, normalise_std=True)
     assert all(math.isfinite(row.advantages[1]) for row in rows)

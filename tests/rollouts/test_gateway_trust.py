@@ -189,7 +189,7 @@ async def test_what_a_policy_writes_can_always_be_sent_and_stored_and_gone_on_fr
         async def generate(self, prompt: list[int], sampling: Sampling, **more: Any) -> Completion:
             call = Call(id="functions.f:0", name="f", arguments={"\ud83d": ["\udc00 é", "\x00"]})
             tokens = small_tokenizer().encode_segments(assistant_pieces("", [call], thinking=False))
-            logprobs = [float("-inf")] * len(tokens)
+            logprobs = [-30.0] * len(tokens)
             return Completion(tokens=tokens, logprobs=logprobs, finish=Finish.STOP, policy_version=0)
 
     async with gateway(tmp_path, Wild()) as caller:
@@ -211,6 +211,18 @@ async def test_tokens_beyond_the_vocabulary_are_a_malformed_turn(tmp_path):
     async with gateway(tmp_path, Beyond()) as caller:
         answer = await caller.send(CHAT, {**BODY, "logprobs": True})
         assert answer.status_code == 200 and "malformed" in answer.json()["parl"]
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), float("-inf")])
+async def test_log_probs_that_are_none_are_the_engines_failure(tmp_path, logprob):
+    class Wrong(Parrot):
+        async def generate(self, prompt: list[int], sampling: Sampling, **more: Any) -> Completion:
+            return Completion(tokens=[5], logprobs=[logprob], finish=Finish.LENGTH, policy_version=0)
+
+    async with gateway(tmp_path, Wrong()) as caller:
+        answer = await caller.send(CHAT, BODY)
+        assert answer.status_code == 502 and "not finite" in answer.json()["error"]["message"]
+        assert not caller.gateway.recorder.open
 
 
 @pytest.mark.parametrize(
