@@ -23,14 +23,17 @@ from model.attention import rope_tables
 from model.config import ModelConfig
 from model.decoder import Weights, export_weights
 from model.files import replacing
-from model.hf_config import read_json, read_shape, text_section, to_hf
+from model.hf_config import read_shape, text_section, to_hf
 from model.hf_layout import OURS, PREFIXES, VISION, Slot, layout, our_shapes, published_name
+from model.json_file import read_json
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.transformer import Transformer
 from model.vision_checkpoint import from_published, to_published
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MODEL_TYPES = {"hf": "deepseek_v3", "kimi_k25": "kimi_k25"}
+_INDEX_BYTES = 256 * 2**20  # K2.5's, of 200,000 tensors, has 20 MiB
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _BIAS = "e_score_correction_bias"  # kept in float32: balancing moves it by less than bfloat16 can tell
 
@@ -80,6 +83,7 @@ def _described(path: Path, vision: bool) -> _Described:
     config = read_shape(path)
     if not vision:
         config = config.model_copy(update={"vision": None, "media_placeholder_token_id": None})
+    _check_count(path, config, one_by_one="model_type" in hf)
     if "model_type" not in hf:  # a run's policy
         slots = {name: Slot(name, shape) for name, shape in our_shapes(config).items()}
         return _Described(config, slots, () if config.vision else (OURS,))
@@ -91,7 +95,28 @@ def _described(path: Path, vision: bool) -> _Described:
         raise ValueError(f"{path / 'config.json'}: {error}") from None
     kimi = hf["model_type"] == "kimi_k25"
     slots = layout(config, PREFIXES["kimi_k25" if kimi else "hf"])
-    return _Described(config, slots, _skipped(config, text, kimi), group_size)
+    try:
+        return _Described(config, slots, _skipped(config, text, kimi), group_size)
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'}: {error}") from None
+
+
+def _check_count(path: Path, config: ModelConfig, *, one_by_one: bool) -> None:
+    """ValueError where ``config.json`` asks for more tensors than the files hold, before anything is made for them.
+
+    ``one_by_one``: each expert has tensors of its own.
+    """
+    places = _places(path)
+    held = len(places)
+    if not places:
+        with _opened(path / SINGLE) as reader:
+            held = len(reader.keys())
+    wanted = 4 * config.num_hidden_layers + (3 * config.num_moe_layers * config.n_routed_experts if one_by_one else 0)
+    if wanted > held:
+        raise ValueError(
+            f"{path / 'config.json'}: num_hidden_layers={config.num_hidden_layers} with n_routed_experts="
+            f"{config.n_routed_experts} asks for more than {wanted:,} tensors, the files hold {held:,}"
+        )
 
 
 def _assembled(config: ModelConfig, ours: dict[str, Tensor]) -> Transformer:
@@ -109,7 +134,10 @@ def _skipped(config: ModelConfig, text: dict[str, Any], kimi: bool) -> tuple[str
     """Prefixes of tensors that are known and not ours: unwanted vision, layers that predict further tokens."""
     first, prefix = config.num_hidden_layers, PREFIXES["kimi_k25" if kimi else "hf"]
     unwanted = VISION if kimi and config.vision is None else ()
-    extra = range(first, first + int(text.get("num_nextn_predict_layers") or 0))
+    more = text.get("num_nextn_predict_layers") or 0
+    if isinstance(more, bool) or not isinstance(more, int) or not 0 <= more <= 64:
+        raise ValueError(f"num_nextn_predict_layers={more!r:.80} must be a whole number from 0 to 64")
+    extra = range(first, first + more)
     return (*(f"{prefix}model.layers.{layer}." for layer in extra), *unwanted)
 
 
@@ -132,7 +160,7 @@ def _tensors(
                 if ours not in slots:
                     raise ValueError(f"{file}: tensor {name} is none of this model")
                 if weight == name:
-                    tensor = reader.get_tensor(name)
+                    tensor = _tensor(reader, file, name)
                     if tensor.dtype not in _FLOATS:
                         kinds = ", ".join(map(str, _FLOATS))
                         raise ValueError(f"{file}: {name} is {tensor.dtype}, only {kinds} can be read")
@@ -148,11 +176,11 @@ def _unpacked(reader: Any, file: Path, weight: str, places: dict[str, Path], gro
         with _opened(places.get(name, file)) as other:
             if name not in set(other.keys()):
                 raise ValueError(f"{places.get(name, file)} lacks {name}")
-            return other.get_tensor(name)
+            return _tensor(other, places.get(name, file), name)
 
     scale, shape = companion(f"{weight}_scale"), companion(f"{weight}_shape")
     try:
-        return int4.unpacked(weight, reader.get_tensor(f"{weight}_packed"), scale, shape, group_size)
+        return int4.unpacked(weight, _tensor(reader, file, f"{weight}_packed"), scale, shape, group_size)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -161,7 +189,7 @@ def _places(path: Path) -> dict[str, Path]:
     """Name -> file as the index has it; empty where there is no index."""
     if not (path / INDEX).exists():
         return {}
-    places = read_json(path / INDEX).get("weight_map")
+    places = read_json(path / INDEX, _INDEX_BYTES).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{path / INDEX} has no weight_map")
     for name, file in places.items():
@@ -172,11 +200,24 @@ def _places(path: Path) -> dict[str, Path]:
 
 def _opened(file: Path) -> Any:
     if not file.exists():
-        raise FileNotFoundError(f"{file} is not there: the checkpoint is incomplete")
+        raise FileNotFoundError(f"{file} is not there: the checkpoint is incomplete{_pickled(file.parent)}")
     try:
         return safe_open(file, framework="pt")
-    except SafetensorError as error:  # also a file that was cut off: its header says how long it is
+    except (SafetensorError, OSError) as error:  # also a file that was cut off: its header says how long it is
         raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _tensor(reader: Any, file: Path, name: str) -> Tensor:
+    try:
+        return reader.get_tensor(name)
+    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:  # a kind that torch has not
+        raise ValueError(f"{file}: {name} cannot be read: {error}") from error
+
+
+def _pickled(folder: Path) -> str:
+    """What to say of weights that are there and are not read."""
+    found = next((name for name in _PICKLES if (folder / name).exists()), None)
+    return f"; {found} is a pickle, which can run code and is never read: convert it to safetensors" if found else ""
 
 
 def _listed(names: list[str]) -> str:
@@ -282,8 +323,8 @@ def load_policy(folder: Path) -> tuple[Weights, ModelConfig, Tokenizer, dict[str
     """(weights as float32, config, tokenizer, meta). FileNotFoundError or ValueError name the bad file."""
     for name in ("config.json", SINGLE):
         if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} is no policy: it lacks {name}")
+            raise FileNotFoundError(f"{folder} is no policy: it lacks {name}{_pickled(folder)}")
     tokenizer = load_tokenizer(folder)
     policy = load(folder)
-    meta = read_json(folder / "meta.json") if (folder / "meta.json").exists() else {}
+    meta = read_json(folder / "meta.json", finite=False) if (folder / "meta.json").exists() else {}
     return export_weights(policy), policy.config, tokenizer, meta

@@ -7,7 +7,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from model.vision_config import VisionConfig
+from model.vision_config import VisionConfig, check_sizes
+
+# More than any model has: a file that says so is damaged or hostile, and nothing is to be allocated for it
+LARGEST = {
+    "vocab_size": 2**24, "hidden_size": 2**17, "num_hidden_layers": 1024, "intermediate_size": 2**20,
+    "num_attention_heads": 2**12, "q_lora_rank": 2**17, "kv_lora_rank": 2**17, "qk_nope_head_dim": 2**14,
+    "qk_rope_head_dim": 2**14, "v_head_dim": 2**14, "n_routed_experts": 2**14, "n_shared_experts": 2**10,
+    "moe_intermediate_size": 2**20, "max_position_embeddings": 2**28,
+}  # fmt: skip
 
 
 class YarnScaling(BaseModel):
@@ -106,6 +114,7 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
+        check_sizes(self, LARGEST)
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim={self.qk_rope_head_dim} must be even: it is rotated in pairs")
         for name in ("hidden_size", "moe_intermediate_size"):

@@ -8,6 +8,7 @@ is ignored. Two keys are about the weights rather than the shape and are left to
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from model.config import ModelConfig, YarnScaling
 from model.hf_vision import vision_from_hf, vision_to_hf
+from model.json_file import read_json
 
 TEXT_TYPES = ("deepseek_v3", "kimi_k2")  # kimi_k2 (K2, K2.6) is the same architecture under another name
 LATENT_NORM_EPS = 1e-6  # DeepSeek's and transformers' modelling code: the latents' norms do not get rms_norm_eps
@@ -51,19 +53,6 @@ def read_shape(folder: str | Path) -> ModelConfig:
         raise ValueError(f"{file}: {error}") from None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in ``file``; FileNotFoundError and ValueError name the file."""
-    if not file.exists():
-        raise FileNotFoundError(f"{file} is not there: {file.parent} is no policy and no Hugging Face checkpoint")
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not text
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{file} must hold an object")
-    return tree
-
-
 def text_section(hf: dict[str, Any]) -> dict[str, Any]:
     """The language model's part of a ``config.json``: all of it, or ``text_config`` of ``kimi_k25``."""
     kind = hf.get("model_type")
@@ -73,7 +62,9 @@ def text_section(hf: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"text_config={text!r}: a kimi_k25 config.json holds the language model's there")
         if hf.get("tie_word_embeddings"):
             raise ValueError("tie_word_embeddings=true is not supported: embedding and head are two matrices")
-        return text_section({"model_type": "deepseek_v3", **text})
+        if text.get("model_type", "deepseek_v3") not in TEXT_TYPES:
+            raise ValueError(f"text_config.model_type={text['model_type']!r} is not supported, only {TEXT_TYPES} are")
+        return {"model_type": "deepseek_v3", **text}
     if kind not in TEXT_TYPES:
         known = ", ".join((*TEXT_TYPES, "kimi_k25"))
         raise ValueError(f"model_type={kind!r} is not supported, only {known} are")
@@ -98,7 +89,8 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
     values = {key: text[key] for key in _SAME} | _rotary(text)
     values |= {key: 1 for key in ("n_group", "topk_group") if values[key] is None}
     # HF initialises embeddings like any matrix; a checkpoint brings its own anyway
-    values |= _assumed(text["initializer_range"])
+    spread = text["initializer_range"]
+    values |= _assumed(spread)
     values |= {key: text[key] for key in _OURS if key in text}
     if hf.get("model_type") == "kimi_k25":
         values |= vision_from_hf(hf)
@@ -106,8 +98,12 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _validated(values: dict[str, Any]) -> ModelConfig:
+    """Strictly, as a configuration is: ``"4"``, ``4.0`` and ``true`` are no numbers of layers."""
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key}={value!r} must be a finite number")
     try:
-        return ModelConfig.model_validate(values)
+        return ModelConfig.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ValueError("; ".join(_explained(dict(detail)) for detail in error.errors())) from None
 
@@ -125,7 +121,12 @@ def _explained(detail: dict[str, Any]) -> str:
 
 def _rotary(text: dict[str, Any]) -> dict[str, Any]:
     """The rotary keys, as published (``rope_theta``, ``rope_scaling``) or as transformers 5 has them."""
-    given = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
+    given: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        section = text.get(name)
+        if section is not None and not isinstance(section, dict):
+            raise ValueError(f"{name}={section!r} must be an object or null")
+        given |= section or {}
     theta = given.get("rope_theta", text.get("rope_theta"))
     if theta is None:
         raise ValueError("config.json lacks rope_theta")
@@ -141,7 +142,11 @@ def _rotary(text: dict[str, Any]) -> dict[str, Any]:
     if given.get("original_max_position_embeddings") is None:
         raise ValueError("rope_scaling lacks original_max_position_embeddings")
     yarn = {key: given[key] for key in YarnScaling.model_fields if given.get(key) is not None}
-    yarn.setdefault("factor", text["max_position_embeddings"] / given["original_max_position_embeddings"])
+    longest, original = text["max_position_embeddings"], given["original_max_position_embeddings"]
+    for name, length in (("max_position_embeddings", longest), ("original_max_position_embeddings", original)):
+        if isinstance(length, bool) or not isinstance(length, int) or not 0 < length < 2**53:
+            raise ValueError(f"{name}={length!r} must be a whole number > 0")
+    yarn.setdefault("factor", longest / original)
     return {**values, "rope_scaling": yarn}
 
 

@@ -42,6 +42,8 @@ def vision_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
     given = hf.get("vision_config")
     if not given:
         return {}
+    if not isinstance(given, dict) or not isinstance(given.get("rope_parameters") or {}, dict):
+        raise ValueError("vision_config must be an object, and so must its rope_parameters")
     for key, value in _ONLY.items():
         if given.get(key, value) != value:
             raise ValueError(f"vision_config.{key}={given[key]!r} is not supported, only {value!r} is")

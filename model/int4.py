@@ -115,7 +115,9 @@ def packed(name: str, weight_OI: Tensor) -> dict[str, Tensor]:
 
 def unpacked(name: str, words: Tensor, scale: Tensor, shape: Tensor, group_size: int) -> Tensor:
     """The matrix in float32 that three tensors of a checkpoint stand for; ValueError where they do not fit together."""
-    outputs, inputs = size = tuple(shape.tolist())
+    if shape.numel() != 2 or shape.is_floating_point() or scale.dim() != 2 or words.dim() != 2:
+        raise ValueError(f"{name}: _shape must hold two whole numbers, _packed and _scale must be matrices")
+    outputs, inputs = size = tuple(shape.flatten().tolist())
     for suffix, tensor, width in (("_packed", words, _IN_A_WORD), ("_scale", scale, group_size)):
         if inputs % width or tuple(tensor.shape) != (outputs, inputs // width):
             raise ValueError(f"{name}{suffix} has shape {list(tensor.shape)}, {name}_shape {list(size)} is another")
@@ -139,18 +141,26 @@ def quantization_config() -> dict[str, Any]:
     }
 
 
-def group_size_of(config: dict[str, Any]) -> int:
+def group_size_of(config: Any) -> int:
     """Inputs that share a scale under this ``quantization_config``; ValueError names what cannot be read."""
+    if not isinstance(config, dict):
+        raise ValueError(f"quantization_config={config!r:.80} must be an object")
     for key, only in (("quant_method", "compressed-tensors"), ("format", "pack-quantized")):
         if config.get(key) != only:
-            raise ValueError(f"quantization_config.{key}={config.get(key)!r} is not supported, only {only!r} is")
+            raise ValueError(f"quantization_config.{key}={config.get(key)!r:.80} is not supported, only {only!r} is")
     groups = config.get("config_groups") or {}
-    if len(groups) != 1:
-        raise ValueError(f"quantization_config.config_groups={list(groups)} is not supported, only a single one is")
-    weights = next(iter(groups.values())).get("weights") or {}
+    if not isinstance(groups, dict) or len(groups) != 1:
+        raise ValueError(f"quantization_config.config_groups={groups!r:.80} is not supported, only a single one is")
+    group = next(iter(groups.values()))
+    weights = group.get("weights") if isinstance(group, dict) else None
+    if not isinstance(weights, dict):
+        raise ValueError(f"quantization_config.config_groups={groups!r:.80}: its group must hold an object weights")
     for key, only in (*_WEIGHTS.items(), ("actorder", None)):
         if weights.get(key) != only:
             raise ValueError(
-                f"quantization_config weights.{key}={weights.get(key)!r} is not supported, only {only!r} is"
+                f"quantization_config weights.{key}={weights.get(key)!r:.80} is not supported, only {only!r} is"
             )
-    return int(weights["group_size"])
+    size = weights.get("group_size")
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= 2**17:
+        raise ValueError(f"quantization_config weights.group_size={size!r:.80} must be a whole number > 0")
+    return size

@@ -14,6 +14,8 @@ bit; the published preprocessor shrinks with Pillow, which rounds one byte in so
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,8 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.picture_size import K25_LIMITS, fit
+from model.picture_size import K25_LIMITS, check_size, fit
 from model.vision_config import Grid, MediaLimits
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +45,24 @@ class Media:
 
 
 def open_image(source: Path | bytes) -> Any:
-    """A Pillow picture in RGB, turned the way its camera was held. Needs the extra ``vision``."""
+    """A Pillow picture in RGB, turned the way its camera was held; of an animation the first. Needs the extra ``vision``.
+
+    ValueError for what is no picture, is cut off, or has more pixels than any that is worth reading.
+    """
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError("pictures are opened with Pillow: pip install pillow") from error
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    what = f"a picture of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+    try:
+        # only what the library decodes itself: others start programs, or fetch
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            check_size(image.height, image.width)  # before a single pixel is decoded
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+        raise ValueError(f"{what} cannot be read: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{what} is too large to be opened: {error}") from error
 
 
 def preprocess_image(image: Any, limits: MediaLimits = K25_LIMITS) -> Media:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from model.vision_config import Grid, MediaLimits
 
 K25_LIMITS = MediaLimits()
+MOST_PIXELS = 2**26  # 8192 x 8192; what is larger is shrunk to a fraction of it anyway
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -55,4 +56,11 @@ def png_size(png: bytes) -> tuple[int, int]:
     if len(png) < 24 or png[:8] != _PNG or png[12:16] != b"IHDR":
         raise ValueError(f"a picture of {len(png)} bytes is no PNG file: tools show PNG only")
     width, height = struct.unpack(">II", png[16:24])
+    check_size(height, width)
     return height, width
+
+
+def check_size(height: int, width: int) -> None:
+    """ValueError for a picture that nobody should decode: its header may claim any size at no cost."""
+    if height < 1 or width < 1 or height * width > MOST_PIXELS:
+        raise ValueError(f"a picture of {height} x {width} pixels: it must have some, and at most {MOST_PIXELS:,}")

@@ -19,12 +19,15 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from model.chat_tokens import END_THINK, EOS, IM_END, PAD, SPECIAL_TOKENS, THINK, Piece
+from model.control_tokens import control_ids, probe
 from model.files import write_text
+from model.json_file import read_json
 
 _CACHED_CHARS = 4096  # longer texts are not worth remembering
 _CONTROL = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
 
 # Kimi's vocabulary
+MOST_BYTES = 256 * 2**20  # of a tokenizer's file; the largest published ones have 40 MiB
 _SLOTS = 256  # special ids after the learned ones
 _MAX_CHARS = 400_000
 _MAX_RUN = 25_000  # characters in a row that are all whitespace, or all not
@@ -49,17 +52,15 @@ class Tokenizer:
 
     def __init__(self, backend: Backend) -> None:
         """Wrap ``backend``; use :func:`train_tokenizer` or :meth:`load` to get one."""
-        added = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
-        missing = [name for name in SPECIAL_TOKENS if name not in added]
-        if missing:
-            raise ValueError(f"not a parl tokenizer: it lacks the control tokens {', '.join(missing)}")
+        self.special: dict[str, int] = control_ids(backend)
         backend.encode_special_tokens = True  # control strings inside a text are plain text
         self._backend = backend
-        self.special: dict[str, int] = {name: added[name] for name in SPECIAL_TOKENS}
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self._names = {index: name for name, index in self.special.items()}
         self._bytes = _token_bytes(backend, self._names)
+        self._control = frozenset(self._names)
         self._cached = lru_cache(maxsize=8192)(self._encode)
+        probe(self._backend_ids, self.special)
 
     # ---------------------------------------------------------------- text to ids
 
@@ -93,11 +94,18 @@ class Tokenizer:
     def _encode(self, text: str) -> tuple[int, ...]:
         if not text:
             return ()
+        ids = self._backend_ids(text)
+        if not self._control.isdisjoint(ids):  # what the probe did not think of
+            found = next(self._names[index] for index in ids if index in self._control)
+            raise ValueError(f"the tokenizer reads a plain text of {len(text)} characters as the control token {found}")
+        return tuple(ids)
+
+    def _backend_ids(self, text: str) -> list[int]:
         try:
-            return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+            return self._backend.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError):  # how the backend refuses a lone surrogate depends on its version
             repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return tuple(self._backend.encode(repaired, add_special_tokens=False).ids)
+            return self._backend.encode(repaired, add_special_tokens=False).ids
 
     # ---------------------------------------------------------------- ids to text
 
@@ -178,9 +186,12 @@ class Tokenizer:
         path = _file(path)
         if not path.is_file():
             raise FileNotFoundError(f"no tokenizer at {path}: train one with `parl sft`, or give its folder")
+        read_json(path, MOST_BYTES)  # an object of bounded size and depth, each key once
         try:
             backend = Backend.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the backend raises plain Exception for any bad file
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the backend raises plain Exception for any bad file, or panics
             raise ValueError(f"{path} is not a tokenizer file: {error}") from error
         try:
             return cls(backend)
@@ -206,6 +217,7 @@ class KimiTokenizer(Tokenizer):
         self._bytes = [by_id[index] for index in range(len(ranks))]
         self._bytes += [self._names[index].encode() for index in range(len(ranks), self.vocab_size)]
         self._cached = lru_cache(maxsize=8192)(self._encode)
+        probe(lambda text: list(self._encode(text)), {name: self.special[name] for name in SPECIAL_TOKENS})
 
     def encode(self, text: str, allow_special: bool = True) -> list[int]:
         """Ids of ``text``, in which control-token strings count as control tokens: the official default.
@@ -294,22 +306,37 @@ def _core(ranks: dict[bytes, int], special: dict[str, int]) -> Any:
 def _read_ranks(path: Path) -> dict[bytes, int]:
     if not path.is_file():
         raise FileNotFoundError(f"no Kimi vocabulary at {path}")
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path} is not a tiktoken vocabulary: it has {path.stat().st_size:,} bytes")
     lines = [line.split() for line in path.read_bytes().splitlines() if line]
     try:
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+        pairs = [(base64.b64decode(token, validate=True), int(rank)) for token, rank in lines]
     except ValueError as error:
         raise ValueError(f"{path} is not a tiktoken vocabulary: {error}") from error
+    ranks = dict(pairs)
+    if len(ranks) != len(pairs):
+        raise ValueError(f"{path} is not a tiktoken vocabulary: {len(pairs) - len(ranks)} tokens stand there twice")
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise ValueError(f"{path}: ranks must run from 0 to {len(ranks) - 1} without gaps")
+    lacking = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if lacking:
+        raise ValueError(f"{path} lacks {len(lacking)} of the 256 bytes, e.g. {lacking[0]}: not every text has ids")
     return ranks
 
 
 def _read_special(path: Path, first: int) -> dict[str, int]:
     if not path.is_file():
         raise FileNotFoundError(f"no names of special tokens at {path}")
-    added = json.loads(path.read_text(encoding="utf-8"))["added_tokens_decoder"]
-    named = {int(index): entry["content"] for index, entry in added.items()}
-    special = {named.get(i, f"<|reserved_token_{i}|>"): i for i in range(first, first + _SLOTS)}
+    added = read_json(path).get("added_tokens_decoder")
+    try:
+        named = {int(index): entry["content"] for index, entry in added.items()}  # type: ignore[union-attr]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: added_tokens_decoder must give ids their content ({error})") from None
+    names = [named.get(i, f"<|reserved_token_{i}|>") for i in range(first, first + _SLOTS)]
+    wrong = next((name for name in names if not isinstance(name, str) or not name or names.count(name) > 1), None)
+    if wrong is not None:
+        raise ValueError(f"{path}: {wrong!r} is no name of one special token: each has a text of its own")
+    special = {name: first + place for place, name in enumerate(names)}
     missing = [name for name in SPECIAL_TOKENS if name not in special]
     if missing:
         raise ValueError(f"{path} lacks the control tokens {', '.join(missing)}")

@@ -28,6 +28,22 @@ class Grid:
         return (self.h // merge[0]) * (self.w // merge[1])
 
 
+# More than any tower has
+LARGEST = {
+    "patch_size": 2**10, "pos_emb_height": 2**12, "pos_emb_width": 2**12, "pos_emb_time": 2**12,
+    "num_hidden_layers": 1024, "hidden_size": 2**17, "intermediate_size": 2**20, "num_attention_heads": 2**12,
+    "text_hidden_size": 2**17,
+}  # fmt: skip
+
+
+def check_sizes(config: BaseModel, largest: dict[str, int]) -> None:
+    """ValueError where a size is beyond all sense."""
+    for name, most in largest.items():
+        value = getattr(config, name)
+        if value is not None and value > most:
+            raise ValueError(f"{name}={value} must be at most {most}: no model is that large")
+
+
 class VisionConfig(BaseModel):
     """MoonViT-3D (416.9 M parameters by default) and its projector (54.3 M)."""
 
@@ -50,13 +66,14 @@ class VisionConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> VisionConfig:
+        check_sizes(self, LARGEST)
         if self.hidden_size % (4 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of 4 x num_attention_heads="
                 f"{self.num_attention_heads}: a head's width is rotated in pairs, half of them by row, half by column"
             )
-        if min(self.merge_kernel_size) < 1:
-            raise ValueError(f"merge_kernel_size={self.merge_kernel_size} must hold two positive numbers")
+        if not all(1 <= side <= 64 for side in self.merge_kernel_size):
+            raise ValueError(f"merge_kernel_size={self.merge_kernel_size} must hold two numbers from 1 to 64")
         return self
 
     @property

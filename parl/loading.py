@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from envs.tasks_io import file_problem, names_file
 from model.config import ModelConfig
 from model.hf_config import read_shape
+from parl import yaml_text
 from parl.config import Config
 from parl.errors import ConfigError
 from parl.fields import section, takes_text, text_of, variants, with_texts
@@ -40,26 +41,6 @@ _TYPE_WORDS = {
     "tuple_type": "a list",
 }
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads ``3e-4`` as a number and refuses a key that is given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
-                )
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None, *, files: bool = True) -> Config:
@@ -99,9 +80,12 @@ def config_hash(*parts: BaseModel | str | int | float | bool | None) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}{_nearby(path)}")
+    if path.stat().st_size > yaml_text.MOST_BYTES:
+        size = path.stat().st_size
+        raise ConfigError(f"{path}: {size:,} bytes; a configuration has at most {yaml_text.MOST_BYTES:,}: is it one?")
     try:
         text = path.read_text(encoding="utf-8")
-        tree, words = yaml.load(text, Loader=_Loader), yaml.load(text, Loader=yaml.BaseLoader)
+        tree, words = yaml_text.parse(text), yaml_text.words(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
@@ -147,7 +131,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         node[parts[-1]] = text_of(field, text)
         return
     try:
-        read = [{parts[-1]: yaml.load(text, Loader=loader)} for loader in (_Loader, yaml.BaseLoader)]
+        read = [{parts[-1]: parse(text)} for parse in (yaml_text.parse, yaml_text.words)]
     except yaml.YAMLError:
         raise ConfigError(
             f"the override {shown(override)!r} has a value that is not valid YAML: {shown(text)!r}"
@@ -317,8 +301,9 @@ def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _not_finite(value: Any) -> bool:
-    values = value if isinstance(value, list) else [value]
-    return any(isinstance(item, float) and not math.isfinite(item) for item in values)
+    if isinstance(value, list | dict):
+        return any(map(_not_finite, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _show(value: Any) -> str:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from envs.base import Role, Task, ToolCall
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.store import SHARD_NAME, StoreError, open_shard, tool_result, where_damaged
+from rollouts.store import SHARD_NAME, StoreError, open_shard, read_rows, tool_result
+from rollouts.stored import check_agents
 
 _JSON = ("task", "traces", "rewards", "metrics")
 _PLAIN = ("index", "seed", "answer", "limit", "error", "critical_budget", "wall_s")
@@ -52,22 +51,14 @@ def shard_paths(folder: Path, kind: str | None = None) -> list[Path]:
 
 
 def read_outlines(paths: Iterable[Path], *, texts: bool = True) -> Iterator[Outline]:
-    """The episodes of ``paths``, in order, one row group in memory at a time; StoreError names what is damaged."""
+    """The episodes of ``paths``, in order, a few in memory at a time; StoreError names what is damaged."""
     tasks: dict[str, Task] = {}
     for path in paths:
         with open_shard(path) as (file, meta):
             place = {"path": Path(path), "kind": meta["kind"], "step": int(meta["step"])}
             place["policy_version"] = int(meta["policy_version"])
-            row = 0
-            for group in range(file.num_row_groups):
-                try:
-                    table = file.read_row_group(group, columns=list(_COLUMNS), use_threads=False)
-                except (OSError, pa.ArrowException) as error:
-                    raise StoreError(f"{path}: {where_damaged(file)} ({error})") from error
-                columns = [table[name].to_pylist() for name in _COLUMNS]
-                for values in zip(*columns, strict=True):
-                    yield _outline(dict(zip(_COLUMNS, values, strict=True)), tasks, texts, row, place)
-                    row += 1
+            for row, values in enumerate(read_rows(path, file, _COLUMNS)):
+                yield _outline(values, tasks, texts, row, place)
 
 
 def _outline(row: dict[str, Any], tasks: dict[str, Task], texts: bool, number: int, place: dict[str, Any]) -> Outline:
@@ -85,8 +76,9 @@ def _outline(row: dict[str, Any], tasks: dict[str, Task], texts: bool, number: i
             rewards=_loads("rewards", row["rewards"]),
             metrics=_loads("metrics", row["metrics"]),
         )
+        check_agents(episode.traces)
         lengths = [trace["length"]["tokens"] for trace in traces]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise StoreError(f"{where}: {text}") from error
     return Outline(episode=episode, row=number, lengths=lengths, **place)

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from envs.base import ErrorKind, Role, Task, ToolCall, ToolResult
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
+from rollouts.stored import batches, check_agents, check_claims, check_lengths
 
 SCHEMA_VERSION = 1
 
@@ -127,12 +128,36 @@ class EpisodeStore:
 def read_shard(path: str | Path) -> tuple[list[Episode], int]:
     """(episodes, policy version) of one shard file; :class:`StoreError` names a file that is not one."""
     with open_shard(path) as (file, meta):
-        try:
-            table = file.read()
-        except (OSError, pa.ArrowException) as error:
-            raise StoreError(f"{path}: {where_damaged(file)} ({error})") from error
-    tasks: dict[str, Task] = {}  # the episodes of a group share their task
-    return [episode_of(row, tasks) for row in table.to_pylist()], int(meta["policy_version"])
+        tasks: dict[str, Task] = {}  # the episodes of a group share their task
+        episodes: list[Episode] = []
+        for row in read_rows(path, file):
+            with named(path, f"episode {len(episodes)} ({row['task_key']}#{row['index']}) is damaged"):
+                episodes.append(episode_of(row, tasks))
+    return episodes, int(meta["policy_version"])
+
+
+def read_rows(
+    path: str | Path, file: pq.ParquetFile, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of an open shard, a few in memory at a time. StoreError where they are damaged or unpack to too much."""
+    try:
+        for batch in batches(file, Path(path).stat().st_size, columns, groups):
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path}: {where_damaged(file)} ({error})") from error
+    except ValueError as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+@contextmanager
+def named(path: str | Path, what: str) -> Iterator[None]:
+    """Whatever a damaged file raises, as a :class:`StoreError` that says where."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StoreError(f"{path}: {what} ({type(error).__name__}: {error})") from error
+    except (RecursionError, IndexError, OverflowError) as error:
+        raise StoreError(f"{path}: {what} ({type(error).__name__})") from error
 
 
 @contextmanager
@@ -147,11 +172,21 @@ def open_shard(path: str | Path) -> Iterator[tuple[pq.ParquetFile, dict[str, str
         size = f"{Path(path).stat().st_size} bytes" if Path(path).exists() else "no such file"
         raise StoreError(f"{path}: not a readable Parquet shard ({size}: {error})") from error
     with file:
-        meta = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
+        given = file.metadata.metadata or {}
+        meta = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in given.items()}
         version = meta.get("parl_schema")
         if version != str(SCHEMA_VERSION):
             found = f"has schema version {version}" if version else "was not written by parl"
             raise StoreError(f"{path}: {found}; this parl reads schema version {SCHEMA_VERSION}")
+        for name in ("step", "policy_version"):
+            if not re.fullmatch(r"-?\d{1,18}", meta.get(name, "")):
+                raise StoreError(f"{path}: its metadata gives {name} = {meta.get(name)!r:.80}, no whole number")
+        if not re.fullmatch(r"[a-z][a-z_]*", meta.get("kind", "")):
+            raise StoreError(f"{path}: its metadata gives kind = {meta.get('kind')!r:.80}, no lower-case word")
+        try:
+            check_claims(file, Path(path).stat().st_size, _SCHEMA)
+        except ValueError as error:
+            raise StoreError(f"{path}: {error}") from error
         yield file, meta
 
 
@@ -246,11 +281,15 @@ def episode_of(row: dict[str, Any], tasks: dict[str, Task]) -> Episode:
         tasks[text] = Task.from_row(json.loads(text))
     arrays = {name: np.frombuffer(row[name], dtype=dtype) for name, dtype in _ARRAYS.items()}
     arrays["routes"] = np.frombuffer(row["routes"], dtype="<i2")
+    told = json.loads(row["traces"])
+    check_lengths(told, arrays)
+    traces = [_trace(data, arrays) for data in told]
+    check_agents(traces)
     return Episode(
         **{name: row[name] for name in _PLAIN},
         task=tasks[text],
         status=EpisodeStatus(row["status"]),
-        traces=[_trace(data, arrays) for data in json.loads(row["traces"])],
+        traces=traces,
         rewards=json.loads(row["rewards"]),
         metrics=json.loads(row["metrics"]),
     )

@@ -165,7 +165,7 @@ def test_parts_that_do_not_fit_together_are_named(folder: Path, changes: dict[st
     [
         ({"quant_method": "fp8"}, "quant_method='fp8'"),
         ({"format": "float-quantized"}, "format='float-quantized'"),
-        ({"config_groups": {}}, r"config_groups=\[\]"),
+        ({"config_groups": {}}, r"config_groups=\{\}"),
         ({"num_bits": 8}, "num_bits=8"),
         ({"symmetric": False}, "symmetric=False"),
         ({"strategy": "channel"}, "strategy='channel'"),
