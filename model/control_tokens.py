@@ -8,6 +8,7 @@ the flags are looked at, and then texts are encoded that must stay texts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
@@ -37,6 +38,17 @@ def control_ids(backend: Backend) -> dict[str, int]:
     if len(set(ids.values())) < len(ids):
         raise ValueError("added_tokens: two control tokens have one id")
     return ids
+
+
+def check_ids(backend: Backend, tree: Mapping[str, Any]) -> None:
+    """ValueError where the tokens that a file adds have other ids in ``backend`` than the file says.
+
+    The library numbers them anew where two share an id or one lies beyond the vocabulary; weights know the file's.
+    """
+    for token in tree.get("added_tokens") or []:
+        found = backend.token_to_id(token["content"])
+        if found != token["id"]:
+            raise ValueError(f"added_tokens: {token['content']!r} is given the id {token['id']}, it would be {found}")
 
 
 def probe(encode: Callable[[str], list[int]], control: Mapping[str, int]) -> None:

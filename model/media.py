@@ -45,7 +45,7 @@ class Media:
 
 
 def open_image(source: Path | bytes) -> Any:
-    """A Pillow picture in RGB, turned the way its camera was held; of an animation the first. Needs the extra ``vision``.
+    """A Pillow picture in RGB, turned as its camera was held; of an animation the first. Needs the extra ``vision``.
 
     ValueError for what is no picture, is cut off, or has more pixels than any that is worth reading.
     """

@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from model.chat_tokens import END_THINK, EOS, IM_END, PAD, SPECIAL_TOKENS, THINK, Piece
-from model.control_tokens import control_ids, probe
+from model.control_tokens import check_ids, control_ids, probe
 from model.files import write_text
 from model.json_file import read_json
 
@@ -186,14 +186,15 @@ class Tokenizer:
         path = _file(path)
         if not path.is_file():
             raise FileNotFoundError(f"no tokenizer at {path}: train one with `parl sft`, or give its folder")
-        read_json(path, MOST_BYTES)  # an object of bounded size and depth, each key once
         try:
+            tree = read_json(path, MOST_BYTES)  # an object of bounded size and depth, each key once
             backend = Backend.from_str(path.read_text(encoding="utf-8"))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the backend raises plain Exception for any bad file, or panics
             raise ValueError(f"{path} is not a tokenizer file: {error}") from error
         try:
+            check_ids(backend, tree)
             return cls(backend)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

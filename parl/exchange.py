@@ -13,8 +13,10 @@ from envs.base import Task
 from envs.tasks_io import load_tasks
 from parl.episodes import Filter, list_episodes
 from parl.errors import UserError
+from parl.formats.check import checked
 from parl.formats.common import ExportOptions, FormatError
-from parl.formats.registry import FORMATS, Format, read_documents
+from parl.formats.documents import read_documents
+from parl.formats.registry import FORMATS, Format
 from parl.ownership import owning
 from parl.redaction import redact
 from parl.stores import readable
@@ -123,8 +125,8 @@ def _loaded(path: Path, form: Format) -> Iterator[Episode]:
     assert form.load is not None
     for where, document in read_documents(path):
         try:
-            yield from form.load(document, path if path.is_dir() else path.parent)
-        except FormatError as fault:
+            yield from map(checked, form.load(document, path if path.is_dir() else path.parent))
+        except (FormatError, OSError) as fault:
             raise ValueError(f"{where}: {fault}") from fault
-        except (KeyError, TypeError, AttributeError, IndexError) as fault:
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RecursionError) as fault:
             raise ValueError(f"{where}: not of the format {form.name} ({type(fault).__name__}: {fault})") from fault

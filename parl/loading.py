@@ -57,6 +57,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, files: 
     problems = [
         f"{key} = {_show(value)}: must be a finite number" for key, value in _leaves(tree) if _not_finite(value)
     ]
+    problems += [f"{key} = {_show(value)}: must be within 64 bits" for key, value in _leaves(tree) if _too_large(value)]
     if problems:
         raise _error(path, problems)
     config = _validate(path, _with_shape(path, tree))
@@ -131,12 +132,12 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         node[parts[-1]] = text_of(field, text)
         return
     try:
-        read = [{parts[-1]: parse(text)} for parse in (yaml_text.parse, yaml_text.words)]
+        read, written = {parts[-1]: yaml_text.parse(text)}, {parts[-1]: yaml_text.words(text)}
     except yaml.YAMLError:
         raise ConfigError(
             f"the override {shown(override)!r} has a value that is not valid YAML: {shown(text)!r}"
         ) from None
-    node.update(with_texts(*read, model))
+    node.update(with_texts(read, written, model))
 
 
 def _without_empty_sections(tree: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
@@ -304,6 +305,12 @@ def _not_finite(value: Any) -> bool:
     if isinstance(value, list | dict):
         return any(map(_not_finite, value.values() if isinstance(value, dict) else value))
     return isinstance(value, float) and not math.isfinite(value)
+
+
+def _too_large(value: Any) -> bool:
+    if isinstance(value, list | dict):
+        return any(map(_too_large, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and abs(value) >= 2**63
 
 
 def _show(value: Any) -> str:

@@ -284,7 +284,7 @@ def episode_of(row: dict[str, Any], tasks: dict[str, Task]) -> Episode:
     told = json.loads(row["traces"])
     check_lengths(told, arrays)
     traces = [_trace(data, arrays) for data in told]
-    check_agents(traces)
+    check_agents(traces, whole=False)
     return Episode(
         **{name: row[name] for name in _PLAIN},
         task=tasks[text],

@@ -78,8 +78,11 @@ def _size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40
 
 
-def check_agents(traces: Sequence[Trace]) -> None:
-    """One orchestrator, agents with names of their own, each launched by one that is there, none by itself."""
+def check_agents(traces: Sequence[Trace], *, whole: bool = True) -> None:
+    """One orchestrator, agents with names of their own, each launched by one that is there, none by itself.
+
+    ``whole``: what turns launched must be there as well, as it must for everything that counts steps.
+    """
     by_id = {trace.agent_id: trace for trace in traces}
     if not traces or len(traces) > _AGENTS:
         raise ValueError(f"it has {len(traces)} agents")
@@ -97,10 +100,10 @@ def check_agents(traces: Sequence[Trace]) -> None:
             above, steps = by_id[above.parent], steps + 1
             if steps > _DEPTH:
                 raise ValueError(f"agent {trace.agent_id!r:.80} is launched more than {_DEPTH} deep, or by itself")
-    _check_launches(traces[0], by_id)
+    _check_launches(traces[0], by_id, whole)
 
 
-def _check_launches(root: Trace, by_id: Mapping[str, Trace]) -> None:
+def _check_launches(root: Trace, by_id: Mapping[str, Trace], whole: bool) -> None:
     """What turns launched is there, and walking down it comes to an end."""
     open_, visits = [(root, 0)], 0
     while open_:
@@ -109,6 +112,7 @@ def _check_launches(root: Trace, by_id: Mapping[str, Trace]) -> None:
         if depth > _DEPTH or visits > 2 * len(by_id) + 16:
             raise ValueError(f"agent {trace.agent_id!r:.80} is launched again and again, or more than {_DEPTH} deep")
         for child in (child for turn in trace.turns for child in turn.spawned):
-            if child not in by_id:
+            if child in by_id:
+                open_.append((by_id[child], depth + 1))
+            elif whole:
                 raise ValueError(f"agent {trace.agent_id!r:.80} launched {child!r:.80}, which is not there")
-            open_.append((by_id[child], depth + 1))

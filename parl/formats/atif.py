@@ -8,7 +8,6 @@ Read: versions 1.0 to 1.8, from whoever wrote them. Source: harbor 0.24.0 (``har
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,12 @@ from parl.formats.common import (
     trace_fields,
     trace_of,
 )
+from parl.formats.documents import object_in
 from parl.formats.tokens import Piece, join, pieces, timed
 from rollouts.episode import Episode, Trace, Turn
 
 VERSION = "ATIF-v1.8"
+_AGENTS = 2_000
 _DEPTH = 8  # sub-agents of sub-agents, at most
 
 
@@ -129,6 +130,8 @@ def _read(
 ) -> Trace:
     if not str(document.get("schema_version", "")).startswith("ATIF-v1.") or "steps" not in document:
         raise FormatError(f"no ATIF document: schema_version {document.get('schema_version')!r}, needs steps")
+    if len(traces) >= _AGENTS:
+        raise FormatError(f"more than {_AGENTS:,} agents: does a trajectory refer to itself?")
     if parent is not None and parent.agent_id.count("/") >= _DEPTH:
         raise FormatError(f"sub-agents more than {_DEPTH} deep: does a trajectory refer to itself?")
     known = known | {child["trajectory_id"]: child for child in document.get("subagent_trajectories") or []}
@@ -213,6 +216,20 @@ def _resolve(reference: dict[str, Any], known: dict[str, dict[str, Any]], folder
     if reference.get("trajectory_id") in known:
         return known[reference["trajectory_id"]]
     path = reference.get("trajectory_path")
-    if path and folder is not None and (folder / path).is_file():
-        return json.loads((folder / path).read_text(encoding="utf-8"))
+    if path is not None:
+        return _elsewhere(path, folder)
     raise FormatError(f"a sub-agent's trajectory is not there: {reference}; without it critical steps would be wrong")
+
+
+def _elsewhere(path: Any, folder: Path | None) -> dict[str, Any]:
+    """The document in the file ``path`` below ``folder``, and in no other place."""
+    if not isinstance(path, str) or "://" in path or "\\" in path or "\0" in path or Path(path).is_absolute():
+        raise FormatError(f"trajectory_path {path!r:.200}: give a file's path below the folder of the document")
+    try:
+        if folder is None or ".." in Path(path).parts or not (folder / path).is_file():
+            raise FormatError(f"trajectory_path {path!r:.200}: no such file below the folder of the document")
+        return object_in(folder / path, folder)
+    except OSError as fault:
+        raise FormatError(f"trajectory_path {path!r:.200}: {fault.strerror}") from None
+    except ValueError as fault:
+        raise FormatError(f"trajectory_path {path!r:.200}: {fault}") from None

@@ -7,7 +7,6 @@ among them, are never read: they are computed again from the traces.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,25 +119,3 @@ FORMATS: dict[str, Format] = {
         ),
     )
 }
-
-
-def read_documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, object) of a .json or .jsonl file or of all in a folder; ValueError names file and line."""
-    for file in sorted(path.rglob("*.json*")) if path.is_dir() else [path]:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix != ".jsonl":
-            yield str(file), _object(text, str(file))
-            continue
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                yield f"{file}: line {number}", _object(line, f"{file}: line {number}")
-
-
-def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except ValueError as fault:
-        raise ValueError(f"{where}: not JSON ({fault})") from fault
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: not an object")
-    return data

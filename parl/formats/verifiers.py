@@ -159,16 +159,24 @@ def load(record: dict[str, Any]) -> Iterator[Episode]:
 
 def _paths(nodes: list[Node]) -> list[list[int]]:
     """For every root its longest-lived continuation: the path to the leaf that came last."""
-    parents = {node.get("parent") for node in nodes}
-    found: dict[int, list[int]] = {}
-    for leaf in range(len(nodes)):
-        if leaf in parents:
-            continue
-        path = [leaf]
-        while (above := nodes[path[0]].get("parent")) is not None:
-            path.insert(0, above)
-        found[path[0]] = path  # later leaves replace earlier ones
-    return [found[root] for root in sorted(found)]
+    parents = [node.get("parent") for node in nodes]
+    inner, roots, leaves = set(parents), [], {}
+    for at, above in enumerate(parents):
+        if above is not None and (type(above) is not int or not 0 <= above < at):
+            raise FormatError(f"node {at}: parent {above!r:.40} is no earlier node")
+        roots.append(at if above is None else roots[above])
+        if at not in inner:
+            leaves[roots[at]] = at  # later leaves replace earlier ones
+    return [_down_to(leaves[root], parents) for root in sorted(leaves)]
+
+
+def _down_to(leaf: int, parents: list[int | None]) -> list[int]:
+    """The nodes from the root down to ``leaf``."""
+    path, above = [leaf], parents[leaf]
+    while above is not None:
+        path.append(above)
+        above = parents[above]
+    return path[::-1]
 
 
 def _agents(
