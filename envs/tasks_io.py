@@ -20,7 +20,12 @@ from envs.data.task_row import task_of
 from envs.data.text import read_text
 
 FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_NOT_READ = (
+    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".xlsx", ".xls", ".txt", ".yaml", ".yml", ".xml", ".html", ".md"),
+    *(".arrow", ".feather", ".pkl", ".pickle", ".npy", ".npz", ".db", ".sqlite", ".py"),
+)
 _SAVED = (".jsonl", ".parquet")
+_LONGEST_NAME = 200  # characters; longer ones the file system may refuse to look up
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 Check = Callable[[Task], str | None]
 
@@ -87,19 +92,31 @@ def save_tasks(tasks: Iterable[Task], path: str | Path) -> None:
 def file_problem(spec: str) -> str | None:
     """Why ``spec`` can be neither a file of tasks nor the name of a data set, None where it may be one."""
     path = Path(spec)
+    if not spec.strip():
+        return "is empty; name a file, or leave the key out for generated tasks"
     if names_file(spec):
-        if path.is_dir():
+        if is_there(path) and path.is_dir():
             return "is a folder; name one file in it"
-        if not path.exists():
+        if not is_there(path):
             return "no such file"
-        return None if path.suffix.lower() in FILES else f"give the file one of the suffixes {', '.join(FILES)}"
+        cure = "unpack an archive, save a sheet as CSV, or give the file the suffix that it should have"
+        return None if path.suffix.lower() in FILES else f"is none of {', '.join(FILES)}; {cure}"
     return None if _HUB.fullmatch(spec) else f"neither a file ({', '.join(FILES)}) nor the name of a data set"
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something at ``path``; also where the file system refuses to look."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def names_file(spec: str) -> bool:
     """Whether ``spec`` means a file, and no data set of the hub."""
-    path = Path(spec)
-    return path.suffix.lower() in FILES or path.exists() or spec.startswith(("/", "./", "../", "~"))
+    if Path(spec).suffix.lower() in (*FILES, *_NOT_READ) or spec.startswith(("/", "./", "../", "~")):
+        return True
+    return bool(spec.strip()) and len(spec) < _LONGEST_NAME and Path(spec).exists()
 
 
 def _rows(spec: str, split: str, problems: Problems) -> tuple[Iterable[tuple[str, Any]], bool]:

@@ -39,7 +39,8 @@ class EnvsConfig(_Section):
 
     world: WorldConfig = WorldConfig()
     tasks: str | None = Field(
-        default=None, description="own tasks: .jsonl, .parquet or a datasets hub id; None = generated"
+        default=None,
+        description="own tasks: .jsonl, .json, .csv, .tsv, .parquet or a datasets hub id; None = generated",
     )
 
 

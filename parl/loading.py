@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from envs.tasks_io import file_problem, names_file
+from envs.tasks_io import file_problem, is_there, names_file
 from model.config import ModelConfig
 from model.hf_config import read_shape
 from parl import yaml_text
@@ -321,17 +321,18 @@ def _show(value: Any) -> str:
 def _resolve_paths(path: Path, config: Config) -> Config:
     """Files named in the YAML are looked up beside it first, then from the current folder."""
     world = config.envs.world
-    tasks = Path(config.envs.tasks) if config.envs.tasks else None
+    spec = config.envs.tasks
+    tasks = Path(spec) if spec else None
     if tasks and not names_file(str(_beside(path, tasks))):
         tasks = None  # a data set of the hub
     found = {name: _beside(path, file) for name, file in (("source", world.source), ("tasks", tasks))}
     problems = [
         f"envs.{'world.source' if name == 'source' else name} = {file}: no such file, neither beside {path} nor here"
         for name, file in found.items()
-        if file and not file.exists()
+        if file and not is_there(file)
     ]
-    if config.envs.tasks and not problems and (fault := file_problem(str(found["tasks"] or config.envs.tasks))):
-        problems.append(f"envs.tasks = {config.envs.tasks}: {fault}")
+    if spec is not None and not problems and (fault := file_problem(str(found["tasks"] or spec))):
+        problems.append(f"envs.tasks = {_show(spec)}: {fault}")
     if problems:
         raise _error(path, problems)
     world = world.model_copy(update={"source": found["source"]})
@@ -341,6 +342,6 @@ def _resolve_paths(path: Path, config: Config) -> Config:
 
 
 def _beside(config_path: Path, file: Path | None) -> Path | None:
-    if file is None or file.is_absolute() or not (config_path.parent / file).exists():
+    if file is None or file.is_absolute() or not is_there(config_path.parent / file):
         return file
     return config_path.parent / file

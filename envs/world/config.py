@@ -17,7 +17,8 @@ class WorldConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Path | None = Field(
-        default=None, description="CSV table (rows = entities, columns = attributes) instead of a generated world"
+        default=None,
+        description="table (CSV, TSV, Parquet, JSON; rows = entities, columns = attributes), not a generated world",
     )
     seed: int = Field(default=1, ge=0, description="seed of the generated knowledge base")
     entities: int = Field(

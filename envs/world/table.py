@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from pathlib import Path
 
 from envs.data.grid import Grid, grid_of, read_csv, read_parquet
@@ -16,6 +17,8 @@ ENOUGH = 16  # rows that every split needs before the splits are kept apart
 FILES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson")
 _NUMBER = re.compile(r"[-+]?[\d.,%]+")
 _YEAR = re.compile(r"[12]\d{3}")
+_ITEM = re.compile(r", \d+\. ")  # how a question's list goes on to its next item
+_DROPPED = frozenset(string.punctuation + "–—… ")
 _ARTICLES = {"a", "an", "the"}  # scoring drops them: an answer of nothing else is empty
 
 
@@ -107,6 +110,8 @@ def _entities(grid: Grid, problems: Problems) -> list[Entity]:
             continue
         if not any(c.isalnum() for c in name):
             problems.add(where, f"{label} = {name!r}: a name needs a letter or a digit, or it cannot be searched for")
+        if _ITEM.search(name):
+            problems.add(where, f"{label} = {name!r}: reads as two items of a numbered list; remove the number")
         seen[name.casefold()] = where
         values = {column: value for column, value in zip(grid.header[1:], row[1:], strict=True) if value}
         for column, value in values.items():
@@ -123,7 +128,7 @@ def _entities(grid: Grid, problems: Problems) -> list[Entity]:
 def _clean(cell: str) -> str:
     """One line, single spaces, no pipe: pages are read by lines and answers are tables with pipes.
 
-    What has neither letter nor digit (``-``, ``?``, ``n/a`` is none of them) is an empty cell: scoring drops it.
+    A cell of punctuation alone (``-``, ``?``) is an empty one: scoring drops punctuation.
     """
     text = " ".join(cell.split()).replace("|", "/")
-    return text if any(c.isalnum() for c in text) else ""
+    return text if set(text) - _DROPPED else ""

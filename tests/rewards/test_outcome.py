@@ -10,6 +10,7 @@ from envs.base import Gold, Task
 from rewards.outcome import score_answer
 from rewards.outcome.exact import exact_match, final_answer, normalise_answer
 from rewards.outcome.item_f1 import ItemF1, extract_table, item_f1
+from rewards.outcome.reach import ideal_answer, unreachable
 
 GOLD = Gold(
     kind="table",
@@ -176,3 +177,46 @@ def test_score_answer_picks_the_rule_by_the_kind_of_gold():
     assert (exact.score, exact.success, exact.details) == (1.0, True, {"item_f1": 1.0, "row_f1": 1.0})
     with pytest.raises(ValueError, match="unknown gold kind 'poem'"):
         score_answer(task(Gold(kind="poem")), "")
+
+
+# ---------------------------------------------------------------- gold that cannot be reached
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        Gold(kind="exact", answers=("Paris", "42")),
+        Gold(kind="exact", answers=("Answer: Paris",), aliases={"Lutetia": "Answer: Paris"}),
+        Gold(kind="exact", answers=("two\nlines",)),
+        Gold(kind="table", columns=("Name", "land area"), rows=(("Rome", ""), ("Isle\nof Man", "-"))),
+        Gold(kind="table", columns=("name", "year"), unique_columns=("year", "name"), rows=(("A", "1"), ("A", "2"))),
+        Gold(kind="table", columns=("name",), rows=(("Rome",),), aliases={"Roma": "rome"}),
+    ],
+)
+def test_gold_that_can_be_reached_is_by_its_ideal_answer(gold: Gold):
+    assert unreachable(gold) is None
+    assert score_answer(task_of(gold), ideal_answer(gold)).score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gold", "field"),
+    [
+        (Gold(kind="exact", answers=("Paris", "...")), "answers[1]"),
+        (Gold(kind="exact", answers=("the",)), "answers[0]"),
+        (Gold(kind="exact", answers=("x\nAnswer: y",)), "answers[0]"),
+        (Gold(kind="exact", answers=("x",), aliases={"y": "z"}), "aliases.y"),
+        (Gold(kind="exact", answers=("x",), aliases={"?": "x"}), "aliases.?"),
+        (Gold(kind="table", columns=("name", "NAME"), rows=(("a", "b"),)), "rows"),
+        (Gold(kind="table", columns=("name", "x"), rows=(("-", "---"),)), "rows"),
+        (Gold(kind="table", columns=("name", "x"), rows=(("a", "b|c"),)), "rows"),
+        (Gold(kind="table", columns=("name", "x"), rows=()), "rows"),
+        (Gold(kind="table", columns=("name", "x"), rows=(("a", "1"), ("A", "2"))), "rows"),
+        (Gold(kind="table", columns=("name", "x"), rows=(("a", "1"),), aliases={"b": "c"}), "aliases.b"),
+    ],
+)
+def test_gold_that_no_answer_reaches_is_named_by_its_field(gold: Gold, field: str):
+    assert f"gold.{field}" in (unreachable(gold) or "")
+
+
+def task_of(gold: Gold) -> Task:
+    return Task(key="k", family="user", split="test", prompt="q", gold=gold)
