@@ -62,13 +62,16 @@ class ToolCall:
 class ToolResult:
     """What a call returned. ``text`` is what the agent reads, also when ``error`` is set. ``latency_s`` in seconds.
 
-    ``images`` (PNG files) are shown after the text, to a policy that can see.
+    ``images`` (PNG files) are shown after the text, to a policy that can see. ``machine``: the call failed because the
+    tools' machine did (no connection, a dead server), not because the world answers so: no agent reads such a result,
+    the episode is run again.
     """
 
     text: str
     error: ErrorKind | None = None
     latency_s: float = 0.0
     images: tuple[bytes, ...] = ()
+    machine: bool = False
 
     @property
     def readable(self) -> str:

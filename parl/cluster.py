@@ -12,14 +12,19 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from parl.ending import kept_handlers
 from parl.environment import check_cluster, cluster_address, tidy
-from parl.errors import UserError
+from parl.errors import MachineError, UserError
 from parl.own_packages import prepare_worker, worker_environment
+from parl.processes import no_leftovers
 from parl.session_folder import session_folder
+from parl.watch import SILENT_S, WATCH, kill_quietly
+from rollouts.beat import GROUP, Beating
 
 _ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -45,10 +50,14 @@ def local_ray() -> Iterator[None]:
         yield
         return
     address = cluster_address()
-    with _joined(address) if address else _alone():
+    with no_leftovers(own=not address) as begun, ExitStack() as stack:
+        with kept_handlers():
+            stack.enter_context(_joined(address) if address else _alone())
+        begun()
         try:
             yield
         finally:
+            WATCH.guard([])
             ray.shutdown()
 
 
@@ -148,18 +157,50 @@ def _try_to_join(address: str) -> None:
         )
 
 
-def wait(reference: Any, deadline_s: float) -> Any:
-    """The value of a Ray reference; raises what its maker raised, GetTimeoutError at the deadline."""
-    import ray
+def wait(reference: Any, deadline_s: float, whose: Sequence[Any] = (), *, computing: bool = False) -> Any:
+    """The value of a Ray reference, or of a list of them; raises what its maker raised.
 
-    return ray.get(reference, timeout=deadline_s)
+    ``whose``: the actors that the references wait for. ActorLost names one that is lost, MachineError one that is late,
+    or where all stand still although they should be ``computing``.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    from parl.faults import name_of, named
+
+    references = list(reference) if isinstance(reference, list) else [reference]
+    began = time.monotonic()
+    try:
+        while True:
+            left = began + deadline_s - time.monotonic()
+            done, late = ray.wait(references, num_returns=len(references), timeout=max(0.0, min(left, 5.0)))
+            failed = len(done) < len(references) and _failure(done)
+            if failed or not late:
+                return ray.get(done if failed else reference, timeout=max(left, 1.0))
+            names = [name_of(actor) for one, actor in zip(references, whose, strict=False) if one in late]
+            waited = min(time.monotonic() - began, WATCH.idle_s(whose)) if computing else 0.0
+            if waited > SILENT_S:
+                raise MachineError(f"{', '.join(names)}: hung, nothing has been computed for {waited:.0f} s")
+            if left <= 0 and names:
+                raise MachineError(f"{', '.join(names)}: no answer within {deadline_s:.0f} s")
+            if left <= 0:
+                return ray.get(reference, timeout=0)
+    except RayError as error:
+        raise named(error) from error
 
 
 def actor(
-    cls: type, *args: Any, _threads: int = 1, _beside: str | None = None, concurrency: int | None = None, **kwargs: Any
+    cls: type[Beating],
+    *args: Any,
+    _label: str,
+    _threads: int = 1,
+    _beside: str | None = None,
+    concurrency: int | None = None,
+    **kwargs: Any,
 ) -> Any:
     """``cls(*args, **kwargs)`` as a Ray actor with ``_threads`` CPU threads; ``concurrency`` for async actors.
 
+    ``_label``: what it is called when it is lost, e.g. "learner rank 1"; it is watched until :func:`stop`.
     ``_beside``: name of a concurrency group whose calls run beside all others, one at a time.
     """
     import ray
@@ -169,5 +210,33 @@ def actor(
     if concurrency is not None:
         options["max_concurrency"] = concurrency
     remote: Any = ray.remote
-    made = remote(concurrency_groups={_beside: 1})(cls) if _beside else remote(cls)
-    return made.options(**options).remote(*args, **kwargs)
+    groups = {GROUP: 1} | ({_beside: 1} if _beside else {})
+    handle = remote(concurrency_groups=groups)(cls).options(**options).remote(*args, **kwargs)
+    WATCH.add(handle, _label, asynchronous=cls.asynchronous)
+    return handle
+
+
+def stop(handles: Sequence[Any]) -> None:
+    """End these actors, also those that are stopped or hang."""
+    import ray
+
+    for handle in handles:
+        known = WATCH.remove(handle)
+        ray.kill(handle)
+        if known and known.stopped:  # it does not hear
+            kill_quietly(known.pid)
+
+
+def _failure(done: list[Any]) -> bool:
+    """Whether one of these has failed: its peers may wait for it in vain."""
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    for reference in done:
+        try:
+            ray.get(reference, timeout=0)
+        except GetTimeoutError:
+            continue
+        except Exception:
+            return True
+    return False

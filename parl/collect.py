@@ -1,8 +1,8 @@
 """Collecting episodes: the rollout side of a run - engines, workers, their restarts - behind two calls.
 
 ``sync`` hands weights to the policy engines under the next version, ``collect`` returns every episode asked for, in the
-order asked. Dead engines and workers are replaced and their unfinished groups run again; since an episode is a
-function of (weights, task, index, seed), running it again gives the same one. ``begin``,
+order asked. Dead and hung engines and workers are replaced and their unfinished groups run again; since an episode is
+a function of (weights, task, index, seed), running it again gives the same one. ``begin``,
 ``suspend`` and ``snapshots`` are for episodes that run on beside the learner (``parl.stream``).
 """
 
@@ -14,21 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayError
 
 from envs.base import Environment, Task
 from model.decoder import Weights
 from model.lora import is_adapters, merged
-from parl.cluster import actor
+from parl.again import Group, whole
+from parl.cluster import actor, stop
 from parl.config import Config
+from parl.errors import MachineError
+from parl.faults import curable, named, said, struck
 from parl.pools import Refreshed, change, pool_sizes, subagents
 from parl.served import Deliveries
+from parl.terminal import echo
 from rewards.budget import critical_budget
 from rollouts.engine.actor import EngineActor
 from rollouts.engine.served import ServedActor
 from rollouts.episode import Episode
 from rollouts.partial import Outcome
-from rollouts.worker import EngineLost, RolloutWorker
+from rollouts.worker import RolloutWorker
 
 _SETUP_S = 120.0
 _SYNC_S = 120.0
@@ -85,13 +89,17 @@ class Collector:
         self._refreshed.forget()
         self.sync(weights, 0)
 
-    def begin(self, number: int, task: Task, outcomes: list[Outcome]) -> Any:
-        """Put a worker to group ``number`` from where ``outcomes`` stand: a reference to what becomes of them."""
+    def begin(self, number: int, task: Task, outcomes: list[Outcome], *, pause_s: float = 0.0) -> Any:
+        """Put a worker to group ``number`` from where ``outcomes`` stand: a reference to what becomes of them.
+
+        ``pause_s``: it waits first.
+        """
         config = self._config
         return self._workers[number % len(self._workers)].advance.remote(
             number,
             task,
             outcomes,
+            pause_s=pause_s,
             seed=config.seed,
             temperature=config.rollouts.temperature,
             critical_budget=critical_budget(task, config.rollouts.budget.critical_factor),
@@ -124,17 +132,23 @@ class Collector:
 
         ``attempts`` gives each task's attempts by number, where they are not the first ``group_size``; ``arrived`` is
         called with each group as soon as it is there.
-        Raises RuntimeError past trainer.step_s, or if all failed.
+        Episodes that failed are run again (``parl.again``). Raises RuntimeError past trainer.step_s, or if all failed,
+        and MachineError where the machine keeps some from their end.
         """
         settings = {"seed": seed, "temperature": temperature, "top_p": top_p, "spawning": spawning}
-        numbers = attempts or [range(group_size)] * len(tasks)
-        done: dict[int, list[Episode]] = {}
+        groups = [Group(task, list(numbers)) for task, numbers in zip(tasks, attempts or [], strict=False)]
+        groups = groups or [Group(task, list(range(group_size))) for task in tasks]
+        calls: dict[Any, Group] = {}
         deadline = time.monotonic() + self._config.trainer.step_s
 
         def attempt() -> None:
-            missing = [i for i in range(len(tasks)) if i not in done]
-            calls = {self._submit(i, tasks[i], numbers[i], settings): i for i in missing}
-            while calls:
+            if self.restarts != began_with[0]:  # the actors were replaced: these calls will not come back
+                began_with[0] = self.restarts
+                calls.clear()
+            while waiting := [group for group in groups if group.missing]:
+                for group in waiting:
+                    if group not in calls.values():
+                        calls[self._submit(group, groups.index(group), settings)] = group
                 left = deadline - time.monotonic()
                 ready, _ = ray.wait(list(calls), timeout=max(left, 0.0))
                 if not ready:
@@ -142,18 +156,18 @@ class Collector:
                         f"{len(calls)} groups unfinished at trainer.step_s={self._config.trainer.step_s}"
                     )
                 for call in ready:
-                    number = calls.pop(call)
-                    done[number] = ray.get(call, timeout=_SETUP_S)
+                    group = calls.pop(call)
+                    group.take(ray.get(call, timeout=_SETUP_S))
+                    if group.missing:
+                        continue
                     if arrived:
-                        arrived(done[number])
+                        arrived(group.episodes)
                     if progress:
-                        progress(len(done), len(tasks))
+                        progress(sum(not group.missing for group in groups), len(tasks))
 
+        began_with = [self.restarts]
         self.retrying(attempt)
-        episodes = [episode for i in range(len(tasks)) for episode in done[i]]
-        if episodes and all(episode.void for episode in episodes):
-            raise RuntimeError(f"all {len(episodes)} episodes failed, the first of: {episodes[0].error}")
-        return episodes
+        return whole([episode for group in groups for episode in group.episodes])
 
     def statistics(self) -> dict[str, float]:
         """Engine counters, summed over the replicas of each pool."""
@@ -171,8 +185,7 @@ class Collector:
 
     def close(self) -> None:
         """Stop all actors."""
-        for handle in [*self._workers, *(replica for pool in self._engines.values() for replica in pool)]:
-            ray.kill(handle)
+        stop(self._actors())
         self._workers, self._engines = [], {}
 
     def _start(self) -> None:
@@ -182,7 +195,7 @@ class Collector:
         pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
         pools["media"] = model.vision.limits if model.vision else None
         self._workers = [
-            actor(RolloutWorker, *arguments, **pools, name=f"worker-{i}-{self.restarts}")
+            actor(RolloutWorker, *arguments, **pools, name=f"worker-{i}-{self.restarts}", _label=f"rollout worker {i}")
             for i in range(rollouts.workers)
         ]
         ray.get([worker.ready.remote() for worker in self._workers], timeout=_SETUP_S)
@@ -201,9 +214,20 @@ class Collector:
         model = self._config.model if pool == "policy" else self._subagent_model
         if urls := self._servers(pool):
             rollouts = self._config.rollouts
-            return [actor(ServedActor, model, rollouts, pool=pool, url=url, concurrency=1000) for url in urls]
+            return [
+                actor(
+                    ServedActor, model, rollouts, pool=pool, url=url, concurrency=1000, _label=f"{pool} client of {url}"
+                )
+                for url in urls
+            ]
         engine, routes = self._engine_class, pool == "policy"
-        return [actor(engine, model, record_routes=routes, concurrency=1000) for _ in range(count)]
+        return [
+            actor(engine, model, record_routes=routes, concurrency=1000, _label=f"{pool} engine {i}")
+            for i in range(count)
+        ]
+
+    def _actors(self) -> list[Any]:
+        return [*self._workers, *(replica for pool in self._engines.values() for replica in pool)]
 
     def _packed(self, pool: str, version: int, weights: Weights) -> Any:
         """What the pool's replicas are updated with: the weights in Ray's store, or a folder for its servers."""
@@ -239,21 +263,33 @@ class Collector:
         if any(answer != version for answer in served):
             raise RuntimeError(f"the {pool} pool serves versions {served}, not {version}")
 
-    def _submit(self, number: int, task: Task, attempts: Sequence[int], settings: dict[str, Any]) -> Any:
-        budget = critical_budget(task, self._config.rollouts.budget.critical_factor)
+    def _submit(self, group: Group, number: int, settings: dict[str, Any]) -> Any:
+        budget = critical_budget(group.task, self._config.rollouts.budget.critical_factor)
         worker = self._workers[number % len(self._workers)]
-        return worker.run.remote(task, list(attempts), critical_budget=budget, **settings)
+        more = settings | {"critical_budget": budget, "pause_s": group.pause_s}
+        return worker.run.remote(group.task, group.missing, **more)
 
     def retrying(self, act: Callable[[], None]) -> None:
-        """Run ``act``; where a rollout actor died, replace all of them and run it again, within max_restarts."""
+        """Run ``act``; where a rollout actor is lost, replace all of them and run it again, within max_restarts.
+
+        Each loss is said aloud. Raises MachineError (ActorLost) beyond that, and for what new actors do not cure.
+        """
         while True:
             try:
                 if not self._workers:  # what dies while it is replaced is replaced again
                     self._start()
                 return act()
-            except (RayActorError, RayTaskError, GetTimeoutError) as error:
-                lost = not isinstance(error, RayTaskError) or isinstance(error.cause, EngineLost)
-                if not lost or self.restarts >= self._config.rollouts.max_restarts:
-                    raise
-                self.restarts += 1
-                self.close()
+            except RayError as error:
+                self._replace(error)
+
+    def _replace(self, error: RayError) -> None:
+        """Say who is lost, and end all actors, so that new ones are made; raises where that cures nothing."""
+        if not curable(error):
+            raised = named(error)
+            raise raised from (None if raised is error else error)
+        limit, who = self._config.rollouts.max_restarts, struck(self._actors()) or said(error)
+        if self.restarts >= limit:
+            raise MachineError(f"{who}; rollouts.max_restarts={limit} is used up, nothing of this step was trained")
+        self.restarts += 1
+        echo(f"{who}; rollout actors are started again ({self.restarts} of {limit})", err=True)
+        self.close()

@@ -9,3 +9,10 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """The configuration is wrong; the text lists every problem by its dotted key."""
+
+
+class MachineError(UserError):
+    """The machine failed a run: a full disk, a dead or hung process, a lost Ray. The run's folder is intact.
+
+    The text is one readable cause; the command line prints it alone, and exits with 1.
+    """

@@ -39,12 +39,13 @@ from parl.parts import Part, PartsReader
 from parl.qk_clip import QKClip
 from parl.route_replay import RouteWatch, check_routes
 from parl.shards import Shards
+from rollouts.beat import Beating
 
 _LOOPBACK = "127.0.0.1"
 _OPTIONAL = ("routes", "proximal", "reference")  # fields of a row that may be missing
 
 
-class Learner:
+class Learner(Beating):
     """Trains one policy. Use it in process, or as a Ray actor (``parl.cluster``)."""
 
     def __init__(

@@ -18,7 +18,7 @@ from model.config import ModelConfig
 from model.decoder import Weights
 from parl.advantage import Row, denominator
 from parl.batch import TextRow
-from parl.cluster import actor, wait
+from parl.cluster import actor, stop, wait
 from parl.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig
 from parl.learner import Learner, free_port
 from parl.objective.config import Objective
@@ -26,6 +26,7 @@ from parl.objective.registry import check_rows
 from parl.parts import Part
 
 _KNOWN_TO_ALL = ("grad_norm", "max_logit", "clipped_heads", "route_overlap", "route_overlap_min")
+_START_S = 300.0
 _IO = "io"  # calls that a rank runs beside its steps
 _ATTENTION_TOKENS = 1500  # length at which attention costs as much as everything else in a token
 
@@ -49,8 +50,12 @@ class LearnerGroup:
         self._shared = parallel.zero > 0 or parallel.expert_parallel > 1
         shared = {"seed": seed, "threads": threads, "ranks": ranks, "port": free_port(), "parallel": parallel}
         hosted = {"_threads": threads, "_beside": _IO}
-        self._ranks = [actor(Learner, model, optimizer, rank=rank, **shared, **hosted) for rank in range(ranks)]
-        self._all("ready")
+        self._ranks = [
+            actor(Learner, model, optimizer, rank=rank, _label=f"learner rank {rank}", **shared, **hosted)
+            for rank in range(ranks)
+        ]
+        self.touched = False  # whether the state may be in the middle of a step
+        self._all("ready", deadline_s=min(deadline_s, _START_S))
 
     def policy_step(
         self,
@@ -66,6 +71,7 @@ class LearnerGroup:
         ``texts`` are imitated beside it where ``objective.ptx`` is not 0: needed then.
         """
         check_rows(objective, rows)
+        self.touched = True
         weight = float(sum(row.weights[1:].sum() for row in texts))
         if objective.ptx and not weight:
             raise ValueError(f"objective.ptx={objective.ptx:g} needs texts to imitate")
@@ -79,7 +85,7 @@ class LearnerGroup:
             rank.policy_step.remote(share, objective, micro_tokens=self._micro_tokens, texts=read, **settings)
             for rank, share, read in shares
         ]
-        return _merged(wait(calls, self._deadline_s))
+        return _merged(wait(calls, self._deadline_s, self._ranks, computing=True))
 
     def score(self, rows: list[Row], objective: Objective, *, temperature: float) -> list[Row]:
         """``rows`` with the log-probs that ``objective`` needs beside the engine's: call it before the first update."""
@@ -97,7 +103,7 @@ class LearnerGroup:
         shares = deal_rows(rows, len(self._ranks))
         settings = {"temperature": temperature, "micro_tokens": self._micro_tokens, "reference": reference}
         calls = [rank.logprobs.remote(share, **settings) for rank, share in zip(self._ranks, shares, strict=True)]
-        found = wait(calls, self._deadline_s)
+        found = wait(calls, self._deadline_s, self._ranks, computing=True)
         pairs = zip(shares, found, strict=True)
         values = {id(row): own for share, part in pairs for row, own in zip(share, part, strict=True)}
         return [values[id(row)] for row in rows]
@@ -109,13 +115,15 @@ class LearnerGroup:
             rank.text_step.remote(share, denominator=total, micro_tokens=self._micro_tokens, lr_scale=lr_scale)
             for rank, share in zip(self._ranks, deal_rows(rows, len(self._ranks)), strict=True)
         ]
-        metrics = _merged(wait(calls, self._deadline_s))
+        metrics = _merged(wait(calls, self._deadline_s, self._ranks, computing=True))
         right, acted = metrics.pop("right"), metrics.pop("acted")
         return metrics | {"accuracy": right / max(acted, 1.0)}
 
     def weights(self) -> Weights:
         """What engines are sent: see :meth:`Learner.weights`."""
-        return self._all("weights")[0] if self._shared else wait(self._ranks[0].weights.remote(), self._deadline_s)
+        if self._shared:
+            return self._all("weights")[0]
+        return wait(self._ranks[0].weights.remote(), self._deadline_s, self._ranks[:1])
 
     def load_weights(self, weights: Weights) -> None:
         """Replace all parameters on every rank."""
@@ -128,7 +136,7 @@ class LearnerGroup:
     def write_snapshot(self, folder: Path) -> list[Part]:
         """Write what :meth:`snapshot` copied into ``folder``, also while the ranks step. OSError: a full disk."""
         calls = [rank.write_snapshot.options(concurrency_group=_IO).remote(folder.resolve()) for rank in self._ranks]
-        return wait(calls, self._deadline_s)
+        return wait(calls, self._deadline_s, self._ranks)
 
     def save(self, folder: Path, tag: str) -> None:
         """Weights and optimiser under ``folder``/``tag``, at once."""
@@ -140,11 +148,11 @@ class LearnerGroup:
 
     def close(self) -> None:
         """Stop all ranks."""
-        for rank in self._ranks:
-            ray.kill(rank)
+        stop(self._ranks)
 
-    def _all(self, method: str, *args: Any) -> list[Any]:
-        return wait([getattr(rank, method).remote(*args) for rank in self._ranks], self._deadline_s)
+    def _all(self, method: str, *args: Any, deadline_s: float | None = None) -> list[Any]:
+        calls = [getattr(rank, method).remote(*args) for rank in self._ranks]
+        return wait(calls, deadline_s or self._deadline_s, self._ranks)
 
 
 def deal_rows(rows: list, ranks: int) -> list[list]:

@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
 
-import ray
-
 from parl.batch import TextRow
-from parl.cluster import actor, wait
+from parl.cluster import actor, stop, wait
 from parl.config import Config
 from parl.sft import DemoWorker
 
@@ -28,7 +26,8 @@ class PtxTexts:
 
     def __init__(self, config: Config, tokenizer: Path) -> None:
         self._deadline_s = config.trainer.step_s
-        self._worker = actor(DemoWorker, config, str(tokenizer.resolve())) if config.objective.ptx else None
+        made = (DemoWorker, config, str(tokenizer.resolve()))
+        self._worker = actor(*made, _label="the maker of texts") if config.objective.ptx else None
 
     def batches(self, step: int, count: int) -> Iterator[list[TextRow]]:
         """The texts of the ``count`` optimiser steps of training step ``step``, one after the other."""
@@ -38,9 +37,9 @@ class PtxTexts:
         starts = [_FIRST + (step * count + part) * _DEMOS for part in range(count)]
         calls = [self._worker.rows.remote(start, _DEMOS) for start in starts]
         for call in calls:
-            yield wait(call, self._deadline_s)
+            yield wait(call, self._deadline_s, [self._worker])
 
     def close(self) -> None:
         """Stop the actor."""
         if self._worker is not None:
-            ray.kill(self._worker)
+            stop([self._worker])

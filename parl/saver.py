@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from parl.errors import UserError
+from parl.errors import MachineError
 from parl.learner_group import LearnerGroup
 from parl.state import Checkpoints, State
 from parl.terminal import echo
@@ -29,7 +29,7 @@ class Saver:
         self._path: Path
 
     def save(self, state: State, score: float | None = None, beside: Callable[[Path], None] | None = None) -> None:
-        """Begin to save ``state`` and the learner as they are now. UserError when there is no room for it.
+        """Begin to save ``state`` and the learner as they are now. MachineError when there is no room for it.
 
         ``beside`` writes more into the checkpoint's folder before this returns.
         """
@@ -48,7 +48,7 @@ class Saver:
             self.wait()
 
     def wait(self) -> None:
-        """Until the save under way is on disk. UserError when it could not be written."""
+        """Until the save under way is on disk. MachineError when it could not be written."""
         pending, self._pending = self._pending, None
         error = pending.exception() if pending else None
         if error is None:
@@ -57,10 +57,23 @@ class Saver:
         if not isinstance(error, OSError):
             raise error
         kept = self._checkpoints.all()
-        raise UserError(
+        raise MachineError(
             f"{self._path.with_suffix('')} could not be written: {str(error).splitlines()[-1]}."
             f" {kept[-1] if kept else 'No checkpoint'} is the newest: make room and --resume"
         ) from error
+
+    def save_last(self, state: State | None) -> None:
+        """The run is ended from outside: keep ``state`` where that is a whole step that is not on disk yet.
+
+        None where the learner is in the middle of a step, or a stream's groups are on their way to it.
+        """
+        if state is None:
+            return
+        try:
+            self.save(state)
+            self.wait()
+        except Exception as error:  # it may be the machine that ends us
+            echo(f"step {state.step} was not kept: {error}", err=True)
 
     def close(self) -> None:
         """Let the save under way end, whatever comes of it; what is wrong is printed."""

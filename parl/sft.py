@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-import ray
 
 from model.chat import MEDIA_PAD
 from model.checkpoint import SINGLE, load_policy, save_policy
@@ -22,7 +21,7 @@ from model.decoder import Weights
 from model.files import remove_leftovers, replacing
 from model.tokenizer import Tokenizer
 from parl.batch import TextRow
-from parl.cluster import actor, local_ray, wait
+from parl.cluster import actor, local_ray, stop, wait
 from parl.cold_start import cold_start_hash, cold_start_settings, shipped, starter_note
 from parl.config import Config, OptimizerConfig
 from parl.demos import Demonstrator, build_tokenizer
@@ -31,6 +30,7 @@ from parl.errors import UserError
 from parl.learner_group import LearnerGroup
 from parl.ownership import owning
 from parl.terminal import echo
+from rollouts.beat import AsyncBeating
 from rollouts.episode import EpisodeStatus, Trace
 
 Report = Callable[[int, int, dict[str, float]], None]  # tokens done, tokens in all, metrics
@@ -101,7 +101,7 @@ def _row(trace: Trace, observation_weight: float) -> TextRow:
     return TextRow(tokens=np.array(trace.tokens, np.int32), weights=weights, media=tuple(trace.media))
 
 
-class DemoWorker:
+class DemoWorker(AsyncBeating):
     """Ray actor: demonstrations as rows."""
 
     def __init__(self, config: Config, tokenizer_path: str) -> None:
@@ -178,7 +178,7 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
             deadline_s=_DEADLINE_S,
             parallel=config.trainer.parallel,
         )
-        worker = actor(DemoWorker, config, str(path.resolve()))
+        worker = actor(DemoWorker, config, str(path.resolve()), _label="the maker of demonstrations")
         done, metrics = 0, {}
         fit = Fit(config.model.max_position_embeddings)
         for batch in _batches(config, tokenizer, worker, fit):
@@ -190,7 +190,7 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
                 break
         weights = learner.weights()
         learner.close()
-        ray.kill(worker)
+        stop([worker])
     if note := fit.note():
         echo(f"note: {note}", err=True)
     if not np.isfinite(metrics["loss"]):
@@ -218,7 +218,7 @@ def _batches(config: Config, tokenizer: Tokenizer, worker, fit: Fit) -> Iterator
         while len(pending) < _AHEAD:
             pending.append(worker.chunk.remote(start))
             start += _CHUNK
-        rows, lengths = wait(pending.pop(0), _DEADLINE_S)
+        rows, lengths = wait(pending.pop(0), _DEADLINE_S, [worker])
         fit.count(lengths)
         pool += rows
         total = sum(len(row.tokens) for row in pool)

@@ -11,6 +11,7 @@ from model.tokenizer import load_tokenizer
 from parl.config import Config
 from parl.errors import UserError
 from parl.loading import config_hash
+from parl.progress import Progress
 from parl.sft import Report, check_placeholder, owning_cold_start, run_sft
 
 
@@ -27,6 +28,21 @@ def starting_policy(config: Config, *, from_scratch: bool = False, report: Repor
         with owning_cold_start(folder):
             _take_over(config.model.init, config.model.shape, folder)
     return folder
+
+
+def shown_start(config: Config, from_scratch: bool) -> Path:
+    """:func:`starting_policy` with its progress shown, a line every 5 %."""
+    shown = -1
+
+    with Progress(1, f"{config.name}: cold start") as progress:
+
+        def report(done: int, total: int, metrics: dict[str, float]) -> None:
+            nonlocal shown
+            if done * 20 // total != shown:
+                shown = done * 20 // total
+                progress.phase(f"loss {metrics['loss']:.2f}, accuracy {metrics['accuracy']:.3f}", done, total)
+
+        return starting_policy(config, from_scratch=from_scratch, report=report)
 
 
 def _take_over(init: Path, shape: ModelConfig, folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.files import write_text
-from parl.errors import UserError
+from parl.errors import MachineError, UserError
 from parl.terminal import echo
 
 if TYPE_CHECKING:  # torch, which reading a state does not need
@@ -53,7 +53,7 @@ class Checkpoints:
         shutil.rmtree(path, ignore_errors=True)
         free = shutil.disk_usage(self.folder).free
         if free < needed + _ROOM:
-            raise UserError(
+            raise MachineError(
                 f"{self.folder}: a checkpoint needs {needed} bytes and {_ROOM} to spare, but {free} are free;"
                 " free some and --resume"
             )

@@ -12,7 +12,7 @@ import json
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import ray
 
 from envs.base import Task
 from model.files import write_text
+from parl.again import Tries, whole
 from parl.collect import Collector
 from parl.config import Config
 from parl.tasks import TrainTasks
@@ -39,6 +40,7 @@ class _Begun:
     task: Task
     outcomes: list[Outcome]
     call: Any = None
+    tries: Tries = field(default_factory=Tries)
 
     @property
     def finished(self) -> bool:
@@ -142,7 +144,8 @@ class EpisodeStream:
             self._begun[number] = _Begun(task=self._tasks.take(number, 1)[0], outcomes=outcomes)
         for number, begun in self._begun.items():  # in order: the oldest first
             if begun.call is None and not begun.finished:
-                begun.call = self._collector.begin(number, begun.task, begun.outcomes)
+                pause_s = begun.tries.pause_s
+                begun.call = self._collector.begin(number, begun.task, begun.outcomes, pause_s=pause_s)
 
     def _forget_dead_calls(self) -> None:
         if self._restarts != self._collector.restarts:  # the actors were replaced: from the last known state again
@@ -164,9 +167,15 @@ class EpisodeStream:
     def _arrived(self, number: int, outcomes: list[Outcome]) -> None:
         begun = self._begun[number]
         begun.outcomes, begun.call = outcomes, None
+        again = begun.tries.again([outcome for outcome in outcomes if isinstance(outcome, Episode)])
+        repeated = set(map(id, again))
+        begun.outcomes = [None if id(outcome) in repeated else outcome for outcome in outcomes]
         if not begun.finished:
             return
-        ends = self._ends([outcome for outcome in outcomes if isinstance(outcome, Episode)])
+        episodes = [outcome for outcome in outcomes if isinstance(outcome, Episode)]
+        ends = self._ends(episodes)
+        if not all(episode.void for episode in episodes):
+            whole(episodes)
         self.scheduler.end(number, ends)
         if End.ACCEPTED not in ends:
             del self._begun[number]

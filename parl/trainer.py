@@ -36,7 +36,7 @@ from parl.saver import Saver
 from parl.scoring import reward_schedule
 from parl.servers import check_servers
 from parl.sinks import check_sinks
-from parl.start import starting_policy
+from parl.start import shown_start
 from parl.state import Checkpoints, State, newest_state
 from parl.stream import EpisodeStream
 from parl.tasks import TrainTasks, check_tasks
@@ -71,7 +71,7 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
 
 def _run(config: Config, run_dir: Path, began: float, from_scratch: bool) -> None:
     with PeakMemory() as memory, local_ray():
-        cold = _cold_start(config, from_scratch)
+        cold = shown_start(config, from_scratch)
         policies = {
             "cold_start": (cold, config.rollouts.swarm),
             "trained": (_train(config, run_dir, cold), config.rollouts.swarm),
@@ -88,20 +88,6 @@ def _run(config: Config, run_dir: Path, began: float, from_scratch: bool) -> Non
 def _train_time(folder: Path) -> float:
     """Seconds of training that earlier invocations of a resumed run spent in ``folder``."""
     return newest_state(folder).elapsed_s
-
-
-def _cold_start(config: Config, from_scratch: bool) -> Path:
-    shown = -1
-
-    with Progress(1, f"{config.name}: cold start") as progress:
-
-        def report(done: int, total: int, metrics: dict[str, float]) -> None:
-            nonlocal shown
-            if done * 20 // total != shown:  # a line every 5 %
-                shown = done * 20 // total
-                progress.phase(f"loss {metrics['loss']:.2f}, accuracy {metrics['accuracy']:.3f}", done, total)
-
-        return starting_policy(config, from_scratch=from_scratch, report=report)
 
 
 def _train(config: Config, folder: Path, cold: Path) -> Path:
@@ -152,6 +138,7 @@ class Training:
                 while self.state.step < self.config.trainer.steps:
                     metrics = self._step(progress)
                     tracker.log(self.state.step, metrics)  # before the checkpoint: a kill in between logs it again
+                    self._learner.touched = False
                     if self._due():
                         with self._timeline.span(self.state.step, "save"):
                             self._save(self._score(metrics))
@@ -163,6 +150,10 @@ class Training:
                     save_policy(self.folder / "policy_best", model, saved_weights(best), tokenizer, {"from": best.name})
                 meta = {"step": self.state.step, "policy_version": self.state.policy_version}
                 save_policy(final, model, merged(base, self.weights), tokenizer, meta)
+            except KeyboardInterrupt:
+                whole = not (self._stream or self._learner.touched or self._due())
+                self._saver.save_last(self.state if whole else None)
+                raise
             finally:
                 tracker.finish()
         return final

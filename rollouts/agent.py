@@ -13,6 +13,7 @@ from model.chat_parser import ParsedTurn, parse_assistant_ids
 from rollouts.context import content_of, context_limit, new_context
 from rollouts.engine.base import Completion, Finish, Sampling
 from rollouts.episode import Trace, TraceStatus, Turn
+from rollouts.faults import EngineFailed, Stalled, ToolsLost
 from rollouts.noise import noise_key
 from rollouts.partial import Answers, turn_start, unanswered
 from rollouts.prompts import ASSIGN_TASK, CREATE_SUBAGENT, SPAWNING_NAMES
@@ -138,13 +139,17 @@ class Agent:
         sampling = self._sampling
         if written:
             sampling = replace(sampling, max_new_tokens=sampling.max_new_tokens - written)
-        return await self._engine.generate(
-            self.transcript.context,
-            sampling,
-            session=self._session_id,
-            deadline_s=self.settings.budget.episode_s,
-            media=self.trace.media,
-        )
+        try:
+            return await self._engine.generate(
+                self.transcript.context,
+                sampling,
+                session=self._session_id,
+                deadline_s=self.settings.budget.episode_s,
+                media=self.trace.media,
+            )
+        except Exception as error:
+            self.swarm.engine_fault = EngineFailed(f"{type(error).__name__}: {error}")
+            raise
 
     def _parse(self, tokens: list[int], finish: Finish) -> ParsedTurn:
         if finish is Finish.LENGTH:
@@ -191,8 +196,13 @@ class Agent:
 
     async def _call(self, turn: Turn, call: ToolCall) -> ToolResult:
         async with self.settings.slots.tool_calls:
+            began = asyncio.get_running_loop().time()
             result = await self.session.call(self.trace.agent_id, call, deadline_s=self.settings.budget.call_s)
+        if result.machine:
+            raise ToolsLost(f"the call of {call.name} failed: {result.text}")
         if result.error is ErrorKind.TIMEOUT:
+            if reason := self.settings.stalled(began):
+                raise Stalled(reason)
             turn.deadline = "call_s"
         return result
 

@@ -19,6 +19,8 @@ import numpy as np
 
 from envs.base import Role, Task, ToolCall, ToolResult
 
+MACHINE = "machine"  # Episode.limit of one that the machine made fail: it is run again, not trained without
+
 
 class EpisodeStatus(StrEnum):
     """How an episode ended; exactly one of these."""

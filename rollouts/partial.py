@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from envs.base import Environment, ErrorKind, Session, Task, ToolCall, ToolResult
 from rollouts.episode import Episode, Trace, TraceStatus, Turn
+from rollouts.faults import MachineFault
 from rollouts.prompts import SPAWNING_NAMES
 
 
@@ -46,13 +47,15 @@ class Flight:
     """One episode under way, as its owner holds it; ``saved`` and ``session`` are what it continues from.
 
     Set ``halting`` and interrupt its engines: ``rollouts.swarm.run_episode`` then returns, and ``halted`` says whether
-    the episode is unfinished. ``state`` gives it at any moment; it is not a copy.
+    the episode is unfinished. ``state`` gives it at any moment; it is not a copy. ``fault``: the machine's, where that
+    is why the episode failed.
     """
 
     saved: Suspended | None = None
     session: Session | None = None
     halting: bool = False
     halted: bool = False
+    fault: MachineFault | None = None
     state: Callable[[], Suspended] | None = None
 
     def now(self) -> Suspended | None:

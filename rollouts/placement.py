@@ -14,6 +14,7 @@ from typing import Any
 
 from envs.base import Task
 from rollouts.episode import Trace
+from rollouts.faults import first_cause
 
 _PARTIAL_S = 5.0  # what a peer gets to hand over what a cancelled sub-agent has
 
@@ -73,5 +74,5 @@ async def _at(peer: Any, job: Job, adopt: Callable[[Trace], None]) -> None:
             adopt(answer.result())
         raise
     except Exception as error:  # what Ray wraps is what the sub-agent raised
-        cause = getattr(error, "cause", None)
+        cause = first_cause(error)
         raise (cause if isinstance(cause, Exception) else error) from None

@@ -36,3 +36,4 @@ class SwarmSettings:
     slots: Slots = field(default_factory=Slots)
     switch: StopSwitch = field(default_factory=StopSwitch)
     placement: Placement | None = None  # None: sub-agents run where their episode does
+    stalled: Callable[[float], str] = lambda since: ""  # why worker or engines stood still after a time of the loop

@@ -18,6 +18,7 @@ from model.chat import chat_pieces
 from rollouts.agent import Agent, refusal
 from rollouts.critical_path import CriticalMeter
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
+from rollouts.faults import EngineFailed, MachineFault, Stalled, first_cause, machine_fault
 from rollouts.limits import STOPPED, Deadline
 from rollouts.partial import Answers, Flight, Suspended, unanswered
 from rollouts.placement import Job
@@ -39,7 +40,7 @@ async def run_episode(
 ) -> Episode:
     """One attempt at ``task``. Never raises but for cancellation: a failure is an episode with status FAILED.
 
-    ``flight`` halts it and says what it continues from (``rollouts.partial``).
+    ``flight`` halts it, says what it continues from (``rollouts.partial``), and whether the machine made it fail.
     """
     flight = flight or Flight()
     swarm = Swarm(task, settings, index=index, seed=seed, critical_budget=critical_budget, flight=flight)
@@ -56,6 +57,7 @@ async def run_episode(
                 await open_session.close()
     except Exception as error:  # the boundary: one bad episode must not take the others down
         late = deadline.passed and isinstance(error, TimeoutError)
+        flight.fault = swarm.fault_of(error, deadline.name if late else "")
         await swarm.fail(deadline.name if late else "", _reason(error), session)
     finally:
         settings.switch.leave(deadline)
@@ -94,13 +96,15 @@ class Swarm:
         self.answers: dict[str, Answers] = {}  # of turns that are being answered, by agent id
         self.live: dict[str, Agent] = {}
         self.sampled = 0  # tokens of all agents
+        self.engine_fault: EngineFailed | None = None  # what an engine raised
         self._by_id = {root.agent_id: root}
         self._openings: dict[tuple[Role, str], list[int]] = {}
         self._meter = CriticalMeter()
         self._now = asyncio.get_running_loop().time  # the loop's clock, so that a simulated one is everyone's
         if self.flight.saved:
             self._continue(self.flight.saved)
-        self._began = self._now() - (age_s or self.episode.wall_s)
+        self._started = self._now()
+        self._began = self._started - (age_s or self.episode.wall_s)
         self.flight.state = self.state
 
     def _continue(self, saved: Suspended) -> None:
@@ -118,6 +122,16 @@ class Swarm:
             agent.transcript.close()
         self.episode.wall_s = self.elapsed()
         return Suspended(episode=self.episode, agents=self.agents, answers=self.answers)
+
+    def fault_of(self, error: Exception, limit: str) -> MachineFault | None:
+        """The machine's fault behind ``error``, or behind the deadline ``limit`` that passed; None where there is none.
+
+        An engine fails at the machine's expense whatever it raises: the policy has no say in that.
+        """
+        if limit:
+            reason = "" if limit == STOPPED else self.settings.stalled(self._started)
+            return Stalled(reason) if reason else None
+        return machine_fault(error) or self.engine_fault
 
     async def fail(self, limit: str, reason: str, session: Session | None) -> None:
         """End everything that still runs: for ``reason``, or because the deadline ``limit`` passed."""
@@ -265,7 +279,7 @@ class Swarm:
         self, session: Session, trace: Trace, system: str, steps: int, stage: float | None = None
     ) -> None:
         """Run ``trace`` for at most ``steps`` steps, in a slot, until its deadline or its stage's, ``stage``."""
-        deadline = Deadline("stage_s", stage)
+        deadline, began = Deadline("stage_s", stage), self._now()
         try:
             async with deadline, self.settings.slots.subagents:
                 deadline.tighten("agent_s", self.settings.limits.agent_s)
@@ -275,11 +289,12 @@ class Swarm:
         except TimeoutError:
             if not deadline.passed:  # somebody else's
                 raise
+            if reason := self.settings.stalled(began):
+                raise Stalled(reason) from None
             await self.cancel(trace, deadline.name, session)
 
 
 def _reason(error: BaseException) -> str:
     """What went wrong first, without the groups in which tasks that ran at once report it."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    error = first_cause(error)
     return f"{type(error).__name__}: {error}"

@@ -12,9 +12,11 @@ from typing import Any
 from envs.base import Environment, Role, Session, Task
 from model.tokenizer import load_tokenizer
 from model.vision_config import MediaLimits
+from rollouts.beat import AsyncBeating
 from rollouts.config import RolloutsConfig
 from rollouts.engine.remote import RemoteEngine
-from rollouts.episode import Episode, Trace
+from rollouts.episode import MACHINE, Episode, Trace
+from rollouts.faults import Lost
 from rollouts.jobs import run_job
 from rollouts.limits import Slots, StopSwitch
 from rollouts.partial import Flight, Outcome
@@ -23,16 +25,14 @@ from rollouts.settings import SwarmSettings
 from rollouts.swarm import run_episode
 
 GC_THRESHOLDS = (50_000, 20, 100)  # episodes are large trees without cycles: Python's (700, 10, 10) walks them in vain
-# errors of an engine that is no more, or of a server that lies: nobody's turn
-_LOST = ("ActorDied", "ActorUnavailable", "RayActorError", "EngineGone", "BadAnswer", "ServerRefused")
 _HALT_S = 60.0  # beyond the tools' own deadline
 
 
-class EngineLost(RuntimeError):
-    """An engine died while an episode ran; the episode must be run again."""
+class EngineLost(Lost):
+    """An engine died or hung while an episode ran; the episode must be run again."""
 
 
-class RolloutWorker:
+class RolloutWorker(AsyncBeating):
     """Runs episodes of ``environment`` against a policy pool and a frozen pool. At most ``concurrency`` at once.
 
     ``media``: how pictures are cut for the policies; None where they cannot see.
@@ -67,6 +67,7 @@ class RolloutWorker:
 
     async def ready(self) -> bool:
         """True once the worker stands. What it holds by now is taken out of garbage collection."""
+        await self.pulse()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         return True
@@ -111,11 +112,13 @@ class RolloutWorker:
         top_p: float = 1.0,
         critical_budget: int,
         spawning: bool | None = None,
+        pause_s: float = 0.0,
     ) -> list[Episode]:
         """Attempts ``indices`` at ``task``, in that order; ``spawning`` overrides the configuration's ``swarm``.
 
-        Raises EngineLost when an engine died meanwhile.
+        ``pause_s``: wait first. Raises EngineLost when an engine died meanwhile.
         """
+        await asyncio.sleep(pause_s)
         spawns = self._config.swarm if spawning is None else spawning
         settings = self._settings(temperature, top_p, spawning=spawns, switch=self._switch)
         attempts = [self._one(task, settings, index, seed, critical_budget) for index in indices]
@@ -135,12 +138,14 @@ class RolloutWorker:
         seed: int,
         temperature: float,
         critical_budget: int,
+        pause_s: float = 0.0,
     ) -> list[Outcome]:
         """The attempts of group ``number`` from where ``outcomes`` stand to their ends, or as far as they have come
         when :meth:`suspend` is called. Raises EngineLost."""
         settings = self._settings(temperature, 1.0, spawning=self._config.swarm, switch=self._switch)
         group: list[Any] = list(outcomes)
         self._groups[number] = group
+        await asyncio.sleep(pause_s)
 
         async def attempt(index: int) -> None:
             key = (task.key, index, seed)
@@ -204,6 +209,7 @@ class RolloutWorker:
             slots=self._places,
             switch=switch,
             placement=self._placement,
+            stalled=self._stalled,
         )
 
     def _pool(self, trace: Trace) -> RemoteEngine:
@@ -220,9 +226,20 @@ class RolloutWorker:
         episode = await run_episode(
             task, self._environment, settings, index=index, seed=seed, critical_budget=budget, flight=flight
         )
-        if any(name in episode.error for name in _LOST):
-            raise EngineLost(episode.error)
+        if isinstance(flight.fault, Lost):
+            raise EngineLost(str(flight.fault))
+        if flight.fault is not None:  # it is run again, by whoever asked (parl.collect)
+            episode.limit, episode.error = MACHINE, str(flight.fault)
         return episode
+
+    def _stalled(self, since: float) -> str:
+        """What stood still after ``since``, in words; empty where nothing did."""
+        if self._pulse and (seconds := self._pulse.stalled(since)):
+            return f"the rollout worker stood still for {seconds:.1f} s"
+        for name, pool in (("policy", self._policy), ("frozen", self._frozen)):
+            if seconds := pool.stalled(since):
+                return f"an engine of the {name} pool was silent for {seconds:.1f} s"
+        return ""
 
 
 def _now(outcome: Outcome | Flight) -> Outcome:

@@ -25,6 +25,7 @@ from envs.world.tasks import TaskStream, generate_tasks
 
 TASKS_PER_SPLIT = 512
 _JSON = {"content-type": "application/json"}
+_GONE = (502, 503, 504)  # a proxy's answers in place of a server that is not there
 
 
 class World:
@@ -150,19 +151,25 @@ class WorldSession:
         """Run ``call``; failures come back as results, only cancellation propagates. ``deadline_s`` in seconds."""
         started = time.perf_counter()
         images: tuple[bytes, ...] = ()
+        machine = False
         if self._closed or self._client.is_closed:
             text, error = "error: closed", ErrorKind.CANCELLED
         elif call.name not in {tool.name for tool in self._tools}:
             text, error = "error: unknown tool", ErrorKind.UNKNOWN_TOOL
         else:
-            text, error, images = await self._post(call, deadline_s)
-        return ToolResult(text=text, error=error, images=images, latency_s=time.perf_counter() - started)
+            try:
+                text, error, images = await self._post(call, deadline_s)
+            except httpx.TransportError as lost:
+                text, error, machine = f"error: server ({type(lost).__name__}: {lost})", ErrorKind.SERVER, True
+        latency_s = time.perf_counter() - started
+        return ToolResult(text=text, error=error, images=images, latency_s=latency_s, machine=machine)
 
     async def close(self) -> None:
         """End the session; later calls answer ``cancelled``."""
         self._closed = True
 
     async def _post(self, call: ToolCall, deadline_s: float) -> tuple[str, ErrorKind | None, tuple[bytes, ...]]:
+        """Text, error and pictures; httpx.TransportError where there is no server."""
         try:
             body = json.dumps(call.arguments)
         except (TypeError, ValueError):
@@ -170,6 +177,8 @@ class WorldSession:
         try:
             async with asyncio.timeout(deadline_s):
                 reply = await self._client.post(f"/{self._split}/{call.name}", content=body, headers=_JSON)
+            if reply.status_code in _GONE:
+                raise httpx.RemoteProtocolError(f"status {reply.status_code}")
             if reply.status_code >= 500:
                 return "error: server", ErrorKind.SERVER, ()
             payload = reply.json()
@@ -178,5 +187,5 @@ class WorldSession:
             return payload["text"], None if error is None else ErrorKind(error), images
         except TimeoutError:
             return "error: timeout", ErrorKind.TIMEOUT, ()
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):  # no connection, or a reply that is not ours
+        except (ValueError, KeyError, TypeError):  # a reply that is not ours
             return "error: server", ErrorKind.SERVER, ()

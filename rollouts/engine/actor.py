@@ -8,12 +8,13 @@ from typing import Any
 from model.config import ModelConfig
 from model.decoder import Weights
 from model.lora import merged
+from rollouts.beat import AsyncBeating
 from rollouts.engine.base import Completion
 from rollouts.engine.embedded import EmbeddedEngine
 from rollouts.engine.remote import POLL_S, Request
 
 
-class EngineActor:
+class EngineActor(AsyncBeating):
     """One replica. Clients are known by name, so that several workers can share it."""
 
     def __init__(self, config: ModelConfig, *, record_routes: bool) -> None:
@@ -69,6 +70,9 @@ class EngineActor:
     async def statistics(self) -> dict[str, float]:
         """The engine's counters."""
         return self._engine.statistics()
+
+    def _step_s(self) -> float:
+        return self._engine.step_s() if isinstance(self._engine, EmbeddedEngine) else 0.0
 
     def _queue(self, client: str) -> asyncio.Queue[tuple[int, Completion | Exception]]:
         return self._done.setdefault(client, asyncio.Queue())

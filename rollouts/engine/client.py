@@ -27,6 +27,7 @@ from pydantic import BaseModel, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from rollouts.address import is_loopback, shown
+from rollouts.faults import Lost, MachineFault
 
 MIB = 2**20
 _CONNECTIONS = 32  # of one client: httpx looks through all of its connections for every request
@@ -37,11 +38,11 @@ _SHOWN = 500  # characters of a server's text in an error
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-class ServerFault(RuntimeError):
+class ServerFault(MachineFault):
     """The server is at fault, not the policy: what was asked of it has to be asked again, or the run ends."""
 
 
-class EngineGone(ServerFault):
+class EngineGone(ServerFault, Lost):
     """The server cannot be reached, or is no longer the one that was given its weights."""
 
 

@@ -46,6 +46,7 @@ class EmbeddedEngine:
         self.generated = 0
         self.fed = 0
         self.busy_s = 0.0
+        self._step_began: float | None = None
         self._record = record_routes and config.num_moe_layers > 0
         self._decoder = make_decoder(config, pages)
         self._pictures = PictureEncoder(config.vision) if config.vision else None
@@ -141,6 +142,11 @@ class EmbeddedEngine:
             "prefix_asked": self._pool.asked,
             "streams": len(self._streams),
         }
+
+    def step_s(self) -> float:
+        """Seconds that the step under way has taken so far; 0 between two."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     def _rewind(self, stream: Stream) -> None:
         """Feed ``stream`` again from its start; the routes of what has been fed stay those that it was sampled with."""
@@ -292,11 +298,13 @@ class EmbeddedEngine:
 
     def _compute(self, step: Step) -> tuple[np.ndarray, np.ndarray]:
         """Feed the batch and sample for the streams whose prompt is now complete (in the decoder's thread)."""
-        began = time.monotonic()
-        logits = self._decoder.forward(*step.fed, features=self._features(step))
-        sampled = self._decoder.sample(logits, *step.drawn)
-        self.busy_s += time.monotonic() - began
-        return sampled
+        self._step_began = began = time.monotonic()
+        try:
+            logits = self._decoder.forward(*step.fed, features=self._features(step))
+            return self._decoder.sample(logits, *step.drawn)
+        finally:
+            self._step_began = None
+            self.busy_s += time.monotonic() - began
 
     def _features(self, step: Step) -> Features | None:
         """What stands in the batch instead of placeholders' embeddings."""

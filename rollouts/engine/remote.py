@@ -7,11 +7,13 @@ the client's event loop travel in one call, and one long poll brings back everyt
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Any
 from zlib import crc32
 
 from rollouts.engine.base import Completion, Pictures, Sampling
+from rollouts.faults import EngineSilent, longest
 
 POLL_S = 2.0  # the longest that a poll waits for something
 _GRACE_S = 30.0
@@ -30,7 +32,7 @@ class RemoteEngine:
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
     ) -> Completion:
-        """See ``Engine``; raises what the replica raised, and ``ray.exceptions.RayActorError`` when it died."""
+        """See ``Engine``; raises what the replica raised, what Ray raises when it died, EngineSilent when it hangs."""
         self._count(1)
         try:
             return await self._link(session).generate(prompt, sampling, session, deadline_s, media)
@@ -40,6 +42,10 @@ class RemoteEngine:
     async def release(self, session: str) -> None:
         """The session is over."""
         self._link(session).release(session)
+
+    def stalled(self, since: float) -> float:
+        """The longest silence of a replica after ``since`` (``time.monotonic``) that was asked; 0 without one."""
+        return max(link.stalled(since) for link in self._links)
 
     def load(self) -> float:
         """Mean number of requests under way since the last call of this method."""
@@ -78,6 +84,8 @@ class _Link:
         self._next = 0
         self._flushing = False
         self._poller: asyncio.Task[None] | None = None
+        self._asked: float | None = None  # when the poll under way was sent
+        self._silences: list[tuple[float, float]] = []  # of polls: when a replica should have answered, and did
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, session: str, deadline_s: float, media: Pictures
@@ -89,8 +97,14 @@ class _Link:
         self._flush_soon()
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
+        clock = asyncio.timeout(deadline_s + _GRACE_S)
         try:  # the replica keeps the deadline; the grace is for the way there and back
-            return await asyncio.wait_for(future, deadline_s + _GRACE_S)
+            async with clock:
+                return await future
+        except TimeoutError as error:
+            if clock.expired():
+                raise EngineSilent(f"an engine did not answer within {deadline_s + _GRACE_S:.0f} s") from error
+            raise
         finally:
             self._waiting.pop(identifier, None)
 
@@ -116,10 +130,31 @@ class _Link:
         self._requests, self._released = [], []
         self._replica.submit.remote(self._client, requests, released)
 
+    def stalled(self, since: float) -> float:
+        """See :meth:`RemoteEngine.stalled`."""
+        now = time.monotonic()
+        return longest(self._silences, since, now if self._asked is None else self._asked + POLL_S, now)
+
+    async def _finished(self) -> list[tuple[int, Completion | Exception]]:
+        """What a poll brings. EngineSilent where none comes back."""
+        self._asked, clock = time.monotonic(), asyncio.timeout(POLL_S + _GRACE_S)
+        try:
+            async with clock:
+                return await self._replica.poll.remote(self._client)
+        except TimeoutError as error:
+            if clock.expired():
+                raise EngineSilent(f"an engine did not answer within {POLL_S + _GRACE_S:.0f} s") from error
+            raise
+        finally:
+            due = self._asked + POLL_S
+            if longest([], 0.0, due, now := time.monotonic()):
+                self._silences = [*self._silences[-99:], (due, now)]
+            self._asked = None
+
     async def _poll(self) -> None:
         while self._waiting:
             try:
-                finished = await asyncio.wait_for(self._replica.poll.remote(self._client), POLL_S + _GRACE_S)
+                finished = await self._finished()
             except Exception as error:  # the replica died or hangs: everyone who waits for it must know
                 for future in self._waiting.values():
                     if not future.done():
