@@ -38,8 +38,8 @@ _DISK = {
 def reported(hint: str = "") -> Iterator[None]:
     """Make the environment fit, and turn what goes wrong into an exit code.
 
-    2 is a mistake with a fix, 1 the machine's failure or a bug, 130 interrupted, 143 and 129 ended by SIGTERM, SIGHUP, 141
-    nobody reads what is printed.
+    2 is a mistake with a fix, 1 the machine's failure or a bug; 130 is interrupted, 143 and 129 ended by SIGTERM
+    and SIGHUP, 141 nobody reads what is printed.
 
     ``hint`` says how to go on.
     """
