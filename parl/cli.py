@@ -333,11 +333,14 @@ def _check_data(config: Config) -> None:
 
 
 def _check_surroundings(config: Config) -> None:
-    from parl.environment import check_cluster
+    from envs.tasks_io import names_file
+    from parl.environment import check_cluster, check_proxy
     from parl.sinks import check_sinks
 
     check_sinks(config.tracking)
     check_cluster()
+    if config.envs.tasks and not names_file(config.envs.tasks):  # a data set of the hub
+        check_proxy()
 
 
 def _show_version(wanted: bool) -> None:

@@ -125,7 +125,7 @@ def _joined(address: str) -> Iterator[None]:
     import ray
 
     reach_cluster()
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True)
+    ray.init(address=address, job_config=_job_config(), logging_level=logging.ERROR, log_to_driver=True)
     yield
 
 

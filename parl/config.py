@@ -182,7 +182,7 @@ class TrackingConfig(_Section):
     project: str = "parl"
     tensorboard: bool = Field(default=False, description="also event files in RUN/tensorboard")
     prometheus_port: int | None = Field(
-        default=None, gt=0, lt=65536, description="also the newest numbers on this port, under /metrics"
+        default=None, gt=0, lt=65536, description="also the newest numbers, at 127.0.0.1:PORT/metrics"
     )
 
 

@@ -124,7 +124,7 @@ class WorldEnvironment:
         # The call's own deadline bounds every wait, so httpx's default of five seconds is off.
         if self.config.transport == "asgi":
             transport = httpx.ASGITransport(app=self.world.app, raise_app_exceptions=False)
-            return httpx.AsyncClient(transport=transport, base_url="http://world", timeout=None)
+            return httpx.AsyncClient(transport=transport, base_url="http://world", timeout=None, trust_env=False)
         if self._server is None:
             self._server = SocketServer(self.world.app)
         # A small pool: httpx scans every connection for each request, so a large one is slower, not faster.

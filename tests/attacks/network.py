@@ -62,7 +62,7 @@ model: {{vocab_size: 800, hidden_size: 32, num_hidden_layers: 3, intermediate_si
   num_experts_per_tok: 2, moe_intermediate_size: 16, max_position_embeddings: 1024}}
 tokenizer: {{vocab_size: 800}}
 envs: {{world: {{entities: 120, widths: [2, 4], transport: socket}}}}
-sft: {{tokens: 600, copying_tokens: 300, drill_tokens: 300, batch_tokens: 600}}
+sft: {{tokens: 2000, copying_tokens: 300, drill_tokens: 300, batch_tokens: 600}}
 rollouts: {{group_size: 2, tasks_per_step: 1, concurrency: 4, budget: {{orchestrator_steps: 3, turn_tokens: 16}}}}
 trainer: {{steps: 100000, ranks: 2, checkpoint_every: 50000}}
 tracking: {{prometheus_port: {port}, tensorboard: false}}
@@ -127,9 +127,16 @@ class Run:
         return Path(next(found[1] for line in lines if (found := re.search(r"--temp-dir=(\S+)/r\b", line))))
 
 
-@functools.cache
 def _run() -> Run:
-    """The run, once its first step is done."""
+    """The run, once its first step is done; a run that did not start is not tried again."""
+    run = _started()
+    if isinstance(run, str):
+        raise AssertionError(f"the run did not start: {run}")
+    return run
+
+
+@functools.cache
+def _started() -> Run | str:
     folder = Path(tempfile.mkdtemp(prefix="parl-watched-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name in _SHADOWS:
@@ -150,7 +157,7 @@ def _run() -> Run:
     metrics, give_up = folder / "runs" / "watched" / "metrics.jsonl", time.monotonic() + _START_S
     while not (metrics.exists() and '"train"' in metrics.read_text()):
         if process.poll() is not None or time.monotonic() > give_up:
-            raise AssertionError(f"the run did not start: {(folder / 'said').read_text()[-3000:]}")
+            return (folder / "said").read_text()[-3000:]
         time.sleep(0.5)
     return Run(process, folder)
 
