@@ -233,7 +233,8 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in that folder.")] = None,
     episode: Annotated[
-        list[str] | None, typer.Option("--episode", "-e", help="Show this one: TASK or TASK#INDEX; may be repeated.")
+        list[str] | None,
+        typer.Option("--episode", "-e", help="Show this one: SHARD:ROW, TASK or TASK#INDEX; may be repeated."),
     ] = None,
 ) -> None:
     """Write one self-contained HTML page about a run or a store: verdict, curves, swarm viewer."""

@@ -113,7 +113,7 @@ def _sampled(run_dir: Path) -> tuple[list[str], list[list[Any]]]:
         episode, name = shown.episode, shown.name
         rows.append(
             [
-                f"{episode.task.key}#{episode.index}",
+                name,
                 shown.kind,
                 episode.task.family,
                 str(episode.status),

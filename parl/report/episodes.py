@@ -42,8 +42,8 @@ class _Shard:
 def load_episodes(source: Path, wanted: Sequence[str], notes: list[str]) -> list[dict[str, Any]]:
     """Packed episodes of a run's folder, a store's folder or one shard: ``wanted`` first, then telling ones.
 
-    ``wanted``: ``TASK`` (all its episodes), ``TASK#INDEX``, or the page's own name of an episode. What does not fit the
-    page's size is left out or cut, with a word in ``notes``.
+    ``wanted``: an episode's name (``trained-000000:5``), ``TASK`` (all its episodes) or ``TASK#INDEX``. What does
+    not fit the page's size is left out or cut, with a word in ``notes``.
     """
     found = _find(source)
     try:
@@ -72,7 +72,7 @@ def _asked(found: list[_Shard], name: str, source: Path) -> list[tuple[_Shard, l
         rows = []
         for number, row in enumerate(read_columns(shard.path, ("task_key", "index"))):
             key, index = row["task_key"], row["index"]
-            if name in (key, f"{key}#{index}", _name(shard, key, index)):
+            if name in (key, f"{key}#{index}", _name(shard, number)):
                 rows.append(number)
             seen.append(f"{key}#{index}")
         if rows:
@@ -83,9 +83,9 @@ def _asked(found: list[_Shard], name: str, source: Path) -> list[tuple[_Shard, l
     return result
 
 
-def _name(shard: _Shard, key: str, index: int) -> str:
-    """An episode's name in links: the same on every page that shows it."""
-    return f"{shard.kind}-{shard.step}-{key}-{index}"
+def _name(shard: _Shard, row: int) -> str:
+    """An episode's name: shard and row, as in links, on the page, in W&B's tables and for ``parl episodes``."""
+    return f"{shard.path.stem}:{row}"
 
 
 def _telling(found: list[_Shard]) -> list[tuple[_Shard, list[int]]]:
@@ -147,8 +147,8 @@ def _read(chosen: Iterable[tuple[_Shard, list[int]]]) -> dict[str, tuple[_Shard,
     """What was chosen, each once, by its name in links."""
     read: dict[str, tuple[_Shard, Episode]] = {}
     for shard, numbers in chosen:
-        for episode in read_episodes(shard.path, numbers):
-            read.setdefault(_name(shard, episode.task.key, episode.index), (shard, episode))
+        for number, episode in zip(numbers, read_episodes(shard.path, numbers), strict=True):
+            read.setdefault(_name(shard, number), (shard, episode))
     return read
 
 

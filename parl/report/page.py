@@ -41,7 +41,7 @@ _SCRIPTS = ("base.js", "charts.js", "unpack.js", "scene.js", "panel.js", "viewer
 def write_report(source: Path, out: Path, episodes: Sequence[str] = ()) -> Path:
     """Write the page about a run's folder, a store's folder or a shard to ``out`` and return ``out``.
 
-    ``episodes`` are shown first, by ``TASK``, ``TASK#INDEX`` or the page's name of them.
+    ``episodes`` are shown first: an episode's name (``trained-000000:5``), ``TASK`` or ``TASK#INDEX``.
     """
     out = Path(out)
     html = render(load_run(Path(source), episodes))
@@ -153,8 +153,8 @@ def _verdict(summary: dict[str, Any]) -> str:
         body += f'<tbody><tr class="group"><th colspan="{len(_COLUMNS) + 1}" scope="rowgroup">{title}</th></tr>'
         for policy in rows:
             cells = "".join(
-                f"<td>{'–' if value is None else form.format(value)}</td>"
-                for column, (_, form) in _COLUMNS.items()
+                f'<td data-label="{label}">{"–" if value is None else form.format(value)}</td>'
+                for column, (label, form) in _COLUMNS.items()
                 for value in [_number(summary, policy, group, column)]
             )
             body += f'<tr class="{policy}"><th scope="row"><i></i>{_POLICIES[policy]}</th>{cells}</tr>'
@@ -162,7 +162,7 @@ def _verdict(summary: dict[str, Any]) -> str:
     if not body:
         return ""
     head = "".join(f"<th scope='col'>{label}</th>" for label, _ in _COLUMNS.values())
-    return f"""<section><h2>Verdict on held-out tasks</h2><div class="scroll"><table>
+    return f"""<section><h2>Verdict on held-out tasks</h2><div class="scroll"><table class="verdict">
 <thead><tr><th scope="col">policy</th>{head}</tr></thead>{body}</table></div>
 <p class="legend-note">Critical steps: each orchestrator step plus the longest sub-agent that it started, summed.
 Means over the group's tasks; rates are shares of episodes;

@@ -252,7 +252,7 @@ def test_page_holds_verdict_curves_and_episodes(run_dir: Path, tmp_path: Path) -
     assert [(s["name"], len(s["points"])) for s in reward] == [("trained", 40), ("single agent", 40)]
     assert data["charts"][0]["zero_lambda"] == 20
     shown = episodes_of(page)
-    assert [(e["id"], e["family"]) for e in shown] == [("trained-0-wide-1-0", "wide"), ("trained-0-chain-1-0", "chain")]
+    assert [(e["id"], e["family"]) for e in shown] == [("trained-000000:1", "wide"), ("trained-000000:0", "chain")]
     assert shown[0]["agents"][1]["turns"][0]["results"][0]["text"] == "Osmania: capital Tarvo; population 81 000."
 
 
@@ -408,7 +408,7 @@ def test_a_store_finds_its_tokenizer_and_takes_no_other(tokenizer: Tokenizer, tm
     second = _page(write_report(store.path(3), tmp_path / "b.html"))
     assert "No tokenizer.json" not in second.text
     (shown,) = episodes_of(second)
-    assert (shown["id"], shown["group"]) == ("train-3-wide-1-0", "training, step 3")
+    assert (shown["id"], shown["group"]) == ("train-000003:0", "training, step 3")
     assert {"Tar", "vo"} <= {text for _, text in shown["vocab"]}
 
 
@@ -438,9 +438,11 @@ def test_an_episode_can_be_asked_for(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         store.write(step, episodes, policy_version=0)
     page = _page(write_report(tmp_path / "run", tmp_path / "report.html", ["chain-1#29"]))
-    assert [e["id"] for e in episodes_of(page)[:3]] == [f"train-{step}-chain-1-29" for step in (1, 2, 3)]
-    page = _page(write_report(tmp_path / "run", tmp_path / "report.html", ["train-2-chain-1-28"]))
-    assert [e["id"] for e in episodes_of(page)[:1]] == ["train-2-chain-1-28"]
+    assert [e["id"] for e in episodes_of(page)[:3]] == [f"train-{step:06d}:29" for step in (1, 2, 3)]
+    page = _page(write_report(tmp_path / "run", tmp_path / "report.html", ["train-000002:28"]))
+    assert [e["id"] for e in episodes_of(page)[:1]] == ["train-000002:28"]
+    listed = CliRunner().invoke(app, ["episodes", "show", str(store.folder), "train-000002:28", "--json"]).output
+    assert json.loads(listed)["episode"] == episodes_of(page)[0]["id"]  # one name, wherever it is copied from
     with pytest.raises(UserError, match=r"no episode 'none' in .*run; there are 90, for example chain-1#0"):
         write_report(tmp_path / "run", tmp_path / "report.html", ["none"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rollouts.critical_path import critical_path
 from rollouts.store import EpisodeStore
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on the PATH (CHROMIUM names another one)")
-EPISODE = "eval-0-wide-1-0"
+EPISODE = "eval-000000:0"
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_an_address_leads_to_its_turn_and_back_to_the_one_before(browser: Browse
     click(browser, 2, 0)
     browser.run("history.back(); 0")
     browser.wait("viewer.scene.selected && viewer.scene.selected.agent === 8")
-    browser.open(page, "#eval-0-wide-1-1/0.100/1")
+    browser.open(page, "#eval-000000:2/0.100/1")
     browser.wait("viewer.scene.selected !== null")
     assert browser.run("viewer.episode.agents.length") == 122 and chosen(browser) == [101, 0]
     browser.open(page, "#gone-0-x-0/0/1")
@@ -195,3 +196,21 @@ def test_a_phone_shows_it_without_scrolling_sideways(page: Path, dark: bool) -> 
         assert browser.run("viewer.scene.color.card") == ("#161b22" if dark else "#ffffff")
         assert browser.run("viewer.ui.canvas.clientWidth") > 280
         assert browser.problems == []
+
+
+def test_a_phone_shows_every_figure_of_the_verdict(tmp_path: Path) -> None:
+    row = {"item_f1": 0.8, "success": 0.8, "critical_steps": 7.4, "total_steps": 20.0, "subagents": 3.0}
+    row |= {"spawn_rate": 0.9, "finish_rate": 0.9, "n_tasks": 40}
+    (tmp_path / "run" / "eval").mkdir(parents=True)
+    EpisodeStore(tmp_path / "run" / "eval").write(0, [serial_episode()], policy_version=0, kind="trained")
+    (tmp_path / "run" / "summary.json").write_text(
+        json.dumps({"trained": {"wide": row}, "single_agent": {"wide": row}})
+    )
+    page = write_report(tmp_path / "run", tmp_path / "report.html")
+    with Browser(chromium() or "", 390, 844, phone=True) as browser:
+        browser.open(page)
+        cells = "[...document.querySelectorAll('.verdict td')].map(cell => cell.getBoundingClientRect())"
+        assert browser.run(f"{cells}.length") == 16
+        assert browser.run(f"{cells}.every(box => box.width > 0 && box.left >= 0 && box.right <= innerWidth)")
+        labels = browser.run("[...document.querySelectorAll('.verdict td')].map(cell => cell.dataset.label)")
+        assert labels.count("critical steps") == 2

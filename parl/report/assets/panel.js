@@ -126,7 +126,7 @@ function tokenList(episode, turn) {
 // ---------------------------------------------------------------- the episode as a whole
 
 function episodeFigures(episode) {
-  const parts = [["critical steps", episode.critical_steps], ["total steps", episode.total_steps], ["sub-agents", episode.agents.length - 1],
+  const parts = [["episode", episode.id], ["critical steps", episode.critical_steps], ["total steps", episode.total_steps], ["sub-agents", episode.agents.length - 1],
     ["seconds", format(episode.wall_s || episode.makespan)]];
   if (episode.oracle) parts.push(["best possible steps", episode.oracle.parallel], ["one agent alone", episode.oracle.serial]);
   for (const name of ["perf", "total"]) if (name in episode.rewards) parts.push([name === "perf" ? "r_perf" : "reward", format(episode.rewards[name])]);
@@ -167,12 +167,12 @@ function timeSplit(episode) {
 }
 
 function stageTable(episode, go) {
-  const head = ["turn", "did", "sub-agents", "longest", "median", "steps", "seconds"].map(name => el("th", { scope: "col" }, name));
+  const head = ["turn", "steps", "seconds", "did", "sub-agents", "longest", "median"].map(name => el("th", { scope: "col" }, name));
   const rows = episode.stages.map((stage, k) => {
     const turn = episode.agents[0].turns[k], names = [...new Set(turn.calls.map(call => call.name))].join(", ") || (turn.malformed ? "malformed" : "answer");
     const longest = stage.longest === null ? "–" : button(`${agentName(episode.agents[stage.longest])}: ${stage.steps - 1}`, () => go(stage.longest, 0), { class: "link" });
-    return el("tr", {}, el("th", { scope: "row" }, button(String(k + 1), () => go(0, k), { class: "link", "aria-label": `turn ${k + 1}` })), el("td", {}, names),
-      el("td", {}, stage.subagents || "–"), el("td", {}, longest), el("td", {}, stage.subagents ? format(stage.median) : "–"), el("td", {}, stage.steps), el("td", {}, seconds(stage.seconds)));
+    return el("tr", {}, el("th", { scope: "row" }, button(String(k + 1), () => go(0, k), { class: "link", "aria-label": `turn ${k + 1}` })), el("td", {}, stage.steps), el("td", {}, seconds(stage.seconds)),
+      el("td", {}, names), el("td", {}, stage.subagents || "–"), el("td", {}, longest), el("td", {}, stage.subagents ? format(stage.median) : "–"));
   });
   const note = "Steps: one for the orchestrator's turn and those of its longest sub-agent; longest and median are counted in steps.";
   return el("details", { class: "stages" }, el("summary", {}, `What each turn of the orchestrator cost (${episode.stages.length})`),

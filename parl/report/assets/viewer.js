@@ -21,7 +21,7 @@ function buildViewer(section) {
   DATA.episodes.forEach((e, i) => {
     if (!groups.has(e.group)) { groups.set(e.group, el("optgroup", { label: e.group })); ui.select.append(groups.get(e.group)); }
     const wide = e.width > 1 ? `, width ${e.width}` : "", end = e.status === "answered" ? "" : `, ${e.status.replaceAll("_", " ")}`;
-    groups.get(e.group).append(el("option", { value: i }, `${e.family.replaceAll("_", " ")}${wide}: ${plural(e.critical_steps, "critical step")}, ${plural(e.subagents, "sub-agent")}${end} (${e.task}#${e.index})`));
+    groups.get(e.group).append(el("option", { value: i }, `${e.family.replaceAll("_", " ")}${wide}: ${plural(e.critical_steps, "critical step")}, ${plural(e.subagents, "sub-agent")}${end} (${e.id})`));
   });
   for (const [value, label] of [["launch", "lanes as launched"], ["steps", "most steps first"], ["seconds", "slowest first"]]) ui.order.append(el("option", { value }, label));
   return ui;
@@ -130,7 +130,7 @@ class Viewer {
   }
 
   writeAddress(quiet) {
-    const chosen = this.scene.selected, parts = [encodeURIComponent(this.episode.id)];
+    const chosen = this.scene.selected, parts = [address(this.episode.id)];
     if (chosen) parts.push(this.episode.agents[chosen.agent].id.replaceAll("/", "."), Math.max(1, chosen.turn + 1));
     const hash = chosen || location.hash ? `#${parts.join("/")}` : "";
     if (hash && hash !== location.hash) history[quiet || !chosen ? "replaceState" : "pushState"](null, "", hash);
@@ -257,7 +257,7 @@ class Viewer {
     body.setAttribute("role", "region");
     body.setAttribute("aria-label", "Turn");
     select.addEventListener("change", () => {
-      history.pushState(null, "", `#${encodeURIComponent(DATA.episodes[+select.value].id)}`);
+      history.pushState(null, "", `#${address(DATA.episodes[+select.value].id)}`);
       this.open(+select.value);
     });
     order.addEventListener("change", () => { this.scene.setOrder(order.value); this.scene.request(); });
@@ -320,6 +320,11 @@ class Viewer {
     }
     this.pointers.set(event.pointerId, [px, py]);
   }
+}
+
+// An episode's name in the address: as it is written everywhere else.
+function address(name) {
+  return encodeURIComponent(name).replaceAll("%3A", ":");
 }
 
 // A part of the address as it was before it was encoded; a damaged one as it stands.
