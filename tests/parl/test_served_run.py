@@ -53,8 +53,9 @@ def test_a_run_trains_against_servers_of_both_pools(one_ray, cold_start: Path, t
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_server_that_lost_its_weights_gets_them_again_and_the_episodes_run_again(
-    one_ray, cold_start: Path, tiny_run: Config
+@pytest.mark.parametrize("fault", ["forget_after", "lie_at"])
+def test_a_server_that_lost_its_weights_or_lied_is_started_anew_and_the_episodes_run_again(
+    one_ray, cold_start: Path, tiny_run: Config, fault: str
 ):
     from envs.world.environment import WorldEnvironment
     from model.checkpoint import load_policy
@@ -62,17 +63,18 @@ def test_a_server_that_lost_its_weights_gets_them_again_and_the_episodes_run_aga
 
     weights, model, _, _ = load_policy(cold_start)
     with stand_in(model) as (url, server):
-        config = served_config(tiny_run, "forgetful", {"urls": (url,), "tolerance": 1e-3})
+        config = served_config(tiny_run, f"faulty-{fault}", {"urls": (url,), "tolerance": 1e-3})
         collector = Collector(config, WorldEnvironment(config.envs.world), cold_start, weights)
         try:
             collector.sync(weights, 5)
-            server.forget_after = server.calls + 3
+            setattr(server, fault, server.calls + 3)
             tasks = TrainTasks(config).take(0, 2)
             episodes = collector.collect(tasks, group_size=2, seed=1, temperature=1.0)
         finally:
             collector.close()
     assert collector.restarts == 1 and server.updates == 2
     assert all({v for v in e.orchestrator.versions if v >= 0} == {5} and not e.error for e in episodes)
+    assert all(value <= 0 for e in episodes for trace in e.traces for value in trace.logprobs)
 
 
 @pytest.mark.parametrize(

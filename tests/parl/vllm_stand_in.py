@@ -26,14 +26,15 @@ from rollouts.engine.embedded import EmbeddedEngine
 
 
 class StandIn:
-    """``requests``: how often each path was asked; ``forget_after``: generations after which it is as if restarted."""
+    """``requests``: how often each path was asked; ``forget_after``: generations after which it is as if restarted;
+    ``lie_at``: the generation whose log-probs are above 0."""
 
     def __init__(self, model: ModelConfig) -> None:
         self.engine = EmbeddedEngine(model)
         self.policy: Transformer | None = None
         self.label, self.updates, self.calls = "default", 0, 0
         self.requests: dict[str, int] = {}
-        self.forget_after = -1
+        self.forget_after = self.lie_at = -1
 
     async def answer(self, request: Request) -> Response:
         path = request.url.path
@@ -80,7 +81,8 @@ class StandIn:
             file = io.BytesIO()
             np.save(file, found.routes[start:].astype(np.uint8))
             routes = base64.b64encode(file.getvalue()).decode()
-        pairs = zip(found.tokens, found.logprobs, strict=True)
+        logprobs = [0.5] * len(found.tokens) if self.calls == self.lie_at else found.logprobs
+        pairs = zip(found.tokens, logprobs, strict=True)
         return {
             "finish_reason": str(found.finish),
             "logprobs": {"content": [{"token_id": token, "logprob": value} for token, value in pairs]},
