@@ -86,6 +86,20 @@ def tiny(root: Path) -> dict[str, Any]:
     }
 
 
+def swarming(root: Path) -> dict[str, Any]:
+    """The same for faults of sub-agents: the shipped cold start, which does spawn."""
+    rollouts = {"group_size": 6, "tasks_per_step": 2, "concurrency": 12}
+    return {
+        "name": "swarming",
+        "root": str(root),
+        "starter": str(ROOT / "configs" / "starters"),
+        "rollouts": rollouts,
+        "trainer": {"steps": 3, "ranks": 1, "keep_checkpoints": 4},
+        "eval": {"tasks": 2},
+        "tracking": {"wandb": "disabled"},
+    }
+
+
 class Run:
     """``parl train`` in a process of its own."""
 
@@ -175,7 +189,7 @@ class Fault:
     """``strike(run)`` breaks something; ``known`` are words of which one names it; ``mend`` undoes it before a resume.
 
     ``exits``: the codes that a run may end with. ``disk``: it has a small disk of its own. ``served``: its policy lives
-    on a server. ``at``: steps that are done when it strikes; None: at the start, through ``env``.
+    on a server. ``spawns``: its policy does. ``at``: steps that are done when it strikes; None: at the start, through ``env``.
     """
 
     name: str
@@ -185,6 +199,7 @@ class Fault:
     mend: Callable[[Run], None] = lambda run: None
     disk: bool = False
     served: bool = False
+    spawns: bool = False
     at: int | None = 1
     more: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
@@ -194,7 +209,7 @@ def send(kind: str, number: signal.Signals, which: int = 0) -> Callable[[Run], N
     """A strike by a signal."""
 
     def strike(run: Run) -> None:
-        run.wait(lambda: len(run.victims(kind)) > which, f"a process of kind {kind}")[which:]
+        run.wait(lambda: len(run.victims(kind)) > which, f"a process of kind {kind}")
         run.victims(kind)[which].send_signal(number)
 
     return strike
@@ -260,12 +275,12 @@ HUNG = (" hung: ",)
 GONE = ("Ray's gcs_server", "Ray's raylet")
 FAULTS = [
     Fault(name="SIGKILL of a policy engine", strike=send("engine", KILL, 0), known=LOST),
-    Fault(name="SIGKILL of a sub-agents' engine", strike=send("engine", KILL, 1), known=LOST),
+    Fault(name="SIGKILL of a sub-agents' engine", strike=send("engine", KILL, 1), known=LOST, spawns=True),
     Fault(name="SIGKILL of a rollout worker", strike=send("worker", KILL), known=LOST),
     Fault(name="SIGKILL of a learner rank", strike=send("rank", KILL, 1), known=("learner rank",), exits=(1,)),
     Fault(name="SIGKILL of the driver", strike=send("driver", KILL), known=(), exits=(-9,)),
     Fault(name="SIGSTOP of a policy engine", strike=send("engine", STOP, 0), known=HUNG),
-    Fault(name="SIGSTOP of a sub-agents' engine", strike=send("engine", STOP, 1), known=HUNG),
+    Fault(name="SIGSTOP of a sub-agents' engine", strike=send("engine", STOP, 1), known=HUNG, spawns=True),
     Fault(name="SIGSTOP of a rollout worker", strike=send("worker", STOP), known=HUNG),
     Fault(name="SIGSTOP of a learner rank", strike=send("rank", STOP, 1), known=HUNG, exits=(1,)),
     Fault(
@@ -317,21 +332,20 @@ class Striker:
         self.root = root
         self._references: dict[str, Path] = {}
 
-    def config(self, name: str, *, root: Path | None = None, url: str | None = None) -> Path:
+    def config(self, name: str, kind: str, *, root: Path | None = None, url: str | None = None) -> Path:
         """A configuration file."""
-        tree = tiny(root or self.root)
+        tree = (swarming if kind == "swarming" else tiny)(root or self.root)
         if url:
             tree["rollouts"] |= {"engine": "vllm", "http": {"urls": [url], "tolerance": 1e-3}}
         path = self.root / f"{name}.yaml"
         path.write_text(yaml.safe_dump(tree))
         return path
 
-    def reference(self, served: bool) -> Path:
-        """The folder of the run that nothing happens to."""
-        name = "served" if served else "reference"
+    def reference(self, name: str) -> Path:
+        """The folder of the run of that kind that nothing happens to."""
         if name not in self._references:
-            with stand_in(self.root) if served else _nothing() as url:
-                run = Run(self.config(name, url=url), name)
+            with stand_in() if name == "served" else _nothing() as url:
+                run = Run(self.config(name, name, url=url), name)
                 if code := run.finish():
                     raise RuntimeError(f"the undisturbed run ended with {code}:\n{run.text()[-3000:]}")
             self._references[name] = run.folder
@@ -339,15 +353,16 @@ class Striker:
 
     def strike(self, fault: Fault) -> Row:
         """One fault, from the start of its run to its end."""
-        reference = self.reference(fault.served)
+        kind = "served" if fault.served else "swarming" if fault.spawns else "reference"
+        reference = self.reference(kind)
         name = "".join(letter if letter.isalnum() else "-" for letter in fault.name.lower())
         with (
             small_disk(self.root, name) if fault.disk else _nothing() as disk,
-            stand_in(self.root) if fault.served else _nothing() as url,
+            stand_in() if fault.served else _nothing() as url,
         ):
             if disk:
                 shutil.copytree(self.root / "cold_start", Path(disk) / "cold_start")
-            config = self.config(name, root=Path(disk) if disk else None, url=url)
+            config = self.config(name, kind, root=Path(disk) if disk else None, url=url)
             run = Run(config, name, *fault.more, env=dict(fault.env))
             try:
                 return self._struck(fault, run, reference)
@@ -439,7 +454,7 @@ def small_disk(root: Path, name: str):
 
 
 @contextmanager
-def stand_in(root: Path):
+def stand_in():
     """An inference server in processes of their own, at one address: one that dies is followed by another."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -528,6 +543,9 @@ def main() -> int:
             except NotHere as lacks:
                 print(f"| {fault.name} | not to be tried here: {lacks} | | | | |", flush=True)
                 continue
+            except Exception as error:  # the others are tried as well
+                said = f"{type(error).__name__}: {error}"
+                row = Row(fault=fault.name, known_s=None, exit=None, named=False, equal=False, said=said[-400:])
             rows.append(row)
             said = row.said.replace("|", "/")[:160]
             print(f"| {row.fault} | {row.known_s} | {row.exit} | {row.named} | {row.equal} | {said} |", flush=True)
