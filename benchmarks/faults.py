@@ -189,7 +189,7 @@ class Fault:
     """``strike(run)`` breaks something; ``known`` are words of which one names it; ``mend`` undoes it before a resume.
 
     ``exits``: the codes that a run may end with. ``disk``: it has a small disk of its own. ``served``: its policy lives
-    on a server. ``spawns``: its policy does. ``at``: steps that are done when it strikes; None: at the start, through ``env``.
+    on a server. ``spawns``: its policy does. ``at``: steps that are done when it strikes; None: it does at the start.
     """
 
     name: str

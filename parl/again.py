@@ -20,6 +20,10 @@ TRIES = {MACHINE: 4, "": 1}  # by Episode.limit: how often one that failed is ru
 _PAUSE_S = 1.0  # before the first time; doubled each time
 
 
+class StepFailed(MachineError, RuntimeError):
+    """A step's episodes did not come about; nothing of it is trained."""
+
+
 class Tries:
     """How often the episodes of one group have been run again. ``pause_s``: what they wait before the next time."""
 
@@ -61,11 +65,11 @@ class Group:
 
 
 def whole(episodes: list[Episode]) -> list[Episode]:
-    """``episodes``, told of those that failed. RuntimeError where all did, MachineError where the machine is why."""
+    """``episodes``, told of those that failed. StepFailed where all did, or where the machine is why."""
     if episodes and all(episode.void for episode in episodes):
-        raise RuntimeError(f"all {len(episodes)} episodes failed, the first of: {episodes[0].error}")
+        raise StepFailed(f"all {len(episodes)} episodes failed, the first of: {episodes[0].error}")
     if hurt := [episode for episode in episodes if episode.limit == MACHINE]:
-        raise MachineError(f"{_of(hurt)} failed again and again, so nothing of this step is trained: {hurt[0].error}")
+        raise StepFailed(f"{_of(hurt)} failed again and again, so nothing of this step is trained: {hurt[0].error}")
     if void := [episode for episode in episodes if episode.void]:
         echo(f"{_of(void)} of {len(episodes)} failed and count for nothing: {void[0].error}", err=True)
     return episodes

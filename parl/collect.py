@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from envs.base import Environment, Task
 from model.decoder import Weights
 from model.lora import is_adapters, merged
-from parl.again import Group, whole
+from parl.again import Group, StepFailed, whole
 from parl.cluster import actor, stop
 from parl.config import Config
 from parl.errors import MachineError
@@ -132,8 +132,8 @@ class Collector:
 
         ``attempts`` gives each task's attempts by number, where they are not the first ``group_size``; ``arrived`` is
         called with each group as soon as it is there.
-        Episodes that failed are run again (``parl.again``). Raises RuntimeError past trainer.step_s, or if all failed,
-        and MachineError where the machine keeps some from their end.
+        Episodes that failed are run again (``parl.again``). Raises StepFailed past trainer.step_s, if all failed, and
+        where the machine keeps some from their end.
         """
         settings = {"seed": seed, "temperature": temperature, "top_p": top_p, "spawning": spawning}
         groups = [Group(task, list(numbers)) for task, numbers in zip(tasks, attempts or [], strict=False)]
@@ -152,9 +152,7 @@ class Collector:
                 left = deadline - time.monotonic()
                 ready, _ = ray.wait(list(calls), timeout=max(left, 0.0))
                 if not ready:
-                    raise RuntimeError(
-                        f"{len(calls)} groups unfinished at trainer.step_s={self._config.trainer.step_s}"
-                    )
+                    raise StepFailed(f"{len(calls)} groups unfinished at trainer.step_s={self._config.trainer.step_s}")
                 for call in ready:
                     group = calls.pop(call)
                     group.take(ray.get(call, timeout=_SETUP_S))

@@ -25,7 +25,7 @@ def no_leftovers(*, own: bool) -> Iterator[Callable[[], None]]:
     try:
         yield begun
     finally:
-        WATCH.guard([])
+        WATCH.clear()
         for process in _children() if own else ():  # what is stopped does not hear that it is over
             if process not in before and _is_rays(process):
                 kill_quietly(process.pid)

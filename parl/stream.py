@@ -20,7 +20,7 @@ import ray
 
 from envs.base import Task
 from model.files import write_text
-from parl.again import Tries, whole
+from parl.again import StepFailed, Tries, whole
 from parl.collect import Collector
 from parl.config import Config
 from parl.tasks import TrainTasks
@@ -65,7 +65,7 @@ class EpisodeStream:
         self._fruitless = 0  # groups in a row of which no episode is of use
 
     def take(self, progress: Callable[[int, int], None]) -> list[Episode]:
-        """The episodes of the next step, groups in order. Waits for them, trainer.step_s at most (RuntimeError)."""
+        """The episodes of the next step, groups in order. Waits for them, trainer.step_s at most (StepFailed)."""
         deadline = time.monotonic() + self._config.trainer.step_s
         taken: list[int] | None = None
 
@@ -160,7 +160,7 @@ class EpisodeStream:
         calls = self._calls()
         ready, _ = ray.wait(list(calls), timeout=max(deadline - time.monotonic(), 0.0))
         if not ready:
-            raise RuntimeError(f"{len(calls)} groups unfinished at trainer.step_s={self._config.trainer.step_s}")
+            raise StepFailed(f"{len(calls)} groups unfinished at trainer.step_s={self._config.trainer.step_s}")
         for call in ready:
             self._arrived(calls[call], ray.get(call, timeout=_ANSWER_S))
 
@@ -187,7 +187,7 @@ class EpisodeStream:
         self._fruitless = 0 if use is End.ACCEPTED else self._fruitless + 1
         if self._fruitless >= self.scheduler.batch:
             error = next((episode.error for episode in episodes if episode.error), "")
-            raise RuntimeError(f"all episodes of {self._fruitless} groups in a row failed, the last of: {error}")
+            raise StepFailed(f"all episodes of {self._fruitless} groups in a row failed, the last of: {error}")
         return [End.FAILED if bad else use for bad in failed]
 
     def _update(self) -> None:

@@ -144,6 +144,11 @@ class Watch:
         with self._lock:
             self._ray = dict.fromkeys(processes)
 
+    def clear(self) -> None:
+        """Ray is over, and every actor with it."""
+        with self._lock:
+            self._ray, self._watched, self._gone = {}, {}, {}
+
     def remove(self, handle: Any) -> Watched | None:
         """It is stopped on purpose."""
         with self._lock:
@@ -200,11 +205,15 @@ class Watch:
         """One round over all actors."""
         import ray
 
-        for one in watched.values():
-            if one.ping is None:
-                if one.asynchronous and not one.pid:
+        for key, one in list(watched.items()):
+            try:
+                if one.ping is None and one.asynchronous and not one.pid:
                     one.handle.pulse.remote()
-                one.ping = one.handle.beat.options(concurrency_group=GROUP).remote()
+                one.ping = one.ping or one.handle.beat.options(concurrency_group=GROUP).remote()
+            except Exception:  # its Ray is over
+                del watched[key]
+                with self._lock:
+                    self._forget(key)
         pings = [one.ping for one in watched.values()]
         ready = set(ray.wait(pings, num_returns=len(pings), timeout=1.0)[0]) if pings else set()
         for key, one in watched.items():

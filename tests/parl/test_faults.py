@@ -16,7 +16,7 @@ import pytest
 from ray import exceptions as failures
 
 from envs.base import Gold, Role, Task
-from parl.again import TRIES, Group, whole
+from parl.again import TRIES, Group, StepFailed, whole
 from parl.cli_errors import machine_cause
 from parl.collect import Collector
 from parl.errors import MachineError
@@ -255,6 +255,12 @@ def test_how_often_what_failed_is_run_again(limit: str, again: int, capsys: pyte
     else:
         assert whole(group.episodes) == group.episodes
         assert "count for nothing: why" in capsys.readouterr().err
+
+
+def test_a_step_of_which_nothing_is_left_is_said_in_one_paragraph():
+    with pytest.raises(StepFailed, match="all 2 episodes failed, the first of: cut") as found:
+        whole([episode(0, MACHINE, "cut"), episode(1, MACHINE, "cut")])
+    assert isinstance(found.value, RuntimeError | MachineError) and machine_cause(found.value) == str(found.value)
 
 
 def test_a_cancelled_or_finished_episode_is_not_run_again():
