@@ -68,7 +68,7 @@ def test_a_blocked_event_loop_is_told_from_a_long_computation(one_ray: None):
     known(sleeper), known(rank)
     began = time.monotonic()
     spun = rank.spin.remote(40.0)
-    with pytest.raises(ActorLost, match="the blocked one .*its event loop has been blocked"):
+    with pytest.raises(ActorLost, match=r"the blocked one .*its event loop has been blocked"):
         wait(sleeper.block.remote(100.0), 120.0, [sleeper])
     assert time.monotonic() - began < 40
     assert wait(spun, 60.0, [rank], computing=True) == known(rank)
