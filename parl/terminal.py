@@ -24,6 +24,8 @@ from rich.markup import escape
 from rich.segment import Segment
 from rich.text import Text
 
+from parl.redaction import without_credentials
+
 # Cc but newline and tab, Cf, Cs, Zl and Zp; joiners are judged by what stands before them
 _RANGES = (
     r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
@@ -73,7 +75,7 @@ def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
 
 def echo_traceback() -> None:
     """The exception that is being handled, on standard error."""
-    echo(traceback.format_exc(), err=True, nl=False)
+    echo(without_credentials(traceback.format_exc()), err=True, nl=False)
 
 
 def console(*, stderr: bool = False, highlight: bool = True) -> Console:
@@ -151,10 +153,10 @@ def _bare(character: str) -> str:
 
 
 def catch_warnings() -> None:
-    """Warnings, which may quote a server or a file, are made :func:`plain` as well."""
+    """Warnings, which may quote a server or a file, are made :func:`plain` as well, and hold no credentials."""
     usual = warnings.formatwarning
 
     def shown(*args: Any, **named: Any) -> str:
-        return plain(usual(*args, **named))
+        return plain(without_credentials(usual(*args, **named)))
 
     warnings.formatwarning = shown

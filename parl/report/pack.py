@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from model.tokenizer import Tokenizer
+from parl.redaction import redact
 from parl.report.timeline import Cut, episode_to_timeline
 from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode, Trace, Turn
@@ -49,7 +50,9 @@ def pack(episode: Episode, tokenizer: Tokenizer | None, limit: int = LIMIT) -> t
 
 
 def _container(episode: Episode, tokenizer: Tokenizer | None, cut: Cut, tokens: bool) -> bytes:
-    data = episode_to_timeline(episode, cut)
+    whole = episode_to_timeline(episode, cut)
+    data = redact(whole)
+    tokens = tokens and data == whole  # which would spell what was replaced
     ids: list[int] = []
     logprobs: list[float] = []
     for trace, agent in zip(episode.traces, data["agents"], strict=True):

@@ -6,8 +6,10 @@ Every secret is put together when it is tried, so that no scanner finds one in t
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import random
+import re
 import string
 from collections.abc import Callable
 from functools import partial
@@ -260,8 +262,41 @@ def _stays(given: Any, folder: Path) -> None:
     assert redact(given) == given
 
 
+def _leaving(name: str, folder: Path) -> None:
+    """A secret in a tool's result leaves by no way that an episode can go, nor do tokens that would spell it."""
+    from dataclasses import replace
+
+    from stored import make_episode, wide_task
+
+    from parl.episodes import Filter
+    from parl.exchange import chosen_format, export_episodes
+    from parl.formats.common import ExportOptions
+    from parl.report import write_report
+    from rollouts.store import EpisodeStore
+
+    secret = "hf" + "_" + _draw(name, 34)
+    episode = make_episode(wide_task(1), spawning=True)
+    turn = episode.traces[1].turns[0]
+    turn.results = [replace(result, text=f"the token is {secret}") for result in turn.results]
+    store = EpisodeStore(folder / "store")
+    store.write(1, [episode], policy_version=0)
+    if name == "report":
+        page = write_report(store.folder, folder / "report.html").read_text()
+        [packed] = re.findall(r'id="episode-\d+">([^<]*)<', page)
+        out = gzip.decompress(base64.b64decode(packed)).decode("utf-8", "replace")
+        assert '"n_tokens":0' in out
+    else:
+        export_episodes(store.folder, folder / "out", chosen_format(name), Filter(), ExportOptions())
+        files = sorted((folder / "out").iterdir()) if (folder / "out").is_dir() else [folder / "out"]
+        out = "".join(file.read_text() for file in files)
+        assert '"completion_token_ids": [' not in out
+    assert secret not in out
+
+
 def cases() -> list[Attack]:
     """Every secret is gone; every ordinary text is as it was."""
     made = [Attack(area="secrets", name=name, run=partial(_gone, make)) for name, make in secrets().items()]
     kept = [Attack(area="secrets", name=f"harmless: {given!s:.60}", run=partial(_stays, given)) for given in HARMLESS]
-    return made + kept
+    ways = ("atif", "verifiers", "verifiers-results", "openai", "widesearch", "browsecomp-plus", "otel", "report")
+    away = [Attack(area="secrets", name=f"by {way}", run=partial(_leaving, way)) for way in ways]
+    return made + kept + away
