@@ -15,7 +15,7 @@ from pathlib import Path
 
 from envs.base import Gold, Task
 from envs.world.environment import world_tools
-from model.chat import chat_pieces, user_pieces
+from model.chat import Piece, chat_pieces, user_pieces
 from model.tokenizer import Tokenizer, load_tokenizer
 from parl.cold_start import cold_start_folder, shipped
 from parl.config import Config
@@ -23,6 +23,7 @@ from rewards.outcome.reach import ideal_answer
 from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
 
 _LONGEST_TOKEN = 32  # characters: of a longer text than so many times the limit it is enough to see the beginning
+_FRAME = 32  # no fewer tokens than the template puts around a question
 _SHARE = 8  # at least one part in so many of the context is left to answer in
 _SAMPLED = 24  # demonstrations that are looked at beforehand
 _ENOUGH, _PATIENCE_S = 8, 3.0  # so many do where all of them fit, or when they take long
@@ -36,7 +37,8 @@ class Context:
         self.config = config
         own = config.rollouts.context.orchestrator_tokens
         self.limit = min(filter(None, (config.model.max_position_embeddings, own)))
-        self.name = "model.max_position_embeddings" if own is None or own > self.limit else "rollouts.context"
+        less = own is not None and own == self.limit
+        self.name = "rollouts.context.orchestrator_tokens" if less else "model.max_position_embeddings"
         self._estimate = estimate
 
     @cached_property
@@ -47,11 +49,19 @@ class Context:
     @cached_property
     def opening(self) -> int:
         """Tokens of tools and system prompt."""
+        return len(self.tokenizer.encode_segments(self._pieces))
+
+    @cached_property
+    def _pieces(self) -> list[Piece]:
         tools = [*world_tools(self.config.envs.world), *(SPAWNING if self.config.rollouts.swarm else ())]
         declared = [tool.to_openai() for tool in tools]
         message = {"role": "system", "content": ORCHESTRATOR_PROMPT}
-        pieces = chat_pieces([message], declared, thinking=False, add_generation_prompt=False)
-        return len(self.tokenizer.encode_segments(pieces))
+        return chat_pieces([message], declared, thinking=False, add_generation_prompt=False)
+
+    @cached_property
+    def _most(self) -> int:
+        """No fewer tokens than the opening has, without a vocabulary: a token has one byte at least."""
+        return sum(len(text.encode()) for text, _ in self._pieces)
 
     def prompt(self, text: str) -> int:
         """Tokens that an episode of the question ``text`` begins with."""
@@ -61,21 +71,19 @@ class Context:
         """Tokens that have to be left to answer."""
         least = self.limit // _SHARE
         answer = ideal_answer(gold)
-        return (
-            least if len(answer.encode("utf-8", "replace")) <= least else max(least, len(self.tokenizer.encode(answer)))
-        )
+        return least if _bytes(answer) <= least else max(least, len(self.tokenizer.encode(answer)))
 
     def too_long(self, task: Task) -> int | None:
         """Tokens of the prompt of ``task`` where it does not fit, else None."""
-        most = len(task.prompt.encode("utf-8", "replace")) + len(ideal_answer(task.gold).encode("utf-8", "replace"))
-        if self.opening + most + self.limit // _SHARE + 16 <= self.limit:  # a token has one byte at least
+        most = _bytes(task.prompt) + max(_bytes(ideal_answer(task.gold)), self.limit // _SHARE) + _FRAME
+        if self._most + most <= self.limit or self.opening + most <= self.limit:
             return None
         tokens = self.prompt(task.prompt)
         return tokens if tokens + self.room(task.gold) > self.limit else None
 
     def page_too_long(self, text: str) -> bool:
         """Whether an agent that opens a page of ``text`` has no room left."""
-        if self.opening + len(text.encode("utf-8", "replace")) <= self.limit:
+        if self._most + _bytes(text) <= self.limit or self.opening + _bytes(text) <= self.limit:
             return False
         return self.opening + len(self.tokenizer.encode(text[: _LONGEST_TOKEN * self.limit])) > self.limit
 
@@ -108,6 +116,10 @@ def demonstrations_that_fit(config: Config, context: Context) -> tuple[int, int,
 
     found = asyncio.run(lengths())
     return sum(length <= limit for length in found), len(found), min(found)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _tokenizer(config: Config, *, estimate: bool) -> Tokenizer:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from envs.base import Task
-from envs.tasks_io import TaskSource, read_tasks
+from envs.tasks_io import TaskSource, is_there, names_file, read_tasks
 from envs.world.documents import profile_lines
 from envs.world.environment import WorldEnvironment
 from envs.world.table import ENOUGH, read_table, smallest_split
@@ -18,6 +21,7 @@ from parl.terminal import echo
 from rewards.outcome.reach import unreachable
 
 _LISTED = 5
+_FAULTS = (ValueError, OSError, ModuleNotFoundError)  # the last: of Kimi's vocabulary, or of an extra
 _LEAST_ROWS = 140  # of a table whose splits are kept apart: the smallest gets about 15 %
 
 
@@ -61,7 +65,7 @@ def data_notes(config: Config, *, estimate: bool = False) -> list[str]:
     """
     try:
         return _checked(config, Context(config, estimate=estimate))
-    except (ValueError, FileNotFoundError) as error:
+    except _FAULTS as error:
         raise UserError(str(error)) from error
 
 
@@ -132,9 +136,7 @@ def _table_notes(config: Config, path: Path, context: Context) -> list[str]:
 
 def _own_notes(config: Config, split: str, context: Context) -> list[str]:
     assert config.envs.tasks
-    source = read_tasks(config.envs.tasks, split, lambda task: unreachable(task.gold))
-    rows = [(where, task) for where, task in zip(source.where, source.tasks, strict=True) if task.split == split]
-    _need_split(source, split, len(rows))
+    source, rows = _rows(config.envs.tasks, split)
     notes = [f"{source.name}: {note}" for note in source.notes]
     long = [(where, tokens) for where, task in rows if (tokens := context.too_long(task)) is not None]
     if long:
@@ -157,17 +159,33 @@ def _own_notes(config: Config, split: str, context: Context) -> list[str]:
     return notes
 
 
-def _need_split(source: TaskSource, split: str, found: int) -> None:
-    if found:
-        return
-    there = {task.split: 0 for task in source.tasks}
-    for task in source.tasks:
-        there[task.split] += 1
-    counted = ", ".join(f"{count} of {name}" for name, count in sorted(there.items()))
-    raise UserError(
-        f"{source.name}: no task of split {split!r}, where at least one is needed; the file has {counted}. Give rows"
-        f" the split {split!r}, or leave the column out: then training and evaluation share all rows"
-    )
+def _rows(spec: str, split: str) -> tuple[TaskSource, list[tuple[str, Task]]]:
+    """The source of own tasks, and what of it belongs to ``split``, each with its line or row. A file is read once."""
+    if names_file(spec) and is_there(path := Path(spec)):
+        stamp = path.stat()
+        source = _file(spec, stamp.st_mtime_ns, stamp.st_size)
+    else:
+        source = read_tasks(spec, split, _fault)
+    pairs = zip(source.where, source.tasks, strict=True)
+    rows = [(where, replace(task, split=split)) for where, task in pairs if task.split in ("", split)]
+    if not rows:
+        counts = Counter(task.split for task in source.tasks)
+        counted = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
+        raise UserError(
+            f"{source.name}: no task of split {split!r}, where at least one is needed; the file has {counted}. Give"
+            f" rows the split {split!r}, or leave the column out: then training and evaluation share all rows"
+        )
+    return source, rows
+
+
+@lru_cache(maxsize=2)
+def _file(spec: str, changed_ns: int, size: int) -> TaskSource:
+    """The rows of a file; those without a split have none yet."""
+    return read_tasks(spec, "", _fault)
+
+
+def _fault(task: Task) -> str | None:
+    return unreachable(task.gold)
 
 
 def _places(long: Sequence[tuple[str, int]]) -> str:
@@ -181,11 +199,8 @@ def _own_tasks(config: Config, split: str) -> list[Task]:
     if not config.envs.tasks:
         return []
     try:
-        source = read_tasks(config.envs.tasks, split, lambda task: unreachable(task.gold))
-        tasks = [task for task in source.tasks if task.split == split]
-        _need_split(source, split, len(tasks))
-        fit = fitting(config, tasks)
-    except (ValueError, FileNotFoundError) as error:
+        fit = fitting(config, [task for _, task in _rows(config.envs.tasks, split)[1]])
+    except _FAULTS as error:
         raise UserError(str(error)) from error
     if not fit:
         raise UserError(f"envs.tasks = {config.envs.tasks}: no prompt of split {split!r} fits the context")

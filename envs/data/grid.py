@@ -6,7 +6,6 @@ import csv
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +170,7 @@ def _with_index(grid: Grid, problems: Problems) -> Grid:
     header, rows = list(grid.header), grid.rows
     if header and (not header[0] or _UNNAMED.fullmatch(header[0])):
         cells = [row[0] for _, row in rows]
-        if len(header) > 1 and _counts(cells):
+        if _counts(cells) if len(header) <= 2 else _numbers(cells):
             return _with_index(Grid(grid.where, header[1:], [(where, row[1:]) for where, row in rows]), problems)
         header[0] = "name"
     keep = [at for at, name in enumerate(header) if name or any(row[at] for _, row in rows)]
@@ -190,8 +189,10 @@ def _with_index(grid: Grid, problems: Problems) -> Grid:
 
 
 def _counts(cells: list[str]) -> bool:
-    """Whether ``cells`` are whole numbers that count rows, as an index does: all different, each one more or sorted."""
-    if not cells or not all(re.fullmatch(r"\d+", cell) for cell in cells):
-        return False
-    numbers = [int(cell) for cell in cells]
-    return numbers[0] in (0, 1) and all(a < b for a, b in pairwise(numbers))
+    """Whether ``cells`` count the rows, from 0 or 1 on."""
+    return cells in ([str(number) for number in range(first, first + len(cells))] for first in (0, 1))
+
+
+def _numbers(cells: list[str]) -> bool:
+    """Whether ``cells`` are an index of rows of which some were dropped or sorted: whole numbers, all different."""
+    return len(set(cells)) == len(cells) and all(re.fullmatch(r"\d+", cell) for cell in cells)

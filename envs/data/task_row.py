@@ -9,6 +9,7 @@ hidden answer        ``gold``; else ``reward_model.ground_truth``, ``ground_trut
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from envs.base import Oracle, Task, task_key
@@ -145,8 +146,8 @@ def _object(value: Any, field: str, say: Say, cure: str = "write an object") -> 
 def _number(value: Any, field: str, least: int, say: Say, *, as_text: bool = False) -> int | None:
     if fields.empty(value):
         return None
-    if as_text and isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-        value = int(value)
+    if as_text and isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}(\.0)?", value.strip()):
+        value = float(value)  # pandas writes 3.0 where a column has gaps
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:

@@ -305,6 +305,7 @@ def _good_files() -> list[tuple[str, str, Content, dict[str, Any]]]:
         ("CSV", "t.csv", "prompt,answer\nHow old?,42\n", wanted),
         ("CSV with JSON in it", "t.csv", quoted, wanted),
         ("CSV with semicolons", "t.csv", "prompt;answer;width\nHow old?;42;3\n", wanted | {"width": 3}),
+        ("CSV with pandas' gaps", "t.csv", "prompt,answer,width\nHow old?,42,3.0\nq2,7,\n", wanted | {"width": 3}),
         ("CSV with tabs", "t.csv", "prompt\tanswer\nHow old?\t42\n", wanted),
         ("TSV", "t.tsv", "prompt\tanswer\nHow old?\t42\n", wanted),
         ("CSV with a mark and CRLF", "t.csv", codecs.BOM_UTF8 + b"prompt,answer\r\nHow old?,42\r\n", wanted),

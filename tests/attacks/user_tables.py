@@ -74,6 +74,7 @@ def _good_tables() -> list[tuple[str, str, Content, dict[str, dict[str, str]]]]:
         ("commas at the ends of rows", "t.csv", "name,age\nRome,1,\nOslo,2,\n", ages),
         ("pandas' index", "t.csv", ",name,age\n0,Rome,1\n1,Oslo,2\n", ages),
         ("pandas' index, saved twice", "t.csv", "Unnamed: 0,name,age\n0,Rome,1\n1,Oslo,2\n", ages),
+        ("pandas' index, sorted and thinned", "t.csv", ",name,age\n7,Rome,1\n3,Oslo,2\n", ages),
         ("an index of names", "t.csv", ",age\nRome,1\nOslo,2\n", ages),
         ("semicolons and decimal commas", "t.csv", "name;size\nRome;1,5\n", {"Rome": {"size": "1,5"}}),
         ("values of symbols", "t.csv", "name,flag\nRome,😀\n", {"Rome": {"flag": "😀"}}),

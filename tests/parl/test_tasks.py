@@ -92,7 +92,7 @@ def test_prompts_that_do_not_fit_are_left_out_of_training_and_evaluation(tmp_pat
 def test_the_context_that_rollouts_allow_counts_where_it_is_less(tmp_path: Path):
     rollouts = {"context": {"orchestrator_tokens": 300}}
     assert Context(own(tmp_path, row("x"), rollouts=rollouts)).limit == 300
-    with pytest.raises(UserError, match=r"rollouts\.context = 300"):
+    with pytest.raises(UserError, match=r"rollouts\.context\.orchestrator_tokens = 300"):
         check_tasks(own(tmp_path, row("word " * 200), rollouts=rollouts))
 
 
