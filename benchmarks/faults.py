@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -215,17 +214,6 @@ def send(kind: str, number: signal.Signals, which: int = 0) -> Callable[[Run], N
     return strike
 
 
-def starve(kind: str) -> Callable[[Run], None]:
-    """The process may not allocate any more: what a container's limit does, without the kill."""
-
-    def strike(run: Run) -> None:
-        process = run.victims(kind)[0]
-        used = process.memory_info().vms
-        process.rlimit(resource.RLIMIT_AS, (used, used))
-
-    return strike
-
-
 def fill(run: Run) -> None:
     """No byte is left on the run's disk."""
     with (run.folder.parent / "filler").open("wb") as file:
@@ -298,10 +286,6 @@ FAULTS = [
         exits=(143,),
         at=None,
     ),
-    Fault(
-        name="an engine may allocate nothing more", strike=starve("engine"), known=("MemoryError", *LOST), exits=(0, 1)
-    ),
-    Fault(name="a rank may allocate nothing more", strike=starve("rank"), known=("memory", "learner rank"), exits=(1,)),
     Fault(
         name="Ray kills for memory",
         strike=lambda run: None,
