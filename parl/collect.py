@@ -61,7 +61,7 @@ class Collector:
         self.restarts = 0
         self._workers: list[Any] = []
         self._engines: dict[str, list[Any]] = {}
-        self._start()
+        self.retrying(lambda: None)  # starts them
 
     def sync(self, weights: Weights, version: int, *, in_flight: bool = False) -> float:
         """Serve ``weights``, a policy or adapters, as policy ``version`` from here on; returns the seconds it took.

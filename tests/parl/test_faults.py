@@ -10,17 +10,21 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 from ray import exceptions as failures
 
+from benchmarks.faults import Row, bad
 from envs.base import Gold, Role, Task
 from parl.again import TRIES, Group, StepFailed, whole
 from parl.cli_errors import machine_cause
 from parl.collect import Collector
 from parl.errors import MachineError
 from parl.faults import ActorLost, curable, is_machine, named, said
+from parl.saver import Saver
+from parl.state import Checkpoints, State
 from parl.watch import BLOCKED_S, SILENT_S, STOPPED_S, WATCH, Watched
 from rollouts.beat import Beat
 from rollouts.episode import MACHINE, Episode, EpisodeStatus, Trace
@@ -300,6 +304,43 @@ def test_the_collector_ends_at_once_for_what_new_actors_do_not_cure():
         with pytest.raises(kind):
             one.retrying(act)
         assert one.restarts == 0
+
+
+def test_the_last_whole_step_is_kept_when_a_run_is_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    learner = SimpleNamespace(snapshot=lambda: 1, write_snapshot=lambda path: [])
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    saver = Saver(checkpoints, learner)  # type: ignore[arg-type]
+    saver.save_last(None)
+    assert not checkpoints.all()
+    saver.save_last(State(step=3))
+    assert [path.name for path in checkpoints.all()] == ["step-000003"]
+    learner.snapshot = raising(ActorLost("learner rank 0 is lost"))  # by what ends the run
+    saver.save_last(State(step=4))
+    assert "step 4 was not kept: learner rank 0 is lost" in capsys.readouterr().err
+    assert [path.name for path in checkpoints.all()] == ["step-000003"]
+    saver.close()
+
+
+def raising(error: Exception) -> Any:
+    def fails() -> None:
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, False),
+        ({"known_s": None}, True),
+        ({"known_s": 61.0}, True),
+        ({"named": False}, True),
+        ({"equal": False}, True),
+    ],
+)
+def test_the_benchmark_counts_what_was_silent_late_or_biased(change: dict[str, Any], verdict: bool):
+    row = {"fault": "f", "known_s": 3.0, "exit": 1, "named": True, "equal": True, "said": "x"}
+    assert bad(Row(**{**row, **change})) == verdict
 
 
 # ---------------------------------------------------------------- how a command ends
