@@ -78,6 +78,14 @@ class Watched:
         except psutil.Error:
             return False
 
+    @property
+    def helped(self) -> bool:
+        """Whether it has processes of its own that may compute for it: a compiler, say."""
+        try:
+            return (process := self.local) is not None and bool(process.children())
+        except psutil.Error:
+            return False
+
     def computed(self, now: float, cpu_s: float) -> None:
         """Note the CPU seconds that it has used by ``now``."""
         before, used = self.cpu
@@ -95,7 +103,7 @@ class Watched:
         self.computed(now, beat.cpu_s)
         idle = now - self.idle_since
         for seconds, what in ((beat.loop_s, "its event loop has been blocked"), (beat.step_s, "its step has run")):
-            if seconds > SILENT_S and idle > SILENT_S - PING_S:
+            if seconds > SILENT_S and idle > SILENT_S - PING_S and not self.helped:
                 return f"{what} for {seconds:.0f} s without computing anything"
         return f"its event loop has been blocked for {beat.loop_s:.0f} s" if beat.loop_s > BLOCKED_S else ""
 
@@ -168,7 +176,8 @@ class Watch:
         """Seconds in which none of these computed anything; 0 where one of them is not known or did."""
         known = [self.about(handle._actor_id.hex()) for handle in handles]
         since = [one.idle_since if one and one.pid else time.monotonic() for one in known]
-        return time.monotonic() - max(since, default=time.monotonic())
+        idle = time.monotonic() - max(since, default=time.monotonic())
+        return 0.0 if idle > SILENT_S and any(one.helped for one in known if one) else idle
 
     def _forget(self, key: str) -> Watched | None:
         if (found := self._watched.pop(key, None)) is not None:
