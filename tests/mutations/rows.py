@@ -1,0 +1,253 @@
+"""From episodes to rows, micro-batches, ranks and optimiser steps."""
+
+from mutations.base import mutants_of
+
+ADVANTAGE, PACKING = "tests/parl/test_advantage.py", "tests/parl/test_packing.py"
+LEARNER, STEPS = "tests/parl/test_learner.py", "tests/parl/test_learner_objectives.py"
+GROUP = "tests/parl/test_learner_group.py"
+
+advantage = mutants_of("rows", "parl/advantage.py", ADVANTAGE)
+contexts = mutants_of("rows", "parl/advantage.py", "tests/rollouts/test_context.py")
+pictures = mutants_of("rows", "parl/advantage.py", "tests/parl/test_advantage.py")
+batch = mutants_of("rows", "parl/batch.py", PACKING)
+learner = mutants_of("learner", "parl/learner.py", LEARNER)
+objective = mutants_of("learner", "parl/learner.py", STEPS)
+ranks = mutants_of("learner", "parl/learner_group.py", "tests/parl/test_ranks.py", PACKING)
+optimizer = mutants_of("learner", "parl/optimizer.py", LEARNER)
+cold = mutants_of("learner", "parl/sft.py", "tests/parl/test_sft.py")
+clip = mutants_of("learner", "parl/qk_clip.py", "tests/parl/test_qk_clip.py")
+routes = mutants_of("learner", "parl/route_replay.py", "tests/parl/test_route_replay.py")
+router = mutants_of("learner", "model/moe.py", "tests/model/test_transformer.py", LEARNER)
+losses = mutants_of("learner", "model/kernels/reference.py", "tests/model/test_router_loss.py")
+
+MUTANTS = [
+    advantage("no-baseline", "advantages = [reward - mean for reward in rewards]", "advantages = list(rewards)"),
+    advantage(
+        "leave-one-out-baseline", "mean = sum(rewards) / len(rewards)", "mean = sum(rewards) / max(len(rewards) - 1, 1)"
+    ),
+    advantage("always-normalised", "if not normalise_std or len(rewards) == 1:", "if len(rewards) == 1:"),
+    mutants_of("rows", "parl/advantage.py", "tests/parl/test_objectives.py")(
+        "deviation-over-all", "/ (len(rewards) - 1)) ** 0.5", "/ len(rewards)) ** 0.5"
+    ),
+    mutants_of("rows", "parl/advantage.py", "tests/parl/test_objectives.py")(
+        "variance-for-deviation", "/ (len(rewards) - 1)) ** 0.5", "/ (len(rewards) - 1))"
+    ),
+    advantage(
+        "failed-episodes-in-the-baseline",
+        "valid = [episode for episode in episodes if not episode.void]",
+        "valid = list(episodes)",
+    ),
+    advantage("one-baseline-for-all-tasks", "groups[episode.task.key].append(position)", 'groups[""].append(position)'),
+    advantage(
+        "unfinished-subagents-earn",
+        'episode.rewards["total"] if trace.status is TraceStatus.FINISHED else 0.0',
+        'episode.rewards["total"]',
+    ),
+    advantage(
+        "subagents-earn-the-answer-alone",
+        'episode.rewards["total"] if trace.status is TraceStatus.FINISHED',
+        "1.0 if trace.status is TraceStatus.FINISHED",
+    ),
+    advantage(
+        "agents-weigh-in-their-baseline",
+        "baseline = sum(sum(own) / len(own) for own in some) / len(some)",
+        "baseline = sum(sum(own) for own in some) / sum(len(own) for own in some)",
+    ),
+    advantage("agent-credit-is-not-normalised", "        scale = 1 / (spread**0.5 + _STD_EPS)\n", ""),
+    advantage("agent-credit-is-ignored", 'if credit == "agent":', 'if credit == "agents":'),
+    advantage(
+        "frozen-traces-are-trained",
+        "[trace for trace in episode.traces if trace.trainable and any(trace.mask)]\n    rows",
+        "[trace for trace in episode.traces if any(trace.mask)]\n    rows",
+    ),
+    advantage(
+        "frozen-agents-in-the-baseline",
+        "[trace for trace in episode.subagents if trace.trainable and any(trace.mask)]",
+        "[trace for trace in episode.subagents if any(trace.mask)]",
+    ),
+    advantage("failed-episodes-have-rows", "    if episode.void:\n        return []\n", ""),
+    advantage(
+        "advantage-on-read-tokens",
+        "advantages=np.where(mask, np.float32(advantage), np.float32(0)),",
+        "advantages=np.full(len(mask), advantage, np.float32),",
+    ),
+    advantage(
+        "missing-routes-pass",
+        "if routed and trace.routes is None:",
+        "if routed and trace.routes is None and not trace.tokens:",
+    ),
+    advantage(
+        "denominator-counts-all-tokens",
+        "return sum(row.trained for row in rows)",
+        "return sum(len(row.tokens) for row in rows)",
+    ),
+    advantage("denominator-counts-rows", "return sum(row.trained for row in rows)", "return len(list(rows))"),
+    advantage(
+        "pieces-repeat-the-mask",
+        "        mask[chunk] = True\n",
+        "        mask[: int(chunk[-1]) + 1] = row.mask[: int(chunk[-1]) + 1]\n",
+    ),
+    advantage("pieces-lose-their-prefix", "tokens=row.tokens[:end],", "tokens=np.where(mask, row.tokens[:end], 0),"),
+    mutants_of("rows", "parl/advantage.py", "tests/parl/test_objectives.py")(
+        "pieces-pass-for-wholes", "whole=False", "whole=True"
+    ),
+    contexts("contexts-are-one-row", "for span in trace.contexts", "for span in [(0, len(trace.tokens))]"),
+    contexts(
+        "rows-of-a-context-begin-at-0",
+        "tokens=np.asarray(trace.tokens[start:end]",
+        "tokens=np.asarray(trace.tokens[: end - start]",
+    ),
+    batch("micro-batches-overflow", "if length <= left), None)", "if length <= left + 1), None)"),
+    batch(
+        "micro-batches-one-by-one",
+        "place = next((i for i, left in enumerate(room) if length <= left), None)",
+        "place = None",
+    ),
+    batch("room-is-never-taken", "        room[place] -= length\n", "        room[place] -= 0\n"),
+    batch(
+        "routes-of-the-row-before",
+        "np.concatenate([row.routes for row in rows])",
+        "np.concatenate([row.routes for row in rows[::-1]])",
+    ),
+    learner(
+        "temperature-is-ignored", "self.engine(**batch.inputs, temperature=temperature)", "self.engine(**batch.inputs)"
+    ),
+    learner("gradient-of-one-rank", "self.engine.backward(loss * self.ranks)", "self.engine.backward(loss * 0.5)"),
+    learner("tail-is-kept", "rows = [_without_tail(row) for row in rows]\n        names", "names"),
+    learner("tail-cuts-the-last-token", ".max(initial=0)) + 1\n", ".max(initial=0))\n"),
+    learner(
+        "gap-is-the-last",
+        'max(totals["logprob_gap"], float(drift.abs().max()) if len(drift) else 0.0)',
+        "float(drift.abs().max()) if len(drift) else 0.0",
+    ),
+    learner("one-rate-for-both", 'self._lr[group["muon"]] * scale', "self._lr[True] * scale"),
+    learner(
+        "scale-is-ignored", 'group["lr"] = self._lr[group["muon"]] * scale', 'group["lr"] = self._lr[group["muon"]]'
+    ),
+    learner("not-finite-passes", "finite = bool(torch.isfinite(loss))", "finite = True"),
+    learner("experts-are-not-balanced", "            router.balance(balance)\n", "            router.load_E.zero_()\n"),
+    learner("accuracy-of-read-tokens", "acted = weights == 1", "acted = weights > 0"),
+    learner("first-token-is-imitated", "    mask[0] = False\n", ""),
+    objective(
+        "reference-is-the-policy", "model = self.model if not reference else self._reference", "model = self.model"
+    ),
+    objective(
+        "log-probs-in-another-order",
+        "out[places[id(row)]][: len(row.tokens)]",
+        "out[group.index(row)][: len(row.tokens)]",
+    ),
+    objective("ptx-weight-is-ignored", "return objective.ptx * sft_loss(", "return sft_loss("),
+    objective("ptx-by-the-rows-denominator", "denominator=text_denominator)", "denominator=denominator)"),
+    objective(
+        "means-of-micro-batches-add-up",
+        "totals[name] += float(stats[name]) * share",
+        "totals[name] += float(stats[name])",
+    ),
+    objective(
+        "entropy-of-micro-batches", "totals[name] += value / denominator", "totals[name] += value / len(logprobs)"
+    ),
+    objective(
+        "scoring-trains", "        model.eval()  # nothing is counted", "        model.train()  # nothing is counted"
+    ),
+    ranks(
+        "each-rank-its-own-denominator",
+        '{"denominator": float(denominator(rows)),',
+        '{"denominator": float(denominator(rows)) / len(self._ranks),',
+    ),
+    ranks(
+        "loss-of-the-first-rank",
+        "out = {name: sum(m[name] for m in metrics) for name in metrics[0]}",
+        "out = dict(metrics[0])",
+    ),
+    ranks("norms-add-up", "    out |= {name: metrics[0][name] for name in _KNOWN_TO_ALL if name in out}\n", ""),
+    ranks(
+        "gap-adds-up",
+        'out["logprob_gap"] = max(m["logprob_gap"] for m in metrics)',
+        'out["logprob_gap"] = sum(m["logprob_gap"] for m in metrics)',
+    ),
+    ranks(
+        "texts-weigh-their-first-token",
+        "sum(row.weights[1:].sum() for row in texts)",
+        "sum(row.weights.sum() for row in texts)",
+    ),
+    ranks("accuracy-of-all-tokens", "right / max(acted, 1.0)", 'right / max(acted + metrics["loss"], 1.0)'),
+    ranks("scores-in-the-ranks-order", "return [values[id(row)] for row in rows]", "return list(values.values())"),
+    ranks(
+        "rows-by-number",
+        "costs[rank] += len(row.tokens) * (1 + len(row.tokens) / _ATTENTION_TOKENS)",
+        "costs[rank] += 1",
+    ),
+    ranks("reference-of-the-proximal", 'reference=field == "reference")', 'reference=field == "proximal")'),
+    optimizer(
+        "muon-without-nesterov",
+        'looks_ahead.append(grad + momentum * state["momentum"])',
+        'looks_ahead.append(state["momentum"])',
+    ),
+    optimizer(
+        "muon-momentum-leaks",
+        'state["momentum"].mul_(momentum).add_(grad)',
+        'state["momentum"].mul_(momentum).add_(grad, alpha=1 - momentum)',
+    ),
+    optimizer("muon-of-the-smaller-side", "0.2 * max(n, m) ** 0.5", "0.2 * min(n, m) ** 0.5"),
+    optimizer("muon-without-scale", 'alpha=-group["lr"] * muon_scale(*parameter.shape[-2:])', 'alpha=-group["lr"]'),
+    optimizer(
+        "decay-without-rate",
+        'parameter.mul_(1 - group["lr"] * group["weight_decay"])',
+        'parameter.mul_(1 - group["weight_decay"])',
+    ),
+    optimizer(
+        "adam-without-correction",
+        'scale = (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])',
+        "scale = 1.0",
+    ),
+    optimizer(
+        "adam-betas-swapped",
+        'grad, (beta1, beta2) = parameter.grad, group["betas"]',
+        'grad, (beta2, beta1) = parameter.grad, group["betas"]',
+    ),
+    optimizer("clip-by-twice", "grad.mul_(limit / self.grad_norm)", "grad.mul_(limit / self.grad_norm**2)"),
+    optimizer("clip-at-one", "if self.grad_norm > limit:", "if self.grad_norm > 1.0:"),
+    optimizer("matrices-are-one", "x.norm(dim=(-2, -1), keepdim=True)", "x.norm()"),
+    optimizer(
+        "tall-matrices-stay", "tall = matrix.shape[-2] > matrix.shape[-1]", "tall = matrix.shape[-2] < matrix.shape[-1]"
+    ),
+    cold("cold-start-without-warm-up", "return min(done / 0.02, 1.0) * min(", "return min("),
+    cold("cold-start-never-falls", " * min(max(1.0 - done, 0.02) / 0.4, 1.0)", ""),
+    cold(
+        "read-tokens-weigh-as-written-ones",
+        "np.where(np.array(trace.mask), np.float32(1), np.float32(observation_weight))",
+        "np.full(len(trace.mask), 1, np.float32)",
+    ),
+    cold(
+        "hash-forgets-the-recipe",
+        "config_hash(config.model, config.tokenizer, world, config.sft, VERSION, *parts)",
+        "config_hash(config.model, config.tokenizer, world, VERSION, *parts)",
+    ),
+    cold(
+        "hash-forgets-the-table",
+        "parts.append(hashlib.sha256(world.source.read_bytes()).hexdigest())",
+        "parts.append(world.source.name[:0])",
+    ),
+    clip("factor-upside-down", "self._tau / logits_LH[i], 1.0)", "logits_LH[i] / self._tau, 1.0)"),
+    clip("all-heads-are-scaled", "torch.where(above_LH[i], self._tau / logits_LH[i], 1.0)", "self._tau / logits_LH[i]"),
+    clip("logits-are-kept", "        self.forget()\n        logits_LH", "        logits_LH"),
+    clip("every-head-is-above", "above_LH = logits_LH > self._tau", "above_LH = logits_LH > 0"),
+    routes("overlap-of-all-routes", "int((routes_TK >= 0).sum())", "routes_TK.numel()"),
+    routes("watching-counts-load", "            router.training = False  # the live choice counts in no load\n", ""),
+    routes(
+        "worst-layer-is-the-best",
+        '"route_overlap_min": float(shares.min())',
+        '"route_overlap_min": float(shares.max())',
+    ),
+    routes("an-expert-too-many-passes", "high >= model.n_routed_experts", "high > model.n_routed_experts"),
+    routes(
+        "doubled-experts-pass", "((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()", "False"
+    ),
+    router(
+        "balance-sign",
+        "rate * torch.sign(self.load_E.mean() - self.load_E)",
+        "rate * torch.sign(self.load_E - self.load_E.mean())",
+    ),
+    router("load-is-never-forgotten", "        self.load_E.zero_()\n", ""),
+    router("evaluation-counts-load", "if self.training and not recomputing():", "if not recomputing():"),
+]
