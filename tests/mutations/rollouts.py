@@ -69,7 +69,7 @@ MUTANTS = [
         "        if agent == self.root:\n            self._begin(agent)\n        else:",
         "        if False:\n            self._begin(agent)\n        else:",
     ),
-    path("newest-first", "self._begin(self.waiting.popleft())", "self._begin(self.waiting.pop())"),
+    path("newest-waiting-first", "self._begin(self.waiting.popleft())", "self._begin(self.waiting.pop())"),
     path(
         "spawning-turns-last-to-their-join",
         "return turn.t_model - turn.t_start, max(direct, default=0.0)",
@@ -160,8 +160,8 @@ MUTANTS = [
     ),
     continued(
         "forgets-its-stages",
-        "        for turn in root.turns:\n            if turn is not unanswered(root):\n                self.stage_done(turn)",
-        "        pass",
+        "        for turn in root.turns:\n            if turn is not unanswered",
+        "        for turn in ():\n            if turn is not unanswered",
     ),
     sampled(
         "tokens-at-peers-are-free",

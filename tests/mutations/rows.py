@@ -15,6 +15,7 @@ objective = mutants_of("learner", "parl/learner.py", STEPS)
 ranks = mutants_of("learner", "parl/learner_group.py", "tests/parl/test_ranks.py", PACKING)
 optimizer = mutants_of("learner", "parl/optimizer.py", LEARNER)
 cold = mutants_of("learner", "parl/sft.py", "tests/parl/test_sft.py")
+recipe = mutants_of("learner", "parl/cold_start.py", "tests/parl/test_sft.py")
 clip = mutants_of("learner", "parl/qk_clip.py", "tests/parl/test_qk_clip.py")
 routes = mutants_of("learner", "parl/route_replay.py", "tests/parl/test_route_replay.py")
 router = mutants_of("learner", "model/moe.py", "tests/model/test_transformer.py", LEARNER)
@@ -218,15 +219,18 @@ MUTANTS = [
         "np.where(np.array(trace.mask), np.float32(1), np.float32(observation_weight))",
         "np.full(len(trace.mask), 1, np.float32)",
     ),
-    cold(
+    recipe(
         "hash-forgets-the-recipe",
         "config_hash(config.model, config.tokenizer, world, config.sft, VERSION, *parts)",
         "config_hash(config.model, config.tokenizer, world, VERSION, *parts)",
     ),
-    cold(
+    recipe(
         "hash-forgets-the-table",
         "parts.append(hashlib.sha256(world.source.read_bytes()).hexdigest())",
-        "parts.append(world.source.name[:0])",
+        'parts.append("")',
+    ),
+    recipe(
+        "hash-of-the-tables-name", 'world = world.model_copy(update={"source": None})', "world = world.model_copy()"
     ),
     clip("factor-upside-down", "self._tau / logits_LH[i], 1.0)", "logits_LH[i] / self._tau, 1.0)"),
     clip("all-heads-are-scaled", "torch.where(above_LH[i], self._tau / logits_LH[i], 1.0)", "self._tau / logits_LH[i]"),

@@ -254,6 +254,15 @@ def test_the_newest_stay_and_the_best(tmp_path: Path):
     assert kept == [[0], [0, 1], [1, 2], [2, 3], [2, 3, 4], [4, 5], [5, 6], [5, 6, 7], [5, 7, 8]]
 
 
+def test_a_runs_state_is_that_of_its_newest_checkpoint(tmp_path: Path):
+    assert newest_state(tmp_path) == State()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    for step in range(1, 6):
+        state = State(step=step, tasks_drawn=8 * step)
+        checkpoints.commit(state, checkpoints.begin(state, 10))
+    assert newest_state(tmp_path) == State(step=5, tasks_drawn=40)
+
+
 def test_a_metric_that_the_first_step_lacks_cannot_choose_the_best(tmp_path: Path):
     training = Training(tiny_config(tmp_path, trainer={"keep_best": "reward/pref"}), tmp_path, tmp_path)
     training.state.step = 1

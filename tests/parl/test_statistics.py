@@ -42,6 +42,38 @@ def test_intervals_are_a_function_of_the_seed_and_hold_the_estimate():
     assert first.low < first.value < first.high and first.value == pytest.approx(values.mean())
 
 
+@pytest.mark.parametrize(
+    ("tasks", "widened"),
+    [
+        (2, 2**0.5 * 12.7062),  # sqrt(n / (n - 1)) times Student's t of 0.975 with n - 1 degrees of freedom
+        (5, 1.25**0.5 * 2.7764),
+        (21, 1.05**0.5 * 2.0860),
+        (121, (121 / 120) ** 0.5 * 1.9799),
+    ],
+)
+def test_ends_are_quantiles_at_levels_that_are_widened_for_few_tasks(tasks: int, widened: float):
+    tail = 0.5 * math.erfc(widened / math.sqrt(2))
+    assert Bootstrap(tasks, resamples=2)._ends(np.linspace(0, 1, 10**5 + 1)) == pytest.approx(
+        (tail, 1 - tail), rel=0.01, abs=2e-5
+    )
+
+
+def test_every_resample_draws_as_many_tasks_as_there_are():
+    weights = Bootstrap(7, resamples=500)._weights_BT
+    assert weights.shape == (500, 7) and np.allclose(weights.sum(axis=1), 1.0)
+    assert np.allclose(weights * 7, np.round(weights * 7)) and abs(weights.mean() - 1 / 7) < 1e-12
+    assert weights.std() == pytest.approx((6 / 7 / 7 / 7) ** 0.5, rel=0.05)  # of Binomial(7, 1/7) / 7
+
+
+def test_ratios_are_of_means_and_not_means_of_ratios():
+    ratio = Bootstrap(2).ratio([1.0, 9.0], [1.0, 3.0])
+    assert ratio is not None and ratio.value == 2.5
+
+
+def test_differences_are_of_the_second_from_the_first():
+    assert Bootstrap(3).difference([1.0, 2.0, 3.0], [2.0, 4.0, 3.0]).value == 1.0
+
+
 def test_equal_values_do_not_pretend_to_certainty():
     perfect = Bootstrap(10).mean([1.0] * 10, bounds=SCORE)
     assert perfect == (1.0, pytest.approx(0.025**0.1), 1.0)  # Clopper and Pearson: 0.6915

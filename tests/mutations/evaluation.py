@@ -1,0 +1,239 @@
+"""Evaluation: statistics, identity, settings, attempts, numbers and scores of what is stored."""
+
+from mutations.base import mutants_of
+
+STATISTICS, COMPARE = "tests/parl/test_statistics.py", "tests/parl/test_compare.py"
+SETTINGS, IDENTITY = "tests/parl/test_evaluation_settings.py", "tests/parl/test_identity.py"
+
+statistics = mutants_of("evaluation", "parl/statistics.py", STATISTICS)
+measures = mutants_of("evaluation", "parl/measures.py", SETTINGS, COMPARE)
+compare = mutants_of("evaluation", "parl/compare.py", COMPARE)
+table = mutants_of("evaluation", "parl/compare_table.py", COMPARE)
+attempts = mutants_of("evaluation", "parl/attempts.py", SETTINGS)
+stores = mutants_of("evaluation", "parl/attempts.py", IDENTITY)
+evaluate = mutants_of("evaluation", "parl/evaluate.py", SETTINGS)
+chat = mutants_of("evaluation", "parl/chat_eval.py", SETTINGS)
+scoring = mutants_of("evaluation", "parl/scoring.py", SETTINGS)
+identity = mutants_of("evaluation", "parl/identity.py", IDENTITY)
+
+MUTANTS = [
+    statistics("no-widening", "math.sqrt(n / (n - 1)) * t_quantile", "t_quantile"),
+    statistics("widening-upside-down", "math.sqrt(n / (n - 1))", "math.sqrt((n - 1) / n)"),
+    statistics("z-for-t", "t_quantile(1 - self.alpha / 2, n - 1)", "_NORMAL.inv_cdf(1 - self.alpha / 2)"),
+    statistics("one-sided", "t_quantile(1 - self.alpha / 2, n - 1)", "t_quantile(1 - self.alpha, n - 1)"),
+    statistics(
+        "a-degree-of-freedom-too-many", "t_quantile(1 - self.alpha / 2, n - 1)", "t_quantile(1 - self.alpha / 2, n)"
+    ),
+    statistics("equal-values-are-certain", "if bounds is not None and np.all(x_T == x_T[0]):", "if False:"),
+    statistics(
+        "clopper-pearson-of-one-side", "1 - (self.alpha / 2) ** (1 / self.tasks)", "1 - self.alpha ** (1 / self.tasks)"
+    ),
+    statistics(
+        "clopper-pearson-off-by-one",
+        "(self.alpha / 2) ** (1 / self.tasks)",
+        "(self.alpha / 2) ** (1 / (self.tasks + 1))",
+    ),
+    statistics(
+        "difference-sign",
+        "self.mean(self._checked(b_T) - self._checked(a_T), bounds=span)",
+        "self.mean(self._checked(a_T) - self._checked(b_T), bounds=span)",
+    ),
+    statistics("difference-in-the-values-bounds", "(bounds[0] - bounds[1], bounds[1] - bounds[0])", "bounds"),
+    statistics(
+        "mean-of-ratios", "float(np.mean(a_T) / np.mean(b_T))", "float(np.mean(np.asarray(a_T) / np.asarray(b_T)))"
+    ),
+    statistics(
+        "a-resample-misses-a-task",
+        "integers(0, tasks, (resamples, tasks))",
+        "integers(0, max(tasks - 1, 1), (resamples, tasks))",
+    ),
+    statistics(
+        "smoothed-resamples", "self._weights_BT = counts_BT / tasks", "self._weights_BT = (counts_BT + 1) / (2 * tasks)"
+    ),
+    statistics(
+        "best-with-replacement",
+        "value * math.comb(i, k - 1) for i, value in enumerate(ordered)) / math.comb(n, k)",
+        "value * ((i + 1) ** k - i**k) for i, value in enumerate(ordered)) / n**k",
+    ),
+    statistics("worst-of-k", "ordered = sorted(values_A)", "ordered = sorted(values_A, reverse=True)"),
+    statistics("seed-is-ignored", "np.random.default_rng(seed)", "np.random.default_rng(0)"),
+    statistics(
+        "one-task-is-certain", "return -math.inf, math.inf", "return float(statistic_B.min()), float(statistic_B.max())"
+    ),
+    measures("context-is-the-whole-trace", "t.start - trace.context_of(t.start) for", "t.start for"),
+    measures(
+        "new-tokens-include-sampled",
+        "new_prompt_tokens=sum(outline.lengths) - sampled",
+        "new_prompt_tokens=sum(outline.lengths)",
+    ),
+    measures(
+        "tokens-of-the-orchestrator",
+        "turns = [turn for trace in episode.traces for turn in trace.turns]",
+        "turns = list(episode.orchestrator.turns)",
+    ),
+    measures("score-with-penalty", 'score=episode.rewards["perf"]', 'score=episode.rewards["total"]'),
+    measures("attempts-are-the-most", "return min((len(tries) for tries", "return max((len(tries) for tries"),
+    measures("failed-tries-count-last", "if key not in found or not outline.episode.void:", "if True:"),
+    measures("first-tries-count", "if key not in found or not outline.episode.void:", "if key not in found:"),
+    measures("groups-of-widths-begin-late", "low = 1 << (width.bit_length() - 1)", "low = 1 << width.bit_length()"),
+    measures(
+        "pass-is-avg",
+        'boot.mean(sample.best("success", k), bounds=SCORE)',
+        'boot.mean(sample.means("success"), bounds=SCORE)',
+    ),
+    measures(
+        "max-is-of-one",
+        'boot.mean(sample.best("score", k), bounds=SCORE)',
+        'boot.mean(sample.best("score", 1), bounds=SCORE)',
+    ),
+    measures(
+        "attempts-in-any-order",
+        "            tries.sort(key=lambda one: one.index)\n",
+        "            tries.sort(key=lambda one: -one.index)\n",
+    ),
+    compare("regressions-are-improvements", 'row["difference"] < 0]', 'row["difference"] > 0]'),
+    compare("all-are-on-the-front", 'row["front"] = not beaten', 'row["front"] = True'),
+    compare("twins-beat-each-other", "any(other != point and all(x <= y", "any(all(x <= y"),
+    compare(
+        "dear-is-good",
+        'points = [(-row["score"].value, *(row[name].value for name in PARETO)) for row in rows]',
+        'points = [(-row["score"].value, *(-row[name].value for name in PARETO)) for row in rows]',
+    ),
+    table("verdict-without-interval", '    if difference.low <= 0 <= difference.high:\n        return "-"\n', ""),
+    table(
+        "verdict-upside-down",
+        'return "better" if (difference.value > 0) == (better > 0) else "worse"',
+        'return "better" if (difference.value > 0) != (better > 0) else "worse"',
+    ),
+    attempts("top-p-is-ignored", '"top_p": config.eval.top_p}\n    slots', '"top_p": 1.0}\n    slots'),
+    attempts(
+        "at-the-rollouts-temperature",
+        'sampling = {"temperature": config.eval.temperature,',
+        'sampling = {"temperature": config.rollouts.temperature,',
+    ),
+    attempts(
+        "with-the-runs-seed",
+        'settings = {"seed": config.eval.seed, "spawning"',
+        'settings = {"seed": config.seed, "spawning"',
+    ),
+    attempts(
+        "single-agents-may-spawn",
+        '"spawning": policy.spawning, **sampling}',
+        '"spawning": config.rollouts.swarm, **sampling}',
+    ),
+    attempts(
+        "failed-attempts-stay",
+        "done = {key for key, outline in found.items() if not outline.episode.void}",
+        "done = set(found)",
+    ),
+    attempts("everything-is-run-again", "[k for k in range(n) if (task.key, k) not in done]", "list(range(n))"),
+    attempts(
+        "first-attempts-again",
+        "list(part.values()), arrived)",
+        "[list(range(len(own))) for own in part.values()], arrived)",
+    ),
+    attempts("slices-overflow", "+ len(attempts) > episodes:", "> episodes:"),
+    attempts("solved-by-attempts", "solved = sum(one.success for one in tries)", "solved = len(tries)"),
+    attempts("prices-swapped", "zip(prices, tokens, strict=True)", "zip(prices[::-1], tokens, strict=True)"),
+    attempts("our-tokens-before-the-servers", 'usage = sums.get("usage")', "usage = None"),
+    attempts(
+        "per-solved-of-everything",
+        'total / sums["solved"] if sums["solved"]',
+        'total / max(sums["solved"], 5) if sums["solved"]',
+    ),
+    stores("sub-agents-are-left-out", '"subagents": policy_digest(subagents)}', '"subagents": ""}'),
+    stores("the-same-store-for-all", 'f"{label}-{identity(parts)}"', 'f"{label}-{identity({})}"'),
+    stores(
+        "vocabularies-are-not-compared",
+        "if folder and policy_vocabulary(folder) != policy_vocabulary(cold):",
+        "if False:",
+    ),
+    stores("shapes-are-not-compared", "if found != given and EFFECTS", "if False and EFFECTS"),
+    evaluate("top-p-is-ignored-at-the-end", '"top_p": config.eval.top_p}\n    episodes', '"top_p": 1.0}\n    episodes'),
+    evaluate(
+        "at-the-rollouts-temperature-at-the-end",
+        '"temperature": config.eval.temperature',
+        '"temperature": config.rollouts.temperature',
+    ),
+    evaluate(
+        "groups-at-the-end",
+        "group_size=1, spawning=spawning",
+        "group_size=config.rollouts.group_size, spawning=spawning",
+    ),
+    evaluate("always-a-swarm-at-the-end", "group_size=1, spawning=spawning", "group_size=1, spawning=None"),
+    evaluate(
+        "paid-for-spawning-at-the-end",
+        "RewardWeights(critical=config.rewards.critical_penalty)",
+        "RewardWeights(parallel=config.rewards.lambda_parallel, critical=config.rewards.critical_penalty)",
+    ),
+    evaluate(
+        "without-penalty-at-the-end", "RewardWeights(critical=config.rewards.critical_penalty)", "RewardWeights()"
+    ),
+    chat(
+        "chat-at-the-rollouts-temperature",
+        "temperature=config.eval.temperature,",
+        "temperature=config.rollouts.temperature,",
+    ),
+    chat("chat-without-top-p", "            top_p=config.eval.top_p,\n", ""),
+    chat(
+        "chat-sub-agents-as-the-orchestrator",
+        "subagent_temperature=config.rollouts.subagent_temperature,",
+        "subagent_temperature=config.eval.temperature,",
+    ),
+    chat("chat-without-limits", "            limits=config.rollouts.limits,\n", ""),
+    chat("chat-always-a-swarm", "spawning=self._spawning,", "spawning=True,"),
+    scoring(
+        "a-step-ahead",
+        "return schedule(outline.step - 1) if outline.kind == TRAIN",
+        "return schedule(outline.step) if outline.kind == TRAIN",
+    ),
+    scoring(
+        "evaluations-by-their-step",
+        "if outline.kind == TRAIN else schedule.held_out",
+        "if outline.kind else schedule.held_out",
+    ),
+    scoring(
+        "single-agents-are-paid",
+        "self._schedules[single_agent, self._steps(outline.step)]",
+        "self._schedules[False, self._steps(outline.step)]",
+    ),
+    scoring(
+        "parallel-for-finish",
+        "finish=LinearAnneal(start=rewards.lambda_finish, **anneal)",
+        "finish=LinearAnneal(start=rewards.lambda_parallel, **anneal)",
+    ),
+    identity(
+        "limits-do-not-count",
+        '"rollouts.limits": "agent_s stage_s subagents tool_calls",',
+        '"rollouts.nothing": "agent_s stage_s subagents tool_calls",',
+    ),
+    identity("top-p-does-not-count", '"eval": "split temperature top_p seed",', '"eval": "split temperature seed",'),
+    identity(
+        "unknown-keys-do-not-count", "EFFECTS.get(key, Effect.ALL) in wanted", "EFFECTS.get(key, Effect.NONE) in wanted"
+    ),
+    identity(
+        "chat-keys-for-all",
+        "wanted = {Effect.ALL, Effect.CHAT if chat else Effect.OWN}",
+        "wanted = {Effect.ALL, Effect.CHAT, Effect.OWN}",
+    ),
+    identity("spawning-does-not-count", 'settings | {"rollouts.swarm": spawning}', "settings"),
+    identity(
+        "weights-do-not-count",
+        'f"{file_digest(folder / _WEIGHTS)} {policy_vocabulary(folder)}"',
+        "policy_vocabulary(folder)",
+    ),
+    identity(
+        "vocabulary-does-not-count",
+        'f"{file_digest(folder / _WEIGHTS)} {policy_vocabulary(folder)}"',
+        "file_digest(folder / _WEIGHTS)",
+    ),
+    identity(
+        "tables-count-by-name",
+        'found["envs.world.source"] = file_digest(config.envs.world.source)',
+        'found["envs.world.source"] = str(config.envs.world.source)',
+    ),
+    identity("tasks-without-their-gold", "[task.to_row() for task in tasks]", "[task.prompt for task in tasks]"),
+    identity("code-does-not-count", '"code": {"version": VERSION,', '"code": {"version": 1,'),
+    identity("prompts-do-not-count", "for offered in ((*tools, *SPAWNING), tools)]", "for offered in (tools, tools)]"),
+    identity("addresses-count", '"rollouts.http.frozen_urls": bool,', '"rollouts.http.frozen_urls": list,'),
+]

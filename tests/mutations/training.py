@@ -1,0 +1,232 @@
+"""Training: schedules and cursors of the loop, dynamic sampling, imitation beside, collecting, state, resuming."""
+
+from mutations.base import mutants_of
+
+STEP, COLLECTOR = "tests/parl/test_training_step.py", "tests/parl/test_collector.py"
+STATE, RESUME = "tests/parl/test_checkpoints.py::test_the_newest_stay_and_the_best", "tests/parl/test_resume.py"
+
+trainer = mutants_of("training", "parl/trainer.py", STEP)
+sampling = mutants_of("training", "parl/sampling.py", "tests/parl/test_sampling.py")
+ptx = mutants_of("training", "parl/ptx.py", STEP)
+collect = mutants_of("training", "parl/collect.py", COLLECTOR)
+stream = mutants_of("training", "parl/stream.py", COLLECTOR)
+pools = mutants_of("training", "parl/pools.py", "tests/parl/test_pools.py")
+NEWEST = "tests/parl/test_checkpoints.py::test_a_runs_state_is_that_of_its_newest_checkpoint"
+
+state = mutants_of("training", "parl/state.py", STATE, NEWEST)
+resume = mutants_of("training", "parl/resume.py", RESUME)
+tasks = mutants_of("training", "parl/tasks.py", "tests/parl/test_evaluate.py")
+
+MUTANTS = [
+    trainer(
+        "learning-rate-never-falls", "lr_scale = 1.0 - done * (1.0 - self.config.optimizer.final_lr)", "lr_scale = 1.0"
+    ),
+    trainer("learning-rate-falls-to-nothing", "1.0 - done * (1.0 - self.config.optimizer.final_lr)", "1.0 - done"),
+    trainer(
+        "learning-rate-a-step-ahead",
+        "done = self.state.step / trainer.steps",
+        "done = (self.state.step + 1) / trainer.steps",
+    ),
+    trainer(
+        "lambda-a-step-ahead",
+        "lambdas = self.reward_weights(self.state.step)",
+        "lambdas = self.reward_weights(self.state.step + 1)",
+    ),
+    trainer(
+        "stored-episodes-of-any-version",
+        "if stored is not None and stored[1] == self.state.policy_version:",
+        "if stored is not None:",
+    ),
+    trainer(
+        "stored-episodes-of-older-versions",
+        "stored[1] == self.state.policy_version:",
+        "stored[1] <= self.state.policy_version:",
+    ),
+    trainer(
+        "stored-episodes-are-never-used",
+        "if stored is not None and stored[1] == self.state.policy_version:",
+        "if False:",
+    ),
+    trainer(
+        "single-agent-is-paid-for-spawning",
+        '{"lambda_parallel": 0.0, "lambda_finish": 0.0})\n    return',
+        '{"lambda_finish": 0.0})\n    return',
+    ),
+    trainer(
+        "single-agent-is-paid-for-finishing",
+        '{"lambda_parallel": 0.0, "lambda_finish": 0.0})\n    return',
+        '{"lambda_parallel": 0.0})\n    return',
+    ),
+    trainer("single-agent-may-spawn", 'model_copy(update={"swarm": False})', 'model_copy(update={"swarm": True})'),
+    trainer(
+        "minibatches-cut-groups",
+        "batch = [row for row in rows if row.key[0] in chosen]",
+        "batch = rows[part :: trainer.minibatches]",
+    ),
+    trainer("minibatches-are-everything", "chosen = set(keys[part :: trainer.minibatches])", "chosen = set(keys)"),
+    trainer("one-epoch", "for _ in range(trainer.epochs):", "for _ in range(1):"),
+    trainer("gap-of-the-last-update", "first = first or mismatch", "first = mismatch or first"),
+    trainer(
+        "means-over-the-steps-that-were-planned",
+        "{name: value / taken for",
+        "{name: value / (trainer.epochs * trainer.minibatches) for",
+    ),
+    trainer(
+        "texts-of-the-first-step",
+        "self._texts.batches(self.state.step, trainer.epochs * trainer.minibatches)",
+        "self._texts.batches(0, trainer.epochs * trainer.minibatches)",
+    ),
+    trainer("deviation-is-ignored", "normalise_std=objective.normalises,", "normalise_std=False,"),
+    trainer(
+        "flat-groups-are-learned",
+        "episodes if self.config.rollouts.dynamic_sampling is None else informative(episodes)",
+        "episodes",
+    ),
+    trainer(
+        "version-is-not-new",
+        "self.state.policy_version + 1, in_flight=in_flight)",
+        "self.state.policy_version, in_flight=in_flight)",
+    ),
+    trainer(
+        "tasks-come-again", "self.tasks.take(self.state.tasks_drawn + first, count)", "self.tasks.take(first, count)"
+    ),
+    trainer(
+        "cursor-of-episodes",
+        "        self.state.tasks_drawn += drawn\n",
+        "        self.state.tasks_drawn += drawn + 1\n",
+    ),
+    trainer(
+        "too-old-by-one",
+        "if max(ages) > self.config.trainer.staleness or min(ages) < 0:",
+        "if max(ages) > self.config.trainer.staleness + 1 or min(ages) < 0:",
+    ),
+    trainer("tokens-from-the-future", " or min(ages) < 0:", ":"),
+    trainer(
+        "ages-of-frozen-tokens",
+        "[trace for episode in episodes for trace in episode.traces if trace.trainable]",
+        "[trace for episode in episodes for trace in episode.traces]",
+    ),
+    trainer(
+        "learns-at-temperature-one",
+        "objective, temperature = self.config.objective, self.config.rollouts.temperature",
+        "objective, temperature = self.config.objective, 1.0",
+    ),
+    trainer(
+        "weights-of-before",
+        "            learned = self._learn(rows)\n            self.weights = self._learner.weights()\n",
+        "            self.weights = self._learner.weights()\n            learned = self._learn(rows)\n",
+    ),
+    sampling("flat-within-rounding", "_SAME = 1e-9", "_SAME = 0.0"),
+    sampling(
+        "failed-episodes-differ",
+        "        if episode.status is not EpisodeStatus.FAILED:\n            groups",
+        "        if True:\n            groups",
+    ),
+    sampling("draws-once-more", "for _ in range(rounds):", "for _ in range(rounds + 1):"),
+    sampling("draws-everything-again", "episodes += draw(drawn, missing)", "episodes += draw(drawn, wanted)"),
+    sampling("draws-the-same-again", "        drawn += missing\n", ""),
+    sampling(
+        "flat-groups-count", "missing = wanted - groups(informative(episodes))", "missing = wanted - groups(episodes)"
+    ),
+    ptx("texts-of-the-cold-start", "_FIRST = 1_000_000", "_FIRST = 0"),
+    ptx("texts-come-again", "(step * count + part) * _DEMOS", "part * _DEMOS"),
+    ptx("texts-overlap", "(step * count + part) * _DEMOS", "(step * count + part)"),
+    ptx("texts-without-the-term", "if config.objective.ptx else None", "if config.objective.ptx >= 0 else None"),
+    collect(
+        "answered-version-is-unchecked",
+        "        if any(answer != version for answer in served):",
+        "        if any(answer is None for answer in served):",
+    ),
+    collect(
+        "a-newer-version-passes", "answer != version for answer in served", "answer < version for answer in served"
+    ),
+    collect(
+        "groups-as-they-end",
+        "[episode for i in range(len(tasks)) for episode in done[i]]",
+        "[episode for group in done.values() for episode in group]",
+    ),
+    collect(
+        "attempts-are-ignored",
+        "numbers = attempts or [range(group_size)] * len(tasks)",
+        "numbers = [range(group_size)] * len(tasks)",
+    ),
+    collect(
+        "one-budget-for-all",
+        "budget = critical_budget(task, self._config.rollouts.budget.critical_factor)\n        worker",
+        "budget = critical_budget(task, 1.5)\n        worker",
+    ),
+    collect(
+        "top-p-is-ignored",
+        '"temperature": temperature, "top_p": top_p, "spawning": spawning}',
+        '"temperature": temperature, "top_p": 1.0, "spawning": spawning}',
+    ),
+    collect("evaluated-sub-agents-stay", "        self._refreshed.forget()\n", ""),
+    stream(
+        "singles-are-accepted",
+        "End.ACCEPTED if failed.count(False) > 1 else End.FILTERED",
+        "End.ACCEPTED if failed.count(False) > 0 else End.FILTERED",
+    ),
+    stream("failed-ones-are-filtered", "[End.FAILED if bad else use for bad in failed]", "[use for bad in failed]"),
+    stream(
+        "fruitless-for-ever",
+        "if self._fruitless >= self.scheduler.batch:",
+        "if self._fruitless > self.scheduler.batch:",
+    ),
+    stream("one-good-group-is-forgotten", "0 if use is End.ACCEPTED else self._fruitless + 1", "self._fruitless + 1"),
+    stream(
+        "tasks-of-the-next",
+        "task=self._tasks.take(number, 1)[0], outcomes=outcomes)\n        for number, begun",
+        "task=self._tasks.take(number + 1, 1)[0], outcomes=outcomes)\n        for number, begun",
+    ),
+    pools(
+        "refreshed-a-version-late",
+        "wanted = version - version % self._every",
+        "wanted = version - version % self._every - (version % self._every == 0)",
+    ),
+    pools("never-refreshed-again", "if wanted == self.version:", "if wanted == self.version or self.version >= 0:"),
+    pools(
+        "co-trained-agents-have-engines",
+        '0 if rollouts.subagent_pool == "co_trained" else rollouts.frozen_engines',
+        "rollouts.frozen_engines",
+    ),
+    pools("tables-are-turned", "(idle, busy) if before and after else None", "(idle, busy) if before else None"),
+    pools("the-last-engine-goes", "or sizes[idle] < 2:", "or sizes[idle] < 1:"),
+    pools(
+        "weights-go-too-early",
+        "if int(old.stem) < version - self._every - self._keep:",
+        "if int(old.stem) < version - self._every:",
+    ),
+    state(
+        "best-is-the-worst", "return max(scored)[1] if scored else None", "return min(scored)[1] if scored else None"
+    ),
+    state(
+        "oldest-of-equals",
+        "return max(scored)[1] if scored else None",
+        "return max(scored, key=lambda pair: pair[0])[1] if scored else None",
+    ),
+    state("best-is-dropped", "kept = [*self.all()[-self._keep :], self.best()]", "kept = self.all()[-self._keep :]"),
+    state("one-too-few-is-kept", "self.all()[-self._keep :]", "self.all()[-self._keep + 1 :]"),
+    state(
+        "oldest-is-the-newest",
+        'State(**read[-1]["state"]) if read else State()',
+        'State(**read[0]["state"]) if read else State()',
+    ),
+    resume(
+        "anything-is-free",
+        "other = [said[key] for key in changed if key != _STEPS and not _within(key, (*ROUNDING, *FREE))]",
+        "other = []",
+    ),
+    resume("rounding-in-silence", "if _within(key, ROUNDING):", "if _within(key, FREE):"),
+    resume("runs-become-shorter", "    if new < old:\n", "    if new < 0:\n"),
+    resume("not-kept", "    if changed:\n        write_text(", "    if not changed:\n        write_text("),
+    resume(
+        "sections-by-their-first-letters", 'key == name or key.startswith(f"{name}.") for', "key.startswith(name) for"
+    ),
+    tasks("own-tasks-end", "self._own[i % len(self._own)]", "self._own[min(i, len(self._own) - 1)]"),
+    tasks(
+        "cursor-is-ignored",
+        "[self._stream[i] for i in range(start, start + count)]",
+        "[self._stream[i] for i in range(count)]",
+    ),
+    tasks("too-many-held-out", "return own[: config.eval.tasks]", "return own"),
+]

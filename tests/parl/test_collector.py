@@ -1,0 +1,236 @@
+"""The rollout side without Ray: what workers and engines are asked, in which order it comes, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stored import chain_task, make_episode, wide_task
+from tiny import tiny_config
+
+from envs.base import Task
+from parl import collect, stream
+from parl.collect import Collector
+from parl.config import Config
+from parl.pools import Refreshed
+from parl.stream import EpisodeStream
+from rollouts.episode import Episode, EpisodeStatus
+from rollouts.scheduler import End
+
+TASKS = [wide_task(1), chain_task(2), wide_task(3, width=8)]
+
+
+class Handle:
+    """An actor whose methods answer by ``answers`` at once, and which keeps what it was asked."""
+
+    def __init__(self, **answers: Callable[..., Any]) -> None:
+        self.answers, self.asked = answers, []
+
+    def __getattr__(self, name: str) -> Any:
+        outer = self
+
+        class Method:
+            def remote(self, *args: Any, **settings: Any) -> Any:
+                outer.asked.append((name, args, settings))
+                return Call(outer.answers[name](*args, **settings))
+
+        return Method()
+
+
+class Call:
+    """A reference; what it refers to is there."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Ray:
+    """The calls of Ray that are used: the last of several references is ready first."""
+
+    @staticmethod
+    def get(call: Any, timeout: float | None = None) -> Any:
+        return [one.value for one in call] if isinstance(call, list) else call.value
+
+    @staticmethod
+    def wait(calls: list[Call], timeout: float | None = None) -> tuple[list[Call], list[Call]]:
+        return calls[-1:], calls[:-1]
+
+    @staticmethod
+    def put(value: Any) -> Any:
+        return value
+
+
+def episode(task: Task, index: int, status: EpisodeStatus = EpisodeStatus.ANSWERED) -> Episode:
+    out = make_episode(task, index, spawning=False)
+    out.status = status
+    return out
+
+
+def run(task: Task, indices: list[int], **settings: Any) -> list[Episode]:
+    return [episode(task, index) for index in indices]
+
+
+def collector(config: Config, monkeypatch: pytest.MonkeyPatch, **engines: list[Handle]) -> Collector:
+    monkeypatch.setattr(collect, "ray", Ray)
+    out = Collector.__new__(Collector)
+    out.__dict__ |= {
+        "_config": config,
+        "_workers": [Handle(run=run) for _ in range(2)],
+        "_engines": {"policy": [], "frozen": [], **engines},
+        "_sync_s": 1.0,
+        "_start_weights": {"w": np.zeros(1)},
+        "_start_ref": None,
+        "_refreshed": Refreshed(3, 2, None),
+        "_frozen": (0, None),
+        "_policy": None,
+        "restarts": 0,
+    }
+    return out
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return tiny_config(tmp_path, rollouts={"temperature": 0.9, "budget": {"critical_factor": 2.0}}, seed=5)
+
+
+SETTINGS = {"seed": 3, "temperature": 0.7, "top_p": 0.8, "spawning": False}
+
+
+def test_groups_come_in_the_order_asked_whatever_ends_first(config: Config, monkeypatch: pytest.MonkeyPatch):
+    rollouts = collector(config, monkeypatch)
+    arrived: list[str] = []
+    progress: list[tuple[int, int]] = []
+    found = rollouts.collect(
+        TASKS,
+        group_size=2,
+        arrived=lambda group: arrived.append(group[0].task.key),
+        progress=lambda *done: progress.append(done),
+        **SETTINGS,
+    )
+    assert [(e.task.key, e.index) for e in found] == [(t.key, i) for t in TASKS for i in range(2)]
+    assert arrived == [task.key for task in reversed(TASKS)] and progress[-1] == (3, 3)
+
+
+def test_workers_are_told_settings_attempts_and_each_tasks_own_budget(config: Config, monkeypatch: pytest.MonkeyPatch):
+    rollouts = collector(config, monkeypatch)
+    rollouts.collect(TASKS, group_size=2, attempts=[[0], [3, 1], [2]], **SETTINGS)
+    asked = {
+        args[0].key: (args[1], settings, number)
+        for number, worker in enumerate(rollouts._workers)
+        for _, args, settings in worker.asked
+    }
+    budgets = [2 * 9 + 4, 2 * 5 + 4, 2 * 17 + 4]  # factor 2 of the serial plan, and 4
+    for number, (task, attempts, budget) in enumerate(zip(TASKS, [[0], [3, 1], [2]], budgets, strict=True)):
+        assert asked[task.key] == (attempts, {**SETTINGS, "critical_budget": budget}, number % 2)
+
+
+def test_if_all_episodes_failed_it_is_told_and_one_good_one_is_enough(config: Config, monkeypatch: pytest.MonkeyPatch):
+    rollouts = collector(config, monkeypatch)
+    statuses = [EpisodeStatus.FAILED, EpisodeStatus.CANCELLED]
+
+    def failing(task: Task, indices: list[int], **settings: Any) -> list[Episode]:
+        return [episode(task, index, statuses[index]) for index in indices]
+
+    rollouts._workers = [Handle(run=failing)]
+    with pytest.raises(RuntimeError, match="episodes failed"):
+        rollouts.collect(TASKS[:1], group_size=2, **SETTINGS)
+    statuses[1] = EpisodeStatus.MALFORMED
+    assert len(rollouts.collect(TASKS[:1], group_size=2, **SETTINGS)) == 2
+
+
+def engine(answer: Callable[[int], int]) -> Handle:
+    return Handle(update=lambda version, *args, **kwargs: answer(version))
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_an_engine_that_serves_another_version_than_it_was_given_ends_the_run(config: Config, wrong: int, monkeypatch):
+    right = engine(lambda version: version)
+    rollouts = collector(config, monkeypatch, policy=[right, engine(lambda version: version + wrong)])
+    with pytest.raises(RuntimeError, match=rf"policy pool serves versions \[4, {4 + wrong}\], not 4"):
+        rollouts.sync({"w": np.ones(1)}, 4)
+    rollouts = collector(config, monkeypatch, policy=[right, engine(lambda version: version)])
+    rollouts.sync({"w": np.ones(1)}, 4)
+    assert [args[0] for _, args, _ in right.asked] == [4, 4]
+
+
+def test_each_evaluated_policy_has_refreshed_sub_agents_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = tiny_config(tmp_path, rollouts={"subagent_pool": "refreshed"})
+    policy, frozen = engine(lambda version: version), engine(lambda version: version)
+    rollouts = collector(config, monkeypatch, policy=[policy], frozen=[frozen])
+    for value in (1.0, 2.0):
+        rollouts.serve({"w": np.full(1, value)})
+    for served in (policy, frozen):
+        assert [(args[0], float(args[1]["w"][0])) for _, args, _ in served.asked] == [(0, 1.0), (0, 2.0)]
+
+
+# ---------------------------------------------------------------- the stream
+
+
+class Beside:
+    """The collector of a stream: groups end when the test says so."""
+
+    restarts = 0
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[int, str]] = []
+
+    def retrying(self, act: Callable[[], None]) -> None:
+        act()
+
+    def begin(self, number: int, task: Task, outcomes: list) -> Call:
+        self.begun.append((number, task.key))
+        return Call([episode(task, index) for index in range(len(outcomes))])
+
+
+class Drawn:
+    """Tasks by position."""
+
+    def take(self, start: int, count: int) -> list[Task]:
+        return [chain_task(number) for number in range(start, start + count)]
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EpisodeStream:
+    monkeypatch.setattr(stream, "ray", Ray)
+    rollouts = {"tasks_per_step": 2, "group_size": 3}
+    config = tiny_config(tmp_path, rollouts=rollouts, trainer={"steps": 9, "staleness": 1})
+    return EpisodeStream(config, Beside(), Drawn(), 0)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_step_of_the_stream_takes_groups_in_order_and_each_has_its_own_task(running: EpisodeStream):
+    found = running.take(lambda *done: None)
+    assert running._collector.begun[:4] == [(number, f"chain-{number}") for number in range(4)]
+    assert len(found) == 6 and [e.task.key for e in found] == sorted(e.task.key for e in found)
+    assert sorted(running.scheduler.groups) == sorted({0, 1, 2, 3} - {int(e.task.key[-1]) for e in found})
+    assert running.metrics()["rollouts/accepted"] % 3 == 0
+    running.advance()
+    assert running.scheduler.version == 1
+    assert [number for number, _ in running._collector.begun[4:]] == [4, 5]
+
+
+ANSWERED, FAILED = EpisodeStatus.ANSWERED, EpisodeStatus.FAILED
+
+
+@pytest.mark.parametrize(
+    ("statuses", "ends"),
+    [
+        ((ANSWERED, ANSWERED, FAILED), [End.ACCEPTED, End.ACCEPTED, End.FAILED]),
+        ((ANSWERED, FAILED, FAILED), [End.FILTERED, End.FAILED, End.FAILED]),  # a baseline of itself teaches nothing
+        ((FAILED, FAILED, FAILED), [End.FAILED] * 3),
+        ((EpisodeStatus.MALFORMED, EpisodeStatus.OVER_BUDGET), [End.ACCEPTED] * 2),
+    ],
+)
+def test_what_becomes_of_a_groups_episodes(running: EpisodeStream, statuses, ends):
+    assert running._ends([episode(TASKS[0], i, status) for i, status in enumerate(statuses)]) == ends
+
+
+def test_as_many_fruitless_groups_in_a_row_as_a_step_has_end_the_run(running: EpisodeStream):
+    bad = [episode(TASKS[0], 0, FAILED), episode(TASKS[0], 1)]
+    good = [episode(TASKS[0], 0), episode(TASKS[0], 1)]
+    for group in (bad, good, bad):
+        running._ends(group)
+    with pytest.raises(RuntimeError, match="2 groups in a row failed"):
+        running._ends(bad)
