@@ -69,10 +69,12 @@ class Bench:
     """Copies of the tree, as many as jobs run at once. No threads: a fork would leave their locks held."""
 
     def __init__(self, scratch: Path, jobs: int) -> None:
+        self.kept = scratch / "kept"  # as it is: what happens to the working tree meanwhile changes nothing
         self._trees = [scratch / f"tree{number}" for number in range(jobs)]
         self._tokenizer = scratch / "tokenizer"
+        _copy(self.kept)
         for tree in self._trees:
-            _copy(tree)
+            shutil.copytree(self.kept, tree)
         child = _fork(self._trees[0], lambda: _make_tokenizer(self._trees[0], self._tokenizer))
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
             raise RuntimeError("the tests' tokenizer cannot be made")
@@ -101,7 +103,7 @@ class Bench:
                     del running[child]
                     job.code, job.seconds = os.waitstatus_to_exitcode(status), round(time.monotonic() - began, 1)
                     if job.file:
-                        shutil.copyfile(ROOT / job.file, tree / job.file)
+                        shutil.copyfile(self.kept / job.file, tree / job.file)
                     free.append(tree)
                     yield job
 
@@ -192,7 +194,7 @@ def run(mutants: list[Mutant], jobs: int, told: Callable[[Verdict], None] = lamb
         for mutant in mutants:
             before = unmutated[mutant.tests]
             try:
-                wrong = mutant.applied(ROOT)
+                wrong = mutant.applied(bench.kept)
             except (ValueError, OSError, SyntaxError) as error:
                 decided(mutant, f"{error}")
                 continue

@@ -22,7 +22,7 @@ from parl.learner_state import Snapshot, restore, saved_weights, share_of, whole
 from parl.optimizer import MuonAdamW
 from parl.parts import PartsReader, Piece, part_name, write_part
 from parl.saver import Saver
-from parl.state import MANIFEST, Checkpoints, State
+from parl.state import MANIFEST, Checkpoints, State, newest_state
 from parl.trainer import Training
 
 
