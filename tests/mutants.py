@@ -13,9 +13,11 @@ ours: importing them anew would take longer than most tests.
 from __future__ import annotations
 
 import argparse
+import compileall
 import fnmatch
 import json
 import os
+import py_compile
 import shutil
 import signal
 import subprocess
@@ -73,6 +75,8 @@ class Bench:
         self._trees = [scratch / f"tree{number}" for number in range(jobs)]
         self._tokenizer = scratch / "tokenizer"
         _copy(self.kept)
+        # by content, not by time: a file of the same size within the same second would be taken for the old one
+        compileall.compile_dir(self.kept, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
         for tree in self._trees:
             shutil.copytree(self.kept, tree)
         child = _fork(self._trees[0], lambda: _make_tokenizer(self._trees[0], self._tokenizer))
@@ -146,7 +150,7 @@ def _enter(tree: Path) -> None:
     sys.path[:] = [str(tree), *(path for path in sys.path if path not in ours)]
     for name in [name for name in sys.modules if name.split(".")[0] == "mutations"]:
         del sys.modules[name]
-    sys.dont_write_bytecode = True  # a file of the same size within the same second would be taken for the old one
+    sys.dont_write_bytecode = True
     os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
