@@ -150,8 +150,8 @@ MUTANTS = [
     ),
     continued(
         "forgets-its-age",
-        "self._began = self._now() - (age_s or self.episode.wall_s)",
-        "self._began = self._now() - age_s",
+        "self._began = self._started - (age_s or self.episode.wall_s)",
+        "self._began = self._started - age_s",
     ),
     continued(
         "charges-unanswered-stages-twice",

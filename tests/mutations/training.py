@@ -9,6 +9,7 @@ trainer = mutants_of("training", "parl/trainer.py", STEP)
 sampling = mutants_of("training", "parl/sampling.py", "tests/parl/test_sampling.py")
 ptx = mutants_of("training", "parl/ptx.py", STEP)
 collect = mutants_of("training", "parl/collect.py", COLLECTOR)
+again = mutants_of("training", "parl/again.py", COLLECTOR)
 stream = mutants_of("training", "parl/stream.py", COLLECTOR)
 pools = mutants_of("training", "parl/pools.py", "tests/parl/test_pools.py")
 NEWEST = "tests/parl/test_checkpoints.py::test_a_runs_state_is_that_of_its_newest_checkpoint"
@@ -141,26 +142,39 @@ MUTANTS = [
         "a-newer-version-passes", "answer != version for answer in served", "answer < version for answer in served"
     ),
     collect(
-        "groups-as-they-end",
-        "[episode for i in range(len(tasks)) for episode in done[i]]",
-        "[episode for group in done.values() for episode in group]",
-    ),
-    collect(
-        "attempts-are-ignored",
-        "numbers = attempts or [range(group_size)] * len(tasks)",
-        "numbers = [range(group_size)] * len(tasks)",
-    ),
-    collect(
-        "one-budget-for-all",
-        "budget = critical_budget(task, self._config.rollouts.budget.critical_factor)\n        worker",
-        "budget = critical_budget(task, 1.5)\n        worker",
-    ),
-    collect(
         "top-p-is-ignored",
         '"temperature": temperature, "top_p": top_p, "spawning": spawning}',
         '"temperature": temperature, "top_p": 1.0, "spawning": spawning}',
     ),
     collect("evaluated-sub-agents-stay", "        self._refreshed.forget()\n", ""),
+    again("attempts-as-they-end", "[self._found[index] for index in self._order]", "list(self._found.values())"),
+    again(
+        "machine-faults-stay",
+        "self._count < TRIES.get(episode.limit, 0)]",
+        "self._count < TRIES.get(episode.limit, 1) - 1]",
+    ),
+    again("own-deadlines-are-run-again", "TRIES.get(episode.limit, 0)", "TRIES.get(episode.limit, 1)"),
+    again("for-ever", "self._count < TRIES.get(episode.limit, 0)", "self._count < 100"),
+    again(
+        "a-hurt-step-is-trained",
+        "if episode.limit == MACHINE]:\n",
+        "if episode.limit == MACHINE and len(episodes) == 1]:\n",
+    ),
+    again(
+        "everything-again",
+        "[episode.index for episode in again]",
+        "[episode.index for episode in episodes] if again else []",
+    ),
+    collect(
+        "attempts-are-ignored",
+        "groups = groups or [Group",
+        "groups = [Group",
+    ),
+    collect(
+        "one-budget-for-all",
+        "critical_budget(group.task, self._config.rollouts.budget.critical_factor)",
+        "critical_budget(group.task, 1.5)",
+    ),
     stream(
         "singles-are-accepted",
         "End.ACCEPTED if failed.count(False) > 1 else End.FILTERED",

@@ -13,11 +13,12 @@ from tiny import tiny_config
 
 from envs.base import Task
 from parl import collect, stream
+from parl.again import StepFailed
 from parl.collect import Collector
 from parl.config import Config
 from parl.pools import Refreshed
 from parl.stream import EpisodeStream
-from rollouts.episode import Episode, EpisodeStatus
+from rollouts.episode import MACHINE, Episode, EpisodeStatus
 from rollouts.scheduler import End
 
 TASKS = [wide_task(1), chain_task(2), wide_task(3, width=8)]
@@ -124,7 +125,9 @@ def test_workers_are_told_settings_attempts_and_each_tasks_own_budget(config: Co
     }
     budgets = [2 * 9 + 4, 2 * 5 + 4, 2 * 17 + 4]  # factor 2 of the serial plan, and 4
     for number, (task, attempts, budget) in enumerate(zip(TASKS, [[0], [3, 1], [2]], budgets, strict=True)):
-        assert asked[task.key] == (attempts, {**SETTINGS, "critical_budget": budget}, number % 2)
+        given, settings, worker = asked[task.key]
+        assert (given, worker) == (attempts, number % 2)
+        assert settings == {**SETTINGS, "critical_budget": budget, "pause_s": 0.0}
 
 
 def test_if_all_episodes_failed_it_is_told_and_one_good_one_is_enough(config: Config, monkeypatch: pytest.MonkeyPatch):
@@ -139,6 +142,49 @@ def test_if_all_episodes_failed_it_is_told_and_one_good_one_is_enough(config: Co
         rollouts.collect(TASKS[:1], group_size=2, **SETTINGS)
     statuses[1] = EpisodeStatus.MALFORMED
     assert len(rollouts.collect(TASKS[:1], group_size=2, **SETTINGS)) == 2
+
+
+def fails(counts: dict[int, int], limit: str, tries: list[list[int]]) -> Callable[..., list[Episode]]:
+    """Attempt i fails ``counts[i]`` times with ``limit``; what is asked for is kept in ``tries``."""
+
+    def attempt(task: Task, indices: list[int], **settings: Any) -> list[Episode]:
+        tries.append(list(indices))
+        found = []
+        for index in indices:
+            counts[index] = counts.get(index, 0) - 1
+            found.append(episode(task, index, EpisodeStatus.FAILED if counts[index] >= 0 else EpisodeStatus.ANSWERED))
+            found[-1].limit = limit if counts[index] >= 0 else ""
+        return found
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("counts", "limit", "tries"),
+    [
+        ({1: 1}, MACHINE, [[0, 1, 2], [1]]),
+        ({0: 2, 2: 4}, MACHINE, [[0, 1, 2], [0, 2], [0, 2], [2], [2]]),
+        ({1: 1}, "", [[0, 1, 2], [1]]),  # the program's own error may pass
+        ({1: 9}, "", [[0, 1, 2], [1]]),  # or not: it stays failed
+        ({1: 9}, "episode_s", [[0, 1, 2]]),  # its own time was used up
+    ],
+)
+def test_what_the_machine_made_fail_is_run_again_and_comes_in_its_place(config, counts, limit, tries, monkeypatch):
+    rollouts = collector(config, monkeypatch)
+    asked: list[list[int]] = []
+    rollouts._workers = [Handle(run=fails(dict(counts), limit, asked))]
+    found = rollouts.collect(TASKS[:1], group_size=3, **SETTINGS)
+    assert asked == tries and [e.index for e in found] == [0, 1, 2]
+    assert [e.index for e in found if e.void] == [i for i, n in counts.items() if n == 9]
+
+
+def test_a_step_of_which_the_machine_keeps_a_part_is_not_trained(config, monkeypatch: pytest.MonkeyPatch):
+    rollouts = collector(config, monkeypatch)
+    asked: list[list[int]] = []
+    rollouts._workers = [Handle(run=fails({1: 9}, MACHINE, asked))]
+    with pytest.raises(StepFailed, match="nothing of this step is trained"):
+        rollouts.collect(TASKS[:1], group_size=3, **SETTINGS)
+    assert asked == [[0, 1, 2], *[[1]] * 4]
 
 
 def engine(answer: Callable[[int], int]) -> Handle:
@@ -180,7 +226,7 @@ class Beside:
     def retrying(self, act: Callable[[], None]) -> None:
         act()
 
-    def begin(self, number: int, task: Task, outcomes: list) -> Call:
+    def begin(self, number: int, task: Task, outcomes: list, **settings: Any) -> Call:
         self.begun.append((number, task.key))
         return Call([episode(task, index) for index in range(len(outcomes))])
 

@@ -306,8 +306,10 @@ class Worker:
 
 def ptx_texts(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PtxTexts, Worker]:
     worker = Worker()
-    monkeypatch.setattr(ptx, "actor", lambda cls, *args: worker if cls is DemoWorker else pytest.fail(str(cls)))
-    monkeypatch.setattr(ptx, "wait", lambda call, deadline_s: call)
+    monkeypatch.setattr(
+        ptx, "actor", lambda cls, *args, **options: worker if cls is DemoWorker else pytest.fail(str(cls))
+    )
+    monkeypatch.setattr(ptx, "wait", lambda call, *bounds: call)
     return PtxTexts(config_of(root, objective={"name": "k25", "ptx": 0.1}), root / "tokenizer.json"), worker
 
 
