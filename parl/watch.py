@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 
 from parl.terminal import echo
-from rollouts.beat import GROUP, Beat
+from rollouts.beat import GROUP, Beat, cpu_seconds
 
 PING_S = 4.0
 STOPPED_S = 8.0
@@ -114,7 +114,7 @@ class Watched:
             return f"it has not answered for {silence:.0f} s" if self.pid and silence > 2 * SILENT_S else ""
         try:
             stopped = process.status() in _STOPPED
-            self.computed(now, sum(process.cpu_times()[:2]))
+            self.computed(now, cpu_seconds(process))
         except psutil.Error:
             return ""
         self.stopped_since = (self.stopped_since or now) if stopped else None

@@ -8,18 +8,29 @@ from __future__ import annotations
 
 import os
 import socket
-import time
+from contextlib import suppress
 from typing import NamedTuple
+
+import psutil
 
 from rollouts.faults import Pulse
 
 GROUP = "beat"  # the concurrency group
 
 
+def cpu_seconds(process: psutil.Process) -> float:
+    """What a process and all below it have used: one that waits for the compiler which it started is not hung."""
+    total = sum(process.cpu_times()[:4])  # its own, and that of children that have ended
+    for child in process.children(recursive=True):
+        with suppress(psutil.Error):
+            total += sum(child.cpu_times()[:4])
+    return total
+
+
 class Beat(NamedTuple):
     """``loop_s``: seconds that the event loop has been silent; ``step_s``: that the work of now has taken so far.
 
-    Both are 0 where nothing is under way. ``cpu_s``: CPU seconds of the process so far.
+    Both are 0 where nothing is under way. ``cpu_s``: CPU seconds of the process and its children so far.
     """
 
     pid: int
@@ -37,7 +48,7 @@ class Beating:
 
     def beat(self) -> Beat:
         """Still here."""
-        return Beat(os.getpid(), socket.gethostname(), time.process_time(), self._loop_s(), self._step_s())
+        return Beat(os.getpid(), socket.gethostname(), cpu_seconds(psutil.Process()), self._loop_s(), self._step_s())
 
     def _loop_s(self) -> float:
         return self._pulse.age() if self._pulse else 0.0

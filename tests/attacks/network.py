@@ -143,8 +143,10 @@ def _started() -> Run | str:
         (folder / f"{name}.py").write_text(f"raise ImportError('{name}.py of the working directory was imported')\n")
     (folder / "home").mkdir()
     (folder / "run.yaml").write_text(_SETTINGS.format(root=folder / "runs", port=_free_port()))
+    compiled = os.environ.get("PARL_CACHE") or str(Path.home() / ".cache" / "parl")  # not again
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_", "PYTHON"))}
     environment = {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(folder / "home")}
+    environment["PARL_CACHE"] = compiled
     process = subprocess.Popen(
         [sys.executable, "-m", "parl", "train", "run.yaml"],
         cwd=folder,
