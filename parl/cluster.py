@@ -33,7 +33,7 @@ _ENV = {
     "RAY_worker_niceness": "0",  # Ray would let every other process on the machine go first
     "DS_ACCELERATOR": "cpu",
 }
-_JOIN_S = 40.0
+_JOIN_S = 30.0
 _STORE_BYTES = 512 * 2**20
 LOOPBACK = "127.0.0.1"
 
@@ -143,7 +143,7 @@ def _try_to_join(address: str) -> None:
     patience = {
         f"RAY_{name}": "10" for name in ("gcs_rpc_server_reconnect_timeout_s", "gcs_server_request_timeout_seconds")
     }
-    command = [sys.executable, "-c", "import sys, ray; ray.init(sys.argv[1], logging_level='error')", address]
+    command = [sys.executable, "-P", "-c", "import sys, ray; ray.init(sys.argv[1], logging_level='error')", address]
     try:
         done = subprocess.run(command, env=os.environ | patience, capture_output=True, text=True, timeout=_JOIN_S)
     except subprocess.TimeoutExpired:
