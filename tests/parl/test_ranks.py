@@ -43,7 +43,7 @@ class Rank:
 
 
 def group(ranks: int, monkeypatch: pytest.MonkeyPatch) -> LearnerGroup:
-    monkeypatch.setattr(learner_group, "wait", lambda calls, *bounds: calls)
+    monkeypatch.setattr(learner_group, "wait", lambda calls, *bounds, **options: calls)
     out = LearnerGroup.__new__(LearnerGroup)
     out._ranks = [Rank(number) for number in range(ranks)]
     out._micro_tokens, out._deadline_s, out._shared = 64, 5.0, False

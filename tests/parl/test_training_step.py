@@ -309,7 +309,7 @@ def ptx_texts(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PtxTexts, Wo
     monkeypatch.setattr(
         ptx, "actor", lambda cls, *args, **options: worker if cls is DemoWorker else pytest.fail(str(cls))
     )
-    monkeypatch.setattr(ptx, "wait", lambda call, *bounds: call)
+    monkeypatch.setattr(ptx, "wait", lambda call, *bounds, **options: call)
     return PtxTexts(config_of(root, objective={"name": "k25", "ptx": 0.1}), root / "tokenizer.json"), worker
 
 
