@@ -328,7 +328,7 @@ def _check_data(config: Config) -> None:
     if config.envs.tasks or config.envs.world.source:
         from parl.tasks import data_notes
 
-        notes = data_notes(config, estimate=True)
+        notes = [*data_notes(config, estimate=True)]
     for note in filter(None, [*notes, starter_note(config)]):
         echo(f"note: {note}", err=True)
 

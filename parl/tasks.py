@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -52,58 +52,61 @@ def held_out_tasks(config: Config) -> list[Task]:
 def check_tasks(config: Config) -> None:
     """Raise UserError now, not after the cold start, when the world's table or the task file is bad.
 
-    What is worth a word but no mistake is printed to standard error, a line each.
+    What is worth a word but no mistake is printed to standard error, a line each, as soon as it is known.
     """
     for note in data_notes(config):
         echo(f"note: {note}", err=True)
 
 
-def data_notes(config: Config, *, estimate: bool = False) -> list[str]:
+def data_notes(config: Config, *, estimate: bool = False) -> Iterator[str]:
     """Check all data of ``config``; what its user should know before it is used. UserError with all mistakes.
 
     ``estimate``: count tokens with another starter's vocabulary rather than train the run's own.
     """
+    seen: set[str] = set()
     try:
-        return _checked(config, Context(config, estimate=estimate))
+        for note in _checked(config, Context(config, estimate=estimate)):
+            if note not in seen:
+                yield note
+            seen.add(note)
     except _FAULTS as error:
         raise UserError(str(error)) from error
 
 
-def _checked(config: Config, context: Context) -> list[str]:
-    notes = []
+def _checked(config: Config, context: Context) -> Iterator[str]:
+    """What takes long comes last."""
     table, own = config.envs.world.source, config.envs.tasks
-    if table is not None:
-        notes += _table_notes(config, table, context)
+    if table is not None and smallest_split(entities := read_table(table)) < ENOUGH:
+        yield (
+            f"{table}: {len(entities)} rows are too few to be divided: train, val and test share them all, so held-out"
+            f" scores measure looking up, not new names; about {_LEAST_ROWS} rows are needed to keep the splits apart"
+        )
     if own:
         for split in ("train", config.eval.split):
-            notes += _own_notes(config, split, context)
+            yield from _own_notes(config, split, context)
     else:
         TrainTasks(config).take(0, 1)
         found = len(held_out_tasks(config))
         if found < config.eval.tasks:
-            notes.append(
+            yield (
                 f"eval.tasks = {config.eval.tasks}: this world has {found} distinct tasks of split {config.eval.split};"
                 " the evaluation takes these"
             )
     if (own or table) and config.model.init is None:
-        notes.append(
+        yield (
             "the policy is trained from scratch on the generated world's words and cannot read real ones: of your own"
             " words expect an item-F1 near 0; name a pretrained checkpoint with model.init to go beyond that"
         )
-    return list(dict.fromkeys(notes))
+    if table is not None:
+        yield from _table_notes(config, table, context)
 
 
 # ---------------------------------------------------------------- a table
 
 
-def _table_notes(config: Config, path: Path, context: Context) -> list[str]:
+def _table_notes(config: Config, path: Path, context: Context) -> Iterator[str]:
+    """Of pages and demonstrations, as far as they do not fit."""
     entities = read_table(path)
-    notes = []
-    if smallest_split(entities) < ENOUGH:
-        notes.append(
-            f"{path}: {len(entities)} rows are too few to be divided: train, val and test share them all, so held-out"
-            f" scores measure looking up, not new names; about {_LEAST_ROWS} rows are needed to keep the splits apart"
-        )
     long = [entity.name for entity in entities if context.page_too_long("\n".join(profile_lines(entity)))]
     if long:
         shown = ", ".join(name[:40] for name in long[:_LISTED]) + (" ..." if len(long) > _LISTED else "")
@@ -112,9 +115,9 @@ def _table_notes(config: Config, path: Path, context: Context) -> list[str]:
         )
         if len(long) == len(entities):
             raise UserError(f"{said} ({shown}); nothing is left: shorten their cells or raise {context.name}")
-        notes.append(f"{said}, so nothing about them can be read: {shown}")
+        yield f"{said}, so nothing about them can be read: {shown}"
     if config.model.init is not None:
-        return notes
+        return
     fit, made, shortest = demonstrations_that_fit(config, context)
     limit = config.model.max_position_embeddings
     if not fit:
@@ -124,20 +127,19 @@ def _table_notes(config: Config, path: Path, context: Context) -> list[str]:
             " model.max_position_embeddings"
         )
     if fit < made:
-        notes.append(
+        yield (
             f"{path}: {made - fit} of {made} demonstrations are longer than model.max_position_embeddings = {limit} and"
             " are left out of the cold start: it sees fewer wide tables"
         )
-    return notes
 
 
 # ---------------------------------------------------------------- own tasks
 
 
-def _own_notes(config: Config, split: str, context: Context) -> list[str]:
+def _own_notes(config: Config, split: str, context: Context) -> Iterator[str]:
     assert config.envs.tasks
     source, rows = _rows(config.envs.tasks, split)
-    notes = [f"{source.name}: {note}" for note in source.notes]
+    yield from (f"{source.name}: {note}" for note in source.notes)
     long = [(where, tokens) for where, task in rows if (tokens := context.too_long(task)) is not None]
     if long:
         said = (
@@ -146,17 +148,16 @@ def _own_notes(config: Config, split: str, context: Context) -> list[str]:
         )
         if len(long) == len(rows):
             raise UserError(f"{said}; nothing is left: shorten the prompts or raise {context.name}")
-        notes.append(f"{said}; they are left out")
+        yield f"{said}; they are left out"
     left = len(rows) - len(long)
     if split == "train" and left < config.rollouts.tasks_per_step:
-        notes.append(
+        yield (
             f"{source.name}: {left} tasks to train on, fewer than rollouts.tasks_per_step ="
-            f" {config.rollouts.tasks_per_step}: a step asks some twice and gets the"
-            f" same episodes; set it to {left} or give more rows"
+            f" {config.rollouts.tasks_per_step}: a step asks some twice and gets the same episodes; set it to {left} or"
+            " give more rows"
         )
     if split != "train" and left < config.eval.tasks:
-        notes.append(f"eval.tasks = {config.eval.tasks}: {source.name} has {left} of split {split}; all are used")
-    return notes
+        yield f"eval.tasks = {config.eval.tasks}: {source.name} has {left} of split {split}; all are used"
 
 
 def _rows(spec: str, split: str) -> tuple[TaskSource, list[tuple[str, Task]]]:
