@@ -1,0 +1,133 @@
+"""Files of a run that a crash, a full disk or an editor has torn: named with their path, exit 2, in every command."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from attacks.base import Attack
+
+TRAINED, STEP = "eval/trained-000000.parquet", "episodes/train-000002.parquet"
+READERS = {  # file -> commands that read it; RUN stands for the run's folder, OUT for one that is not there
+    "config.yaml": (
+        *("top RUN --once", "rescore RUN", "replay RUN", "eval RUN", "train RUN --resume", "sft RUN"),
+        *("rescore RUN --rewards RUN", "rescore RUN rewards.anneal=0.5"),
+    ),
+    "summary.json": ("report RUN --out OUT",),
+    "evals/summary.json": ("compare RUN",),
+    "lengths.json": ("rescore RUN",),
+    "metrics.jsonl": ("top RUN --once", "report RUN --out OUT"),
+    TRAINED: (
+        *("episodes ls RUN", "episodes grep x RUN", "episodes show RUN trained-000000:0", "compare RUN", "rescore RUN"),
+        *(
+            "replay RUN",
+            "report RUN --out OUT",
+            "episodes export RUN --format openai --out OUT",
+            "report SHARD --out OUT",
+        ),
+    ),
+    STEP: ("episodes ls RUN", "rescore RUN", "report RUN --out OUT", "episodes show RUN train-000002:1 --raw"),
+    "policy/model.safetensors": ("export RUN --out OUT", "gateway RUN", "eval RUN", "eval RUN --model RUN/policy"),
+    "policy/config.json": ("export RUN --out OUT", "gateway RUN", "eval RUN"),
+    "policy/tokenizer.json": (
+        *("export RUN --out OUT", "gateway RUN", "eval RUN"),
+        "episodes show RUN trained-000000:0 --raw",
+    ),
+    "policy/meta.json": ("gateway RUN",),
+    "COLD/model.safetensors": ("eval RUN",),
+    "COLD/tokenizer.json": ("eval RUN",),
+}
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "cut off": lambda data: data[: len(data) // 2],
+    "zeroes": lambda data: bytes(len(data)),
+    "rubbish": lambda data: b"\xff\xfe\x00rubbish\x1b[2J\n" * 9,
+    "another kind": lambda data: b"[1, 2]\n",
+}
+
+
+def cases() -> list[Attack]:
+    """One for each command, file and damage; a file that is a folder and one that nobody may read besides."""
+    found = []
+    for file, commands in READERS.items():
+        for damage in (*DAMAGE, "a folder"):
+            for command in commands:
+                name = f"{file} {damage}: parl {command}"
+                found.append(Attack(area="torn files", name=name, run=_try(file, damage, command)))
+    return found
+
+
+def _try(file: str, damage: str, command: str) -> Callable[[Path], None]:
+    def run(folder: Path) -> None:
+        root = folder / "runs"
+        shutil.copytree(_whole(), root)
+        made = root / "mine"
+        path = next((root / "cold_start").glob(f"*/{file[5:]}")) if file.startswith("COLD/") else made / file
+        _damage(path, damage)
+        given = command.replace("RUN", str(made)).replace("OUT", str(folder / "out")).replace("SHARD", str(path))
+        code, said = _parl(given.split())
+        assert "Traceback" not in said, said[-2000:]
+        assert code == 2, f"exit {code}: {said[-500:]}"
+        assert path.name in said.replace("\n", ""), said
+        assert "\x1b" not in said, said
+
+    return run
+
+
+def _damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "a folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(DAMAGE[how](data))
+
+
+def _parl(arguments: list[str]) -> tuple[int, str]:
+    from unittest.mock import patch
+
+    from typer.testing import CliRunner
+
+    from parl.cli import app
+
+    with patch("ray.init", _nothing_starts), patch("uvicorn.Server.serve", _nothing_starts):
+        result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.output
+
+
+def _nothing_starts(*_: object, **__: object) -> None:
+    raise AssertionError("something was started on damaged files")
+
+
+@cache
+def _whole() -> Path:
+    """A root with a run that has everything, made once; nobody changes it."""
+    import json
+
+    from stored import make_run
+    from tiny import random_weights, tiny_config
+
+    from model.checkpoint import save_policy
+    from parl.demos import build_tokenizer
+    from parl.sft import cold_start_hash
+    from parl.tracking import _dumps
+
+    root = Path(tempfile.mkdtemp(prefix="parl-whole-"))
+    config = tiny_config(root, name="mine", trainer={"steps": 4}, eval={"tasks": 3})
+    run = make_run(config, steps=2, tasks=3)
+    rows = [{"step": step, "kind": "train", "reward/total": 0.5, "time/step_s": 1.0} for step in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(_dumps(row) + "\n" for row in rows))
+    (run / "summary.json").write_text(json.dumps({"trained": {}, "seed": 1}))
+    (run / "lengths.json").write_text("[[1, 4]]\n")
+    stores = {label: {"store": str(run / "evals" / f"{label}-0123456789ab")} for label in ("trained", "single_agent")}
+    for label, entry in stores.items():
+        Path(entry["store"]).mkdir(parents=True)
+        shutil.copy(run / "eval" / f"{label}-000000.parquet", entry["store"])
+    (run / "evals" / "summary.json").write_text(json.dumps({"policies": stores}))
+    weights, tokenizer = random_weights(config.model.shape), build_tokenizer(config)
+    for folder in (run / "policy", root / "cold_start" / cold_start_hash(config)):
+        save_policy(folder, config.model.shape, weights, tokenizer, {"step": 4, "policy_version": 4})
+    return root
