@@ -32,7 +32,7 @@ from parl.measures import Sample, attempt, estimates, groups, latest, plain
 from parl.ownership import owning
 from parl.progress import EpisodeBar
 from parl.scoring import Scoring
-from parl.start import starting_policy
+from parl.start import check_policy_files, starting_policy
 from parl.stores import readable
 from parl.tasks import check_tasks, held_out_tasks
 from rewards.aggregate import evaluation_table
@@ -173,6 +173,7 @@ def _check_policy(config: Config, folder: Path) -> None:
         policy_vocabulary(folder)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"{error}; a policy is weights, config.json and tokenizer in one folder") from None
+    check_policy_files(folder, "train it again (parl train --resume, once the folder is gone), or name another")
     wanted = config.model.shape
     for name in ModelConfig.model_fields:
         found, given = getattr(shape, name), getattr(wanted, name)

@@ -149,7 +149,10 @@ def raw_streams(outline: Outline, tokenizer: Path | None, run: Path | None) -> I
     if path is None or not path.is_file():
         where = f"{path}: no such file" if path else "the store belongs to no run"
         raise UserError(f"no vocabulary to decode tokens with ({where}): name a tokenizer.json with --tokenizer")
-    vocabulary = Tokenizer.load(path)
+    try:
+        vocabulary = Tokenizer.load(path)
+    except ValueError as error:
+        raise UserError(f"{error}: name another with --tokenizer") from None
     episodes, _ = read_shard(outline.path)
     for trace in episodes[outline.row].traces:
         yield trace.agent_id, vocabulary.decode(trace.tokens)

@@ -21,7 +21,7 @@ from envs.world.environment import WorldEnvironment
 from parl.episodes import Filter, list_episodes
 from parl.errors import UserError
 from parl.exchange import whole_episodes
-from parl.runs import configuration
+from parl.runs import configuration, run_config
 from parl.stores import find_stores
 from parl.terminal import console, echo, plain
 from rollouts.episode import Episode, Trace
@@ -115,10 +115,9 @@ def replay(given: Path, wanted: Filter, config: Path | None = None) -> Iterator[
     UserError: no episode, no run to take the world from, or episodes whose tools are not the embedded world's.
     """
     run = next((store.run for store in find_stores(given) if store.run), None)
-    path = config or (run and run / "config.yaml")
-    if path is None:
+    if config is None and run is None:
         raise UserError(f"{given} belongs to no run (no config.yaml above it): name its configuration, --config FILE")
-    environment = WorldEnvironment(configuration(path, files=False).envs.world)
+    environment = WorldEnvironment((configuration(config, files=False) if config else run_config(run)).envs.world)
     with asyncio.Runner() as runner:
         try:
             for ref, episode in whole_episodes(given, wanted):

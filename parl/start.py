@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from model.checkpoint import SINGLE, load, save_policy
 from model.config import ModelConfig
 from model.decoder import export_weights
@@ -22,11 +24,14 @@ def starting_policy(config: Config, *, from_scratch: bool = False, report: Repor
     with it, by file and tensor.
     """
     if config.model.init is None:
-        return run_sft(config, from_scratch=from_scratch, report=report)
+        folder = run_sft(config, from_scratch=from_scratch, report=report)
+        check_policy_files(folder, f"delete {folder}, the next start makes it again")
+        return folder
     folder = config.root / "cold_start" / f"init-{_key(config.model.init, config.model.shape)}"
     if from_scratch or not (folder / SINGLE).exists():
         with owning_cold_start(folder):
             _take_over(config.model.init, config.model.shape, folder)
+    check_policy_files(folder, f"delete {folder}, the next start makes it again")
     return folder
 
 
@@ -43,6 +48,19 @@ def shown_start(config: Config, from_scratch: bool) -> Path:
                 progress.phase(f"loss {metrics['loss']:.2f}, accuracy {metrics['accuracy']:.3f}", done, total)
 
         return starting_policy(config, from_scratch=from_scratch, report=report)
+
+
+def check_policy_files(folder: Path, cure: str) -> None:
+    """UserError, ending in ``cure``, where the vocabulary or the head of the weights in ``folder`` cannot be read."""
+    weights = folder / SINGLE
+    try:
+        load_tokenizer(folder)
+        with safe_open(weights, "numpy"):
+            pass
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"{error}: {cure}") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights} is damaged ({error}): {cure}") from None
 
 
 def _take_over(init: Path, shape: ModelConfig, folder: Path) -> None:

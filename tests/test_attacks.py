@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from attacks.base import Attack, NotHere, all_attacks
 
-SLOW = {"process faults", "network", "writers"}  # minutes: test_attacks_slow.py
+SLOW = {"process faults", "network", "writers", "torn files"}  # minutes: test_attacks_slow.py
 CASES = [attack for attack in all_attacks() if attack.area not in SLOW]
 
 
