@@ -152,8 +152,8 @@ def _try_to_join(address: str) -> None:
         said, joined = " ".join(done.stderr.strip().splitlines()[-1:]), done.returncode == 0
     if not joined:
         raise UserError(
-            f"RAY_ADDRESS={address}: what answers there is no Ray cluster that takes this run ({said[:400]}); give its"
-            " token by RAY_AUTH_TOKEN_PATH if it wants one, correct the address, or unset it to train on this machine"
+            f"RAY_ADDRESS={address}: what answers there is no Ray cluster that takes this run ({said[:400]}); for a"
+            " token set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; or correct the address, or unset it to train here"
         )
 
 

@@ -74,6 +74,14 @@ import sys, ray
 ray.init(address=sys.argv[1], logging_level="error")
 ray.get(ray.remote(lambda: open(sys.argv[2], "w").close()).remote())
 """
+_NODE = """
+import sys
+import ray._private.services as services
+services.resolve_ip_for_localhost = lambda host: host  # else Ray itself takes another address than loopback
+from ray.scripts.scripts import main
+sys.argv[0] = "ray"
+main()
+"""
 _SCAN = """
 import json, socket, sys
 found = []
@@ -262,10 +270,10 @@ def _client(token: dict[str, str]) -> None:
 
 
 def _node_joins(folder: Path) -> None:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     environment |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_gcs_server_request_timeout_seconds": "5"}
     temporary = tempfile.mkdtemp(prefix="pr-")
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={_run().gcs()}"]
+    start = [sys.executable, "-c", _NODE, "start", "--block", f"--address={_run().gcs()}"]
     with (folder / "said").open("w") as said:
         node = subprocess.Popen(start, env=environment, cwd=temporary, stdout=said, stderr=said, start_new_session=True)
         try:
