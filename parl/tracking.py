@@ -41,13 +41,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines):
         try:
             row = json.loads(line)
-            row["step"], row["kind"]
-        except (KeyError, TypeError):
-            raise ValueError(f"{path}:{number + 1}: no row of metrics: {line[:80]!r}") from None
         except json.JSONDecodeError:
             if number == len(lines) - 1:
                 break
             raise ValueError(f"{path}:{number + 1}: not a JSON row: {line[:80]!r}") from None
+        if not isinstance(row, dict) or not {"step", "kind"} <= row.keys():
+            raise ValueError(f"{path}:{number + 1}: no row of metrics: {line[:80]!r}")
         rows.append(row)
     return rows
 

@@ -122,7 +122,7 @@ def _whole() -> Path:
     from parl.tracking import _dumps
 
     root = Path(tempfile.mkdtemp(prefix="parl-whole-"))
-    config = tiny_config(root, name="mine", trainer={"steps": 4}, eval={"tasks": 3})
+    config = tiny_config(root, trainer={"steps": 4}, eval={"tasks": 3}).model_copy(update={"name": "mine"})
     run = make_run(config, steps=2, tasks=3)
     rows = [{"step": step, "kind": "train", "reward/total": 0.5, "time/step_s": 1.0} for step in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(_dumps(row) + "\n" for row in rows))
