@@ -5,6 +5,11 @@ from mutations.base import mutants_of
 STEP, COLLECTOR = "tests/parl/test_training_step.py", "tests/parl/test_collector.py"
 STATE, RESUME = "tests/parl/test_checkpoints.py::test_the_newest_stay_and_the_best", "tests/parl/test_resume.py"
 
+TASKS = (
+    "test_held_out_tasks_are_distinct_and_none_is_trained_on",
+    "test_own_tasks_are_gone_through_again_and_again",
+)
+
 trainer = mutants_of("training", "parl/trainer.py", STEP)
 sampling = mutants_of("training", "parl/sampling.py", "tests/parl/test_sampling.py")
 ptx = mutants_of("training", "parl/ptx.py", STEP)
@@ -16,7 +21,7 @@ NEWEST = "tests/parl/test_checkpoints.py::test_a_runs_state_is_that_of_its_newes
 
 state = mutants_of("training", "parl/state.py", STATE, NEWEST)
 resume = mutants_of("training", "parl/resume.py", RESUME)
-tasks = mutants_of("training", "parl/tasks.py", "tests/parl/test_evaluate.py")
+tasks = mutants_of("training", "parl/tasks.py", *(f"tests/parl/test_evaluate.py::{name}" for name in TASKS))
 
 MUTANTS = [
     trainer(
