@@ -258,7 +258,7 @@ def ask_server(path: str) -> Callable[[Run], None]:
 
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
-LOST = ("is lost", "its process has ended")
+LOST = ("its process has ended", "are started again")
 HUNG = (" hung: ",)
 GONE = ("Ray's gcs_server", "Ray's raylet")
 FAULTS = [

@@ -34,6 +34,7 @@ _ENV = {
     "DS_ACCELERATOR": "cpu",
 }
 _JOIN_S = 30.0
+_PEERS_S = 5.0  # what a lost rank's end takes to be known, after its peers failed for it
 _STORE_BYTES = 512 * 2**20
 LOOPBACK = "127.0.0.1"
 
@@ -164,29 +165,28 @@ def wait(reference: Any, deadline_s: float, whose: Sequence[Any] = (), *, comput
     or where all stand still although they should be ``computing``.
     """
     import ray
-    from ray.exceptions import RayError
 
-    from parl.faults import name_of, named
+    from parl.faults import name_of
 
     references = list(reference) if isinstance(reference, list) else [reference]
     began = time.monotonic()
-    try:
-        while True:
-            left = began + deadline_s - time.monotonic()
-            done, late = ray.wait(references, num_returns=len(references), timeout=max(0.0, min(left, 5.0)))
-            failed = len(done) < len(references) and _failure(done)
-            if failed or not late:
-                return ray.get(done if failed else reference, timeout=max(left, 1.0))
-            names = [name_of(actor) for one, actor in zip(references, whose, strict=False) if one in late]
-            waited = min(time.monotonic() - began, WATCH.idle_s(whose)) if computing else 0.0
-            if waited > SILENT_S:
-                raise MachineError(f"{', '.join(names)}: hung, nothing has been computed for {waited:.0f} s")
-            if left <= 0 and names:
-                raise MachineError(f"{', '.join(names)}: no answer within {deadline_s:.0f} s")
-            if left <= 0:
-                return ray.get(reference, timeout=0)
-    except RayError as error:
-        raise named(error) from error
+    while True:
+        left = began + deadline_s - time.monotonic()
+        done, late = ray.wait(references, num_returns=len(references), timeout=max(0.0, min(left, 5.0)))
+        if not late:
+            try:
+                return ray.get(reference, timeout=max(left, _PEERS_S))
+            except Exception as error:
+                raise worst(failures(done) or [error]) from None
+        if found := failures(done):  # a lost peer is why others fail, and may be heard of after them
+            raise worst(found + failures(ray.wait(late, num_returns=len(late), timeout=_PEERS_S)[0]))
+        names = [name_of(actor) for one, actor in zip(references, whose, strict=False) if one in late]
+        waited = min(time.monotonic() - began, WATCH.idle_s(whose)) if computing else 0.0
+        if waited > SILENT_S:
+            raise MachineError(f"{', '.join(names)}: hung, nothing has been computed for {waited:.0f} s")
+        if left <= 0:
+            who = ", ".join(names) or "an actor"
+            raise MachineError(f"{who}: no answer within {deadline_s:.0f} s")
 
 
 def actor(
@@ -227,16 +227,24 @@ def stop(handles: Sequence[Any]) -> None:
             kill_quietly(known.pid)
 
 
-def _failure(done: list[Any]) -> bool:
-    """Whether one of these has failed: its peers may wait for it in vain."""
+def failures(done: list[Any]) -> list[Exception]:
+    """What these references, which are there, raise."""
     import ray
-    from ray.exceptions import GetTimeoutError
 
+    found: list[Exception] = []
     for reference in done:
         try:
-            ray.get(reference, timeout=0)
-        except GetTimeoutError:
-            continue
-        except Exception:
-            return True
-    return False
+            ray.get(reference, timeout=_PEERS_S)
+        except Exception as error:
+            found.append(error)
+    return found
+
+
+def worst(found: list[Exception]) -> Exception:
+    """Of failures that came at once the one that explains the others: a lost actor, or the first.
+
+    The peers of a lost rank fail with broken connections, often before its own end is known.
+    """
+    from parl.faults import is_machine, named
+
+    return named(next((error for error in found if is_machine(error)), found[0]))

@@ -20,6 +20,7 @@ from benchmarks.faults import Row, bad
 from envs.base import Gold, Role, Task
 from parl.again import TRIES, Group, StepFailed, whole
 from parl.cli_errors import machine_cause
+from parl.cluster import worst
 from parl.collect import Collector
 from parl.errors import MachineError
 from parl.faults import ActorLost, curable, is_machine, named, said
@@ -135,6 +136,13 @@ def test_a_lost_actor_is_named_with_its_process_and_cause():
     WATCH._gone["f1"].why = "it hung: its process is stopped"
     assert "it hung" in said(failures.RayActorError("f1", "killed"))
     del WATCH._gone["f1"]
+
+
+def test_a_lost_rank_explains_why_its_peers_failed():
+    peer = wrapped(RuntimeError("[gloo] Connection closed by peer"))
+    lost = failures.RayActorError("f9", "The actor died.\nkilled by signal 9")
+    assert isinstance(worst([peer, lost]), ActorLost) and "signal 9" in str(worst([peer, lost]))
+    assert worst([peer]) is peer
 
 
 # ---------------------------------------------------------------- hung, or busy
