@@ -1,6 +1,6 @@
 """A policy behind OpenAI's chat completions: any harness written for that API can be rolled out, and trained on.
 
-    GET  /v1/models
+    GET  /v1/models                         and /v1/models/NAME
     POST /v1/chat/completions               also streamed, with tools, log-probs and usage
     POST /v1/parl/episodes/NAME/reward      {"reward": 0.5, "parts": {...}}: the episode is over
     GET  /v1/parl/episodes                  what is under way
@@ -36,12 +36,12 @@ from model.chat_parser import ParsedTurn, parse_assistant_ids
 from model.tokenizer import Tokenizer
 from rollouts.engine.base import Completion, Engine, EngineFull, Sampling
 from rollouts.gateway_guard import Access
-from rollouts.gateway_record import Conversation, Recorder, read_reward
+from rollouts.gateway_record import Conversation, Recorder, Recording, read_reward
 from rollouts.noise import noise_key
 from rollouts.openai_errors import AsciiJSON, Refused, http_refusal, refusal
 from rollouts.openai_format import ChatRequest, Reply, assistant_message, normal_message, read_request
 from rollouts.request_body import Bodies
-from rollouts.request_json import BadRequest, short
+from rollouts.request_json import BadRequest, not_carried, short
 from rollouts.store import EpisodeStore
 
 KIND = "gateway"  # of the store's shards
@@ -83,17 +83,19 @@ class Gateway:
     ):
         self.engine, self.tokenizer, self.settings, self.store = engine, tokenizer, settings, store
         self.access = access or Access()
-        self.recorder = Recorder(tokenizer, thinking=settings.thinking, longest=settings.longest)
         self._bodies = Bodies(longest=settings.body_bytes, total=16 * settings.body_bytes, deadline_s=settings.body_s)
         self._running = 0
         self._shard = max(store.steps(KIND), default=0) if store else 0
+        self.recorder = Recorder(tokenizer, thinking=settings.thinking, longest=settings.longest, recorded=self._shard)
         self._versions = -1
+        self._shown = {"id": settings.model, "object": "model", "created": 0, "owned_by": "parl"}
 
     def app(self) -> Starlette:
         """The application; what is under way when it stops is stored as failed."""
         routes = [
             Route("/health", self._health),
             Route("/v1/models", self._models),
+            Route("/v1/models/{name:path}", self._model),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/parl/episodes", self._episodes),
             Route("/v1/parl/episodes/{name:path}/reward", self._reward, methods=["POST"]),
@@ -121,8 +123,12 @@ class Gateway:
         return AsciiJSON({"status": "ok"})
 
     async def _models(self, request: Request) -> Response:
-        model = {"id": self.settings.model, "object": "model", "created": 0, "owned_by": "parl"}
-        return AsciiJSON({"object": "list", "data": [model]})
+        return AsciiJSON({"object": "list", "data": [self._shown]})
+
+    async def _model(self, request: Request) -> Response:
+        if (name := request.path_params["name"]) != self.settings.model:
+            raise Refused(404, "model", f"model: no {short(name)} is served, {short(self.settings.model)} is")
+        return AsciiJSON(self._shown)
 
     async def _chat(self, request: Request) -> Response:
         chat = await self._bodies.read(request, lambda tree: read_request(tree, request.headers))
@@ -150,7 +156,10 @@ class Gateway:
         name = request.path_params["name"]
         reward, parts = await self._bodies.read(request, read_reward)
         if name not in self.recorder.open:
-            raise Refused(404, None, f"no episode {short(name)} is under way: GET /v1/parl/episodes lists them")
+            text = "is under way, or it has its reward already: GET /v1/parl/episodes lists them"
+            raise Refused(404, None, f"no episode {short(name)} {text}")
+        if self.recorder.open[name].closing:
+            raise Refused(409, None, f"episode {short(name)} has its reward already and is being stored")
         if self.recorder.open[name].busy:
             raise Refused(409, None, f"episode {short(name)} waits for an answer: give its reward afterwards")
         return AsciiJSON({"episode": name, "shard": await self._finish(name, reward, parts)})
@@ -176,7 +185,7 @@ class Gateway:
         recording, conversation = self.recorder.begin(chat)
         trace, asked = conversation.trace, len(conversation.trace.tokens)
         try:
-            completion = await self._generate(chat, recording.name, conversation)
+            completion = await self._generate(chat, recording, conversation)
             if not all(map(math.isfinite, completion.logprobs)):
                 raise ValueError("a log-prob is not finite")
             turn = self._parsed(chat, completion)
@@ -208,10 +217,12 @@ class Gateway:
             tokenizer=self.tokenizer,
         )
 
-    async def _generate(self, chat: ChatRequest, episode: str, conversation: Conversation) -> Completion:
-        trace = conversation.trace
+    async def _generate(self, chat: ChatRequest, recording: Recording, conversation: Conversation) -> Completion:
+        trace, name = conversation.trace, recording.name
+        # the same noise for the same seed where a request names one; else of its own for each use of a name
+        drawn = (self.settings.seed, recording.use) if chat.seed is None else (chat.seed,)
         sampling = Sampling(
-            seed=noise_key(self.settings.seed if chat.seed is None else chat.seed, episode, trace.agent_id),
+            seed=noise_key(*drawn, len(name), name, trace.agent_id),  # its length: names may look like agents'
             temperature=chat.temperature,
             top_p=chat.top_p,
             max_new_tokens=chat.max_tokens or self.settings.max_tokens,
@@ -226,7 +237,11 @@ class Gateway:
             return ParsedTurn(malformed="a token of an unused embedding row")
         names = {tool["function"]["name"] for tool in chat.tools}
         opening = prefill(thinking=self.settings.thinking)
-        return parse_assistant_ids(self.tokenizer, completion.tokens, prefill=opening, tool_names=names)
+        turn = parse_assistant_ids(self.tokenizer, completion.tokens, prefill=opening, tool_names=names)
+        wrong = next((said for call in turn.tool_calls if (said := not_carried(call.arguments))), "")
+        return (
+            replace(turn, tool_calls=(), malformed=f"arguments that no request can carry: {wrong}") if wrong else turn
+        )
 
     # ---------------------------------------------------------------- ends of episodes
 

@@ -6,6 +6,7 @@ A page in a browser on this machine can reach every port on loopback. What it se
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import re
@@ -16,13 +17,14 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rollouts.openai_errors import refusal
 from rollouts.request_json import short
 
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([0-9]{1,5}))?", re.IGNORECASE)
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([0-9]{0,5}))?", re.IGNORECASE)
 _HEAD_BYTES = 32_768  # of all headers
+_ONCE = ("x-parl-episode", "x-parl-task", "content-encoding", "sec-fetch-site")  # else it is not known which one holds
 _OPEN = "/health"  # answers without a key: it says only that the process lives
 
 
@@ -50,7 +52,7 @@ class Access:
 
 
 class Doorway:
-    """Refuses foreign hosts (421) and origins (403)."""
+    """Refuses foreign hosts (421) and origins (403), and answers what the server's end cuts off (503)."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app
@@ -62,8 +64,20 @@ class Doorway:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refused = self._refused(scope)
-        await (refused or self.app)(scope, receive, send)
+        began = False
+
+        async def noted(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
+        try:
+            await (self._refused(scope) or self.app)(scope, receive, noted)
+        except asyncio.CancelledError:  # the server stops, and has waited long enough
+            if not began:
+                await refusal(503, None, "the gateway is stopping", headers={"connection": "close"})(
+                    scope, receive, send
+                )
 
     def _refused(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
@@ -72,6 +86,8 @@ class Doorway:
         if "content-length" in headers and "transfer-encoding" in headers:  # proxies read such a pair in two ways
             text = "content-length: not beside transfer-encoding"
             return refusal(400, "content-length", text, headers={"connection": "close"})
+        if twice := next((name for name in _ONCE if len(headers.getlist(name)) > 1), None):
+            return refusal(400, twice, f"{twice}: is given twice")
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._known(hosts[0], scope):
             advice = "start parl gateway with --allow-host NAME if that is its name"
@@ -136,4 +152,4 @@ def wrong_origins(origins: Iterable[str]) -> list[str]:
 
 def wrong_hosts(hosts: Iterable[str]) -> list[str]:
     """Those that are not the name or address of one host, without a port."""
-    return [host for host in hosts if not (found := _HOST.fullmatch(host)) or found[2]]
+    return [host for host in hosts if not (found := _HOST.fullmatch(host)) or found[2] is not None]

@@ -74,6 +74,8 @@ class Recording:
     temperatures: set[float] = field(default_factory=set)
     closing: bool = False  # it is being stored
     index: int | None = None  # which attempt of its task it is, once it ends
+    named: bool = True  # by its caller
+    use: str = ""  # of its name, other than any before: noise is drawn by it
 
     @property
     def busy(self) -> bool:
@@ -82,12 +84,14 @@ class Recording:
 
 
 class Recorder:
-    """The episodes under way. ``thinking``: whether the policy thinks before it answers."""
+    """The episodes under way. ``thinking``: whether the policy thinks before it answers; ``recorded``: how many
+    episodes were stored before, so that neither names nor noise are theirs again."""
 
-    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, longest: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, longest: int, recorded: int = 0) -> None:
         self._tokenizer, self._thinking, self._longest = tokenizer, thinking, longest
         self._token_bytes = max(len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocab_size))
-        self._anonymous = 0
+        self._anonymous = self._recorded = recorded
+        self._uses: Counter[str] = Counter()  # of each name
         self._attempts: Counter[str] = Counter()  # finished episodes of each task
         self.open: dict[str, Recording] = {}
 
@@ -197,7 +201,10 @@ class Recorder:
 
     def forget(self, name: str) -> None:
         """The episode ``name`` is over."""
-        del self.open[name]
+        if self.open.pop(name).named:
+            self._uses[name] += 1
+            if len(self._uses) > _TASKS:
+                del self._uses[next(iter(self._uses))]
 
     def held(self) -> tuple[int, int]:
         """Conversations under way, and their tokens."""
@@ -224,14 +231,17 @@ class Recorder:
                 name = f"conversation-{self._anonymous}"
         if name not in self.open:
             asked = next((m["content"] for m in request.messages if m["role"] == "user"), "")
-            self.open[name] = Recording(name=name, task=request.task or task_key(asked, {}))
+            use = f"{self._recorded}.{self._uses[name]}"
+            named = request.episode is not None
+            self.open[name] = Recording(name=name, task=request.task or task_key(asked, {}), named=named, use=use)
         return self.open[name]
 
     def _continued(self, request: ChatRequest, tools: str) -> tuple[tuple[Recording, Conversation] | None, int]:
         """The exchange with the most messages that ``request`` begins with, one that can be continued before others."""
         best: tuple[tuple[int, bool], Recording, Conversation] | None = None
         for recording in self.open.values():
-            if recording.closing or (request.episode is not None and recording.name != request.episode):
+            other = recording.named if request.episode is None else recording.name != request.episode
+            if recording.closing or other:
                 continue
             for conversation in recording.conversations:
                 if conversation.tools != tools:
@@ -284,6 +294,9 @@ def read_reward(tree: Any) -> tuple[float, dict[str, float]]:
         raise BadRequest(
             "reward", 'the body must be {"reward": NUMBER, "parts": {NAME: NUMBER}}; parts may be left out'
         )
+    if other := [name for name in tree if name not in ("reward", "parts")]:
+        path = below("", other[0])
+        raise BadRequest(f"body{path}" if path.startswith("[") else path, "is not known, only reward and parts are")
     parts = tree.get("parts")
     if parts is not None and not isinstance(parts, dict):
         raise BadRequest("parts", f"{short(parts)} must be an object of numbers")

@@ -90,8 +90,12 @@ class TimelyProtocol(H11Protocol):
             self._timer = None
 
 
-def server_config(app: ASGIApp, *, head_s: float = 15.0, stall_s: float = 30.0) -> uvicorn.Config:
-    """uvicorn's settings for ``app``: no proxy is trusted, no WebSockets, as many connections as there are files."""
+def server_config(app: ASGIApp, *, head_s: float = 15.0, stall_s: float = 30.0, finish_s: int = 5) -> uvicorn.Config:
+    """uvicorn's settings for ``app``: no proxy is trusted, no WebSockets, as many connections as there are files.
+
+    When it is to stop, requests under way have ``finish_s``: what is recorded is stored after them, and a scheduler
+    that asked it to stop soon kills it.
+    """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     most = max(8, min(_CONNECTIONS, files - _SPARE_FILES)) if files > 0 else _CONNECTIONS
     limits = {"head_s": head_s, "stall_s": stall_s, "connections_at_most": most}
@@ -105,4 +109,5 @@ def server_config(app: ASGIApp, *, head_s: float = 15.0, stall_s: float = 30.0) 
         server_header=False,
         access_log=False,
         log_level="error",
+        timeout_graceful_shutdown=finish_s,
     )

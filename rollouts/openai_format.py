@@ -205,7 +205,8 @@ class Reply:
         for token, logprob in zip(self.completion.tokens, self.completion.logprobs, strict=True):
             known = token < self.tokenizer.vocab_size
             text = "".join(part for part, _ in self.tokenizer.pieces([token])) if known else ""
-            items.append({"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []})
+            exact = list(self.tokenizer.decode_bytes([token])) if known else []  # part of a character too
+            items.append({"token": text, "logprob": logprob, "bytes": exact, "top_logprobs": []})
         return {"content": items, "refusal": None}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 MAX_DEPTH = 64
 _MAX_DIGITS = 300  # of a whole number, so that it fits a float
+_TOO_LONG = 10**_MAX_DIGITS
 _SHOWN = 80  # characters of a value in a message
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _HALF = "holds half of a surrogate pair, which is no character"
@@ -68,6 +69,12 @@ def parse_text(text: str) -> Any:
     return tree
 
 
+def not_carried(tree: Any) -> str:
+    """Why :func:`parse_text` would refuse the JSON of ``tree``; empty where it would not."""
+    found = _problem(tree, 0, True)
+    return f"{path_of(found[0])} {found[1]}" if found else ""
+
+
 def short(value: Any) -> str:
     """``value`` for a message: one line, ASCII, cut."""
     text = ascii(value if not isinstance(value, str) else value[:_SHOWN])
@@ -97,6 +104,8 @@ def _problem(value: Any, depth: int, halves: bool) -> tuple[list[str | int], str
         return ([], _HALF) if not halves and _SURROGATE.search(value) else None
     if isinstance(value, _Wrong):
         return [], value.reason
+    if isinstance(value, int) and abs(value) >= _TOO_LONG:
+        return [], f"has more than {_MAX_DIGITS} digits"
     if not isinstance(value, dict | list):
         return None
     if depth >= MAX_DEPTH:
@@ -123,7 +132,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int | _Wrong:
-    return int(text) if len(text) <= _MAX_DIGITS else _Wrong(f"has {len(text)} digits, {_MAX_DIGITS} are possible")
+    digits = len(text.removeprefix("-"))
+    return int(text) if digits <= _MAX_DIGITS else _Wrong(f"has {digits} digits, {_MAX_DIGITS} are possible")
 
 
 def _real(text: str) -> float | _Wrong:

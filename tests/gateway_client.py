@@ -179,6 +179,7 @@ def on_socket(
     access: Access | None = None,
     head_s: float = 0.5,
     stall_s: float = 0.5,
+    finish_s: int = 5,
     **settings: Any,
 ) -> Iterator[OnSocket]:
     """A gateway on a real socket, with short deadlines. Fails where the server logged an error."""
@@ -186,9 +187,10 @@ def on_socket(
     served = Gateway(engine or Parrot(), small_tokenizer(), options, EpisodeStore(folder), access)
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what a client does not read waits in the server
-    server = uvicorn.Server(server_config(served.app(), head_s=head_s, stall_s=stall_s))
+    server = uvicorn.Server(server_config(served.app(), head_s=head_s, stall_s=stall_s, finish_s=finish_s))
     complaints: list[Any] = []
     log = logging.Handler(logging.ERROR)
+    log.addFilter(lambda record: not record.getMessage().startswith("Cancel "))  # it stops, and says what it cuts off
     log.emit = lambda record: complaints.append(record.getMessage())
     logging.getLogger("uvicorn.error").addHandler(log)
 

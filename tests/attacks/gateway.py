@@ -23,9 +23,29 @@ HOSTS = (
     *("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "evil-localhost"),
     *("127.0.0.1@evil.example", "evil.example#localhost", "localhost:8000:8000", "localhost, evil.example", ""),
     *("0.0.0.0:8000", "10.0.0.1:8000", "[::]:8000", "[::ffff:10.0.0.1]", "127.1", "0x7f000001", "2130706433"),
+    *(
+        "localhost..",
+        "127.0.0.1..",
+        "0177.0.0.1",
+        "127.000.000.001",
+        "evil.localhost",
+        "127.0.0.1.nip.io",
+        "[::1%25lo]",
+    ),
+    *("localhost?", "localhost/", "::1", "[]", "[...]", ".", "-", "localhost.localdomain", "user@localhost", ":8000"),
     *("localhost:99999", "localhost:-1", "[::1", "localhost/..", "gateway.localhost.evil.example", "xn--lcalhost-41a"),
 )
-GOOD_HOSTS = ("localhost", "LOCALHOST:8000", "localhost.:8000", "127.0.0.1", "127.8.9.1:1", "[::1]:8000", "policy.lan")
+GOOD_HOSTS = (
+    "localhost",
+    "LOCALHOST:8000",
+    "localhost.:8000",
+    "localhost:",
+    "[0:0:0:0:0:0:0:1]",
+    "127.0.0.1",
+    "127.8.9.1:1",
+    "[::1]:8000",
+    "policy.lan",
+)
 ORIGINS = (
     *("https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1:8000", "file://", "", "https://"),
     *("https://app.example.evil.example", "https://app.example:444", "http://app.example", "chrome-extension://abc"),
@@ -48,6 +68,10 @@ PATHS = (
     *("/v1/chat/completions/", "/v1//chat/completions", "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/%00"),
     *("/v1/models/%ff", "/v1/parl/episodes/%ff/reward", "/v1/parl/episodes//reward", "/v1/parl/episodes/%0d%0a/reward"),
     *("/v1/parl/episodes/" + "a" * 20_000 + "/reward", "/docs", "/openapi.json", "/http://evil.example/v1/models"),
+)
+TWICE = (
+    *(("x-parl-episode", "a", "b"), ("x-parl-task", "a", "a"), ("sec-fetch-site", "none", "cross-site")),
+    ("content-encoding", "identity", "gzip"),
 )
 METHODS = ("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "CONNECT", "BREW", "get")
 
@@ -75,6 +99,10 @@ def cases() -> Iterator[Attack]:
         "a page of another site": partial(
             _headers, status=403, field="sec-fetch-site", headers=[_LOCAL, _JSON, ("sec-fetch-site", "cross-site")]
         ),
+        **{
+            f"two {name}": partial(_headers, status=400, field=name, headers=[_LOCAL, _JSON, (name, one), (name, two)])
+            for name, one, two in TWICE
+        },
         "100 kB of headers": partial(
             _headers, status=431, field=None, headers=[_LOCAL, _JSON, *[(f"x-{i}", "a" * 1000) for i in range(100)]]
         ),
@@ -291,9 +319,11 @@ def _absurd_length(folder: Path) -> None:
 def _on_socket(folder: Path, *, act: Any) -> None:
     from gateway_client import on_socket
 
-    with on_socket(folder, **getattr(act, "options", {})) as server:
+    stops = act is _stopped
+    with on_socket(folder, **({"body_s": 60, "head_s": 60, "finish_s": 1} if stops else {})) as server:
         act(server)
-        server.alive()
+        if not stops:
+            server.alive()
 
 
 def _silence(server: Any) -> None:
@@ -462,6 +492,30 @@ def _a_crowd(server: Any) -> None:
         one.close()
 
 
+def _stopped(server: Any) -> None:
+    """Half a body, half a head and an answer that takes for ever, while it is told to stop: it stores what it has."""
+
+    async def never(*_: Any, **__: Any) -> None:
+        await asyncio.Event().wait()
+
+    body = b'{"messages": [{"role": "user", "content": "q"}], "user": "kept"}'
+    assert server.request("POST", "/v1/chat/completions", body).startswith(b"HTTP/1.1 200")
+    server.gateway.engine.generate = never
+    with server.connect() as half, server.connect() as head, server.connect() as waits:
+        half.sendall(_head("Content-Length: 1000") + b"{")
+        head.sendall(b"GET /hea")
+        waits.sendall(_head(f"Content-Length: {len(body)}") + body)
+        while not any(one.busy for one in server.gateway.recorder.open.values()):
+            time.sleep(0.01)
+        began = time.monotonic()
+        server.server.should_exit = True
+        for one in (half, waits):
+            assert b'"the gateway is stopping"' in _ended(one)
+        while server.gateway.recorder.open:
+            assert time.monotonic() - began < 5, "it still waits"
+            time.sleep(0.05)
+
+
 def _head(*lines: str, path: str = "/v1/chat/completions") -> bytes:
     start = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *lines]
     return "\r\n".join([*start, "", ""]).encode()
@@ -497,4 +551,5 @@ SOCKETS = {
     "an upgrade to WebSocket": _websocket,
     "a target of another host": _rebound,
     "three hundred silent connections": _a_crowd,
+    "requests that hold up its end": _stopped,
 }

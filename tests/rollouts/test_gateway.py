@@ -281,6 +281,39 @@ async def test_rewards_are_checked_and_an_episode_ends_once(tokenizer, tmp_path)
         assert (await served.client.post(path, json={"reward": 1})).status_code == 404
 
 
+async def test_each_use_of_a_name_draws_noise_of_its_own_also_after_a_restart(tokenizer, tmp_path):
+    async def drawn(folder: Path) -> list[int]:
+        """Of an episode and its branch, of its name used again, of one that looks like a branch, of one without a name,
+        and of two with a seed."""
+        async for served in serve(tokenizer, folder, *["One."] * 7):
+            for name, count in (("a", 2), ("a", 1), ("a/0", 1), (None, 1)):
+                for _ in range(count):
+                    await served.chat(USER, user=name)
+                if name:
+                    await served.finish(name)
+            for _ in range(2):
+                await served.chat(USER, user="b", seed=7)
+                await served.finish("b")
+            assert isinstance(served.gateway.engine, Said)
+            return [sampling.seed for _, sampling, _ in served.gateway.engine.asked]
+        raise AssertionError
+
+    first, second, fresh = [await drawn(tmp_path / folder) for folder in ("x", "x", "y")]
+    own = [*first[:5], *second[:5]]
+    assert len(set(own)) == len(own)
+    assert len({*first[5:], *second[5:]}) == 1  # a request's own seed is what it asks for
+    assert fresh == first
+
+
+async def test_what_has_no_name_never_goes_on_in_an_episode_that_has_one(tokenizer, tmp_path):
+    async for served in serve(tokenizer, tmp_path, "One.", "One.", "Two."):
+        named = await served.chat(USER, user="named")
+        without = await served.chat(USER)
+        more = await served.chat(USER, message_of(without), USER)
+        assert message_of(named) == message_of(without)
+        assert more["parl"]["episode"] == without["parl"]["episode"] != "named" and more["parl"]["agent"] == "0"
+
+
 async def test_what_got_no_reward_is_stored_as_failed(tokenizer, tmp_path):
     async for served in serve(tokenizer, tmp_path, "One.", "Two.", idle_s=0.0):
         await served.chat(USER, user="idle")

@@ -18,7 +18,10 @@ FIELDS = (
     *("max_tokens", "max_completion_tokens", "temperature", "top_p", "logprobs", "top_logprobs", "response_format"),
     *("logit_bias", "functions", "function_call", "parallel_tool_calls", "modalities", "audio", "store", "prediction"),
 )
-OF_HEADERS = ("host", "origin", "content-type", "content-length", "content-encoding", "x-parl-episode", "x-parl-task")
+OF_HEADERS = (
+    *("host", "origin", "content-type", "content-length", "content-encoding", "sec-fetch-site"),
+    *("x-parl-episode", "x-parl-task"),
+)
 ROOMS = ("v1", "parl", "episodes", "reward", "chat", "completions", "..", "", "%2f", "%00")
 any_text = st.text(max_size=20) | st.text(st.characters(categories=("Cs", "Cc", "Cf", "Lu")), max_size=4)
 any_number = st.integers() | st.floats() | st.just(10**400) | st.just(2**70)

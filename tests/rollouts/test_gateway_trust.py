@@ -61,7 +61,8 @@ def rewarded(name: str) -> str:
         {"messages": [USER, {"role": "assistant", "content": None, "refusal": None, "tool_calls": None}, USER]},
         {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}, USER]},
         {"user": "ユーザー/7", "unknown_field": {"a": [1, 2.5, None]}},
-        {"model": None},
+        {"model": None, "function_call": "none", "functions": []},
+        {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False, "best_of": 1, "stop_token_ids": []},
     ],
 )
 async def test_what_openai_accepts_is_served(tmp_path, change):
@@ -201,6 +202,26 @@ async def test_what_a_policy_writes_can_always_be_sent_and_stored_and_gone_on_fr
         again = await caller.send(CHAT, {**body, "user": "v", "stream": False, "messages": [USER, message, USER]})
         assert again.status_code == 200, again.text
         assert len(caller.gateway.recorder.open["v"].conversations) == 1  # it was known again
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"a": int("1" * 301)}, {"a": -int("9" * 4000)}, {"a": json.loads("[" * 70 + "]" * 70)}]
+)
+async def test_arguments_that_no_request_could_carry_are_a_malformed_turn(tmp_path, arguments):
+    class Wild(Parrot):
+        async def generate(self, prompt: list[int], sampling: Sampling, **more: Any) -> Completion:
+            call = Call(id="functions.f:0", name="f", arguments=arguments)
+            tokens = small_tokenizer().encode_segments(assistant_pieces("", [call], thinking=False))
+            return Completion(tokens=tokens, logprobs=[-1.0] * len(tokens), finish=Finish.STOP, policy_version=0)
+
+    async with gateway(tmp_path, Wild()) as caller:
+        body = {**BODY, "user": "v", "tools": [TOOL]}
+        answer = await caller.send(CHAT, body)
+        assert answer.status_code == 200, answer.text
+        assert "no request can carry" in answer.json()["parl"]["malformed"]
+        message = answer.json()["choices"][0]["message"]
+        assert (await caller.send(CHAT, {**body, "messages": [USER, message, USER]})).status_code == 200
+        assert len(caller.gateway.recorder.open["v"].conversations) == 1
 
 
 async def test_tokens_beyond_the_vocabulary_are_a_malformed_turn(tmp_path):
