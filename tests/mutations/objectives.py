@@ -157,5 +157,4 @@ MUTANTS = [
         "return self.correction_limits or _PUBLISHED[self.correction]",
         "return _PUBLISHED[self.correction]",
     ),
-    config("normalises-always", 'bool(getattr(self, "normalise_std", False))', 'hasattr(self, "normalise_std")'),
 ]

@@ -27,6 +27,16 @@ noise = mutants_of("rollouts", "rollouts/noise.py", SWARM)
 episode = mutants_of("rollouts", "rollouts/episode.py", CONTEXT, "tests/rewards/test_parl_reward.py")
 
 MUTANTS = [
+    agent_sampling(
+        "noise-of-the-seed-alone",
+        "place = (episode.seed, episode.task.key, episode.index, self.trace.agent_id,",
+        "place = (episode.seed, episode.task.key, episode.index,",
+    ),
+    mutants_of("rollouts", "rollouts/episode.py", "tests/rewards/test_parl_reward.py")(
+        "cancelled-episodes-count",
+        "self.status in (EpisodeStatus.FAILED, EpisodeStatus.CANCELLED)",
+        "self.status is EpisodeStatus.FAILED",
+    ),
     path(
         "main-step-is-free",
         "return self.steps + 1 + max(subagent_costs, default=0)",
@@ -95,11 +105,6 @@ MUTANTS = [
         "does-not-wait-for-the-due",
         "or len(chosen) < self.batch or not self._fits(rest)",
         "or len(chosen) < self.batch",
-    ),
-    scheduler(
-        "unready-groups-are-taken",
-        "[group for group in self._by_due() if group.ready]",
-        "[group for group in self._by_due() if group.ended or group.ready]",
     ),
     scheduler(
         "all-must-be-accepted",
@@ -232,11 +237,6 @@ MUTANTS = [
         "ErrorKind.TIMEOUT if trace.status is TraceStatus.CANCELLED else",
         "ErrorKind.TIMEOUT if trace.status is TraceStatus.RUNNING else",
     ),
-    agent(
-        "noise-of-the-seed-alone",
-        "place = (episode.seed, episode.task.key, episode.index, self.trace.agent_id,",
-        "place = (episode.seed, episode.task.key, episode.index,",
-    ),
     agent_sampling(
         "noise-without-the-attempt",
         "place = (episode.seed, episode.task.key, episode.index, ",
@@ -356,16 +356,6 @@ MUTANTS = [
         "return self._frozen if trace.role is Role.ORCHESTRATOR else self._policy",
     ),
     worker(
-        "peers-at-their-own-temperature",
-        "subagent_temperature=job.temperature, subagent_top_p=job.top_p)",
-        "subagent_top_p=job.top_p)",
-    ),
-    worker(
-        "peers-with-their-own-top-p",
-        "subagent_temperature=job.temperature, subagent_top_p=job.top_p)",
-        "subagent_temperature=job.temperature)",
-    ),
-    worker(
         "limits-swapped",
         "Slots(config.limits.subagents, config.limits.tool_calls)",
         "Slots(config.limits.tool_calls, config.limits.subagents)",
@@ -377,11 +367,6 @@ MUTANTS = [
     ),
     noise("noise-of-half-its-parts", '"/".join(map(str, parts))', '"/".join(map(str, parts[:2]))'),
     noise("noise-of-parts-run-together", '"/".join(map(str, parts))', '"".join(map(str, parts))'),
-    episode(
-        "cancelled-episodes-count",
-        "self.status in (EpisodeStatus.FAILED, EpisodeStatus.CANCELLED)",
-        "self.status is EpisodeStatus.FAILED",
-    ),
     episode(
         "contexts-begin-after-their-cut",
         "zip([0, *self.cuts], ends, strict=True)",

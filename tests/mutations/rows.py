@@ -22,6 +22,15 @@ router = mutants_of("learner", "model/moe.py", "tests/model/test_transformer.py"
 losses = mutants_of("learner", "model/kernels/reference.py", "tests/model/test_router_loss.py")
 
 MUTANTS = [
+    learner(
+        "means-of-micro-batches-add-up",
+        "totals[name] += float(stats[name]) * share",
+        "totals[name] += float(stats[name])",
+    ),
+    learner("entropy-of-micro-batches", "totals[name] += value / denominator", "totals[name] += value / len(logprobs)"),
+    learner(
+        "scoring-trains", "        model.eval()  # nothing is counted", "        model.train()  # nothing is counted"
+    ),
     advantage("no-baseline", "advantages = [reward - mean for reward in rewards]", "advantages = list(rewards)"),
     advantage(
         "leave-one-out-baseline", "mean = sum(rewards) / len(rewards)", "mean = sum(rewards) / max(len(rewards) - 1, 1)"
@@ -139,17 +148,6 @@ MUTANTS = [
     ),
     objective("ptx-weight-is-ignored", "return objective.ptx * sft_loss(", "return sft_loss("),
     objective("ptx-by-the-rows-denominator", "denominator=text_denominator)", "denominator=denominator)"),
-    objective(
-        "means-of-micro-batches-add-up",
-        "totals[name] += float(stats[name]) * share",
-        "totals[name] += float(stats[name])",
-    ),
-    objective(
-        "entropy-of-micro-batches", "totals[name] += value / denominator", "totals[name] += value / len(logprobs)"
-    ),
-    objective(
-        "scoring-trains", "        model.eval()  # nothing is counted", "        model.train()  # nothing is counted"
-    ),
     ranks(
         "each-rank-its-own-denominator",
         '{"denominator": float(denominator(rows)),',
@@ -209,9 +207,6 @@ MUTANTS = [
     optimizer("clip-by-twice", "grad.mul_(limit / self.grad_norm)", "grad.mul_(limit / self.grad_norm**2)"),
     optimizer("clip-at-one", "if self.grad_norm > limit:", "if self.grad_norm > 1.0:"),
     optimizer("matrices-are-one", "x.norm(dim=(-2, -1), keepdim=True)", "x.norm()"),
-    optimizer(
-        "tall-matrices-stay", "tall = matrix.shape[-2] > matrix.shape[-1]", "tall = matrix.shape[-2] < matrix.shape[-1]"
-    ),
     cold("cold-start-without-warm-up", "return min(done / 0.02, 1.0) * min(", "return min("),
     cold("cold-start-never-falls", " * min(max(1.0 - done, 0.02) / 0.4, 1.0)", ""),
     cold(

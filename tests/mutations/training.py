@@ -24,6 +24,9 @@ resume = mutants_of("training", "parl/resume.py", RESUME)
 tasks = mutants_of("training", "parl/tasks.py", *(f"tests/parl/test_evaluate.py::{name}" for name in TASKS))
 
 MUTANTS = [
+    mutants_of("training", "parl/objective/config.py", STEP)(
+        "normalises-always", 'bool(getattr(self, "normalise_std", False))', 'hasattr(self, "normalise_std")'
+    ),
     trainer(
         "learning-rate-never-falls", "lr_scale = 1.0 - done * (1.0 - self.config.optimizer.final_lr)", "lr_scale = 1.0"
     ),
@@ -238,9 +241,6 @@ MUTANTS = [
     resume("rounding-in-silence", "if _within(key, ROUNDING):", "if _within(key, FREE):"),
     resume("runs-become-shorter", "    if new < old:\n", "    if new < 0:\n"),
     resume("not-kept", "    if changed:\n        write_text(", "    if not changed:\n        write_text("),
-    resume(
-        "sections-by-their-first-letters", 'key == name or key.startswith(f"{name}.") for', "key.startswith(name) for"
-    ),
     tasks("own-tasks-end", "self._own[i % len(self._own)]", "self._own[min(i, len(self._own) - 1)]"),
     tasks(
         "cursor-is-ignored",

@@ -16,7 +16,7 @@ from parl.attempts import Policy, _missing, _run_local, _slices, account, cost
 from parl.chat_eval import ChatCollector, Served
 from parl.config import Config
 from parl.evaluate import evaluate_policy
-from parl.measures import Sample, attempt, latest
+from parl.measures import Sample, attempt, estimates, latest
 from parl.scoring import Scoring
 from rewards.parl import Weights
 from rewards.score import score_episode
@@ -56,7 +56,12 @@ def made(task: Task, index: int = 0) -> Episode:
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     rewards = {"lambda_parallel": 0.4, "lambda_finish": 0.2, "critical_penalty": 0.25, "parallel_cap": 4}
-    return tiny_config(tmp_path, eval=EVAL, rollouts=ROLLOUTS, rewards=rewards, seed=2)
+    bounds = {
+        "limits": {"agent_s": 9.0, "tool_calls": 7},
+        "context": {"orchestrator_tokens": 500},
+        "budget": {"turn_tokens": 99},
+    }
+    return tiny_config(tmp_path, eval=EVAL, rollouts=ROLLOUTS | bounds, rewards=rewards, seed=2)
 
 
 WANTED = {"seed": 11, "temperature": 0.3, "top_p": 0.6}
@@ -194,6 +199,27 @@ def sample_of(*values: tuple[float, int, int]) -> Sample:
         changes = {"success": success, "sampled_tokens": sampled, "prompt_tokens": prompt, "new_prompt_tokens": 1}
         made_up.append(type(one)(**{name: getattr(one, name) for name in one.__slots__} | changes))
     return Sample("a", made_up)
+
+
+def test_an_attempts_score_is_that_of_its_answer_alone():
+    one = outline(wide_task(1), 0)
+    score_episode(one.episode, Weights(parallel=5.0, critical=3.0), 4)
+    assert attempt(one).score == one.episode.rewards["perf"] != one.episode.rewards["total"]
+
+
+def test_pass_and_max_at_k_are_of_the_best_and_avg_of_all_in_the_order_of_their_numbers():
+    first = attempt(outline(chain_task(1), 0))
+    values = {"t": [(1, 0.4, 0.0), (0, 1.0, 1.0)], "u": [(0, 0.0, 0.0), (1, 0.2, 0.0)]}  # number, score, success
+    tries = [
+        type(first)(**{name: getattr(first, name) for name in first.__slots__} | given)
+        for task, own in values.items()
+        for given in ({"task": task, "index": i, "score": score, "success": success} for i, score, success in own)
+    ]
+    sample = Sample("x", tries)
+    assert [one.index for one in sample.by_task["t"]] == [0, 1]
+    numbers = estimates(sample, 2)
+    wanted = {"avg@2": 0.4, "max@2": 0.6, "pass@2": 0.5, "success": 0.25}
+    assert {name: numbers[name].value for name in wanted} == pytest.approx(wanted)
 
 
 def test_an_account_sums_and_divides_by_what_was_solved():

@@ -241,6 +241,12 @@ def with_policies(root: Path, **sections: Any) -> Config:
     return tiny_config(root, rollouts=rollouts, **sections)
 
 
+def stand_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up files pass for a cold start and for policies."""
+    monkeypatch.setattr("parl.attempts.starting_policy", lambda config: root / "cold")
+    monkeypatch.setattr("parl.attempts.check_policy_files", lambda folder, cure: None)
+
+
 @pytest.mark.parametrize(
     ("changed", "reused"),
     [
@@ -255,7 +261,7 @@ def with_policies(root: Path, **sections: Any) -> Config:
 def test_stored_episodes_are_used_again_only_under_the_same_identity(
     changed, reused: bool, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr("parl.attempts.starting_policy", lambda config: tmp_path / "cold")
+    stand_in(tmp_path, monkeypatch)
 
     def chosen(config: Config) -> Policy:
         return _local(config, tmp_path / "policy", False, ())[0]
@@ -284,12 +290,22 @@ def test_stored_episodes_are_used_again_only_under_the_same_identity(
     ids=["no tokenizer", "no shape", "several files", "no weights", "another vocabulary", "another shape"],
 )
 def test_a_folder_that_is_no_policy_of_the_run_is_a_mistake_with_a_cure(harm, named: str, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("parl.attempts.starting_policy", lambda config: tmp_path / "cold")
+    stand_in(tmp_path, monkeypatch)
     config = with_policies(tmp_path)
     _local(config, tmp_path / "policy", False, ())
     harm(tmp_path / "policy")
     with pytest.raises(UserError, match=named):
         _local(config, tmp_path / "policy", False, ())
+
+
+def test_the_weights_of_sub_agents_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stand_in(tmp_path, monkeypatch)
+    found = []
+    for weights in (b"1", b"2", b"1"):
+        config = with_policies(tmp_path)
+        (tmp_path / "agents" / SINGLE).write_bytes(weights)
+        found.append(_local(config, tmp_path / "policy", False, ())[0].store)
+    assert found[0] == found[2] != found[1]
 
 
 def test_a_servers_model_and_address_count(tmp_path: Path):

@@ -253,6 +253,32 @@ def test_the_learning_rate_scale_of_a_step_applies_to_both_kinds(learner: Learne
     assert same_weights(learner.weights(), WEIGHTS)
 
 
+METRICS = ("loss", "ratio", "masked", "kl", "entropy", "entropy_drift", "mismatch_kl", "logprob_gap")
+
+
+def test_metrics_do_not_depend_on_the_micro_batch(learner: Learner, rows: list[Row]):
+    longest = max(rows, key=lambda row: len(row.tokens))  # in the first micro-batch, where the gap is largest
+    wrong = [
+        replace(row, logprobs=row.logprobs - np.float32(0.3) * row.mask) if row is longest else row for row in rows
+    ]
+    found = []
+    for micro_tokens in (4096, 60):
+        learner.load_weights(WEIGHTS)
+        learner.optimizer.state.clear()
+        found.append({name: value for name, value in step(learner, wrong, micro_tokens).items() if name in METRICS})
+    assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-6) and len(found[0]) == len(METRICS)
+    assert found[0]["logprob_gap"] == pytest.approx(0.3, abs=0.01) and found[0]["ratio"] > 1.0
+
+
+def test_scoring_rows_counts_no_load(learner: Learner, rows: list[Row]):
+    for router in learner.model.routers():
+        router.load_E.zero_()
+    learner.logprobs(rows, temperature=1.0, micro_tokens=100)
+    assert not any(router.load_E.any() for router in learner.model.routers()) and learner.model.training
+    step(learner, rows)
+    assert all(router.load_E.any() for router in learner.model.routers())
+
+
 # ---------------------------------------------------------------- the optimiser
 
 

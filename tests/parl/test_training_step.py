@@ -324,6 +324,7 @@ def test_texts_are_demonstrations_that_the_cold_start_never_sees_and_none_comes_
     assert [numbers for [numbers] in again.batches(1, 4)] == seen[4:8]  # a function of the step
 
 
-def test_without_the_term_no_texts_are_made(tmp_path: Path):
+def test_without_the_term_no_texts_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ptx, "actor", lambda *args, **options: pytest.fail("an actor was made"))
     texts = PtxTexts(config_of(tmp_path), tmp_path / "tokenizer.json")
     assert list(texts.batches(3, 2)) == [[], []]

@@ -305,6 +305,14 @@ def test_parallelism_is_all_turns_by_critical_ones():
     assert aggregate([scored(finished=[True] * 4)])["swarm/parallelism"] == pytest.approx(6 / 3)
 
 
+@pytest.mark.parametrize("status", [EpisodeStatus.FAILED, EpisodeStatus.CANCELLED])
+def test_what_the_machine_ended_is_in_no_mean(status):
+    good = scored(finished=[True])
+    metrics = aggregate([good, scored(turns=50, status=status)])
+    assert metrics["episodes/answered"] == metrics[f"episodes/{status}"] == 1
+    assert metrics["steps/critical"] == good.metrics["critical_steps"] and metrics["reward/perf"] == 1.0
+
+
 def test_means_over_nothing_are_left_out():
     assert aggregate([]) == {f"episodes/{status}": 0.0 for status in EpisodeStatus}
     assert "swarm/finish_rate" not in aggregate([scored()])

@@ -142,6 +142,11 @@ async def test_a_peer_gives_a_sub_agent_the_steps_that_home_gives(tokenizer: Tok
         assert {trace.limit for trace in episode.subagents} == ({"steps"} if steps == 1 else {""})
 
 
+async def test_a_workers_places_are_those_of_the_limits(tokenizer: Tokenizer, folder: str):
+    worker = worker_of(folder, Recording(tokenizer), limits={"subagents": 2, "tool_calls": 5})
+    assert (worker._places.subagents._value, worker._places.tool_calls._value) == (2, 5)
+
+
 async def test_whoever_speaks_for_a_role_is_its_pool(folder: str):
     worker = RolloutWorker(
         SimulatedEnvironment(Latency(median_s=0.0)), folder, RolloutsConfig(), policy=[None], frozen=[None], name="w"

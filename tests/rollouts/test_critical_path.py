@@ -116,6 +116,7 @@ def test_the_meter_leaves_subagents_what_the_budget_leaves_and_one_turn_to_answe
         # cap 1: orchestrator 0-1; 0/0 1-2 joins and frees the slot; 0/1 2-5; 0/0/0 5-6; 0/0/1 6-8; 0/0 8-9; answer 9-10
         (NESTED, 1, 10.0),
         (tree([turn(1, "0/0"), turn(1)], s0=[]), 1, 2.0),
+        (tree([turn(1, "0/0"), turn(1, "0/1"), turn(1)], s0=[turn(2)], s1=[turn(3)]), 1, 8.0),
         (tree([]), None, 0.0),
     ],
 )
@@ -151,5 +152,7 @@ def test_the_path_goes_through_the_longest_subagent_by_steps_or_by_seconds():
     assert critical_path(ONE_STAGE) == [("0", 0), ("0/1", 0), ("0/1", 1), ("0/1", 2), ("0", 1)]
     assert critical_path(ONE_STAGE, seconds=True) == [("0", 0), ("0/0", 0), ("0/0", 1), ("0", 1)]
     assert critical_path(NESTED) == [("0", 0), ("0/0", 0), ("0/0/1", 0), ("0/0/1", 1), ("0/0", 1), ("0", 1)]
+    twins = tree([turn(1, "0/0", "0/1")], s0=[turn(2)], s1=[turn(2)])
+    assert critical_path(twins) == critical_path(twins, seconds=True) == [("0", 0), ("0/0", 0)]  # the first of equals
     slow_tool = tree([turn(1, "0/0", tool=5.0)], s0=[turn(2)])
     assert critical_path(slow_tool, seconds=True) == [("0", 0)]  # the tool beside the sub-agent took longer

@@ -394,6 +394,7 @@ async def test_cancellation_goes_through_and_closes_the_session(play: Play):
 def test_noise_keys_differ_in_every_part():
     keys = [noise_key(*parts) for parts in ((1, "t", 0, "0"), (2, "t", 0, "0"), (1, "u", 0, "0"), (1, "t", 1, "0"))]
     assert len({*keys, noise_key(1, "t", 0, "0/0")}) == 5 and keys[0] == noise_key(1, "t", 0, "0")
+    assert noise_key(1, "t", 1, "10") != noise_key(1, "t", 11, "0")  # where one part ends counts, too
 
 
 async def collected(tokenizer: Tokenizer, concurrency: int, order_seed: int) -> dict[tuple[str, int], Episode]:
