@@ -125,7 +125,7 @@ def _tail(pid: int) -> str:
 def _gist(text: str) -> str:
     """What Ray says, without the table of identifiers and the advice that fits everything."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("\t")]
-    gist = " ".join(lines[1:] or lines)
+    gist = " ".join(lines[1:] or lines).partition(" Some common causes include")[0]
     return gist[:600]
 
 
