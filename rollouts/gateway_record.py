@@ -85,7 +85,7 @@ class Recording:
 
 class Recorder:
     """The episodes under way. ``thinking``: whether the policy thinks before it answers; ``recorded``: how many
-    episodes were stored before, so that neither names nor noise are theirs again."""
+    episodes were stored before, so that names, noise and attempts are other ones."""
 
     def __init__(self, tokenizer: Tokenizer, *, thinking: bool, longest: int, recorded: int = 0) -> None:
         self._tokenizer, self._thinking, self._longest = tokenizer, thinking, longest
@@ -171,7 +171,7 @@ class Recorder:
         """
         recording = self.open[name]
         if recording.index is None:
-            recording.index = self._attempts[recording.task]
+            recording.index = self._recorded + self._attempts[recording.task]
             self._attempts[recording.task] += 1
             if len(self._attempts) > _TASKS:
                 del self._attempts[next(iter(self._attempts))]

@@ -285,6 +285,7 @@ async def test_each_use_of_a_name_draws_noise_of_its_own_also_after_a_restart(to
     async def drawn(folder: Path) -> list[int]:
         """Of an episode and its branch, of its name used again, of one that looks like a branch, of one without a name,
         and of two with a seed."""
+        seeds = []
         async for served in serve(tokenizer, folder, *["One."] * 7):
             for name, count in (("a", 2), ("a", 1), ("a/0", 1), (None, 1)):
                 for _ in range(count):
@@ -295,10 +296,14 @@ async def test_each_use_of_a_name_draws_noise_of_its_own_also_after_a_restart(to
                 await served.chat(USER, user="b", seed=7)
                 await served.finish("b")
             assert isinstance(served.gateway.engine, Said)
-            return [sampling.seed for _, sampling, _ in served.gateway.engine.asked]
-        raise AssertionError
+            seeds = [sampling.seed for _, sampling, _ in served.gateway.engine.asked]
+        return seeds
 
     first, second, fresh = [await drawn(tmp_path / folder) for folder in ("x", "x", "y")]
+    store = EpisodeStore(tmp_path / "x")
+    read = [store.read(step, KIND) for step in store.steps(KIND)]
+    attempts = [(stored[0][0].task.key, stored[0][0].index) for stored in read if stored]
+    assert len(set(attempts)) == len(attempts) == 12  # rows and reports tell episodes apart by them
     own = [*first[:5], *second[:5]]
     assert len(set(own)) == len(own)
     assert len({*first[5:], *second[5:]}) == 1  # a request's own seed is what it asks for
