@@ -25,6 +25,7 @@ _NOT_READ = (
     *(".arrow", ".feather", ".pkl", ".pickle", ".npy", ".npz", ".db", ".sqlite", ".py"),
 )
 _SAVED = (".jsonl", ".parquet")
+_LONG_ANSWER = 200  # characters
 _LONGEST_NAME = 200  # characters; longer ones the file system may refuse to look up
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 Check = Callable[[Task], str | None]
@@ -172,8 +173,37 @@ def _read(
         source.tasks.append(task)
         source.where.append(where)
     if repeated:
-        shown = ", ".join(repeated[:5]) + (f" and {len(repeated) - 5} more" if len(repeated) > 5 else "")
-        source.notes.append(f"rows that repeat an earlier one are left out: {shown}")
+        source.notes.append(f"rows that repeat an earlier one are left out: {_some(repeated)}")
+    source.notes.extend(_doubtful(source))
+
+
+def _doubtful(source: TaskSource) -> Iterable[str]:
+    """What is well formed and yet is hardly meant."""
+    asked: dict[str, Task] = {}
+    other, leaked, long = [], [], []
+    for where, task in zip(source.where, source.tasks, strict=True):
+        first = asked.setdefault(" ".join(task.prompt.split()), task)
+        if first.gold != task.gold and first.split == task.split:
+            other.append(where)
+        elif first.split != task.split:
+            leaked.append(where)
+        if any(len(text) > _LONG_ANSWER or "\n" in text.strip() for text in task.gold.answers):
+            long.append(where)
+    if other:
+        yield (
+            f"rows that ask what an earlier one asks, with another gold: {_some(other)}; no answer is right for both"
+        )
+    if leaked:
+        yield (f"rows that ask what a row of another split asks: {_some(leaked)}; held-out scores measure memory too")
+    if long:
+        yield (
+            f"rows whose answer is long (over {_LONG_ANSWER} characters, or several lines): {_some(long)}; only the"
+            " same words are right: give the final answer alone"
+        )
+
+
+def _some(places: list[str]) -> str:
+    return ", ".join(places[:5]) + (f" and {len(places) - 5} more" if len(places) > 5 else "")
 
 
 def _hub_rows(spec: str, split: str) -> Iterable[dict[str, Any]]:

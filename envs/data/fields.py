@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ OPTIONAL = ("split", "family", "width", "oracle", "plan", "key")
 ANSWERS = ("ground_truth", "answers", "answer", "solution", "completion")  # read as gold where there is none; in order
 PROMPTS = ("question", "query", "instruction", "input", "problem", "text", "task")  # what others call a prompt
 _CLOSE = 0.8
+_GSM8K = re.compile(r"^####[ \t]*(\S.*?)\s*\Z", re.MULTILINE)
 _SHORT = ("plan", "key")  # too short to guess at: a column "planet" is no slip
 
 
@@ -28,6 +30,12 @@ def slips(row: dict[str, Any]) -> dict[str, str]:
     known = {*REQUIRED, *OPTIONAL, *ANSWERS, *PROMPTS, "messages", "reward_model", "data_source", "extra_info"}
     found = {name: near(name, absent) for name in row if isinstance(name, str) and name not in known}
     return {name: field for name, field in found.items() if field and (field not in _SHORT or name.casefold() == field)}
+
+
+def last_line(answer: Any) -> Any:
+    """What GSM8K's answers say after the working: the rest of a last line ``#### 72``; else ``answer`` as it is."""
+    found = _GSM8K.search(answer) if isinstance(answer, str) else None
+    return found[1] if found else answer
 
 
 def empty(value: Any) -> bool:

@@ -41,13 +41,15 @@ def read_csv(
     skipped = int(bool(told))
     body = rest if told else text
     separator = told[1] if told else "\t" if suffix == ".tsv" else _separator(body)
-    lines = [(where, [clean(cell) for cell in row]) for where, row in _records(body, separator, skipped, problems)]
+    records = _records(body, separator, skipped, problems)
+    lines = [(where, [clean(cell) for cell in row], row) for where, row in records]
     lines = [line for line in lines if any(line[1])]
     if not lines:
         if not problems:
             problems.add("line 1", "the file is empty; write a header and rows below it")
         return None
-    (where, header), *rows = lines
+    where, header = lines[0][0], [_label(cell, clean) for cell in lines[0][2]]
+    rows = [(place, row) for place, row, _ in lines[1:]]
     while header and not header[-1]:
         header.pop()
     return _with_index(Grid(where, header, _even(header, rows, separator, problems)), problems)
@@ -68,7 +70,7 @@ def grid_of(
             text, fault = scalar_text(value, empty=True)
             if fault:
                 problems.add(where, f"{name} = {show(value)}: {fault}")
-            cells[clean(name)] = clean(text)
+            cells[_label(name, clean)] = clean(text)
         header |= dict.fromkeys(cells)
         found.append((where, cells))
     if not found:
@@ -100,6 +102,11 @@ def read_parquet(path: Path, problems: Problems) -> list[tuple[str, dict[str, An
     if not rows:
         problems.add("", "the file has no rows")
     return [(f"row {number}", row) for number, row in enumerate(rows, 1)]
+
+
+def _label(name: str, clean: Callable[[str], str]) -> str:
+    """A column's name; one of punctuation alone (``%``, ``#``) is a name, though such a cell is no value."""
+    return clean(name) or " ".join(name.split()).replace("|", "/")
 
 
 def _separator(text: str) -> str:

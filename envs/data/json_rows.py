@@ -97,8 +97,10 @@ class _Reader:
         if self.text[at : at + 1] == "]":
             self.problems.add(self.where(at), "the list is empty; write one object for each row")
             return
+        number, line = 0, ""
         while True:
-            where = self.where(at)
+            number, before, line = number + 1, line, self.where(at)
+            where = f"{line}, row {number}" if line == before else line  # a file may be a single line
             found = self.value(at, where, "the rows after it were not read")
             if found is None:
                 return

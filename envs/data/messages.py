@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from envs.data.problems import Say
 
 _CURE = 'write {"role": "user", "content": "..."}'
+_SEEN = ("image", "images", "video", "videos", "audio", "audios")  # columns of pictures and sounds
+_PLACE = re.compile("<(image|video|audio)>")  # where one belongs in the text, as verl and LLaVA write it
 _ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -36,6 +39,17 @@ def prompt_of(messages: list[Any], field: str, say: Say) -> str | None:
         say(field, f"holds no message of the user, or an empty one; {_CURE}")
         return None
     return "\n\n".join(part for part in parts if part.strip())
+
+
+def no_pictures(row: dict[str, Any], say: Say) -> None:
+    """Tell ``say`` of pictures and sounds beside a prompt: nothing would show them, and the rest is another task."""
+    for name, value in row.items():
+        if str(name).casefold() in _SEEN and isinstance(value, list | dict | bytes) and value:
+            say(str(name), "only text can be asked; leave rows with pictures and sounds out")
+            return
+    prompt = row.get("prompt")
+    if isinstance(prompt, str) and (found := _PLACE.search(prompt)):
+        say("prompt", f"stands for a picture or a sound with {found[0]}; only text can be asked", prompt)
 
 
 def answer_of(messages: list[Any], field: str, say: Say) -> str | None:

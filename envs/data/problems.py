@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, Protocol
 
 NOTHING: Any = object()  # where no value is to be shown
@@ -31,7 +32,7 @@ class Problems:
     def __init__(self, name: str) -> None:
         self.name = name
         self.notes: list[str] = []
-        self._found: list[str] = []
+        self._found: list[tuple[str, str]] = []
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -41,21 +42,35 @@ class Problems:
 
     def add(self, where: str, text: str) -> None:
         """One mistake. ``where`` is the line or row, empty where the whole file is meant."""
-        self._found.append(f"{where}: {text}" if where else text)
+        self._found.append((where, text))
         if len(self._found) >= _STOP:
             raise TooMany
 
     def check(self) -> None:
-        """Raise :class:`DataError` where there are mistakes: the first 20 of them and the number of the others."""
+        """Raise :class:`DataError` where there are mistakes: the first 20 of them and the number of the others.
+
+        Where rows that share one mistake (a column that is called otherwise) would hide another, they are told once.
+        """
         if not self._found:
             return
-        if len(self._found) == 1:
-            raise DataError(f"{self.name}: {self._found[0]}")
-        lines = [f"  - {problem}" for problem in self._found[:MOST_SHOWN]]
-        more = len(self._found) - MOST_SHOWN
+        told = [f"{where}: {text}" if where else text for where, text in self._found]
+        if len(told) == 1:
+            raise DataError(f"{self.name}: {told[0]}")
+        counts = Counter(text for _, text in self._found)
+        if len({text for _, text in self._found[:MOST_SHOWN]}) < len(counts):
+            first = dict(reversed([(text, where) for where, text in self._found]))
+            told = [_shared(first[text], text, count) for text, count in counts.items()]
+        lines = [f"  - {problem}" for problem in told[:MOST_SHOWN]]
+        more = len(told) - MOST_SHOWN
         if more > 0:
             lines.append(f"  and {'at least ' * (len(self._found) >= _STOP)}{more} more")
         raise DataError(f"{self.name}: {len(self._found)} problems\n" + "\n".join(lines))
+
+
+def _shared(where: str, text: str, count: int) -> str:
+    """One mistake with the first of its places and the number of the others."""
+    others = f" (and {count - 1} more like it)" if count > 1 else ""
+    return f"{where}{others}: {text}" if where else text
 
 
 def show(value: Any, most: int = 80) -> str:

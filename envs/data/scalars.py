@@ -8,15 +8,20 @@ import math
 import re
 from typing import Any
 
-from envs.data.json_rows import Written
+from envs.data.fields import ANSWERS
+from envs.data.json_rows import Written, parse_json
+from envs.data.problems import Say
 
+_PRINTED = re.compile(r"\s*(\[\s*['\"\[{]|\{\s*['\"])")  # how a list of texts or an object begins
+_CHAT = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
 def scalar_text(value: Any, *, empty: bool = False) -> tuple[str, str]:
     """``value`` as text, and what is wrong with it ("" where nothing is).
 
-    Numbers are written as the file has them (a whole float of Parquet without its ``.0``), truth values as ``true`` and
+    Numbers are written as the file has them (a whole float of Parquet without its ``.0``, a day without
+    its midnight), truth values as ``true`` and
     ``false``. ``empty``: null and NaN are an empty text, no mistake.
     """
     if isinstance(value, str):
@@ -29,12 +34,32 @@ def scalar_text(value: Any, *, empty: bool = False) -> tuple[str, str]:
         return "", "" if empty and math.isnan(value) else "is no finite number; leave the row out or write text"
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value), ""
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time() and value.tzinfo is None:
+        return str(value.date()), ""  # a day, for which Parquet and pandas have no other type
     if isinstance(value, int | decimal.Decimal | datetime.date | datetime.time):
         return str(value), ""
     if value is None:
         return "", "" if empty else "must be text, not null"
     kind = {dict: "an object", list: "a list", bytes: "bytes"}.get(type(value), type(value).__name__)
     return "", f"must be text, a number or a truth value, not {kind}"
+
+
+def parsed(text: Any, field: str, say: Say) -> Any:
+    """The list or object of which a text file holds the JSON, else ``text``; ``say`` is told of what Python prints.
+
+    pandas writes lists as Python does (``['Rome', 'Roma']``); taken as text, no answer would be what was meant.
+    """
+    asked = field in ("prompt", "messages")  # a question may quote anything but a conversation
+    if not isinstance(text, str) or not (_CHAT if asked else _PRINTED).match(text):
+        return text
+    try:
+        return parse_json(text)
+    except ValueError:
+        if asked:
+            say(field, "is a conversation, but no JSON; write it with json.dumps, or the question alone", text)
+        elif field in ANSWERS:
+            say(field, 'is a list or an object as Python prints it; write JSON (json.dumps): ["Rome", "Roma"]', text)
+        return text
 
 
 def text_fault(text: str) -> str:

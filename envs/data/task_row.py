@@ -16,12 +16,14 @@ from envs.base import Oracle, Task, task_key
 from envs.data import fields
 from envs.data.gold import gold_of
 from envs.data.json_rows import parse_json
-from envs.data.messages import answer_of, are_messages, prompt_of
+from envs.data.messages import answer_of, are_messages, no_pictures, prompt_of
 from envs.data.problems import NOTHING, Problems, Say, show
-from envs.data.scalars import scalar_text, text_fault
+from envs.data.scalars import parsed, scalar_text, text_fault
 
 SPLITS = ("train", "val", "test")
 _SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "testing": "test"}
+_GOLDS = ("label", "target", "output", "response", "expected", "reference", "chosen")  # what others call an answer
+_TAKEN = re.compile(r"all|wide_12|width \d+(-\d+)?")
 _LONGEST_NAME = 200  # characters of a key or a family
 
 
@@ -38,10 +40,13 @@ def task_of(row: Any, where: str, split: str, problems: Problems, *, as_text: bo
     if not isinstance(row, dict):
         problems.add(where, f'not an object but {type(row).__name__}; write {{"prompt": ..., "gold": ...}}')
         return None
+    if as_text:
+        row = {name: parsed(value, str(name), say) for name, value in row.items()}
     slips = fields.slips(row)
     for name, meant in slips.items():
         if meant not in fields.REQUIRED:
             say(name, f"unknown column (given {show(row[name])}); did you mean {meant}? Rename it, or leave it out")
+    no_pictures(row, say)
     prompt = _prompt(row, slips, say)
     given, field = _given_gold(row, slips, say)
     gold = gold_of(given, say, field) if isinstance(given, dict) else None
@@ -104,7 +109,8 @@ def _given_gold(row: dict[str, Any], slips: dict[str, str], say: Say) -> tuple[A
         if isinstance(value, dict):
             say(field, "must be the answer or a list of accepted ones, or a gold with its kind", value)
             return None, field
-        return {"kind": "exact", "answers": value if isinstance(value, list) else [value]}, field
+        answers = value if isinstance(value, list) else [value]
+        return {"kind": "exact", "answers": [fields.last_line(answer) for answer in answers]}, field
     _missing("gold", row, slips, say)
     return None, "gold"
 
@@ -120,9 +126,13 @@ def _answers(row: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _missing(field: str, row: dict[str, Any], slips: dict[str, str], say: Say) -> None:
+    names = ("prompt", "messages") if field == "prompt" else ("gold", *fields.ANSWERS)
+    if there := [name for name in names if name in row]:
+        say(f"missing column {field!r}", f"{there[0]!r} is there but empty; write it, or leave the row out")
+        return
     close = next((name for name, meant in slips.items() if meant == field), None)
-    others = fields.PROMPTS if field == "prompt" else ("label", "target", "output", "response", "expected", "reference")
-    close = close or next((name for name in row if str(name).casefold() in others), None)
+    others = fields.PROMPTS if field == "prompt" else (*fields.ANSWERS, *_GOLDS)
+    close = close or next((name for name in row if str(name).strip().casefold() in others), None)
     hint = f"did you mean it by {close!r}? Rename that column" if close else f"columns here: {sorted(map(str, row))}"
     say(f"missing column {field!r}", hint)
 
@@ -186,6 +196,8 @@ def _name(value: Any, field: str, say: Say) -> str | None:
         fault = f"must be one line of at most {_LONGEST_NAME} characters that can be printed"
     if fault:
         say(field, f"{fault}", value)
+    if field == "family" and _TAKEN.fullmatch(text.strip()):
+        say(field, "is what reports call a group of tasks of all families; take another name", value)
     return text.strip()
 
 

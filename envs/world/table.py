@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from pathlib import Path
 
 from envs.data.grid import Grid, grid_of, read_csv, read_parquet
@@ -15,7 +16,7 @@ from envs.world.lexicon import SPLITS, split_of
 
 ENOUGH = 16  # rows that every split needs before the splits are kept apart
 FILES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson")
-_NUMBER = re.compile(r"[-+]?[\d.,%]+")
+_NUMBER = re.compile(r"[-+]?(?=.*\d)[\d.,%]+")
 _YEAR = re.compile(r"[12]\d{3}")
 _ITEM = re.compile(r", \d+\. ")  # how a question's list goes on to its next item
 _DROPPED = frozenset(string.punctuation + "–—… ")
@@ -104,15 +105,15 @@ def _entities(grid: Grid, problems: Problems) -> list[Entity]:
         if not name:
             problems.add(where, f"the first column ({label!r}) is empty; every row needs a name there")
             continue
-        if name.casefold() in seen:
-            first = seen[name.casefold()]
+        if (key := unicodedata.normalize("NFC", name).casefold()) in seen:
+            first = seen[key]
             problems.add(where, f"duplicate key {name!r} (first in {first}); keep one of them or rename it")
             continue
         if not any(c.isalnum() for c in name):
             problems.add(where, f"{label} = {name!r}: a name needs a letter or a digit, or it cannot be searched for")
         if _ITEM.search(name):
             problems.add(where, f"{label} = {name!r}: reads as two items of a numbered list; remove the number")
-        seen[name.casefold()] = where
+        seen[key] = where
         values = {column: value for column, value in zip(grid.header[1:], row[1:], strict=True) if value}
         for column, value in values.items():
             if set(value.casefold().split()) <= _ARTICLES:
