@@ -239,9 +239,9 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a run or a store: verdict, curves, swarm viewer."""
     with reported():
-        from parl.report import write_report
+        from parl.report import report_source, write_report
 
-        run_dir = run if run.exists() or not (Path("runs") / run).is_dir() else Path("runs") / run
+        run_dir = report_source(run)
         folder = run_dir.parent if run_dir.is_file() else run_dir
         echo(f"wrote {write_report(run_dir, out or folder / 'report.html', episode or [])}")
 
@@ -363,5 +363,9 @@ def main() -> None:
     """Entry point of the ``parl`` script and of ``python -m parl``."""
     open_output()
     catch_warnings()
-    append([os.getcwd()])
+    try:
+        append([os.getcwd()])
+    except FileNotFoundError:
+        echo("error: the current folder is no longer there; change to another one", err=True)
+        sys.exit(2)
     sys.exit(app())

@@ -52,6 +52,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, files: 
     path = preset(Path(path))
     tree = _read_yaml(path)
     for override in overrides or []:
+        if half := re.search("[\ud800-\udfff]", override):
+            raise ConfigError(
+                f"the override {shown(override)!r} holds the byte 0x{ord(half[0]) & 0xFF:02x}, which is no UTF-8:"
+                " rename the file, or set LC_ALL=C.UTF-8"
+            )
         _apply_override(tree, override)
     tree = _without_empty_sections(tree, Config)
     problems = [
@@ -91,7 +96,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise ConfigError(f"{where}: not valid YAML: {error.problem or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not UTF-8 ({error.reason} at byte {error.start}): is it a configuration? Save it as UTF-8"
+        ) from None
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if tree is None:
         return {}
@@ -217,6 +226,8 @@ def _unknown(key: str, value: Any, model: type[BaseModel] | None) -> str:
             f"{key} (given {_show(value)}) is a key of {place}.name = {' or '.join(owners)};"
             f" {place}.name = {name} has {keys}"
         )
+    if key in dict(_known_keys()):  # written with dots in a file
+        return f"unknown key '{key}' (given {_show(value)}): in a file a section is a mapping; {place}: {{{leaf}: ...}}"
     close = nearest_keys(key)
     hint = f"; did you mean {' or '.join(close)}?" if close else f"; sections: {', '.join(Config.model_fields)}"
     return f"unknown key {key} (given {_show(value)}){hint}"
@@ -274,6 +285,7 @@ def _allowed(field: FieldInfo | None, detail: dict[str, Any]) -> str:
 
 def nearest_keys(key: str, count: int = 2) -> list[str]:
     """The valid dotted keys that resemble ``key`` most, also those of other sections; best first."""
+    key = key.lower()
     leaf = key.rpartition(".")[2]
     scored = []
     for known in dict(_known_keys()):

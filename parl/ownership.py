@@ -100,6 +100,8 @@ def _acquire(folder: Path, what: str, cure: str, name: str) -> int:
             os.pwrite(lock, json.dumps(asdict(Owner.this_process(what))).encode(), 0)
             return lock
         os.close(lock)  # the folder was moved away in the meantime
+    if not folder.is_dir():
+        raise UserError(f"{folder} cannot be made there: {what} needs a folder of its own; name another one")
     raise UserError(f"{folder} is moved away again and again while {what} is to begin in it: {cure}")
 
 

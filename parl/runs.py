@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from model.hf_config import read_json
 from parl.config import Config
 from parl.errors import ConfigError, UserError
 from parl.loading import load_config
-from parl.presets import preset
+from parl.presets import preset, preset_names
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
@@ -50,7 +51,7 @@ def configuration(
     others = any(override.partition("=")[0].strip() in _NAMES for override in overrides or ())
     if not folder.is_dir() or (preset(given) != given and (others or not run_first)):
         if not given.exists() and not given.suffix and preset(given) == given:
-            raise UserError(f"no configuration file, preset or run is called {given}{runs_there()}")
+            raise UserError(f"no configuration file, preset or run is called {given}{_meant(given)}")
         return load_config(given, overrides, files=files)
     return run_config(run_folder(given), overrides, files=files).in_folder(folder)
 
@@ -87,6 +88,16 @@ def trained_steps(policy: Path) -> int:
     except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
         text = f"{policy / 'meta.json'} does not say how long the policy was trained ({error})"
         raise UserError(f"{text}: delete {policy}, --resume makes it again from the newest checkpoint") from None
+
+
+def _meant(given: Path) -> str:
+    """The presets and runs that ``given`` is probably meant to be, else those that there are."""
+    runs = [file.parent.name for file in RUNS.glob(f"*/{CONFIG}")]
+    close = difflib.get_close_matches(given.as_posix().lower(), [*preset_names(), *runs], n=2)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    presets = ", ".join(name for name in preset_names() if "/" not in name)
+    return f"{runs_there()}; presets: {presets}"
 
 
 def runs_there() -> str:

@@ -14,10 +14,12 @@ from typing import Any
 from parl.errors import UserError
 from parl.report.episodes import load_episodes
 from parl.report.spread import spread_charts
+from parl.runs import named_path
 from parl.tracking import read_rows
 from rollouts.lookup import shards
 from rollouts.store import StoreError
 
+_OF_A_RUN = ("config.yaml", "metrics.jsonl", "summary.json", "episodes", "eval", "evals")  # a run has one of these
 FAMILIES = ("wide", "list", "swap", "chain", "single_fact")
 
 
@@ -31,6 +33,18 @@ class RunData:
     spread: list[dict[str, Any]] = field(default_factory=list)  # charts over held-out episodes
     episodes: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def report_source(given: Path) -> Path:
+    """The run, store or shard that ``given`` names (of a run also its name below ``runs/``).
+
+    UserError for a folder with nothing of these in it: a report is not written just anywhere.
+    """
+    source = named_path(given)
+    of_a_run = any((source / name).exists() for name in _OF_A_RUN)
+    if source.exists() and not source.is_file() and not of_a_run and not shards(source):
+        raise UserError(f"no run or store in {source}: nothing that a report is made of{_other_runs(source)}")
+    return source
 
 
 def load_run(source: Path, wanted: Sequence[str] = ()) -> RunData:

@@ -25,7 +25,7 @@ Content = bytes | str | Callable[[Path], None]
 def cases() -> list[Attack]:
     """All of this area."""
     refused = [case_of("tasks refused", refused_with, "envs.tasks", *row) for row in _bad_rows() + _bad_files()]
-    read = [case_of("tasks read", _read, "envs.tasks", *row) for row in _good_rows() + _good_files()]
+    read = [case_of("tasks read", read_as, "envs.tasks", *row) for row in _good_rows() + _good_files()]
     return [*refused, *read]
 
 
@@ -375,7 +375,7 @@ def refused_with(key: str, file: str, content: Content, wanted: list[str], folde
     assert len(said.splitlines()) <= 30 and len(said) < 20_000, said
 
 
-def _read(key: str, file: str, content: Content, wanted: dict[str, Any], folder: Path) -> None:
+def read_as(key: str, file: str, content: Content, wanted: dict[str, Any], folder: Path) -> None:
     from envs.tasks_io import load_tasks
     from rewards.outcome import score_answer
     from rewards.outcome.reach import ideal_answer
