@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +14,7 @@ from parl import cli_episodes
 from parl.cli_episodes import AsJson, Family, Kind, Step, StoreArg
 from parl.cli_errors import reported
 from parl.errors import UserError
-from parl.own_packages import append
+from parl.own_packages import append, here
 from parl.terminal import catch_warnings, echo, open_output
 
 if TYPE_CHECKING:
@@ -363,9 +362,8 @@ def main() -> None:
     """Entry point of the ``parl`` script and of ``python -m parl``."""
     open_output()
     catch_warnings()
-    try:
-        append([os.getcwd()])
-    except FileNotFoundError:
+    if not here():
         echo("error: the current folder is no longer there; change to another one", err=True)
         sys.exit(2)
+    append([here()])
     sys.exit(app())

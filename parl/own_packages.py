@@ -20,7 +20,7 @@ PATH_VARIABLE = "PARL_SYS_PATH"  # of the driver, for the workers that Ray start
 
 def claim() -> None:
     """Import the packages beside ``parl``; ImportError where another module of that name is loaded already."""
-    if sys.argv[:1] == ["-m"] and sys.path[:1] == [os.getcwd()]:  # python -m: the working directory comes first
+    if sys.argv[:1] == ["-m"] and sys.path[:1] == [here()]:  # python -m: the working directory comes first
         sys.path.append(sys.path.pop(0))
     sys.path.insert(0, ROOT)
     try:
@@ -33,6 +33,14 @@ def claim() -> None:
                 )
     finally:
         sys.path.remove(ROOT)
+
+
+def here() -> str:
+    """The current folder; empty where it is no longer there."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def append(folders: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,3 +143,11 @@ def test_version() -> None:
 def test_the_gateway_says_what_it_lacks(arguments: list[str], named: str):
     result = _run("gateway", *arguments)
     assert result.exit_code == 2 and named in result.stderr
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"cd {gone}; rmdir {gone}; exec {sys.executable} -m parl --version"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=os.environ, timeout=60)
+    assert done.returncode == 2 and "current folder" in done.stderr and "Traceback" not in done.stderr

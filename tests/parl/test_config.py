@@ -132,6 +132,18 @@ def test_missing_file_lists_its_neighbours_and_bad_yaml_its_line(write, tmp_path
     assert "run.yaml:2:1: not valid YAML: the key 'seed' is given twice" in _message(write("seed: 1\nseed: 2\n"))
 
 
+def test_encodings_dots_and_capitals_are_answered_with_the_cure(write, tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("name: Zürich\n".encode("latin-1"))
+    for given, overrides, said in [
+        (tmp_path / "latin.yaml", [], "not UTF-8 .*save it as UTF-8"),
+        (write("trainer.steps: 5\n", "dots.yaml"), [], r"'trainer\.steps' \(given 5\): .*trainer: \{steps: \.\.\.\}"),
+        (write("seed: 1\n"), ["TRAINER.STEPS=5"], r"did you mean trainer\.steps\?"),
+        (write("seed: 1\n"), ["envs.tasks=caf\udce9.jsonl"], "byte 0xe9, which is no UTF-8"),
+    ]:
+        with pytest.raises(ConfigError, match=f"(?is){said}"):
+            load_config(given, overrides)
+
+
 def test_yaml_round_trips(write) -> None:
     config = load_config(write(""), ["envs.world.widths=[3, 5]", "optimizer.lr=1e-5", "starter=a/b.bin"])
     text = to_yaml(config)

@@ -460,6 +460,15 @@ def test_missing_pieces_are_noted_not_fatal(tmp_path: Path) -> None:
     assert "0.500" in page.text and "single_agent/metrics.jsonl" in page.text
 
 
+@pytest.mark.parametrize("name", ["", "things", "/dev/null"])
+def test_a_report_is_not_written_just_anywhere(tmp_path: Path, name: str) -> None:
+    (tmp_path / "things").mkdir()
+    (tmp_path / "things" / "notes.txt").write_text("mine")
+    done = CliRunner().invoke(app, ["report", str(tmp_path / name)])
+    assert done.exit_code == 2 and "no run or store in" in done.stderr
+    assert not list(tmp_path.rglob("*.html"))
+
+
 def test_no_run_or_a_damaged_one_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder"):
         write_report(tmp_path / "none", tmp_path / "report.html")
