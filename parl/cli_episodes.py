@@ -95,6 +95,10 @@ def grep(
             compiled = re.compile(re.escape(pattern) if fixed else pattern, re.IGNORECASE if ignore_case else 0)
         except re.error as error:
             raise UserError(f"{pattern!r} is no regular expression ({error}); -F searches for plain text") from None
+        if compiled.search(""):
+            raise UserError(
+                f"{pattern!r} is found in every text, an empty one too: parl episodes ls lists all episodes"
+            )
         chosen = Filter(kind=kind, step=step, family=family, status=status)
         hits = itertools.islice(search(store, compiled, chosen), limit)
         if as_json:

@@ -68,7 +68,7 @@ def serve(
             raise UserError(f"{option} {value}: must be a number from 0 to {most:g}")
     if (engine == "embedded") != (url is None):
         raise UserError(
-            f"--engine {engine} --url {shown(url or '')}: give both for a server (vllm or sglang), neither without"
+            f"--engine {engine} --url {url and shown(url)}: give both for a server (vllm or sglang), neither without"
         )
     folder = policy_folder(run)
     try:

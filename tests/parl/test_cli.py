@@ -127,6 +127,12 @@ def test_mistakes_on_the_command_line_exit_with_2(config: Path, tmp_path: Path) 
     assert done.exit_code == 2 and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("pattern", ["", "x*", "a|"])
+def test_grep_refuses_what_every_text_holds(tmp_path: Path, pattern: str) -> None:
+    done = _run("episodes", "grep", pattern, tmp_path)
+    assert done.exit_code == 2 and "found in every text" in done.stderr
+
+
 def test_version() -> None:
     done = _run("--version")
     assert done.exit_code == 0 and done.stdout.startswith("parl 0.")
