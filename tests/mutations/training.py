@@ -155,7 +155,6 @@ MUTANTS = [
         '"temperature": temperature, "top_p": 1.0, "spawning": spawning}',
     ),
     collect("evaluated-sub-agents-stay", "        self._refreshed.forget()\n", ""),
-    again("attempts-as-they-end", "[self._found[index] for index in self._order]", "list(self._found.values())"),
     again(
         "machine-faults-stay",
         "self._count < TRIES.get(episode.limit, 0)]",
