@@ -115,9 +115,13 @@ def replay(given: Path, wanted: Filter, config: Path | None = None) -> Iterator[
     UserError: no episode, no run to take the world from, or episodes whose tools are not the embedded world's.
     """
     run = next((store.run for store in find_stores(given) if store.run), None)
-    if config is None and run is None:
+    if config is not None:
+        world = configuration(config, files=False).envs.world
+    elif run is not None:
+        world = run_config(run).envs.world
+    else:
         raise UserError(f"{given} belongs to no run (no config.yaml above it): name its configuration, --config FILE")
-    environment = WorldEnvironment((configuration(config, files=False) if config else run_config(run)).envs.world)
+    environment = WorldEnvironment(world)
     with asyncio.Runner() as runner:
         try:
             for ref, episode in whole_episodes(given, wanted):
