@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -44,6 +45,8 @@ def main() -> int:
     parser.add_argument("--area", help="only this one")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in the background: the programs tried would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     rows = []
     for attack in all_attacks():
         if options.area in (None, attack.area):

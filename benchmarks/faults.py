@@ -262,13 +262,13 @@ LOST = ("its process has ended", "are started again")
 HUNG = (" hung: ",)
 GONE = ("Ray's gcs_server", "Ray's raylet")
 FAULTS = [
-    Fault(name="SIGKILL of a policy engine", strike=send("engine", KILL, 0), known=LOST),
-    Fault(name="SIGKILL of a sub-agents' engine", strike=send("engine", KILL, 1), known=LOST, spawns=True),
+    Fault(name="SIGKILL of the first engine", strike=send("engine", KILL, 0), known=LOST),
+    Fault(name="SIGKILL of the second engine", strike=send("engine", KILL, 1), known=LOST, spawns=True),
     Fault(name="SIGKILL of a rollout worker", strike=send("worker", KILL), known=LOST),
     Fault(name="SIGKILL of a learner rank", strike=send("rank", KILL, 1), known=("learner rank",), exits=(1,)),
     Fault(name="SIGKILL of the driver", strike=send("driver", KILL), known=(), exits=(-9,)),
-    Fault(name="SIGSTOP of a policy engine", strike=send("engine", STOP, 0), known=HUNG),
-    Fault(name="SIGSTOP of a sub-agents' engine", strike=send("engine", STOP, 1), known=HUNG, spawns=True),
+    Fault(name="SIGSTOP of the first engine", strike=send("engine", STOP, 0), known=HUNG),
+    Fault(name="SIGSTOP of the second engine", strike=send("engine", STOP, 1), known=HUNG, spawns=True),
     Fault(name="SIGSTOP of a rollout worker", strike=send("worker", STOP), known=HUNG),
     Fault(name="SIGSTOP of a learner rank", strike=send("rank", STOP, 1), known=HUNG, exits=(1,)),
     Fault(

@@ -83,8 +83,8 @@ def _described(path: Path, vision: bool) -> _Described:
     config = read_shape(path)
     if not vision:
         config = config.model_copy(update={"vision": None, "media_placeholder_token_id": None})
-    _check_count(path, config, one_by_one="model_type" in hf)
     if "model_type" not in hf:  # a run's policy
+        _check_count(path, config, one_by_one=False)
         slots = {name: Slot(name, shape) for name, shape in our_shapes(config).items()}
         return _Described(config, slots, () if config.vision else (OURS,))
     text = text_section(hf)
@@ -93,6 +93,7 @@ def _described(path: Path, vision: bool) -> _Described:
         group_size = int4.group_size_of(quantization) if quantization else None
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'}: {error}") from None
+    _check_count(path, config, one_by_one=True)
     kimi = hf["model_type"] == "kimi_k25"
     slots = layout(config, PREFIXES["kimi_k25" if kimi else "hf"])
     try:

@@ -325,9 +325,9 @@ def _too_large(value: Any) -> bool:
     return isinstance(value, int) and abs(value) >= 2**63
 
 
-def _show(value: Any) -> str:
+def _show(value: Any, most: int = 80) -> str:
     text = shown(without_credentials(json.dumps(value, ensure_ascii=False, default=str)))
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _resolve_paths(path: Path, config: Config) -> Config:
@@ -344,7 +344,7 @@ def _resolve_paths(path: Path, config: Config) -> Config:
         if file and not is_there(file)
     ]
     if spec is not None and not problems and (fault := file_problem(str(found["tasks"] or spec))):
-        problems.append(f"envs.tasks = {_show(spec)}: {fault}")
+        problems.append(f"envs.tasks = {_show(spec, 1000)}: {fault}")  # a path is shown whole
     if problems:
         raise _error(path, problems)
     world = world.model_copy(update={"source": found["source"]})
