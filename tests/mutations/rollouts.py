@@ -190,7 +190,7 @@ MUTANTS = [
         "self._meter.steps + 1 > self.episode.critical_budget",
         "self._meter.steps > self.episode.critical_budget",
     ),
-    swarm(
+    sampled(
         "sub-agents-see-shared-budgets",
         "        if trace.parent is None:\n            if self.episode",
         "        if True:\n            if self.episode",

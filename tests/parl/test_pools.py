@@ -72,10 +72,11 @@ def test_of_several_policies_that_are_evaluated_each_has_sub_agents_of_its_own()
 
 
 def test_old_weights_go_when_no_checkpoint_can_need_them(tmp_path: Path):
-    refreshed = Refreshed(2, 1, tmp_path)
-    for version in range(12):
-        refreshed.due(version, weights(version))
-    assert sorted(int(path.stem) for path in tmp_path.iterdir()) == [8, 10]
+    for keep, kept in ((1, [8, 10]), (3, [6, 8, 10])):  # as many versions as a resumed run may go back
+        refreshed = Refreshed(2, keep, tmp_path / str(keep))
+        for version in range(12):
+            refreshed.due(version, weights(version))
+        assert sorted(int(path.stem) for path in (tmp_path / str(keep)).iterdir()) == kept
 
 
 def test_co_trained_sub_agents_have_no_engines_of_their_own():

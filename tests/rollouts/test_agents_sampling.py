@@ -133,6 +133,16 @@ async def test_tokens_of_sub_agents_at_peers_count_as_those_at_home(tokenizer: T
         assert episode.limit == ("total_tokens" if status is EpisodeStatus.OVER_BUDGET else "")
 
 
+async def test_sub_agents_do_not_look_at_what_all_have_spent(tokenizer: Tokenizer, folder: str):
+    """They would depend on what runs beside them. The orchestrator's next turn is what the budget forbids."""
+    whole = await episode_of(worker_of(folder, Recording(tokenizer)))
+    first = whole.orchestrator.turns[0]
+    budget = BudgetConfig(total_tokens=first.end - first.start)
+    episode = await episode_of(worker_of(folder, Recording(tokenizer), budget=budget))
+    assert [trace.tokens for trace in episode.subagents] == [trace.tokens for trace in whole.subagents]
+    assert (episode.status, episode.limit) == (EpisodeStatus.OVER_BUDGET, "total_tokens")
+
+
 async def test_a_peer_gives_a_sub_agent_the_steps_that_home_gives(tokenizer: Tokenizer, folder: str):
     for steps in (1, 2):
         workers, (_, peer) = await two_workers(tokenizer, folder, budget={"subagent_steps": steps})

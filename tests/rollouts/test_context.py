@@ -75,6 +75,13 @@ async def test_without_a_policy_the_agent_ends_at_its_limit(tokenizer: Tokenizer
     assert episode.orchestrator.status is TraceStatus.FINISHED
 
 
+async def test_an_agent_whose_question_alone_is_too_long_ends_at_once(tokenizer: Tokenizer):
+    for policy in ("discard_all", "hide_tool_result"):
+        episode, _ = await play(tokenizer, 6, policy=policy, subagent_tokens=5)
+        (trace,) = episode.subagents
+        assert (trace.steps, trace.status, trace.limit) == (0, TraceStatus.OVER_BUDGET, "context") and not trace.cuts
+
+
 async def test_discard_all_begins_again_from_the_question_in_a_new_session_with_new_noise(tokenizer: Tokenizer):
     plain, _ = await play(tokenizer, 8)
     limit = plain.subagents[0].turns[3].start

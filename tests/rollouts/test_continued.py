@@ -184,12 +184,13 @@ class Session:
 
 
 async def test_tool_calls_are_made_again_in_the_order_in_which_they_were_asked():
-    root = trace("0", [turn(2, 4, LOOK), turn(10, 12, LOOK, ASSIGN)], 12)
+    root = trace("0", [turn(2, 4, LOOK), turn(10, 12, LOOK, ASSIGN), turn(30, 32, LOOK, LOOK)], 32)
     sub = trace("0/0", [turn(5, 7, LOOK), turn(20, 22, LOOK, answered=False)], 22)
-    root.turns[1].results[0] = ToolResult(text="no", error=ErrorKind.BUDGET)  # was never made
+    root.turns[2].results[0] = ToolResult(text="no", error=ErrorKind.BUDGET)  # was never made
     session = Session()
     await replay(saved(root, sub), session, 1.0)
-    assert session.made == [("0", "functions.look:0"), ("0/0", "functions.look:0")]  # times 2 and 5
+    look = "functions.look:{}".format  # at the times 2, 5, 10 and 30
+    assert session.made == [("0", look(0)), ("0/0", look(0)), ("0", look(0)), ("0", look(1))]
 
 
 async def test_of_a_turn_that_is_being_answered_the_calls_with_an_answer_are_made_again():

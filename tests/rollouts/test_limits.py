@@ -139,6 +139,20 @@ def test_an_episode_under_a_switch_that_was_thrown_does_not_begin(play: Play):
     assert episode.status is EpisodeStatus.CANCELLED and not episode.orchestrator.turns
 
 
+def test_a_switch_that_was_thrown_ends_what_comes_under_it_at_once():
+    async def play() -> tuple[str, float]:
+        switch, deadline = StopSwitch(), Deadline()
+        switch.stop()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError):
+            async with deadline:
+                switch.enter(deadline)
+                await asyncio.sleep(5.0)
+        return deadline.name, asyncio.get_running_loop().time() - began
+
+    assert run_on(still, play()) == ("stopped", 0.0)
+
+
 def test_a_timeout_of_something_else_is_not_taken_for_a_deadline(play: Play):
     episode = play(model=Latency(median_s=2000.0), limits=LimitsConfig(agent_s=5000.0), budget=BUDGET)
     assert (episode.status, episode.limit) == (EpisodeStatus.FAILED, "episode_s")

@@ -232,6 +232,12 @@ async def test_a_sub_agent_that_does_not_come_to_an_end_returns_a_failure(play: 
     assert episode.status is EpisodeStatus.ANSWERED
 
 
+@pytest.mark.parametrize(("critical", "steps"), [(0, 3), (50, 3), (4, 2)])
+async def test_a_sub_agents_steps_are_its_own_limit_or_what_the_critical_budget_leaves(play: Play, critical, steps):
+    episode = await play([CREATE, assign("x")], "done", sub=never_ends, subagent_steps=3, critical_budget=critical)
+    assert [trace.steps for trace in episode.subagents] == [steps]
+
+
 @pytest.mark.parametrize("budget", [3, 4, 5, 6, 9])
 async def test_critical_steps_never_exceed_their_budget_and_leave_a_turn_to_answer(play: Play, budget: int):
     plan = [[CREATE, assign("a"), assign("b")], "42"]
