@@ -8,7 +8,21 @@ import pytest
 from attacks.base import Attack, NotHere, all_attacks
 from test_attacks import SLOW
 
-CASES = [attack for attack in all_attacks() if attack.area in SLOW]
+# Of the faults one of each kind: benchmarks/faults.py strikes with all, 20 s each.
+FAULTS = (
+    "SIGKILL of a rollout worker",
+    "SIGSTOP of the second engine",
+    "SIGSTOP of a learner rank",
+    "SIGTERM of the driver",
+    "full disk",
+    "lost GCS",
+    "lying inference server",
+)
+CASES = [one for one in all_attacks() if one.area in SLOW and (one.area != "process faults" or one.name in FAULTS)]
+
+
+def test_the_faults_that_are_tried_are_there():
+    assert {one.name for one in CASES if one.area == "process faults"} == set(FAULTS)
 
 
 @pytest.mark.slow
