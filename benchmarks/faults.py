@@ -368,7 +368,7 @@ class Striker:
         code = run.finish()
         if code == -KILL:
             said = "killed by signal 9"  # nobody is left to say so but the shell
-        end = time.monotonic() + 30.0
+        end = time.monotonic() + 60.0
         while (left := run.orphans()) and time.monotonic() < end:  # Ray notices that its driver is gone
             time.sleep(0.2)
         fault.mend(run)
