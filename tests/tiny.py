@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 
 from model.config import ModelConfig
@@ -88,3 +90,10 @@ def tiny_config(root: Path, **sections: dict[str, Any]) -> Config:
     for name, section in sections.items():
         tree[name] = {**tree[name], **section} if isinstance(tree.get(name), dict) else section
     return Config.model_validate(tree)
+
+
+def joining() -> dict[str, str]:
+    """Variables with which another process joins the Ray of this one: its address and its token."""
+    token = os.environ["RAY_AUTH_TOKEN_PATH"]
+    address = ray.get_runtime_context().gcs_address
+    return {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray
 from ray.exceptions import RayActorError
+from tiny import joining
 
 from model.checkpoint import load_policy
 from model.decoder import NotFinite
@@ -56,7 +57,7 @@ def resumed(one_ray: None, cold_start: Path, tiny_yaml: Path, tiny_run: Config) 
     """The tiny run, killed three times and resumed three times; its folder."""
     alone = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "RAY"))}
     alone["PYTHONPATH"] = str(Path(__file__).parents[2])
-    joined = {**alone, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    joined = alone | joining()
     for number, (moment, call) in enumerate(KILLS):
         script = Path(__file__).parent / "killed_run.py"
         resume = ["--resume"] * bool(number)
