@@ -105,14 +105,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--policy", action="append", choices=TRAINED, help="only these; may be repeated")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config = load_config(options.config, options.overrides)
     tasks = held_out_tasks(config)
-    result = run_eval(config, policies=TRAINED)
+    labels = options.policy or TRAINED
+    result = run_eval(config, policies=labels)
     scoring = Scoring(rewards=config.rewards, steps=config.trainer.steps)
     numbers = {}
-    for label in TRAINED:
+    for label in labels:
         outlines = read_outlines(shard_paths(Path(result["policies"][label]["store"]), label), texts=False)
         episodes = {outline.episode.task.key: outline.episode for outline in outlines}
         for episode in episodes.values():

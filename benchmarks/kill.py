@@ -139,8 +139,9 @@ def start(config: Path, folder: Path, address: str | None) -> Run:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     if address:
-        token = os.environ["RAY_AUTH_TOKEN_PATH"]  # of this process's own Ray, which the run joins
+        token = os.environ["RAY_AUTH_TOKEN_PATH"]  # of this process's own Ray, which the run joins on loopback
         environment |= {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
+        environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     log = folder / f"child-{time.monotonic_ns()}.log"
     with log.open("w") as out:
         command = [sys.executable, __file__, "--child", str(config), str(folder)]

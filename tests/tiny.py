@@ -93,7 +93,6 @@ def tiny_config(root: Path, **sections: dict[str, Any]) -> Config:
 
 
 def joining() -> dict[str, str]:
-    """Variables with which another process joins the Ray of this one: its address and its token."""
-    token = os.environ["RAY_AUTH_TOKEN_PATH"]
-    address = ray.get_runtime_context().gcs_address
-    return {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
+    """Variables with which another process joins the Ray of this one: its address on loopback and its token."""
+    own = {name: os.environ[name] for name in ("RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")}
+    return own | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
