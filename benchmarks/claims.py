@@ -145,7 +145,8 @@ def report(tasks: list[Task], numbers: dict[str, dict[str, dict[str, float]]]) -
             print(f"| {label} | " + " | ".join(cells) + " |")
             found.setdefault(group, {})[label] = {name: sum(values) / len(values) for name, values in of.items()}
         for label in (label for label in numbers if label != "trained"):
-            pair = {n: ([numbers[p][k][n] for k in keys] for p in (label, "trained")) for n in ("success", *_DIGITS)}
+            both = (label, "trained")
+            pair = {n: tuple([numbers[p][k][n] for k in keys] for p in both) for n in ("success", *_DIGITS)}
             gain = boot.difference(*pair["success"], bounds=(0, 1))
             print(f"\ntrained - {label}: success {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", end="")
             for name in ("critical_steps", "path_tokens", "tokens"):
