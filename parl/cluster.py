@@ -42,14 +42,15 @@ LOOPBACK = "127.0.0.1"
 @contextmanager
 def local_ray() -> Iterator[None]:
     """A Ray instance on this machine (or the cluster that RAY_ADDRESS names) for the time of the block."""
+    running = sys.modules.get("ray")
+    if running is not None and running.is_initialized():  # its variables are ours, tidy() would take its token away
+        yield
+        return
     tidy()
     for name, value in _ENV.items():
         os.environ.setdefault(name, value)
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
     address = cluster_address()
     with no_leftovers(own=not address) as begun, ExitStack() as stack:
         with kept_handlers():
