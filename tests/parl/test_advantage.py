@@ -165,6 +165,15 @@ def test_frozen_subagents_have_no_part_in_it():
     assert by_key(step_rows(episodes, credit="agent")) == by_key(step_rows(episodes))
 
 
+def test_frozen_subagents_beside_trained_ones_are_not_in_their_baseline():
+    episodes = [co_trained("a", 0, 1.0, True), co_trained("a", 1, 0.5, True)]
+    before = by_key(step_rows(episodes, credit="agent"))
+    frozen = Trace(agent_id="0/1", role=Role.SUBAGENT, parent="0", tokens=[1], mask=[True], logprobs=[-1.0])
+    frozen.status = TraceStatus.MALFORMED
+    episodes[0].traces.append(frozen)
+    assert by_key(step_rows(episodes, credit="agent")) == before
+
+
 def test_cutting_a_subagents_row_keeps_its_credit_on_every_token():
     rows = step_rows([co_trained(*args) for args in GROUP], credit="agent")
     whole = {row.key: row for row in rows}
