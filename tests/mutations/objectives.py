@@ -61,11 +61,6 @@ MUTANTS = [
     ),
     common("clip-of-good-tokens-alone", " | ((advantages < 0) & (ratio < 1 - low))", ""),
     common(
-        "clipped-tokens-keep-their-gradient",
-        "torch.where(clipped, ratio.detach().clamp",
-        "torch.where(clipped, ratio.clamp",
-    ),
-    common(
         "mean-ratio-counts-untrained",
         '.exp() * mask).sum() / n,\n        "masked"',
         '.exp()).sum() / n,\n        "masked"',

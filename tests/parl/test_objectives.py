@@ -272,6 +272,11 @@ def test_the_entropys_drift_foretells_what_an_update_does(likely):
     assert (foretold < 0) == likely
 
 
+def test_the_entropys_drift_by_hand():
+    entropy, logprobs, advantages = torch.tensor([1.0, 2.0]), torch.tensor([-0.5, -3.0]), torch.tensor([2.0, -1.0])
+    assert entropy_stats(entropy, logprobs, advantages) == {"entropy": 3.0, "entropy_drift": -2.0}  # -(2 * 0.5 + 1)
+
+
 def test_advantages_are_divided_by_the_groups_deviation_where_wanted():
     rewards = [1.0, 0.0, 0.5, 0.7]
     centred = np.array(rewards) - np.mean(rewards)
