@@ -272,6 +272,20 @@ def test_the_entropys_drift_foretells_what_an_update_does(likely):
     assert (foretold < 0) == likely
 
 
+@pytest.mark.parametrize(
+    ("given", "limits"),
+    [
+        ({"correction": "tis"}, (0.0, 2.0)),
+        ({"correction": "mis"}, (0.0, 2.0)),
+        ({"correction": "icepop"}, (0.5, 5.0)),
+        ({"correction": "icepop", "correction_limits": (0.25, 3.0)}, (0.25, 3.0)),
+        ({"correction": "tis", "correction_limits": (0.0, 1.5)}, (0.0, 1.5)),
+    ],
+)
+def test_corrections_have_their_published_limits_or_those_that_are_given(given: dict, limits: tuple[float, float]):
+    assert GrpoConfig(**given).limits == CispoConfig(**given).limits == limits
+
+
 def test_the_entropys_drift_by_hand():
     entropy, logprobs, advantages = torch.tensor([1.0, 2.0]), torch.tensor([-0.5, -3.0]), torch.tensor([2.0, -1.0])
     assert entropy_stats(entropy, logprobs, advantages) == {"entropy": 3.0, "entropy_drift": -2.0}  # -(2 * 0.5 + 1)
