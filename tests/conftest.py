@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share the machine
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):  # nobody's terminal decides what a test sees
+    os.environ.pop(name, None)
 
 import hypothesis
 import pytest
