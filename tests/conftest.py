@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share the machine
-for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):  # nobody's terminal decides what a test sees
-    os.environ.pop(name, None)
 
 import hypothesis
 import pytest
@@ -18,6 +16,8 @@ from model.tokenizer import Tokenizer
 from parl.demos import build_tokenizer
 
 torch.set_num_threads(1)
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):  # nobody's terminal decides what a test sees
+    os.environ.pop(name, None)
 
 # The same examples in every run, so that a failure is a change's; HYPOTHESIS_PROFILE=default looks for others.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
