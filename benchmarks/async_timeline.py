@@ -3,8 +3,9 @@
     python benchmarks/async_timeline.py runs/quickstart runs/async
     python benchmarks/async_timeline.py runs/quickstart runs/async --svg docs/images/async-timeline.svg --steps 4
 
-Reads ``timeline.jsonl`` of each run folder (``parl.timeline``). A share is busy time over the wall time of all spans;
-``both`` is the mean of the learner's and the policy engine's shares. The first step is left out: nothing overlaps it.
+Reads ``timeline.jsonl`` of each run folder (``parl.run.timeline``). A share is busy time over the wall time
+of all spans; ``both`` is the mean of the learner's and the policy engine's shares. The first step is left out: nothing
+overlaps it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from parl.timeline import POOLS, shares
+from parl.run.timeline import POOLS, shares
 
 LANES = ("learner", *POOLS)
 NAMES = {"learner": "learner", "policy": "policy engine", "frozen": "frozen engine"}

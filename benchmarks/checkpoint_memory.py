@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from model.config import ModelConfig
+from model.kimi.config import ModelConfig
 
 MB, GB = 10**6, 10**9
 SLACK = 32 * MB
@@ -39,8 +39,8 @@ def write(folder: Path, size: float, shard: float) -> dict[str, float]:
     """Write a random model; the peak while writing, above the model that is there already."""
     import torch
 
-    from model.checkpoint import save
-    from model.transformer import Transformer
+    from model.kimi.files.checkpoint import save
+    from model.kimi.transformer import Transformer
 
     with torch.device("meta"):
         model = Transformer(shape(size))
@@ -59,8 +59,8 @@ def read(folder: Path) -> dict[str, float]:
 
     A tiny one is loaded first: code that is imported at the first use is not what is measured.
     """
-    from model.checkpoint import load, save
-    from model.transformer import Transformer
+    from model.kimi.files.checkpoint import load, save
+    from model.kimi.transformer import Transformer
 
     with tempfile.TemporaryDirectory() as name:
         save(Transformer(shape(0)), name)

@@ -25,19 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from envs.base import Role, Task
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy
-from parl.attempts import run_eval
-from parl.chat_eval import vocabulary
-from parl.config import Config
-from parl.loading import load_config
-from parl.scoring import Scoring
-from parl.statistics import Bootstrap, Interval
-from parl.tasks import held_out_tasks
+from parl.collect.tasks import held_out_tasks
+from parl.config.load import load_config
+from parl.config.schema import Config
+from parl.evaluate.chat_model import vocabulary
+from parl.evaluate.evaluation import run_eval
+from parl.evaluate.scoring import Scoring
+from parl.evaluate.statistics import Bootstrap, Interval
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, Trace
-from rollouts.outline import read_outlines, shard_paths
-from rollouts.settings import SwarmSettings
-from rollouts.swarm import run_episode
+from rollouts.store.outline import read_outlines, shard_paths
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
 
 TRAINED = ("cold_start", "cold_start_no_spawn", "single_agent", "trained")
 GROUPS: dict[str, Callable[[Task], bool]] = {

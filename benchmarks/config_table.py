@@ -19,8 +19,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from parl.config import Config
-from parl.fields import variants
+from parl.config.fields import variants
+from parl.config.schema import Config
 
 BEGIN, END = "<!-- config:begin -->", "<!-- config:end -->"
 BOUNDS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))

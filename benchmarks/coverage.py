@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from parl.statistics import Bootstrap, Interval, best_of
+from parl.evaluate.statistics import Bootstrap, Interval, best_of
 
 SCORE = (0.0, 1.0)
 Draw = Callable[[np.random.Generator, int, Bootstrap], Interval | None]

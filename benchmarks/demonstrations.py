@@ -6,10 +6,10 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from parl.batch import TextRow
-from parl.config import Config
-from parl.demos import build_tokenizer
-from parl.sft import DemoWorker
+from parl.cold_start.demos import build_tokenizer
+from parl.cold_start.imitation import DemoWorker
+from parl.config.schema import Config
+from parl.learn.batch import TextRow
 
 
 def demonstration_rows(config: Config, tokens: int, start: int = 0, chunk: int = 24) -> list[TextRow]:

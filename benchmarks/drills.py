@@ -1,7 +1,7 @@
 """How soon the quickstart's policy can copy, read a value and go through a list: the cold start's drills alone.
 
     python benchmarks/drills.py                             # the recipe, about ten minutes on one core
-    python benchmarks/drills.py --set model.look_back=false # without the heads that look back from the start
+    python benchmarks/drills.py --set model.kimi.look_back=false # without the heads that look back from the start
     python benchmarks/drills.py --set model.embedding_mean=0
     python benchmarks/drills.py --steps 300 --set sft.seed=2
 
@@ -20,13 +20,13 @@ import torch
 
 from envs.world.corpus import reading_pieces
 from envs.world.lexicon import FIRSTS, SECONDS
-from model.tokenizer import Tokenizer
-from model.transformer import Transformer, muon_parameters
-from parl.batch import TextRow, lay
-from parl.demos import build_tokenizer
-from parl.drills import agenda_drill, drill_batches, row_of
-from parl.loading import load_config
-from parl.optimizer import MuonAdamW
+from model.kimi.transformer import Transformer, muon_parameters
+from model.tokenizer.tokenizer import Tokenizer
+from parl.cold_start.demos import build_tokenizer
+from parl.cold_start.drills import agenda_drill, drill_batches, row_of
+from parl.config.load import load_config
+from parl.learn.batch import TextRow, lay
+from parl.learn.shard.optimizer import MuonAdamW
 
 LENGTH, PROBES, EVERY = 10, 8, 50
 

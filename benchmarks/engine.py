@@ -31,11 +31,11 @@ from rich.console import Console
 from rich.table import Table
 from serve_vllm import server
 
-from model.checkpoint import load_policy
-from model.transformer import Transformer
-from parl.export import export
+from model.kimi.files.checkpoint import load_policy
+from model.kimi.transformer import Transformer
+from parl.serve.export import export
 from rollouts.engine.base import Completion, Sampling
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 
 STARTER = Path("configs/starters")
 Prompts = list[list[int]]

@@ -108,7 +108,7 @@ class Run:
         self.log = config.with_name(f"{name}-{time.monotonic_ns()}.log")
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY", "WANDB"))}
         environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
-        code = "from parl.cli import main; main()"
+        code = "from parl.cli.main import main; main()"
         command = [sys.executable, "-c", code, "train", str(config), f"name={name}", *more]
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
@@ -475,7 +475,7 @@ def serve(port: int, *, once: bool) -> None:
     from starlette.routing import Route
     from vllm_stand_in import StandIn  # pyright: ignore[reportMissingImports]
 
-    from model.config import ModelConfig
+    from model.kimi.config import ModelConfig
 
     served, lies = StandIn(ModelConfig.model_validate(tiny(Path())["model"])), [0]
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from parl.episodes import Filter
-from parl.exchange import whole_episodes
-from parl.formats.common import ExportOptions
-from parl.formats.registry import FORMATS
+from parl.episodes.exchange import whole_episodes
+from parl.episodes.formats.common import ExportOptions
+from parl.episodes.formats.registry import FORMATS
+from parl.episodes.listing import Filter
 from rollouts.episode import Episode
 
 GOLDEN = Path("tests/data/formats")

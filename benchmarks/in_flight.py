@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from model.checkpoint import load_policy
+from model.kimi.files.checkpoint import load_policy
 from rollouts.engine.base import Sampling
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 
 
 async def measure(folder: Path, streams: int, tokens: int, rounds: int) -> tuple[float, float]:

@@ -33,11 +33,11 @@ from typing import Any
 
 import psutil
 
-from parl.cluster import local_ray
-from parl.config import Config
-from parl.loading import load_config, to_yaml
-from parl.state import MANIFEST, complete
-from parl.tracking import read_rows
+from parl.config.load import load_config, to_yaml
+from parl.config.schema import Config
+from parl.machine.cluster import local_ray
+from parl.run.state import MANIFEST, complete
+from parl.track.tracker import read_rows
 
 ACTORS = {"rank": "ray::Learner", "engine": "ray::EngineActor", "worker": "ray::RolloutWorker"}
 ALL = (*ACTORS.values(), "ray::DemoWorker")
@@ -81,8 +81,8 @@ class Log:
 
 def child(file: Path, folder: Path) -> None:
     """Train in ``folder`` from wherever its checkpoints stand, as ``parl train --resume`` does."""
-    from parl.sft import run_sft
-    from parl.trainer import Training
+    from parl.cold_start.imitation import run_sft
+    from parl.run.loop import Training
 
     config = load_config(file)
     with local_ray():

@@ -47,7 +47,7 @@ class Trainer:
 
     def __init__(self, name: str, ranks: int, folder: Path, options: argparse.Namespace) -> None:
         self.name, self.ranks, self.steps, self.parts = name, ranks, [], []
-        from parl.learner import free_port
+        from parl.learn.learner import free_port
 
         port, environment = free_port(), {**os.environ, "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
@@ -97,9 +97,9 @@ class Trainer:
 def prepare(folder: Path, tokens: int) -> dict[str, float]:
     """Rows and the exported model into ``folder``; tokens and FLOP of the step."""
     from benchmarks.demonstrations import demonstration_rows
-    from parl.export import export
-    from parl.loading import load_config
-    from parl.plan import count
+    from parl.config.load import load_config
+    from parl.plan.plan import count
+    from parl.serve.export import export
 
     config = load_config(ROOT / "configs/quickstart.yaml")
     starter = next((ROOT / "configs/starters").iterdir())

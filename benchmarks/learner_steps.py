@@ -91,13 +91,13 @@ def profile(step: Callable[[], Any]) -> dict[str, float]:
 
 def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> None:
     """The learner as a run uses it, without Ray."""
-    from model.checkpoint import load_policy
-    from parl.advantage import Row, denominator
-    from parl.config import OptimizerConfig
-    from parl.learner import Learner
-    from parl.learner_group import deal_rows
-    from parl.objective.config import GrpoConfig
-    from rollouts.engine.embedded import EmbeddedEngine
+    from model.kimi.files.checkpoint import load_policy
+    from parl.config.schema import OptimizerConfig
+    from parl.learn.group import deal_rows
+    from parl.learn.learner import Learner
+    from parl.learn.objective.base import GrpoConfig
+    from parl.learn.rows import Row, denominator
+    from rollouts.engine.embedded.engine import EmbeddedEngine
 
     weights, config, _, _ = load_policy(folder / "starter")
     learner = Learner(config, OptimizerConfig(grad_clip=CLIP), seed=SEED, rank=rank, ranks=ranks, port=port)
@@ -139,8 +139,8 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
 
 def plain(folder: Path, micro_tokens: int) -> None:
     """A straightforward loop: rows in their order, padded to the longest of a micro-batch; AdamW on everything."""
-    from model.checkpoint import load_policy
-    from model.transformer import Transformer
+    from model.kimi.files.checkpoint import load_policy
+    from model.kimi.transformer import Transformer
 
     weights, config, _, _ = load_policy(folder / "starter")
     torch.set_num_threads(1)

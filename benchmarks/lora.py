@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from model.config import ModelConfig
-from model.lora import attach
-from model.transformer import Transformer, muon_parameters
-from parl.config import LoraConfig
-from parl.loading import load_config
+from model.kimi.config import ModelConfig
+from model.kimi.lora import attach
+from model.kimi.transformer import Transformer, muon_parameters
+from parl.config.load import load_config
+from parl.config.schema import LoraConfig
 
 _GIB, _WORD = 2**30, 4
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.transformer import Transformer, muon_parameters
-from parl.loading import load_config
-from parl.optimizer import deal, orthogonalise
+from model.kimi.transformer import Transformer, muon_parameters
+from parl.config.load import load_config
+from parl.learn.shard.optimizer import deal, orthogonalise
 
 
 def grouped(matrices: list[Tensor]) -> list[Tensor]:

@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.demonstrations import demonstration_rows
-from parl.batch import TextRow
-from parl.config import Config, OptimizerConfig
-from parl.learner import Learner
-from parl.loading import load_config
-from parl.sft import learning_rate
+from parl.cold_start.imitation import learning_rate
+from parl.config.load import load_config
+from parl.config.schema import Config, OptimizerConfig
+from parl.learn.batch import TextRow
+from parl.learn.learner import Learner
 
 ADAMW_LRS = (1e-3, 3e-3, 9e-3)
 COLOURS = {"AdamW": "#b5651d", "Muon": "#2a6fb0", "MuonClip": "#2e8b57"}

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.transformer import Transformer
-from parl.batch import TextRow, lay, micro_batches
-from parl.demos import build_tokenizer
-from parl.loading import load_config
-from parl.sft import DemoWorker
+from model.kimi.transformer import Transformer
+from parl.cold_start.demos import build_tokenizer
+from parl.cold_start.imitation import DemoWorker
+from parl.config.load import load_config
+from parl.learn.batch import TextRow, lay, micro_batches
 
 
 def padded(rows: list[TextRow], limit: int) -> list[dict[str, Tensor]]:

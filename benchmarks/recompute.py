@@ -12,8 +12,8 @@ import argparse
 
 import torch
 
-from model.config import ModelConfig
-from model.transformer import Transformer
+from model.kimi.config import ModelConfig
+from model.kimi.transformer import Transformer
 
 
 def kept(model: Transformer, tokens: int, *, recompute: bool) -> int:

@@ -21,13 +21,13 @@ from typing import Any
 
 import httpx
 
-from model.checkpoint import load_policy
-from parl.served import Deliveries
+from model.kimi.files.checkpoint import load_policy
+from parl.serve.deliveries import Deliveries
 from rollouts.config import HttpConfig
 from rollouts.engine.base import Sampling
-from rollouts.engine.handover import Deliverer, Delivery
-from rollouts.engine.http import HttpEngine
-from rollouts.engine.http_dialects import Vllm
+from rollouts.engine.servers.dialects import Vllm
+from rollouts.engine.servers.handover import Deliverer, Delivery
+from rollouts.engine.servers.http import HttpEngine
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = list(range(40, 60))

@@ -21,20 +21,20 @@ import numpy as np
 import torch
 
 from envs.world.environment import WorldEnvironment
-from model.checkpoint import load_policy
-from model.config import ModelConfig
-from model.decoder import Weights, export_weights
-from model.tokenizer import Tokenizer
-from model.transformer import Transformer
-from parl.advantage import Row, denominator, episode_rows
-from parl.config import Config, ObjectiveConfig, OptimizerConfig
-from parl.learner import Learner
-from parl.loading import load_config
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import Weights, export_weights
+from model.kimi.files.checkpoint import load_policy
+from model.kimi.transformer import Transformer
+from model.tokenizer.tokenizer import Tokenizer
+from parl.config.load import load_config
+from parl.config.schema import Config, ObjectiveConfig, OptimizerConfig
+from parl.learn.learner import Learner
+from parl.learn.rows import Row, denominator, episode_rows
 from rollouts.engine.base import Sampling
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.episode import Trace
-from rollouts.settings import SwarmSettings
-from rollouts.swarm import run_episode
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
 
 Rollout = Callable[[EmbeddedEngine], Awaitable[list[Row]]]
 STEP = {"temperature": 1.0, "micro_tokens": 8192}

@@ -19,14 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from model.tokenizer import Tokenizer
-from parl.config import Config, RewardsConfig
-from parl.demos import Demonstrator
-from parl.rescore import rescore
-from parl.scoring import Scoring
-from parl.stores import find_stores
+from model.tokenizer.tokenizer import Tokenizer
+from parl.cold_start.demos import Demonstrator
+from parl.config.schema import Config, RewardsConfig
+from parl.episodes.stores import find_stores
+from parl.evaluate.rescore import rescore
+from parl.evaluate.scoring import Scoring
 from rollouts.episode import Episode
-from rollouts.store import EpisodeStore
+from rollouts.store.store import EpisodeStore
 
 STEPS = 4
 OTHER = Config(rewards=RewardsConfig(lambda_parallel=0.1, critical_penalty=0.5, parallel_cap=8))

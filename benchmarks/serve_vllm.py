@@ -27,12 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from vllm_server import command, environment
 
-from model.bpe import train_tokenizer
-from model.checkpoint import save_policy
-from model.config import ModelConfig
-from model.decoder import export_weights
-from model.transformer import Transformer
-from parl.export import export
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import export_weights
+from model.kimi.files.checkpoint import save_policy
+from model.kimi.transformer import Transformer
+from model.tokenizer.bpe import train_tokenizer
+from parl.serve.export import export
 
 TOLERANCE = 1e-2
 VOCAB = 512

@@ -29,16 +29,16 @@ from pathlib import Path
 from typing import Any
 
 from envs.simulated import PROBE, Latency, SimulatedEnvironment, simulated_task
-from model.tokenizer import Tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig
 from rollouts.critical_path import makespan
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, Trace
-from rollouts.limits import Slots
 from rollouts.noise import noise_key
-from rollouts.settings import SwarmSettings
-from rollouts.swarm import run_episode
+from rollouts.swarm.limits import Slots
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
 from rollouts.worker import GC_THRESHOLDS
 
 UNLIMITED = 10**9

@@ -21,11 +21,11 @@ import ray
 
 from envs.base import ErrorKind
 from envs.simulated import PROBE, Latency, SimulatedEnvironment, simulated_task
-from model.tokenizer import Tokenizer
-from parl.cluster import local_ray
-from parl.collect import Collector
-from parl.config import Config
-from rollouts.engine.actor import EngineActor
+from model.tokenizer.tokenizer import Tokenizer
+from parl.collect.collector import Collector
+from parl.config.schema import Config
+from parl.machine.cluster import local_ray
+from rollouts.engine.embedded.actor import EngineActor
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 
 WIDTH, CALLS = 20, 100

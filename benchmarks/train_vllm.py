@@ -24,13 +24,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from parl.cluster import local_ray
-from parl.config import Config
-from parl.loading import load_config
-from parl.progress import Progress
-from parl.start import starting_policy
-from parl.trainer import Training
-from rollouts.store import EpisodeStore
+from parl.cold_start.start import starting_policy
+from parl.config.load import load_config
+from parl.config.schema import Config
+from parl.machine.cluster import local_ray
+from parl.run.loop import Training
+from parl.track.progress import Progress
+from rollouts.store.store import EpisodeStore
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-3

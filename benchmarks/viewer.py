@@ -27,10 +27,10 @@ from typing import Any
 
 from envs.base import ErrorKind, Gold, Oracle, Role, Task, ToolCall, ToolResult
 from envs.world.corpus import corpus_texts
-from model.tokenizer import Tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 from parl.report import write_report
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.store import EpisodeStore
+from rollouts.store.store import EpisodeStore
 
 STARTERS = Path(__file__).parents[1] / "configs" / "starters"
 FLAGS = (

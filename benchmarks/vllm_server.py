@@ -43,7 +43,7 @@ def command(python: str, folder: Path, port: int, *, dtype: str, length: int, tr
         "--port": str(port), "--served-model-name": "policy", "--compilation-config": CUSTOM_OPS,
     }  # fmt: skip
     if transfer:
-        options["--worker-extension-cls"] = "rollouts.engine.vllm_receiver.Receiver"
+        options["--worker-extension-cls"] = "rollouts.engine.servers.vllm_receiver.Receiver"
         options["--weight-transfer-config"] = json.dumps({"backend": "parl_files"})
     start = [
         python,

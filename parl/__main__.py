@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parl.cli import main
+from parl.cli.main import main
 
 if __name__ == "__main__":
     main()

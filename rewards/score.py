@@ -48,5 +48,5 @@ def score_episode(episode: Episode, weights: Weights, cap: int) -> None:
 
 
 def _sampled(episode: Episode, role: Role) -> int:
-    # by turns, not by the mask, which an outline (rollouts.outline) does not have: what was sampled is a turn, always
+    # by turns, not by the mask, which an outline does not have: what was sampled is a turn, always
     return sum(turn.end - turn.start for trace in episode.traces if trace.role is role for turn in trace.turns)

@@ -1,7 +1,7 @@
 """What an actor answers when it is asked whether it is alive: light, beside all its work, from another thread.
 
-``beat`` runs in a concurrency group of its own (``parl.cluster.actor``), so a long kernel or a blocked event loop does
-not keep it from answering; what it says tells the two apart. Who asks is ``parl.watch``.
+``beat`` runs in a concurrency group of its own (``parl.machine.cluster.actor``), so a long kernel or a blocked event
+loop does not keep it from answering; what it says tells the two apart. Who asks is ``parl.machine.watch``.
 """
 
 from __future__ import annotations

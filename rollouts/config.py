@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rollouts.address import check_address, check_key, shown
+from rollouts.engine.address import check_address, check_key, shown
 
 
 class BudgetConfig(BaseModel):
@@ -31,7 +31,7 @@ class BudgetConfig(BaseModel):
 
 
 class ContextConfig(BaseModel):
-    """What happens when an agent's context has grown beyond its limit (``rollouts.context`` has the definitions)."""
+    """What happens when an agent's context has grown beyond its limit (``rollouts.swarm.context``)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

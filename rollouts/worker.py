@@ -10,19 +10,19 @@ from dataclasses import replace
 from typing import Any
 
 from envs.base import Environment, Role, Session, Task
-from model.tokenizer import load_tokenizer
-from model.vision_config import MediaLimits
+from model.kimi.vision.config import MediaLimits
+from model.tokenizer.tokenizer import load_tokenizer
 from rollouts.beat import AsyncBeating
 from rollouts.config import RolloutsConfig
 from rollouts.engine.remote import RemoteEngine
 from rollouts.episode import MACHINE, Episode, Trace
 from rollouts.faults import Lost
-from rollouts.jobs import run_job
-from rollouts.limits import Slots, StopSwitch
-from rollouts.partial import Flight, Outcome
-from rollouts.placement import Job, Placement
-from rollouts.settings import SwarmSettings
-from rollouts.swarm import run_episode
+from rollouts.swarm.jobs import run_job
+from rollouts.swarm.limits import Slots, StopSwitch
+from rollouts.swarm.partial import Flight, Outcome
+from rollouts.swarm.placement import Job, Placement
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
 
 GC_THRESHOLDS = (50_000, 20, 100)  # episodes are large trees without cycles: Python's (700, 10, 10) walks them in vain
 _HALT_S = 60.0  # beyond the tools' own deadline
@@ -228,7 +228,7 @@ class RolloutWorker(AsyncBeating):
         )
         if isinstance(flight.fault, Lost):
             raise EngineLost(str(flight.fault))
-        if flight.fault is not None:  # it is run again, by whoever asked (parl.collect)
+        if flight.fault is not None:  # it is run again, by whoever asked (parl.collect.collector)
             episode.limit, episode.error = MACHINE, str(flight.fault)
         return episode
 

@@ -17,14 +17,14 @@ from typing import Any
 import httpx
 import uvicorn
 
-from model.bpe import train_tokenizer
-from model.chat import assistant_pieces
-from model.tokenizer import Tokenizer
+from model.chat.kimi import assistant_pieces
+from model.tokenizer.bpe import train_tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
-from rollouts.gateway import Gateway, GatewaySettings
-from rollouts.gateway_guard import Access
-from rollouts.gateway_socket import server_config
-from rollouts.store import EpisodeStore
+from rollouts.gateway.app import Gateway, GatewaySettings
+from rollouts.gateway.guard import Access
+from rollouts.gateway.socket import server_config
+from rollouts.store.store import EpisodeStore
 
 CHAT = "/v1/chat/completions"
 USER = {"role": "user", "content": "q"}

@@ -10,7 +10,7 @@ from typing import Any
 from stored import make_episode, wide_task
 
 from rollouts.episode import Episode
-from rollouts.store import EpisodeStore
+from rollouts.store.store import EpisodeStore
 
 STRINGS = (
     "\x1b]0;title\x07",  # the window's title

@@ -9,9 +9,9 @@ import torch
 from tiny import SHAPE
 
 from envs.world.pictures import draw_table
-from model.config import ModelConfig
-from model.picture_size import picture_tokens
-from model.transformer import Transformer
+from model.kimi.config import ModelConfig
+from model.kimi.transformer import Transformer
+from model.kimi.vision.picture_size import picture_tokens
 
 PAD = 700
 VISION: dict[str, Any] = {

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Gold, Oracle, Role, Task, ToolCall, ToolResult
-from parl.config import Config
-from parl.loading import to_yaml
-from parl.scoring import reward_schedule
+from parl.config.load import to_yaml
+from parl.config.schema import Config
+from parl.evaluate.scoring import reward_schedule
 from rewards.score import score_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.store import EpisodeStore
+from rollouts.store.store import EpisodeStore
 
 COLUMNS = ("Name", "Age")
 

@@ -9,10 +9,10 @@ from typing import Any
 import ray
 import torch
 
-from model.config import ModelConfig
-from model.decoder import Weights, export_weights
-from model.transformer import Transformer
-from parl.config import Config
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import Weights, export_weights
+from model.kimi.transformer import Transformer
+from parl.config.schema import Config
 
 VOCAB = 800
 SHAPE: dict[str, Any] = {

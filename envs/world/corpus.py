@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from random import Random
 
-from envs.world.documents import group_text, page_ids, profile_lines
 from envs.world.knowledge import KINDS, Entity, Group, draw_value
 from envs.world.lexicon import names_of_split
 from envs.world.reference import CREATE, WORKER
+from envs.world.site.documents import group_text, page_ids, profile_lines
 from envs.world.wording import (
     ARCHIVE,
     CONNECTORS,

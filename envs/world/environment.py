@@ -12,14 +12,14 @@ import httpx
 from starlette.applications import Starlette
 
 from envs.base import ErrorKind, Role, Task, ToolCall, ToolResult, ToolSpec
-from envs.world.app import TOOLS, build_app
 from envs.world.config import WorldConfig
-from envs.world.documents import build_documents
-from envs.world.index import PageIndex
 from envs.world.knowledge import Knowledge, build_knowledge
 from envs.world.lexicon import SPLITS, check_split
 from envs.world.pictures import OPEN_PICTURE, decoded, draw_picture
-from envs.world.server import SocketServer
+from envs.world.site.app import TOOLS, build_app
+from envs.world.site.documents import build_documents
+from envs.world.site.index import PageIndex
+from envs.world.site.server import SocketServer
 from envs.world.table import table_knowledge
 from envs.world.tasks import TaskStream, generate_tasks
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parl.errors import UserError
+from parl.config.errors import UserError
+from parl.config.runs import named_path
 from parl.report.episodes import load_episodes
 from parl.report.spread import spread_charts
-from parl.runs import named_path
-from parl.tracking import read_rows
-from rollouts.lookup import shards
-from rollouts.store import StoreError
+from parl.track.tracker import read_rows
+from rollouts.store.lookup import shards
+from rollouts.store.store import StoreError
 
 _OF_A_RUN = ("config.yaml", "metrics.jsonl", "summary.json", "episodes", "eval", "evals")  # a run has one of these
 FAMILIES = ("wide", "list", "swap", "chain", "single_fact")

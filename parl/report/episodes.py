@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parl.errors import UserError
+from parl.config.errors import UserError
 from parl.report.pack import LIMIT, find_tokenizer, heading, pack
 from rollouts.episode import Episode
-from rollouts.lookup import read_columns, read_episodes, shards
-from rollouts.store import StoreError
+from rollouts.store.lookup import read_columns, read_episodes, shards
+from rollouts.store.store import StoreError
 
 # Kinds of shards in the order in which the page shows them, how it calls them, and how many episodes it takes of each
 _KINDS = {

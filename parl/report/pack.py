@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from model.tokenizer import Tokenizer
-from parl.redaction import redact
+from model.tokenizer.tokenizer import Tokenizer
 from parl.report.timeline import Cut, episode_to_timeline
+from parl.shown.redaction import redact
 from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode, Trace, Turn
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rollouts.lookup import read_columns, shards
+from rollouts.store.lookup import read_columns, shards
 
 _POLICIES = (
     ("trained", "trained swarm", "trained"),

@@ -26,7 +26,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from rollouts.address import is_loopback, shown
+from rollouts.engine.address import is_loopback, shown
 from rollouts.faults import Lost, MachineFault
 
 MIB = 2**20

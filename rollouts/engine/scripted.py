@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from model.chat import Call, assistant_pieces, call_id
-from model.tokenizer import Tokenizer
+from model.chat.kimi import Call, assistant_pieces, call_id
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
 from rollouts.episode import Trace
 

@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Callable
 
 from envs.simulated import PROBE, Latency
-from model.chat import Call, assistant_pieces, call_id
-from model.tokenizer import Tokenizer
+from model.chat.kimi import Call, assistant_pieces, call_id
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
 from rollouts.engine.scripted import Action
 from rollouts.prompts import ASSIGN_TASK, CREATE_SUBAGENT

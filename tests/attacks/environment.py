@@ -70,7 +70,7 @@ def said(variables: dict[str, str], *arguments: str) -> tuple[int, str]:
     """Exit code and words of ``parl train quickstart --dry-run``, or of another command."""
     from typer.testing import CliRunner
 
-    from parl.cli import app
+    from parl.cli.main import app
 
     command = list(arguments) or ["train", str(ROOT / "configs" / "quickstart.yaml"), "--dry-run"]
     with shell(variables):
@@ -101,7 +101,7 @@ def _nobody_answers(folder: Path) -> None:
 
 
 def _loopback_is_spared(folder: Path) -> None:
-    from parl.environment import tidy
+    from parl.machine.environment import tidy
 
     for given in ({}, {"NO_PROXY": "corp.example"}, {"no_proxy": "a,b", "NO_PROXY": ""}):
         environ = {"HTTPS_PROXY": "http://proxy:1", "HOME": str(folder), **given}
@@ -115,8 +115,8 @@ def _loopback_is_spared(folder: Path) -> None:
 
 
 def _socks(folder: Path) -> None:
-    from parl.environment import check_proxy
-    from parl.errors import UserError
+    from parl.config.errors import UserError
+    from parl.machine.environment import check_proxy
 
     with mock.patch("importlib.util.find_spec", return_value=None):
         try:
@@ -128,7 +128,7 @@ def _socks(folder: Path) -> None:
 
 
 def _leftovers_are_dropped(folder: Path) -> None:
-    from parl.environment import tidy
+    from parl.machine.environment import tidy
 
     environ = {
         "RAY_AUTH_MODE": "disabled",
@@ -147,7 +147,7 @@ def _leftovers_are_dropped(folder: Path) -> None:
 
 def _wandb_modes(folder: Path) -> None:
     """The strictest of configuration and shell; ``auto`` follows the shell."""
-    from parl.environment import wandb_mode
+    from parl.machine.environment import wandb_mode
 
     table = [
         ("auto", {}, "offline"),
@@ -168,7 +168,7 @@ def _wandb_modes(folder: Path) -> None:
 
 def _foreign_folder(folder: Path) -> None:
     """A folder that another user put where caches would go is not used: compiled code is loaded from there."""
-    from parl.environment import tidy
+    from parl.machine.environment import tidy
 
     with shell({"TMPDIR": str(folder)}):
         planted = folder / f"parl-home-{os.getuid()}"
@@ -181,7 +181,7 @@ def _foreign_folder(folder: Path) -> None:
 
 def _session_folder(folder: Path) -> None:
     """Mode 700, gone at the end; killed runs' are swept, living ones' stay; a long TMPDIR is no harm."""
-    from parl import session_folder as room
+    from parl.machine import session_folder as room
 
     deep = folder / ("long" * 30)
     deep.mkdir()

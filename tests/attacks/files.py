@@ -29,8 +29,8 @@ def _peak() -> float:
 
 def refused(call: Callable[[], Any], says: str) -> None:
     """``call`` must raise an error of ours that says ``says``, soon and small."""
-    from parl.errors import UserError
-    from rollouts.store import StoreError
+    from parl.config.errors import UserError
+    from rollouts.store.store import StoreError
 
     began, before = time.monotonic(), _peak()
     try:
@@ -100,7 +100,7 @@ CONFIGS: dict[str, tuple[str | bytes, str]] = {
 
 
 def _config(content: str | bytes, says: str, folder: Path) -> None:
-    from parl.loading import load_config
+    from parl.config.load import load_config
 
     file = folder / "config.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -111,8 +111,8 @@ def _config(content: str | bytes, says: str, folder: Path) -> None:
 
 
 def _published() -> dict[str, Any]:
-    from model.config import ModelConfig
-    from model.hf_config import to_hf
+    from model.kimi.config import ModelConfig
+    from model.kimi.files.hf_config import to_hf
 
     return to_hf(ModelConfig())
 
@@ -167,14 +167,14 @@ RAW: dict[str, tuple[str | bytes, str]] = {
 
 
 def _changed(changes: dict[str, Any], says: str, folder: Path) -> None:
-    from model.hf_config import read_shape
+    from model.kimi.files.hf_config import read_shape
 
     (folder / "config.json").write_text(json.dumps(_published() | changes))
     refused(lambda: read_shape(folder), says)
 
 
 def _raw(content: str | bytes, says: str, folder: Path) -> None:
-    from model.hf_config import read_shape
+    from model.kimi.files.hf_config import read_shape
 
     (folder / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(lambda: read_shape(folder), says)
@@ -214,7 +214,7 @@ WEIGHTS: dict[str, tuple[bytes, str]] = {
 
 
 def _weights(content: bytes, says: str, folder: Path) -> None:
-    from model.checkpoint import load
+    from model.kimi.files.checkpoint import load
 
     (folder / "config.json").write_text(json.dumps(_tiny()))
     (folder / "model.safetensors").write_bytes(content)
@@ -222,7 +222,7 @@ def _weights(content: bytes, says: str, folder: Path) -> None:
 
 
 def _index(place: Any, says: str, folder: Path) -> None:
-    from model.checkpoint import load
+    from model.kimi.files.checkpoint import load
 
     (folder.parent / "outside.safetensors").write_bytes(_header({"a": _one()}, bytes(64)))
     (folder / "config.json").write_text(json.dumps(_tiny()))
@@ -231,7 +231,7 @@ def _index(place: Any, says: str, folder: Path) -> None:
 
 
 def _pickle(folder: Path) -> None:
-    from model.checkpoint import load
+    from model.kimi.files.checkpoint import load
 
     (folder / "config.json").write_text(json.dumps(_tiny()))
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
@@ -240,7 +240,7 @@ def _pickle(folder: Path) -> None:
 
 def _more_layers(changes: dict[str, Any], says: str, folder: Path) -> None:
     """Weights that are right, and a config.json that asks for more than they hold."""
-    from model.checkpoint import load
+    from model.kimi.files.checkpoint import load
 
     named = {f"t{i}": _one(64 * i, 64 * i + 64) for i in range(40)}
     (folder / "config.json").write_text(json.dumps(_tiny() | changes))
@@ -261,7 +261,7 @@ QUANTIZED: dict[str, Any] = {
 
 
 def _quantized(given: Any, folder: Path) -> None:
-    from model.int4 import group_size_of
+    from model.kimi.int4 import group_size_of
 
     refused(lambda: group_size_of(given), "quantization_config")
 
@@ -335,7 +335,7 @@ TOKENIZER_RAW: dict[str, tuple[bytes, str]] = {
 
 
 def _spoilt(spoil: Callable[[dict[str, Any]], Any], says: str, folder: Path) -> None:
-    from model.tokenizer import Tokenizer
+    from model.tokenizer.tokenizer import Tokenizer
 
     tree = _tokenizer()
     spoil(tree)
@@ -344,14 +344,14 @@ def _spoilt(spoil: Callable[[dict[str, Any]], Any], says: str, folder: Path) -> 
 
 
 def _tokenizer_raw(content: bytes, says: str, folder: Path) -> None:
-    from model.tokenizer import Tokenizer
+    from model.tokenizer.tokenizer import Tokenizer
 
     (folder / "tokenizer.json").write_bytes(content)
     refused(lambda: Tokenizer.load(folder), says)
 
 
 def _ranks(lines: list[bytes], says: str, folder: Path) -> None:
-    from model.tokenizer import KimiTokenizer
+    from model.tokenizer.tokenizer import KimiTokenizer
 
     (folder / "tiktoken.model").write_bytes(b"\n".join(lines))
     (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {}}')
@@ -359,7 +359,7 @@ def _ranks(lines: list[bytes], says: str, folder: Path) -> None:
 
 
 def _kimi_names(decoder: Any, says: str, folder: Path) -> None:
-    from model.tokenizer import KimiTokenizer
+    from model.tokenizer.tokenizer import KimiTokenizer
 
     (folder / "tiktoken.model").write_bytes(b"\n".join(_bytes_ranks()))
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
@@ -379,7 +379,7 @@ def _table(folder: Path, **columns: Any) -> tuple[Any, Path]:
     import pyarrow.parquet as pq
     from stored import make_episode, wide_task
 
-    from rollouts.store import EpisodeStore
+    from rollouts.store.store import EpisodeStore
 
     path = EpisodeStore(folder).write(1, [make_episode(wide_task(1), spawning=True)], policy_version=0)
     table = pq.read_table(path)
@@ -402,9 +402,9 @@ def _store(says: str, folder: Path, **columns: Any) -> None:
 
 
 def _read(path: Path, says: str) -> None:
-    from rollouts.lookup import read_episodes
-    from rollouts.outline import read_outlines
-    from rollouts.store import read_shard
+    from rollouts.store.lookup import read_episodes
+    from rollouts.store.outline import read_outlines
+    from rollouts.store.store import read_shard
 
     refused(lambda: read_shard(path), says)
     refused(lambda: (list(read_outlines([path])), read_shard(path)), says)
@@ -497,13 +497,13 @@ PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 def _picture(make: Callable[[], bytes], says: str, folder: Path) -> None:
-    from model.media import open_image
+    from model.kimi.vision.media import open_image
 
     refused(lambda: open_image(make()), says)
 
 
 def _counted(folder: Path) -> None:
-    from model.picture_size import picture_tokens
+    from model.kimi.vision.picture_size import picture_tokens
 
     refused(lambda: picture_tokens(_png(2**30, 2**30)), "pixels")
 
@@ -529,8 +529,8 @@ def _parl(**fields: Any) -> dict[str, Any]:
     """One of our own exports, one field of the episode exchanged."""
     from stored import make_episode, wide_task
 
-    from parl.formats import atif
-    from parl.formats.common import ExportOptions
+    from parl.episodes.formats import atif
+    from parl.episodes.formats.common import ExportOptions
 
     document = atif.export(make_episode(wide_task(1), spawning=False), ExportOptions())
     document["extra"]["parl_episode"] |= fields
@@ -571,7 +571,7 @@ ATIF: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 def _trajectory(make: Callable[[], Any], says: str, folder: Path) -> None:
-    from parl.exchange import chosen_format, import_episodes
+    from parl.episodes.exchange import chosen_format, import_episodes
 
     (folder / "secret.json").write_text(json.dumps(_atif()))
     inside = folder / "in"
@@ -584,7 +584,7 @@ def _trajectory(make: Callable[[], Any], says: str, folder: Path) -> None:
 
 
 def _verifiers(nodes: Any, says: str, folder: Path) -> None:
-    from parl.exchange import chosen_format, import_episodes
+    from parl.episodes.exchange import chosen_format, import_episodes
 
     file = folder / "traces.jsonl"
     file.write_text(json.dumps({"traces": [{"nodes": nodes}]}) + "\n")
@@ -599,11 +599,11 @@ def _surrogates(folder: Path) -> None:
     """Half a character in every text is stored, shown, put on a page and exported."""
     from hostile import hostile_store
 
-    from parl.episodes import Filter
-    from parl.exchange import chosen_format, export_episodes
-    from parl.formats.common import ExportOptions
+    from parl.episodes.exchange import chosen_format, export_episodes
+    from parl.episodes.formats.common import ExportOptions
+    from parl.episodes.listing import Filter
     from parl.report import write_report
-    from rollouts.store import read_shard
+    from rollouts.store.store import read_shard
 
     store = hostile_store(folder / "store", 2)
     assert len(read_shard(store / "train-000001.parquet")[0]) == 2
@@ -614,7 +614,7 @@ def _surrogates(folder: Path) -> None:
 
 def _one_config(key: str, folder: Path) -> None:
     """The credentials of an address go neither into config.yaml nor into what is printed."""
-    from parl.redaction import without_credentials
+    from parl.shown.redaction import without_credentials
 
     given = {"rollouts": {"http": {"urls": [f"http://me:{key}@127.0.0.1:8000/v1", f"https://h.example/?token={key}"]}}}
     out = json.dumps(without_credentials(given))

@@ -156,7 +156,7 @@ def _foreign_host(folder: Path, *, host: str) -> None:
 
 
 def _good_hosts(folder: Path) -> None:
-    from rollouts.gateway_guard import Access
+    from rollouts.gateway.guard import Access
 
     async def act(caller: Any) -> None:
         for host in GOOD_HOSTS:
@@ -168,7 +168,7 @@ def _good_hosts(folder: Path) -> None:
 def _foreign_origin(folder: Path, *, origin: str) -> None:
     from gateway_client import BODY, CHAT
 
-    from rollouts.gateway_guard import Access
+    from rollouts.gateway.guard import Access
 
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
 
@@ -185,7 +185,7 @@ def _foreign_origin(folder: Path, *, origin: str) -> None:
 def _allowed_origin(folder: Path) -> None:
     from gateway_client import BODY, CHAT
 
-    from rollouts.gateway_guard import Access
+    from rollouts.gateway.guard import Access
 
     page, key = {"origin": "https://app.example", "sec-fetch-site": "cross-site"}, {"authorization": f"Bearer {KEY}"}
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
@@ -214,7 +214,7 @@ def _content_type(folder: Path, *, kind: str) -> None:
 def _wrong_key(folder: Path, *, header: str) -> None:
     from gateway_client import BODY, CHAT
 
-    from rollouts.gateway_guard import Access
+    from rollouts.gateway.guard import Access
 
     async def act(caller: Any) -> None:
         for path, body, method in ((CHAT, BODY, "POST"), ("/v1/models", None, "GET"), ("/nowhere", None, "GET")):
@@ -226,7 +226,7 @@ def _wrong_key(folder: Path, *, header: str) -> None:
 
 
 def _two_keys(folder: Path) -> None:
-    from rollouts.gateway_guard import Access
+    from rollouts.gateway.guard import Access
 
     async def act(caller: Any) -> None:
         headers = [("authorization", f"Bearer {KEY}"), ("authorization", "Bearer other")]
@@ -242,7 +242,7 @@ def _headers(
 ) -> None:
     from gateway_client import BODY, CHAT, asgi_post
 
-    from rollouts.gateway_guard import Access
+    from rollouts.gateway.guard import Access
 
     async def act(caller: Any) -> None:
         answer, error = await asgi_post(caller.gateway, CHAT, json.dumps(BODY).encode(), headers)

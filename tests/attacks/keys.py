@@ -44,7 +44,7 @@ def _key_in_errors(folder: Path) -> None:
 def _cli(*arguments: str, env: dict[str, str] | None = None) -> Any:
     from typer.testing import CliRunner
 
-    from parl.cli import app
+    from parl.cli.main import app
 
     clean = {name: None for name in os.environ if name.lower().endswith("_proxy") or name.startswith("OPENAI_")}
     done = CliRunner().invoke(app, list(arguments), env={**clean, **(env or {})})
@@ -75,9 +75,9 @@ ADDRESSES = [
 
 def _address(url: str, folder: Path) -> None:
     """Refused wherever an address is given, before anything is written; the secret is not shown."""
-    from parl.chat_eval import find_model, is_url
-    from parl.errors import UserError
-    from parl.loading import load_config
+    from parl.config.errors import UserError
+    from parl.config.load import load_config
+    from parl.evaluate.chat_model import find_model, is_url
 
     def said(asked: Callable[[], Any]) -> None:
         try:
@@ -115,7 +115,7 @@ PLAIN = [
 
 def _plain_http(url: str, folder: Path) -> None:
     """A key does not go over plain http beyond this machine; the cure is said, and nothing is asked."""
-    from rollouts.address import check_address, check_key
+    from rollouts.engine.address import check_address, check_key
 
     try:
         check_address(url, "")
@@ -153,7 +153,7 @@ def _key_of_another_host(folder: Path) -> None:
         heard.append(request)
         connection.sendall(http({"data": []}))
 
-    from parl.chat_eval import _models
+    from parl.evaluate.chat_model import _models
 
     with socket_server(send) as url:
         for base, sent in (("https://api.example.invalid/v1", False), (url, True), ("", True)):

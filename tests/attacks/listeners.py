@@ -36,8 +36,8 @@ def _metrics(folder: Path) -> None:
         import prometheus_client  # noqa: F401
     except ImportError:
         raise NotHere("prometheus-client is not installed") from None
-    from parl.learner import free_port
-    from parl.sinks import Prometheus
+    from parl.learn.learner import free_port
+    from parl.track.sinks import Prometheus
 
     with _only_loopback_is_added():
         Prometheus(free_port(), "run")
@@ -46,7 +46,7 @@ def _metrics(folder: Path) -> None:
 def _world(folder: Path) -> None:
     from starlette.applications import Starlette
 
-    from envs.world.server import SocketServer
+    from envs.world.site.server import SocketServer
 
     with _only_loopback_is_added():
         server = SocketServer(Starlette())
@@ -55,7 +55,7 @@ def _world(folder: Path) -> None:
 
 def _rendezvous(folder: Path) -> None:
     """Two ranks find each other through a server that no other machine reaches; one rank needs none."""
-    from parl.learner import _meeting, free_port
+    from parl.learn.learner import _meeting, free_port
 
     before, port = _listening(), free_port()
     assert _meeting(0, 1, port) is not None and _listening() == before
@@ -68,7 +68,7 @@ def _rendezvous(folder: Path) -> None:
 
 
 def _gateway_default(folder: Path) -> None:
-    from parl.cli import gateway
+    from parl.cli.main import gateway
 
     assert inspect.signature(gateway).parameters["host"].default == "127.0.0.1"
 

@@ -154,8 +154,8 @@ def engine(answer: Any, kind: str = "vllm", **options: Any) -> Any:
     """Our client of a server that answers ``answer``: a tree, bytes, or the address of a socket."""
     import httpx
 
-    from rollouts.engine.http import HttpEngine
-    from rollouts.engine.http_dialects import DIALECTS
+    from rollouts.engine.servers.dialects import DIALECTS
+    from rollouts.engine.servers.http import HttpEngine
 
     shape = {"layers": 2, "experts": 2, "dense": 1, "routed": 4, "vocabulary": 100}
     settings: dict[str, Any] = {"pool": "policy", "longest": 1000, **shape, **options}
@@ -197,4 +197,4 @@ def refused(asked: Callable[[], Any], *, within_s: float | None = None) -> str:
 
 def quick() -> Any:
     """Short pauses, and a server that counts as gone soon."""
-    return patch.multiple("rollouts.engine.http", _PAUSE_S=0.001, _LONGEST_PAUSE_S=0.01, _GONE_S=0.2)
+    return patch.multiple("rollouts.engine.servers.http", _PAUSE_S=0.001, _LONGEST_PAUSE_S=0.01, _GONE_S=0.2)

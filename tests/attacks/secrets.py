@@ -247,7 +247,7 @@ HARMLESS: tuple[Any, ...] = (
 
 
 def _gone(make: Callable[[], Made], folder: Path) -> None:
-    from parl.redaction import REDACTED, redact
+    from parl.shown.redaction import REDACTED, redact
 
     given, parts = make()
     out = json.dumps(redact(given))
@@ -257,7 +257,7 @@ def _gone(make: Callable[[], Made], folder: Path) -> None:
 
 
 def _stays(given: Any, folder: Path) -> None:
-    from parl.redaction import redact
+    from parl.shown.redaction import redact
 
     assert redact(given) == given
 
@@ -268,11 +268,11 @@ def _leaving(name: str, folder: Path) -> None:
 
     from stored import make_episode, wide_task
 
-    from parl.episodes import Filter
-    from parl.exchange import chosen_format, export_episodes
-    from parl.formats.common import ExportOptions
+    from parl.episodes.exchange import chosen_format, export_episodes
+    from parl.episodes.formats.common import ExportOptions
+    from parl.episodes.listing import Filter
     from parl.report import write_report
-    from rollouts.store import EpisodeStore
+    from rollouts.store.store import EpisodeStore
 
     secret = "hf" + "_" + _draw(name, 34)
     episode = make_episode(wide_task(1), spawning=True)

@@ -210,8 +210,8 @@ class _Words:
 
 def _chat_engine(transport: Any, url: str = "http://127.0.0.1:1") -> Any:
     from envs.base import Role
-    from rollouts.engine.chat import ChatEngine, ChatModel
-    from rollouts.engine.chat_client import ChatServer, Usage
+    from rollouts.engine.chat.client import ChatServer, Usage
+    from rollouts.engine.chat.engine import ChatEngine, ChatModel
     from rollouts.episode import Trace
 
     server = ChatServer(url, transport=transport, pause_s=0.0)

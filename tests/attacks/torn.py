@@ -97,7 +97,7 @@ def parl(arguments: list[str]) -> tuple[int, str]:
 
     from typer.testing import CliRunner
 
-    from parl.cli import app
+    from parl.cli.main import app
 
     with patch("ray.init", _nothing_starts), patch("uvicorn.Server.serve", _nothing_starts):
         result = CliRunner().invoke(app, arguments)
@@ -116,10 +116,10 @@ def _whole() -> Path:
     from stored import make_run
     from tiny import random_weights, tiny_config
 
-    from model.checkpoint import save_policy
-    from parl.demos import build_tokenizer
-    from parl.sft import cold_start_hash
-    from parl.tracking import _dumps
+    from model.kimi.files.checkpoint import save_policy
+    from parl.cold_start.demos import build_tokenizer
+    from parl.cold_start.imitation import cold_start_hash
+    from parl.track.tracker import _dumps
 
     root = Path(tempfile.mkdtemp(prefix="parl-whole-"))
     config = tiny_config(root, trainer={"steps": 4}, eval={"tasks": 3}).model_copy(update={"name": "mine"})

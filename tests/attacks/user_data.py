@@ -353,7 +353,7 @@ def dry_run(key: str, path: Path) -> tuple[int, str]:
     """Exit code and standard error of the dry run over ``path``."""
     from typer.testing import CliRunner
 
-    from parl.cli import app
+    from parl.cli.main import app
 
     settings = [f"{key}={json.dumps(str(path))}", f"root={path.parent / 'runs'}", "envs.world.widths=[2,4]"]
     settings = settings if key == "envs.world.source" else settings[:2]

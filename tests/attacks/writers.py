@@ -14,7 +14,7 @@ from attacks.torn import copy_of_a_run, parl
 _OWN = """
 import sys
 from pathlib import Path
-from parl.ownership import owning
+from parl.machine.ownership import owning
 with owning(Path(sys.argv[1]), "a run", "wait", name=sys.argv[2]):
     print("mine", flush=True)
     sys.stdin.read()
@@ -94,8 +94,8 @@ def _place(made: Path, owned: str) -> tuple[Path, str]:
 
 def _store(made: Path) -> Path:
     """Where ``parl eval`` keeps what the trained policy does."""
-    from parl.attempts import _local
-    from parl.runs import configuration
+    from parl.config.runs import configuration
+    from parl.evaluate.evaluation import _local
 
     return _local(configuration(made), None, False, ("trained",))[0].store
 

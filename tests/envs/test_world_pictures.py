@@ -9,7 +9,6 @@ import pytest
 from world_helpers import call, only
 
 from envs.base import ErrorKind, Role, ToolCall
-from envs.world.app import TOOLS
 from envs.world.config import PICTURE, WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.pictures import (
@@ -23,6 +22,7 @@ from envs.world.pictures import (
     picture_table,
     read_table,
 )
+from envs.world.site.app import TOOLS
 from envs.world.tasks import TaskStream, generate_tasks
 
 image = pytest.importorskip("PIL.Image", reason="pictures: pip install -e '.[vision]'")

@@ -12,8 +12,8 @@ import pytest
 from world_helpers import DEADLINE_S, call, only
 
 from envs.base import Environment, ErrorKind, Role, Session, ToolCall
-from envs.world.documents import page_ids
 from envs.world.environment import World, WorldEnvironment
+from envs.world.site.documents import page_ids
 from envs.world.wording import read_hits
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.vision_config import VisionConfig
+from model.kimi.vision.config import VisionConfig
 
 TRANSFORMERS = "the reference implementation: pip install -e '.[dev]'"
 TORCHVISION = "transformers' image processor for kimi_k25 needs torchvision"

@@ -7,10 +7,10 @@ import torch
 from tiny import random_policy, tiny_model
 from torch import Tensor
 
-from model import attention
-from model.attention import LatentAttention, max_logits
-from model.config import YarnScaling
-from model.transformer import Transformer
+from model.kimi import attention
+from model.kimi.attention import LatentAttention, max_logits
+from model.kimi.config import YarnScaling
+from model.kimi.transformer import Transformer
 
 YARN = YarnScaling(factor=4.0, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=1.0)
 SHAPES = {"k25": {}, "no query latent": {"q_lora_rank": None}, "yarn": {"rope_scaling": YARN}}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.chat import (
+from model.chat.kimi import (
     IM_END,
     SPECIAL_TOKENS,
     THINK,
@@ -28,7 +28,7 @@ from model.chat import (
     tool_result_pieces,
     user_pieces,
 )
-from model.chat_parser import ParsedTurn, parse, parse_pieces
+from model.chat.kimi_parser import ParsedTurn, parse, parse_pieces
 
 KIMI = Path(__file__).parents[1] / "data" / "kimi"
 TOOL_NAMES = ("search", "assign_task")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny import random_weights, tiny_model
 
-from model.checkpoint import load_policy, save_policy
-from model.tokenizer import Tokenizer
+from model.kimi.files.checkpoint import load_policy, save_policy
+from model.tokenizer.tokenizer import Tokenizer
 
 
 def test_a_policy_comes_back_as_it_was_saved(tokenizer: Tokenizer, tmp_path: Path):

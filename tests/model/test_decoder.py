@@ -16,10 +16,10 @@ import pytest
 import torch
 from tiny import ODD_SHAPE, SHAPE, random_policy, random_weights, tiny_model
 
-from model.config import ModelConfig
-from model.decoder import PAGE, NativeDecoder, NotFinite, ReferenceDecoder, export_weights, make_decoder
 from model.kernels import native
-from model.transformer import Transformer
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import PAGE, NativeDecoder, NotFinite, ReferenceDecoder, export_weights, make_decoder
+from model.kimi.transformer import Transformer
 
 # what DeepSeek-V3's architecture has besides: groups of experts, YaRN, the latents' own epsilon; and its variants
 YARN = {"factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 4.0, "mscale": 1.0, "mscale_all_dim": 0.7}

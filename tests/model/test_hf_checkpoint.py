@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import random_policy, tiny_model
 
-from model.checkpoint import INDEX, SINGLE, load, save
-from model.transformer import Transformer
+from model.kimi.files.checkpoint import INDEX, SINGLE, load, save
+from model.kimi.transformer import Transformer
 
 GATE = "model.layers.1.mlp.experts.2.gate_proj.weight"
 

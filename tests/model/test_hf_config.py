@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny import tiny_model
 
-from model.config import ModelConfig, YarnScaling
+from model.kimi.config import ModelConfig, YarnScaling
 
 # config.json of moonshotai/Kimi-K2.5, the text part
 K2_5: dict[str, Any] = {

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from tiny import tiny_model
 from torch import Tensor
 
-from model import checkpoint
-from model.attention import rope_tables, yarn_frequencies
-from model.config import ModelConfig
-from model.decoder import PAGE, NativeDecoder, ReferenceDecoder, export_weights
 from model.kernels import native
-from model.transformer import Transformer
-from parl.loading import load_config
+from model.kimi.attention import rope_tables, yarn_frequencies
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import PAGE, NativeDecoder, ReferenceDecoder, export_weights
+from model.kimi.files import checkpoint
+from model.kimi.transformer import Transformer
+from parl.config.load import load_config
 
 transformers = pytest.importorskip("transformers", minversion="5.13", reason="the reference is transformers' model")
 modeling = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")

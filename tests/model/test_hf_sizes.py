@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_hf_config import K2_5
 
-from model.config import ModelConfig
-from model.hf_layout import PREFIXES, Slot, layout, our_shapes
-from parl.loading import load_config
+from model.kimi.config import ModelConfig
+from model.kimi.files.hf_layout import PREFIXES, Slot, layout, our_shapes
+from parl.config.load import load_config
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 VISION_TENSORS = 335  # 27 blocks of 12, patch embedding 2, positions 1, final norm 2, projector 6

@@ -9,10 +9,10 @@ import torch
 from kimi_reference import reference_config, vision_parameters
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.media import MediaBatch, expand_placeholders
-from model.transformer import Transformer
-from model.vision_config import Grid, VisionConfig
+from model.kimi.config import ModelConfig
+from model.kimi.transformer import Transformer
+from model.kimi.vision.config import Grid, VisionConfig
+from model.kimi.vision.media import MediaBatch, expand_placeholders
 
 PAD = 9
 VISION = VisionConfig(

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.chat import IM_END, SPECIAL_TOKENS, THINK, chat_pieces, parse, parse_assistant_ids, render
-from model.tokenizer import KimiTokenizer
+from model.chat.kimi import IM_END, SPECIAL_TOKENS, THINK, chat_pieces, parse, parse_assistant_ids, render
+from model.tokenizer.tokenizer import KimiTokenizer
 
 pytest.importorskip("tiktoken", reason="tiktoken is not installed (extra: kimi)")
 FOLDER = Path(__file__).parents[1] / "data" / "kimi"

@@ -7,9 +7,9 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
-from model.attention import rotate
-from model.config import ModelConfig
-from model.transformer import Transformer
+from model.kimi.attention import rotate
+from model.kimi.config import ModelConfig
+from model.kimi.transformer import Transformer
 
 LENGTH = 40
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from kimi_reference import processors
 
-from model.media import (
+from model.kimi.vision.config import Grid, MediaLimits
+from model.kimi.vision.media import (
     Media,
     expand_placeholders,
     fit,
@@ -22,7 +23,6 @@ from model.media import (
     sample_frames,
     timestamp,
 )
-from model.vision_config import Grid, MediaLimits
 
 SMALL = MediaLimits(image_patches=40, frame_patches=12, side_patches=8)
 THEIR_SMALL: dict[str, Any] = {"size": {"max_height": 8, "max_width": 8}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tiny import random_policy, tiny_model
 
-from model.transformer import Transformer
+from model.kimi.transformer import Transformer
 
 CONFIG = tiny_model()
 

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
-from model.bpe import chat_corpus, plain_texts, train_tokenizer
-from model.chat import (
+from model.chat.kimi import (
     IM_END,
     SPECIAL_TOKENS,
     Call,
@@ -25,8 +24,9 @@ from model.chat import (
     prompt_pieces,
     tool_result_pieces,
 )
-from model.chat_parser import ParsedTurn, parse_assistant_ids
-from model.tokenizer import Tokenizer
+from model.chat.kimi_parser import ParsedTurn, parse_assistant_ids
+from model.tokenizer.bpe import chat_corpus, plain_texts, train_tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 
 HEADS = [c + v + "rlnsm"[i % 5] for i, (c, v) in enumerate((c, v) for c in "BKLMPRTV" for v in "aeiou")]
 TAILS = [v + c + "aoieu"[i % 5] for i, (c, v) in enumerate((c, v) for c in "bklmprtn" for v in "aeiou")]

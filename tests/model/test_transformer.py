@@ -10,8 +10,8 @@ import torch
 from tiny import ODD_SHAPE, SHAPE, random_policy, tiny_model
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.transformer import Transformer, muon_parameters
+from model.kimi.config import ModelConfig
+from model.kimi.transformer import Transformer, muon_parameters
 
 SHAPES = [pytest.param(SHAPE, id="tiny"), pytest.param(ODD_SHAPE, id="odd")]
 

@@ -14,9 +14,9 @@ from kimi_reference import hugging_face, reference_config, vision_parameters
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.vision import VisionModel
-from model.vision_checkpoint import from_published, to_published
-from model.vision_config import Grid, VisionConfig
+from model.kimi.files.vision_checkpoint import from_published, to_published
+from model.kimi.vision.config import Grid, VisionConfig
+from model.kimi.vision.tower import VisionModel
 
 TINY = VisionConfig(
     patch_size=4, pos_emb_height=6, pos_emb_width=6, num_hidden_layers=2, hidden_size=48, intermediate_size=80,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import model.kernels.triton as kernels
-from model import int4
 from model.kernels import reference
 from model.kernels.triton import settings
+from model.kimi import int4
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

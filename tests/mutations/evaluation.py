@@ -5,16 +5,16 @@ from mutations.base import mutants_of
 STATISTICS, COMPARE = "tests/parl/test_statistics.py", "tests/parl/test_compare.py"
 SETTINGS, IDENTITY = "tests/parl/test_evaluation_settings.py", "tests/parl/test_identity.py"
 
-statistics = mutants_of("evaluation", "parl/statistics.py", STATISTICS)
-measures = mutants_of("evaluation", "parl/measures.py", SETTINGS, COMPARE)
-compare = mutants_of("evaluation", "parl/compare.py", COMPARE)
-table = mutants_of("evaluation", "parl/compare_table.py", COMPARE)
-attempts = mutants_of("evaluation", "parl/attempts.py", SETTINGS)
-stores = mutants_of("evaluation", "parl/attempts.py", IDENTITY)
-evaluate = mutants_of("evaluation", "parl/evaluate.py", SETTINGS)
-chat = mutants_of("evaluation", "parl/chat_eval.py", SETTINGS)
-scoring = mutants_of("evaluation", "parl/scoring.py", SETTINGS)
-identity = mutants_of("evaluation", "parl/identity.py", IDENTITY)
+statistics = mutants_of("evaluation", "parl/evaluate/statistics.py", STATISTICS)
+measures = mutants_of("evaluation", "parl/evaluate/measures.py", SETTINGS, COMPARE)
+compare = mutants_of("evaluation", "parl/evaluate/compare.py", COMPARE)
+table = mutants_of("evaluation", "parl/evaluate/compare_table.py", COMPARE)
+attempts = mutants_of("evaluation", "parl/evaluate/evaluation.py", SETTINGS)
+stores = mutants_of("evaluation", "parl/evaluate/evaluation.py", IDENTITY)
+evaluate = mutants_of("evaluation", "parl/run/finish.py", SETTINGS)
+chat = mutants_of("evaluation", "parl/evaluate/chat_model.py", SETTINGS)
+scoring = mutants_of("evaluation", "parl/evaluate/scoring.py", SETTINGS)
+identity = mutants_of("evaluation", "parl/evaluate/identity.py", IDENTITY)
 
 MUTANTS = [
     statistics("no-widening", "math.sqrt(n / (n - 1)) * t_quantile", "t_quantile"),

@@ -4,17 +4,17 @@ from mutations.base import mutants_of
 
 K25, OTHERS = "tests/parl/test_objective.py", "tests/parl/test_objectives.py"
 
-k25 = mutants_of("objectives", "parl/objective/k25.py", K25)
-common = mutants_of("objectives", "parl/objective/common.py", OTHERS, K25)
-grpo = mutants_of("objectives", "parl/objective/grpo.py", OTHERS)
-gspo = mutants_of("objectives", "parl/objective/gspo.py", OTHERS)
-cispo = mutants_of("objectives", "parl/objective/cispo.py", OTHERS)
-correction = mutants_of("objectives", "parl/objective/correction.py", OTHERS)
-reference = mutants_of("objectives", "parl/objective/reference.py", OTHERS)
-entropy = mutants_of("objectives", "parl/objective/entropy.py", OTHERS)
-registry = mutants_of("objectives", "parl/objective/registry.py", OTHERS)
-sft = mutants_of("objectives", "parl/objective/sft.py", K25)
-config = mutants_of("objectives", "parl/objective/config.py", OTHERS)
+k25 = mutants_of("objectives", "parl/learn/objective/k25.py", K25)
+common = mutants_of("objectives", "parl/learn/objective/common.py", OTHERS, K25)
+grpo = mutants_of("objectives", "parl/learn/objective/grpo.py", OTHERS)
+gspo = mutants_of("objectives", "parl/learn/objective/gspo.py", OTHERS)
+cispo = mutants_of("objectives", "parl/learn/objective/cispo.py", OTHERS)
+correction = mutants_of("objectives", "parl/learn/objective/correction.py", OTHERS)
+reference = mutants_of("objectives", "parl/learn/objective/reference.py", OTHERS)
+entropy = mutants_of("objectives", "parl/learn/objective/entropy.py", OTHERS)
+registry = mutants_of("objectives", "parl/learn/objective/loss.py", OTHERS)
+sft = mutants_of("objectives", "parl/learn/objective/sft.py", K25)
+config = mutants_of("objectives", "parl/learn/objective/base.py", OTHERS)
 
 MUTANTS = [
     k25("k25-tau-sign", "advantages_BT - tau * log_ratio_BT.square()", "advantages_BT + tau * log_ratio_BT.square()"),

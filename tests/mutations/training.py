@@ -10,21 +10,21 @@ TASKS = (
     "test_own_tasks_are_gone_through_again_and_again",
 )
 
-trainer = mutants_of("training", "parl/trainer.py", STEP)
-sampling = mutants_of("training", "parl/sampling.py", "tests/parl/test_sampling.py")
-ptx = mutants_of("training", "parl/ptx.py", STEP)
-collect = mutants_of("training", "parl/collect.py", COLLECTOR)
-again = mutants_of("training", "parl/again.py", COLLECTOR)
-stream = mutants_of("training", "parl/stream.py", COLLECTOR)
-pools = mutants_of("training", "parl/pools.py", "tests/parl/test_pools.py")
+trainer = mutants_of("training", "parl/run/loop.py", STEP)
+sampling = mutants_of("training", "parl/collect/sampling.py", "tests/parl/test_sampling.py")
+ptx = mutants_of("training", "parl/cold_start/beside.py", STEP)
+collect = mutants_of("training", "parl/collect/collector.py", COLLECTOR)
+again = mutants_of("training", "parl/collect/again.py", COLLECTOR)
+stream = mutants_of("training", "parl/collect/stream.py", COLLECTOR)
+pools = mutants_of("training", "parl/collect/pools.py", "tests/parl/test_pools.py")
 NEWEST = "tests/parl/test_checkpoints.py::test_a_runs_state_is_that_of_its_newest_checkpoint"
 
-state = mutants_of("training", "parl/state.py", STATE, NEWEST)
-resume = mutants_of("training", "parl/resume.py", RESUME)
-tasks = mutants_of("training", "parl/tasks.py", *(f"tests/parl/test_evaluate.py::{name}" for name in TASKS))
+state = mutants_of("training", "parl/run/state.py", STATE, NEWEST)
+resume = mutants_of("training", "parl/run/resume.py", RESUME)
+tasks = mutants_of("training", "parl/collect/tasks.py", *(f"tests/parl/test_evaluate.py::{name}" for name in TASKS))
 
 MUTANTS = [
-    mutants_of("training", "parl/objective/config.py", STEP)(
+    mutants_of("training", "parl/learn/objective/base.py", STEP)(
         "normalises-always", 'bool(getattr(self, "normalise_std", False))', 'hasattr(self, "normalise_std")'
     ),
     trainer(

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from envs.base import Task
 from envs.world.reference import ReferencePolicy, subagent_act
-from envs.world.server import SocketServer
+from envs.world.site.server import SocketServer
 from rollouts.prompts import ORCHESTRATOR_PROMPT
 
 OUT = 7  # tokens that each answer says it has

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
-from parl.cluster import local_ray
-from parl.config import Config
-from parl.loading import load_config, to_yaml
-from parl.sft import run_sft
-from parl.trainer import run_training
+from parl.cold_start.imitation import run_sft
+from parl.config.load import load_config, to_yaml
+from parl.config.schema import Config
+from parl.machine.cluster import local_ray
+from parl.run.loop import run_training
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from parl.cli import main
-from parl.collect import Collector
-from parl.state import Checkpoints
-from rollouts.store import EpisodeStore
+from parl.cli.main import main
+from parl.collect.collector import Collector
+from parl.run.state import Checkpoints
+from rollouts.store.store import EpisodeStore
 
 
 def die(*_: Any) -> None:

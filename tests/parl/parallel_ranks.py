@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from tiny import random_weights, tiny_model
 
-from parl import ds_engine
-from parl.advantage import Row, denominator
-from parl.batch import TextRow
-from parl.config import ObjectiveConfig, OptimizerConfig, ParallelConfig
-from parl.learner import Learner
-from parl.parts import write_part
+from parl.config.schema import ObjectiveConfig, OptimizerConfig, ParallelConfig
+from parl.learn.batch import TextRow
+from parl.learn.learner import Learner
+from parl.learn.rows import Row, denominator
+from parl.learn.shard import ds_engine
+from parl.learn.shard.parts import write_part
 
 CONFIG = tiny_model()
 WEIGHTS = random_weights(CONFIG)

@@ -16,16 +16,16 @@ import pytest
 import ray
 from tiny import joining
 
-from parl.config import Config
-from parl.loading import load_config, to_yaml
-from parl.progress import Progress
-from parl.state import Checkpoints, State
-from parl.stream import EpisodeStream
-from parl.tracking import read_rows
-from parl.trainer import Training
+from parl.collect.stream import EpisodeStream
+from parl.config.load import load_config, to_yaml
+from parl.config.schema import Config
+from parl.run.loop import Training
+from parl.run.state import Checkpoints, State
+from parl.track.progress import Progress
+from parl.track.tracker import read_rows
 from rollouts.episode import Episode, EpisodeStatus
-from rollouts.partial import Outcome
-from rollouts.store import EpisodeStore
+from rollouts.store.store import EpisodeStore
+from rollouts.swarm.partial import Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

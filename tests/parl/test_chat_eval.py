@@ -13,19 +13,19 @@ from chat_stand_in import OUT, ChatStandIn, chat_server
 from tiny import random_policy, tiny_config, tiny_model
 from typer.testing import CliRunner
 
-from envs.world.server import SocketServer
-from model.decoder import export_weights
-from model.tokenizer import Tokenizer
-from parl import attempts
-from parl.attempts import run_eval
-from parl.cli import app
-from parl.config import Config
-from parl.errors import UserError
-from parl.loading import to_yaml
-from parl.tasks import held_out_tasks
-from rollouts.engine.embedded import EmbeddedEngine
-from rollouts.gateway import Gateway, GatewaySettings
-from rollouts.outline import read_outlines, shard_paths
+from envs.world.site.server import SocketServer
+from model.kimi.decoder import export_weights
+from model.tokenizer.tokenizer import Tokenizer
+from parl.cli.main import app
+from parl.collect.tasks import held_out_tasks
+from parl.config.errors import UserError
+from parl.config.load import to_yaml
+from parl.config.schema import Config
+from parl.evaluate import evaluation as attempts
+from parl.evaluate.evaluation import run_eval
+from rollouts.engine.embedded.engine import EmbeddedEngine
+from rollouts.gateway.app import Gateway, GatewaySettings
+from rollouts.store.outline import read_outlines, shard_paths
 
 DEAD = "http://127.0.0.1:9"
 

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import tiny_config
 
-from parl.errors import UserError
-from parl.learner_state import Snapshot, restore, saved_weights, share_of, whole_pieces
-from parl.optimizer import MuonAdamW
-from parl.parts import PartsReader, Piece, part_name, write_part
-from parl.saver import Saver
-from parl.state import MANIFEST, Checkpoints, State, newest_state
-from parl.trainer import Training
+from parl.config.errors import UserError
+from parl.learn.shard.optimizer import MuonAdamW
+from parl.learn.shard.parts import PartsReader, Piece, part_name, write_part
+from parl.learn.shard.state import Snapshot, restore, saved_weights, share_of, whole_pieces
+from parl.run.loop import Training
+from parl.run.saver import Saver
+from parl.run.state import MANIFEST, Checkpoints, State, newest_state
 
 
 class OneTensor:

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from parl.cli import app
-from parl.config import Config
-from parl.errors import UserError
+from parl.cli.main import app
+from parl.config.errors import UserError
+from parl.config.schema import Config
 
 HEAVY = ("torch", "ray", "wandb", "datasets", "deepspeed")
 
@@ -54,7 +54,7 @@ def _run(*args: object):
 
 def _imports(*args: object) -> tuple[int, set[str], str]:
     code = (
-        "import sys\nfrom parl.cli import app\n"
+        "import sys\nfrom parl.cli.main import app\n"
         f"try: app({[str(arg) for arg in args]!r})\n"
         "except SystemExit as error: code = error.code or 0\n"
         f"print('LOADED', code, *[m for m in {HEAVY!r} if m in sys.modules])"
@@ -82,7 +82,7 @@ def test_dry_run_prints_the_resolved_config_and_the_run_folder(config: Path) -> 
 
 
 def test_train_passes_its_options_on(config: Path, fake) -> None:
-    calls = fake("parl.trainer", "run_training", Path("runs/mine"))
+    calls = fake("parl.run.loop", "run_training", Path("runs/mine"))
     done = _run("train", config, "trainer.steps=5", "--resume", "optimizer.lr=1e-4")
     assert done.exit_code == 0 and "runs/mine" in done.stdout
     ((seen, options),) = calls
@@ -91,8 +91,8 @@ def test_train_passes_its_options_on(config: Path, fake) -> None:
 
 
 def test_sft_and_eval_pass_their_options_on(config: Path, fake) -> None:
-    sft = fake("parl.sft", "run_sft", Path("w.safetensors"))
-    evaluate = fake("parl.attempts", "run_eval", {"n": 4, "tasks": 60, "policies": {}})
+    sft = fake("parl.cold_start.imitation", "run_sft", Path("w.safetensors"))
+    evaluate = fake("parl.evaluate.evaluation", "run_eval", {"n": 4, "tasks": 60, "policies": {}})
     assert _run("sft", config, "--out", "x.bin", "--from-scratch").exit_code == 0
     assert sft[0][1] == {"from_scratch": True, "out": Path("x.bin")}
     done = _run("eval", config, "--single-agent", "--model", "m", "--n", 4, "--limit", 60, "--seed", 3, "--json")
@@ -113,7 +113,7 @@ def test_sft_and_eval_pass_their_options_on(config: Path, fake) -> None:
     ],
 )
 def test_failures_have_their_exit_codes(config: Path, fake, error: BaseException, code: int, text: str) -> None:
-    fake("parl.trainer", "run_training", error)
+    fake("parl.run.loop", "run_training", error)
     done = _run("train", config)
     assert done.exit_code == code
     assert text in done.stderr

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from parl.cold_start import cold_start_folder, cold_start_hash, cold_start_settings, shipped, starter_note
-from parl.config import Config
-from parl.errors import UserError
-from parl.loading import load_config
-from parl.sft import Fit
+from parl.cold_start.imitation import Fit
+from parl.cold_start.shipped import cold_start_folder, cold_start_hash, cold_start_settings, shipped, starter_note
+from parl.config.errors import UserError
+from parl.config.load import load_config
+from parl.config.schema import Config
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

@@ -12,12 +12,13 @@ from stored import chain_task, make_episode, wide_task
 from tiny import tiny_config
 
 from envs.base import Task
-from parl import collect, stream
-from parl.again import StepFailed
-from parl.collect import Collector
-from parl.config import Config
-from parl.pools import Refreshed
-from parl.stream import EpisodeStream
+from parl.collect import collector as collect
+from parl.collect import stream
+from parl.collect.again import StepFailed
+from parl.collect.collector import Collector
+from parl.collect.pools import Refreshed
+from parl.collect.stream import EpisodeStream
+from parl.config.schema import Config
 from rollouts.episode import MACHINE, Episode, EpisodeStatus
 from rollouts.scheduler import End
 

@@ -10,15 +10,15 @@ from stored import make_episode, make_run, wide_task
 from tiny import tiny_config
 from typer.testing import CliRunner
 
-from parl.cli import app
-from parl.compare import compare, compare_pair, load_samples, pareto
-from parl.compare_table import verdict
-from parl.errors import UserError
-from parl.measures import Attempt, Sample, estimates, groups, latest, width_group
-from parl.statistics import Interval
+from parl.cli.main import app
+from parl.config.errors import UserError
+from parl.evaluate.compare import compare, compare_pair, load_samples, pareto
+from parl.evaluate.compare_table import verdict
+from parl.evaluate.measures import Attempt, Sample, estimates, groups, latest, width_group
+from parl.evaluate.statistics import Interval
 from rollouts.episode import EpisodeStatus
-from rollouts.outline import read_outlines
-from rollouts.store import EpisodeStore, read_shard
+from rollouts.store.outline import read_outlines
+from rollouts.store.store import EpisodeStore, read_shard
 
 
 @pytest.fixture(scope="module")

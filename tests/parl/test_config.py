@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from parl.config import Config
-from parl.errors import ConfigError
-from parl.loading import config_hash, load_config, to_yaml
-from parl.objective.config import OBJECTIVES, GrpoConfig, ObjectiveConfig
+from parl.config.errors import ConfigError
+from parl.config.load import config_hash, load_config, to_yaml
+from parl.config.schema import Config
+from parl.learn.objective.base import OBJECTIVES, GrpoConfig, ObjectiveConfig
 
 
 @pytest.fixture
@@ -166,6 +166,6 @@ def test_hash_follows_the_chosen_sections_only() -> None:
 
 
 def test_loading_imports_nothing_heavy() -> None:
-    code = "import sys, parl.loading; print([m for m in ('torch', 'ray', 'wandb', 'datasets') if m in sys.modules])"
+    code = "import sys, parl.config.load; print([m for m in ('torch', 'ray', 'wandb', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,12 +12,12 @@ from tiny import tiny_config
 from typer.testing import CliRunner
 
 from envs.base import ToolResult
-from model.tokenizer import Tokenizer
-from parl.cli import app
-from parl.episodes import Filter, find_episode, list_episodes, search
-from parl.errors import UserError
+from model.tokenizer.tokenizer import Tokenizer
+from parl.cli.main import app
+from parl.config.errors import UserError
+from parl.episodes.listing import Filter, find_episode, list_episodes, search
 from parl.report.timeline import episode_to_timeline
-from rollouts.store import EpisodeStore, read_shard
+from rollouts.store.store import EpisodeStore, read_shard
 
 
 @pytest.fixture(scope="module")

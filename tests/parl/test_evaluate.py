@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
-from parl.attempts import _Shards, run_eval
-from parl.config import Config
-from parl.errors import UserError
-from parl.tasks import TrainTasks, held_out_tasks
-from parl.wandb_reader import read_history
+from parl.collect.tasks import TrainTasks, held_out_tasks
+from parl.config.errors import UserError
+from parl.config.schema import Config
+from parl.evaluate.evaluation import _Shards, run_eval
+from parl.track.wandb_reader import read_history
 from rollouts.episode import Episode
-from rollouts.outline import read_outlines, shard_paths
-from rollouts.store import EpisodeStore, read_shard
+from rollouts.store.outline import read_outlines, shard_paths
+from rollouts.store.store import EpisodeStore, read_shard
 
 NUMBERS = {
     *("item_f1", "success", "critical_steps", "total_steps", "subagents", "spawn_rate", "finish_rate", "n_tasks"),

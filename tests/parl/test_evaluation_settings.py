@@ -11,18 +11,19 @@ from stored import chain_task, make_episode, make_trace, make_turn, wide_task
 from tiny import tiny_config
 
 from envs.base import Task
-from parl import attempts, evaluate
-from parl.attempts import Policy, _missing, _run_local, _slices, account, cost
-from parl.chat_eval import ChatCollector, Served
-from parl.config import Config
-from parl.evaluate import evaluate_policy
-from parl.measures import Sample, attempt, estimates, latest
-from parl.scoring import Scoring
+from parl.config.schema import Config
+from parl.evaluate import evaluation as attempts
+from parl.evaluate.chat_model import ChatCollector, Served
+from parl.evaluate.evaluation import Policy, _missing, _run_local, _slices, account, cost
+from parl.evaluate.measures import Sample, attempt, estimates, latest
+from parl.evaluate.scoring import Scoring
+from parl.run import finish as evaluate
+from parl.run.finish import evaluate_policy
 from rewards.parl import Weights
 from rewards.score import score_episode
-from rollouts.engine.chat_client import Usage
+from rollouts.engine.chat.client import Usage
 from rollouts.episode import Episode, EpisodeStatus
-from rollouts.outline import Outline, read_outlines, shard_paths
+from rollouts.store.outline import Outline, read_outlines, shard_paths
 
 EVAL = {"tasks": 3, "seed": 11, "temperature": 0.3, "top_p": 0.6}
 ROLLOUTS = {"temperature": 0.9, "subagent_temperature": 0.1, "group_size": 5, "concurrency": 4}

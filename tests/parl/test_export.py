@@ -11,17 +11,18 @@ from seeing import PAD, VISION, a_picture, seeing_model, seeing_policy, with_pic
 from tiny import random_policy, tiny_model
 from typer.testing import CliRunner
 
-from model import checkpoint, int4
-from model.chat import render
-from model.chat_tools import declare_tools
-from model.config import ModelConfig
-from model.decoder import export_weights
-from model.media import MediaBatch, picture
-from model.tokenizer import Tokenizer
-from model.transformer import Transformer
-from parl.cli import app
-from parl.errors import UserError
-from parl.export import export, with_latent_eps
+from model.chat.kimi import render
+from model.chat.kimi_tools import declare_tools
+from model.kimi import int4
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import export_weights
+from model.kimi.files import checkpoint
+from model.kimi.transformer import Transformer
+from model.kimi.vision.media import MediaBatch, picture
+from model.tokenizer.tokenizer import Tokenizer
+from parl.cli.main import app
+from parl.config.errors import UserError
+from parl.serve.export import export, with_latent_eps
 
 CASES = Path(__file__).parents[1] / "data" / "kimi" / "chat_cases.jsonl"
 YARN = {"factor": 8.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0}

@@ -18,15 +18,15 @@ from ray import exceptions as failures
 
 from benchmarks.faults import Row, bad
 from envs.base import Gold, Role, Task
-from parl.again import TRIES, Group, StepFailed, whole
-from parl.cli_errors import machine_cause
-from parl.cluster import worst
-from parl.collect import Collector
-from parl.errors import MachineError
-from parl.faults import ActorLost, curable, is_machine, named, said
-from parl.saver import Saver
-from parl.state import Checkpoints, State
-from parl.watch import BLOCKED_S, SILENT_S, STOPPED_S, WATCH, Watched
+from parl.cli.errors import machine_cause
+from parl.collect.again import TRIES, Group, StepFailed, whole
+from parl.collect.collector import Collector
+from parl.config.errors import MachineError
+from parl.machine.cluster import worst
+from parl.machine.faults import ActorLost, curable, is_machine, named, said
+from parl.machine.watch import BLOCKED_S, SILENT_S, STOPPED_S, WATCH, Watched
+from parl.run.saver import Saver
+from parl.run.state import Checkpoints, State
 from rollouts.beat import Beat
 from rollouts.episode import MACHINE, Episode, EpisodeStatus, Trace
 from rollouts.worker import EngineLost
@@ -380,7 +380,7 @@ def test_the_machines_failures_are_one_paragraph_and_bugs_keep_their_traceback(e
 
 SCRIPT = """
 import sys, time
-from parl.cli_errors import reported
+from parl.cli.errors import reported
 try:
     with reported("; continue with: --resume"):
         try:

@@ -11,15 +11,15 @@ import pytest
 from rich_episode import difference, rich_episode
 
 from envs.tasks_io import save_tasks
-from parl.episodes import Filter
-from parl.errors import UserError
-from parl.exchange import chosen_format, export_episodes, import_episodes
-from parl.formats import atif, verifiers
-from parl.formats.common import ExportOptions, FormatError
-from parl.formats.registry import FORMATS
-from parl.redaction import REDACTED, redact
+from parl.config.errors import UserError
+from parl.episodes.exchange import chosen_format, export_episodes, import_episodes
+from parl.episodes.formats import atif, verifiers
+from parl.episodes.formats.common import ExportOptions, FormatError
+from parl.episodes.formats.registry import FORMATS
+from parl.episodes.listing import Filter
+from parl.shown.redaction import REDACTED, redact
 from rollouts.critical_path import critical_steps
-from rollouts.store import EpisodeStore, read_shard
+from rollouts.store.store import EpisodeStore, read_shard
 
 DATA = Path(__file__).parent.parent / "data" / "formats"
 DOCS = Path(__file__).parent.parent.parent / "docs" / "formats.md"

@@ -18,12 +18,12 @@ import pytest
 from typer.testing import CliRunner
 
 from envs.base import Gold, Role, Task
-from parl.cli import app
-from parl.errors import UserError
-from parl.gateway import KEY_VARIABLE, access_of, bound_sockets, recorded_episodes, recorded_rows
+from parl.cli.main import app
+from parl.config.errors import UserError
+from parl.serve.gateway import KEY_VARIABLE, access_of, bound_sockets, recorded_episodes, recorded_rows
 from rollouts.episode import Episode, EpisodeStatus, Trace
-from rollouts.gateway import KIND
-from rollouts.store import EpisodeStore
+from rollouts.gateway.app import KIND
+from rollouts.store.store import EpisodeStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,7 +162,7 @@ def test_the_largest_rewards_give_finite_advantages(tmp_path):
 @pytest.mark.slow
 def test_bodies_that_once_were_500s_are_refused_by_a_running_gateway(tmp_path):
     [starter, *_] = sorted((ROOT / "configs/starters").iterdir())
-    start = "from parl.cli import main; main()"
+    start = "from parl.cli.main import main; main()"
     command = [sys.executable, "-c", start, "gateway", str(starter), "--port", "0", "--record", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:

@@ -13,20 +13,20 @@ import pytest
 import torch
 from tiny import random_policy, tiny_model
 
-from envs.world.server import SocketServer
-from model.chat import Call, assistant_pieces
-from model.config import ModelConfig
-from model.decoder import export_weights
-from model.tokenizer import Tokenizer
-from model.transformer import Transformer
-from parl.config import OptimizerConfig
-from parl.gateway import recorded_episodes, recorded_rows
-from parl.learner import Learner
-from parl.objective.config import ObjectiveConfig
+from envs.world.site.server import SocketServer
+from model.chat.kimi import Call, assistant_pieces
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import export_weights
+from model.kimi.transformer import Transformer
+from model.tokenizer.tokenizer import Tokenizer
+from parl.config.schema import OptimizerConfig
+from parl.learn.learner import Learner
+from parl.learn.objective.base import ObjectiveConfig
+from parl.serve.gateway import recorded_episodes, recorded_rows
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
-from rollouts.engine.embedded import EmbeddedEngine
-from rollouts.gateway import Gateway, GatewaySettings
-from rollouts.store import EpisodeStore
+from rollouts.engine.embedded.engine import EmbeddedEngine
+from rollouts.gateway.app import Gateway, GatewaySettings
+from rollouts.store.store import EpisodeStore
 
 openai = pytest.importorskip("openai", reason="openai is not installed: pip install -e .[dev]")
 

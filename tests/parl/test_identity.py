@@ -16,19 +16,19 @@ from envs.base import Role, Task
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy, subagent_act
-from model.checkpoint import SINGLE
-from model.tokenizer import Tokenizer
-from parl import identity as module
-from parl.attempts import Policy, _local, _served
-from parl.chat_eval import Served
-from parl.config import Config
-from parl.errors import UserError
-from parl.identity import EFFECTS, Effect, description, identity, policy_digest, prompts_digest
+from model.kimi.files.checkpoint import SINGLE
+from model.tokenizer.tokenizer import Tokenizer
+from parl.config.errors import UserError
+from parl.config.schema import Config
+from parl.evaluate import identity as module
+from parl.evaluate.chat_model import Served
+from parl.evaluate.evaluation import Policy, _local, _served
+from parl.evaluate.identity import EFFECTS, Effect, description, identity, policy_digest, prompts_digest
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, Trace
-from rollouts.settings import SwarmSettings
-from rollouts.swarm import run_episode
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
 
 POLICY = {"policy": "1", "subagents": "2"}
 
@@ -61,7 +61,7 @@ def test_every_key_is_classified_once_and_no_key_is_classified_that_does_not_exi
         for name in names.split()
     ]
     assert sorted(listed) == sorted(set(listed)) == sorted(EFFECTS)
-    assert sorted(KEYS) == sorted(EFFECTS), "classify the new key in parl/identity.py: does it change an episode?"
+    assert sorted(KEYS) == sorted(EFFECTS), "classify the new key in evaluate/identity.py: does it change an episode?"
 
 
 def other(value: Any) -> Any:
@@ -243,8 +243,8 @@ def with_policies(root: Path, **sections: Any) -> Config:
 
 def stand_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made-up files pass for a cold start and for policies."""
-    monkeypatch.setattr("parl.attempts.starting_policy", lambda config: root / "cold")
-    monkeypatch.setattr("parl.attempts.check_policy_files", lambda folder, cure: None)
+    monkeypatch.setattr("parl.evaluate.evaluation.starting_policy", lambda config: root / "cold")
+    monkeypatch.setattr("parl.evaluate.evaluation.check_policy_files", lambda folder, cure: None)
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,14 @@ import torch
 from tiny import random_weights, tiny_model
 from torch import Tensor
 
-from parl.advantage import Row, denominator, split_row
-from parl.batch import TextRow
-from parl.config import ObjectiveConfig, OptimizerConfig
-from parl.learner import Learner, NotFiniteLoss
-from parl.objective.k25 import k25_loss
-from parl.optimizer import MuonAdamW, orthogonalise
+from parl.config.schema import ObjectiveConfig, OptimizerConfig
+from parl.learn.batch import TextRow
+from parl.learn.learner import Learner, NotFiniteLoss
+from parl.learn.objective.k25 import k25_loss
+from parl.learn.rows import Row, denominator, split_row
+from parl.learn.shard.optimizer import MuonAdamW, orthogonalise
 from rollouts.engine.base import Sampling
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 
 CONFIG = tiny_model()
 WEIGHTS = random_weights(CONFIG)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from tiny import random_weights, tiny_model
 
-from parl.advantage import Row, denominator
-from parl.batch import TextRow
-from parl.config import ObjectiveConfig, OptimizerConfig
-from parl.learner import Learner
-from parl.learner_group import LearnerGroup
-from parl.optimizer import NotFiniteLoss
+from parl.config.schema import ObjectiveConfig, OptimizerConfig
+from parl.learn.batch import TextRow
+from parl.learn.group import LearnerGroup
+from parl.learn.learner import Learner
+from parl.learn.rows import Row, denominator
+from parl.learn.shard.optimizer import NotFiniteLoss
 
 pytestmark = pytest.mark.slow
 CONFIG = tiny_model()

@@ -10,12 +10,12 @@ import torch
 from tiny import random_weights, tiny_model
 from torch import Tensor
 
-from parl.advantage import Row, denominator, split_row
-from parl.batch import TextRow
-from parl.config import OptimizerConfig
-from parl.learner import Learner
-from parl.objective.config import CispoConfig, GrpoConfig, GspoConfig, Objective, ObjectiveConfig
-from parl.objective.registry import policy_loss
+from parl.config.schema import OptimizerConfig
+from parl.learn.batch import TextRow
+from parl.learn.learner import Learner
+from parl.learn.objective.base import CispoConfig, GrpoConfig, GspoConfig, Objective, ObjectiveConfig
+from parl.learn.objective.loss import policy_loss
+from parl.learn.rows import Row, denominator, split_row
 
 CONFIG = tiny_model()
 WEIGHTS, OTHER = random_weights(CONFIG), random_weights(CONFIG, seed=1)

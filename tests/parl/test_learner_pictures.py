@@ -15,16 +15,16 @@ from tiny import random_weights, tiny_model
 from torch import Tensor
 
 from envs.world.pictures import draw_table
-from model.checkpoint import load_policy, save_policy
-from model.decoder import check_weights, export_weights, weight_shapes
-from model.picture_size import K25_LIMITS
-from parl.advantage import Row, denominator, split_row
-from parl.batch import TextRow, lay
-from parl.config import ObjectiveConfig, OptimizerConfig
-from parl.learner import Learner
-from parl.objective.config import CispoConfig, GrpoConfig, GspoConfig, Objective
+from model.kimi.decoder import check_weights, export_weights, weight_shapes
+from model.kimi.files.checkpoint import load_policy, save_policy
+from model.kimi.vision.picture_size import K25_LIMITS
+from parl.config.schema import ObjectiveConfig, OptimizerConfig
+from parl.learn.batch import TextRow, lay
+from parl.learn.learner import Learner
+from parl.learn.objective.base import CispoConfig, GrpoConfig, GspoConfig, Objective
+from parl.learn.rows import Row, denominator, split_row
 from rollouts.engine.base import Sampling
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 
 pytest.importorskip("PIL", reason="pictures: pip install -e '.[vision]'")
 CONFIG = seeing_model()

@@ -10,13 +10,13 @@ import pytest
 from pydantic import ValidationError
 from tiny import random_weights, tiny_model
 
-from model.decoder import Weights
-from model.lora import is_adapters, merged
-from parl.advantage import Row, denominator
-from parl.config import LoraConfig, ObjectiveConfig, OptimizerConfig
-from parl.learner import Learner
-from rollouts.engine.actor import EngineActor
+from model.kimi.decoder import Weights
+from model.kimi.lora import is_adapters, merged
+from parl.config.schema import LoraConfig, ObjectiveConfig, OptimizerConfig
+from parl.learn.learner import Learner
+from parl.learn.rows import Row, denominator
 from rollouts.engine.base import Sampling
+from rollouts.engine.embedded.actor import EngineActor
 
 CONFIG = tiny_model()
 WEIGHTS = random_weights(CONFIG)

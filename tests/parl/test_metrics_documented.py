@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from stored import chain_task, make_episode, wide_task
 
-from parl.config import Config, OptimizerConfig, TrackingConfig
-from parl.objective.config import GrpoConfig
-from parl.progress import Progress
-from parl.tracking import Tracker, read_rows
-from parl.trainer import Training
-from parl.wandb_reader import wandb_files
-from parl.wandb_views import SECTIONS
+from parl.config.schema import Config, OptimizerConfig, TrackingConfig
+from parl.learn.objective.base import GrpoConfig
+from parl.run.loop import Training
+from parl.track.progress import Progress
+from parl.track.tracker import Tracker, read_rows
+from parl.track.wandb_reader import wandb_files
+from parl.track.wandb_views import SECTIONS
 from rewards.aggregate import aggregate
 from rewards.parl import Weights
 from rewards.score import score_episode

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from parl.advantage import Row, denominator, split_row
-from parl.objective.k25 import k25_loss
-from parl.objective.sft import sft_loss
+from parl.learn.objective.k25 import k25_loss
+from parl.learn.objective.sft import sft_loss
+from parl.learn.rows import Row, denominator, split_row
 
 torch.set_num_threads(1)
 LIMITS = {"log_ratio_min": -0.5, "log_ratio_max": 0.4, "tau": 0.1}

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parl.advantage import Row, denominator, group_advantages, split_row
-from parl.objective.config import CispoConfig, GrpoConfig, GspoConfig, Objective, ObjectiveConfig
-from parl.objective.correction import correction_weights
-from parl.objective.entropy import entropy_stats
-from parl.objective.reference import reference_kl
-from parl.objective.registry import check_rows, policy_loss, statistic_names
+from parl.learn.objective.base import CispoConfig, GrpoConfig, GspoConfig, Objective, ObjectiveConfig
+from parl.learn.objective.correction import correction_weights
+from parl.learn.objective.entropy import entropy_stats
+from parl.learn.objective.loss import check_rows, policy_loss, statistic_names
+from parl.learn.objective.reference import reference_kl
+from parl.learn.rows import Row, denominator, group_advantages, split_row
 
 N = 11.0
 PLAIN: list[Objective] = [

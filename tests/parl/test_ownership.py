@@ -17,15 +17,15 @@ import pytest
 from stored import make_run
 from tiny import tiny_config
 
-from parl import ownership
-from parl.claim import claimed
-from parl.errors import UserError
-from parl.ownership import LOCK, Owner, owner_of, owning
+from parl.config.errors import UserError
+from parl.machine import ownership
+from parl.machine.ownership import LOCK, Owner, owner_of, owning
+from parl.run.claim import claimed
 
 OWN = """
 import sys, time
 from pathlib import Path
-from parl.ownership import owning
+from parl.machine.ownership import owning
 with owning(Path(sys.argv[1]), "a run", "wait"):
     print("mine", flush=True)
     {then}

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from parl.errors import UserError
-from parl.loading import load_config
+from parl.config.errors import UserError
+from parl.config.load import load_config
 from parl.own_packages import NAMES
-from parl.plan_table import MODELS
+from parl.plan.table import MODELS
 from parl.presets import preset, preset_names, presets_folder
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_no_text_tells_to_install_another_projects_library():
 
 def test_the_distribution_is_not_called_as_another_projects():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["name"] == "parl-swarm" and project["scripts"] == {"parl": "parl.cli:main"}
+    assert project["name"] == "parl-swarm" and project["scripts"] == {"parl": "parl.cli.main:main"}
 
 
 @pytest.mark.parametrize("given", ["quickstart", "quickstart.yaml", "configs/quickstart.yaml", "configs/quickstart"])
@@ -104,15 +104,16 @@ def test_the_script_takes_nothing_from_the_working_directory_or_from_pythonpath(
     (hostile / "user").mkdir()
     for name in NAMES:
         (hostile / "user" / f"{name}.py").write_text(f"raise RuntimeError('shadowed: {name}')\n")
-    script = ["-c", "import sys; sys.path.remove(''); from parl.cli import main; main()", "train", "quickstart"]
+    script = ["-c", "import sys; sys.path.remove(''); from parl.cli.main import main; main()", "train", "quickstart"]
     assert "name: quickstart" in python(hostile, *script, "--dry-run", path=str(hostile / "user"))
 
 
 def test_a_users_module_in_the_working_directory_is_found_last(hostile: Path):
     code = (
-        "import sys; sys.path.remove(''); import parl.cli, typer\n"
-        "parl.cli.app = lambda: print(__import__('plugin_of_mine').WORD, sys.path[-1] == __import__('os').getcwd())\n"
-        "parl.cli.main()"
+        "import sys; sys.path.remove(''); import parl.cli.main, typer\n"
+        "import os, parl.cli.main as m\n"
+        "m.app = lambda: print(__import__('plugin_of_mine').WORD, sys.path[-1] == os.getcwd())\n"
+        "parl.cli.main.main()"
     )
     assert python(hostile, "-c", code).split() == ["mine", "True"]
 
@@ -123,7 +124,7 @@ def test_a_module_that_took_our_name_already_is_named(hostile: Path):
 
 
 def test_the_shells_completion_is_offered():
-    code = "import sys; sys.argv = ['parl', '--show-completion']; from parl.cli import main; main()"
+    code = "import sys; sys.argv = ['parl', '--show-completion']; from parl.cli.main import main; main()"
     environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", f"{code}"], env=environment, capture_output=True, text=True)
     assert "show-completion" in done.stdout + done.stderr

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from tiny import random_policy, random_weights, tiny_model
 from torch import Tensor
 
-from parl.advantage import Row, denominator, split_row
-from parl.batch import lay, micro_batches
-from parl.config import OptimizerConfig
-from parl.learner import Learner
-from parl.learner_group import deal_rows
-from parl.objective.config import CispoConfig, GspoConfig, Objective, ObjectiveConfig
+from parl.config.schema import OptimizerConfig
+from parl.learn.batch import lay, micro_batches
+from parl.learn.group import deal_rows
+from parl.learn.learner import Learner
+from parl.learn.objective.base import CispoConfig, GspoConfig, Objective, ObjectiveConfig
+from parl.learn.rows import Row, denominator, split_row
 
 CONFIG = tiny_model()
 MASK: Callable = lambda row: row.mask  # noqa: E731

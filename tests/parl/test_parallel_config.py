@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny import SHAPE, tiny_config
 
-from parl.config import Config
-from parl.loading import load_config
+from parl.config.load import load_config
+from parl.config.schema import Config
 
 
 def config(ranks: int, parallel: dict[str, Any], **model: Any) -> Config:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from parallel_ranks import CONFIG, FREE, MICRO_TOKENS, WEIGHTS, shares
 
-from parl.advantage import denominator
-from parl.config import ObjectiveConfig, ParallelConfig
-from parl.learner import Learner
-from parl.learner_group import LearnerGroup
+from parl.config.schema import ObjectiveConfig, ParallelConfig
+from parl.learn.group import LearnerGroup
+from parl.learn.learner import Learner
+from parl.learn.rows import denominator
 
 pytestmark = pytest.mark.slow
 OBJECTIVE = ObjectiveConfig(log_ratio_min=-9.0, log_ratio_max=9.0)

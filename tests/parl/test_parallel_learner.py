@@ -16,9 +16,9 @@ import pytest
 import torch
 from parallel_ranks import CONFIG, FREE, MICRO_TOKENS, OPTIMIZER, STEPS, WEIGHTS, layout_name, policy_step, run, shares
 
-from parl.config import ParallelConfig
-from parl.learner import Learner, free_port
-from parl.parts import PartsReader
+from parl.config.schema import ParallelConfig
+from parl.learn.learner import Learner, free_port
+from parl.learn.shard.parts import PartsReader
 
 pytestmark = pytest.mark.slow
 LAYOUTS = [ParallelConfig(zero=zero, expert_parallel=ep) for zero in (0, 1, 2, 3) for ep in (1, 2)]

@@ -14,17 +14,17 @@ import pytest
 from tiny import tiny_model
 from typer.testing import CliRunner
 
-from model.config import ModelConfig
-from model.hf_layout import our_shapes
-from parl import learner_limits
-from parl.cli import app
-from parl.config import LoraConfig, OptimizerConfig, ParallelConfig
-from parl.errors import UserError
-from parl.gpus import GB, GPUS, Given, find_gpu
-from parl.learner_limits import gaps, least_bytes, machine_bytes
-from parl.loading import load_config
-from parl.plan import RESERVE, Layout, cache_bytes, check, count, degrees, fits, nearest, plan
-from parl.plan_table import shape_of
+from model.kimi.config import ModelConfig
+from model.kimi.files.hf_layout import our_shapes
+from parl.cli.main import app
+from parl.config.errors import UserError
+from parl.config.load import load_config
+from parl.config.schema import LoraConfig, OptimizerConfig, ParallelConfig
+from parl.plan import limits as learner_limits
+from parl.plan.gpus import GB, GPUS, Given, find_gpu
+from parl.plan.limits import gaps, least_bytes, machine_bytes
+from parl.plan.plan import RESERVE, Layout, cache_bytes, check, count, degrees, fits, nearest, plan
+from parl.plan.table import shape_of
 
 ROOT = Path(__file__).parents[2]
 H200 = GPUS["h200"]
@@ -291,7 +291,7 @@ def test_a_model_that_this_machine_cannot_hold_is_refused_at_once(recipe: str, c
 
 def test_planning_needs_no_torch():
     code = (
-        "import sys\nfrom parl.plan_table import print_plan\n"
+        "import sys\nfrom parl.plan.table import print_plan\n"
         "print_plan('kimi_k2_5', 'h200', host_gb=2000, gpus=256, zero=2, ep=0, offload='none')\n"
         "print([name for name in ('torch', 'deepspeed', 'ray') if name in sys.modules])"
     )

@@ -10,14 +10,14 @@ from tiny import tiny_config
 
 from envs.base import Role
 from envs.world.environment import WorldEnvironment
-from model.checkpoint import load_policy
-from parl.advantage import step_rows
-from parl.collect import Collector
-from parl.config import Config
-from parl.errors import UserError
-from parl.loading import load_config
-from parl.pools import Refreshed, change, pool_sizes, subagents
-from parl.tasks import TrainTasks
+from model.kimi.files.checkpoint import load_policy
+from parl.collect.collector import Collector
+from parl.collect.pools import Refreshed, change, pool_sizes, subagents
+from parl.collect.tasks import TrainTasks
+from parl.config.errors import UserError
+from parl.config.load import load_config
+from parl.config.schema import Config
+from parl.learn.rows import step_rows
 from rewards.parl import Weights
 from rewards.score import score_episode
 from rollouts.config import RolloutsConfig

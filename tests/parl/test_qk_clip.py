@@ -10,12 +10,12 @@ import pytest
 import torch
 from tiny import random_policy, tiny_model
 
-from model.decoder import export_weights
-from parl.advantage import Row, denominator
-from parl.config import OptimizerConfig
-from parl.learner import Learner, NotFiniteLoss, free_port
-from parl.objective.config import ObjectiveConfig
-from parl.qk_clip import QKClip
+from model.kimi.decoder import export_weights
+from parl.config.schema import OptimizerConfig
+from parl.learn.learner import Learner, NotFiniteLoss, free_port
+from parl.learn.objective.base import ObjectiveConfig
+from parl.learn.qk_clip import QKClip
+from parl.learn.rows import Row, denominator
 
 CONFIG = tiny_model()
 HEADS, NOPE, VALUE = CONFIG.num_attention_heads, CONFIG.qk_nope_head_dim, CONFIG.v_head_dim

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parl import learner_group
-from parl.advantage import Row
-from parl.batch import TextRow
-from parl.learner_group import LearnerGroup
-from parl.objective.config import GrpoConfig, ObjectiveConfig
+from parl.learn import group as learner_group
+from parl.learn.batch import TextRow
+from parl.learn.group import LearnerGroup
+from parl.learn.objective.base import GrpoConfig, ObjectiveConfig
+from parl.learn.rows import Row
 
 
 class Rank:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from model.config import ModelConfig
-from parl.cli import app
-from parl.loading import load_config
+from model.kimi.config import ModelConfig
+from parl.cli.main import app
+from parl.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))

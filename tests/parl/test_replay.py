@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 from envs.base import ErrorKind, Role, ToolCall, ToolResult
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
-from parl.cli import app
-from parl.config import Config
-from parl.loading import to_yaml
-from parl.replay import replay_episode
+from parl.cli.main import app
+from parl.config.load import to_yaml
+from parl.config.schema import Config
+from parl.episodes.tool_replay import replay_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.store import EpisodeStore
+from rollouts.store.store import EpisodeStore
 
 
 @pytest.fixture(scope="module")

@@ -20,15 +20,15 @@ import pytest
 from typer.testing import CliRunner
 
 from envs.base import Gold, Oracle, Role, Task, ToolCall, ToolResult
-from model.bpe import train_tokenizer
-from model.tokenizer import Tokenizer
-from parl.cli import app
-from parl.errors import UserError
+from model.tokenizer.bpe import train_tokenizer
+from model.tokenizer.tokenizer import Tokenizer
+from parl.cli.main import app
+from parl.config.errors import UserError
 from parl.report import episode_to_timeline, write_report
 from parl.report.pack import pack
 from rollouts.critical_path import critical_path, critical_steps, makespan
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.store import EpisodeStore
+from rollouts.store.store import EpisodeStore
 
 EVIL = '</script><script>alert(1)</script><img src=x onerror=alert(2)> & "quoted"'
 

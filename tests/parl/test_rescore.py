@@ -13,12 +13,12 @@ from stored import make_run
 from tiny import tiny_config
 from typer.testing import CliRunner
 
-from parl.cli import app
-from parl.errors import UserError
-from parl.rescore import rescore
-from parl.stores import find_stores
-from rollouts.outline import read_outlines
-from rollouts.store import EpisodeStore, StoreError, read_shard
+from parl.cli.main import app
+from parl.config.errors import UserError
+from parl.episodes.stores import find_stores
+from parl.evaluate.rescore import rescore
+from rollouts.store.outline import read_outlines
+from rollouts.store.store import EpisodeStore, StoreError, read_shard
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_damage_is_named_with_episodes_column_and_bytes(run: Path):
 
 def test_rescoring_needs_neither_torch_nor_ray(run: Path):
     code = (
-        "import sys\nfrom parl.cli import app\n"
+        "import sys\nfrom parl.cli.main import app\n"
         f"try: app(['rescore', {str(run)!r}])\nexcept SystemExit as error: assert not error.code\n"
         "print('LOADED', *[m for m in ('torch', 'ray', 'deepspeed', 'datasets', 'wandb') if m in sys.modules])"
     )

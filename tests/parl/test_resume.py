@@ -8,14 +8,14 @@ import pytest
 from stored import make_run
 from tiny import tiny_config
 
-from parl.config import Config
-from parl.errors import UserError
-from parl.loading import load_config, to_yaml
-from parl.rescore import rescore
-from parl.resume import continue_run
-from parl.runs import lengths
-from parl.state import Checkpoints, State
-from rollouts.store import EpisodeStore
+from parl.config.errors import UserError
+from parl.config.load import load_config, to_yaml
+from parl.config.runs import lengths
+from parl.config.schema import Config
+from parl.evaluate.rescore import rescore
+from parl.run.resume import continue_run
+from parl.run.state import Checkpoints, State
+from rollouts.store.store import EpisodeStore
 
 
 def begun(folder: Path) -> tuple[Path, Config]:

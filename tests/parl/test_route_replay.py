@@ -10,14 +10,14 @@ import pytest
 import torch
 from tiny import random_policy, tiny_model
 
-from model.config import ModelConfig
-from model.decoder import Weights, export_weights
-from parl.advantage import Row, denominator
-from parl.config import ObjectiveConfig, OptimizerConfig
-from parl.learner import Learner
-from parl.route_replay import check_routes
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import Weights, export_weights
+from parl.config.schema import ObjectiveConfig, OptimizerConfig
+from parl.learn.learner import Learner
+from parl.learn.route_replay import check_routes
+from parl.learn.rows import Row, denominator
 from rollouts.engine.base import Sampling
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 
 CONFIG = tiny_model(vocab_size=120, n_routed_experts=8, moe_intermediate_size=32)
 STEP = {"temperature": 1.0, "micro_tokens": 500}

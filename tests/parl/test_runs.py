@@ -9,8 +9,8 @@ import pytest
 from stored import make_run
 from tiny import tiny_config
 
-from parl.errors import UserError
-from parl.runs import configuration, run_config
+from parl.config.errors import UserError
+from parl.config.runs import configuration, run_config
 
 
 @pytest.fixture

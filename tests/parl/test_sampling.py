@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from envs.base import Gold, Role, Task
-from parl.sampling import draw_groups, groups, informative
+from parl.collect.sampling import draw_groups, groups, informative
 from rollouts.episode import Episode, EpisodeStatus, Trace
 
 

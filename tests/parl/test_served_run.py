@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from vllm_stand_in import stand_in
 
-from parl.collect import Collector
-from parl.config import Config
-from parl.loading import ConfigError, load_config
-from parl.progress import Progress
-from parl.trainer import Training
-from rollouts.store import EpisodeStore
+from parl.collect.collector import Collector
+from parl.config.load import ConfigError, load_config
+from parl.config.schema import Config
+from parl.run.loop import Training
+from parl.track.progress import Progress
+from rollouts.store.store import EpisodeStore
 
 
 def served_config(config: Config, name: str, http: dict[str, Any], **trainer: Any) -> Config:
@@ -58,8 +58,8 @@ def test_episodes_of_a_server_that_lost_its_weights_or_lied_run_again(
     one_ray, cold_start: Path, tiny_run: Config, fault: str
 ):
     from envs.world.environment import WorldEnvironment
-    from model.checkpoint import load_policy
-    from parl.tasks import TrainTasks
+    from model.kimi.files.checkpoint import load_policy
+    from parl.collect.tasks import TrainTasks
 
     weights, model, _, _ = load_policy(cold_start)
     with stand_in(model) as (url, server):

@@ -17,16 +17,16 @@ from tiny import tiny_config
 
 from envs.base import Role
 from envs.world.corpus import reading_pieces
-from model.checkpoint import load_policy
-from model.tokenizer import Tokenizer
-from parl import sft
-from parl.batch import TextRow
-from parl.cold_start import cold_start_hash
-from parl.config import Config
-from parl.demos import Demonstrator, build_tokenizer
-from parl.drills import agenda_drill, copying_drill, drill_batches, row_of
-from parl.loading import load_config
-from parl.sft import learning_rate, run_sft, text_rows
+from model.kimi.files.checkpoint import load_policy
+from model.tokenizer.tokenizer import Tokenizer
+from parl.cold_start import imitation as sft
+from parl.cold_start.demos import Demonstrator, build_tokenizer
+from parl.cold_start.drills import agenda_drill, copying_drill, drill_batches, row_of
+from parl.cold_start.imitation import learning_rate, run_sft, text_rows
+from parl.cold_start.shipped import cold_start_hash
+from parl.config.load import load_config
+from parl.config.schema import Config
+from parl.learn.batch import TextRow
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 
 

@@ -8,10 +8,10 @@ import socket
 import httpx
 import pytest
 
-from parl.config import Config, TrackingConfig
-from parl.errors import UserError
-from parl.sinks import check_sinks
-from parl.tracking import Tracker
+from parl.config.errors import UserError
+from parl.config.schema import Config, TrackingConfig
+from parl.track.sinks import check_sinks
+from parl.track.tracker import Tracker
 
 
 def free_port() -> int:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from parl import split_muon
-from parl.optimizer import muon_scale, orthogonalise
-from parl.split_muon import Span, SplitMuon
+from parl.learn.shard import split_muon
+from parl.learn.shard.optimizer import muon_scale, orthogonalise
+from parl.learn.shard.split_muon import Span, SplitMuon
 
 SHAPES = [(6, 10), (4, 8, 5), (10, 6), (7, 3), (2, 3, 4)]
 RANKS = 3

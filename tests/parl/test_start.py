@@ -12,17 +12,17 @@ from safetensors.torch import load_file, save_file
 from seeing import VISION, seeing_model, seeing_policy
 from tiny import SHAPE, VOCAB, random_policy, random_weights, tiny_config, tiny_model
 
-from model.chat import MEDIA_PAD
-from model.checkpoint import load_policy, save, save_policy
-from model.decoder import export_weights
-from model.tokenizer import KimiTokenizer, Tokenizer
-from parl.config import Config
-from parl.errors import UserError
-from parl.export import export
-from parl.loading import config_hash, load_config, to_yaml
-from parl.sft import run_sft
-from parl.start import starting_policy
-from parl.trainer import run_training
+from model.chat.kimi import MEDIA_PAD
+from model.kimi.decoder import export_weights
+from model.kimi.files.checkpoint import load_policy, save, save_policy
+from model.tokenizer.tokenizer import KimiTokenizer, Tokenizer
+from parl.cold_start.imitation import run_sft
+from parl.cold_start.start import starting_policy
+from parl.config.errors import UserError
+from parl.config.load import config_hash, load_config, to_yaml
+from parl.config.schema import Config
+from parl.run.loop import run_training
+from parl.serve.export import export
 
 KIMI = Path(__file__).parents[1] / "data" / "kimi"
 YARN = {"factor": 4.0, "original_max_position_embeddings": 256}

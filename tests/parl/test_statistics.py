@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from parl.statistics import Bootstrap, best_of, t_quantile
+from parl.evaluate.statistics import Bootstrap, best_of, t_quantile
 
 SCORE = (0.0, 1.0)
 ROUNDS = 1000
@@ -157,5 +157,5 @@ def test_intervals_hold_also_where_nearly_all_tasks_are_alike(share: float):
 
 
 def test_statistics_import_without_torch():
-    code = "import sys, parl.statistics; assert not {'torch', 'ray', 'pandas', 'scipy'} & set(sys.modules)"
+    code = "import sys, parl.evaluate.statistics; assert not {'torch', 'ray', 'pandas', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

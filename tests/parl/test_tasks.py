@@ -12,11 +12,11 @@ from tiny import tiny_config
 
 from envs.world.environment import WorldEnvironment
 from envs.world.tasks import distinct_tasks
-from parl.cold_start import cold_start_folder
-from parl.config import Config
-from parl.errors import UserError
-from parl.fit import Context
-from parl.tasks import TrainTasks, check_tasks, data_notes, held_out_tasks
+from parl.cold_start.shipped import cold_start_folder
+from parl.collect.fit import Context
+from parl.collect.tasks import TrainTasks, check_tasks, data_notes, held_out_tasks
+from parl.config.errors import UserError
+from parl.config.schema import Config
 
 STARTERS = Path(__file__).parents[2] / "configs" / "starters"
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
 
-from parl.cli import app
-from parl.stores import Store
-from parl.terminal import _Console, cell, line, plain, styled
+from parl.cli.main import app
+from parl.episodes.stores import Store
+from parl.shown.terminal import _Console, cell, line, plain, styled
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,12 +105,12 @@ def test_everything_is_printed_from_one_place():
     for file in sorted((ROOT / "parl").rglob("*.py")):
         if file.name != "terminal.py":
             found = [text for text in file.read_text().splitlines() if away.search(text)]
-            assert not found, f"{file}: print with parl.terminal's echo and console: {found}"
+            assert not found, f"{file}: print with parl.shown.terminal's echo and console: {found}"
 
 
 def test_the_store_keeps_hostile_episodes(tmp_path: Path):
     [found] = {store.folder for store in [Store(folder=hostile_store(tmp_path / "s", 1), shards=(), run=None)]}
-    from rollouts.store import read_shard
+    from rollouts.store.store import read_shard
 
     [episode], _ = read_shard(found / "train-000001.parquet")
     wanted = hostile_episode(0)

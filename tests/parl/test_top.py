@@ -11,9 +11,9 @@ from stored import make_run
 from tiny import tiny_config
 from typer.testing import CliRunner
 
-from parl.cli import app
-from parl.config import Config
-from parl.top import frame, warnings
+from parl.cli.main import app
+from parl.config.schema import Config
+from parl.track.top import frame, warnings
 
 
 @pytest.fixture

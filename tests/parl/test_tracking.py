@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from parl.config import Config
-from parl.progress import Progress, sparkline
-from parl.tracking import Tracker, read_rows
-from parl.wandb_reader import read_history, read_records, wandb_files
+from parl.config.schema import Config
+from parl.track.progress import Progress, sparkline
+from parl.track.tracker import Tracker, read_rows
+from parl.track.wandb_reader import read_history, read_records, wandb_files
 
 OFFLINE = Config.model_validate({"tracking": {"wandb": "offline"}})
 DISABLED = Config.model_validate({"tracking": {"wandb": "disabled"}})
@@ -55,8 +55,8 @@ def test_offline_run_reads_back_every_step_on_its_own_axis(tmp_path: Path) -> No
 _CHILD = """
 import sys, time
 from pathlib import Path
-from parl.config import Config
-from parl.tracking import Tracker
+from parl.config.schema import Config
+from parl.track.tracker import Tracker
 tracker = Tracker(Path(sys.argv[1]), Config.model_validate({"tracking": {"wandb": "offline"}}), "abcd1234")
 for step in range(1, 6):
     tracker.log(step, {"reward/total": float(step)})

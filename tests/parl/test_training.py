@@ -17,17 +17,17 @@ import ray
 from ray.exceptions import RayActorError
 from tiny import joining
 
-from model.checkpoint import load_policy
-from model.decoder import NotFinite
-from parl.config import Config
-from parl.errors import UserError
-from parl.progress import Progress
-from parl.state import Checkpoints
-from parl.tracking import read_rows
-from parl.trainer import Training, run_training
-from parl.wandb_reader import read_history, wandb_files
+from model.kimi.decoder import NotFinite
+from model.kimi.files.checkpoint import load_policy
+from parl.config.errors import UserError
+from parl.config.schema import Config
+from parl.run.loop import Training, run_training
+from parl.run.state import Checkpoints
+from parl.track.progress import Progress
+from parl.track.tracker import read_rows
+from parl.track.wandb_reader import read_history, wandb_files
 from rollouts.episode import Episode
-from rollouts.store import EpisodeStore
+from rollouts.store.store import EpisodeStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 KILLS = [  # (moment, in which call of this process): each resumes what the one before left
@@ -163,7 +163,7 @@ def test_a_policy_that_only_fails_stops_the_run(training: Training, tiny_run: Co
 
 
 def test_a_full_disk_is_named_before_anything_is_written(training: Training, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("parl.state.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("parl.run.state.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(
         UserError, match=r"checkpoints: a checkpoint needs \d+ bytes and \d+ to spare, but 1000 are free"
     ):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from parl.config import Config, OptimizerConfig
-from parl.objective.config import GrpoConfig
-from parl.progress import Progress
-from parl.trainer import Training
+from parl.config.schema import Config, OptimizerConfig
+from parl.learn.objective.base import GrpoConfig
+from parl.run.loop import Training
+from parl.track.progress import Progress
 
 pytestmark = pytest.mark.slow
 

@@ -12,12 +12,12 @@ from stored import make_episode, wide_task
 from tiny import tiny_config
 
 from envs.base import Role
-from parl import ptx
-from parl.advantage import Row
-from parl.config import Config
-from parl.ptx import PtxTexts
-from parl.sft import _CHUNK, DemoWorker
-from parl.trainer import Training, single_agent
+from parl.cold_start import beside as ptx
+from parl.cold_start.beside import PtxTexts
+from parl.cold_start.imitation import _CHUNK, DemoWorker
+from parl.config.schema import Config
+from parl.learn.rows import Row
+from parl.run.loop import Training, single_agent
 from rewards.parl import Weights
 from rewards.score import score_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace

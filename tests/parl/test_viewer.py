@@ -11,10 +11,10 @@ import pytest
 from test_report import EVIL, serial_episode, speaking_episode, swarm_episode
 
 from benchmarks.viewer import Browser, chromium
-from model.tokenizer import Tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 from parl.report import write_report
 from rollouts.critical_path import critical_path
-from rollouts.store import EpisodeStore
+from rollouts.store.store import EpisodeStore
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on the PATH (CHROMIUM names another one)")
 EPISODE = "eval-000000:0"

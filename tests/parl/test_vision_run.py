@@ -12,23 +12,23 @@ import pytest
 from seeing import VISION
 from tiny import VOCAB, tiny_config
 
-from envs.world.app import TOOLS
 from envs.world.config import PICTURE
-from model.chat import MEDIA_PAD, SPECIAL_TOKENS
-from model.checkpoint import load_policy, save_policy
-from parl.config import Config, OptimizerConfig, SftConfig
-from parl.demos import Demonstrator, build_tokenizer
-from parl.errors import UserError
-from parl.learner import Learner
-from parl.loading import config_hash, load_config, to_yaml
-from parl.progress import Progress
-from parl.sft import run_sft, text_rows
-from parl.tasks import TrainTasks
-from parl.tracking import read_rows
-from parl.trainer import Training
+from envs.world.site.app import TOOLS
+from model.chat.kimi import MEDIA_PAD, SPECIAL_TOKENS
+from model.kimi.files.checkpoint import load_policy, save_policy
+from parl.cold_start.demos import Demonstrator, build_tokenizer
+from parl.cold_start.imitation import run_sft, text_rows
+from parl.collect.tasks import TrainTasks
+from parl.config.errors import UserError
+from parl.config.load import config_hash, load_config, to_yaml
+from parl.config.schema import Config, OptimizerConfig, SftConfig
+from parl.learn.learner import Learner
+from parl.run.loop import Training
+from parl.track.progress import Progress
+from parl.track.tracker import read_rows
 from rewards.outcome.exact import exact_match
 from rollouts.episode import Episode, EpisodeStatus
-from rollouts.store import EpisodeStore
+from rollouts.store.store import EpisodeStore
 
 pytest.importorskip("PIL", reason="pictures: pip install -e '.[vision]'")
 VISION_YAML = Path(__file__).parents[2] / "configs" / "vision.yaml"

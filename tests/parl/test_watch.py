@@ -10,9 +10,9 @@ import time
 import psutil
 import pytest
 
-from parl.cluster import actor, stop, wait
-from parl.faults import ActorLost
-from parl.watch import WATCH
+from parl.machine.cluster import actor, stop, wait
+from parl.machine.faults import ActorLost
+from parl.machine.watch import WATCH
 from rollouts.beat import AsyncBeating, Beating
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

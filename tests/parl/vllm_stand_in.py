@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from envs.world.server import SocketServer
-from model import checkpoint
-from model.config import ModelConfig
-from model.decoder import export_weights
-from model.transformer import Transformer
+from envs.world.site.server import SocketServer
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import export_weights
+from model.kimi.files import checkpoint
+from model.kimi.transformer import Transformer
 from rollouts.engine.base import Sampling
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 
 
 class StandIn:

@@ -8,11 +8,11 @@ import pytest
 
 from envs.base import ErrorKind, Gold, Oracle, Role, Task, ToolCall, ToolResult
 from rewards.aggregate import aggregate, duplicate_rate, evaluation_table
-from rewards.budget import critical_budget
 from rewards.parl import RewardParts, Weights, blog_total, reward_parts, total
 from rewards.schedule import LinearAnneal, RewardSchedule
 from rewards.score import score_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
+from rollouts.swarm.budget import critical_budget
 
 WEIGHTS = Weights(parallel=0.3, finish=0.1, critical=0.25)
 
@@ -346,6 +346,6 @@ def test_the_evaluation_table_groups_by_family_and_width():
 
 
 def test_rewards_import_without_torch():
-    modules = "rewards.score, rewards.aggregate, rewards.schedule, rewards.budget"
+    modules = "rewards.score, rewards.aggregate, rewards.schedule, rollouts.swarm.budget"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

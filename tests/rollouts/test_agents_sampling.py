@@ -10,7 +10,7 @@ import pytest
 
 from envs.base import Role
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
-from model.tokenizer import Tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, RolloutsConfig
 from rollouts.engine.base import Sampling
 from rollouts.engine.simulated import SimulatedEngine, fan_out

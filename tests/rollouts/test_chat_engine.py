@@ -8,14 +8,14 @@ import httpx
 import pytest
 
 from envs.base import ErrorKind, Role, ToolResult
-from model.chat import Call, assistant_pieces, prompt_pieces, tool_result_pieces
-from model.chat_parser import parse_assistant_ids
-from model.tokenizer import Tokenizer
-from rollouts.context import content_of
+from model.chat.kimi import Call, assistant_pieces, prompt_pieces, tool_result_pieces
+from model.chat.kimi_parser import parse_assistant_ids
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.engine.base import Finish, Sampling
-from rollouts.engine.chat import ChatEngine, ChatModel, messages_of, read_arguments
-from rollouts.engine.chat_client import ChatServer, ServerGone, Usage, api_root
+from rollouts.engine.chat.client import ChatServer, ServerGone, Usage, api_root
+from rollouts.engine.chat.engine import ChatEngine, ChatModel, messages_of, read_arguments
 from rollouts.episode import Trace
+from rollouts.swarm.context import content_of
 
 SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who <|im_end|> is Kim?"}
 TOOL = {"type": "function", "function": {"name": "search", "description": "Search.", "parameters": {}}}

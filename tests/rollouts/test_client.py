@@ -17,7 +17,7 @@ from attacks.lying import PROMPT, TOKENS, chat, engine, generate, quick, sglang,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollouts.address import check_address, check_key, is_loopback, shown
+from rollouts.engine.address import check_address, check_key, is_loopback, shown
 from rollouts.engine.base import Finish
 from rollouts.engine.client import (
     BadAnswer,
@@ -31,8 +31,8 @@ from rollouts.engine.client import (
     parse,
     shown_text,
 )
-from rollouts.engine.http import ROUNDING
 from rollouts.engine.schemas import ChatAnswer
+from rollouts.engine.servers.http import ROUNDING
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -8,19 +8,19 @@ from tiny import random_weights, tiny_model
 
 from envs.base import Role
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
-from model.tokenizer import Tokenizer
-from parl.advantage import episode_rows
+from model.tokenizer.tokenizer import Tokenizer
+from parl.learn.rows import episode_rows
 from rollouts.config import BudgetConfig, ContextConfig
-from rollouts.context import HIDDEN
 from rollouts.engine.base import Sampling
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
-from rollouts.outline import read_outlines
-from rollouts.settings import SwarmSettings
-from rollouts.store import EpisodeStore
-from rollouts.swarm import run_episode
-from rollouts.transcript import Transcript
+from rollouts.store.outline import read_outlines
+from rollouts.store.store import EpisodeStore
+from rollouts.swarm.context import HIDDEN
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
+from rollouts.swarm.transcript import Transcript
 
 NOW = Latency(median_s=0.0)
 

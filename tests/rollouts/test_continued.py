@@ -9,15 +9,15 @@ import pytest
 
 from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
-from model.tokenizer import Tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig
 from rollouts.engine.base import Completion, Finish, Sampling
 from rollouts.engine.simulated import render_action
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.partial import Answers, Flight, Suspended, replay, turn_start, unanswered
-from rollouts.settings import SwarmSettings
-from rollouts.swarm import Swarm, run_episode
+from rollouts.swarm.partial import Answers, Flight, Suspended, replay, turn_start, unanswered
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import Swarm, run_episode
 
 TASK = Task(key="t", family="wide", split="test", prompt="What?", gold=Gold(kind="exact", answers=("42",)))
 LOOK, ASSIGN = "look", "assign_task"

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny import random_policy, random_weights, tiny_model
 
-from model.decoder import PAGE, NotFinite, ReferenceDecoder
-from rollouts.engine import embedded
+from model.kimi.decoder import PAGE, NotFinite, ReferenceDecoder
 from rollouts.engine.base import Completion, Engine, Finish, Sampling
-from rollouts.engine.embedded import EmbeddedEngine
-from rollouts.engine.pages import CacheFull
+from rollouts.engine.embedded import engine as embedded
+from rollouts.engine.embedded.engine import EmbeddedEngine
+from rollouts.engine.embedded.pages import CacheFull
 
 CONFIG = tiny_model()
 WEIGHTS = random_weights(CONFIG)

@@ -10,7 +10,7 @@ import pytest
 from tiny import random_weights, tiny_model
 
 from rollouts.engine.base import Completion, Finish, Sampling
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 
 CONFIG = tiny_model()
 WEIGHTS = {version: random_weights(CONFIG, seed=version) for version in (1, 2, 3)}

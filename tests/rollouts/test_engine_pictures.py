@@ -11,12 +11,12 @@ import torch
 from seeing import PAD, a_picture, seeing_model, seeing_policy, with_pictures
 from tiny import tiny_model
 
-from model.decoder import PAGE, ReferenceDecoder, export_weights
-from model.media import MediaBatch, picture
-from model.picture_encoder import PictureEncoder
-from rollouts.engine import embedded
+from model.kimi.decoder import PAGE, ReferenceDecoder, export_weights
+from model.kimi.vision.media import MediaBatch, picture
+from model.kimi.vision.picture_encoder import PictureEncoder
 from rollouts.engine.base import Completion, Pictures, Sampling
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded import engine as embedded
+from rollouts.engine.embedded.engine import EmbeddedEngine
 
 pytest.importorskip("PIL", reason="pictures: pip install -e '.[vision]'")
 CONFIG = seeing_model()

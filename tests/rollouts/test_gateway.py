@@ -11,12 +11,12 @@ import httpx
 import numpy as np
 import pytest
 
-from model.chat import Call, assistant_pieces, chat_pieces, prompt_pieces
-from model.tokenizer import Tokenizer
+from model.chat.kimi import Call, assistant_pieces, chat_pieces, prompt_pieces
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
 from rollouts.episode import EpisodeStatus, TraceStatus
-from rollouts.gateway import KIND, Gateway, GatewaySettings
-from rollouts.store import EpisodeStore
+from rollouts.gateway.app import KIND, Gateway, GatewaySettings
+from rollouts.store.store import EpisodeStore
 
 TOOL = {
     "type": "function",

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import random_weights, tiny_model
 
-from model.chat import Call, assistant_pieces
+from model.chat.kimi import Call, assistant_pieces
 from rollouts.engine.base import Completion, EngineFull, Finish, Sampling
-from rollouts.engine.embedded import EmbeddedEngine
-from rollouts.engine.pages import CacheFull
+from rollouts.engine.embedded.engine import EmbeddedEngine
+from rollouts.engine.embedded.pages import CacheFull
 from rollouts.episode import Episode, EpisodeStatus
-from rollouts.gateway import KIND, Gateway
-from rollouts.store import EpisodeStore
+from rollouts.gateway.app import KIND, Gateway
+from rollouts.store.store import EpisodeStore
 
 TOOL = {"type": "function", "function": {"name": "f", "description": None, "parameters": None, "strict": True}}
 DEEP = {"type": "object", "properties": {"a": {"type": ["object", "null"], "properties": {"b": {"type": "array"}}}}}

@@ -13,9 +13,9 @@ import pytest
 from replay import Replay
 
 from rollouts.config import HttpConfig
-from rollouts.engine.handover import Deliverer, Delivery, StaleWeights, Verifier
-from rollouts.engine.http import EngineGone, HttpEngine
-from rollouts.engine.http_dialects import Sglang, Vllm
+from rollouts.engine.servers.dialects import Sglang, Vllm
+from rollouts.engine.servers.handover import Deliverer, Delivery, StaleWeights, Verifier
+from rollouts.engine.servers.http import EngineGone, HttpEngine
 
 PROBE = [1, 2, 3, 4]
 VALUES = {0: [-1.0, -2.0, -3.0], 1: [-1.5, -2.5, -3.5], 2: [-1.6, -2.6, -3.6]}

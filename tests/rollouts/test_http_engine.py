@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from replay import Replay
 
-from rollouts.engine import http
 from rollouts.engine.base import Finish, Sampling
-from rollouts.engine.http import EngineGone, HttpEngine
-from rollouts.engine.http_dialects import BadAnswer, Sglang, Vllm, noise
+from rollouts.engine.servers import http
+from rollouts.engine.servers.dialects import BadAnswer, Sglang, Vllm, noise
+from rollouts.engine.servers.http import EngineGone, HttpEngine
 
 SAMPLING = Sampling(seed=5, temperature=1.0, max_new_tokens=6)
 PROMPT = list(range(40, 60))

@@ -9,16 +9,16 @@ import pytest
 
 from envs.base import ErrorKind
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
-from model.tokenizer import Tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig, LimitsConfig
 from rollouts.critical_path import makespan
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
-from rollouts.limits import Deadline, Slots, StopSwitch
-from rollouts.settings import SwarmSettings
-from rollouts.store import EpisodeStore
-from rollouts.swarm import run_episode
+from rollouts.store.store import EpisodeStore
+from rollouts.swarm.limits import Deadline, Slots, StopSwitch
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
 
 SECOND = Latency(median_s=1.0)
 BUDGET = BudgetConfig(subagents=100, subagent_steps=100, episode_s=1000.0, call_s=100.0, total_tokens=10**6)

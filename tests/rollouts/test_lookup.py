@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from test_store import make_episode, plain
 
-from rollouts.lookup import read_columns, read_episodes, shards
-from rollouts.store import EpisodeStore, StoreError
+from rollouts.store.lookup import read_columns, read_episodes, shards
+from rollouts.store.store import EpisodeStore, StoreError
 
 
 def test_single_episodes_and_columns_are_read_without_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rollouts.store._ROW_GROUP", 2)
+    monkeypatch.setattr("rollouts.store.store._ROW_GROUP", 2)
     written = [make_episode(index) for index in range(5)]
     path = EpisodeStore(tmp_path).write(0, written, policy_version=0)
     assert plain(read_episodes(path, [4, 0, 3])) == plain([written[4], written[0], written[3]])

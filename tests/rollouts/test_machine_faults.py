@@ -14,20 +14,20 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from envs.base import ErrorKind, ToolResult
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
-from model.tokenizer import Tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts import faults
 from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig, LimitsConfig
 from rollouts.engine import remote
 from rollouts.engine.client import BadAnswer, EngineGone
-from rollouts.engine.pages import CacheFull
+from rollouts.engine.embedded.pages import CacheFull
 from rollouts.engine.remote import RemoteEngine
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 from rollouts.faults import EngineFailed, EngineSilent, Lost, MachineFault, Pulse, Stalled, ToolsLost, machine_fault
-from rollouts.partial import Flight
-from rollouts.settings import SwarmSettings
-from rollouts.swarm import run_episode
+from rollouts.swarm.partial import Flight
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
 
 SECOND = Latency(median_s=1.0)
 BUDGET = BudgetConfig(subagents=100, subagent_steps=100, episode_s=1000.0, call_s=100.0, total_tokens=10**6)

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from rollouts.engine.pages import PAGE, CacheFull, PagePool
+from rollouts.engine.embedded.pages import PAGE, CacheFull, PagePool
 
 COUNT = 9
 WORDS = [[word] * PAGE for word in (1, 2)]  # streams made of few different pages collide often

@@ -16,16 +16,16 @@ from envs.base import Role, Task, ToolCall, ToolResult
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy, subagent_act
-from model.decoder import Weights
-from model.tokenizer import Tokenizer
+from model.kimi.decoder import Weights
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, RolloutsConfig
 from rollouts.engine.base import Completion, Finish
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, EpisodeStatus, Trace
-from rollouts.partial import Flight, Suspended, turn_start
-from rollouts.settings import SwarmSettings
-from rollouts.swarm import run_episode
+from rollouts.swarm.partial import Flight, Suspended, turn_start
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
 from rollouts.worker import RolloutWorker
 
 BUDGET = BudgetConfig(turn_tokens=120, episode_s=60.0)

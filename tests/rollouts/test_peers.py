@@ -8,15 +8,15 @@ import pytest
 
 from envs.base import Role
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
-from model.tokenizer import Tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig, LimitsConfig
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Trace, TraceStatus
-from rollouts.jobs import run_job
-from rollouts.limits import StopSwitch
-from rollouts.placement import Job, Placement
-from rollouts.settings import SwarmSettings
+from rollouts.swarm.jobs import run_job
+from rollouts.swarm.limits import StopSwitch
+from rollouts.swarm.placement import Job, Placement
+from rollouts.swarm.settings import SwarmSettings
 
 SECOND = Latency(median_s=1.0)
 

@@ -15,13 +15,13 @@ from envs.simulated import Latency, SimulatedEnvironment, simulated_task
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy
-from model.tokenizer import Tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, LimitsConfig, RolloutsConfig
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
-from rollouts.limits import STOPPED
+from rollouts.swarm.limits import STOPPED
 from rollouts.worker import RolloutWorker
 
 SETTINGS = {"seed": 3, "temperature": 1.0, "critical_budget": 0}

@@ -7,9 +7,9 @@ from replay import Replay
 
 from rollouts.config import HttpConfig
 from rollouts.engine.base import Sampling
-from rollouts.engine.handover import Deliverer, Delivery
-from rollouts.engine.http import HttpEngine
-from rollouts.engine.http_dialects import Vllm
+from rollouts.engine.servers.dialects import Vllm
+from rollouts.engine.servers.handover import Deliverer, Delivery
+from rollouts.engine.servers.http import HttpEngine
 
 
 async def test_a_recorded_vllm_takes_weights_and_samples(tmp_path):

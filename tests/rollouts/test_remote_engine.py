@@ -9,9 +9,9 @@ import pytest
 from tiny import random_weights, tiny_model
 
 from rollouts.engine import remote
-from rollouts.engine.actor import EngineActor
 from rollouts.engine.base import Completion, Sampling
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.actor import EngineActor
+from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.remote import RemoteEngine
 
 CONFIG = tiny_model(max_position_embeddings=256)

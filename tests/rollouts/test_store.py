@@ -13,7 +13,7 @@ import pytest
 
 from envs.base import ErrorKind, Gold, Oracle, Role, Task, ToolCall, ToolResult
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.store import EpisodeStore, StoreError
+from rollouts.store.store import EpisodeStore, StoreError
 
 TASK = Task(
     key="k1",
@@ -154,7 +154,7 @@ def test_a_write_that_dies_half_way_leaves_the_old_shard(tmp_path, monkeypatch):
         file.write(b"PAR1 half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rollouts.store.pq.write_table", dies)
+    monkeypatch.setattr("rollouts.store.store.pq.write_table", dies)
     for step in (1, 2):
         with pytest.raises(KeyboardInterrupt):
             store.write(step, [], policy_version=2)
@@ -215,5 +215,5 @@ def test_a_training_step_of_960_traces_is_written_and_read_within_a_second_each(
 
 
 def test_the_store_imports_without_torch():
-    code = "import sys, rollouts.store, rollouts.critical_path; assert 'torch' not in sys.modules"
+    code = "import sys, rollouts.store.store, rollouts.critical_path; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

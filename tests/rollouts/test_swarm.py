@@ -14,19 +14,19 @@ from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult, ToolSpe
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy
-from model.chat import CALL_BEGIN, IM_ASSISTANT, IM_END, IM_SYSTEM, SECTION_BEGIN, SECTION_END, prompt_pieces
-from model.tokenizer import Tokenizer
-from parl.advantage import episode_rows
+from model.chat.kimi import CALL_BEGIN, IM_ASSISTANT, IM_END, IM_SYSTEM, SECTION_BEGIN, SECTION_END, prompt_pieces
+from model.tokenizer.tokenizer import Tokenizer
+from parl.learn.rows import episode_rows
 from rollouts.config import BudgetConfig
 from rollouts.critical_path import critical_steps
 from rollouts.engine.base import Completion, Finish
-from rollouts.engine.embedded import EmbeddedEngine
+from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.scripted import Action, History, ScriptedEngine
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 from rollouts.noise import noise_key
 from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
-from rollouts.settings import SwarmSettings
-from rollouts.swarm import run_episode
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
 
 TASK = Task(key="t", family="wide", split="test", prompt="What?", gold=Gold(kind="exact", answers=("42",)))
 LOOK = ToolSpec(name="look", description="Look.", parameters={"type": "object", "properties": {}})

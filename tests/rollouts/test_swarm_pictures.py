@@ -8,19 +8,19 @@ import pytest
 from seeing import a_picture
 
 from envs.base import Gold, Role, Task, ToolCall, ToolResult, ToolSpec
-from model.chat import MEDIA_PAD, render
-from model.picture_size import K25_LIMITS, picture_tokens, png_size
-from model.tokenizer import Tokenizer
-from model.vision_config import MediaLimits
-from parl.advantage import episode_rows
+from model.chat.kimi import MEDIA_PAD, render
+from model.kimi.vision.config import MediaLimits
+from model.kimi.vision.picture_size import K25_LIMITS, picture_tokens, png_size
+from model.tokenizer.tokenizer import Tokenizer
+from parl.learn.rows import episode_rows
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, EpisodeStatus, Trace
-from rollouts.lookup import read_episodes
-from rollouts.outline import read_outlines
-from rollouts.settings import SwarmSettings
-from rollouts.store import EpisodeStore
-from rollouts.swarm import run_episode
+from rollouts.store.lookup import read_episodes
+from rollouts.store.outline import read_outlines
+from rollouts.store.store import EpisodeStore
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
 
 pytest.importorskip("PIL", reason="pictures: pip install -e '.[vision]'")
 TASK = Task(key="t", family="picture", split="test", prompt="What?", gold=Gold(kind="exact", answers=("42",)))

@@ -12,7 +12,7 @@ from envs.base import Role
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy, subagent_act
-from model.tokenizer import Tokenizer
+from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import RolloutsConfig
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import EpisodeStatus, Trace

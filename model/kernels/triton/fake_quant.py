@@ -1,6 +1,6 @@
 """INT4 fake quantisation in groups of 32 on a GPU: one pass reads the weights and writes what INT4 makes of them.
 
-The same operations in the same order as :func:`model.int4.quantize`, so codes and scales are equal to the bit.
+The same operations in the same order as :func:`model.kimi.int4.quantize`, so codes and scales are equal to the bit.
 Shapes: O rows, I inputs, G = I / 32 groups.
 """
 
@@ -43,8 +43,8 @@ def fake_quant_int4_g32(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(what INT4 makes of ``weight`` [..., I], packed int32 [..., I / 8] or None, scales bfloat16 [..., G] or None).
 
-    ``out`` receives the first. Bit for bit :func:`model.int4.fake_quant` and :func:`model.int4.packed`. ValueError for
-    rows without whole groups.
+    ``out`` receives the first. Bit for bit :func:`model.kimi.int4.fake_quant` and
+    :func:`model.kimi.int4.packed`. ValueError for rows without whole groups.
     """
     if weight.shape[-1] % 32:
         raise ValueError(f"a matrix with {weight.shape[-1]} inputs has no whole groups of 32: it cannot be INT4")

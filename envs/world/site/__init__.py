@@ -1,0 +1,1 @@
+"""The world's pages: an HTTP application over a full-text index."""

@@ -1,0 +1,1 @@
+"""The K2.5-shaped family: latent attention and mixture of experts."""

@@ -1,0 +1,198 @@
+"""Multi-head latent attention (DeepSeek-V2/V3, as K2.5 configures it), the form used for training.
+
+Shapes: B rows, T positions, D hidden, H heads, N/R/V widths of a head's part without position, rotary part and value,
+C latent rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.kimi.config import ModelConfig
+from model.kimi.recompute import recomputing
+
+_QUERIES = 256  # positions whose logits are held at once where the largest are collected
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a gain (no bias)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` over the root of its mean square, times the gain."""
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position, each [max_position_embeddings, R / 2], computed in float64."""
+    dims = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float64) / config.qk_rope_head_dim
+    frequencies = config.rope_theta**-dims
+    if config.rope_scaling:
+        frequencies = yarn_frequencies(frequencies, config)
+    angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float64), frequencies)
+    if config.rope_scaling and config.rope_scaling.rotation_scale != 1.0:
+        scale = config.rope_scaling.rotation_scale
+        return (angles.cos() * scale).float(), (angles.sin() * scale).float()
+    return angles.cos().float(), angles.sin().float()
+
+
+def yarn_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
+    """``frequencies`` [R / 2] after YaRN: fast pairs as they are, slow ones over the factor, a ramp between."""
+    yarn = config.rope_scaling
+    assert yarn is not None
+    width = config.qk_rope_head_dim
+
+    def pair_of(turns: float) -> float:
+        """Index of the pair that turns so often within the pretrained context."""
+        wavelength = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
+        return width * math.log(wavelength) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(pair_of(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_of(yarn.beta_slow)), width - 1)
+    pairs = torch.arange(width // 2, dtype=torch.float64)
+    slowed = ((pairs - low) / (high - low if high != low else 0.001)).clamp(0, 1)  # 0.001 as in DeepSeek's code
+    return frequencies * (1 - slowed) + frequencies / yarn.factor * slowed
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = True) -> Tensor:
+    """Rotate pairs of the last dimension, (2i, 2i + 1) or else (i, i + R / 2), the result laid out as ``x`` is.
+
+    ``cos`` and ``sin``, in float32, broadcast against [..., R / 2].
+    """
+    if not interleave:
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+@torch.no_grad()
+def max_logits(query_BHTQ: Tensor, key_BHTQ: Tensor, real_BT: Tensor, scale: float) -> Tensor:
+    """Each head's largest logit scale · q_i · k_j with j <= i, over the queries where ``real_BT`` is True: [H].
+
+    Padding stands on the right, so a real query has real keys before it. -inf without a real query.
+    """
+    length = query_BHTQ.shape[2]
+    best_H = query_BHTQ.new_full((query_BHTQ.shape[1],), -torch.inf)
+    places = torch.arange(length, device=query_BHTQ.device)
+    for start in range(0, length, _QUERIES):
+        end = min(start + _QUERIES, length)
+        logits = query_BHTQ[:, :, start:end] @ key_BHTQ[:, :, :end].mT * scale
+        seen = real_BT[:, start:end, None] & (places[:end] <= places[start:end, None])
+        best_H = torch.maximum(best_H, logits.masked_fill(~seen[:, None], -torch.inf).amax((0, 2, 3)))
+    return best_H
+
+
+def causal_attention(
+    query_THQ: Tensor, key_THQ: Tensor, value_THV: Tensor, lengths: Sequence[int], scale: float | None
+) -> Tensor:
+    """Causal attention within each of the rows that lie end to end in T, ``lengths`` long: [T, H, V].
+
+    Neighbours of equal length share a call. ``scale`` None: over the root of Q, in SDPA's own rounding.
+    """
+    outs = []
+    for parts in zip(*(_runs(x, lengths) for x in (query_THQ, key_THQ, value_THV)), strict=True):
+        out = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale)
+        outs.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs)
+
+
+def _runs(x_THQ: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+    """[rows, H, length, Q] of each run of rows of one length; one split, so that the gradient is put together once."""
+    runs = [(len(list(same)), length) for length, same in groupby(lengths)]
+    parts = x_THQ.split([count * length for count, length in runs])
+    return [part.unflatten(0, run).transpose(1, 2) for part, run in zip(parts, runs, strict=True)]
+
+
+class LatentAttention(nn.Module):
+    """Queries and keys-values through low-rank latents; all heads share one rotary key. Parameter names are HF's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        heads, hidden = c.num_attention_heads, c.hidden_size
+        if c.q_lora_rank is None:
+            self.q_proj = nn.Linear(hidden, heads * c.qk_head_dim, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden, c.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(c.q_lora_rank, c.latent_eps)
+            self.q_b_proj = nn.Linear(c.q_lora_rank, heads * c.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, c.kv_lora_rank + c.qk_rope_head_dim, bias=False)
+        self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, c.latent_eps)
+        self.kv_b_proj = nn.Linear(c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False)
+        self.o_proj = nn.Linear(heads * c.v_head_dim, hidden, bias=False)
+        self.max_logit_H: Tensor | None = None  # largest logits of the forward passes that collected, until it is reset
+
+    def query(self, x: Tensor) -> Tensor:
+        """Queries of all heads before rotation, [..., D] to [..., H (N + R)]."""
+        if self.config.q_lora_rank is None:
+            return self.q_proj(x)
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+
+    @torch.no_grad()
+    def scale_logits(self, gamma_H: Tensor) -> None:
+        """Multiply each head's attention logits by its ``gamma_H``, in the weights.
+
+        As QK-clip does in latent attention (Kimi K2, arXiv 2507.20534, 2.1): √γ on a head's queries and keys without
+        position, γ on its rotary queries, nothing on the rotary key, which all heads share, nor on the values.
+        """
+        c = self.config
+        gamma_H11 = gamma_H[:, None, None]
+        query = (self.q_proj if c.q_lora_rank is None else self.q_b_proj).weight
+        query_HQ = query.view(c.num_attention_heads, c.qk_head_dim, -1)
+        query_HQ[:, : c.qk_nope_head_dim] *= gamma_H11.sqrt()
+        query_HQ[:, c.qk_nope_head_dim :] *= gamma_H11
+        key_value_HW = self.kv_b_proj.weight.view(c.num_attention_heads, c.qk_nope_head_dim + c.v_head_dim, -1)
+        key_value_HW[:, : c.qk_nope_head_dim] *= gamma_H11.sqrt()
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cos_TR: Tensor,
+        sin_TR: Tensor,
+        real_BT: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Causal attention over each row; the tables hold the positions of T, [T, R / 2].
+
+        ``real_BT``: also collect the heads' largest logits, of queries at these positions, in ``max_logit_H``.
+        ``lengths``: of rows that lie end to end in a single B; None: every B is one row.
+        """
+        c = self.config
+        rows, length, _ = x_BTD.shape
+        heads = c.num_attention_heads
+        lengths = lengths or [length] * rows
+        q_BTHQ = self.query(x_BTD).view(rows, length, heads, c.qk_head_dim)
+        q_nope, q_rope = q_BTHQ.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
+        latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
+        kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(rows, length, heads, -1)
+        k_nope, value = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
+        q_rope = rotate(q_rope, cos_TR[:, None], sin_TR[:, None], c.rope_interleave)
+        k_rope = rotate(k_rope, cos_TR, sin_TR, c.rope_interleave)[:, :, None].expand(-1, -1, heads, -1)
+        query = torch.cat((q_nope, q_rope), dim=-1).flatten(0, 1)
+        key = torch.cat((k_nope, k_rope), dim=-1).flatten(0, 1)
+        if real_BT is not None and not recomputing():
+            self._collect(query.detach(), key.detach(), real_BT.flatten(), lengths)
+        # equal widths let scaled_dot_product_attention take its fused CPU path
+        padded = F.pad(value, (0, c.qk_head_dim - c.v_head_dim)) if c.v_head_dim < c.qk_head_dim else value
+        scale = c.softmax_scale if c.rope_scaling else None
+        out = causal_attention(query, key, padded.flatten(0, 1), lengths, scale)
+        return self.o_proj(out[..., : c.v_head_dim].reshape(rows, length, -1))
+
+    def _collect(self, query_THQ: Tensor, key_THQ: Tensor, real_T: Tensor, lengths: Sequence[int]) -> None:
+        """Raise ``max_logit_H`` to the largest logits of these rows."""
+        for query, key, real in zip(
+            *(_runs(x, lengths) for x in (query_THQ, key_THQ, real_T[:, None, None])), strict=True
+        ):
+            seen_H = max_logits(query, key, real[:, 0, :, 0], self.config.softmax_scale)
+            self.max_logit_H = seen_H if self.max_logit_H is None else torch.maximum(self.max_logit_H, seen_H)

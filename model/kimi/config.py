@@ -1,0 +1,201 @@
+"""Shape of the policy: DeepSeek-V3's architecture as Kimi K2.5 configures it. Hugging Face's field names. No torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from model.kimi.vision.config import VisionConfig, check_sizes
+
+# More than any model has: a file that says so is damaged or hostile, and nothing is to be allocated for it
+LARGEST = {
+    "vocab_size": 2**24, "hidden_size": 2**17, "num_hidden_layers": 1024, "intermediate_size": 2**20,
+    "num_attention_heads": 2**12, "q_lora_rank": 2**17, "kv_lora_rank": 2**17, "qk_nope_head_dim": 2**14,
+    "qk_rope_head_dim": 2**14, "v_head_dim": 2**14, "n_routed_experts": 2**14, "n_shared_experts": 2**10,
+    "moe_intermediate_size": 2**20, "max_position_embeddings": 2**28,
+}  # fmt: skip
+
+
+class YarnScaling(BaseModel):
+    """YaRN (arXiv 2309.00071): a context ``factor`` times the pretrained one. Names and defaults as in transformers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    factor: float = Field(gt=0, description="how many times longer than the pretrained context")
+    original_max_position_embeddings: int = Field(gt=0, description="the pretrained context in tokens")
+    beta_fast: float = Field(default=32.0, gt=0, description="pairs that turn more often in it keep their frequency")
+    beta_slow: float = Field(default=1.0, gt=0, description="pairs that turn less often are slowed by the factor")
+    mscale: float = Field(default=0.0, ge=0, description="0: not given")
+    mscale_all_dim: float = Field(default=0.0, ge=0, description="0: not given, the softmax scale stays")
+
+    @property
+    def rotation_scale(self) -> float:
+        """Factor on cos and sin; 1 where both mscales are equal, as DeepSeek-V3 and K2.5 have them."""
+        if self.mscale and self.mscale_all_dim:
+            return self._gain(self.mscale) / self._gain(self.mscale_all_dim)
+        return self._gain(1.0)
+
+    @property
+    def softmax_gain(self) -> float:
+        """Factor on the softmax scale: the gain of queries times the gain of keys."""
+        return self._gain(self.mscale_all_dim) ** 2
+
+    def _gain(self, mscale: float) -> float:
+        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+
+class ModelConfig(BaseModel):
+    """A K2.5-shaped decoder. The defaults are the quickstart's tiny one (about 1.5 M parameters)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What the small policy does not use. Left out of dumps at their defaults, so that hashes and files of policies that
+    # do not use them stay what they were.
+    optional: ClassVar[tuple[str, ...]] = (
+        *("n_group", "topk_group", "rope_scaling", "rope_interleave", "latent_norm_eps", "quantize_experts"),
+        *("vision", "media_placeholder_token_id"),
+    )
+
+    vocab_size: int = Field(default=1152, gt=0, description="rows of the embedding; the tokenizer may use fewer")
+    hidden_size: int = Field(default=128, gt=0)
+    num_hidden_layers: int = Field(default=4, gt=0)
+    first_k_dense_replace: int = Field(
+        default=1, ge=0, description="how many first layers have a dense feed-forward part"
+    )
+    intermediate_size: int = Field(default=384, gt=0, description="width of the dense feed-forward part")
+    num_attention_heads: int = Field(default=4, gt=0)
+    q_lora_rank: int | None = Field(default=128, gt=0, description="rank of the queries' latent; null: no latent")
+    kv_lora_rank: int = Field(default=96, gt=0)
+    qk_nope_head_dim: int = Field(default=32, gt=0)
+    qk_rope_head_dim: int = Field(default=16, gt=0)
+    v_head_dim: int = Field(default=48, gt=0)
+    n_routed_experts: int = Field(default=8, gt=0)
+    num_experts_per_tok: int = Field(default=2, gt=0)
+    n_shared_experts: int = Field(default=1, ge=0)
+    moe_intermediate_size: int = Field(default=96, gt=0)
+    n_group: int = Field(default=1, gt=0, description="groups that the experts are split into, for routing")
+    topk_group: int = Field(default=1, gt=0, description="groups that a token may choose experts from")
+    routed_scaling_factor: float = Field(default=1.0, gt=0)
+    norm_topk_prob: bool = True
+    rms_norm_eps: float = Field(default=1e-5, gt=0)
+    latent_norm_eps: float | None = Field(
+        default=None, gt=0, description="epsilon of the latents' norms; null: `rms_norm_eps`"
+    )
+    quantize_experts: Literal["int4"] | None = Field(
+        default=None,
+        description="compute with the routed experts as INT4 in groups of 32 would hold them; gradients pass unchanged",
+    )
+    rope_theta: float = Field(default=500.0, gt=0)
+    rope_interleave: bool = Field(
+        default=True, description="rotate pairs of neighbours (2i, 2i + 1), as DeepSeek does; false: (i, i + half)"
+    )
+    rope_scaling: YarnScaling | None = Field(default=None, description="YaRN's values; null: none")
+    max_position_embeddings: int = Field(default=2048, gt=0, description="longest trace in tokens")
+    initializer_range: float = Field(default=0.06, gt=0, description="spread of the matrices at the start")
+    embedding_range: float = Field(
+        default=1.0, gt=0, description="spread of the embeddings: large, so that a layer's output cannot drown a token"
+    )
+    embedding_mean: float = Field(
+        default=2.0, ge=0, description="size of a random vector that all embeddings share: what heads that look at a"
+        " position, whatever token stands there, can hold on to from the first step",
+    )  # fmt: skip
+
+    look_back: bool = Field(
+        default=True,
+        description="start with heads that copy: in the first layer they look 1, 2, ... positions back, above it they"
+        " find where the same stood before; needs a mean and a query latent",
+    )
+
+    vision: VisionConfig | None = Field(default=None, description="K2.5's tower and projector; null: text only")
+    media_placeholder_token_id: int | None = Field(
+        default=None, ge=0, description="id of `<|media_pad|>`, where rows of pictures go; needed with `vision`"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        check_sizes(self, LARGEST)
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim={self.qk_rope_head_dim} must be even: it is rotated in pairs")
+        for name in ("hidden_size", "moe_intermediate_size"):
+            if getattr(self, name) % 8:
+                raise ValueError(f"{name}={getattr(self, name)} must be a multiple of 8 (grouped products)")
+        for name in ("hidden_size", "moe_intermediate_size"):
+            if self.quantize_experts and getattr(self, name) % 32:
+                raise ValueError(f"{name}={getattr(self, name)} must be a multiple of 32 with quantize_experts=int4")
+        if self.num_experts_per_tok > self.n_routed_experts:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok} exceeds n_routed_experts={self.n_routed_experts}"
+            )
+        self._check_groups()
+        self._check_vision()
+        return self
+
+    def _check_vision(self) -> None:
+        """The projector must end in our width, and the placeholder be one of our tokens."""
+        if self.vision is None:
+            return
+        if self.vision.text_hidden_size != self.hidden_size:
+            raise ValueError(
+                f"vision.text_hidden_size={self.vision.text_hidden_size} must be hidden_size={self.hidden_size}: the"
+                " projector's rows stand among the embeddings"
+            )
+        placeholder = self.media_placeholder_token_id
+        if placeholder is None or placeholder >= self.vocab_size:
+            raise ValueError(
+                f"media_placeholder_token_id={placeholder} must be the id of <|media_pad|>, below"
+                f" vocab_size={self.vocab_size}, where there is a vision section"
+            )
+
+    def _check_groups(self) -> None:
+        """Each group gives the sum of its two best scores, and the groups taken must hold enough experts."""
+        size, rest = divmod(self.n_routed_experts, self.n_group)
+        if rest or (self.n_group > 1 and size < 2):
+            raise ValueError(
+                f"n_group={self.n_group} must split n_routed_experts={self.n_routed_experts} into equal"
+                " groups of two or more"
+            )
+        if self.topk_group > self.n_group or self.topk_group * size < self.num_experts_per_tok:
+            raise ValueError(
+                f"topk_group={self.topk_group} of n_group={self.n_group} groups of {size} experts cannot give"
+                f" num_experts_per_tok={self.num_experts_per_tok} experts"
+            )
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        left_out = [name for name in self.optional if getattr(self, name) == fields[name].default]
+        return {name: value for name, value in handler(self).items() if name not in left_out}
+
+    @property
+    def softmax_scale(self) -> float:
+        """What the products of queries and keys are multiplied by."""
+        return self.qk_head_dim**-0.5 * (self.rope_scaling.softmax_gain if self.rope_scaling else 1.0)
+
+    @property
+    def latent_eps(self) -> float:
+        """Epsilon of the latents' norms."""
+        return self.rms_norm_eps if self.latent_norm_eps is None else self.latent_norm_eps
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a query or key head: the part without and the part with rotary position."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def num_moe_layers(self) -> int:
+        """Layers whose tokens carry routes."""
+        return max(0, self.num_hidden_layers - self.first_k_dense_replace)
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> ModelConfig:
+        """From the contents of a Hugging Face ``config.json``, see :func:`model.kimi.files.hf_config.from_hf`."""
+        from model.kimi.files.hf_config import from_hf
+
+        return from_hf(hf)
+
+    def to_hf(self, model_type: str = "deepseek_v3") -> dict[str, Any]:
+        """Contents of a Hugging Face ``config.json``, see :func:`model.kimi.files.hf_config.to_hf`."""
+        from model.kimi.files.hf_config import to_hf
+
+        return to_hf(self, model_type)

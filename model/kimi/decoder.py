@@ -1,0 +1,340 @@
+"""The policy as an inference engine needs it: feed any mix of tokens, get logits, sample. Exact and batch-invariant.
+
+``NativeDecoder`` runs the C++ kernels, ``ReferenceDecoder`` the same function in plain PyTorch, one sequence at a time:
+it is the specification in tests and the fallback where there is no compiler.
+
+The cache is a pool of pages of 16 positions. ``tables`` [S, M] lists each sequence's pages in order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model.kernels.native import load_library
+from model.kimi.attention import LatentAttention, rope_tables, rotate
+from model.kimi.config import ModelConfig
+from model.kimi.int4 import fake_quant
+from model.kimi.moe import SwiGLU
+from model.kimi.transformer import Transformer
+from model.kimi.vision.picture_encoder import PREFIX
+
+PAGE = 16
+Weights = dict[str, np.ndarray]
+Features = tuple[np.ndarray, np.ndarray]  # batch rows int32 [F], and what stands there instead of embeddings, [F, D]
+
+
+class NotFinite(FloatingPointError):
+    """A logit was NaN or infinite: the weights are broken."""
+
+
+def export_weights(model: Transformer) -> Weights:
+    """All parameters and the routers' correction biases as float32 arrays (copies), keyed by their names."""
+    state = model.state_dict()
+    return {name: tensor.detach().to(torch.float32).cpu().numpy().copy() for name, tensor in state.items()}
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def weight_shapes(config: ModelConfig) -> Shapes:
+    """Name and shape of everything that a policy of ``config`` holds."""
+    return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
+
+
+def check_weights(shapes: Shapes, weights: Weights) -> None:
+    """ValueError where ``weights`` are not a whole policy of these ``shapes``, NotFinite where one is broken."""
+    odd = sorted(shapes.keys() ^ weights.keys())
+    if odd:
+        raise ValueError(f"not the weights of this model: {', '.join(odd[:3])} are missing or unknown")
+    for name, array in weights.items():
+        if array.shape != shapes[name]:
+            raise ValueError(f"weight {name} has shape {array.shape}, this model's is {shapes[name]}")
+        if not np.isfinite(array).all():
+            raise NotFinite(f"weight {name} holds NaN or infinity")
+
+
+class Decoder(Protocol):
+    """Stateful in its pages only; see :class:`NativeDecoder`."""
+
+    routes: np.ndarray
+
+    def load(self, weights: Weights) -> None:
+        """Take new weights."""
+        ...
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        tables: np.ndarray,
+        rows: np.ndarray,
+        features: Features | None = None,
+    ) -> np.ndarray:
+        """Feed tokens; logits of batch rows ``rows``. ``features`` stand in for embeddings."""
+        ...
+
+    def sample(
+        self,
+        logits: np.ndarray,
+        temperature: np.ndarray,
+        keys: np.ndarray,
+        positions: np.ndarray,
+        top_p: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(token ids, log-probs) a row of ``logits``."""
+        ...
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+class NativeDecoder:
+    """C++ decoder with ``pages`` cache pages. Not safe for concurrent calls."""
+
+    def __init__(self, config: ModelConfig, pages: int) -> None:
+        library = load_library()
+        if library is None:
+            raise RuntimeError("the native kernels are not available; use make_decoder()")
+        c, self.config, self._lib = config, config, library
+        self._shapes = weight_shapes(config)
+        ints = (ctypes.c_int * 19)(
+            c.vocab_size, c.hidden_size, c.num_hidden_layers, c.first_k_dense_replace, c.intermediate_size,
+            c.num_attention_heads, c.q_lora_rank or 0, c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim,
+            c.v_head_dim,
+            c.n_routed_experts, c.num_experts_per_tok, c.n_shared_experts, c.moe_intermediate_size,
+            c.max_position_embeddings, c.n_group, c.topk_group, int(c.norm_topk_prob),
+        )  # fmt: skip
+        floats = (ctypes.c_float * 5)(
+            c.rms_norm_eps, c.latent_eps, c.routed_scaling_factor, c.softmax_scale, c.rope_theta,
+        )  # fmt: skip
+        self._model = ctypes.c_void_p(library.parl_decoder_new(ints, floats))
+        if c.rope_scaling:  # decoder.cpp makes the plain tables itself
+            for name, table in zip(("rope_cos", "rope_sin"), rope_tables(c), strict=True):
+                library.parl_decoder_set(self._model, -1, name.encode(), _pointer(table.numpy()))
+        self._pages = np.zeros((pages, library.parl_page_floats(self._model)), np.float32)
+        self.routes = np.full((pages, PAGE, c.num_moe_layers, c.num_experts_per_tok), -1, np.int16)
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", None):
+            self._lib.parl_decoder_free(self._model)
+            self._model = None
+
+    def load(self, weights: Weights) -> None:
+        """Take new weights; the cache's contents are stale from here on. Raises ValueError, NotFinite."""
+        check_weights(self._shapes, weights)
+        for name, array in weights.items():
+            if name.startswith(PREFIX):  # features come from outside (model.picture_encoder)
+                continue
+            layer, key = _native_name(name)
+            if self.config.quantize_experts and ".experts." in name:
+                array = fake_quant(torch.from_numpy(np.array(array, np.float32))).numpy()
+            if not self.config.rope_interleave:
+                array = _interleaved(key, array, self.config)
+            data = np.ascontiguousarray(array, np.float32)
+            if self._lib.parl_decoder_set(self._model, layer, key.encode(), _pointer(data)):
+                raise ValueError(f"decoder.cpp knows no weight {name!r}")
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        tables: np.ndarray,
+        rows: np.ndarray,
+        features: Features | None = None,
+    ) -> np.ndarray:
+        """Feed T tokens (int32 each: id, position, sequence); logits float32 [len(rows), V] for batch rows ``rows``.
+
+        A sequence's tokens must follow its cached ones in order. ``features`` take the place of the embeddings of
+        their batch rows. Raises NotFinite.
+        """
+        logits = np.empty((len(rows), self.config.vocab_size), np.float32)
+        places, values = _checked(features, self.config)
+        bad = self._lib.parl_decoder_forward(
+            self._model, len(tokens), _pointer(tokens), _pointer(positions), _pointer(sequences), _pointer(tables),
+            tables.shape[1], _pointer(self._pages), _pointer(self.routes), len(rows), _pointer(rows), _pointer(logits),
+            len(places), _pointer(places), _pointer(values),
+        )  # fmt: skip
+        if bad:
+            raise NotFinite("the policy produced a NaN or infinite logit")
+        return logits
+
+    def sample(
+        self,
+        logits: np.ndarray,
+        temperature: np.ndarray,
+        keys: np.ndarray,
+        positions: np.ndarray,
+        top_p: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(token ids int32, log-probs float32) a row; the noise is a function of (key uint64, position int32) alone.
+
+        ``top_p`` float32: only the likeliest tokens that together reach this probability are drawn; None or 1: all.
+        Log-probs are those before that cut.
+        """
+        count = len(logits)
+        top_p = np.ones(count, np.float32) if top_p is None else top_p
+        token, logprob = np.empty(count, np.int32), np.empty(count, np.float32)
+        self._lib.parl_sample(
+            count, logits.shape[1], _pointer(logits), _pointer(temperature), _pointer(keys), _pointer(positions),
+            _pointer(top_p), _pointer(token), _pointer(logprob),
+        )  # fmt: skip
+        return token, logprob
+
+
+def _checked(features: Features | None, config: ModelConfig) -> Features:
+    """``features`` as contiguous int32 [F] and float32 [F, D]; ValueError for another shape."""
+    if features is None:
+        return np.empty(0, np.int32), np.empty((0, config.hidden_size), np.float32)
+    places, values = np.ascontiguousarray(features[0], np.int32), np.ascontiguousarray(features[1], np.float32)
+    if values.shape != (len(places), config.hidden_size):
+        raise ValueError(f"features of shape {values.shape} for {len(places)} rows of width {config.hidden_size}")
+    return places, values
+
+
+def _native_name(name: str) -> tuple[int, str]:
+    top = {"embed_tokens.weight": "embed", "norm.weight": "norm", "lm_head.weight": "head"}
+    if name in top:
+        return -1, top[name]
+    _, layer, rest = name.split(".", 2)
+    return int(layer), rest.removesuffix(".weight")
+
+
+def _interleaved(key: str, array: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Rows that make rotary parts in halves, (i, i + R / 2), reordered to the pairs (2i, 2i + 1) of decoder.cpp.
+
+    Queries and keys change together, so their products stay.
+    """
+    order = np.arange(config.qk_rope_head_dim).reshape(2, -1).T.ravel()
+    if key == "self_attn.kv_a_proj_with_mqa":
+        return np.concatenate((array[: config.kv_lora_rank], array[config.kv_lora_rank :][order]))
+    if key in ("self_attn.q_b_proj", "self_attn.q_proj"):
+        heads = array.reshape(config.num_attention_heads, config.qk_head_dim, -1).copy()
+        heads[:, config.qk_nope_head_dim :] = heads[:, config.qk_nope_head_dim :][:, order]
+        return heads.reshape(array.shape)
+    return array
+
+
+class ReferenceDecoder:
+    """The same contract in plain PyTorch, a token at a time, each sequence's attention from a cache of latents."""
+
+    def __init__(self, config: ModelConfig, pages: int) -> None:
+        self.config = config
+        self.model = Transformer(config).eval()
+        self._shapes = weight_shapes(config)
+        width = config.kv_lora_rank + config.qk_rope_head_dim
+        self._cache = torch.zeros(config.num_hidden_layers, pages * PAGE, width)
+        self.routes = np.full((pages, PAGE, config.num_moe_layers, config.num_experts_per_tok), -1, np.int16)
+
+    def load(self, weights: Weights) -> None:
+        """See :meth:`NativeDecoder.load`."""
+        check_weights(self._shapes, weights)
+        self.model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+
+    @torch.no_grad()
+    def forward(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        tables: np.ndarray,
+        rows: np.ndarray,
+        features: Features | None = None,
+    ) -> np.ndarray:
+        """See :meth:`NativeDecoder.forward`."""
+        hidden = {}
+        places, values = _checked(features, self.config)
+        given = {int(place): torch.from_numpy(value) for place, value in zip(places, values, strict=True)}
+        for index in range(len(tokens)):
+            slots = (tables[sequences[index]][:, None].astype(np.int64) * PAGE + np.arange(PAGE)).ravel()
+            x = given.get(index, self.model.embed_tokens.weight[int(tokens[index])])
+            hidden[index] = self._one(x, int(positions[index]), torch.from_numpy(slots))
+        logits = np.empty((len(rows), self.config.vocab_size), np.float32)
+        for index, row in enumerate(rows):
+            logits[index] = self.model.lm_head(self.model.norm(hidden[int(row)])).numpy()
+        if not np.isfinite(logits).all():
+            raise NotFinite("the policy produced a NaN or infinite logit")
+        return logits
+
+    def _one(self, x: torch.Tensor, position: int, slots: torch.Tensor) -> torch.Tensor:
+        for index, layer in enumerate(self.model.blocks()):
+            x = x + self._attend(layer.self_attn, index, layer.input_layernorm(x), position, slots)
+            h = layer.post_attention_layernorm(x)
+            if isinstance(layer.mlp, SwiGLU):
+                x = x + layer.mlp(h)
+                continue
+            weights, ids, _ = layer.mlp.gate(h[None])
+            slot = int(slots[position])
+            self.routes[slot // PAGE, slot % PAGE, index - self.config.first_k_dense_replace] = ids[0].numpy()
+            routed = layer.mlp.experts(h[None], ids, weights)[0]
+            x = x + (routed if layer.mlp.shared_experts is None else routed + layer.mlp.shared_experts(h))
+        return x
+
+    def _attend(
+        self, attn: LatentAttention, index: int, h: torch.Tensor, position: int, slots: torch.Tensor
+    ) -> torch.Tensor:
+        c, cos, sin = self.config, self.model.rope_cos[position], self.model.rope_sin[position]
+        turned = partial(rotate, cos=cos, sin=sin, interleave=c.rope_interleave)
+        latent, k_rope = attn.kv_a_proj_with_mqa(h).split((c.kv_lora_rank, c.qk_rope_head_dim))
+        self._cache[index, slots[position]] = torch.cat((attn.kv_a_layernorm(latent), turned(k_rope)))
+        q = attn.query(h).view(c.num_attention_heads, c.qk_head_dim)
+        q_nope, q_rope = q.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
+        up = attn.kv_b_proj.weight.view(c.num_attention_heads, -1, c.kv_lora_rank)
+        key_up, value_up = up.split((c.qk_nope_head_dim, c.v_head_dim), dim=1)
+        query = torch.cat((torch.einsum("hn,hnc->hc", q_nope, key_up), turned(q_rope)), dim=-1)
+        past = self._cache[index, slots[: position + 1]]
+        weight = F.softmax(query @ past.T * c.softmax_scale, dim=-1)
+        out = torch.einsum("hc,hvc->hv", weight @ past[:, : c.kv_lora_rank], value_up)
+        return attn.o_proj(out.flatten())
+
+    def sample(
+        self,
+        logits: np.ndarray,
+        temperature: np.ndarray,
+        keys: np.ndarray,
+        positions: np.ndarray,
+        top_p: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`NativeDecoder.sample`."""
+        tokens, logprobs = [], []
+        top_p = np.ones(len(logits), np.float32) if top_p is None else top_p
+        for row, heat, key, position, share in zip(logits, temperature, keys, positions, top_p, strict=True):
+            scaled = row.astype(np.float64) / (heat or 1.0)
+            weights = np.exp(scaled - scaled.max())
+            total = weights.sum()
+            cumulative = np.cumsum(weights if share >= 1 else _nucleus(weights, float(share)))
+            noise = _mix(int(key) ^ _mix(int(position))) >> 11
+            pick = int(np.searchsorted(cumulative, noise * 2.0**-53 * cumulative[-1], side="right"))
+            pick = int(row.argmax()) if heat == 0 else min(pick, len(row) - 1)
+            tokens.append(pick)
+            logprobs.append(np.log(weights[pick] / total))
+        return np.array(tokens, np.int32), np.array(logprobs, np.float32)
+
+
+def _nucleus(weights: np.ndarray, share: float) -> np.ndarray:
+    """``weights`` with 0 for all but the largest that together reach ``share`` of the sum (ties: the lowest index)."""
+    order = np.argsort(-weights, kind="stable")
+    before = np.cumsum(weights[order]) - weights[order]
+    return np.where(np.isin(np.arange(len(weights)), order[before < share * weights.sum()]), weights, 0.0)
+
+
+def _mix(x: int) -> int:
+    """splitmix64's finaliser, as in decoder.cpp."""
+    mask = (1 << 64) - 1
+    x = (x + 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)
+
+
+def make_decoder(config: ModelConfig, pages: int) -> Decoder:
+    """The native decoder where it can be built, else the reference one (a warning says why)."""
+    return NativeDecoder(config, pages) if load_library() is not None else ReferenceDecoder(config, pages)

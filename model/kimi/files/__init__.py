@@ -1,0 +1,1 @@
+"""Checkpoints and published configurations of the family."""

@@ -1,0 +1,107 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): y = W x + (α / r) · up (down x), with W frozen.
+
+Base weights keep their names, so that policies, engines and files do not know of adapters: they ride on the linear
+layers as forward hooks, and :func:`merged` adds their product to the weights where a policy is served or saved.
+
+Shapes: r rank, I inputs, O outputs of a matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.kimi.attention import LatentAttention
+from model.kimi.moe import MixtureOfExperts
+from model.kimi.transformer import Transformer
+
+Weights = dict[str, np.ndarray]
+PREFIX = "lora."
+_OWNERS = {"attention": LatentAttention, "shared_experts": MixtureOfExperts}
+TARGETS = tuple(_OWNERS)
+
+
+class Lora(nn.Module):
+    """Adapters of ``names``, the linear layers of ``model``: ``down`` random [r, I], ``up`` zero [O, r]."""
+
+    def __init__(self, model: Transformer, names: list[str], *, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.names, self.scale = names, alpha / rank
+        layers = [model.get_submodule(name) for name in names]
+        linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        self.down = nn.ParameterList(layer.weight.new_empty(rank, layer.in_features) for layer in linears)
+        self.up = nn.ParameterList(layer.weight.new_zeros(layer.out_features, rank) for layer in linears)
+        for index, (layer, down) in enumerate(zip(linears, self.down, strict=True)):
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))  # as LoRA's authors begin
+            layer.register_forward_hook(self._add(index))
+
+    def _add(self, index: int):
+        def add(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+            return out + F.linear(F.linear(inputs[0], self.down[index]), self.up[index]) * self.scale
+
+        return add
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Make the adapters add nothing; what ``down`` holds stays."""
+        for up in self.up:
+            up.zero_()
+
+    @torch.no_grad()
+    def export(self) -> Weights:
+        """The adapters as float32 arrays (copies), α / r already in ``up``: what :func:`merged` takes."""
+        out = {}
+        for name, down, up in zip(self.names, self.down, self.up, strict=True):
+            out[f"{PREFIX}{name}.down"] = down.detach().float().cpu().numpy().copy()
+            out[f"{PREFIX}{name}.up"] = (up.detach().float() * self.scale).cpu().numpy()
+        return out
+
+
+def attach(model: Transformer, *, rank: int, alpha: float, targets: Collection[str]) -> Lora:
+    """Freeze ``model`` and give its linear layers in ``targets`` (of :data:`TARGETS`) adapters, its module ``lora``.
+
+    ValueError where it has no such layers.
+    """
+    owners = tuple(_OWNERS[target] for target in targets)
+    names = [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, owners)
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    if not names:
+        raise ValueError(f"optimizer.lora.targets={list(targets)}: this model has no such layers")
+    model.requires_grad_(False)
+    lora = Lora(model, names, rank=rank, alpha=alpha)
+    model.add_module("lora", lora)
+    return lora
+
+
+def is_adapters(weights: Weights) -> bool:
+    """Whether these are adapters, not a whole policy."""
+    return any(name.startswith(PREFIX) for name in weights)
+
+
+def merged(base: Weights, adapters: Weights) -> Weights:
+    """``base`` with the adapters' products added; ``adapters`` itself where it is a whole policy.
+
+    ValueError where they belong to another model. Arrays that no adapter touches are those of ``base``.
+    """
+    if not is_adapters(adapters):
+        return adapters
+    out = dict(base)
+    for key, up in adapters.items():
+        if not key.endswith(".up"):
+            continue
+        path = key.removesuffix(".up")
+        name, down = path.removeprefix(PREFIX) + ".weight", adapters[f"{path}.down"]
+        if name not in base or base[name].shape != (len(up), down.shape[1]):
+            raise ValueError(f"adapters for {name} of shape {(len(up), down.shape[1])} do not fit this policy")
+        out[name] = base[name] + up @ down
+    return out

@@ -1,0 +1,218 @@
+"""The policy: a DeepSeek-V3-shaped decoder as Kimi K2.5 uses it, in the form that the learner trains.
+
+With a vision section in its config it also holds K2.5's tower and projector, and takes pictures and video chunks.
+
+Shapes: B rows, T positions, D hidden, V vocabulary, L mixture-of-experts layers, K experts a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.kimi.attention import LatentAttention, RMSNorm, rope_tables
+from model.kimi.config import ModelConfig
+from model.kimi.look_back import look_back, match
+from model.kimi.moe import Experts, MixtureOfExperts, Router, SwiGLU
+from model.kimi.recompute import recomputed
+from model.kimi.vision.media import MediaBatch, merge_media, place_media
+from model.kimi.vision.tower import VisionModel
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and feed-forward part (dense in the first layers, experts after)."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        dense = index < config.first_k_dense_replace
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LatentAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
+
+    def forward(self, *args: Any, recompute: bool = False) -> Tensor:
+        """:meth:`inside`; ``recompute``: keep its arguments only, and compute it again for the backward pass.
+
+        The second pass begins within this module, not before it: ZeRO 3 has the whole layer's weights here by then.
+        """
+        return recomputed(self.inside, *args) if recompute else self.inside(*args)
+
+    def inside(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        routes_BTK: Tensor | None,
+        real_BT: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The residual stream [B, T, D] after this layer; ``real_BT``, ``lengths`` as in :class:`LatentAttention`."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, real_BT, lengths)
+        h = self.post_attention_layernorm(x)
+        return x + (self.mlp(h, routes_BTK) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h))
+
+
+class Transformer(nn.Module):
+    """Token ids in, hidden states or log-probs out.
+
+    Either every B is a row (padding, if any, stands on the right, where nothing looks back at it), or B is 1 and rows
+    lie end to end: then ``lengths`` says where they begin, each with position 0.
+    """
+
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.collect_logits = False  # in training, keep the heads' largest attention logits (QK-clip)
+        self.recompute = False  # in training, keep the layers' inputs only
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        cos, sin = rope_tables(config)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
+        self.vision: VisionModel | None = None
+        self.reset_parameters()
+        if config.vision is not None:  # last, so that the language model begins as it would without
+            self.vision = VisionModel(config.vision)
+            self._start_projector(self.vision)
+
+    def reset_parameters(self) -> None:
+        """Normal initialisation with the config's ranges; matrices that write the residual stream scaled by depth."""
+        config = self.config
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                continue
+            std = config.initializer_range
+            if name == "embed_tokens.weight":
+                std = config.embedding_range
+            elif name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+                std *= (2 * config.num_hidden_layers) ** -0.5
+            elif name == "lm_head.weight":
+                std = config.hidden_size**-1.0  # nearly uniform predictions at first
+            nn.init.normal_(parameter, std=std)
+        with torch.no_grad():
+            mean = config.embedding_mean * torch.randn(config.hidden_size)
+            self.embed_tokens.weight += mean
+            if config.look_back and config.embedding_mean and config.q_lora_rank and not mean.is_meta:
+                attention = [block.self_attn for block in self.blocks()]
+                match(attention, self.embed_tokens.weight, self.lm_head, mean)
+                look_back(attention, mean, config.embedding_range)
+
+    @torch.no_grad()
+    def _start_projector(self, vision: VisionModel) -> None:
+        """Let rows of pictures begin about as large as embeddings, and with what all embeddings share."""
+        if not self.config.embedding_mean:
+            return
+        out = vision.mm_projector.out_proj
+        nn.init.normal_(out.weight, std=self.config.embedding_range * out.in_features**-0.5)
+        out.bias.copy_(self.embed_tokens.weight.mean(0))
+
+    def embedded(self, tokens_BT: Tensor, media: MediaBatch | None = None) -> Tensor:
+        """Embeddings [B, T, D] with the rows of ``media`` in their places; ValueError where these do not fit."""
+        x = self.embed_tokens(tokens_BT)
+        if media is None:
+            return x
+        placeholder = self.config.media_placeholder_token_id
+        if self.vision is None or placeholder is None:
+            raise ValueError("media for a policy without a vision section: set model.vision, or leave the media out")
+        kind = self.vision.mm_projector.out_proj.weight.dtype
+        features_MD = self.vision(media.pixels_PCSS.to(x.device, kind), media.grids)
+        if media.places_BT is None:
+            return merge_media(x, tokens_BT, features_MD, placeholder=placeholder)
+        return place_media(x, media.places_BT, features_MD)
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        routes_BTLK: Tensor | None = None,
+        real_BT: Tensor | None = None,
+        media: MediaBatch | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Final-norm hidden states [B, T, D]; ``routes_BTLK`` replays expert choices (-1 = live).
+
+        ``real_BT``: also collect the largest attention logits, of queries at these positions.
+        ``media``: the pictures and video chunks that the rows show, in the order of their placeholders.
+        """
+        cos, sin = (self._positions(table, lengths or tokens_BT.shape[1:]) for table in (self.rope_cos, self.rope_sin))
+        x = self.embedded(tokens_BT, media)
+        first = self.config.first_k_dense_replace
+        for index, layer in enumerate(self.blocks()):
+            replay = None if routes_BTLK is None or index < first else routes_BTLK[:, :, index - first]
+            x = layer(x, cos, sin, replay, real_BT, lengths, recompute=self.recompute and self.training)
+        return self.norm(x)
+
+    def _positions(self, table: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The rows of ``table`` for positions 0, 1, ... of each row; ValueError for a row beyond the context."""
+        longest, limit = max(lengths), self.config.max_position_embeddings
+        if longest > limit:
+            raise ValueError(f"row of {longest} tokens exceeds max_position_embeddings={limit}")
+        return torch.cat([table[:length] for length in lengths]) if len(lengths) > 1 else table[:longest]
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        mask_BT: Tensor,
+        routes_BTLK: Tensor | None = None,
+        temperature: float = 1.0,
+        media: MediaBatch | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs [M] of the M tokens under ``mask_BT`` given their prefixes, and the entropies [M] (detached).
+
+        A token at a row's position 0 has no prefix and must not be under the mask.
+        """
+        rows = list(lengths or [tokens_BT.shape[1]] * len(tokens_BT))
+        mask = mask_BT.flatten()
+        if bool(mask[torch.tensor([0, *rows[:-1]]).cumsum(0)].any()):
+            raise ValueError("mask covers position 0, which has no prefix to predict it from")
+        real = _up_to_last(mask, rows).view_as(mask_BT) if self.collect_logits and self.training else None
+        hidden = self.hidden(tokens_BT, routes_BTLK, real, media, lengths).flatten(0, 1)
+        chosen = hidden[:-1][mask[1:]]  # no row's first token is under the mask, so none looks into the row before
+        logprobs_MV = torch.log_softmax(self.lm_head(chosen).float() / temperature, dim=-1)
+        entropy_M = -(logprobs_MV.detach().exp() * logprobs_MV.detach()).sum(-1)
+        targets = tokens_BT.flatten()[mask]
+        return logprobs_MV.gather(1, targets[:, None]).squeeze(1), entropy_M
+
+    def blocks(self) -> list[DecoderLayer]:
+        """The layers, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+    def freeze_tower(self, frozen: bool = True) -> None:
+        """Stop or resume training the vision tower; its projector learns on. Nothing where there is none."""
+        if self.vision is not None:
+            self.vision.freeze_tower(frozen)
+
+    def routers(self) -> list[Router]:
+        """The routers of all mixture-of-experts layers, first to last."""
+        return [layer.mlp.gate for layer in self.blocks() if isinstance(layer.mlp, MixtureOfExperts)]
+
+    def weights_changed(self) -> None:
+        """After parameters were written behind autograd's back, as DeepSpeed does: quantised copies are made again."""
+        for module in self.modules():
+            if isinstance(module, Experts):
+                module.weights_changed()
+
+
+def _up_to_last(mask_T: Tensor, lengths: Sequence[int]) -> Tensor:
+    """True up to each row's last True: what stands behind, padding among it, has no influence on the loss."""
+    return torch.cat([row.flip(0).cumsum(0).flip(0) > 0 for row in mask_T.split(list(lengths))])
+
+
+def muon_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(matrices for Muon, the rest for AdamW): embeddings, head, router and gains are not orthogonalised."""
+    matrices, rest = [], []
+    expert_ids = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # a frozen tower
+            continue
+        plain = parameter.dim() == 2 and not any(key in name for key in ("embed_tokens", "lm_head", "mlp.gate.weight"))
+        (matrices if plain or id(parameter) in expert_ids else rest).append(parameter)
+    return matrices, rest

@@ -1,0 +1,201 @@
+"""Pictures and video chunks to patches, and their features into the language model's embeddings.
+
+The way of a picture: shrink it (never enlarge) to its limits, pad right and bottom with black to whole tokens,
+normalise, cut into patches. A video is cut into chunks of a few frames that share their tokens. ``pack`` lays items one
+after the other for ``model.vision``; ``expand_placeholders`` gives each item as many placeholder tokens as it has rows,
+and ``merge_media`` puts the rows there.
+
+Shapes: P patches, C = 3 colours, S patch side in pixels, B rows, T positions, E hidden size, M media tokens.
+
+Source: the preprocessor published with Kimi K2.5. Pixels and grids equal those of transformers' ``kimi_k25`` to the
+bit; the published preprocessor shrinks with Pillow, which rounds one byte in some hundred the other way.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.kimi.vision.config import Grid, MediaLimits
+from model.kimi.vision.picture_size import K25_LIMITS, check_size, fit
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Media:
+    """One picture or video chunk, ready for the tower."""
+
+    pixels_PCSS: Tensor
+    grid: Grid
+
+
+# ------------------------------------------------------------------------------------------ pixels
+
+
+def open_image(source: Path | bytes) -> Any:
+    """A Pillow picture in RGB, turned as its camera was held; of an animation the first. Needs the extra ``vision``.
+
+    ValueError for what is no picture, is cut off, or has more pixels than any that is worth reading.
+    """
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ImportError("pictures are opened with Pillow: pip install pillow") from error
+    what = f"a picture of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+    try:
+        # only what the library decodes itself: others start programs, or fetch
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            check_size(image.height, image.width)  # before a single pixel is decoded
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+        raise ValueError(f"{what} cannot be read: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{what} is too large to be opened: {error}") from error
+
+
+def preprocess_image(image: Any, limits: MediaLimits = K25_LIMITS) -> Media:
+    """A Pillow picture of any mode, or a uint8 array [height, width, 3], as patches."""
+    return _patches(_frame(image)[None], limits.image_patches, limits)
+
+
+def picture(png: bytes, limits: MediaLimits = K25_LIMITS) -> Media:
+    """A PNG file as patches: ``open_image``, then ``preprocess_image``. The last few are kept: do not change them."""
+    return _picture(png, limits)  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
+
+
+@lru_cache(256)  # the episodes of a group show the same pictures
+def _picture(png: bytes, limits: MediaLimits) -> Media:
+    return preprocess_image(open_image(png), limits)
+
+
+def preprocess_video(frames: Sequence[Any], limits: MediaLimits = K25_LIMITS) -> list[Media]:
+    """A video's sampled frames (each as for ``preprocess_image``) as chunks of ``limits.chunk_frames`` or fewer."""
+    if not len(frames):
+        raise ValueError("frames is empty: a video has at least one")
+    arrays = [_frame(frame) for frame in frames]
+    odd = next((index for index, array in enumerate(arrays) if array.shape != arrays[0].shape), None)
+    if odd is not None:
+        raise ValueError(f"frames[{odd}] has shape {arrays[odd].shape}, frames[0] {arrays[0].shape}: resize them alike")
+    chunks = range(0, len(arrays), limits.chunk_frames)
+    return [_patches(np.stack(arrays[i : i + limits.chunk_frames]), limits.frame_patches, limits) for i in chunks]
+
+
+def pack(items: Sequence[Media]) -> tuple[Tensor, list[Grid]]:
+    """All items' patches one after the other [P, C, S, S], and their grids."""
+    if not items:
+        raise ValueError("items is empty: leave the tower out where a batch has no media")
+    return torch.cat([item.pixels_PCSS for item in items]), [item.grid for item in items]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaBatch:
+    """The items of a batch of token rows, first row first, packed for the tower.
+
+    ``places_BT`` marks the positions that their rows of features take; None: wherever the placeholder token stands.
+    """
+
+    pixels_PCSS: Tensor
+    grids: list[Grid]
+    places_BT: Tensor | None = None
+
+    @classmethod
+    def of(cls, items: Sequence[Media], places_BT: Tensor | None = None) -> MediaBatch:
+        """``items`` packed."""
+        pixels, grids = pack(items)
+        return cls(pixels_PCSS=pixels, grids=grids, places_BT=places_BT)
+
+
+def _frame(image: Any) -> np.ndarray:
+    """uint8 [height, width, 3] of a Pillow picture (transparency is dropped) or of an array that is one already."""
+    array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(
+            f"picture of dtype {array.dtype} and shape {array.shape}: expected uint8 [height, width, 3]"
+            " or a Pillow picture"
+        )
+    return array
+
+
+def _patches(frames: np.ndarray, max_patches: int, limits: MediaLimits) -> Media:
+    """Frames of one size, uint8 [t, height, width, 3], as one item."""
+    size = fit(*frames.shape[1:3], max_patches=max_patches, limits=limits)
+    x = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
+    if x.shape[2:] != (size.height, size.width):  # on bytes: clamps and rounds after each axis, as Pillow does
+        x = F.interpolate(x, (size.height, size.width), mode="bicubic", align_corners=False, antialias=True)
+    x = F.pad(x, (0, size.padded_width - size.width, 0, size.padded_height - size.height))
+    x = (x.float() - limits.mean * 255) / (limits.std * 255)
+    patch = limits.patch_size
+    grid = Grid(len(frames), size.padded_height // patch, size.padded_width // patch)
+    cut = x.view(grid.t, 3, grid.h, patch, grid.w, patch).permute(0, 2, 4, 1, 3, 5)
+    return Media(pixels_PCSS=cut.reshape(grid.patches, 3, patch, patch), grid=grid)
+
+
+def sample_frames(frames: int, fps: float, limits: MediaLimits = K25_LIMITS) -> list[int]:
+    """Which of a video's ``frames`` to take: evenly, from the first to the last, ``limits.sample_fps`` a second.
+
+    The rule of K2.5's published preprocessor; transformers' processor rounds down and leaves the end out.
+    """
+    if frames < 1 or fps <= 0:
+        raise ValueError(f"frames={frames}, fps={fps}: both must be positive")
+    count = max(1, round(frames * min(limits.sample_fps, fps) / fps))
+    return np.linspace(0, frames - 1, count).round().astype(int).tolist()
+
+
+def timestamp(seconds: float) -> str:
+    """``hh:mm:ss.fff``, which stands before a video chunk; milliseconds are cut off, not rounded."""
+    whole = int(seconds)
+    return f"{whole // 3600 % 24:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}.{int(seconds % 1 * 1000):03d}"
+
+
+# ------------------------------------------------------------------------------------------ tokens
+
+
+def expand_placeholders(tokens: Sequence[int], counts: Iterable[int], *, placeholder: int) -> list[int]:
+    """``tokens`` with the n-th placeholder repeated ``counts[n]`` times (``Grid.tokens`` of the n-th item).
+
+    The chat template writes one placeholder an item; the language model needs one a media token.
+    """
+    wanted = list(counts)
+    found = sum(token == placeholder for token in tokens)
+    if found != len(wanted):
+        raise ValueError(
+            f"tokens hold {found} placeholders (id {placeholder}) but counts has {len(wanted)} entries: one each"
+        )
+    remaining = iter(wanted)
+    return [copy for token in tokens for copy in [token] * (next(remaining) if token == placeholder else 1)]
+
+
+def merge_media(embeddings_BTE: Tensor, tokens_BT: Tensor, features_ME: Tensor, *, placeholder: int) -> Tensor:
+    """Embeddings with the rows of ``features_ME`` at the placeholders, batch row by batch row; both get gradients."""
+    return place_media(embeddings_BTE, tokens_BT == placeholder, features_ME, what=f"placeholders (id {placeholder})")
+
+
+def place_media(embeddings_BTE: Tensor, places_BT: Tensor, features_ME: Tensor, *, what: str = "places") -> Tensor:
+    """:func:`merge_media` where the positions are known, and a placeholder's token may stand elsewhere as well."""
+    if embeddings_BTE.shape[:2] != places_BT.shape:
+        shapes = f"embeddings {tuple(embeddings_BTE.shape)}, tokens {tuple(places_BT.shape)}"
+        raise ValueError(f"{shapes}: rows and positions must be the same; embed these very tokens")
+    if features_ME.dim() != 2 or features_ME.shape[1] != embeddings_BTE.shape[2]:
+        raise ValueError(
+            f"features of shape {tuple(features_ME.shape)} do not fit embeddings of width {embeddings_BTE.shape[2]}:"
+            " set VisionConfig.text_hidden_size to the language model's hidden_size"
+        )
+    found = int(places_BT.sum())
+    if found != len(features_ME):
+        raise ValueError(
+            f"tokens hold {found} {what} but features has {len(features_ME)} rows:"
+            " expand each item's placeholder to Grid.tokens() copies (expand_placeholders)"
+        )
+    return embeddings_BTE.masked_scatter(places_BT[..., None], features_ME.to(embeddings_BTE.dtype))

@@ -1,0 +1,69 @@
+"""The vision side as an inference engine needs it: a PNG file in, its rows of features out, kept by content.
+
+Each picture goes through tower and projector alone and on one thread, so that its rows have the same bits whatever
+else is asked for and however many threads the process has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+import numpy as np
+import torch
+
+from model.kimi.vision.config import VisionConfig
+from model.kimi.vision.media import pack, picture
+from model.kimi.vision.tower import VisionModel
+
+PREFIX = "vision."  # of its weights among a policy's
+_KEPT_BYTES = 256 * 2**20
+
+
+def content_key(png: bytes) -> int:
+    """64 bits that two pictures share only if they are the same file."""
+    return int.from_bytes(hashlib.blake2b(png, digest_size=8).digest(), "little")
+
+
+class PictureEncoder:
+    """Features of pictures under the weights loaded last; at most 256 MiB of them are kept, the oldest go first."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        self.config = config
+        self.encoded = 0  # pictures that went through the tower
+        self._model = VisionModel(config).eval().requires_grad_(False)
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._bytes = 0
+
+    def load(self, weights: dict[str, np.ndarray]) -> None:
+        """Take the vision side of a policy's ``weights``; what was kept is stale and goes."""
+        own = {name: array for name, array in weights.items() if name.startswith(PREFIX)}
+        self._model.load_state_dict({n.removeprefix(PREFIX): torch.from_numpy(a.copy()) for n, a in own.items()})
+        self._kept.clear()
+        self._bytes = 0
+
+    def rows(self, png: bytes) -> np.ndarray:
+        """Features of one picture, float32 [M, E]. ValueError where they are not finite."""
+        key = content_key(png)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        rows = self._encode(png)
+        self._kept[key] = rows
+        self._bytes += rows.nbytes
+        while self._bytes > _KEPT_BYTES and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return rows
+
+    @torch.no_grad()
+    def _encode(self, png: bytes) -> np.ndarray:
+        self.encoded += 1
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            rows = self._model(*pack([picture(png, self.config.limits)])).numpy()
+        finally:
+            torch.set_num_threads(threads)
+        if not np.isfinite(rows).all():
+            raise ValueError("the vision side produced a NaN or infinite feature")
+        return rows

@@ -1,0 +1,369 @@
+"""The ``parl`` command. Help, ``--dry-run`` and mistakes answer before anything heavy is imported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import parl
+from parl.cli import episodes as cli_episodes
+from parl.cli.episodes import AsJson, Family, Kind, Step, StoreArg
+from parl.cli.errors import reported
+from parl.config.errors import UserError
+from parl.own_packages import append, here
+from parl.shown.terminal import catch_warnings, echo, open_output
+
+if TYPE_CHECKING:
+    from parl.config.schema import Config
+
+app = typer.Typer(
+    name="parl",
+    help="Train an orchestrator to split work over a swarm of frozen sub-agents, where it pays.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(cli_episodes.app, name="episodes")
+
+ConfigArg = Annotated[
+    Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, a preset's name, e.g. quickstart, or a run's")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, e.g. trainer.steps=20 seed=2")
+]
+FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Ignore caches and shipped weights: do it all.")]
+
+
+@app.command()
+def train(
+    config: ConfigArg,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")] = False,
+    from_scratch: FromScratch = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+) -> None:
+    """Cold start, reinforcement learning, evaluation and report of one run."""
+    with reported(f"; continue with: parl train {config} {' '.join(overrides or [])} --resume".replace("  ", " ")):
+        from parl.config.load import to_yaml
+        from parl.config.runs import configuration, is_run
+
+        if resume and from_scratch:
+            raise UserError("--resume continues the old run and --from-scratch discards it: give one of them")
+        resolved = configuration(config, overrides, run_first=resume)
+        if not resume and not dry_run and is_run(config):
+            raise UserError(f"{config} is a run: --resume continues it, its config.yaml as CONFIG starts it anew")
+        _check_surroundings(resolved)
+        if dry_run:
+            _check_data(resolved)
+            echo(to_yaml(resolved), nl=False)
+            echo(f"# run folder: {resolved.run_dir}")
+        from parl.plan.limits import check_memory
+
+        check_memory(resolved)
+        if dry_run:
+            return
+        from parl.run.loop import run_training
+
+        run_dir = run_training(resolved, resume=resume, from_scratch=from_scratch)
+        echo(f"done: {run_dir}")
+
+
+@app.command()
+def sft(
+    config: ConfigArg,
+    overrides: Overrides = None,
+    from_scratch: FromScratch = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write them here as a starter, e.g. configs/starters.")
+    ] = None,
+) -> None:
+    """Only the cold start: imitation of scripted demonstrations."""
+    with reported():
+        from parl.config.runs import configuration
+
+        resolved = configuration(config, overrides)
+        from parl.config.schema import TrainerConfig
+        from parl.plan.limits import check_memory
+
+        check_memory(resolved.model_copy(update={"trainer": TrainerConfig(ranks=1)}))  # one process trains it
+        _check_surroundings(resolved)
+        from parl.cold_start.imitation import run_sft
+        from parl.collect.tasks import check_tasks
+
+        check_tasks(resolved)
+        echo(f"done: {run_sft(resolved, from_scratch=from_scratch, out=out)}")
+
+
+@app.command("eval")
+def evaluate(
+    config: ConfigArg,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("--n", help="Attempts at each task.")] = 1,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first of the held-out tasks.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of tasks and sampling: eval.seed.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option("--policy", help="cold_start, cold_start_no_spawn, trained, single_agent; may be repeated."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A policy's folder instead of the run's own, or a chat server's URL.")
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option("--model-name", help="Of a server's models; default: the first that it lists.")
+    ] = None,
+    single_agent: Annotated[bool, typer.Option("--single-agent", help="Without the tools that spawn.")] = False,
+    price_in: Annotated[float | None, typer.Option("--price-in", min=0, help="Of a million prompt tokens.")] = None,
+    price_out: Annotated[float | None, typer.Option("--price-out", min=0, help="Of a million sampled tokens.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a run's policies on held-out tasks: avg@k, max@k, pass@k with intervals, and costs. Resumable."""
+    with reported("; the same command continues"):
+        from parl.config.runs import configuration
+
+        settings = [*(overrides or []), *([] if seed is None else [f"eval.seed={seed}"])]
+        resolved = configuration(config, settings)
+        _check_surroundings(resolved)
+        from parl.evaluate.evaluation import run_eval
+        from parl.evaluate.table import print_evaluation
+
+        if (price_in is None) != (price_out is None):
+            raise UserError(f"--price-in {price_in} and --price-out {price_out}: give both, or none")
+        prices = None if price_in is None or price_out is None else (price_in, price_out)
+        options = {"n": n, "limit": limit, "policies": policy or (), "model_name": model_name, "prices": prices}
+        result = run_eval(resolved, model=model, single_agent=single_agent, **options)
+        if as_json:
+            echo(json.dumps(result, allow_nan=False))
+        else:
+            print_evaluation(result)
+
+
+@app.command()
+def rescore(
+    store: StoreArg,
+    overrides: Overrides = None,
+    rewards: Annotated[
+        Path | None, typer.Option("--rewards", metavar="CONFIG", help="Whose rewards section; default: the run's own.")
+    ] = None,
+    kind: Kind = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score stored episodes again, without a model: other rewards, another schedule, or a check of the stored ones."""
+    with reported():
+        from parl.evaluate.rescore import print_summary, rescore, rewards_config
+
+        results = rescore(store, rewards_config(store, rewards, overrides), kind=kind)
+        if as_json:
+            for result in results:
+                echo(json.dumps(result.row()))
+        else:
+            print_summary(results)
+
+
+@app.command()
+def replay(
+    store: StoreArg,
+    kind: Kind = None,
+    step: Step = None,
+    family: Family = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Whose world; default: the run's own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the tool calls of stored episodes again and show where the answers differ; exits with 1 where they do."""
+    with reported():
+        from parl.episodes.listing import Filter
+        from parl.episodes.tool_replay import print_replay
+
+        drifted = print_replay(store, Filter(kind=kind, step=step, family=family), config, as_json=as_json)
+        if drifted:
+            raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    policies: Annotated[
+        list[str], typer.Argument(metavar="PATH[:LABEL]...", help="runs, stores or shards; the first is the reference")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write a page with plots, e.g. compare.html")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare policies on the same tasks: paired differences with intervals, regressions by task, trade-offs."""
+    with reported():
+        from parl.evaluate.compare import compare as compare_samples
+        from parl.evaluate.compare import load_samples
+        from parl.evaluate.compare_table import print_comparison
+        from parl.evaluate.measures import plain
+
+        one = len(policies) == 1
+        result = compare_samples(load_samples(policies, of_one_run=one), of_one_run=one)
+        if as_json:
+            echo(json.dumps(plain(result), allow_nan=False))
+        else:
+            print_comparison(result)
+        if out:
+            from parl.evaluate.compare_page import write_page
+
+            echo(f"wrote {write_page(result, out)}", err=as_json)
+
+
+@app.command()
+def top(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder or name")],
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between looks.")] = 2.0,
+) -> None:
+    """Watch a run in the terminal: curves, families, where the time goes, the slowest episodes, what looks wrong."""
+    with reported():
+        from parl.track.top import show
+
+        show(run, once=once, every_s=every)
+
+
+@app.command()
+def report(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|STORE", help="a run's folder or its name below runs/; a store's folder; a shard"),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in that folder.")] = None,
+    episode: Annotated[
+        list[str] | None,
+        typer.Option("--episode", "-e", help="Show this one: SHARD:ROW, TASK or TASK#INDEX; may be repeated."),
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page about a run or a store: verdict, curves, swarm viewer."""
+    with reported():
+        from parl.report import report_source, write_report
+
+        run_dir = report_source(run)
+        folder = run_dir.parent if run_dir.is_file() else run_dir
+        echo(f"wrote {write_report(run_dir, out or folder / 'report.html', episode or [])}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder or name, or a policy's folder")],
+    format: Annotated[str, typer.Option("--format", help="hf (deepseek_v3) or kimi_k25 (also with vision).")] = "hf",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: a folder in RUN named after it.")] = None,
+    int4: Annotated[bool, typer.Option("--int4", help="Routed experts as INT4, packed as K2.5's are.")] = False,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the other matrices: float32 or bfloat16.")] = "float32",
+) -> None:
+    """Write a policy as a Hugging Face folder, which transformers and inference servers load."""
+    with reported():
+        from parl.serve.export import export as write
+
+        echo(f"wrote {write(run, out, format=format, int4=int4, dtype=dtype)}")
+
+
+@app.command()
+def gateway(
+    run: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="a run's folder or name, or a policy's folder")],
+    port: Annotated[int, typer.Option("--port")] = 8000,
+    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    record: Annotated[Path | None, typer.Option("--record", help="Folder that finished episodes are kept in.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="For all requests.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="For all requests.")] = None,
+    thinking: Annotated[bool, typer.Option("--thinking", help="The policy thinks before it answers.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Of sampling.")] = 1,
+    engine: Annotated[str, typer.Option("--engine", help="embedded, vllm or sglang.")] = "embedded",
+    url: Annotated[str | None, typer.Option("--url", help="Of the server behind it, with vllm or sglang.")] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option("--allow-host", help="A name that clients may call it by; again for more.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option("--allow-origin", help="https://SITE whose pages may ask; again for more.")
+    ] = None,
+) -> None:
+    """Serve a policy over OpenAI's chat API and record what is done with it, to train on (docs/engines.md).
+
+    Clients need the key in PARL_GATEWAY_KEY, if it is set; beyond loopback it must be.
+    """
+    with reported():
+        from parl.serve.gateway import serve
+
+        options = {"temperature": temperature, "top_p": top_p, "thinking": thinking, "seed": seed}
+        options |= {"allow_hosts": allow_host or (), "allow_origins": allow_origin or ()}
+        serve(run, host=host, port=port, record=record, engine=engine, url=url, **options)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="a shape in configs/models, a YAML file, or a folder")],
+    gpus: Annotated[int, typer.Option("--gpus", help="GPUs in all.")],
+    gpu: Annotated[str, typer.Option("--gpu", help="Their kind, e.g. h200, a100-80, l40s, rtx4090.")] = "h200",
+    zero: Annotated[int, typer.Option("--zero", help="ZeRO stage.")] = 2,
+    ep: Annotated[int, typer.Option("--ep", help="GPUs that share a layer's experts; 0: as many as possible.")] = 0,
+    offload: Annotated[str, typer.Option("--offload", help="none or optimizer: its states in host memory.")] = "none",
+    micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens of a GPU in one pass.")] = 4096,
+    step_tokens: Annotated[int, typer.Option("--step-tokens", help="Tokens of all in one step.")] = 4_194_304,
+    context: Annotated[int, typer.Option("--context", help="Length of the rows in tokens.")] = 32_768,
+    host_gb: Annotated[float, typer.Option("--host-gb", help="Memory of a node of 8 GPUs.")] = 2000.0,
+    gpu_gb: Annotated[float | None, typer.Option("--gpu-gb", help="Memory of one's own kind of GPU.")] = None,
+    gpu_tflops: Annotated[float | None, typer.Option("--gpu-tflops", help="... its dense bfloat16 speed.")] = None,
+    gpu_tbs: Annotated[float | None, typer.Option("--gpu-tbs", help="... its memory's TB/s.")] = None,
+    link_gbs: Annotated[float | None, typer.Option("--link-gbs", help="GB/s one way between GPUs of a node.")] = None,
+    net_gbs: Annotated[float | None, typer.Option("--net-gbs", help="GB/s a GPU between nodes.")] = None,
+) -> None:
+    """What training a model takes: memory a GPU, bytes moved, a floor of the step's time; or why it cannot fit."""
+    with reported():
+        from parl.plan.gpus import Given
+        from parl.plan.table import print_plan
+
+        given = Given(gb=gpu_gb, tflops=gpu_tflops, tbs=gpu_tbs, link_gbs=link_gbs, net_gbs=net_gbs)
+        sizes = {"micro_tokens": micro_tokens, "step_tokens": step_tokens, "context": context}
+        print_plan(model, gpu, gpus=gpus, zero=zero, ep=ep, offload=offload, host_gb=host_gb, given=given, **sizes)
+
+
+def _check_data(config: Config) -> None:
+    """What ``--dry-run`` says of a user's data; UserError where it cannot be used. Without any, it takes no time."""
+    from parl.cold_start.shipped import starter_note
+
+    notes = []
+    if config.envs.tasks or config.envs.world.source:
+        from parl.collect.tasks import data_notes
+
+        notes = [*data_notes(config, estimate=True)]
+    for note in filter(None, [*notes, starter_note(config)]):
+        echo(f"note: {note}", err=True)
+
+
+def _check_surroundings(config: Config) -> None:
+    from envs.tasks_io import names_file
+    from parl.machine.environment import check_cluster, check_proxy
+    from parl.track.sinks import check_sinks
+
+    check_sinks(config.tracking)
+    check_cluster()
+    if config.envs.tasks and not names_file(config.envs.tasks):  # a data set of the hub
+        check_proxy()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        echo(f"parl {parl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the ``parl`` script and of ``python -m parl``."""
+    open_output()
+    catch_warnings()
+    if not here():
+        echo("error: the current folder is no longer there; change to another one", err=True)
+        sys.exit(2)
+    append([here()])
+    sys.exit(app())

@@ -1,0 +1,1 @@
+"""The start of a policy from scratch, and imitation."""

@@ -1,0 +1,116 @@
+"""What a cold start depends on, where one lies, and why a shipped one does not apply. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from parl.config.load import config_hash
+from parl.config.schema import Config
+
+VERSION = 9  # part of the hash: raised when the demonstrations or the recipe change in code
+WEIGHTS = "model.safetensors"
+_SHOWN = 4  # differences that are named
+_MINUTES = 23 / 6e6  # of a token: the default shape on two busy cores (docs/quickstart.md)
+
+
+def cold_start_hash(config: Config) -> str:
+    """12 hex digits of everything that the cold start depends on; of a table its content, wherever it lies."""
+    world, parts = config.envs.world, []
+    if world.source is not None:
+        parts.append(hashlib.sha256(world.source.read_bytes()).hexdigest())
+        world = world.model_copy(update={"source": None})
+    return config_hash(config.model, config.tokenizer, world, config.sft, VERSION, *parts)
+
+
+def cold_start_settings(config: Config) -> dict[str, Any]:
+    """What :func:`cold_start_hash` is made of, by dotted key: kept beside the weights, to tell later what differs."""
+    source = config.envs.world.source
+    settings = {
+        **_flat("model", config.model.model_dump(mode="json")),
+        **_flat("tokenizer", config.tokenizer.model_dump(mode="json")),
+        **_flat("envs.world", config.envs.world.model_dump(mode="json")),
+        **_flat("sft", config.sft.model_dump(mode="json")),
+    }
+    content = hashlib.sha256(source.read_bytes()).hexdigest() if source else None
+    return settings | {"envs.world.source": content and f"a table with the SHA-256 {content[:12]}", "recipe": VERSION}
+
+
+def cold_start_folder(config: Config) -> Path:
+    """Where the cold start is cached."""
+    return config.root / "cold_start" / cold_start_hash(config)
+
+
+def shipped(config: Config) -> Path | None:
+    """The starter's folder for this configuration; None where there is none."""
+    folder = config.starter / cold_start_hash(config) if config.starter else None
+    return folder if folder and (folder / WEIGHTS).exists() else None
+
+
+def starter_note(config: Config) -> str | None:
+    """Why the starter that is named does not apply, and what that costs; None where it does or nothing is trained."""
+    if config.starter is None or config.model.init is not None or shipped(config):
+        return None
+    if (cold_start_folder(config) / WEIGHTS).exists():
+        return None
+    minutes = config.sft.tokens * _MINUTES
+    cost = (
+        f"the cold start is trained instead, {config.sft.tokens / 1e6:.1f} M tokens, which take about"
+        f" {max(round(minutes), 1)} minutes on two cores with the default shape, once: it is kept in"
+        f" {cold_start_folder(config)}"
+    )
+    return f"starter = {config.starter} does not apply ({_why(config)}): {cost}"
+
+
+def _why(config: Config) -> str:
+    """How the settings differ from those of the closest starter."""
+    if not config.starter or not config.starter.is_dir():
+        return "there is no such folder"
+    wanted = cold_start_settings(config)
+    found = {
+        folder.name: _settings(folder) for folder in sorted(config.starter.iterdir()) if (folder / WEIGHTS).exists()
+    }
+    if not found:
+        return "it holds no cold start, which is a folder HASH with model.safetensors"
+    known = {name: settings for name, settings in found.items() if settings}
+    if not known:
+        return f"it holds {', '.join(found)}, and this configuration needs {cold_start_hash(config)}"
+    differences = {name: _differences(wanted, settings) for name, settings in known.items()}
+    closest = min(differences, key=lambda name: len(differences[name]))
+    lines = differences[closest]
+    more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return f"{closest} was made with {', '.join(lines[:_SHOWN])}{more}" if lines else f"{closest} is of another version"
+
+
+def _differences(wanted: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    missing = object()
+    return [
+        f"{key} = {_shown(settings.get(key))}, not {_shown(wanted.get(key))}"
+        for key in dict.fromkeys([*wanted, *settings])
+        if settings.get(key, missing) != wanted.get(key, missing)
+    ]
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The settings that a starter was made with; empty where it does not say."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    settings = meta.get("settings") if isinstance(meta, dict) else None
+    return settings if isinstance(settings, dict) else {}
+
+
+def _flat(prefix: str, tree: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{prefix}.{name}"
+        flat |= _flat(key, value) if isinstance(value, dict) and value else {key: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""Tasks to episodes: pools of workers and engines, and what is collected."""

@@ -1,0 +1,293 @@
+"""Collecting episodes: the rollout side of a run - engines, workers, their restarts - behind two calls.
+
+``sync`` hands weights to the policy engines under the next version, ``collect`` returns every episode asked for, in the
+order asked. Dead and hung engines and workers are replaced and their unfinished groups run again; since an episode is
+a function of (weights, task, index, seed), running it again gives the same one. ``begin``,
+``suspend`` and ``snapshots`` are for episodes that run on beside the learner (``parl.collect.stream``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from envs.base import Environment, Task
+from model.kimi.decoder import Weights
+from model.kimi.lora import is_adapters, merged
+from parl.collect.again import Group, StepFailed, whole
+from parl.collect.pools import Refreshed, change, pool_sizes, subagents
+from parl.config.errors import MachineError
+from parl.config.schema import Config
+from parl.machine.cluster import actor, stop
+from parl.machine.faults import curable, named, said, struck
+from parl.serve.deliveries import Deliveries
+from parl.shown.terminal import echo
+from rollouts.engine.embedded.actor import EngineActor
+from rollouts.engine.servers.actor import ServedActor
+from rollouts.episode import Episode
+from rollouts.swarm.budget import critical_budget
+from rollouts.swarm.partial import Outcome
+from rollouts.worker import RolloutWorker
+
+_SETUP_S = 120.0
+_SYNC_S = 120.0
+Progress = Callable[[int, int], None]  # groups done, groups in all
+
+
+class Collector:
+    """The rollout side of one run. Close it when done."""
+
+    _engine_class: type[EngineActor] = EngineActor
+
+    def __init__(
+        self, config: Config, environment: Environment, tokenizer: Path, frozen: Weights, kept: Path | None = None
+    ) -> None:
+        """``frozen``: the starting policy; ``kept``: where the run keeps refreshed sub-agents' weights."""
+        self._config, self._environment, self._tokenizer = config, environment, str(tokenizer.resolve())
+        self._deliveries = Deliveries(config.run_dir / "served", config.model.shape, tokenizer)
+        self._sync_s = _SYNC_S + (0 if config.rollouts.engine == "embedded" else config.rollouts.http.update_s)
+        self._start_weights = frozen  # what adapters are merged with, here or by the engines
+        self._start_ref = ray.put(frozen) if config.optimizer.lora else None
+        self._subagent_model, frozen = subagents(config, self._tokenizer, frozen)
+        self._frozen: tuple[int, Any] = (0, self._packed("frozen", 0, frozen))
+        back = config.trainer.checkpoint_every * config.trainer.keep_checkpoints
+        self._refreshed = Refreshed(config.rollouts.refresh_every, back, kept)
+        self._policy: tuple[int, Any, Any] | None = None  # version and weights that the policy pool serves, their base
+        self.restarts = 0
+        self._workers: list[Any] = []
+        self._engines: dict[str, list[Any]] = {}
+        self.retrying(lambda: None)  # starts them
+
+    def sync(self, weights: Weights, version: int, *, in_flight: bool = False) -> float:
+        """Serve ``weights``, a policy or adapters, as policy ``version`` from here on; returns the seconds it took.
+
+        ``in_flight``: also where episodes run, which then go on under the new weights.
+        """
+        began = time.monotonic()
+        if is_adapters(weights) and not self._servers("policy"):
+            self._policy = (version, ray.put(weights), self._start_ref)
+        else:
+            whole = merged(self._start_weights, weights)
+            self._policy = (version, self._packed("policy", version, whole), None)
+        if self._config.rollouts.subagent_pool == "refreshed":
+            due = self._refreshed.due(version, merged(self._start_weights, weights))
+            if due is not None:
+                self._frozen = (due[0], self._packed("frozen", *due))
+                self.retrying(self._serve_frozen)
+        if self._config.rollouts.rebalance:
+            self.retrying(self._rebalance)
+        self.retrying(lambda: self._serve_policy(in_flight))
+        return time.monotonic() - began
+
+    def serve(self, weights: Weights) -> None:
+        """Serve another policy to be evaluated, as version 0; refreshed sub-agents are that policy, too."""
+        self._refreshed.forget()
+        self.sync(weights, 0)
+
+    def begin(self, number: int, task: Task, outcomes: list[Outcome], *, pause_s: float = 0.0) -> Any:
+        """Put a worker to group ``number`` from where ``outcomes`` stand: a reference to what becomes of them.
+
+        ``pause_s``: it waits first.
+        """
+        config = self._config
+        return self._workers[number % len(self._workers)].advance.remote(
+            number,
+            task,
+            outcomes,
+            pause_s=pause_s,
+            seed=config.seed,
+            temperature=config.rollouts.temperature,
+            critical_budget=critical_budget(task, config.rollouts.budget.critical_factor),
+        )
+
+    def suspend(self) -> None:
+        """Halt all that :meth:`begin` has begun: its references come with what there is."""
+        deadline = self._config.rollouts.budget.call_s + _SETUP_S
+        ray.get([worker.suspend.remote() for worker in self._workers], timeout=deadline)
+
+    def snapshots(self) -> dict[int, bytes]:
+        """Pickled outcomes, as they stand, of all groups that are being worked on."""
+        found = ray.get([worker.snapshot.remote() for worker in self._workers], timeout=_SYNC_S)
+        return {number: data for part in found for number, data in part.items()}
+
+    def collect(
+        self,
+        tasks: Sequence[Task],
+        *,
+        group_size: int,
+        seed: int,
+        temperature: float,
+        top_p: float = 1.0,
+        spawning: bool | None = None,
+        progress: Progress | None = None,
+        attempts: Sequence[Sequence[int]] | None = None,
+        arrived: Callable[[list[Episode]], None] | None = None,
+    ) -> list[Episode]:
+        """``group_size`` episodes of each task, in order; ``spawning`` overrides ``rollouts.swarm``.
+
+        ``attempts`` gives each task's attempts by number, where they are not the first ``group_size``; ``arrived`` is
+        called with each group as soon as it is there.
+        Episodes that failed run again (``parl.collect.again``). Raises StepFailed past trainer.step_s, if all failed,
+        and where the machine keeps some from their end.
+        """
+        settings = {"seed": seed, "temperature": temperature, "top_p": top_p, "spawning": spawning}
+        groups = [Group(task, list(numbers)) for task, numbers in zip(tasks, attempts or [], strict=False)]
+        groups = groups or [Group(task, list(range(group_size))) for task in tasks]
+        calls: dict[Any, Group] = {}
+        deadline = time.monotonic() + self._config.trainer.step_s
+
+        def attempt() -> None:
+            if self.restarts != began_with[0]:  # the actors were replaced: these calls will not come back
+                began_with[0] = self.restarts
+                calls.clear()
+            while waiting := [group for group in groups if group.missing]:
+                for group in waiting:
+                    if group not in calls.values():
+                        calls[self._submit(group, groups.index(group), settings)] = group
+                left = deadline - time.monotonic()
+                ready, _ = ray.wait(list(calls), timeout=max(left, 0.0))
+                if not ready:
+                    raise StepFailed(f"{len(calls)} groups unfinished at trainer.step_s={self._config.trainer.step_s}")
+                for call in ready:
+                    group = calls.pop(call)
+                    group.take(ray.get(call, timeout=_SETUP_S))
+                    if group.missing:
+                        continue
+                    if arrived:
+                        arrived(group.episodes)
+                    if progress:
+                        progress(sum(not group.missing for group in groups), len(tasks))
+
+        began_with = [self.restarts]
+        self.retrying(attempt)
+        return whole([episode for group in groups for episode in group.episodes])
+
+    def statistics(self) -> dict[str, float]:
+        """Engine counters, summed over the replicas of each pool."""
+        totals: dict[str, float] = {}
+
+        def ask() -> None:
+            totals.clear()
+            for pool, replicas in self._engines.items():
+                for counters in ray.get([replica.statistics.remote() for replica in replicas], timeout=_SYNC_S):
+                    for name, value in counters.items():
+                        totals[f"{pool}/{name}"] = totals.get(f"{pool}/{name}", 0.0) + value
+
+        self.retrying(ask)
+        return totals | {"restarts": self.restarts}
+
+    def close(self) -> None:
+        """Stop all actors."""
+        stop(self._actors())
+        self._workers, self._engines = [], {}
+
+    def _start(self) -> None:
+        rollouts, model = self._config.rollouts, self._config.model
+        self._engines = {pool: self._replicas(pool, count) for pool, count in pool_sizes(rollouts).items()}
+        arguments = (self._environment, self._tokenizer, rollouts)
+        pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
+        pools["media"] = model.vision.limits if model.vision else None
+        self._workers = [
+            actor(RolloutWorker, *arguments, **pools, name=f"worker-{i}-{self.restarts}", _label=f"rollout worker {i}")
+            for i in range(rollouts.workers)
+        ]
+        ray.get([worker.ready.remote() for worker in self._workers], timeout=_SETUP_S)
+        if rollouts.placement == "spread":
+            calls = [worker.connect.remote(self._workers, i) for i, worker in enumerate(self._workers)]
+            ray.get(calls, timeout=_SETUP_S)
+        self._serve_frozen()
+        self._serve_policy()
+
+    def _servers(self, pool: str) -> tuple[str, ...]:
+        http = self._config.rollouts.http
+        return http.urls if pool == "policy" else http.frozen_urls
+
+    def _replicas(self, pool: str, count: int) -> list[Any]:
+        """Actors of ``pool``: one for each of its servers, else ``count`` embedded engines."""
+        model = self._config.model if pool == "policy" else self._subagent_model
+        if urls := self._servers(pool):
+            rollouts = self._config.rollouts
+            return [
+                actor(
+                    ServedActor, model, rollouts, pool=pool, url=url, concurrency=1000, _label=f"{pool} client of {url}"
+                )
+                for url in urls
+            ]
+        engine, routes = self._engine_class, pool == "policy"
+        return [
+            actor(engine, model, record_routes=routes, concurrency=1000, _label=f"{pool} engine {i}")
+            for i in range(count)
+        ]
+
+    def _actors(self) -> list[Any]:
+        return [*self._workers, *(replica for pool in self._engines.values() for replica in pool)]
+
+    def _packed(self, pool: str, version: int, weights: Weights) -> Any:
+        """What the pool's replicas are updated with: the weights in Ray's store, or a folder for its servers."""
+        return self._deliveries.write(pool, version, weights) if self._servers(pool) else ray.put(weights)
+
+    def _serve_frozen(self) -> None:
+        self._load("frozen", *self._frozen)
+
+    def _rebalance(self) -> None:
+        """One engine may change to the busier pool; its weights come with the sync that follows."""
+        loads = {"policy": 0.0, "frozen": 0.0}
+        for own in ray.get([worker.loads.remote() for worker in self._workers], timeout=_SYNC_S):
+            loads = {pool: load + own[pool] for pool, load in loads.items()}
+        moved = change(loads, {pool: len(replicas) for pool, replicas in self._engines.items()})
+        if moved is None:
+            return
+        giver, taker = moved
+        replica = self._engines[giver].pop()
+        self._engines[taker].append(replica)
+        ray.get(replica.assign.remote(record_routes=taker == "policy"), timeout=_SYNC_S)
+        if taker == "frozen":
+            self._serve_frozen()
+        calls = [worker.serve.remote(self._engines["policy"], self._engines["frozen"]) for worker in self._workers]
+        ray.get(calls, timeout=_SYNC_S)
+
+    def _serve_policy(self, in_flight: bool = False) -> None:
+        if self._policy is not None:
+            self._load("policy", *self._policy, in_flight=in_flight)
+
+    def _load(self, pool: str, version: int, weights: Any, base: Any = None, *, in_flight: bool = False) -> None:
+        calls = [replica.update.remote(version, weights, base, in_flight) for replica in self._engines[pool]]
+        served = ray.get(calls, timeout=self._sync_s)
+        if any(answer != version for answer in served):
+            raise RuntimeError(f"the {pool} pool serves versions {served}, not {version}")
+
+    def _submit(self, group: Group, number: int, settings: dict[str, Any]) -> Any:
+        budget = critical_budget(group.task, self._config.rollouts.budget.critical_factor)
+        worker = self._workers[number % len(self._workers)]
+        more = settings | {"critical_budget": budget, "pause_s": group.pause_s}
+        return worker.run.remote(group.task, group.missing, **more)
+
+    def retrying(self, act: Callable[[], None]) -> None:
+        """Run ``act``; where a rollout actor is lost, replace all of them and run it again, within max_restarts.
+
+        Each loss is said aloud. Raises MachineError (ActorLost) beyond that, and for what new actors do not cure.
+        """
+        while True:
+            try:
+                if not self._workers:  # what dies while it is replaced is replaced again
+                    self._start()
+                return act()
+            except RayError as error:
+                self._replace(error)
+
+    def _replace(self, error: RayError) -> None:
+        """Say who is lost, and end all actors, so that new ones are made; raises where that cures nothing."""
+        if not curable(error):
+            raised = named(error)
+            raise raised from (None if raised is error else error)
+        limit, who = self._config.rollouts.max_restarts, struck(self._actors()) or said(error)
+        if self.restarts >= limit:
+            raise MachineError(f"{who}; rollouts.max_restarts={limit} is used up, nothing of this step was trained")
+        self.restarts += 1
+        echo(f"{who}; rollout actors are started again ({self.restarts} of {limit})", err=True)
+        self.close()

@@ -1,0 +1,159 @@
+"""Which prompts, pages and demonstrations fit the policy's context. No torch.
+
+An agent first reads its tools, its system prompt and the question. All that, and room to answer, has to fit
+``model.max_position_embeddings`` (or ``rollouts.context.orchestrator_tokens``, where that is less). The room is what
+the gold answer takes, and an eighth of the context at least.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from envs.base import Gold, Task
+from envs.world.environment import world_tools
+from model.chat.kimi import Piece, chat_pieces, user_pieces
+from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from parl.cold_start.shipped import cold_start_folder, shipped
+from parl.config.schema import Config
+from rewards.outcome.reach import ideal_answer
+from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
+
+_LONGEST_TOKEN = 32  # characters: of a longer text than so many times the limit it is enough to see the beginning
+_FRAME = 32  # no fewer tokens than the template puts around a question
+_SHARE = 8  # at least one part in so many of the context is left to answer in
+_SAMPLED = 24  # demonstrations that are looked at beforehand
+_ENOUGH, _PATIENCE_S = 8, 3.0  # so many do where all of them fit, or when they take long
+
+
+class Context:
+    """The orchestrator's context under ``config``, and what of it a text takes."""
+
+    def __init__(self, config: Config, *, estimate: bool = False) -> None:
+        """``estimate``: take the tokenizer of any starter where the run's own is not there yet."""
+        self.config = config
+        own = config.rollouts.context.orchestrator_tokens
+        self.limit = min(filter(None, (config.model.max_position_embeddings, own)))
+        less = own is not None and own == self.limit
+        self.name = "rollouts.context.orchestrator_tokens" if less else "model.max_position_embeddings"
+        self._estimate = estimate
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The policy's: of ``model.init``, of the cached or shipped cold start, or trained now."""
+        return _tokenizer(self.config, estimate=self._estimate)
+
+    @cached_property
+    def opening(self) -> int:
+        """Tokens of tools and system prompt."""
+        return len(self.tokenizer.encode_segments(self._pieces))
+
+    @cached_property
+    def _pieces(self) -> list[Piece]:
+        tools = [*world_tools(self.config.envs.world), *(SPAWNING if self.config.rollouts.swarm else ())]
+        declared = [tool.to_openai() for tool in tools]
+        message = {"role": "system", "content": ORCHESTRATOR_PROMPT}
+        return chat_pieces([message], declared, thinking=False, add_generation_prompt=False)
+
+    @cached_property
+    def _most(self) -> int:
+        """No fewer tokens than the opening has, without a vocabulary: a token has one byte at least."""
+        return sum(len(text.encode()) for text, _ in self._pieces)
+
+    def prompt(self, text: str) -> int:
+        """Tokens that an episode of the question ``text`` begins with."""
+        return self.opening + len(self.tokenizer.encode_segments(user_pieces(text, thinking=False)))
+
+    def room(self, gold: Gold) -> int:
+        """Tokens that have to be left to answer."""
+        least = self.limit // _SHARE
+        answer = ideal_answer(gold)
+        return least if _bytes(answer) <= least else max(least, len(self.tokenizer.encode(answer)))
+
+    def too_long(self, task: Task) -> int | None:
+        """Tokens of the prompt of ``task`` where it does not fit, else None."""
+        most = _bytes(task.prompt) + max(_bytes(ideal_answer(task.gold)), self.limit // _SHARE) + _FRAME
+        if self._most + most <= self.limit or self.opening + most <= self.limit:
+            return None
+        tokens = self.prompt(task.prompt)
+        return tokens if tokens + self.room(task.gold) > self.limit else None
+
+    def page_too_long(self, text: str) -> bool:
+        """Whether an agent that opens a page of ``text`` has no room left."""
+        if self._most + _bytes(text) <= self.limit or self.opening + _bytes(text) <= self.limit:
+            return False
+        return self.opening + len(self.tokenizer.encode(text[: _LONGEST_TOKEN * self.limit])) > self.limit
+
+
+def fitting(config: Config, tasks: Sequence[Task]) -> list[Task]:
+    """``tasks`` without those whose prompts do not fit."""
+    context = Context(config)
+    return [task for task in tasks if context.too_long(task) is None]
+
+
+def demonstrations_that_fit(config: Config, context: Context) -> tuple[int, int, int]:
+    """Of the first demonstrations of the cold start: how many fit, how many were made, tokens of the shortest."""
+    from parl.cold_start.demos import Demonstrator
+
+    demos = Demonstrator(config, context.tokenizer)
+
+    limit, began = config.model.max_position_embeddings, time.monotonic()
+
+    async def lengths() -> list[int]:
+        found: list[int] = []
+        try:
+            while len(found) < _SAMPLED:
+                found.append(len((await demos.episode(len(found))).orchestrator.tokens))
+                sure = max(found) <= limit or time.monotonic() - began > _PATIENCE_S
+                if sure and len(found) >= _ENOUGH:
+                    break
+            return found
+        finally:
+            await demos.environment.close()
+
+    found = asyncio.run(lengths())
+    return sum(length <= limit for length in found), len(found), min(found)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def _tokenizer(config: Config, *, estimate: bool) -> Tokenizer:
+    if config.model.init is not None:
+        return load_tokenizer(config.model.init)
+    exact = [cold_start_folder(config), shipped(config)]
+    others = sorted(config.starter.glob("*/tokenizer.json")) if estimate and config.starter else []
+    for folder in (*exact, *(file.parent for file in others)):
+        if folder is not None and (folder / "tokenizer.json").is_file():
+            return _loaded(folder)
+    return _built(_Key(config))
+
+
+@lru_cache(maxsize=4)
+def _loaded(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder)
+
+
+class _Key:
+    """A configuration as far as its vocabulary goes."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._text = f"{config.tokenizer!r} {config.sft.seed} {config.envs.world.widths} {config.envs.world.pictures}"
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and other._text == self._text
+
+
+@lru_cache(maxsize=4)
+def _built(key: _Key) -> Tokenizer:
+    from parl.cold_start.demos import build_tokenizer
+
+    return build_tokenizer(key.config)

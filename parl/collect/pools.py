@@ -1,0 +1,108 @@
+"""Who serves the sub-agents: sizes of the engine pools, refreshed weights, and replicas that change pools.
+
+Policy versions count weight syncs. Refreshed sub-agents are the policy of the last version that ``refresh_every``
+divides; those weights are kept in a folder of the run, so that a resumed run has the same sub-agents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.numpy import load_file, save_file
+
+from model.files import replacing
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import Weights
+from model.kimi.files.checkpoint import load_policy
+from model.tokenizer.tokenizer import load_tokenizer
+from parl.config.errors import UserError
+from parl.config.schema import Config
+from rollouts.config import RolloutsConfig
+
+_BUSIER = 1.5  # requests a replica of one pool over the other's, from which on a replica changes
+
+
+def pool_sizes(rollouts: RolloutsConfig) -> dict[str, int]:
+    """Replicas of each pool at a run's start; co-trained sub-agents need none of their own."""
+    frozen = 0 if rollouts.subagent_pool == "co_trained" else rollouts.frozen_engines
+    return {"policy": rollouts.policy_engines, "frozen": frozen}
+
+
+def subagents(config: Config, tokenizer: str, start: Weights) -> tuple[ModelConfig, Weights]:
+    """Shape and weights of the sub-agents at a run's start. UserError where their vocabulary is another."""
+    folder = config.rollouts.subagent_policy
+    if folder is None:
+        return config.model.shape, start
+    if not (folder / "model.safetensors").exists():
+        raise UserError(
+            f"rollouts.subagent_policy={folder}: no policy there (parl train and parl sft write such folders)"
+        )
+    weights, model, own, _ = load_policy(folder)
+    if own.fingerprint != load_tokenizer(tokenizer).fingerprint:
+        raise UserError(
+            f"rollouts.subagent_policy={folder} has another vocabulary than the policy: they must share one"
+        )
+    return model, weights
+
+
+def change(loads: Mapping[str, float], sizes: Mapping[str, int]) -> tuple[str, str] | None:
+    """(pool that gives a replica, pool that gets it), or None.
+
+    ``loads``: mean requests under way at each pool, all replicas together. The idler pool gives one if the other has
+    ``_BUSIER`` times its requests a replica, also after the change, and it has more than one.
+    """
+    order = sorted(sizes, key=lambda pool: (loads[pool] / sizes[pool], pool))
+    idle, busy = order[0], order[-1]
+    if idle == busy or sizes[idle] < 2:
+        return None
+    before = loads[busy] / sizes[busy] > _BUSIER * loads[idle] / sizes[idle]
+    after = loads[busy] / (sizes[busy] + 1) >= loads[idle] / (sizes[idle] - 1)
+    return (idle, busy) if before and after else None
+
+
+class Refreshed:
+    """The weights of refreshed sub-agents: which are due, and those of the last refreshment for a resumed run."""
+
+    def __init__(self, every: int, keep: int, folder: Path | None) -> None:
+        """``keep``: versions that a resumed run may go back; without ``folder`` nothing is kept."""
+        self._every, self._keep, self._folder = every, keep, folder
+        self.version = -1  # that is served
+
+    def forget(self) -> None:
+        """Another policy is served next: what its sub-agents have is no longer theirs, whatever its version."""
+        self.version = -1
+
+    def due(self, version: int, weights: Weights) -> tuple[int, Weights] | None:
+        """What sub-agents are to be served from policy ``version`` on, if that is not what they have."""
+        wanted = version - version % self._every
+        if wanted == self.version:
+            return None
+        if wanted == version:
+            self._save(version, weights)
+        elif self._folder is not None and self._path(wanted).exists():
+            weights = load_file(self._path(wanted))
+        else:
+            raise UserError(
+                f"the sub-agents' weights of version {wanted} are not in {self._folder}: a run that was started with"
+                " another rollouts.subagent_pool or refresh_every cannot be resumed with this one"
+            )
+        self.version = wanted
+        return wanted, weights
+
+    def _path(self, version: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{version:06d}.safetensors"
+
+    def _save(self, version: int, weights: Weights) -> None:
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(version)
+        if path.exists():  # a resumed run computes the same
+            return
+        with replacing(path) as temporary:
+            save_file(dict(weights), temporary)
+        for old in self._folder.glob("*.safetensors"):
+            if int(old.stem) < version - self._every - self._keep:
+                old.unlink()

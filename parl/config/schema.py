@@ -1,0 +1,324 @@
+"""The whole configuration, as strict pydantic models. No torch: ``parl --help`` and ``--dry-run`` must be instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from envs.world.config import WorldConfig
+from model.kimi.config import ModelConfig
+from parl.learn.objective.base import AnyObjective, ObjectiveConfig
+from rollouts.config import RolloutsConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PolicyConfig(ModelConfig):
+    """The policy: its shape, with Hugging Face's names, and where its weights come from."""
+
+    optional: ClassVar[tuple[str, ...]] = (*ModelConfig.optional, "init")
+
+    init: Path | None = Field(
+        default=None,
+        description="start from this Hugging Face checkpoint or policy, which gives the shape and the tokenizer, in"
+        " place of a cold start",
+    )
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The shape alone, as it stands beside a policy's weights."""
+        return ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
+
+
+class EnvsConfig(_Section):
+    """Where tasks and tools come from."""
+
+    world: WorldConfig = WorldConfig()
+    tasks: str | None = Field(
+        default=None,
+        description="own tasks: .jsonl, .json, .csv, .tsv, .parquet or a datasets hub id; None = generated",
+    )
+
+
+class TokenizerConfig(_Section):
+    """The BPE vocabulary trained on the world's text."""
+
+    vocab_size: int = Field(default=1152, gt=300, description="byte alphabet + merges + special tokens")
+
+
+class SftConfig(_Section):
+    """The cold start: imitation of scripted demonstrations."""
+
+    seed: int = Field(default=1, ge=0)
+    tokens: int = Field(default=6_000_000, gt=0, description="training tokens, the drills among them")
+    copying_tokens: int = Field(default=160_000, ge=0, description="the first of them: random text that repeats itself")
+    drill_tokens: int = Field(
+        default=800_000, ge=0, description="the next: questions about several facts, lists to go through"
+    )
+    batch_tokens: int = Field(default=4096, gt=0, description="tokens of one optimiser step")
+    lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
+    muon_lr: float = Field(default=6e-3, gt=0, description="Muon: matrices")
+    parallel: float = Field(default=0.3, ge=0, le=1, description="share of demonstrations that spawn where it pays")
+    wrong: float = Field(default=0.15, ge=0, le=1, description="share of demonstrations that spawn where it does not")
+    observation_weight: float = Field(
+        default=0.5, ge=0, description="loss weight of tokens that the agent did not write"
+    )
+
+
+class RewardsConfig(_Section):
+    """r = perf + λ1 parallel + λ2 finish - μ critical."""
+
+    lambda_parallel: float = Field(default=0.3, ge=0, description="λ1 at the start")
+    lambda_finish: float = Field(default=0.1, ge=0, description="λ2 at the start")
+    anneal: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
+    parallel_cap: int = Field(default=16, gt=0, description="sub-agents at which r_parallel reaches 1")
+    critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters are trained, by AdamW with ``optimizer.lr``, and the policy itself is frozen."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32.0, gt=0, description="adapters count alpha / rank times")
+    targets: tuple[Literal["attention", "shared_experts"], ...] = Field(
+        default=("attention", "shared_experts"), min_length=1, description="which matrices get adapters"
+    )
+
+
+class OptimizerConfig(_Section):
+    """The learner's optimiser in RL: Muon on the matrices, AdamW on the rest."""
+
+    lr: float = Field(default=5e-4, gt=0, description="AdamW")
+    muon_lr: float = Field(default=1.5e-3, gt=0, description="Muon")
+    final_lr: float = Field(default=0.1, ge=0, le=1, description="both learning rates fall linearly to this share")
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    freeze_tower: bool = Field(default=False, description="of a policy that sees, train the projector alone in RL")
+    qk_clip: float | None = Field(
+        default=None, gt=0, description="τ of MuonClip: largest attention logit of a head; null = off, K2 has 100"
+    )
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="train low-rank adapters only; `{}` = rank 16 on attention and shared experts; null = all weights",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizerConfig:
+        if self.lora and self.qk_clip:
+            raise ValueError(f"qk_clip={self.qk_clip:g} scales the matrices that lora freezes: set one of them to null")
+        return self
+
+
+class ParallelConfig(_Section):
+    """How the learner's ranks share the policy; what composes with what is in docs/scaling.md."""
+
+    zero: Literal[0, 1, 2, 3] = Field(
+        default=0, description="ZeRO stage: ranks split optimiser states (1), gradients (2), weights (3)"
+    )
+    expert_parallel: int = Field(default=1, gt=0, description="ranks that split the routed experts between them")
+    sequence_parallel: int = Field(default=1, gt=0, description="ranks that split each row's positions (Ulysses)")
+    offload: Literal["none", "cpu", "nvme"] = Field(default="none", description="where optimiser states lie")
+    recompute: bool = Field(default=False, description="keep layers' inputs only, compute their insides again")
+
+
+NOT_PARALLEL = ParallelConfig()
+
+
+class TrainerConfig(_Section):
+    """The loop."""
+
+    steps: int = Field(default=50, gt=0)
+    epochs: int = Field(default=1, gt=0, description="passes over each step's rows")
+    minibatches: int = Field(default=2, gt=0, description="optimiser steps of one pass")
+    micro_tokens: int = Field(
+        default=8192, gt=0, description="tokens of one forward pass: whole rows end to end, or one longer row"
+    )
+    ranks: int = Field(default=2, gt=0, description="learner processes, which split the rows")
+    threads: int = Field(default=1, gt=0, description="CPU threads of each rank")
+    parallel: ParallelConfig = NOT_PARALLEL
+    checkpoint_every: int = Field(default=1, gt=0, description="steps between checkpoints")
+    keep_checkpoints: int = Field(default=2, gt=0)
+    keep_best: str | None = Field(
+        default="reward/perf",
+        description="also keep the checkpoint with the highest of this metric; null: only the newest",
+    )
+    staleness: int = Field(
+        default=0,
+        ge=0,
+        description="versions that a token may be older than the policy which learns from it; 0 = collect, then learn",
+    )
+    overlap: bool = Field(
+        default=True,
+        description="with a staleness, collect while learning; False = halt unfinished episodes meanwhile",
+    )
+    step_s: float = Field(default=900.0, gt=0, description="deadline of one step; a slower one ends the run loudly")
+
+
+class EvalConfig(_Section):
+    """Held-out evaluation."""
+
+    tasks: int = Field(default=160, gt=0, description="held-out tasks, one episode each")
+    split: Literal["val", "test"] = "test"
+    temperature: float = Field(default=1.0, ge=0, description="0 = greedy")
+    top_p: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="likeliest tokens that orchestrators draw from; K2.5 is evaluated with 0.95",
+    )
+    seed: int = Field(default=7, ge=0)
+
+
+class TrackingConfig(_Section):
+    """Where numbers go besides metrics.jsonl."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        default="auto", description="auto = online with a key, else offline"
+    )
+    project: str = "parl"
+    tensorboard: bool = Field(default=False, description="also event files in RUN/tensorboard")
+    prometheus_port: int | None = Field(
+        default=None, gt=0, lt=65536, description="also the newest numbers, at 127.0.0.1:PORT/metrics"
+    )
+
+
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+_PARTS = {
+    "cold_start",
+    "single_agent",
+    "policy",
+    "policy_best",
+    "checkpoints",
+    "episodes",
+    "eval",
+    "evals",
+    "subagents",
+}
+
+
+class Config(_Section):
+    """One run."""
+
+    name: str = Field(
+        default="run", pattern=r"^[A-Za-z0-9._-]+$", max_length=200, description="the run's folder is runs/NAME"
+    )
+    root: Path = Field(default=Path("runs"), description="folder of all runs")
+    seed: int = Field(default=1, ge=0)
+    baseline: bool = Field(default=False, description="also train and evaluate the single agent")
+    starter: Path | None = Field(default=None, description="shipped cold-start weights, used when their hash matches")
+    model: PolicyConfig = PolicyConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    envs: EnvsConfig = EnvsConfig()
+    sft: SftConfig = SftConfig()
+    rollouts: RolloutsConfig = RolloutsConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    objective: AnyObjective = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    _folder: Path | None = PrivateAttr(default=None)  # of a run that was moved or renamed
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        """A folder of that name must be possible everywhere, and mean nothing else."""
+        if name.startswith((".", "-")) or name.endswith("."):
+            raise ValueError(f"{name!r} must begin with a letter, a digit or _, and not end with a dot")
+        if name.casefold().split(".")[0] in _DEVICES:
+            raise ValueError(f"{name!r} is a device's name on some systems: take another")
+        if name.casefold() in _PARTS:
+            raise ValueError(f"{name!r} is what a folder of parl's own is called: take another")
+        return name
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.model.init is None and self.tokenizer.vocab_size > self.model.vocab_size:
+            raise ValueError(
+                f"tokenizer.vocab_size={self.tokenizer.vocab_size} exceeds model.vocab_size={self.model.vocab_size}"
+            )
+        if self.envs.world.pictures and self.model.vision is None:
+            raise ValueError("envs.world.mix asks for pictures, which a policy without model.vision cannot see")
+        if self.rollouts.context.policy != "none":
+            if self.envs.world.pictures:
+                raise ValueError("rollouts.context.policy cannot manage contexts with pictures: set it to none")
+            if self.objective.whole_traces:
+                raise ValueError(
+                    f"objective.name={self.objective.name} weighs whole traces, which rollouts.context.policy cuts:"
+                    " take k25 or cispo, or set the policy to none"
+                )
+        if self.model.vision and self.rollouts.engine != "embedded":
+            raise ValueError("rollouts.engine must be embedded for a policy that sees: servers are sent no pictures")
+        self._check_stream()
+        check_parallel(self.trainer, self.model, self.optimizer)
+        drills = self.sft.copying_tokens + self.sft.drill_tokens
+        if drills >= self.sft.tokens:
+            raise ValueError(
+                f"sft.copying_tokens + sft.drill_tokens = {drills} leave nothing of sft.tokens={self.sft.tokens}"
+                " for demonstrations: lower them or raise sft.tokens"
+            )
+        return self
+
+    def _check_stream(self) -> None:
+        """What a staleness does not go with: episodes that run on beside the learner."""
+        if not self.trainer.staleness:
+            return
+        rollouts = self.rollouts
+        bad = {
+            f"rollouts.engine={rollouts.engine}": rollouts.engine != "embedded",
+            "rollouts.placement=spread": rollouts.placement == "spread",
+            "rollouts.rebalance=true": rollouts.rebalance,
+            f"rollouts.dynamic_sampling={rollouts.dynamic_sampling}": rollouts.dynamic_sampling is not None,
+            f"rollouts.subagent_pool={rollouts.subagent_pool}": rollouts.subagent_pool == "refreshed",
+        }
+        if wrong := [name for name, given in bad.items() if given]:
+            raise ValueError(f"{wrong[0]} does not go with trainer.staleness={self.trainer.staleness}: leave one out")
+
+    def in_folder(self, folder: Path) -> Config:
+        """The same for a run that lives in ``folder``, whatever it was called when it was begun."""
+        root = self.root if (self.root / "cold_start").is_dir() else folder.parent
+        moved = self.model_copy(update={"root": root})
+        moved._folder = None if moved.run_dir == folder else folder
+        return moved
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run lives; another seed of the same config gets a folder of its own."""
+        return self._folder or self.root / (self.name if self.seed == 1 else f"{self.name}-seed{self.seed}")
+
+
+def check_parallel(trainer: TrainerConfig, model: ModelConfig, optimizer: OptimizerConfig) -> None:
+    """ValueError for what does not compose (docs/scaling.md), with what to change."""
+    parallel, at = trainer.parallel, "trainer.parallel"
+    degree = parallel.expert_parallel
+    if trainer.ranks % degree:
+        raise ValueError(f"{at}.expert_parallel={degree} must divide trainer.ranks={trainer.ranks}")
+    if degree > 1 and (not model.num_moe_layers or model.n_routed_experts % degree):
+        experts = model.n_routed_experts if model.num_moe_layers else 0
+        raise ValueError(f"{at}.expert_parallel={degree} must divide the model's {experts} routed experts: set it to 1")
+    if parallel.sequence_parallel > 1:
+        raise ValueError(
+            f"{at}.sequence_parallel={parallel.sequence_parallel} is not implemented: set it to 1, and"
+            " recompute=true for long rows"
+        )
+    if parallel.offload == "nvme":
+        raise ValueError(
+            f"{at}.offload=nvme: Muon's exchange and checkpoints need the optimiser's states in memory: use cpu"
+        )
+    if parallel.offload == "cpu" and not parallel.zero:
+        raise ValueError(f"{at}.offload=cpu needs {at}.zero of 1 or more, whose states DeepSpeed can offload")
+    if model.vision is not None and (parallel.zero or degree > 1):
+        raise ValueError(
+            f"{at}: zero={parallel.zero}, expert_parallel={degree} with model.vision: ranks with and without pictures"
+            " would wait for each other; use zero=0 and expert_parallel=1"
+        )
+    if optimizer.lora and (parallel.zero or degree > 1):
+        raise ValueError(
+            f"{at}: zero={parallel.zero}, expert_parallel={degree} with optimizer.lora: engines are sent adapters,"
+            " which every rank must hold whole; use zero=0 and expert_parallel=1, or lora=null"
+        )

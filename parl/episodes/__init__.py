@@ -1,0 +1,1 @@
+"""Stored episodes: finding, showing, exchanging and replaying them."""

@@ -1,0 +1,96 @@
+"""Finding stored episodes: from what a user types - a run, a store's folder, one shard - to shards and their run.
+
+A run keeps its training episodes in ``episodes/``, the single agent's in ``single_agent/episodes/``, the evaluation of
+its end in ``eval/`` and those of ``parl eval`` in ``evals/ID/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from parl.config.errors import UserError
+from parl.config.runs import named_path, runs_there
+from rollouts.store.outline import Outline, read_outlines, shard_paths
+from rollouts.store.store import SHARD_NAME, StoreError
+
+_STORES = ("episodes", "single_agent/episodes", "eval")
+_DEPTH = 3  # folders between a store and its run's config.yaml, at most: RUN/single_agent/episodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """A folder of shards, or one shard of it; ``run`` is the run that it belongs to, None where there is none."""
+
+    folder: Path
+    shards: tuple[Path, ...]
+    run: Path | None
+
+    @property
+    def name(self) -> str:
+        """The folder as seen from the run: ``episodes``, ``single_agent/episodes``, ``eval``, ..."""
+        return str(self.folder.absolute().relative_to(self.run)) if self.run else self.folder.name
+
+    @property
+    def single_agent(self) -> bool:
+        """Whether these are the episodes that trained the single agent."""
+        return self.name.startswith("single_agent")
+
+    def outlines(self, *, texts: bool = True, kind: str | None = None) -> Iterator[Outline]:
+        """Its episodes; StoreError where something is damaged."""
+        shards = [path for path in self.shards if kind is None or kind_of(path) == kind]
+        return read_outlines(shards, texts=texts)
+
+
+def kind_of(shard: Path) -> str:
+    """``train`` of ``train-000012.parquet``; UserError for a file that is not named so."""
+    name = SHARD_NAME.fullmatch(shard.name)
+    if not name:
+        raise UserError(f"{shard}: a shard is named KIND-STEP.parquet, e.g. train-000012.parquet")
+    return name[1]
+
+
+def find_stores(given: Path) -> list[Store]:
+    """The stores in ``given``: a run's folder or name, a store's folder, or a shard; UserError where there is none."""
+    path = named_path(given)
+    if path.is_file():
+        kind_of(path)
+        return [Store(folder=path.parent, shards=(path,), run=_run_of(path.parent))]
+    if not path.is_dir():
+        raise UserError(f"no run, store or shard {given}{runs_there()}")
+    folders = [
+        path,
+        path / "episodes",
+        path / "single_agent" / "episodes",
+        path / "eval",
+        *sorted(path.glob("evals/*")),
+    ]
+    stores = []
+    for folder in folders:
+        shards = tuple(shard_paths(folder)) if folder.is_dir() else ()
+        if shards:
+            stores.append(Store(folder=folder, shards=shards, run=_run_of(folder)))
+    if not stores:
+        raise UserError(
+            f"{path} holds no episodes: no KIND-STEP.parquet in it, nor in its episodes/, eval/ or evals/*/"
+        )
+    return stores
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """A damaged shard inside this block ends the command with its name, instead of a traceback."""
+    try:
+        yield
+    except StoreError as error:
+        raise UserError(str(error)) from error
+
+
+def _run_of(folder: Path) -> Path | None:
+    folder = folder.absolute()
+    for parent in (folder, *folder.parents)[: _DEPTH + 1]:
+        if (parent / "config.yaml").is_file():
+            return parent
+    return None

@@ -1,0 +1,200 @@
+"""``parl eval --model URL``: episodes whose agents are a model behind OpenAI's chat completions. No weights, no Ray.
+
+Orchestrator and sub-agents are the same model. What each episode's requests used is a line of ``usage.jsonl`` in the
+policy's store, written when the episode ends, however it ends: what was spent stays counted when it is run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from envs.base import Role, Task
+from envs.world.config import PICTURE
+from envs.world.environment import WorldEnvironment, world_tools
+from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from parl.cold_start.demos import build_tokenizer
+from parl.cold_start.shipped import cold_start_hash
+from parl.config.errors import UserError
+from parl.config.schema import Config
+from rollouts.engine.address import check_key, host_of, shown
+from rollouts.engine.chat.client import KEY, ChatServer, ServerGone, Usage, api_root
+from rollouts.engine.chat.engine import ChatEngine, ChatModel
+from rollouts.episode import Episode, Trace
+from rollouts.prompts import SPAWNING
+from rollouts.swarm.budget import critical_budget
+from rollouts.swarm.limits import Slots, StopSwitch
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
+
+_USAGE = "usage.jsonl"
+_BASE = "OPENAI_BASE_URL"  # whose server the key is for, where it is set
+_MODELS_S = 30.0
+Arrived = Callable[[list[Episode]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A model of a server: the API's root and the name that it is served under."""
+
+    url: str
+    name: str
+
+
+def is_url(model: Path | str | None) -> bool:
+    """Whether ``--model`` names a server, not a folder."""
+    return isinstance(model, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", model) is not None
+
+
+def key_for(url: str) -> str | None:
+    """The key in OPENAI_API_KEY, where it is for the server at ``url``: the one that OPENAI_BASE_URL names, or any."""
+    base = os.environ.get(_BASE)
+    return os.environ.get(KEY) if not base or host_of(base) == host_of(url) else None
+
+
+def find_model(config: Config, url: str, name: str | None) -> Served:
+    """The model ``name`` at ``url``, without a name the first that the server lists. UserError for mistakes."""
+    if config.envs.world.pictures:
+        raise UserError(
+            f"envs.world.mix asks {PICTURE} tasks, and pictures cannot be sent to {shown(url)}; leave them out"
+        )
+    try:
+        root = api_root(url)
+        check_key(root, key_for(root), KEY)
+        if name:
+            return Served(url=root, name=name)
+        names = asyncio.run(_models(root))
+    except ValueError as error:
+        raise UserError(f"--model {shown(url)}: {error}") from None
+    except ServerGone as error:
+        raise UserError(f"--model {error}") from None
+    except TimeoutError:
+        raise UserError(f"--model {url}: no answer within {_MODELS_S:.0f} s; is it the right address?") from None
+    if not names:
+        raise UserError(f"--model {url}: the server lists no model; name one with --model-name")
+    return Served(url=root, name=names[0])
+
+
+async def _models(url: str) -> list[str]:
+    server = ChatServer(url, api_key=key_for(url))
+    try:
+        return await server.models(_MODELS_S)
+    finally:
+        await server.close()
+
+
+def vocabulary(config: Config) -> Tokenizer:
+    """The tokenizer that the run's own policies have: taken from their folders, else built."""
+    if config.model.init is not None:
+        return load_tokenizer(config.model.init)
+    key = cold_start_hash(config)
+    folders = [config.root / "cold_start" / key, *([config.starter / key] if config.starter else [])]
+    found = next((folder for folder in folders if (folder / "tokenizer.json").exists()), None)
+    return load_tokenizer(found) if found else build_tokenizer(config)
+
+
+class ChatCollector:
+    """Runs episodes by ``served``; their usage goes to ``store``. A context manager with an event loop of its own."""
+
+    def __init__(self, config: Config, served: Served, tokenizer: Tokenizer, store: Path, *, spawning: bool) -> None:
+        self._config, self._tokenizer, self._store, self._spawning = config, tokenizer, store, spawning
+        self._runner = asyncio.Runner()
+        self._environment = WorldEnvironment(config.envs.world)
+        self._model = ChatModel(server=ChatServer(served.url, api_key=key_for(served.url)), name=served.name)
+        own = [tool.to_openai() for tool in world_tools(config.envs.world)]
+        spawn = [tool.to_openai() for tool in SPAWNING] if spawning else []
+        self._tools = {Role.ORCHESTRATOR: own + spawn, Role.SUBAGENT: own}
+        limits = config.rollouts.limits
+        self._slots, self._switch = Slots(limits.subagents, limits.tool_calls), StopSwitch()
+        self._gate = asyncio.Semaphore(config.rollouts.concurrency)
+
+    def __enter__(self) -> ChatCollector:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.run(self._close())
+        self._runner.close()
+
+    def collect(self, tasks: Sequence[Task], attempts: Sequence[Sequence[int]], arrived: Arrived) -> None:
+        """Run these attempts at each task; ``arrived`` gets each episode as it ends.
+
+        UserError where the server answers no more; what has arrived by then is good.
+        """
+        self._runner.run(self._collect(tasks, attempts, arrived))
+        if self._model.server.gone:
+            raise UserError(f"--model {self._model.server.gone}")
+
+    async def _collect(self, tasks: Sequence[Task], attempts: Sequence[Sequence[int]], arrived: Arrived) -> None:
+        async with asyncio.TaskGroup() as group:  # each episode has its own deadline
+            for task, indices in zip(tasks, attempts, strict=True):
+                for index in indices:
+                    group.create_task(self._one(task, index, arrived))
+
+    async def _one(self, task: Task, index: int, arrived: Arrived) -> None:
+        async with self._gate:
+            if self._model.server.gone:
+                return
+            usage, status = Usage(), "interrupted"
+            budget = critical_budget(task, self._config.rollouts.budget.critical_factor)
+            seed = self._config.eval.seed
+            try:
+                episode = await run_episode(
+                    task, self._environment, self._settings(usage), index=index, seed=seed, critical_budget=budget
+                )
+                status = str(episode.status)
+            finally:
+                self._count(task, index, status, usage)
+            if self._model.server.gone and episode.void:
+                self._switch.stop()
+            else:
+                arrived([episode])
+
+    def _settings(self, usage: Usage) -> SwarmSettings:
+        config = self._config
+
+        def pool(trace: Trace) -> ChatEngine:
+            return ChatEngine(trace, self._tokenizer, self._model, self._tools[trace.role], usage)
+
+        return SwarmSettings(
+            tokenizer=self._tokenizer,
+            pool=pool,
+            budget=config.rollouts.budget,
+            spawning=self._spawning,
+            temperature=config.eval.temperature,
+            top_p=config.eval.top_p,
+            subagent_temperature=config.rollouts.subagent_temperature,
+            limits=config.rollouts.limits,
+            context=config.rollouts.context,
+            slots=self._slots,
+            switch=self._switch,
+        )
+
+    def _count(self, task: Task, index: int, status: str, usage: Usage) -> None:
+        line = {"task": task.key, "index": index, "status": status} | asdict(usage)
+        with (self._store / _USAGE).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    async def _close(self) -> None:
+        await self._environment.close()
+        await self._model.server.close()
+
+
+def used(store: Path, tasks: Sequence[Task], n: int) -> dict[str, int]:
+    """What the first ``n`` attempts at ``tasks`` used, by ``Usage``'s names: failed and repeated ones, too."""
+    sums = {field.name: 0 for field in fields(Usage)}
+    wanted = {task.key for task in tasks}
+    path = store / _USAGE
+    for text in path.read_text().splitlines() if path.exists() else ():
+        line: dict[str, Any] = json.loads(text)
+        if line["task"] in wanted and line["index"] < n:
+            sums = {name: total + line[name] for name, total in sums.items()}
+    return sums

@@ -1,0 +1,181 @@
+"""What an evaluation's episodes depend on, as one description and its hash, under which alone they are used again.
+
+An episode is a function of its policy, its task, its number and the settings below. Sampling noise is keyed, so how
+many engines, workers or coroutines made it does not show; deadlines do, they end episodes. Whatever names a file counts
+by what the file holds, wherever it lies. What is no setting counts too: the prompts and tools that agents are shown,
+and ``VERSION``, for everything else in the code that makes an episode what it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from envs.base import Task, ToolSpec
+from envs.tasks_io import load_tasks
+from envs.world.environment import world_tools
+from model.chat.kimi import chat_pieces
+from parl.config.schema import Config
+from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
+
+VERSION = 1  # raised when the code makes other episodes of the same settings; tests/parl/test_identity.py notices
+_WEIGHTS = "model.safetensors"
+_TOKENIZERS = ("tokenizer.json", "tiktoken.model")
+
+
+class Effect(StrEnum):
+    """Which episodes of an evaluation a key of the configuration changes."""
+
+    ALL = "all"
+    OWN = "own"  # those of weights that we hold; a chat server has its own model
+    CHAT = "chat"  # those of a chat server's model, whose text is counted in a vocabulary that we make
+    CONTENT = "content"  # the file behind the name does, the name does not
+    NONE = "none"
+
+
+# Every key of the configuration, by section. A key that stands nowhere counts as ALL, and a test fails.
+_TABLE: dict[Effect, dict[str, str]] = {
+    Effect.ALL: {
+        "envs.world": "seed entities distractors aliases search_results mix widths hops attributes",
+        "rollouts": "swarm subagent_temperature",
+        "rollouts.budget": "orchestrator_steps subagent_steps subagents direct_calls critical_factor turn_tokens"
+        " total_tokens episode_s call_s",
+        "rollouts.limits": "agent_s stage_s subagents tool_calls",  # how many at once: together with deadlines
+        "rollouts.context": "policy orchestrator_tokens subagent_tokens",
+        "eval": "split temperature top_p seed",
+    },
+    Effect.OWN: {
+        "model": "vocab_size hidden_size num_hidden_layers first_k_dense_replace intermediate_size num_attention_heads"
+        " q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim n_routed_experts num_experts_per_tok"
+        " n_shared_experts moe_intermediate_size n_group topk_group routed_scaling_factor norm_topk_prob rms_norm_eps"
+        " latent_norm_eps quantize_experts rope_theta rope_interleave max_position_embeddings"
+        " media_placeholder_token_id",
+        "model.rope_scaling": "factor original_max_position_embeddings beta_fast beta_slow mscale mscale_all_dim",
+        "model.vision": "patch_size pos_emb_height pos_emb_width pos_emb_time num_hidden_layers hidden_size"
+        " intermediate_size num_attention_heads merge_kernel_size rope_theta text_hidden_size"
+        " projection_layer_norm_eps",
+        "rollouts": "subagent_pool engine",
+        "rollouts.http": "frozen_urls",
+    },
+    Effect.CHAT: {"tokenizer": "vocab_size", "sft": "seed"},
+    Effect.CONTENT: {"model": "init", "envs": "tasks", "envs.world": "source", "rollouts": "subagent_policy"},
+    Effect.NONE: {
+        "": "name root seed baseline starter",  # the starter acts through the cold start's weights
+        "model": "initializer_range embedding_range embedding_mean look_back",  # the start of training alone
+        "envs.world": "transport",
+        "sft": "tokens copying_tokens drill_tokens batch_tokens lr muon_lr parallel wrong observation_weight",
+        "rollouts": "group_size tasks_per_step dynamic_sampling temperature concurrency workers policy_engines"
+        " frozen_engines refresh_every rebalance placement max_restarts",
+        "rollouts.http": "urls api_key_env weights restart without_routes tolerance update_s",
+        "rewards": "lambda_parallel lambda_finish anneal parallel_cap critical_penalty",  # scored when they are read
+        "objective": "name kl ptx credit log_ratio_min log_ratio_max tau normalise_std correction correction_limits"
+        " clip_low clip_high",
+        "optimizer": "lr muon_lr final_lr weight_decay grad_clip freeze_tower qk_clip",
+        "optimizer.lora": "rank alpha targets",
+        "trainer": "steps epochs minibatches micro_tokens ranks threads checkpoint_every keep_checkpoints keep_best"
+        " staleness overlap step_s",
+        "trainer.parallel": "zero expert_parallel sequence_parallel offload recompute",
+        "eval": "tasks",  # how many, not how
+        "tracking": "wandb project tensorboard prometheus_port",
+    },
+}
+EFFECTS: dict[str, Effect] = {
+    f"{section}.{name}".lstrip("."): effect
+    for effect, sections in _TABLE.items()
+    for section, names in sections.items()
+    for name in names.split()
+}
+_COUNTED: dict[str, Callable[[Any], Any]] = {
+    "rollouts.http.frozen_urls": bool,  # an address changes nothing; that a server computes in our engine's place does
+}
+
+
+def description(config: Config, policy: Mapping[str, str], *, spawning: bool, chat: bool) -> dict[str, Any]:
+    """Everything that the episodes of an evaluation depend on, as a JSON object.
+
+    ``policy``: what tells it apart from others, e.g. digests of weights, or a server's URL and model. ``spawning``:
+    whether it may, which ``rollouts.swarm`` and the label decide. ``chat``: it is the model of a chat server.
+    Raises ValueError or FileNotFoundError where a file that the configuration names cannot be read.
+    """
+    wanted = {Effect.ALL, Effect.CHAT if chat else Effect.OWN}
+    settings = {
+        key: _COUNTED.get(key, _same)(value)
+        for key, value in _leaves(config.model_dump(mode="json"))
+        if value is not None and EFFECTS.get(key, Effect.ALL) in wanted
+    }
+    return {
+        "policy": dict(policy),
+        "settings": settings | {"rollouts.swarm": spawning},
+        "content": _contents(config, chat),
+        "code": {"version": VERSION, "prompts": prompts_digest(world_tools(config.envs.world))},
+    }
+
+
+def identity(parts: Mapping[str, Any]) -> str:
+    """Twelve hex digits that are equal exactly where two descriptions are."""
+    return _digest(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode())[:12]
+
+
+def policy_digest(folder: Path) -> str:
+    """A hash of the policy in ``folder``: weights and vocabulary. FileNotFoundError where one is missing."""
+    return _digest(f"{file_digest(folder / _WEIGHTS)} {policy_vocabulary(folder)}".encode())
+
+
+def policy_vocabulary(folder: Path) -> str:
+    """A hash of the tokenizer's file in ``folder``; FileNotFoundError where there is none."""
+    found = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(f"{folder} has no tokenizer: neither {' nor '.join(_TOKENIZERS)}")
+    return file_digest(found[0])
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of what the file holds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tasks_digest(tasks: list[Task]) -> str:
+    """A hash of tasks with their gold, whatever kind of file they came from."""
+    return _digest(json.dumps([task.to_row() for task in tasks], sort_keys=True, ensure_ascii=False).encode())
+
+
+def prompts_digest(tools: tuple[ToolSpec, ...]) -> str:
+    """A hash of what orchestrators and sub-agents read before the question, in the template's words."""
+    message = {"role": "system", "content": ORCHESTRATOR_PROMPT}
+    declared = [[tool.to_openai() for tool in offered] for offered in ((*tools, *SPAWNING), tools)]
+    shown = [chat_pieces([message], offered, thinking=False) for offered in declared]
+    return _digest(json.dumps(shown, ensure_ascii=False).encode())[:16]
+
+
+def _contents(config: Config, chat: bool) -> dict[str, str]:
+    """Digests of the files that the configuration names, but those of weights, which are part of the policy."""
+    found = {}
+    if config.envs.world.source is not None:
+        found["envs.world.source"] = file_digest(config.envs.world.source)
+    if config.envs.tasks is not None:
+        found["envs.tasks"] = tasks_digest(load_tasks(config.envs.tasks, config.eval.split))
+    if chat and config.model.init is not None:  # the vocabulary; our own policies bring theirs
+        found["model.init"] = policy_vocabulary(config.model.init)
+    return found
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        key = prefix + name
+        if isinstance(value, dict) and key not in EFFECTS:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

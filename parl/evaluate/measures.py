@@ -1,0 +1,159 @@
+"""Attempts at tasks as numbers, grouped by policy: what ``parl eval`` and ``parl compare`` count.
+
+Everything is computed from stored traces again; nothing that a shard says about itself is taken over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from parl.evaluate.statistics import Bootstrap, Interval, best_of
+from rewards.aggregate import GROUPS
+from rollouts.store.outline import Outline
+
+SCORE = (0.0, 1.0)
+COSTS = ("critical_steps", "total_steps", "subagents", "sampled_tokens", "prompt_tokens", "new_prompt_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One episode in numbers; steps in turns, tokens of all its agents together."""
+
+    task: str
+    family: str
+    width: int
+    index: int
+    ref: str
+    status: str
+    score: float  # r_perf: item-F1, or exact match; 0 without an answer
+    success: float
+    spawned: float
+    critical_steps: int
+    total_steps: int
+    subagents: int
+    sampled_tokens: int
+    prompt_tokens: int  # what all model calls were given, each call's whole context counted
+    new_prompt_tokens: int  # the same with each token of a stream counted once: what a prefix cache leaves to compute
+
+
+def attempt(outline: Outline) -> Attempt:
+    """The numbers of a scored episode (``Episode.rewards`` and ``.metrics`` filled)."""
+    episode = outline.episode
+    metrics = episode.metrics
+    turns = [turn for trace in episode.traces for turn in trace.turns]
+    sampled = sum(turn.end - turn.start for turn in turns)
+    return Attempt(
+        task=episode.task.key,
+        family=episode.task.family,
+        width=episode.task.width,
+        index=episode.index,
+        ref=outline.ref,
+        status=str(episode.status),
+        score=episode.rewards["perf"],
+        success=float(metrics["success"]),
+        spawned=float(metrics["spawned"]),
+        critical_steps=metrics["critical_steps"],
+        total_steps=metrics["total_steps"],
+        subagents=metrics["subagents"],
+        sampled_tokens=sampled,
+        prompt_tokens=sum(t.start - trace.context_of(t.start) for trace in episode.traces for t in trace.turns),
+        new_prompt_tokens=sum(outline.lengths) - sampled,
+    )
+
+
+class Sample:
+    """The attempts of one policy, by task."""
+
+    def __init__(self, label: str, attempts: Iterable[Attempt]) -> None:
+        self.label = label
+        self.by_task: dict[str, list[Attempt]] = {}
+        for one in attempts:
+            self.by_task.setdefault(one.task, []).append(one)
+        for tries in self.by_task.values():
+            tries.sort(key=lambda one: one.index)
+
+    def of(self, belongs: Callable[[Attempt], bool]) -> Sample:
+        """Only the tasks that ``belongs`` picks."""
+        return Sample(self.label, (one for tries in self.by_task.values() for one in tries if belongs(one)))
+
+    def only(self, tasks: Iterable[str]) -> Sample:
+        """Only these tasks, in this order."""
+        return Sample(self.label, (one for key in tasks for one in self.by_task[key]))
+
+    @property
+    def attempts(self) -> int:
+        """The fewest attempts at any task: the k of avg@k."""
+        return min((len(tries) for tries in self.by_task.values()), default=0)
+
+    def means(self, name: str) -> list[float]:
+        """Each task's mean of a field of :class:`Attempt`."""
+        return [sum(getattr(one, name) for one in tries) / len(tries) for tries in self.by_task.values()]
+
+    def best(self, name: str, k: int) -> list[float]:
+        """Each task's expected best of k attempts."""
+        return [best_of([getattr(one, name) for one in tries], k) for tries in self.by_task.values()]
+
+
+def width_group(width: int) -> str:
+    """``width 8-15``: powers of two, so that every group is twice as wide as the one before."""
+    low = 1 << (width.bit_length() - 1)
+    return f"width {low}" if low == 1 else f"width {low}-{2 * low - 1}"
+
+
+def groups(samples: Iterable[Sample]) -> dict[str, Callable[[Attempt], bool]]:
+    """All, each family and each group of widths that occur, in this order, by name."""
+    every = [one for sample in samples for tries in sample.by_task.values() for one in tries]
+    known = list(GROUPS)
+    families = sorted({one.family for one in every}, key=lambda f: (known.index(f) if f in known else len(known), f))
+    widths = sorted({one.width for one in every if one.width > 1})
+    found: dict[str, Callable[[Attempt], bool]] = {"all": lambda one: True}
+    for family in families:
+        found[family] = lambda one, family=family: one.family == family
+    for width in widths:
+        name = width_group(width)
+        found[name] = lambda one, name=name: width_group(one.width) == name
+    return found
+
+
+def estimates(sample: Sample, k: int, *, seed: int = 0) -> dict[str, Interval | int]:
+    """avg@k, max@k, pass@k, success and costs of one policy over its tasks, each with its interval, and counts."""
+    boot = Bootstrap(len(sample.by_task), seed=seed)
+    numbers: dict[str, Interval | int] = {
+        "tasks": len(sample.by_task),
+        "attempts": sum(map(len, sample.by_task.values())),
+        f"avg@{k}": boot.mean(sample.means("score"), bounds=SCORE),
+        f"max@{k}": boot.mean(sample.best("score", k), bounds=SCORE),
+        f"pass@{k}": boot.mean(sample.best("success", k), bounds=SCORE),
+        "success": boot.mean(sample.means("success"), bounds=SCORE),
+        "spawn_rate": boot.mean(sample.means("spawned"), bounds=SCORE),
+    }
+    return numbers | {name: boot.mean(sample.means(name)) for name in COSTS}
+
+
+def plain(value: Any) -> Any:
+    """Intervals as objects with ``value``, ``low`` and ``high``, for JSON; an end that is not finite becomes None."""
+    if isinstance(value, Interval):
+        ends = {"low": value.low, "high": value.high}
+        return {"value": value.value} | {name: end if abs(end) < float("inf") else None for name, end in ends.items()}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value
+
+
+def shown(interval: Interval, digits: int = 3) -> str:
+    """``0.812 [0.760, 0.861]``."""
+    return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def latest(outlines: Iterable[Outline]) -> dict[tuple[str, int], Outline]:
+    """By task and attempt; of several the last that did not fail: an evaluation tries again what failed."""
+    found: dict[tuple[str, int], Outline] = {}
+    for outline in outlines:
+        key = (outline.episode.task.key, outline.episode.index)
+        if key not in found or not outline.episode.void:
+            found[key] = outline
+    return found

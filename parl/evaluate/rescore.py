@@ -1,0 +1,158 @@
+"""``parl rescore``: stored episodes under any reward and schedule, without a model.
+
+An episode of training step s is scored with the weights of that step; one of an evaluation with λ = 0, as
+``parl.run.finish`` does. Critical steps and all other numbers are computed from the stored traces again. With the run's
+own configuration the result is the stored one, bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from parl.config.errors import UserError
+from parl.config.runs import configuration
+from parl.config.schema import Config
+from parl.episodes.stores import find_stores, readable
+from parl.evaluate.scoring import scoring_for
+from parl.shown.terminal import cell, console
+from rewards.parl import Weights
+from rollouts.store.outline import Outline
+
+PARTS = ("perf", "parallel", "finish", "critical", "total")
+
+
+@dataclass(slots=True, kw_only=True)
+class Rescored:
+    """One episode before and after."""
+
+    store: str
+    outline: Outline
+    weights: Weights
+    stored: dict[str, float]  # the rewards in the shard
+    rewards: dict[str, float]
+    metrics: dict[str, Any]
+
+    @property
+    def same(self) -> bool:
+        """Whether every part and the total are the stored ones, to the bit."""
+        return self.stored == self.rewards
+
+    def row(self) -> dict[str, Any]:
+        """Everything about it as one flat JSON object."""
+        outline, episode = self.outline, self.outline.episode
+        return {
+            "store": self.store,
+            "ref": outline.ref,
+            "kind": outline.kind,
+            "step": outline.step,
+            "policy_version": outline.policy_version,
+            "task": episode.task.key,
+            "family": episode.task.family,
+            "width": episode.task.width,
+            "index": episode.index,
+            "seed": episode.seed,
+            "status": str(episode.status),
+            "limit": episode.limit,
+            **{f"reward/{name}": value for name, value in self.rewards.items()},
+            **{f"stored/{name}": value for name, value in self.stored.items()},
+            **{f"lambda/{name}": value for name, value in asdict(self.weights).items()},
+            "same": self.same,
+            **{name: self.metrics[name] for name in _METRICS},
+        }
+
+
+_METRICS = (
+    *("item_f1", "row_f1", "success", "critical_steps", "total_steps", "tool_calls", "subagents", "finish_rate"),
+    *("tokens_orchestrator", "tokens_subagent", "useless_spawn"),
+)
+
+
+def rewards_config(given: Path, path: Path | None, overrides: list[str] | None) -> Config | None:
+    """The configuration of ``--rewards`` with its overrides on it, or on the run's own; None: as the run was scored."""
+    if path is None and overrides:
+        run = find_stores(given)[0].run
+        if run is None:
+            raise UserError(
+                f"{given} belongs to no run (no config.yaml above it): name a configuration, --rewards CONFIG"
+            )
+        path = run / "config.yaml"
+    return configuration(path, overrides, files=False) if path else None
+
+
+def rescore(given: Path, rewards: Config | None = None, *, kind: str | None = None) -> Iterator[Rescored]:
+    """Every stored episode of ``given`` scored again; UserError names a mistake or what is damaged."""
+    for store in find_stores(given):
+        scoring = scoring_for(store, rewards)
+        with readable():
+            for outline in store.outlines(texts=False, kind=kind):
+                stored = outline.episode.rewards
+                weights = scoring.score(outline, single_agent=store.single_agent)
+                episode = outline.episode
+                yield Rescored(
+                    store=store.name,
+                    outline=outline,
+                    weights=weights,
+                    stored=stored,
+                    rewards=episode.rewards,
+                    metrics=episode.metrics,
+                )
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Running sums of a group of episodes."""
+
+    count: int = 0
+    changed: int = 0
+    old: float = 0.0
+    scored: int = 0  # episodes that had rewards stored
+    new: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    critical_steps: int = 0
+
+    def add(self, result: Rescored) -> None:
+        self.count += 1
+        self.changed += not result.same
+        if "total" in result.stored:
+            self.scored += 1
+            self.old += result.stored["total"]
+        for part in PARTS:
+            self.new[part] += result.rewards[part]
+        self.critical_steps += result.metrics["critical_steps"]
+
+
+def print_summary(results: Iterator[Rescored]) -> None:
+    """A table in the terminal: stored and new reward by store, kind and family."""
+    from rich.table import Table
+
+    groups: dict[tuple[str, str], dict[str, _Sums]] = {}
+    for result in results:
+        families = groups.setdefault((result.store, result.outline.kind), {})
+        for family in (result.outline.episode.task.family, "all"):
+            families.setdefault(family, _Sums()).add(result)
+    if not groups:
+        raise UserError("no episode there: is --kind right?")
+    table = Table(title="means of stored episodes", title_style="bold")
+    for name in ("store", "tasks", "episodes", "stored", "new", *PARTS[:-1], "critical steps", "changed"):
+        text = name in ("store", "tasks")
+        table.add_column(name, justify="left" if text else "right", no_wrap=text)
+    for (store, kind), families in groups.items():
+        label = f"{store} {kind}"
+        for family in sorted(families, key=lambda name: (name == "all", name)):
+            table.add_row(cell(label), cell(family.replace("_", " ")), *_cells(families[family]))
+            label = ""
+        table.add_section()
+    out = console()
+    out.print(table)
+    whole = [families["all"] for families in groups.values()]
+    changed, count = sum(sums.changed for sums in whole), sum(sums.count for sums in whole)
+    verdict = f"{changed} with other rewards than stored" if changed else "all rewards are the stored ones, bit by bit"
+    out.print(f"{count} episodes: {verdict}", highlight=False)
+
+
+def _cells(sums: _Sums) -> list[str]:
+    old = f"{sums.old / sums.scored:.4f}" if sums.scored else "-"
+    means = [f"{sums.new[part] / sums.count:.4f}" for part in ("total", *PARTS[:-1])]
+    return [str(sums.count), old, *means, f"{sums.critical_steps / sums.count:.2f}", str(sums.changed)]

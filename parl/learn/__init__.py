@@ -1,0 +1,1 @@
+"""Episodes to weights: rows, batches and the learner."""

@@ -1,0 +1,109 @@
+"""Micro-batches: whole rows laid end to end without padding, with the fields that a loss reads under the mask.
+
+Shapes: B = 1, T positions of all rows, L MoE layers, K experts a token, M trained tokens of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.kimi.vision.config import MediaLimits
+from model.kimi.vision.media import MediaBatch, picture
+from model.kimi.vision.picture_size import picture_tokens
+from parl.learn.rows import Row
+
+
+@dataclass(slots=True, kw_only=True)
+class TextRow:
+    """One demonstration trace: tokens int32 [T] and the loss weight float32 [T] of each.
+
+    ``media``: the pictures in it, (position of the first placeholder, PNG file).
+    """
+
+    tokens: np.ndarray
+    weights: np.ndarray
+    media: tuple[tuple[int, bytes], ...] = ()
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows end to end, ``lengths`` long. Routes lie layer by layer in memory: each layer reads one contiguous piece."""
+
+    rows: list[Row] | list[TextRow]
+    lengths: list[int]
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    routes_BTLK: Tensor | None
+    media: MediaBatch | None = None
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What a policy takes of this batch."""
+        return {
+            "tokens_BT": self.tokens_BT,
+            "mask_BT": self.mask_BT,
+            "routes_BTLK": self.routes_BTLK,
+            "media": self.media,
+            "lengths": self.lengths,
+        }
+
+    def gather(self, name: str) -> Tensor:
+        """Field ``name`` of every row at the masked positions, float32 [M]."""
+        values = np.concatenate([getattr(row, name) for row in self.rows]).astype(np.float32, copy=False)
+        return torch.from_numpy(values)[self.mask_BT[0]]
+
+    def by_row(self, values_M: Tensor) -> list[Tensor]:
+        """``values_M`` cut into the masked positions of each row."""
+        return list(values_M.split([int(mask.sum()) for mask in self.mask_BT[0].split(self.lengths)]))
+
+
+def micro_batches(rows: Sequence, limit: int) -> list[list]:
+    """Rows in groups of at most ``limit`` tokens, or of a single longer row: first fit, by falling length."""
+    groups: list[list] = []
+    room: list[int] = []
+    for row in sorted(rows, key=lambda r: -len(r.tokens)):
+        length = len(row.tokens)
+        place = next((i for i, left in enumerate(room) if length <= left), None)
+        if place is None:
+            place = len(groups)
+            groups.append([])
+            room.append(limit)
+        groups[place].append(row)
+        room[place] -= length
+    return groups
+
+
+def lay(rows: list, mask: Callable[[Row | TextRow], np.ndarray], limits: MediaLimits | None = None) -> Batch:
+    """``rows`` end to end; an MoE policy's rows must all carry routes, or none.
+
+    ``limits``: how their pictures are cut; ValueError where rows have pictures and there are no limits.
+    """
+    lengths = [len(row.tokens) for row in rows]
+    tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows]).astype(np.int64))[None]
+    masks = torch.from_numpy(np.concatenate([mask(row) for row in rows]))[None]
+    routes = None
+    if getattr(rows[0], "routes", None) is not None:
+        token_major = torch.from_numpy(np.concatenate([row.routes for row in rows]))
+        routes = token_major.transpose(0, 1).contiguous().transpose(0, 1)[None]
+    return Batch(rows, lengths, tokens, masks, routes, _media(rows, lengths, limits))
+
+
+def _media(rows: list, lengths: list[int], limits: MediaLimits | None) -> MediaBatch | None:
+    """The pictures of ``rows`` and their places. A placeholder that the policy wrote itself is none of them."""
+    begins = [0, *accumulate(lengths)]
+    shown = [(begin + at, png) for begin, row in zip(begins, rows, strict=False) for at, png in row.media]
+    if not shown:
+        return None
+    if limits is None:
+        raise ValueError("a row shows pictures, but the model has no vision section")
+    places = torch.zeros(1, begins[-1], dtype=torch.bool)
+    for start, png in shown:
+        places[0, start : start + picture_tokens(png, limits)] = True
+    return MediaBatch.of([picture(png, limits) for _, png in shown], places)

@@ -1,0 +1,175 @@
+"""The learner as the driver sees it: one or more ranks in Ray actors that split each step's rows.
+
+Rows are dealt out by cost; the loss of every rank is divided by the same global denominator and DeepSpeed reduces the
+gradients, so the number of ranks does not change them. A dead or silent rank ends the run: its peers wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import Weights
+from parl.config.schema import NOT_PARALLEL, OptimizerConfig, ParallelConfig
+from parl.learn.batch import TextRow
+from parl.learn.learner import Learner, free_port
+from parl.learn.objective.base import Objective
+from parl.learn.objective.loss import check_rows
+from parl.learn.rows import Row, denominator
+from parl.learn.shard.parts import Part
+from parl.machine.cluster import actor, stop, wait
+
+_KNOWN_TO_ALL = ("grad_norm", "max_logit", "clipped_heads", "route_overlap", "route_overlap_min")
+_START_S = 300.0
+_IO = "io"  # calls that a rank runs beside its steps
+_ATTENTION_TOKENS = 1500  # length at which attention costs as much as everything else in a token
+
+
+class LearnerGroup:
+    """``ranks`` learners with ``threads`` CPU threads each. ``deadline_s`` bounds every call."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        *,
+        seed: int,
+        ranks: int,
+        threads: int,
+        micro_tokens: int,
+        deadline_s: float,
+        parallel: ParallelConfig = NOT_PARALLEL,
+    ) -> None:
+        self._micro_tokens, self._deadline_s = micro_tokens, deadline_s
+        self._shared = parallel.zero > 0 or parallel.expert_parallel > 1
+        shared = {"seed": seed, "threads": threads, "ranks": ranks, "port": free_port(), "parallel": parallel}
+        hosted = {"_threads": threads, "_beside": _IO}
+        self._ranks = [
+            actor(Learner, model, optimizer, rank=rank, _label=f"learner rank {rank}", **shared, **hosted)
+            for rank in range(ranks)
+        ]
+        self.touched = False  # whether the state may be in the middle of a step
+        self._all("ready", deadline_s=min(deadline_s, _START_S))
+
+    def policy_step(
+        self,
+        rows: list[Row],
+        objective: Objective,
+        *,
+        temperature: float,
+        lr_scale: float,
+        texts: Sequence[TextRow] = (),
+    ) -> dict[str, float]:
+        """One optimiser step of the policy objective over ``rows``; metrics over all ranks.
+
+        ``texts`` are imitated beside it where ``objective.ptx`` is not 0: needed then.
+        """
+        check_rows(objective, rows)
+        self.touched = True
+        weight = float(sum(row.weights[1:].sum() for row in texts))
+        if objective.ptx and not weight:
+            raise ValueError(f"objective.ptx={objective.ptx:g} needs texts to imitate")
+        settings = {"denominator": float(denominator(rows)), "temperature": temperature, "lr_scale": lr_scale}
+        if objective.ptx:
+            settings["text_denominator"] = weight
+        shares = zip(
+            self._ranks, deal_rows(rows, len(self._ranks)), deal_rows(list(texts), len(self._ranks)), strict=True
+        )
+        calls = [
+            rank.policy_step.remote(share, objective, micro_tokens=self._micro_tokens, texts=read, **settings)
+            for rank, share, read in shares
+        ]
+        return _merged(wait(calls, self._deadline_s, self._ranks, computing=True))
+
+    def score(self, rows: list[Row], objective: Objective, *, temperature: float) -> list[Row]:
+        """``rows`` with the log-probs that ``objective`` needs beside the engine's: call it before the first update."""
+        for field, needed in (("proximal", objective.corrects), ("reference", objective.kl > 0)):
+            if needed:
+                found = self._logprobs(rows, temperature, reference=field == "reference")
+                rows = [replace(row, **{field: values}) for row, values in zip(rows, found, strict=True)]
+        return rows
+
+    def set_reference(self, weights: Weights) -> None:
+        """The frozen policy that ``objective.kl`` measures from."""
+        self._all("set_reference", ray.put(weights))
+
+    def _logprobs(self, rows: list[Row], temperature: float, *, reference: bool) -> list[np.ndarray]:
+        shares = deal_rows(rows, len(self._ranks))
+        settings = {"temperature": temperature, "micro_tokens": self._micro_tokens, "reference": reference}
+        calls = [rank.logprobs.remote(share, **settings) for rank, share in zip(self._ranks, shares, strict=True)]
+        found = wait(calls, self._deadline_s, self._ranks, computing=True)
+        pairs = zip(shares, found, strict=True)
+        values = {id(row): own for share, part in pairs for row, own in zip(share, part, strict=True)}
+        return [values[id(row)] for row in rows]
+
+    def text_step(self, rows: list[TextRow], *, lr_scale: float) -> dict[str, float]:
+        """One optimiser step of imitation; ``accuracy`` is the share of agents' tokens with probability above 1/2."""
+        total = float(sum(row.weights.sum() for row in rows))
+        calls = [
+            rank.text_step.remote(share, denominator=total, micro_tokens=self._micro_tokens, lr_scale=lr_scale)
+            for rank, share in zip(self._ranks, deal_rows(rows, len(self._ranks)), strict=True)
+        ]
+        metrics = _merged(wait(calls, self._deadline_s, self._ranks, computing=True))
+        right, acted = metrics.pop("right"), metrics.pop("acted")
+        return metrics | {"accuracy": right / max(acted, 1.0)}
+
+    def weights(self) -> Weights:
+        """What engines are sent: see :meth:`Learner.weights`."""
+        if self._shared:
+            return self._all("weights")[0]
+        return wait(self._ranks[0].weights.remote(), self._deadline_s, self._ranks[:1])
+
+    def load_weights(self, weights: Weights) -> None:
+        """Replace all parameters on every rank."""
+        self._all("load_weights", ray.put(weights))
+
+    def snapshot(self) -> int:
+        """Copy the state of all ranks to host memory; its bytes."""
+        return sum(self._all("snapshot"))
+
+    def write_snapshot(self, folder: Path) -> list[Part]:
+        """Write what :meth:`snapshot` copied into ``folder``, also while the ranks step. OSError: a full disk."""
+        calls = [rank.write_snapshot.options(concurrency_group=_IO).remote(folder.resolve()) for rank in self._ranks]
+        return wait(calls, self._deadline_s, self._ranks)
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Weights and optimiser under ``folder``/``tag``, at once."""
+        self._all("save", folder.resolve(), tag)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Weights and optimiser as any number of ranks wrote them; FileNotFoundError when there is nothing."""
+        self._all("load", folder.resolve(), tag)
+
+    def close(self) -> None:
+        """Stop all ranks."""
+        stop(self._ranks)
+
+    def _all(self, method: str, *args: Any, deadline_s: float | None = None) -> list[Any]:
+        calls = [getattr(rank, method).remote(*args) for rank in self._ranks]
+        return wait(calls, deadline_s or self._deadline_s, self._ranks)
+
+
+def deal_rows(rows: list, ranks: int) -> list[list]:
+    """Rows by falling cost, each to the rank with the least so far; a rank may get none."""
+    shares: list[list] = [[] for _ in range(ranks)]
+    costs = np.zeros(ranks)
+    for row in sorted(rows, key=lambda r: -len(r.tokens)):
+        rank = int(costs.argmin())
+        shares[rank].append(row)
+        costs[rank] += len(row.tokens) * (1 + len(row.tokens) / _ATTENTION_TOKENS)
+    return shares
+
+
+def _merged(metrics: list[dict[str, float]]) -> dict[str, float]:
+    """Sums of what the ranks contribute; what all of them know is taken once, of gaps the largest."""
+    out = {name: sum(m[name] for m in metrics) for name in metrics[0]}
+    out |= {name: metrics[0][name] for name in _KNOWN_TO_ALL if name in out}
+    if "logprob_gap" in out:
+        out["logprob_gap"] = max(m["logprob_gap"] for m in metrics)
+    return out

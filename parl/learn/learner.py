@@ -1,0 +1,374 @@
+"""The learner: rows and denominators in, new weights and metrics out. It knows no agents, no rewards, no tasks.
+
+One DeepSpeed engine over the policy. Rows are laid end to end in micro-batches; a loss module turns the
+log-probs of the trained tokens into a sum that is divided by the caller's global denominator, so the number of rows,
+their order and the micro-batch size do not change the gradient.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch.distributed import HashStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.nn.utils.rnn import pad_sequence
+
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import Weights
+from model.kimi.lora import PREFIX, attach
+from model.kimi.transformer import Transformer
+from parl.config.schema import NOT_PARALLEL, OptimizerConfig, ParallelConfig
+from parl.learn.batch import Batch, TextRow, lay, micro_batches
+from parl.learn.objective.base import Objective
+from parl.learn.objective.common import k3
+from parl.learn.objective.entropy import entropy_stats
+from parl.learn.objective.loss import check_rows, policy_loss, statistic_names
+from parl.learn.objective.sft import sft_loss
+from parl.learn.qk_clip import QKClip
+from parl.learn.route_replay import RouteWatch, check_routes
+from parl.learn.rows import Row
+from parl.learn.shard.optimizer import NotFiniteLoss
+from parl.learn.shard.parts import Part, PartsReader
+from parl.learn.shard.shards import Shards
+from parl.learn.shard.state import Snapshot, restore, share_of, whole_pieces
+from rollouts.beat import Beating
+
+_LOOPBACK = "127.0.0.1"
+_OPTIONAL = ("routes", "proximal", "reference")  # fields of a row that may be missing
+
+
+class Learner(Beating):
+    """Trains one policy. Use it in process, or as a Ray actor (``parl.machine.cluster``)."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        *,
+        seed: int,
+        threads: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
+        port: int | None = None,
+        parallel: ParallelConfig = NOT_PARALLEL,
+    ) -> None:
+        self.rank, self.ranks = rank, ranks
+        self._snapshot: Snapshot | None = None
+        _prepare_process(threads, rank, ranks, port or free_port())
+        torch.manual_seed(seed)
+        self.model = Transformer(model)
+        self.model.freeze_tower(optimizer.freeze_tower)
+        self._limits = model.vision.limits if model.vision else None
+        self._reference: Transformer | None = None
+        lora = optimizer.lora
+        self._lora = attach(self.model, **lora.model_dump()) if lora else None
+        self.model.recompute = parallel.recompute
+        self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
+        self._shards = Shards(self.model, optimizer, parallel, ranks=ranks)
+        self.engine, self.optimizer = self._shards.engine, self._shards.optimizer
+        self._lockstep = ranks > 1 and self._shards.shared  # ranks meet in every pass, not at its end only
+        self.model.train()
+        self._watch = RouteWatch(self.model.routers())
+        self._qk_clip = QKClip(self.model, optimizer.qk_clip, self._shards.whole) if optimizer.qk_clip else None
+
+    # ---------------------------------------------------------------- steps
+
+    def policy_step(
+        self,
+        rows: list[Row],
+        objective: Objective,
+        *,
+        denominator: float,
+        temperature: float,
+        micro_tokens: int,
+        lr_scale: float = 1.0,
+        texts: Sequence[TextRow] = (),
+        text_denominator: float = 1.0,
+    ) -> dict[str, float]:
+        """One optimiser step of ``objective`` over ``rows``, beside it imitation of ``texts`` times ``objective.ptx``.
+
+        Raises NotFiniteLoss, and ValueError: missing routes or log-probs, or parts of traces where wholes are needed.
+        """
+        check_routes(rows, self.model.config)
+        check_rows(objective, rows)
+        self._set_lr(lr_scale)
+        rows = [_without_tail(row) for row in rows]
+        names = (*statistic_names(objective), "entropy", "entropy_drift", "logprob_gap", "mismatch_kl")
+        totals: dict[str, float] = dict.fromkeys(names, 0.0)  # all of them, also from a rank without rows
+
+        def loss_of(batch: Batch) -> Tensor:
+            logprobs, entropy = self.engine(**batch.inputs, temperature=temperature)
+            loss, stats = _objective_loss(objective, batch, logprobs, denominator)
+            share = len(logprobs) / denominator
+            for name in statistic_names(objective):
+                totals[name] += float(stats[name]) * share
+            for name, value in entropy_stats(entropy, logprobs, batch.gather("advantages")).items():
+                totals[name] += value / denominator
+            drift = logprobs.detach() - batch.gather("logprobs")
+            totals["logprob_gap"] = max(totals["logprob_gap"], float(drift.abs().max()) if len(drift) else 0.0)
+            totals["mismatch_kl"] += float(k3(drift).sum()) / denominator
+            return loss
+
+        def imitation(batch: Batch) -> Tensor:
+            logprobs, _ = self.engine(**batch.inputs)
+            return objective.ptx * sft_loss(logprobs, batch.gather("weights"), denominator=text_denominator)
+
+        with self._watch:
+            loss = self._accumulate(rows, loss_of, micro_tokens, mask=_trained)
+        totals |= self._watch.overlap()
+        if objective.ptx:
+            totals["ptx_loss"] = self._accumulate(list(texts), imitation, micro_tokens, mask=_imitated) / objective.ptx
+        return totals | {"loss": loss} | self._update()
+
+    @torch.no_grad()
+    def logprobs(
+        self, rows: list[Row], *, temperature: float, micro_tokens: int, reference: bool = False
+    ) -> list[np.ndarray]:
+        """Log-probs float32 [T] of each row's trained tokens, 0 elsewhere, by the policy or else the reference."""
+        check_routes(rows, self.model.config)
+        model = self.model if not reference else self._reference
+        if model is None:
+            raise ValueError("there is no reference policy: call set_reference first")
+        training = model.training
+        model.eval()  # nothing is counted: neither the experts' load nor the logits
+        cut = [_without_tail(row) for row in rows]
+        places = {id(row): place for place, row in enumerate(cut)}
+        out = [np.zeros(len(row.tokens), np.float32) for row in rows]
+        groups = micro_batches(cut, micro_tokens)
+        for _ in range(self._rounds(len(groups)) - len(groups)):
+            model(*_nothing())  # peers need this rank's weights and experts
+        for group in groups:
+            batch = lay(group, _trained, self._limits)
+            found, _ = model(**batch.inputs, temperature=temperature)
+            for row, values_M in zip(group, batch.by_row(found), strict=True):
+                out[places[id(row)]][: len(row.tokens)][_trained(row)] = values_M.numpy()
+        model.train(training)
+        return out
+
+    def set_reference(self, weights: Weights) -> None:
+        """The frozen policy that ``objective.kl`` measures from."""
+        self._reference = self._shards.frozen(weights)
+
+    def text_step(
+        self, rows: list[TextRow], *, denominator: float, micro_tokens: int, lr_scale: float, balance: float = 1e-3
+    ) -> dict[str, float]:
+        """One optimiser step of weighted cross-entropy; ``lr_scale`` multiplies both learning rates.
+
+        Also counts the tokens written by agents (``acted``) and those of them with a probability above 1/2 (``right``).
+        """
+        self._set_lr(lr_scale)
+        seen = {"right": 0.0, "acted": 0.0}
+
+        def loss_of(batch: Batch) -> Tensor:
+            logprobs, _ = self.engine(**batch.inputs)
+            weights = batch.gather("weights")
+            acted = weights == 1
+            seen["right"] += float((logprobs.detach()[acted] > np.log(0.5)).sum())
+            seen["acted"] += float(acted.sum())
+            return sft_loss(logprobs, weights, denominator=denominator)
+
+        metrics = {"loss": self._accumulate(rows, loss_of, micro_tokens, mask=_imitated)} | self._update()
+        for router in self.model.routers():
+            if self.ranks > 1:
+                torch.distributed.all_reduce(router.load_E)
+            router.balance(balance)
+        return metrics | seen
+
+    def _accumulate(self, rows: list, loss_of: Callable[[Batch], Tensor], micro_tokens: int, *, mask) -> float:
+        """Add the gradient of all micro-batches of ``rows``; returns the sum of their losses."""
+        total, groups = 0.0, micro_batches(rows, micro_tokens)
+        rounds = self._rounds(len(groups))
+        if not rounds:  # this rank has no share of a small step, but its peers wait for its gradient
+            self.engine.backward(sum((p.sum() for p in self.model.parameters()), torch.zeros(())) * 0.0)
+        for group in groups:
+            loss = loss_of(lay(group, mask, self._limits))
+            finite = bool(torch.isfinite(loss))
+            if not finite and self._lockstep:
+                loss = loss * torch.nan  # peers wait within this pass; they hear it by the gradient's norm
+            elif not finite:
+                self.engine.zero_grad()
+                if self._qk_clip:
+                    self._qk_clip.forget()
+                raise NotFiniteLoss(
+                    f"loss is {float(loss.detach())}: lower the learning rate, or look at the last episodes"
+                )
+            self.engine.backward(loss * self.ranks)  # DeepSpeed averages over the ranks; the denominator is global
+            total += float(loss.detach())
+        for _ in range(rounds - len(groups)):
+            self._idle()
+        return total
+
+    def _rounds(self, count: int) -> int:
+        """Passes that this rank makes when it has ``count`` micro-batches: in lockstep as many as its peers."""
+        if not self._lockstep:
+            return count
+        rounds = torch.tensor(max(count, 1))
+        torch.distributed.all_reduce(rounds, torch.distributed.ReduceOp.MAX)
+        return int(rounds)
+
+    def _idle(self) -> None:
+        """A pass over nothing: this rank has no more rows, but its peers wait for its gradient and its experts."""
+        loads = [router.load_E.clone() for router in self.model.routers()]
+        logprobs, _ = self.engine(*_nothing())
+        self.engine.backward(logprobs.sum() * 0.0)
+        for router, load in zip(self.model.routers(), loads, strict=True):
+            router.load_E.copy_(load)
+
+    def _update(self) -> dict[str, float]:
+        norm = self._shards.step()
+        self.model.weights_changed()
+        if not np.isfinite(norm):
+            if self._qk_clip:
+                self._qk_clip.forget()
+            raise NotFiniteLoss(f"the gradient's norm is {norm}; the weights were not touched")
+        return {"grad_norm": norm} | (self._qk_clip.clip() if self._qk_clip else {})
+
+    def _set_lr(self, scale: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr[group["muon"]] * scale
+
+    # ---------------------------------------------------------------- state
+
+    def weights(self) -> Weights:
+        """What engines are sent: float32 copies of all parameters, with LoRA of the adapters alone.
+
+        Where ranks share the policy all must call, and the first gets it.
+        """
+        return self._lora.export() if self._lora else self._shards.export()
+
+    def load_weights(self, weights: Weights) -> None:
+        """Replace all parameters but the optimiser's state; with LoRA those under the adapters, which begin anew."""
+        if self._shards.shared:
+            self._shards.load_weights(weights)
+            self.model.weights_changed()
+            return
+        state = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+        if self._lora:
+            self._lora.reset()
+            state |= {PREFIX + name: tensor for name, tensor in self._lora.state_dict().items()}
+        self.model.load_state_dict(state)
+
+    def snapshot(self) -> int:
+        """Copy this rank's part of the state to host memory; its bytes."""
+        if self._shards.shared:
+            pieces = self._shards.pieces()
+        else:
+            pieces = share_of(whole_pieces(self.model, self.optimizer), self.rank, self.ranks)
+        self._snapshot = Snapshot(pieces, self.rank, self.ranks)
+        return self._snapshot.bytes
+
+    def write_snapshot(self, folder: Path) -> Part:
+        """Write the snapshot into ``folder``, and forget it: may run while the next step does. OSError: a full disk."""
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is None:
+            raise ValueError("there is no snapshot: call snapshot first")
+        return snapshot.write(folder)
+
+    def save(self, folder: Path, tag: str) -> None:
+        """This rank's part of the state under ``folder``/``tag``, at once."""
+        (folder / tag).mkdir(parents=True, exist_ok=True)
+        self.snapshot()
+        self.write_snapshot(folder / tag)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Weights and optimiser from ``folder``/``tag``, whatever number of ranks wrote it, however they shared it.
+
+        FileNotFoundError when there is nothing; ValueError when it is another model's.
+        """
+        reader = PartsReader(folder / tag)
+        if self._shards.shared:
+            self._shards.restore(reader)
+        else:
+            restore(self.model, self.optimizer, reader)
+        self.model.weights_changed()
+
+    def ready(self) -> int:
+        """The process id, once the learner stands."""
+        return os.getpid()
+
+
+def _without_tail(row: Row) -> Row:
+    """``row`` up to its last trained token: what was read after it, be it longer than the context, teaches nothing."""
+    end = int(np.flatnonzero(row.mask).max(initial=0)) + 1
+    fields = {name: getattr(row, name) for name in ("tokens", "mask", "logprobs", "advantages", *_OPTIONAL)}
+    cut = {name: values[:end] for name, values in fields.items() if values is not None}
+    return replace(row, **cut, media=tuple(shown for shown in row.media if shown[0] < end))
+
+
+def _nothing() -> tuple[Tensor, Tensor]:
+    """Tokens and mask of a batch that trains nothing."""
+    return torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.bool)
+
+
+def _trained(row: Any) -> np.ndarray:
+    return row.mask
+
+
+def _imitated(row: TextRow) -> np.ndarray:
+    mask = row.weights > 0
+    mask[0] = False
+    return mask
+
+
+def _objective_loss(
+    objective: Objective, batch: Batch, logprobs_M: Tensor, denominator: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of a micro-batch and its means; trained tokens lie flat, [M], unless the objective looks at whole traces."""
+    first = batch.rows[0]
+    names = ["logprobs", "advantages"] + [n for n in ("proximal", "reference") if getattr(first, n, None) is not None]
+    fields = {name: batch.gather(name) for name in names}
+    mask = torch.ones_like(logprobs_M, dtype=torch.bool)
+    if objective.whole_traces:
+        logprobs_M, mask, *values = (
+            pad_sequence(batch.by_row(values_M), batch_first=True) for values_M in (logprobs_M, mask, *fields.values())
+        )
+        fields = dict(zip(fields, values, strict=True))
+    sampler, advantages = fields.pop("logprobs"), fields.pop("advantages")
+    return policy_loss(objective, logprobs_M, sampler, advantages, mask, denominator=denominator, **fields)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+def _prepare_process(threads: int, rank: int, ranks: int, port: int) -> None:
+    """This process as one gloo rank: no launcher, no native op that would be compiled for nothing."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "parl" / "torch_extensions"))
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": _LOOPBACK, "MASTER_PORT": str(port)}
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"  # else gloo takes the host's own IP
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    deepspeed.utils.logging.logger.setLevel("ERROR")
+    if not deepspeed.comm.is_initialized():
+        __compatible_ops__["deepspeed_shm_comm"] = False  # else DeepSpeed compiles it first, for 24 s and more
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo", store=_meeting(rank, ranks, port), rank=rank, world_size=ranks)
+        deepspeed.init_distributed(dist_backend="gloo")
+
+
+def _meeting(rank: int, ranks: int, port: int) -> Store:
+    """Where the ranks find each other. PyTorch's own server would listen on all addresses, to anybody."""
+    if ranks == 1:
+        return HashStore()
+    if rank != 0:
+        return TCPStore(_LOOPBACK, port, ranks, is_master=False)
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((_LOOPBACK, port))
+    listening.listen()
+    return TCPStore(_LOOPBACK, port, ranks, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())

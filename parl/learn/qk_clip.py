@@ -1,0 +1,64 @@
+"""QK-clip, which makes Muon MuonClip (Kimi K2, arXiv 2507.20534, 2.1, Algorithm 1): no attention logit runs away.
+
+After the optimiser's step, for each head h whose largest logit S_h of the step's forward passes exceeds τ:
+
+    γ_h = τ / S_h;    W_q^C, W_k^C ← √γ_h W;    W_q^R ← γ_h W;    the shared W_k^R stays
+
+S_h is the largest over all micro-batches and ranks, so every rank scales by the same factor. Momentum is not touched,
+nor the step's own forward and backward passes. The weights are scaled whole, on every rank alike; where ranks hold
+parts of them, the caller says how they become whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from model.kimi.transformer import Transformer
+
+
+class QKClip:
+    """Collects from ``model``'s training passes as soon as it is made; :meth:`clip` follows each optimiser step.
+
+    ``whole(parameters)`` is a context in which these are whole on this rank and may be changed.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tau: float,
+        whole: Callable[[list[nn.Parameter]], AbstractContextManager] = lambda parameters: nullcontext(),
+    ) -> None:
+        self._tau, self._whole = tau, whole
+        self._attention = [block.self_attn for block in model.blocks()]
+        model.collect_logits = True
+
+    @torch.no_grad()
+    def clip(self) -> dict[str, float]:
+        """Scale the heads above τ and forget what was collected.
+
+        Returns ``max_logit``, the largest logit of the step, and ``clipped_heads``, the share of heads that it
+        scaled: the same on every rank.
+        """
+        heads, device = self._attention[0].config.num_attention_heads, self._attention[0].o_proj.weight.device
+        nothing_H = torch.full((heads,), -torch.inf, device=device)  # of a rank that had no rows
+        found = [nothing_H if a.max_logit_H is None else a.max_logit_H.float() for a in self._attention]
+        self.forget()
+        logits_LH = torch.stack(found)
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(logits_LH, torch.distributed.ReduceOp.MAX)
+        above_LH = logits_LH > self._tau
+        clipped = [i for i, above_H in enumerate(above_LH) if bool(above_H.any())]
+        if clipped:
+            with self._whole([p for i in clipped for p in self._attention[i].parameters()]):
+                for i in clipped:
+                    self._attention[i].scale_logits(torch.where(above_LH[i], self._tau / logits_LH[i], 1.0))
+        return {"max_logit": float(logits_LH.max()), "clipped_heads": float(above_LH.float().mean())}
+
+    def forget(self) -> None:
+        """Drop what was collected since the last step."""
+        for attention in self._attention:
+            attention.max_logit_H = None

@@ -1,0 +1,87 @@
+"""Router replay on the learner's side (R3): which recorded routes are refused, and what is watched while they replay.
+
+Routes are recorded by the engine as it decodes, int16 [T, L, K] with the trace, -1 where it chose none (a stream's last
+token, which was never fed): there the learner routes live. Weights of the chosen experts always come from the live
+scores, so the router keeps its gradient. Replay is a function of the token alone, so recomputed activations get the
+same experts.
+
+Shapes: T tokens, L mixture-of-experts layers, K experts a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.kimi.config import ModelConfig
+from model.kimi.moe import Router
+from model.kimi.recompute import recomputing
+from parl.learn.rows import Row
+
+
+def check_routes(rows: Iterable[Row], model: ModelConfig) -> None:
+    """ValueError where a mixture-of-experts policy's row has no routes, or none that ``model`` could have chosen."""
+    shape = (model.num_moe_layers, model.num_experts_per_tok)
+    for row in rows if model.num_moe_layers else ():
+        if row.routes is None:
+            raise ValueError("a row of a mixture-of-experts policy has no routes: replay would silently be off")
+        if row.routes.shape != (len(row.tokens), *shape):
+            wanted = [len(row.tokens), *shape]
+            raise ValueError(f"{row.key}: routes of shape {list(row.routes.shape)}, this policy's are {wanted}")
+        low, high = row.routes.min(initial=0), row.routes.max(initial=0)
+        if low < -1 or high >= model.n_routed_experts:
+            raise ValueError(f"{row.key}: routes from {low} to {high}, experts are 0 to {model.n_routed_experts - 1}")
+        ordered = np.sort(row.routes, axis=-1)
+        if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
+            raise ValueError(
+                f"{row.key}: a token's routes name an expert twice: they were not recorded, or overwritten"
+            )
+
+
+class RouteWatch:
+    """While entered: compares the experts that the routers would choose now with those that they replay."""
+
+    def __init__(self, routers: Sequence[Router]) -> None:
+        self._routers = list(routers)
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._seen = np.zeros((len(self._routers), 2))  # experts in common, experts replayed
+
+    def __enter__(self) -> RouteWatch:
+        self._seen[:] = 0
+        for layer, router in enumerate(self._routers):
+            self._hooks.append(router.register_forward_pre_hook(self._compare(layer)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _compare(self, layer: int):
+        @torch.no_grad()
+        def compare(router: Router, inputs: tuple[Tensor, ...]) -> None:
+            x_TD, routes_TK = inputs if len(inputs) == 2 else (inputs[0], None)
+            if routes_TK is None or not router.training or recomputing():  # nothing replayed, only scored, or seen
+                return
+            router.training = False  # the live choice counts in no load
+            ids_TK = router.forward(x_TD).ids
+            router.training = True
+            same = (ids_TK[:, :, None] == routes_TK[:, None, :]).any(1)
+            self._seen[layer] += int(same.sum()), int((routes_TK >= 0).sum())
+
+        return compare
+
+    def overlap(self) -> dict[str, float]:
+        """Share of the replayed experts that a live choice has too, over all ranks.
+
+        ``route_overlap``: mean over the layers, ``route_overlap_min``: of the worst. Empty for a dense policy.
+        """
+        if not self._routers:
+            return {}
+        seen = torch.from_numpy(self._seen.copy())
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(seen)
+        shares = seen[:, 0] / seen[:, 1].clamp(min=1)
+        return {"route_overlap": float(shares.mean()), "route_overlap_min": float(shares.min())}

@@ -1,0 +1,1 @@
+"""The learner's weights, gradients and optimizer over ranks."""

@@ -1,0 +1,156 @@
+"""The DeepSpeed engine of one rank: its configuration, and what it has to know of our experts.
+
+DeepSpeed reduces parameters marked ``allreduce = False`` over the ranks that hold the same experts, and divides by the
+number of all ranks: with a loss that each rank multiplies by their number, the gradient is the one of a single process.
+That our experts are such is told to its engine, which knows its own kinds of layers only; at stage 3 parameters carry
+the marks of its AutoEP instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from model.kimi.transformer import Transformer, muon_parameters
+from parl.config.schema import OptimizerConfig, ParallelConfig
+from parl.learn.shard.optimizer import MuonAdamW
+
+PERSISTENT = 10_000  # elements of a parameter up to which ZeRO 3 keeps it whole: gathering it would be all latency
+_BUCKET = 50_000_000  # elements that are reduced at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertRanks:
+    """Expert parallelism: DeepSpeed's name, the ranks that share a layer's experts, those that hold the same ones."""
+
+    name: str
+    split: dist.ProcessGroup
+    replicas: dist.ProcessGroup
+
+    @property
+    def rank(self) -> int:
+        """Which share of the experts is here."""
+        return dist.get_rank(self.split)
+
+    @property
+    def ranks(self) -> int:
+        """Number of shares."""
+        return dist.get_world_size(self.split)
+
+
+def expert_ranks(degree: int) -> ExpertRanks | None:
+    """The groups of this rank, made once in a process; None where the experts are not split."""
+    if degree == 1:
+        return None
+    from deepspeed.utils import groups
+
+    name = f"ep_size_{degree}"
+    groups._create_expert_and_data_parallel(degree)
+    return ExpertRanks(
+        name=name,
+        split=groups._get_expert_parallel_group(name),
+        replicas=groups._get_expert_data_parallel_group(name),
+    )
+
+
+def mark_expert(parameter: nn.Parameter, ranks: ExpertRanks) -> None:
+    """Tell DeepSpeed over which ranks ``parameter`` is reduced (all stages), and partitioned (stage 3)."""
+    marks: dict[str, Any] = {
+        "allreduce": False,
+        "group_name": ranks.name,
+        "ds_zero_placement_family": "autoep_expert",
+        "ds_zero_partition_group_name": ranks.name,
+        "ds_zero_partition_process_group": ranks.replicas,
+    }
+    for name, value in marks.items():
+        setattr(parameter, name, value)
+
+
+def make_optimizer(
+    model: Transformer, config: OptimizerConfig, *, zero: int, experts: ExpertRanks | None, shared: bool
+) -> MuonAdamW:
+    """Muon and AdamW over ``model``; ``shared``: other ranks hold the same gradients. Under ZeRO DeepSpeed clips."""
+    lora = getattr(model, "lora", None)
+    # a product's factors are not orthogonalised: that would not orthogonalise the product
+    matrices, rest = ([], list(lora.parameters())) if lora else muon_parameters(model)
+    split = [p for p in matrices if getattr(p, "allreduce", True) is False]
+    return MuonAdamW(
+        [p for p in matrices if getattr(p, "allreduce", True)],
+        rest,
+        muon_lr=config.muon_lr,
+        lr=config.lr,
+        grad_clip=None if zero else config.grad_clip,
+        weight_decay=config.weight_decay,
+        share=shared and not zero,
+        experts=split,
+        expert_groups=None if experts is None else (experts.name, experts.split, experts.replicas),
+    )
+
+
+def make_engine(model: Transformer, optimizer: MuonAdamW, parallel: ParallelConfig, *, grad_clip: float) -> Any:
+    """A ``DeepSpeedEngine`` over ``model``."""
+    import deepspeed
+    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    class Engine(DeepSpeedEngine):
+        def _configure_distributed_model(self, model: nn.Module) -> None:
+            super()._configure_distributed_model(model)
+            self.has_moe_layers = parallel.expert_parallel > 1 and parallel.zero < 3
+
+    config = _config(model, parallel, grad_clip)
+    if parallel.zero == 0 and parallel.expert_parallel == 1:
+        return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+    return Engine(
+        args=None, model=model, optimizer=optimizer, config=config, config_class=DeepSpeedConfig(config, None)
+    )
+
+
+def make_frozen_engine(model: Transformer) -> Any:
+    """ZeRO 3 for a policy that is not trained: its weights lie spread over the ranks and are gathered when needed."""
+    import deepspeed
+
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": _stage3()}
+    return deepspeed.initialize(model=model, config=config)[0]
+
+
+def _stage3() -> dict[str, Any]:
+    return {
+        "stage": 3,
+        "stage3_param_persistence_threshold": PERSISTENT,
+        # a layer's weights come and go together, in one gathering, whichever of its modules reads them
+        "leaf_module": {"classes": ["model.kimi.transformer.DecoderLayer"]},
+    }
+
+
+def _config(model: Transformer, parallel: ParallelConfig, grad_clip: float) -> dict[str, Any]:
+    elements = sum(p.numel() for p in model.parameters())
+    zero: dict[str, Any] = {"stage": parallel.zero}
+    if parallel.zero:
+        zero |= {
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": min(elements, _BUCKET),
+            "allgather_bucket_size": min(elements, _BUCKET),
+        }
+    if parallel.zero == 3:
+        zero |= _stage3()
+    if parallel.offload != "none":
+        zero["offload_optimizer"] = {"device": parallel.offload, "pin_memory": torch.cuda.is_available()}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,  # the number of micro-batches differs from step to step
+        # without ZeRO ours to do; left out, DeepSpeed would clip to 1, and the experts of each rank by themselves
+        "gradient_clipping": grad_clip if parallel.zero else 0.0,
+        "zero_optimization": zero,
+    }
+    if parallel.zero:
+        config |= {
+            "zero_allow_untested_optimizer": True,  # MuonAdamW, tested here
+            "zero_force_ds_cpu_optimizer": False,
+        }
+    return config

@@ -1,0 +1,123 @@
+"""Muon where ranks hold ranges of the parameters, as ZeRO leaves them: matrices become whole for Newton-Schulz only.
+
+A matrix that lies whole on one rank is orthogonalised there and nowhere else; with stacks of experts that is nearly all
+of the work. One that is cut over ranks is put together on all of them, orthogonalised by the rank to which it is dealt,
+and its update handed back. Putting together is a sum with zeros elsewhere, so every element keeps its bits, and at most
+``_BUCKET`` elements lie whole at a time (a larger matrix alone).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parl.learn.shard.optimizer import muon_scale, orthogonalise
+
+_BUCKET = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Parameter ``name`` in an optimiser's flat tensor that a group of ranks holds together."""
+
+    name: str
+    shape: tuple[int, ...]  # of the parameter on this rank: with expert parallelism, of its experts
+    offset: int  # of its first element on this rank, within this rank's tensor
+    cuts: tuple[tuple[int, int], ...]  # the range of its elements that each rank of the group holds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """Whole matrices [count, n, m] that lie one after the other from ``offset`` on."""
+
+    offset: int
+    count: int
+    n: int
+    m: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cut:
+    """A matrix [n, m] over several ranks: this one holds elements ``start`` to ``stop``, at ``offset``."""
+
+    n: int
+    m: int
+    owner: int
+    offset: int
+    start: int
+    stop: int
+
+
+class SplitMuon:
+    """The update of one flat tensor of matrices; all ranks of ``group`` call it together."""
+
+    def __init__(self, spans: list[Span], group: dist.ProcessGroup, device: torch.device) -> None:
+        self._group, self._device, self._rank = group, device, dist.get_rank(group)
+        self._runs: list[_Run] = []
+        self._cuts: list[_Cut] = []
+        loads = [0] * dist.get_world_size(group)
+        for span in spans:
+            self._place(span, loads)
+
+    def _place(self, span: Span, loads: list[int]) -> None:
+        n, m = span.shape[-2:]
+        size, (mine, end) = n * m, span.cuts[self._rank]
+        whole = 0
+        for first in range(0, math.prod(span.shape), size):
+            holders = [rank for rank, (start, stop) in enumerate(span.cuts) if start < first + size and stop > first]
+            if len(holders) == 1:
+                whole += holders[0] == self._rank
+                continue
+            owner = min(holders, key=loads.__getitem__)
+            loads[owner] += size * min(n, m)
+            start, stop = max(mine, first), max(min(end, first + size), max(mine, first))
+            offset = span.offset + start - mine
+            self._cuts.append(_Cut(n=n, m=m, owner=owner, offset=offset, start=start - first, stop=stop - first))
+        if whole:  # neighbours: this rank's range is one piece
+            begin = span.offset - mine + math.ceil(mine / size) * size
+            self._runs.append(_Run(offset=begin, count=whole, n=n, m=m))
+
+    def update(self, ahead: Tensor) -> Tensor:
+        """What to subtract, learning rate aside, from this rank's tensor for its look-ahead ``ahead``, both flat."""
+        out = torch.zeros_like(ahead)
+        for run in self._runs:
+            part = slice(run.offset, run.offset + run.count * run.n * run.m)
+            matrices = ahead[part].view(run.count, run.n, run.m)
+            out[part] = (orthogonalise(matrices) * muon_scale(run.n, run.m)).flatten()
+        for bucket in self._buckets():
+            self._together(bucket, ahead, out)
+        return out
+
+    def _buckets(self) -> list[list[_Cut]]:
+        buckets: list[list[_Cut]] = []
+        held = _BUCKET
+        for cut in self._cuts:
+            held += cut.n * cut.m
+            if held > _BUCKET:
+                buckets.append([])
+                held = cut.n * cut.m
+            buckets[-1].append(cut)
+        return buckets
+
+    def _together(self, bucket: list[_Cut], ahead: Tensor, out: Tensor) -> None:
+        places = [0]
+        for cut in bucket:
+            places.append(places[-1] + cut.n * cut.m)
+        whole = torch.zeros(places[-1], dtype=ahead.dtype, device=self._device)
+        for cut, place in zip(bucket, places, strict=False):
+            own = ahead[cut.offset : cut.offset + cut.stop - cut.start]
+            whole[place + cut.start : place + cut.stop] = own.to(self._device)
+        dist.all_reduce(whole, group=self._group)
+        done = torch.zeros_like(whole)
+        for cut, place in zip(bucket, places, strict=False):
+            if cut.owner == self._rank:
+                matrix = whole[place : place + cut.n * cut.m].view(cut.n, cut.m)
+                done[place : place + cut.n * cut.m] = (orthogonalise(matrix) * muon_scale(cut.n, cut.m)).flatten()
+        dist.all_reduce(done, group=self._group)
+        for cut, place in zip(bucket, places, strict=False):
+            part = slice(cut.offset, cut.offset + cut.stop - cut.start)
+            out[part] = done[place + cut.start : place + cut.stop].to(out.device)

@@ -1,0 +1,94 @@
+"""A learner's state as named tensors: ``weights/NAME``, and ``optimizer/KEY/NAME`` for what the optimiser keeps of it.
+
+Names are the parameters', so the state belongs to no number of ranks. Where every rank holds all of it, each writes a
+share; where a rank holds a range of a tensor, it writes that (:class:`parl.learn.shard.parts.Piece`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.kimi.decoder import Weights
+from parl.learn.shard.parts import Part, PartsReader, Piece, write_part
+
+
+def whole_pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Piece]:
+    """Parameters, persistent buffers and the optimiser's state, all whole, in one order on every rank."""
+    pieces = [Piece.whole(f"weights/{name}", tensor) for name, tensor in _kept(model).items()]
+    for name, parameter in model.named_parameters():
+        for key, value in sorted(optimizer.state.get(parameter, {}).items()):
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
+            pieces.append(Piece.whole(f"optimizer/{key}/{name}", tensor))
+    return pieces
+
+
+def share_of(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
+    """The pieces that ``rank`` writes of what all ranks hold: the largest first, to the rank with the least so far."""
+    loads, mine = [0] * ranks, []
+    for piece in sorted(pieces, key=lambda piece: -piece.values.nbytes):
+        owner = loads.index(min(loads))
+        loads[owner] += piece.values.nbytes
+        if owner == rank:
+            mine.append(piece)
+    return mine
+
+
+@torch.no_grad()
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, reader: PartsReader) -> None:
+    """Take weights and optimiser over from ``reader``; ValueError when they are another model's."""
+    state, names = _kept(model), dict(model.named_parameters())
+    here = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_shapes(str(reader.folder), weight_shapes(reader), here)
+    for name, tensor in state.items():
+        tensor.copy_(reader.read(f"weights/{name}"))
+    optimizer.state.clear()
+    for full in reader.names():
+        kind, _, rest = full.partition("/")
+        if kind == "optimizer":
+            key, _, name = rest.partition("/")
+            value = reader.read(full)
+            scalar = value.dtype == torch.int64 and value.dim() == 0  # counters are Python's
+            parameter = names[name]
+            optimizer.state[parameter][key] = int(value) if scalar else value.to(parameter.device)
+
+
+def saved_weights(folder: Path) -> Weights:
+    """The policy that the checkpoint in ``folder`` holds, float32."""
+    reader = PartsReader(folder)
+    names = [name for name in reader.names() if name.startswith("weights/")]
+    return {name.removeprefix("weights/"): reader.read(name).float().numpy() for name in names}
+
+
+def _kept(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model: all of it, or with adapters (``model.kimi.lora``) not what they ride on."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad} if hasattr(model, "lora") else set()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def weight_shapes(reader: PartsReader) -> dict[str, tuple[int, ...]]:
+    """Of all weights in ``reader``, by the model's names."""
+    return {name.removeprefix("weights/"): shape for name, shape in reader.shapes.items() if name[:8] == "weights/"}
+
+
+def check_shapes(source: str, there: dict[str, tuple[int, ...]], here: dict[str, tuple[int, ...]]) -> None:
+    """ValueError where ``source`` holds other weights than the model has."""
+    wrong = [name for name in sorted(here.keys() | there) if there.get(name) != here.get(name)]
+    if wrong:
+        name = wrong[0]
+        raise ValueError(f"{source} is another model's: {name} is {there.get(name)} there, {here.get(name)} here")
+
+
+class Snapshot:
+    """A rank's part of the state in host memory, while it is written and the weights already move on."""
+
+    def __init__(self, pieces: list[Piece], rank: int, ranks: int) -> None:
+        self._pieces = [piece.copy() for piece in pieces]
+        self._rank, self._ranks = rank, ranks
+        self.bytes = sum(piece.values.nbytes for piece in self._pieces)
+
+    def write(self, folder: Path) -> Part:
+        """Write the part into ``folder``."""
+        return write_part(folder, self._rank, self._ranks, self._pieces)

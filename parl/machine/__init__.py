@@ -1,0 +1,1 @@
+"""The machine under a run: Ray, memory, death and hangs."""

@@ -1,0 +1,137 @@
+"""What Ray reports, in words that name the actor, its process and machine, the cause, and what its log says last.
+
+:data:`CURED` lists the classes of ``ray.exceptions`` after which new rollout actors can go on; after any other the run
+ends. What an actor's own code raised (``RayTaskError``) is unwrapped to its first cause.
+"""
+
+from __future__ import annotations
+
+import glob
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray import exceptions as failures
+from ray._private import worker
+
+from parl.config.errors import MachineError
+from parl.machine.watch import WATCH, Watched
+from rollouts.faults import Lost, MachineFault, first_cause
+
+_TAIL = 12  # lines of a log
+_NOISE = (":job_id:", ":actor_name:", ":task_name:")
+CURED = (
+    failures.RayActorError,  # ActorDiedError, ActorUnavailableError
+    failures.WorkerCrashedError,
+    failures.NodeDiedError,
+    failures.OutOfMemoryError,
+    failures.ObjectLostError,  # ObjectFetchTimedOutError, OwnerDiedError, ObjectReconstructionFailedError, ...
+    failures.GetTimeoutError,
+    failures.ActorUnschedulableError,
+    failures.ActorPlacementGroupRemoved,
+    failures.TaskUnschedulableError,
+    failures.TaskPlacementGroupRemoved,
+    failures.RayChannelError,
+    failures.RpcError,
+    failures.AsyncioActorExit,
+    failures.TaskCancelledError,
+    failures.PlasmaObjectNotAvailable,
+    failures.PendingCallsLimitExceeded,
+)
+
+
+class ActorLost(MachineError, failures.RayActorError):
+    """An actor that a run cannot go on without died or hung; the text names it."""
+
+    def __init__(self, text: str, actor_id: str | None = None) -> None:
+        failures.RayActorError.__init__(self, actor_id=actor_id or "", error_msg=text)
+
+
+def curable(error: BaseException) -> bool:
+    """Whether new rollout actors, engines reached again, may get past ``error``."""
+    cause = first_cause(error)
+    return isinstance(cause, Lost) or (isinstance(cause, CURED) and not isinstance(cause, failures.RayTaskError))
+
+
+def is_machine(error: BaseException) -> bool:
+    """Whether it is Ray's or the machine's failure, not one of the code that ran."""
+    cause = first_cause(error)
+    return isinstance(cause, MachineFault | MachineError | failures.RayError)
+
+
+def said(error: BaseException) -> str:
+    """One readable paragraph about ``error``: whom it struck, why, and the end of that one's log."""
+    cause = first_cause(error)
+    if isinstance(cause, MachineError):
+        return str(cause)
+    if not isinstance(cause, failures.RayError):
+        return f"{type(cause).__name__}: {cause}"
+    actor_id = getattr(cause, "actor_id", None)
+    struck = WATCH.about(actor_id if isinstance(actor_id, str) else None)
+    text = struck.why if struck and struck.why else f"{type(cause).__name__}: {_gist(str(cause))}"
+    pid = struck.pid if struck and struck.pid else _pid(str(cause))
+    name = (
+        struck.name if struck and struck.pid else f"{struck.label if struck else 'a process of Ray'} (pid {pid or '?'})"
+    )
+    return f"{name} is lost: {text}{_tail(pid)}"
+
+
+def named(error: BaseException) -> Exception:
+    """``error`` as it should end a run: Ray's own failures with :func:`said`, any other as it is."""
+    cause = first_cause(error)
+    if isinstance(cause, failures.RayActorError) and not isinstance(cause, MachineError):
+        return ActorLost(said(error), getattr(cause, "actor_id", None))
+    if isinstance(cause, failures.RayError) and not isinstance(cause, failures.RayTaskError | MachineError):
+        return MachineError(said(error))
+    return error if isinstance(error, Exception) else RuntimeError(str(error))
+
+
+def struck(handles: Sequence[object]) -> str:
+    """Which of these actors died or hung, with its log's end; empty where all are well as far as is known here."""
+    found = []
+    for handle in handles:
+        one = WATCH.about(handle._actor_id.hex())  # type: ignore[attr-defined]
+        if one and one.why:
+            found.append(f"{one.name}: {one.why}")
+        elif one and one.pid and one.host == socket.gethostname() and one.local is None:
+            found.append(f"{one.name}: its process has ended{_tail(one.pid)}")
+    return "; ".join(found)
+
+
+def name_of(handle: object) -> str:
+    """Role, number, process and machine of an actor."""
+    known: Watched | None = WATCH.about(handle._actor_id.hex())  # type: ignore[attr-defined]
+    return known.name if known else "an actor"
+
+
+def log_tail(pid: int) -> list[str]:
+    """The last lines that the process ``pid`` of this machine's Ray wrote, standard error before output."""
+    node = getattr(worker, "_global_node", None)  # Ray has no public way to its logs
+    if not pid or node is None:
+        return []
+    for stream in ("err", "out"):
+        for path in glob.glob(f"{node.get_logs_dir_path()}/worker-*-{pid}.{stream}"):
+            lines = Path(path).read_text(errors="replace").splitlines()
+            if lines := [line for line in lines if line.strip() and not line.startswith(_NOISE)]:
+                return lines[-_TAIL:]
+    return []
+
+
+def _tail(pid: int) -> str:
+    lines = log_tail(pid)
+    return "".join(f"\n  | {line[:300]}" for line in lines) if lines else " (its log is empty)"
+
+
+def _gist(text: str) -> str:
+    """What Ray says, without the table of identifiers and the advice that fits everything."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("\t")]
+    gist = " ".join(lines[1:] or lines).partition(" Some common causes include")[0]
+    return gist[:600]
+
+
+def _pid(text: str) -> int:
+    for line in text.splitlines():
+        key, _, value = line.strip().partition(": ")
+        if key == "pid" and value.isdigit():
+            return int(value)
+    return 0

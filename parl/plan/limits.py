@@ -1,0 +1,89 @@
+"""What the learner of today cannot do: of a layout that ``parl plan`` counts, and of a run on this machine. No torch.
+
+The learner holds float32 weights, gradients and optimiser states in the host's memory, on the ranks of one machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from model.kimi.config import ModelConfig
+from parl.config.errors import UserError
+from parl.config.schema import Config, OptimizerConfig, ParallelConfig, TrainerConfig, check_parallel
+from parl.plan.gpus import GB
+from parl.plan.plan import NODE, Layout, count
+
+_FLOAT = 4  # bytes
+_CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def gaps(model: ModelConfig, optimizer: OptimizerConfig, layout: Layout) -> Iterator[str]:
+    """Why the learner could not train ``model`` in ``layout`` yet, a sentence each; never empty: it has no GPUs."""
+    yield "it runs on CPUs, over gloo: on GPUs, over nccl, it was never run"
+    if layout.gpus > NODE:
+        yield f"its ranks were run on one machine only, and {layout.gpus} GPUs are {-(-layout.gpus // NODE)} nodes"
+    whole = _FLOAT * count(model).total * min(layout.gpus, NODE)
+    yield (
+        "weights and gradients are float32, twice what is counted here, and each rank builds the model whole in the"
+        f" host's memory before it is split: {size_of(whole)} a node"
+    )
+    parallel = ParallelConfig(
+        zero=layout.zero,  # type: ignore[arg-type]
+        expert_parallel=layout.ep,
+        offload="cpu" if layout.offload else "none",
+        recompute=True,
+    )
+    try:
+        check_parallel(TrainerConfig(ranks=layout.gpus, parallel=parallel), model, optimizer)
+    except ValueError as error:
+        yield f"a run's configuration refuses it: {error}"
+    if layout.offload:
+        yield "offloading moves nothing on a CPU learner, and was not run on GPUs"
+
+
+def check_memory(config: Config) -> None:
+    """UserError where not even weights, gradients and optimiser states of ``config`` fit into this machine's memory."""
+    parts, there = least_bytes(config), machine_bytes()
+    need = sum(parts.values())
+    if need <= there or os.environ.get("RAY_ADDRESS"):  # a cluster's memory is not known here
+        return
+    said = ", ".join(f"{name} {size_of(size)}" for name, size in parts.items() if size)
+    raise UserError(
+        f"model: {count(config.model).total / 1e9:,.2f} B parameters need at least {size_of(need)} of memory here"
+        f" ({said}), and this machine has {size_of(there)}: take a smaller model, or fewer trainer.ranks; the"
+        " learner runs on one machine's CPUs (docs/scaling.md)"
+    )
+
+
+def size_of(size: float) -> str:
+    """``size`` bytes for people."""
+    return f"{size / GB:,.1f} GB" if size >= GB / 10 else f"{size / 1e6:,.1f} MB"
+
+
+def least_bytes(config: Config) -> dict[str, float]:
+    """What a run of ``config`` holds at the very least, by part: activations, caches and copies aside.
+
+    All ranks are processes here, so what they split is there once, and what they do not is there once a rank.
+    """
+    trainer, n = config.trainer, count(config.model)
+    parallel = trainer.parallel
+    whole = n.rest * trainer.ranks + n.routed * trainer.ranks / parallel.expert_parallel  # nothing split but experts
+    trained = 0.0 if config.optimizer.lora else 1.0  # adapters' own are small
+    weights = n.total if parallel.zero == 3 else whole
+    gradients = trained * (n.total if parallel.zero >= 2 else whole)
+    states = trained * (n.total if parallel.zero >= 1 else whole)  # one number a weight: Muon's; AdamW keeps two
+    sizes = {"weights": weights, "gradients": gradients, "optimiser states": states, "weights for engines": n.total}
+    return {name: float(_FLOAT * size) for name, size in sizes.items()}
+
+
+def machine_bytes() -> int:
+    """Memory of this machine, or of the container that this process is in."""
+    limits = [psutil.virtual_memory().total]
+    for path in map(Path, _CGROUPS):
+        text = path.read_text().strip() if path.is_file() else ""
+        limits += [int(text)] if text.isdigit() else []
+    return min(limits)

@@ -1,0 +1,246 @@
+"""``parl plan``: what a model takes on a cluster, before anything is rented. Arithmetic only, no torch.
+
+Counted exactly: parameters, bytes of weights, gradients and optimiser states, bytes that collectives move. Estimated:
+activations, and the step's time, a floor from ceilings (``parl.plan.gpus``) that no program beats. What is assumed:
+
+- bfloat16 weights and gradients; AdamW with float32 master, mean and variance, 12 bytes a parameter; offloaded, these
+  lie in the hosts' memory;
+- expert parallelism: each routed expert lies on 1 of ``ep`` GPUs and is replicated gpus / ep times; all else is on
+  every GPU. ZeRO 1 splits optimiser states over the replicas, 2 gradients too, 3 weights too (and gathers a layer at
+  a time);
+- full recomputation: a layer keeps its input, and one layer's inside lives at a time. Logits of a micro-batch are
+  float32 with their gradient;
+- tokens are dealt out to experts evenly, and every copy of a token travels by itself.
+
+Units: bytes, seconds, FLOP; GB is 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from model.kimi.config import ModelConfig
+from parl.config.errors import UserError
+from parl.plan.gpus import GB, Gpu
+
+RESERVE = 5 * GB  # of each GPU: context, communication buffers, fragmentation; assumed, not measured
+NODE = 8  # GPUs
+_WEIGHT = _GRAD = 2  # bytes a parameter
+_ADAM = 12
+_PASSES = 3  # forward, recomputation, backward: each gathers weights and sends tokens to experts and back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Counts. The routers' correction biases are not trained and not counted."""
+
+    total: int
+    routed: int
+    embedding: int
+    active: int  # that a token passes, the row of the embedding aside
+
+    @property
+    def rest(self) -> int:
+        """All but the routed experts."""
+        return self.total - self.routed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How a training job is spread, and how much it takes at a time."""
+
+    gpus: int
+    zero: int = 2
+    ep: int = 1
+    offload: bool = False  # optimiser states in the hosts' memory
+    micro_tokens: int = 4096  # of one GPU in one pass
+    step_tokens: int = 4_194_304  # of all GPUs in one optimiser step
+    context: int = 32_768  # length of the rows, for attention's cost
+
+    def __str__(self) -> str:
+        offload = "optimizer" if self.offload else "none"
+        return f"--gpus {self.gpus} --zero {self.zero} --ep {self.ep} --offload {offload}"
+
+    @property
+    def passes(self) -> int:
+        """Micro-batches of a GPU in one step."""
+        return math.ceil(self.step_tokens / (self.gpus * self.micro_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What ``layout`` takes on each GPU; see the module's assumptions."""
+
+    layout: Layout
+    memory: dict[str, float]  # part -> bytes on a GPU
+    host: float  # bytes of a node's host memory
+    all_to_all: float  # bytes that a GPU sends in a step
+    gathered: float  # ... all-gather, reduce-scatter and all-reduce
+    seconds: dict[str, float]  # part -> floor of a step
+
+    @property
+    def used(self) -> float:
+        """Bytes on a GPU, what is kept free aside."""
+        return sum(self.memory.values())
+
+
+def count(config: ModelConfig) -> Parameters:
+    """Parameters of the language model, to the unit."""
+    c, hidden = config, config.hidden_size
+    head = c.qk_head_dim * c.num_attention_heads
+    query = hidden * head if c.q_lora_rank is None else c.q_lora_rank * (hidden + 1 + head)
+    keys = hidden * (c.kv_lora_rank + c.qk_rope_head_dim) + c.kv_lora_rank
+    up = c.kv_lora_rank * c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim)
+    attention = query + keys + up + c.num_attention_heads * c.v_head_dim * hidden
+    expert = 3 * hidden * c.moe_intermediate_size
+    dense = min(c.first_k_dense_replace, c.num_hidden_layers) * 3 * hidden * c.intermediate_size
+    routed = c.num_moe_layers * c.n_routed_experts * expert
+    shared = c.num_moe_layers * (c.n_shared_experts * expert + c.n_routed_experts * hidden)
+    embedding = c.vocab_size * hidden
+    total = 2 * embedding + hidden + c.num_hidden_layers * (attention + 2 * hidden) + dense + shared + routed
+    unused = routed - routed * c.num_experts_per_tok // c.n_routed_experts
+    return Parameters(total=total, routed=routed, embedding=embedding, active=total - unused - embedding)
+
+
+def cache_bytes(config: ModelConfig) -> int:
+    """Bytes of the latent cache that a token takes, in bfloat16."""
+    return 2 * config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
+
+
+def check(config: ModelConfig, layout: Layout) -> None:
+    """UserError where ``layout`` makes no sense for the model."""
+    for name in ("gpus", "ep", "micro_tokens", "step_tokens", "context"):
+        if getattr(layout, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(layout, name)}: must be 1 or more")
+    if layout.zero not in (0, 1, 2, 3):
+        raise UserError(f"--zero {layout.zero}: must be 0, 1, 2 or 3")
+    if layout.offload and layout.zero == 0:
+        raise UserError("--offload optimizer needs --zero 1 or more")
+    if layout.ep not in degrees(config, layout.gpus):
+        allowed = ", ".join(map(str, degrees(config, layout.gpus)))
+        raise UserError(
+            f"--ep {layout.ep}: must divide --gpus {layout.gpus} and the model's {config.n_routed_experts} routed"
+            f" experts: one of {allowed}"
+        )
+
+
+def degrees(config: ModelConfig, gpus: int) -> list[int]:
+    """The degrees of expert parallelism that are possible."""
+    experts = config.n_routed_experts if config.num_moe_layers else 1
+    return [d for d in range(1, min(gpus, experts) + 1) if gpus % d == 0 and experts % d == 0]
+
+
+def plan(config: ModelConfig, layout: Layout, gpu: Gpu) -> Plan:
+    """What ``layout`` takes on ``gpu``s; UserError where it makes no sense."""
+    check(config, layout)
+    states = _ADAM * _held(config, layout, split=layout.zero >= 1)
+    memory = {
+        "weights": _WEIGHT * _held(config, layout, split=layout.zero >= 3),
+        "gradients": _GRAD * _held(config, layout, split=layout.zero >= 2),
+        "optimiser states": 0.0 if layout.offload else states,
+        "gathered layer": _gathered_layer(config, layout),
+        **_activations(config, layout),
+    }
+    host = states * min(NODE, layout.gpus) if layout.offload else 0.0
+    sent, gathered = _all_to_all(config, layout), _collectives(config, layout)
+    seconds = _seconds(config, layout, gpu, sent, gathered)
+    return Plan(layout=layout, memory=memory, host=host, all_to_all=sent, gathered=gathered, seconds=seconds)
+
+
+def fits(plan: Plan, gpu: Gpu, host: float) -> bool:
+    """Whether GPUs, and hosts of ``host`` bytes a node, can hold it."""
+    return plan.used + RESERVE <= gpu.memory and plan.host <= host
+
+
+def nearest(config: ModelConfig, layout: Layout, gpu: Gpu, host: float) -> Plan | None:
+    """The layout that fits with the fewest changes, on as many GPUs if it can be; then the fastest; or None."""
+    gpus = layout.gpus
+    while gpus <= 65_536:
+        fitting = [p for p in _variants(config, replace(layout, gpus=gpus), gpu) if fits(p, gpu, host)]
+        if fitting:
+            return min(fitting, key=lambda p: (_changes(p.layout, layout), sum(p.seconds.values())))
+        gpus *= 2
+    return None
+
+
+def _variants(config: ModelConfig, layout: Layout, gpu: Gpu) -> Iterator[Plan]:
+    for ep in degrees(config, layout.gpus):
+        for zero in (0, 1, 2, 3):
+            for offload in (False, True) if zero else (False,):
+                yield plan(config, replace(layout, ep=ep, zero=zero, offload=offload), gpu)
+
+
+def _changes(one: Layout, two: Layout) -> int:
+    return sum(getattr(one, name) != getattr(two, name) for name in ("ep", "zero", "offload"))
+
+
+def _held(config: ModelConfig, layout: Layout, *, split: bool) -> float:
+    """Parameters that a GPU holds something of, ``split`` over replicas or not."""
+    n = count(config)
+    if split:
+        return n.total / layout.gpus  # routed: / ep, then over gpus / ep replicas
+    return n.routed / layout.ep + n.rest
+
+
+def _gathered_layer(config: ModelConfig, layout: Layout) -> float:
+    """ZeRO 3: the largest layer's weights, whole but for expert parallelism."""
+    if layout.zero < 3:
+        return 0.0
+    n = count(config)
+    routed = n.routed / max(config.num_moe_layers, 1) / layout.ep
+    blocks = (n.rest - 2 * n.embedding) / config.num_hidden_layers
+    return _WEIGHT * max(routed + blocks, n.embedding)
+
+
+def _activations(config: ModelConfig, layout: Layout) -> dict[str, float]:
+    """Estimate with full recomputation, in bfloat16: what layers keep, one layer's inside with its gradient, logits."""
+    c, tokens = config, layout.micro_tokens
+    attention = 2 * c.num_attention_heads * (c.qk_head_dim + c.v_head_dim)  # queries, keys, values, result
+    routed = c.num_experts_per_tok * (2 * c.hidden_size + 3 * c.moe_intermediate_size)  # row in and out, gate, up, act
+    shared = 3 * c.moe_intermediate_size * c.n_shared_experts
+    inside = attention + max(routed + shared if c.num_moe_layers else 0, 3 * c.intermediate_size)
+    return {
+        "activations: layers' inputs": 2.0 * tokens * c.hidden_size * c.num_hidden_layers,
+        "activations: one layer's inside": 4.0 * tokens * inside,
+        "activations: logits": 8.0 * tokens * c.vocab_size,
+    }
+
+
+def _all_to_all(config: ModelConfig, layout: Layout) -> float:
+    """Bytes a GPU sends to other GPUs' experts in a step: each copy of a token out and back, in every pass."""
+    copy = 2 * config.hidden_size * config.num_experts_per_tok * config.num_moe_layers
+    away = 1 - 1 / layout.ep
+    return 2 * _PASSES * copy * away * layout.micro_tokens * layout.passes
+
+
+def _collectives(config: ModelConfig, layout: Layout) -> float:
+    """Bytes a GPU sends in a step to keep replicas equal: gradients, and the weights that ZeRO splits."""
+    n, replicas = count(config), layout.gpus / layout.ep
+    once = n.rest * (1 - 1 / layout.gpus) + n.routed / layout.ep * (1 - 1 / replicas)  # parameters, through a ring
+    passes = layout.passes
+    if layout.zero == 3:  # weights gathered in each pass of each micro-batch, gradients scattered after it
+        return once * (_PASSES * _WEIGHT + _GRAD) * passes
+    if layout.zero == 2:
+        return once * (_GRAD * passes + _WEIGHT)
+    return once * (_GRAD + _WEIGHT)  # scatter, then gather: gradients at 0, weights at 1
+
+
+def _seconds(config: ModelConfig, layout: Layout, gpu: Gpu, sent: float, gathered: float) -> dict[str, float]:
+    """Floors of a step's parts. Offloading's transfers and the hosts' arithmetic are not in them."""
+    c, n = config, count(config)
+    tokens = layout.micro_tokens * layout.passes
+    heads = c.num_attention_heads * (c.qk_head_dim + c.v_head_dim)
+    attention = 2 * heads * (layout.context / 2) * c.num_hidden_layers  # causal: half the rows' length on average
+    flop = tokens * (2 * n.active + attention) * (_PASSES + 1)  # the backward pass computes twice
+    resident = n.routed / layout.ep + n.rest - n.embedding
+    read = _WEIGHT * resident * (_PASSES + 1) * layout.passes  # each product reads, or writes, a matrix once
+    compute = max(flop / gpu.flops, read / gpu.copy)
+    states = 0.0 if layout.offload else 2 * _ADAM * _held(config, layout, split=layout.zero >= 1) / gpu.copy
+    return {
+        "compute": compute,
+        "optimiser": states,
+        "all-to-all": sent / (gpu.inside if layout.ep <= NODE else gpu.tokens),
+        "all-gather, reduce-scatter": gathered / (gpu.inside if layout.gpus <= NODE else gpu.outside),
+    }

@@ -1,0 +1,96 @@
+"""A run takes its folder: a new one, one in which an earlier run is moved aside, or its own to go on in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from model.files import remove_leftovers, write_text
+from parl.config.errors import ConfigError, UserError
+from parl.config.load import to_yaml
+from parl.config.runs import run_config
+from parl.config.schema import Config
+from parl.machine.ownership import LOCK, owning
+from parl.run.resume import continue_run
+from parl.shown.terminal import echo
+
+_CURE = "take another name=, or wait for it"
+_MARKS = ("metrics.jsonl", "checkpoints", "episodes", "policy", "summary.json")  # what only a run leaves
+
+
+@contextmanager
+def claimed(config: Config, *, resume: bool) -> Iterator[Path]:
+    """The run's folder, ours alone for the time of the block, with ``config`` in its config.yaml.
+
+    UserError: another process owns it, there is nothing to resume, it is another run's, or it is no run's folder at
+    all. Nothing has been moved or written then.
+    """
+    run_dir = config.run_dir
+    if resume and not (run_dir / "config.yaml").is_file():
+        raise UserError(f"nothing to resume in {run_dir}: start without --resume")
+    _check_earlier(run_dir, config, resume)
+    with ExitStack() as stack:
+        stack.enter_context(owning(run_dir, "a run", _CURE))
+        _check_earlier(run_dir, config, resume)  # another may have come and gone since
+        if resume:
+            continue_run(run_dir, config)
+        elif _holdings(run_dir):
+            stack.enter_context(_moved_aside(run_dir))
+        _say_alike(run_dir)
+        remove_leftovers(run_dir)
+        if not resume:
+            write_text(run_dir / "config.yaml", to_yaml(config))
+        yield run_dir
+
+
+@contextmanager
+def _moved_aside(run_dir: Path) -> Iterator[None]:
+    """The earlier run in ``run_dir``, whose lock we hold, gets another name, and we a new folder of the old one."""
+    with ExitStack() as inner:
+        for lock in (*run_dir.glob(f"*/{LOCK}"), *run_dir.glob(f"*/*/{LOCK}")):
+            inner.enter_context(owning(lock.parent, "something", _CURE))
+        number = 1
+        while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+            number += 1
+        run_dir.rename(aside)
+    echo(f"the earlier run is kept in {aside}")
+    with owning(run_dir, "a run", _CURE):
+        yield
+
+
+def _holdings(folder: Path) -> list[str]:
+    """What lies in ``folder`` besides what a run that ended at once leaves."""
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK and not path.name.endswith(".tmp"))
+
+
+def _check_earlier(run_dir: Path, config: Config, resume: bool) -> None:
+    """UserError where ``run_dir`` is not to be taken: no folder, no run's, or a run's of another name or seed."""
+    if not run_dir.exists():
+        return
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir} is a file, not a run's folder: take another name=")
+    there = _holdings(run_dir)
+    file = run_dir / "config.yaml"
+    if not file.is_file():
+        if there and not any(name in there for name in _MARKS):
+            raise UserError(f"{run_dir} is there and holds no run, but {', '.join(there[:4])}: take another name=")
+        return
+    try:
+        earlier = run_config(run_dir)
+    except ConfigError:
+        if resume:
+            raise
+        if any(name in there for name in _MARKS):
+            return  # it is moved aside like any other
+        raise UserError(f"{run_dir} holds a config.yaml that is no run's: take another name=") from None
+    if (earlier.name, earlier.seed) != (config.name, config.seed):
+        was, now = (f"name={one.name} seed={one.seed}" for one in (earlier, config))
+        raise UserError(f"{run_dir} is the run {was}, and {now} would have the same folder: take another name=")
+
+
+def _say_alike(run_dir: Path) -> None:
+    """Runs whose names differ in case alone are one where file systems ignore it."""
+    for other in run_dir.parent.iterdir():
+        if other.name != run_dir.name and other.name.casefold() == run_dir.name.casefold():
+            echo(f"{other} is another run: file systems that ignore case take it for {run_dir}")

@@ -1,0 +1,377 @@
+"""The training loop, top to bottom: collect → score → advantage → learn → sync → save → track.
+
+With ``trainer.staleness`` episodes come from a stream that runs on beside it (``parl.collect.stream``, docs/async.md).
+
+``run_training`` is the whole job: cold start, training, the single-agent baseline, evaluation, summary and report.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from envs.world.environment import WorldEnvironment
+from model.kimi.decoder import Weights
+from model.kimi.files.checkpoint import load_policy, save_policy
+from model.kimi.lora import merged
+from parl.cold_start.beside import PtxTexts
+from parl.cold_start.start import shown_start
+from parl.collect.collector import Collector
+from parl.collect.pools import pool_sizes
+from parl.collect.sampling import draw_groups, groups, informative
+from parl.collect.stream import EpisodeStream
+from parl.collect.tasks import TrainTasks, check_tasks
+from parl.config.errors import UserError
+from parl.config.runs import trained_steps
+from parl.config.schema import Config
+from parl.evaluate.scoring import reward_schedule
+from parl.learn.group import LearnerGroup
+from parl.learn.rows import Row, step_rows
+from parl.learn.shard.state import saved_weights
+from parl.machine.cluster import local_ray, reach_cluster
+from parl.machine.memory import PeakMemory
+from parl.run.claim import claimed
+from parl.run.finish import evaluate_policies, track_evaluation
+from parl.run.saver import Saver
+from parl.run.state import Checkpoints, State, newest_state
+from parl.run.timeline import POOLS, Timeline
+from parl.serve.servers import check_servers
+from parl.track.progress import Progress
+from parl.track.sinks import check_sinks
+from parl.track.tracker import Tracker
+from rewards.aggregate import aggregate
+from rewards.parl import Weights as RewardWeights
+from rewards.score import score_episode
+from rollouts.episode import Episode
+from rollouts.store.store import EpisodeStore
+
+_MISMATCH = {  # the learner's names and those that are logged
+    "logprob_gap": "engine_gap",
+    "mismatch_kl": "mismatch_kl",
+    "route_overlap": "route_overlap",
+    "route_overlap_min": "route_overlap_min",
+}
+
+
+def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False) -> Path:
+    """Everything that ``parl train`` does; returns the run's folder. Raises UserError for mistakes with a fix."""
+    began = time.monotonic()
+    check_tasks(config)
+    check_sinks(config.tracking)
+    reach_cluster()
+    check_servers(config)
+    with claimed(config, resume=resume) as run_dir:
+        began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
+        _run(config, run_dir, began, from_scratch)
+    return run_dir
+
+
+def _run(config: Config, run_dir: Path, began: float, from_scratch: bool) -> None:
+    with PeakMemory() as memory, local_ray():
+        cold = shown_start(config, from_scratch)
+        policies = {
+            "cold_start": (cold, config.rollouts.swarm),
+            "trained": (_train(config, run_dir, cold), config.rollouts.swarm),
+        }
+        if config.baseline:
+            policies["single_agent"] = (_train(single_agent(config), run_dir / "single_agent", cold), False)
+        with Progress(len(policies), "held-out evaluation") as progress:
+            summary = evaluate_policies(
+                config, run_dir, policies, cold=cold, began=began, memory=memory, progress=progress
+            )
+    track_evaluation(config, run_dir, {label: summary[label] for label in policies})
+
+
+def _train_time(folder: Path) -> float:
+    """Seconds of training that earlier invocations of a resumed run spent in ``folder``."""
+    return newest_state(folder).elapsed_s
+
+
+def _train(config: Config, folder: Path, cold: Path) -> Path:
+    with Progress(config.trainer.steps, config.name) as progress:
+        return Training(config, folder, cold).run(progress)
+
+
+def single_agent(config: Config) -> Config:
+    """The same run without spawning tools and without the terms that pay for spawning."""
+    rollouts = config.rollouts.model_copy(update={"swarm": False})
+    rewards = config.rewards.model_copy(update={"lambda_parallel": 0.0, "lambda_finish": 0.0})
+    return config.model_copy(update={"rollouts": rollouts, "rewards": rewards, "name": f"{config.name}-single-agent"})
+
+
+class Training:
+    """One policy's training in one folder."""
+
+    def __init__(self, config: Config, folder: Path, cold: Path) -> None:
+        self.config, self.folder, self.cold = config, folder, cold
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.trainer.keep_checkpoints)
+        self.store = EpisodeStore(folder / "episodes")
+        self.tasks = TrainTasks(config)
+        self.reward_weights = reward_schedule(config.rewards, config.trainer.steps)
+        self.state = State()
+        self.weights: Weights = {}
+        self._learner: LearnerGroup
+        self._saver: Saver
+        self._collector: Collector
+        self._stream: EpisodeStream | None = None
+        self._timeline: Timeline
+        self._texts: PtxTexts
+
+    def run(self, progress: Progress) -> Path:
+        """Train to the last step, from the newest checkpoint if there is one; returns the policy's folder."""
+        final = self.folder / "policy"
+        if trained_steps(final) >= self.config.trainer.steps:
+            return final
+        progress.phase("starting engines and learner")
+        with self._actors():
+            self._restore()
+            if self.state.wandb_id is None:  # kept before anything is logged: a resumed run continues the same one
+                self.state.wandb_id = secrets.token_hex(4)
+                self._save()
+                self._saver.wait()
+            tracker = Tracker(self.folder, self.config, self.state.wandb_id, self.state.step)
+            try:
+                self.store.discard_after(self.state.step + (0 if self._stream else 1))
+                while self.state.step < self.config.trainer.steps:
+                    metrics = self._step(progress)
+                    tracker.log(self.state.step, metrics)  # before the checkpoint: a kill in between logs it again
+                    self._learner.touched = False
+                    if self._due():
+                        with self._timeline.span(self.state.step, "save"):
+                            self._save(self._score(metrics))
+                    progress.update(self.state.step, metrics)
+                self._saver.wait()
+                base, model, tokenizer, _ = load_policy(self.cold)
+                best = self.checkpoints.best()
+                if best is not None and self.config.optimizer.lora is None:  # adapters are merged at a run's end only
+                    save_policy(self.folder / "policy_best", model, saved_weights(best), tokenizer, {"from": best.name})
+                meta = {"step": self.state.step, "policy_version": self.state.policy_version}
+                save_policy(final, model, merged(base, self.weights), tokenizer, meta)
+            except KeyboardInterrupt:
+                whole = not (self._stream or self._learner.touched or self._due())
+                self._saver.save_last(self.state if whole else None)
+                raise
+            finally:
+                tracker.finish()
+        return final
+
+    # ---------------------------------------------------------------- one step
+
+    def _step(self, progress: Progress) -> dict[str, float]:
+        began = time.monotonic()
+        self._saver.check()
+        step = self.state.step + 1
+        lambdas = self.reward_weights(self.state.step)
+        with self._timeline.span(step, "collect"):
+            episodes = self._collect(step, lambdas, progress)
+        collected = time.monotonic()
+        progress.phase("learning")
+        objective = self.config.objective
+        staleness = self._staleness(episodes)
+        with self._timeline.span(step, "learn"):
+            kept = episodes if self.config.rollouts.dynamic_sampling is None else informative(episodes)
+            routed = self.config.model.num_moe_layers > 0
+            rows = step_rows(kept, routed=routed, normalise_std=objective.normalises, credit=objective.credit)
+            learned = self._learn(rows)
+            self.weights = self._learner.weights()
+        trained = time.monotonic()
+        with self._timeline.span(step, "sync"):
+            sync_s = self._sync(len(episodes) // self.config.rollouts.group_size)
+        self.state.step = step
+        self.state.episodes += len(episodes)
+        self.state.elapsed_s += time.monotonic() - began
+        tokens = sum(sum(trace.mask) for episode in episodes for trace in episode.traces)
+        return {
+            **aggregate(episodes, lambdas),
+            "lambda/parallel": lambdas.parallel,
+            "lambda/finish": lambdas.finish,
+            "lambda/critical": lambdas.critical,
+            **{f"policy/{name}": value for name, value in learned.items()},
+            "policy/version": self.state.policy_version,
+            **staleness,
+            "rollouts/tokens": tokens,
+            "rollouts/groups": groups(episodes),
+            "rollouts/flat_groups": groups(episodes) - groups(informative(episodes)),
+            "rollouts/restarts": self._collector.restarts,
+            **self._engine_metrics(),
+            "speed/tokens_per_s": tokens / ((time.monotonic() if self._stream else collected) - began),
+            "time/collect_s": collected - began,
+            "time/learn_s": trained - collected,
+            "time/sync_s": sync_s,
+            "time/step_s": time.monotonic() - began,
+        }
+
+    def _staleness(self, episodes: list[Episode]) -> dict[str, float]:
+        """Mean and largest age of the trainable tokens in versions, which no token may exceed."""
+        traces = [trace for episode in episodes for trace in episode.traces if trace.trainable]
+        versions = [version for trace in traces for version in trace.versions if version >= 0]
+        ages = [self.state.policy_version - version for version in versions] or [0]
+        if max(ages) > self.config.trainer.staleness or min(ages) < 0:
+            raise RuntimeError(
+                f"tokens of version {min(versions)} to {max(versions)} reached the learner at version"
+                f" {self.state.policy_version} with trainer.staleness={self.config.trainer.staleness}"
+            )
+        return {"policy/staleness": sum(ages) / len(ages), "policy/staleness_max": max(ages)}
+
+    def _sync(self, drawn: int) -> float:
+        """Serve the new weights, after a step that drew so many tasks; the stream goes on. Seconds it took."""
+        in_flight = self._stream is not None
+        seconds = self._collector.sync(self.weights, self.state.policy_version + 1, in_flight=in_flight)
+        self.state.policy_version += 1
+        self.state.tasks_drawn += drawn
+        if self._stream:
+            self._stream.advance()
+            self.state.tasks_drawn = self._stream.scheduler.next
+        return seconds
+
+    def _busy(self) -> dict[str, float]:
+        """Seconds that each pool's engines have computed, the mean of its replicas; servers do not say."""
+        counters, counts = self._collector.statistics(), pool_sizes(self.config.rollouts)
+        return {pool: counters.get(f"{pool}/busy_s", 0.0) / max(counts[pool], 1) for pool in POOLS}
+
+    def _engine_metrics(self) -> dict[str, float]:
+        """Busy shares of learner and engines, prompt tokens that shared pages spared, how servers took the weights."""
+        counters = self._collector.statistics()
+        servers = len(self.config.rollouts.http.urls)
+        names = ("probe_gap", "in_place", "server_restarts") if servers else ()
+        served = {f"engine/{name}": counters[f"policy/{name}"] / servers for name in names}
+        busy = {f"speed/{name}_busy": share for name, share in self._timeline.utilisation().items()}
+        spared = {
+            f"speed/{pool}_prefix_hit_rate": counters[f"{pool}/prefix_hits"]
+            / max(counters[f"{pool}/prefix_asked"], 1.0)
+            for pool in POOLS
+            if f"{pool}/prefix_hits" in counters
+        }
+        return served | busy | spared | (self._stream.metrics() if self._stream else {})
+
+    def _collect(self, step: int, lambdas: RewardWeights, progress: Progress) -> list[Episode]:
+        """This step's scored episodes: from the store if a killed run had collected them, else fresh, then stored."""
+        if self._stream is None:
+            stored = self.store.read(step)
+            if stored is not None and stored[1] == self.state.policy_version:
+                return stored[0]
+            episodes = self._fresh(lambdas, progress)
+        else:
+            episodes = self._stream.take(lambda done, total: progress.phase("waiting for episodes", done, total))
+            if not self.config.trainer.overlap:
+                self._stream.halt()
+            self._score_all(episodes, lambdas)
+        self.store.write(step, episodes, policy_version=self.state.policy_version)
+        return episodes
+
+    def _fresh(self, lambdas: RewardWeights, progress: Progress) -> list[Episode]:
+        """The step's tasks, asked now; scored."""
+        rollouts = self.config.rollouts
+
+        def draw(first: int, count: int) -> list[Episode]:
+            episodes = self._collector.collect(
+                self.tasks.take(self.state.tasks_drawn + first, count),
+                group_size=rollouts.group_size,
+                seed=self.config.seed,
+                temperature=rollouts.temperature,
+                progress=lambda done, total: progress.phase("rolling out", done, total),
+            )
+            self._score_all(episodes, lambdas)
+            return episodes
+
+        return draw_groups(draw, rollouts.tasks_per_step, rollouts.dynamic_sampling or 0)
+
+    def _score_all(self, episodes: list[Episode], lambdas: RewardWeights) -> None:
+        for episode in episodes:
+            score_episode(episode, lambdas, self.config.rewards.parallel_cap)
+
+    def _learn(self, rows: list[Row]) -> dict[str, float]:
+        """``epochs`` passes in ``minibatches`` optimiser steps each, groups kept whole; metrics averaged."""
+        trainer, keys = self.config.trainer, list(dict.fromkeys(row.key[0] for row in rows))
+        done = self.state.step / trainer.steps
+        lr_scale = 1.0 - done * (1.0 - self.config.optimizer.final_lr)
+        totals: dict[str, float] = {}
+        taken = 0  # optimiser steps: fewer where there are fewer groups than minibatches
+        first: dict[str, float] = {}  # engine against learner, seen only before the first update
+        objective, temperature = self.config.objective, self.config.rollouts.temperature
+        rows = self._learner.score(rows, objective, temperature=temperature)
+        texts = self._texts.batches(self.state.step, trainer.epochs * trainer.minibatches)
+        for _ in range(trainer.epochs):
+            for part in range(trainer.minibatches):
+                chosen = set(keys[part :: trainer.minibatches])
+                batch = [row for row in rows if row.key[0] in chosen]
+                if not batch:
+                    continue
+                metrics = self._learner.policy_step(
+                    batch, objective, temperature=temperature, lr_scale=lr_scale, texts=next(texts)
+                )
+                mismatch = {shown: metrics.pop(name) for name, shown in _MISMATCH.items() if name in metrics}
+                first = first or mismatch
+                taken += 1
+                for name, value in metrics.items():
+                    totals[name] = totals.get(name, 0.0) + value
+        return {name: value / taken for name, value in totals.items()} | first
+
+    # ---------------------------------------------------------------- actors and state
+
+    @contextmanager
+    def _actors(self) -> Iterator[None]:
+        config = self.config
+        weights, model, _, _ = load_policy(self.cold)
+        if model != config.model.shape:
+            raise UserError(f"{self.cold} holds a model of another shape than the config's model section")
+        trainer = config.trainer
+        self._learner = LearnerGroup(
+            model,
+            config.optimizer,
+            seed=config.seed,
+            ranks=trainer.ranks,
+            threads=trainer.threads,
+            micro_tokens=trainer.micro_tokens,
+            deadline_s=trainer.step_s,
+            parallel=trainer.parallel,
+        )
+        if config.objective.kl:
+            self._learner.set_reference(weights)
+        self._texts = PtxTexts(config, self.cold / "tokenizer.json")
+        self._saver = Saver(self.checkpoints, self._learner)
+        environment = WorldEnvironment(config.envs.world)
+        self._collector = Collector(config, environment, self.cold, weights, kept=self.folder / "subagents")
+        self._timeline = Timeline(self.folder / "timeline.jsonl", self._busy)
+        try:
+            self.weights = weights
+            yield
+        finally:
+            if self._stream:
+                self._stream.close()
+            self._saver.close()
+            self._collector.close()
+            self._learner.close()
+            self._texts.close()
+
+    def _restore(self) -> None:
+        found = self.checkpoints.latest()
+        self._learner.load_weights(self.weights)
+        if found is not None:
+            self.state, path = found
+            self._learner.load(path.parent, path.name)
+            self.weights = self._learner.weights()
+        self._collector.sync(self.weights, self.state.policy_version)
+        if self.config.trainer.staleness:
+            self._stream = EpisodeStream(self.config, self._collector, self.tasks, self.state.policy_version)
+            if found:
+                self._stream.load(found[1], self.state.step)
+
+    def _due(self) -> bool:
+        step = self.state.step
+        return step % self.config.trainer.checkpoint_every == 0 or step == self.config.trainer.steps
+
+    def _save(self, score: float | None = None) -> None:
+        stream, step = self._stream, self.state.step
+        self._saver.save(self.state, score, beside=(lambda path: stream.save(path, step)) if stream else None)
+
+    def _score(self, metrics: dict[str, float]) -> float | None:
+        """The metric by which the best checkpoint is kept."""
+        name = self.config.trainer.keep_best
+        if name is not None and name not in metrics and self.state.step == 1:
+            known = ", ".join(sorted(metrics))
+            raise UserError(f"trainer.keep_best = {name} is no metric that every step has: take one of {known}")
+        return metrics.get(name) if name is not None else None

@@ -1,0 +1,145 @@
+"""The one state of a training run, and its checkpoints on disk.
+
+Everything random is a function of (seed, step), so the step is the cursor of data, schedules and noise alike. A
+checkpoint is a folder that is renamed into place when complete: a run killed at any byte finds the last good one. Its
+manifest holds size and SHA-256 of every file, which is checked before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.files import write_text
+from parl.config.errors import MachineError, UserError
+from parl.shown.terminal import echo
+
+if TYPE_CHECKING:  # torch, which reading a state does not need
+    from parl.learn.shard.parts import Part
+
+MANIFEST = "manifest.json"
+_ROOM = 16 * 2**20  # bytes that a checkpoint leaves free: episodes and logs are written beside it
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """Where a run stands after ``step`` finished steps."""
+
+    step: int = 0
+    policy_version: int = 0
+    tasks_drawn: int = 0  # cursor in the task stream
+    episodes: int = 0  # episodes trained on so far
+    wandb_id: str | None = None
+    elapsed_s: float = 0.0
+
+
+class Checkpoints:
+    """``folder``/step-000012 with the learner's parts and a manifest; the newest ``keep`` stay, and the best."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self._keep = folder, keep
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.partial"):
+            shutil.rmtree(leftover)
+
+    def begin(self, state: State, needed: int) -> Path:
+        """An empty folder to save ``needed`` bytes into. Raises UserError when the disk has no room for them."""
+        path = self.folder / f"step-{state.step:06d}.partial"
+        shutil.rmtree(path, ignore_errors=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed + _ROOM:
+            raise MachineError(
+                f"{self.folder}: a checkpoint needs {needed} bytes and {_ROOM} to spare, but {free} are free;"
+                " free some and --resume"
+            )
+        path.mkdir()
+        return path
+
+    def commit(self, state: State, path: Path, parts: Sequence[Part] = (), score: float | None = None) -> Path:
+        """The learner's ``parts`` are in ``path``: add the manifest, make it durable, drop old ones.
+
+        The best is the one with the highest ``score``, the newest of equals.
+        """
+        manifest = {"state": asdict(state), "score": score, "parts": [asdict(part) for part in parts]}
+        write_text(path / MANIFEST, json.dumps(manifest, indent=1))
+        final = path.with_suffix("")
+        if final.exists():
+            self._drop(final)
+        os.rename(path, final)
+        _sync_folder(self.folder)
+        kept = [*self.all()[-self._keep :], self.best()]
+        for old in self.all():
+            if old not in kept:
+                self._drop(old)
+        return final
+
+    def _drop(self, path: Path) -> None:
+        """Delete; a kill halfway leaves a leftover, not a damaged checkpoint."""
+        aside = path.with_name(f"{path.name}.old.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        shutil.rmtree(aside)
+
+    def all(self) -> list[Path]:
+        """Complete checkpoints, oldest first; their files are not looked into."""
+        return complete(self.folder)
+
+    def best(self) -> Path | None:
+        """The one with the highest score."""
+        scored = [(score, path) for path in self.all() if (score := _manifest(path).get("score")) is not None]
+        return max(scored)[1] if scored else None
+
+    def latest(self) -> tuple[State, Path] | None:
+        """The newest intact checkpoint; of damaged ones a line is printed. UserError when all are damaged."""
+        from parl.learn.shard.parts import Part, damage
+
+        found, problems = self.all(), []
+        for path in reversed(found):
+            manifest = _manifest(path)
+            wrong = [text for part in manifest.get("parts", ()) if (text := damage(path, Part(**part)))]
+            wrong += [f"{MANIFEST} cannot be read"] * (not manifest)
+            if not wrong:
+                return State(**manifest["state"]), path
+            problems.append(f"{path} is damaged: {wrong[0]}")
+            echo(f"{problems[-1]}; trying the one before")
+        if problems:
+            raise UserError("; ".join(problems) + ": no checkpoint is intact; restore one, or start without --resume")
+        return None
+
+
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints in ``folder``, oldest first; nothing is touched, a run may be under way in it."""
+    return sorted(path for path in folder.glob("step-*") if path.suffix == "" and (path / MANIFEST).exists())
+
+
+def newest_state(folder: Path) -> State:
+    """Where the newest checkpoint of the run in ``folder`` stands, or a run's beginning.
+
+    Nothing is touched, and the learner's files are not looked at.
+    """
+    read = [manifest for path in complete(folder / "checkpoints") if (manifest := _manifest(path))]
+    return State(**read[-1]["state"]) if read else State()
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint in ``path``; empty when the disk gave it back damaged."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        state = State(**manifest["state"])
+        whole = all(isinstance(part["file"], str) for part in manifest.get("parts", ()))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    numbers = (state.step, state.policy_version, state.tasks_drawn, state.episodes, state.elapsed_s)
+    return manifest if whole and all(isinstance(number, int | float) for number in numbers) else {}
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    number = os.open(folder, os.O_RDONLY)
+    os.fsync(number)
+    os.close(number)

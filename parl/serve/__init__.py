@@ -1,0 +1,1 @@
+"""Policies to servers and to files."""

@@ -1,0 +1,74 @@
+"""The trainer's side of inference servers: each version of the weights as a folder that a server reads, and the probe.
+
+vLLM and SGLang give the latents' norms ``rms_norm_eps``, so the folder's matrices are scaled for that epsilon
+(``parl.serve.export.with_latent_eps``). Matrices are float32; the server rounds them to its own type.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import Weights
+from model.kimi.transformer import Transformer
+from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from parl.serve.export import write_folder
+from rollouts.engine.servers.handover import Delivery
+
+_BUCKET_BYTES = 10**9  # of a shard: what a server holds besides the model while it takes one
+_PROBE_TOKENS = 256
+_KEPT = 2  # folders of a pool: the one that is served, and the one before while a server still reads it
+
+
+class Deliveries:
+    """Writes versions below ``folder``, which trainer and servers must share, and computes what servers have to."""
+
+    def __init__(self, folder: Path, model: ModelConfig, tokenizer: Path) -> None:
+        self._folder, self._model = folder.resolve(), model
+        self._tokenizer = load_tokenizer(tokenizer)
+        self._written: dict[str, list[Path]] = {}
+
+    def write(self, pool: str, version: int, weights: Weights) -> Delivery:
+        """``weights`` as ``version`` of ``pool`` on disk; older folders of the pool are deleted."""
+        out = self._folder / f"{pool}-{version:06d}"
+        partial = out.with_suffix(".partial")
+        for stale in (partial, out):
+            shutil.rmtree(stale, ignore_errors=True)
+        policy = with_weights(self._model, weights)
+        probe = probe_tokens(self._model, self._tokenizer)
+        logprobs = probe_logprobs(policy, probe)
+        eps = self._model.rms_norm_eps
+        write_folder(policy, self._tokenizer, partial, latent_eps=eps, shard_bytes=_BUCKET_BYTES)
+        partial.rename(out)
+        written = self._written.setdefault(pool, [])
+        written.append(out)
+        while len(written) > _KEPT:
+            shutil.rmtree(written.pop(0), ignore_errors=True)
+        return Delivery(version=version, folder=out, probe=probe, logprobs=logprobs)
+
+
+def with_weights(model: ModelConfig, weights: Weights) -> Transformer:
+    """A policy of shape ``model`` that holds ``weights``."""
+    policy = Transformer(model)
+    policy.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+    return policy.eval()
+
+
+def probe_tokens(model: ModelConfig, tokenizer: Tokenizer) -> list[int]:
+    """The fixed probe: random plain tokens, so that many experts take part."""
+    ordinary = sorted(set(range(tokenizer.vocab_size)) - set(tokenizer.special.values()))
+    count = min(_PROBE_TOKENS, model.max_position_embeddings // 2)
+    return [int(token) for token in np.random.default_rng(0).choice(ordinary, count)]
+
+
+@torch.no_grad()
+def probe_logprobs(policy: Transformer, tokens: list[int]) -> list[float]:
+    """The policy's own log-probs of all ``tokens`` but the first."""
+    ids = torch.tensor([tokens])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, 0] = False
+    return policy(ids, mask)[0].tolist()

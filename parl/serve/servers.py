@@ -1,0 +1,24 @@
+"""What must hold before a run with inference servers starts: their key, and the way to them. No torch."""
+
+from __future__ import annotations
+
+import os
+
+from parl.config.errors import UserError
+from parl.config.schema import Config
+from rollouts.engine.address import check_key, is_loopback
+from rollouts.engine.client import make_client
+
+
+def check_servers(config: Config) -> None:
+    """UserError where the servers' key is not there or may not be sent, or the environment's proxy cannot be used."""
+    http = config.rollouts.http
+    name = http.api_key_env
+    if name and not os.environ.get(name):
+        raise UserError(f"rollouts.http.api_key_env = {name}: no such environment variable is set")
+    for url in (*http.urls, *http.frozen_urls):
+        try:
+            check_key(url, os.environ.get(name or ""), name or "")
+            make_client(url, trust_env=not is_loopback(url))
+        except ValueError as error:
+            raise UserError(f"rollouts.http.urls: {error}") from None

@@ -1,0 +1,1 @@
+"""Text that people see: terminals and redaction."""

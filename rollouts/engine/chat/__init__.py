@@ -1,0 +1,1 @@
+"""Sub-agents at chat servers."""

@@ -1,0 +1,1 @@
+"""The engine over the family's decoder, in a Ray actor."""

@@ -1,0 +1,368 @@
+"""The embedded engine: continuous batching with a paged latent cache over our own model.
+
+Every step feeds one batch that mixes chunks of new prompts with one token of each running stream. Results do not depend
+on the batch (the decoder is batch-invariant) nor on arrival order (noise is keyed by stream and position), so an
+episode is the same bits under any concurrency.
+
+Pictures go through the vision side once, at prefill; their rows of features stand in for the embeddings of their
+placeholders. To the page cache a placeholder is its picture's content and row, not its token.
+
+Weights may change in flight, between two steps. Streams keep their tokens, with the log-probs and routes that they were
+sampled with, and are fed again from the start: what follows is exactly what the new weights say after these tokens, as
+if they had been the prompt of a new engine. No cached position of older weights is ever read.
+
+Invariants: a stream's fed tokens are a prefix of its tokens; a request is in exactly one of waiting, running, done;
+``policy_version`` grows only through :meth:`EmbeddedEngine.update`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Container
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from model.kimi.config import ModelConfig
+from model.kimi.decoder import PAGE, Features, Weights, make_decoder
+from model.kimi.vision.picture_encoder import PictureEncoder
+from model.kimi.vision.picture_size import picture_tokens
+from rollouts.engine.base import Completion, EngineFull, Finish, Pictures, Sampling
+from rollouts.engine.embedded.pages import CacheFull, PagePool
+from rollouts.engine.embedded.streams import Request, Shown, Step, Stream
+
+_CHUNK = 128  # prompt tokens that one stream may feed in one step
+_BATCH = 512  # tokens of one step
+_STREAMS = 4096
+
+
+class EmbeddedEngine:
+    """Serves one model to coroutines of one event loop. ``record_routes`` hands out the experts of every fed token."""
+
+    def __init__(self, config: ModelConfig, *, pages: int = 24_576, record_routes: bool = True) -> None:
+        self.config = config
+        self.policy_version = -1
+        self.generated = 0
+        self.fed = 0
+        self.busy_s = 0.0
+        self._step_began: float | None = None
+        self._record = record_routes and config.num_moe_layers > 0
+        self._decoder = make_decoder(config, pages)
+        self._pictures = PictureEncoder(config.vision) if config.vision else None
+        self._pool = PagePool(pages)
+        per_stream = (config.max_position_embeddings + PAGE - 1) // PAGE
+        self._tables = np.zeros((_STREAMS, per_stream), np.int32)
+        self._rows = list(range(_STREAMS - 1, -1, -1))
+        self._streams: dict[str, Stream] = {}
+        self._running: list[Request] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._loop_task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._stepping = asyncio.Lock()  # held while the decoder works
+
+    def record_routes(self, wanted: bool) -> None:
+        """Whether completions carry routes from here on (an engine may change its pool between steps)."""
+        self._record = wanted and self.config.num_moe_layers > 0
+
+    async def update(self, version: int, weights: Weights, *, in_flight: bool = False) -> None:
+        """Take ``weights`` as policy ``version`` and forget every cached position.
+
+        Refuses while requests run, unless ``in_flight``: then streams go on under the new weights.
+        """
+        async with self._stepping:  # the last step of cancelled requests may still be under way
+            if self._running and not in_flight:
+                raise RuntimeError(f"weight update to version {version} while {len(self._running)} requests run")
+            self._decoder.load(weights)
+            if self._pictures:
+                self._pictures.load(weights)
+            for session, stream in list(self._streams.items()):
+                if in_flight:
+                    self._rewind(stream)
+                else:
+                    await self.release(session)
+            self._pool.forget_all()
+            self.policy_version = version
+
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
+    ) -> Completion:
+        """Continue ``prompt``, which must extend what ``session`` has seen. Raises TimeoutError, ValueError."""
+        if self.policy_version < 0:
+            raise RuntimeError("the engine has no weights yet")
+        room = self.config.max_position_embeddings - len(prompt)
+        if room <= 0:
+            return Completion(tokens=[], logprobs=[], finish=Finish.LENGTH, policy_version=self.policy_version)
+        stream = self._open(session, prompt, self._shown(prompt, media))
+        request = Request(
+            stream=stream,
+            sampling=sampling,
+            future=asyncio.get_running_loop().create_future(),
+            limit=min(sampling.max_new_tokens, room),
+        )
+        self._running.append(request)
+        self._wake.set()
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = asyncio.create_task(self._serve())
+        try:
+            return await asyncio.wait_for(request.future, deadline_s)
+        except (TimeoutError, asyncio.CancelledError):
+            self._running = [other for other in self._running if other is not request]
+            raise
+
+    async def release(self, session: str) -> None:
+        """Forget ``session`` and end what it still generates; its full pages stay for streams that begin alike."""
+        stream = self._streams.pop(session, None)
+        if stream is None:
+            return
+        for request in self._running:
+            if request.stream is stream and not request.future.done():
+                request.future.set_exception(RuntimeError(f"session {session!r} was released while it generated"))
+        self._running = [request for request in self._running if request.stream is not stream]
+        stream.closed = True
+        self._pool.release(stream.pages)
+        self._rows.append(stream.row)
+
+    async def interrupt(self, sessions: Container[str]) -> None:
+        """End what ``sessions`` generate now: their requests answer with what there is, ``Finish.INTERRUPTED``."""
+        async with self._stepping:
+            streams = [id(stream) for session, stream in self._streams.items() if session in sessions]
+            for request in self._running:
+                if id(request.stream) in streams:
+                    self._finish(request, Finish.INTERRUPTED)
+            self._running = [request for request in self._running if id(request.stream) not in streams]
+
+    def statistics(self) -> dict[str, float]:
+        """Counters since the start: sampled and fed tokens, tokens taken from shared pages, live streams, busy time."""
+        return {
+            "busy_s": self.busy_s,
+            "generated": self.generated,
+            "fed": self.fed,
+            "prefix_hits": self._pool.hits,
+            "prefix_asked": self._pool.asked,
+            "streams": len(self._streams),
+        }
+
+    def step_s(self) -> float:
+        """Seconds that the step under way has taken so far; 0 between two."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def _rewind(self, stream: Stream) -> None:
+        """Feed ``stream`` again from its start; the routes of what has been fed stay those that it was sampled with."""
+        if self._record and stream.fed > stream.reported:
+            stream.older.append(self._routes(stream))
+            stream.reported = stream.fed
+        self._pool.release(stream.pages)
+        stream.pages, stream.fed = [], 0
+
+    def _routes(self, stream: Stream) -> np.ndarray:
+        """[F, L, K]: of the positions from ``reported`` to ``fed``."""
+        routes = self._decoder.routes
+        return routes[stream.pages].reshape(-1, *routes.shape[2:])[stream.reported : stream.fed].copy()
+
+    def _shown(self, prompt: list[int], media: Pictures) -> list[Shown]:
+        """The pictures of ``prompt`` with their sizes; ValueError where its placeholders do not fit them."""
+        if media and not self.config.vision:
+            raise ValueError("the prompt shows pictures, but the model has no vision section")
+        limits, placeholder = self.config.vision and self.config.vision.limits, self.config.media_placeholder_token_id
+        out: list[Shown] = []
+        for start, png in media:
+            assert limits is not None
+            count = picture_tokens(png, limits)
+            free = out[-1].start + out[-1].count if out else 0
+            if start < free or prompt[start : start + count] != [placeholder] * count:
+                raise ValueError(f"a picture of {count} tokens at position {start}: its placeholders are not there")
+            out.append(Shown(start=start, count=count, png=png))
+        return out
+
+    def _open(self, session: str, prompt: list[int], shown: list[Shown]) -> Stream:
+        keys = list(prompt)
+        for picture in shown:
+            keys[picture.start : picture.start + picture.count] = picture.identities()
+        stream = self._streams.get(session)
+        if stream is None:
+            if not self._rows:
+                raise EngineFull(f"more than {_STREAMS} streams at once: lower rollouts.concurrency")
+            stream = Stream(row=self._rows.pop(), pages=self._pool.match(keys))
+            stream.fed = len(stream.pages) * PAGE
+            self._tables[stream.row, : len(stream.pages)] = stream.pages
+            self._streams[session] = stream
+        elif keys[: len(stream.keys)] != stream.keys:
+            raise ValueError(f"session {session!r}: the prompt does not extend the stream (history was re-rendered)")
+        else:
+            self._streams[session] = self._streams.pop(session)  # the last of them: used just now
+        stream.tokens, stream.keys, stream.shown = list(prompt), keys, shown
+        return stream
+
+    async def _serve(self) -> None:
+        while True:
+            if not self._running:
+                self._wake.clear()
+                await self._wake.wait()
+            async with self._stepping:
+                if self._running:  # not if they were interrupted while this waited
+                    await self._advance()
+
+    async def _advance(self) -> None:
+        """One step of the batch. What goes wrong in it is told to every waiter; the engine itself stays up.
+
+        Where the cache is full, only the youngest request ends: its pages let the others go on.
+        """
+        try:
+            step = self._plan()
+            loop = asyncio.get_running_loop()
+            tokens, logprobs = await loop.run_in_executor(self._thread, self._compute, step)
+        except CacheFull as error:
+            youngest = self._running.pop()
+            self._rewind(youngest.stream)
+            if not youngest.future.done():
+                youngest.future.set_exception(error)
+            return
+        except Exception as error:
+            for request in self._running:
+                if not request.future.done():
+                    request.future.set_exception(error)
+            self._running = []
+            return
+        self._commit(step, tokens, logprobs)
+
+    def _plan(self) -> Step:
+        """Which requests feed how many tokens in this step, oldest first. Raises CacheFull.
+
+        Of those that would compute the same page the oldest does, and the others wait for it.
+        """
+        parts: list[tuple[Request, int]] = []
+        left = _BATCH
+        begun: set[object] = set()
+        for request in self._running:
+            stream = request.stream
+            if stream.fed == len(stream.pages) * PAGE and (key := self._share(stream)) is not None:
+                if key in begun:
+                    continue
+                begun.add(key)
+            count = min(len(stream.tokens) - stream.fed, _CHUNK, left)
+            if count <= 0:
+                break
+            while len(stream.pages) * PAGE < stream.fed + count:
+                self._tables[stream.row, len(stream.pages)] = page = self._page()
+                stream.pages.append(page)
+            parts.append((request, count))
+            left -= count
+        return self._inputs(parts)
+
+    def _page(self) -> int:
+        """A page, where none is free from the stream that has been idle for longest. Raises CacheFull."""
+        if not self._pool.available:
+            running = {id(request.stream) for request in self._running}
+            idle = (stream for stream in self._streams.values() if stream.pages and id(stream) not in running)
+            while not self._pool.available and (stream := next(idle, None)) is not None:
+                self._rewind(stream)
+        return self._pool.allocate()
+
+    def _share(self, stream: Stream) -> object | None:
+        """Take the pages that others have filled meanwhile; returns what its next page will be known by, if shared."""
+        held = len(stream.pages)
+        self._pool.extend(stream.pages, stream.keys)
+        self._tables[stream.row, held : len(stream.pages)] = stream.pages[held:]
+        stream.fed = len(stream.pages) * PAGE
+        return self._pool.next_key(stream.pages, stream.keys)
+
+    def _inputs(self, parts: list[tuple[Request, int]]) -> Step:
+        ids: list[int] = []
+        positions: list[int] = []
+        sequences: list[int] = []
+        rows: list[int] = []
+        ready: list[Request] = []
+        shown: list[tuple[int, Shown, int, int]] = []
+        for index, (request, count) in enumerate(parts):
+            stream = request.stream
+            for picture in stream.shown:
+                first = max(picture.start, stream.fed)
+                last = min(picture.start + picture.count, stream.fed + count)
+                if first < last:
+                    shown.append((len(ids) + first - stream.fed, picture, first - picture.start, last - first))
+            ids += stream.tokens[stream.fed : stream.fed + count]
+            positions += range(stream.fed, stream.fed + count)
+            sequences += [index] * count
+            if stream.fed + count == len(stream.tokens):
+                rows.append(len(ids) - 1)
+                ready.append(request)
+        tables = self._tables[[request.stream.row for request, _ in parts]]
+        heat = np.array([r.sampling.temperature for r in ready], np.float32)
+        kept = np.array([r.sampling.top_p for r in ready], np.float32)
+        keys = np.array([r.sampling.seed & (2**64 - 1) for r in ready], np.uint64)
+        places = _ints([len(r.stream.tokens) for r in ready])
+        fed = (_ints(ids), _ints(positions), _ints(sequences), tables, _ints(rows))
+        return Step(parts, ready, fed, (heat, keys, places, kept), shown)
+
+    def _compute(self, step: Step) -> tuple[np.ndarray, np.ndarray]:
+        """Feed the batch and sample for the streams whose prompt is now complete (in the decoder's thread)."""
+        self._step_began = began = time.monotonic()
+        try:
+            logits = self._decoder.forward(*step.fed, features=self._features(step))
+            return self._decoder.sample(logits, *step.drawn)
+        finally:
+            self._step_began = None
+            self.busy_s += time.monotonic() - began
+
+    def _features(self, step: Step) -> Features | None:
+        """What stands in the batch instead of placeholders' embeddings."""
+        if not step.shown or self._pictures is None:
+            return None
+        places = [np.arange(row, row + count, dtype=np.int32) for row, _, _, count in step.shown]
+        values = [self._pictures.rows(picture.png)[start : start + n] for _, picture, start, n in step.shown]
+        return np.concatenate(places), np.concatenate(values)
+
+    def _commit(self, step: Step, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        sampled = 0
+        finished: set[int] = set()
+        for request, count in step.parts:
+            stream = request.stream
+            if stream.closed:  # released while the step ran
+                sampled += stream.fed + count == len(stream.tokens)
+                continue
+            first_full, self.fed = stream.fed // PAGE, self.fed + count
+            stream.fed += count
+            for index in range(first_full, stream.fed // PAGE):
+                self._pool.publish(stream.pages, index, stream.keys)
+            if stream.fed < len(stream.tokens):
+                continue
+            token = int(tokens[sampled])
+            request.tokens.append(token)
+            request.logprobs.append(float(logprobs[sampled]))
+            request.versions.append(self.policy_version)
+            stream.tokens.append(token)
+            stream.keys.append(token)
+            sampled += 1
+            stop = token in request.sampling.stop
+            if stop or len(request.tokens) >= request.limit:
+                finished.add(id(request))
+                self._finish(request, Finish.STOP if stop else Finish.LENGTH)
+        self.generated += sampled
+        if finished:
+            self._running = [request for request in self._running if id(request) not in finished]
+
+    def _finish(self, request: Request, finish: Finish) -> None:
+        if request.future.done():
+            return
+        stream, routes, start = request.stream, None, request.stream.reported - sum(map(len, request.stream.older))
+        if self._record:
+            routes = np.concatenate([*stream.older, self._routes(stream)])
+            stream.older, stream.reported = [], max(stream.reported, stream.fed)
+        constant = all(version == self.policy_version for version in request.versions)
+        request.future.set_result(
+            Completion(
+                tokens=request.tokens,
+                logprobs=request.logprobs,
+                finish=finish,
+                policy_version=self.policy_version,
+                routes=routes,
+                routes_start=start,
+                versions=() if constant else tuple(request.versions),
+            )
+        )
+
+
+def _ints(values: list[int]) -> np.ndarray:
+    return np.array(values, np.int32)

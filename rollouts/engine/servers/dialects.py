@@ -1,0 +1,310 @@
+"""What vLLM and SGLang call things: paths, requests and answers of their token-in, token-out interfaces. No torch.
+
+Written against vLLM 0.32 (``/inference/v1/generate``, which carries the version of the weights; the server needs
+``--enable-scale-out`` for it and ``VLLM_SERVER_DEV_MODE=1`` for the weights) and against SGLang's source of 2026
+(``/generate``). Both give log-probs that ``top_p`` leaves alone; vLLM's are of temperature 1 unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rollouts.engine.base import Finish, Sampling
+from rollouts.engine.client import BadAnswer, check
+from rollouts.engine.client import Request as Call
+from rollouts.engine.schemas import SglangAnswer, SglangFinish, VllmAnswer, VllmScores, VllmSpan, int32s, npy
+
+_MOST_ROUTES = 2**31  # numbers; what is right is checked against the request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A completion as the server has it. ``routes``: what it sent, as int array [F, layers, K] or flat."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish: Finish
+    version: str  # label of the weights that sampled all of it
+    routes: np.ndarray | None = None
+    prompt: list[int] | None = None  # what the server says that it read, and how long that was, where it says so
+    prompt_tokens: int | None = None
+
+
+class Dialect(Protocol):
+    """One kind of server."""
+
+    name: str
+
+    def generate(self, prompt: list[int], sampling: Sampling, *, salt: str, routes_from: int | None) -> Call:
+        """Continue ``prompt``; ``routes_from``: also the experts of positions from there on, None: none."""
+        ...
+
+    def answer(self, tree: dict[str, Any]) -> Answer:
+        """Reads what ``generate`` brought. BadAnswer where something is missing."""
+        ...
+
+    def score(self, tokens: list[int], *, salt: str) -> Call:
+        """Ask for the log-probs of ``tokens``."""
+        ...
+
+    def scores(self, tree: dict[str, Any], tokens: list[int]) -> list[float]:
+        """Log-probs of all ``tokens`` but the first."""
+        ...
+
+    def pause(self) -> Call:
+        """Take nothing up any more, and end or hold what runs."""
+        ...
+
+    def resume(self) -> Call:
+        """Go on."""
+        ...
+
+    def reload(self, folder: Path, version: str) -> list[Call]:
+        """Read all weights from ``folder`` and forget the caches."""
+        ...
+
+    def transfer(self, files: Sequence[Path], version: str) -> list[Call]:
+        """Take the weights in ``files``, a bucket each, and forget the caches."""
+        ...
+
+    def label(self, version: str) -> list[Call]:
+        """Call the weights that are loaded ``version``."""
+        ...
+
+    def refused(self, status: int, text: str) -> str:
+        """What to do about an error of the server's, where that is known; else an empty string."""
+        ...
+
+
+def noise(sampling: Sampling, position: int, bits: int) -> int:
+    """A seed for one call: a function of the stream's key and of where the call begins in it."""
+    digest = hashlib.blake2b(f"{sampling.seed}/{position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> (64 - bits)
+
+
+class Vllm:
+    """vLLM 0.32 and later."""
+
+    name = "vllm"
+
+    def generate(self, prompt: list[int], sampling: Sampling, *, salt: str, routes_from: int | None) -> Call:
+        """``/inference/v1/generate``."""
+        params: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "stop_token_ids": list(sampling.stop),
+            "logprobs": 0,  # of the sampled token alone
+            "detokenize": False,
+        }
+        if sampling.temperature > 0:
+            params["seed"] = noise(sampling, len(prompt), 63)
+        if routes_from is not None:
+            params["routed_experts_prompt_start"] = routes_from
+        return Call(
+            path="/inference/v1/generate", body={"token_ids": prompt, "sampling_params": params, "cache_salt": salt}
+        )
+
+    def answer(self, tree: dict[str, Any]) -> Answer:
+        """Tokens are taken from where their log-probs are, so that both are of equal length."""
+        whole = check(VllmAnswer, tree, "vLLM")
+        [choice] = whole.choices
+        if choice.logprobs is None:
+            raise BadAnswer("vLLM gave no log-probs")
+        tokens = [item.token_id for item in choice.logprobs.content]
+        _same(tokens, choice.token_ids, "choices.0.token_ids")
+        return Answer(
+            tokens=tokens,
+            logprobs=[item.logprob for item in choice.logprobs.content],
+            finish=_finish(choice.finish_reason),
+            version=_one(choice.weight_versions or [], len(tokens)),
+            routes=None if choice.routed_experts is None else npy(choice.routed_experts, _MOST_ROUTES),
+            prompt=whole.prompt_token_ids,
+            prompt_tokens=whole.usage.prompt_tokens if whole.usage else None,
+        )
+
+    def score(self, tokens: list[int], *, salt: str) -> Call:
+        """A prompt with its log-probs; one new token is the least that can be asked for."""
+        params = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
+        return Call(
+            path="/inference/v1/generate", body={"token_ids": tokens, "sampling_params": params, "cache_salt": salt}
+        )
+
+    def scores(self, tree: dict[str, Any], tokens: list[int]) -> list[float]:
+        """``prompt_logprobs``: for each position a dictionary by token id."""
+        positions = check(VllmScores, tree, "vLLM").prompt_logprobs
+        if positions is None or len(positions) != len(tokens):
+            raise BadAnswer("vLLM gave no log-probs of the prompt")
+        found = [(position or {}).get(str(token)) for token, position in zip(tokens[1:], positions[1:], strict=True)]
+        if any(one is None for one in found):
+            raise BadAnswer("vLLM: prompt_logprobs lacks tokens of the prompt that was sent")
+        return [one.logprob for one in found if one is not None]
+
+    def pause(self) -> Call:
+        """Waits for what runs."""
+        return Call(path="/pause", query={"mode": "wait"})
+
+    def resume(self) -> Call:
+        """Goes on."""
+        return Call(path="/resume")
+
+    def reload(self, folder: Path, version: str) -> list[Call]:
+        """Through the workers' own method."""
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        return [Call(path="/collective_rpc", body=body), *self.label(version)]
+
+    def transfer(self, files: Sequence[Path], version: str) -> list[Call]:
+        """vLLM's protocol with the back end of ``rollouts.engine.servers.vllm_receiver``."""
+        buckets = [Call(path="/update_weights", body={"update_info": {"path": str(file)}}) for file in files]
+        return [
+            Call(path="/init_weight_transfer_engine", body={"init_info": {}}),
+            Call(path="/start_weight_update"),
+            *buckets,
+            Call(path="/finish_weight_update", body={"weight_version": version}),
+            Call(path="/reset_prefix_cache"),
+        ]
+
+    def label(self, version: str) -> list[Call]:
+        """The label comes back with every completion."""
+        return [Call(path="/update_weight_version", body={"new_version": version}), Call(path="/reset_prefix_cache")]
+
+    def refused(self, status: int, text: str) -> str:
+        """Switches that vLLM has to be started with."""
+        if status == 403 and "scale-out" in text.lower():
+            return "start vLLM with --enable-scale-out: only those routes take and give token ids"
+        if status == 404:
+            return "start vLLM with VLLM_SERVER_DEV_MODE=1, which has the routes that update weights"
+        if "Weight transfer not configured" in text:
+            return (
+                "start vLLM with the switches in rollouts/engine/servers/vllm_receiver.py,"
+                " or set rollouts.http.weights=reload"
+            )
+        return ""
+
+
+class Sglang:
+    """SGLang's native interface."""
+
+    name = "sglang"
+
+    def generate(self, prompt: list[int], sampling: Sampling, *, salt: str, routes_from: int | None) -> Call:
+        """``/generate``. The seed counts only with ``--enable-deterministic-inference``."""
+        params: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_new_tokens": sampling.max_new_tokens,
+            "stop_token_ids": list(sampling.stop),
+            "sampling_seed": noise(sampling, len(prompt), 31),
+        }
+        body: dict[str, Any] = {
+            "input_ids": prompt,
+            "sampling_params": params,
+            "return_logprob": True,
+            "logprob_start_len": -1,
+            "cache_salt": salt,
+        }
+        if routes_from is not None:
+            body |= {"return_routed_experts": True, "routed_experts_start_len": routes_from}
+        return Call(path="/generate", body=body)
+
+    def answer(self, tree: dict[str, Any]) -> Answer:
+        """Tokens are taken from where their log-probs are, so that both are of equal length."""
+        whole = check(SglangAnswer, tree, "SGLang")
+        meta = whole.meta_info
+        if meta.output_token_logprobs is None:
+            raise BadAnswer("SGLang gave no log-probs")
+        tokens = [token for _, token, _ in meta.output_token_logprobs]
+        _same(tokens, whole.output_ids, "output_ids")
+        reason = meta.finish_reason
+        return Answer(
+            tokens=tokens,
+            logprobs=_all_there(value for value, _, _ in meta.output_token_logprobs),
+            finish=_finish(reason.type if isinstance(reason, SglangFinish) else reason),
+            version=str(meta.weight_version),
+            routes=None if meta.routed_experts is None else int32s(meta.routed_experts),
+            prompt_tokens=meta.prompt_tokens,
+        )
+
+    def score(self, tokens: list[int], *, salt: str) -> Call:
+        """Log-probs from the first position on."""
+        params = {"temperature": 0.0, "max_new_tokens": 1}
+        settings = {"return_logprob": True, "logprob_start_len": 0, "cache_salt": salt}
+        return Call(path="/generate", body={"input_ids": tokens, "sampling_params": params, **settings})
+
+    def scores(self, tree: dict[str, Any], tokens: list[int]) -> list[float]:
+        """``input_token_logprobs``: triples (log-prob, id, text), the first without a log-prob."""
+        triples = check(SglangAnswer, tree, "SGLang").meta_info.input_token_logprobs
+        if triples is None or [token for _, token, _ in triples[1:]] != tokens[1:]:
+            raise BadAnswer("SGLang gave no log-probs of the prompt")
+        return _all_there(value for value, _, _ in triples[1:])
+
+    def pause(self) -> Call:
+        """What runs goes back to the queue."""
+        return Call(path="/pause_generation", body={"mode": "retract"})
+
+    def resume(self) -> Call:
+        """Goes on."""
+        return Call(path="/continue_generation", body={})
+
+    def reload(self, folder: Path, version: str) -> list[Call]:
+        """From disk, with the label and the caches in one call."""
+        body = {"model_path": str(folder), "weight_version": version, "flush_cache": True}
+        return [Call(path="/update_weights_from_disk", body=body)]
+
+    def transfer(self, files: Sequence[Path], version: str) -> list[Call]:
+        """SGLang takes tensors only from processes on its own GPUs."""
+        raise ValueError("rollouts.http.weights=transfer needs rollouts.engine=vllm; SGLang: set it to reload")
+
+    def label(self, version: str) -> list[Call]:
+        """The label comes back with every completion."""
+        return [
+            Call(path="/update_weight_version", body={"new_version": version, "abort_all_requests": False}),
+            Call(path="/flush_cache"),
+        ]
+
+    def refused(self, status: int, text: str) -> str:
+        """Nothing is known beyond what SGLang says itself."""
+        return ""
+
+
+DIALECTS: dict[str, Dialect] = {"vllm": Vllm(), "sglang": Sglang()}
+
+
+def _finish(reason: str | None) -> Finish:
+    if reason not in ("stop", "length"):
+        raise BadAnswer(f"the server ended a completion with {reason!r}, which is neither stop nor length")
+    return Finish(reason)
+
+
+def _one(spans: Sequence[VllmSpan], tokens: int) -> str:
+    """The one version of all ``tokens``; spans that say where they begin and end must leave none out."""
+    versions = {span.version for span in spans}
+    if len(versions) > 1:
+        raise BadAnswer(f"one completion was sampled by weights of versions {sorted(versions)}")
+    at = 0
+    for span in spans:
+        if span.start is not None and span.end is not None:
+            if span.start != at or span.end < at:
+                raise BadAnswer(f"weight_versions: tokens from {at} on are in no span, or in two")
+            at = span.end
+    if spans and at not in (0, tokens):
+        raise BadAnswer(f"weight_versions: of {tokens} tokens {at} have a version")
+    return next(iter(versions), "")
+
+
+def _same(tokens: list[int], echoed: list[int] | None, name: str) -> None:
+    if echoed is not None and echoed != tokens:
+        raise BadAnswer(f"{name} has other tokens than those that have log-probs")
+
+
+def _all_there(values: Iterable[float | None]) -> list[float]:
+    found = list(values)
+    if None in found:
+        raise BadAnswer("SGLang: a token has no log-prob")
+    return [value for value in found if value is not None]

@@ -1,0 +1,1 @@
+"""One episode: an orchestrator and its sub-agents."""

@@ -1,0 +1,218 @@
+"""One agent's loop over its transcript: model, parse, tools, until it answers or a limit stops it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from envs.base import ErrorKind, Session, ToolCall, ToolResult, ToolSpec
+from model.chat.kimi import prefill, tool_result_pieces, user_pieces
+from model.chat.kimi_parser import ParsedTurn, parse_assistant_ids
+from rollouts.engine.base import Completion, Finish, Sampling
+from rollouts.episode import Trace, TraceStatus, Turn
+from rollouts.faults import EngineFailed, Stalled, ToolsLost
+from rollouts.noise import noise_key
+from rollouts.prompts import ASSIGN_TASK, CREATE_SUBAGENT, SPAWNING_NAMES
+from rollouts.swarm.context import content_of, context_limit, new_context
+from rollouts.swarm.partial import Answers, turn_start, unanswered
+from rollouts.swarm.transcript import Transcript
+
+if TYPE_CHECKING:
+    from rollouts.swarm.swarm import Swarm
+
+
+class Agent:
+    """One agent's loop over its transcript: model, parse, tools, until it answers or a limit stops it."""
+
+    def __init__(
+        self, swarm: Swarm, session: Session, trace: Trace, system: str, tools: list[ToolSpec], temperature: float
+    ) -> None:
+        self.swarm, self.session, self.trace = swarm, session, trace
+        self._context_limit = context_limit(swarm.settings.context, trace)
+        self.settings = swarm.settings
+        self._names = {tool.name for tool in tools}
+        self._engine = self.settings.pool(trace)
+        self._temperature = temperature
+        self.transcript = Transcript(trace, self.settings.tokenizer, self.settings.media)
+        swarm.live[trace.agent_id] = self
+        if trace.tokens:  # it goes on
+            self._opening = trace.turns[0].start if trace.turns else turn_start(trace)
+        else:
+            opening = swarm.opening(trace.role, system, tools)
+            self.transcript.observe(user_pieces(trace.prompt, thinking=False), after=opening)
+            self._opening = len(trace.tokens)
+        self._begin_context()
+
+    def _begin_context(self) -> None:
+        """A session of the engine, and noise of its own: equal positions of two contexts must not draw alike."""
+        episode, number = self.swarm.episode, len(self.trace.cuts)
+        place = (episode.seed, episode.task.key, episode.index, self.trace.agent_id, *([number] if number else []))
+        self._session_id = f"{id(self.swarm):x}/{episode.task.key}/{episode.index}.{number}#{self.trace.agent_id}"
+        self._sampling = Sampling(
+            seed=noise_key(*place),
+            temperature=self._temperature,
+            top_p=self.settings.top_p if self.trace.parent is None else self.settings.subagent_top_p,
+            max_new_tokens=self.settings.budget.turn_tokens,
+            stop=(self.settings.tokenizer.im_end_id,),
+        )
+
+    async def run(self, max_steps: int) -> None:
+        """To the end; ``trace.status`` says which, and is RUNNING where the episode was halted."""
+        try:
+            if turn := unanswered(self.trace):
+                await self._answer(turn)
+            while self.trace.status is TraceStatus.RUNNING and not self.swarm.flight.halting:
+                begun = self.transcript.unfinished  # a turn that was cut short has passed its limits
+                limit = "" if begun else self.swarm.limit_reached(self.trace, max_steps) or await self._fit_context()
+                if limit:
+                    self.trace.status, self.trace.limit = TraceStatus.OVER_BUDGET, limit
+                    if self.trace.parent is None:
+                        self.swarm.episode.limit = limit
+                    return
+                await self._turn()
+        finally:
+            self.transcript.close()
+            del self.swarm.live[self.trace.agent_id]
+            await self._engine.release(self._session_id)
+
+    async def _fit_context(self) -> str:
+        """Keep the context below its limit; the limit's name where that cannot be done."""
+        if self._context_limit is None or len(self.transcript.context) <= self._context_limit:
+            return ""
+        if self.settings.context.policy == "none":
+            return "context"
+        opening = self.trace.tokens[: self._opening]
+        ids = new_context(self.settings.context, self.trace, opening, self.settings.tokenizer)
+        if len(ids) > self._context_limit:
+            return "context"
+        await self._engine.release(self._session_id)
+        self.transcript.restart(ids)
+        self._begin_context()
+        return ""
+
+    async def _turn(self) -> None:
+        """One turn; not all of it where it was interrupted, and the rest of it where it had been."""
+        began, start = self.swarm.elapsed(), turn_start(self.trace)
+        completion = await self._generate(start)
+        before, end = self.transcript.sampled(completion)
+        self.swarm.sampled += end - before
+        if completion.finish is Finish.INTERRUPTED:
+            return
+        parsed = self._parse(self.trace.tokens[start:], completion.finish)
+        calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in parsed.tool_calls]
+        turn = Turn(
+            start=start, end=end, content=parsed.content, calls=calls, malformed=parsed.malformed, t_start=began
+        )
+        turn.t_model = self.swarm.elapsed()
+        self.trace.turns.append(turn)
+        if parsed.malformed:
+            self.trace.status = TraceStatus.MALFORMED
+        elif not calls:
+            self.trace.status, self.trace.message = TraceStatus.FINISHED, parsed.content
+        else:
+            return await self._answer(turn)
+        self._end(turn)
+
+    async def _answer(self, turn: Turn) -> None:
+        """Run the calls of ``turn``, or the rest of them, and show the results; not where the episode was halted."""
+        answers = self.swarm.answers.setdefault(self.trace.agent_id, Answers())
+        await self._execute(turn, answers)
+        if len(answers.results) < len(turn.calls):
+            return
+        del self.swarm.answers[self.trace.agent_id]
+        turn.results = [answers.results[number] for number in range(len(turn.calls))]
+        pairs = zip(turn.calls, turn.results, strict=True)
+        images = [image for result in turn.results for image in result.images]
+        shown = [(call.id, call.name, content_of(result)) for call, result in pairs]
+        self.transcript.observe(tool_result_pieces(shown, thinking=False), images)
+        self._end(turn)
+
+    def _end(self, turn: Turn) -> None:
+        turn.t_end = self.swarm.elapsed()
+        if self.trace.parent is None:
+            self.swarm.stage_done(turn)
+
+    async def _generate(self, start: int) -> Completion:
+        written = len(self.trace.tokens) - start
+        sampling = self._sampling
+        if written:
+            sampling = replace(sampling, max_new_tokens=sampling.max_new_tokens - written)
+        try:
+            return await self._engine.generate(
+                self.transcript.context,
+                sampling,
+                session=self._session_id,
+                deadline_s=self.settings.budget.episode_s,
+                media=self.trace.media,
+            )
+        except Exception as error:
+            self.swarm.engine_fault = EngineFailed(f"{type(error).__name__}: {error}")
+            raise
+
+    def _parse(self, tokens: list[int], finish: Finish) -> ParsedTurn:
+        if finish is Finish.LENGTH:
+            return ParsedTurn(malformed="the turn did not end within its tokens")
+        tokenizer = self.settings.tokenizer
+        if max(tokens, default=0) >= tokenizer.vocab_size:
+            return ParsedTurn(malformed="a token of an unused embedding row")
+        return parse_assistant_ids(tokenizer, tokens, prefill=prefill(thinking=False), tool_names=self._names)
+
+    async def _execute(self, turn: Turn, answers: Answers) -> None:
+        """Fill ``answers``, all but those of sub-agents that are halted. Registrations take effect in the order of the
+        calls; what runs does so at once."""
+        if (
+            len(turn.calls) == 1 and turn.calls[0].name not in SPAWNING_NAMES
+        ):  # most turns: no task of its own for one call
+            if not answers.results:
+                answers.results[0] = await self._call(turn, turn.calls[0])
+            return
+        direct = 0
+        stage_s = self.settings.limits.stage_s
+        stage = None if stage_s is None else asyncio.get_running_loop().time() + stage_s
+        async with asyncio.TaskGroup() as group:
+            for number, call in enumerate(turn.calls):
+                if number in answers.results:
+                    continue
+                if call.name == CREATE_SUBAGENT.name:
+                    answers.results[number] = self.swarm.register(call)
+                elif call.name == ASSIGN_TASK.name:
+                    if number in answers.launched:
+                        launched = self.swarm.episode.trace(answers.launched[number])
+                    else:
+                        launched = self.swarm.launch(call, self.trace, turn)
+                    if isinstance(launched, ToolResult):
+                        answers.results[number] = launched
+                        continue
+                    answers.launched[number] = launched.agent_id
+                    run = self.swarm.delegate(self.session, launched, self.swarm.agents[launched.name], stage)
+                    group.create_task(_settle(answers, number, run))
+                elif direct >= self.settings.budget.direct_calls:
+                    answers.results[number] = refusal(ErrorKind.BUDGET, "one call a turn")
+                else:
+                    direct += 1
+                    group.create_task(_settle(answers, number, self._call(turn, call)))
+
+    async def _call(self, turn: Turn, call: ToolCall) -> ToolResult:
+        async with self.settings.slots.tool_calls:
+            began = asyncio.get_running_loop().time()
+            result = await self.session.call(self.trace.agent_id, call, deadline_s=self.settings.budget.call_s)
+        if result.machine:
+            raise ToolsLost(f"the call of {call.name} failed: {result.text}")
+        if result.error is ErrorKind.TIMEOUT:
+            if reason := self.settings.stalled(began):
+                raise Stalled(reason)
+            turn.deadline = "call_s"
+        return result
+
+
+async def _settle(answers: Answers, number: int, run: Awaitable[ToolResult | None]) -> None:
+    result = await run
+    if result is not None:
+        answers.results[number] = result
+
+
+def refusal(kind: ErrorKind, reason: str) -> ToolResult:
+    """The answer to a call that is not made."""
+    return ToolResult(text=f"error: {reason}", error=kind)

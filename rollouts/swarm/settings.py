@@ -1,0 +1,39 @@
+"""What all episodes of a call share, as the swarm takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from model.kimi.vision.config import MediaLimits
+from model.tokenizer.tokenizer import Tokenizer
+from rollouts.config import BudgetConfig, ContextConfig, LimitsConfig
+from rollouts.engine.base import Engine
+from rollouts.episode import Trace
+from rollouts.swarm.limits import Slots, StopSwitch
+from rollouts.swarm.placement import Placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmSettings:
+    """What all episodes of a run share. ``pool`` picks the engine that speaks for a trace.
+
+    ``media``: how pictures are cut for the policies; None where they cannot see.
+    """
+
+    tokenizer: Tokenizer
+    pool: Callable[[Trace], Engine]
+    budget: BudgetConfig
+    spawning: bool = True
+    temperature: float = 1.0
+    top_p: float = 1.0
+    subagent_temperature: float = 1.0
+    subagent_top_p: float = 1.0
+    train_subagents: bool = False  # their traces join the loss
+    media: MediaLimits | None = None
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    slots: Slots = field(default_factory=Slots)
+    switch: StopSwitch = field(default_factory=StopSwitch)
+    placement: Placement | None = None  # None: sub-agents run where their episode does
+    stalled: Callable[[float], str] = lambda since: ""  # why worker or engines stood still after a time of the loop
