@@ -22,7 +22,7 @@ from model.chat.kimi import chat_pieces
 from parl.config.schema import Config
 from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
 
-VERSION = 1  # raised when the code makes other episodes of the same settings; tests/parl/test_identity.py notices
+VERSION = 1  # raised when the code makes other episodes of the same settings; test_identity.py notices
 _WEIGHTS = "model.safetensors"
 _TOKENIZERS = ("tokenizer.json", "tiktoken.model")
 

@@ -2,8 +2,8 @@
 
 from mutations.base import mutants_of
 
-STATISTICS, COMPARE = "tests/parl/test_statistics.py", "tests/parl/test_compare.py"
-SETTINGS, IDENTITY = "tests/parl/test_evaluation_settings.py", "tests/parl/test_identity.py"
+STATISTICS, COMPARE = "tests/parl/evaluate/test_statistics.py", "tests/parl/evaluate/test_compare.py"
+SETTINGS, IDENTITY = "tests/parl/evaluate/test_evaluation_settings.py", "tests/parl/evaluate/test_identity.py"
 
 statistics = mutants_of("evaluation", "parl/evaluate/statistics.py", STATISTICS)
 measures = mutants_of("evaluation", "parl/evaluate/measures.py", SETTINGS, COMPARE)

@@ -2,7 +2,7 @@
 
 from mutations.base import mutants_of
 
-K25, OTHERS = "tests/parl/test_objective.py", "tests/parl/test_objectives.py"
+K25, OTHERS = "tests/parl/learn/test_objective.py", "tests/parl/learn/test_objectives.py"
 
 k25 = mutants_of("objectives", "parl/learn/objective/k25.py", K25)
 common = mutants_of("objectives", "parl/learn/objective/common.py", OTHERS, K25)

@@ -2,9 +2,9 @@
 
 from mutations.base import mutants_of
 
-SWARM, LIMITS = "tests/rollouts/test_swarm.py", "tests/rollouts/test_limits.py"
-CONTINUED, SAMPLING = "tests/rollouts/test_continued.py", "tests/rollouts/test_agents_sampling.py"
-PATH, CONTEXT = "tests/rollouts/test_critical_path.py", "tests/rollouts/test_context.py"
+SWARM, LIMITS = "tests/rollouts/swarm/test_swarm.py", "tests/rollouts/swarm/test_limits.py"
+CONTINUED, SAMPLING = "tests/rollouts/swarm/test_continued.py", "tests/rollouts/swarm/test_agents_sampling.py"
+PATH, CONTEXT = "tests/rollouts/test_critical_path.py", "tests/rollouts/swarm/test_context.py"
 
 path = mutants_of("rollouts", "rollouts/critical_path.py", PATH)
 scheduler = mutants_of("rollouts", "rollouts/scheduler.py", "tests/rollouts/test_scheduler.py")
@@ -20,8 +20,8 @@ agent_limits = mutants_of("rollouts", "rollouts/swarm/agent.py", LIMITS)
 context = mutants_of("rollouts", "rollouts/swarm/context.py", CONTEXT)
 limits = mutants_of("rollouts", "rollouts/swarm/limits.py", LIMITS)
 partial = mutants_of("rollouts", "rollouts/swarm/partial.py", CONTINUED)
-jobs = mutants_of("rollouts", "rollouts/swarm/jobs.py", "tests/rollouts/test_peers.py")
-placement = mutants_of("rollouts", "rollouts/swarm/placement.py", SAMPLING, "tests/rollouts/test_peers.py")
+jobs = mutants_of("rollouts", "rollouts/swarm/jobs.py", "tests/rollouts/swarm/test_peers.py")
+placement = mutants_of("rollouts", "rollouts/swarm/placement.py", SAMPLING, "tests/rollouts/swarm/test_peers.py")
 worker = mutants_of("rollouts", "rollouts/worker.py", SAMPLING, "tests/rollouts/test_worker.py")
 noise = mutants_of("rollouts", "rollouts/noise.py", SWARM)
 episode = mutants_of("rollouts", "rollouts/episode.py", CONTEXT, "tests/rewards/test_parl_reward.py")

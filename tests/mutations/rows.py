@@ -2,24 +2,24 @@
 
 from mutations.base import mutants_of
 
-ADVANTAGE, PACKING = "tests/parl/test_advantage.py", "tests/parl/test_packing.py"
-LEARNER, STEPS = "tests/parl/test_learner.py", "tests/parl/test_learner_objectives.py"
-GROUP = "tests/parl/test_learner_group.py"
+ADVANTAGE, PACKING = "tests/parl/learn/test_advantage.py", "tests/parl/learn/test_packing.py"
+LEARNER, STEPS = "tests/parl/learn/test_learner.py", "tests/parl/learn/test_learner_objectives.py"
+GROUP = "tests/parl/learn/test_learner_group.py"
 
 advantage = mutants_of("rows", "parl/learn/rows.py", ADVANTAGE)
-contexts = mutants_of("rows", "parl/learn/rows.py", "tests/rollouts/test_context.py")
-pictures = mutants_of("rows", "parl/learn/rows.py", "tests/parl/test_advantage.py")
+contexts = mutants_of("rows", "parl/learn/rows.py", "tests/rollouts/swarm/test_context.py")
+pictures = mutants_of("rows", "parl/learn/rows.py", "tests/parl/learn/test_advantage.py")
 batch = mutants_of("rows", "parl/learn/batch.py", PACKING)
 learner = mutants_of("learner", "parl/learn/learner.py", LEARNER)
 objective = mutants_of("learner", "parl/learn/learner.py", STEPS)
-ranks = mutants_of("learner", "parl/learn/group.py", "tests/parl/test_ranks.py", PACKING)
+ranks = mutants_of("learner", "parl/learn/group.py", "tests/parl/learn/test_ranks.py", PACKING)
 optimizer = mutants_of("learner", "parl/learn/shard/optimizer.py", LEARNER)
-cold = mutants_of("learner", "parl/cold_start/imitation.py", "tests/parl/test_sft.py")
-recipe = mutants_of("learner", "parl/cold_start/shipped.py", "tests/parl/test_sft.py")
-clip = mutants_of("learner", "parl/learn/qk_clip.py", "tests/parl/test_qk_clip.py")
-routes = mutants_of("learner", "parl/learn/route_replay.py", "tests/parl/test_route_replay.py")
-router = mutants_of("learner", "model/kimi/moe.py", "tests/model/test_transformer.py", LEARNER)
-losses = mutants_of("learner", "model/kernels/reference.py", "tests/model/test_router_loss.py")
+cold = mutants_of("learner", "parl/cold_start/imitation.py", "tests/parl/cold_start/test_sft.py")
+recipe = mutants_of("learner", "parl/cold_start/shipped.py", "tests/parl/cold_start/test_sft.py")
+clip = mutants_of("learner", "parl/learn/qk_clip.py", "tests/parl/learn/test_qk_clip.py")
+routes = mutants_of("learner", "parl/learn/route_replay.py", "tests/parl/learn/test_route_replay.py")
+router = mutants_of("learner", "model/kimi/moe.py", "tests/model/kimi/test_transformer.py", LEARNER)
+losses = mutants_of("learner", "model/kernels/reference.py", "tests/model/kimi/test_router_loss.py")
 
 MUTANTS = [
     learner(
@@ -36,10 +36,10 @@ MUTANTS = [
         "leave-one-out-baseline", "mean = sum(rewards) / len(rewards)", "mean = sum(rewards) / max(len(rewards) - 1, 1)"
     ),
     advantage("always-normalised", "if not normalise_std or len(rewards) == 1:", "if len(rewards) == 1:"),
-    mutants_of("rows", "parl/learn/rows.py", "tests/parl/test_objectives.py")(
+    mutants_of("rows", "parl/learn/rows.py", "tests/parl/learn/test_objectives.py")(
         "deviation-over-all", "/ (len(rewards) - 1)) ** 0.5", "/ len(rewards)) ** 0.5"
     ),
-    mutants_of("rows", "parl/learn/rows.py", "tests/parl/test_objectives.py")(
+    mutants_of("rows", "parl/learn/rows.py", "tests/parl/learn/test_objectives.py")(
         "variance-for-deviation", "/ (len(rewards) - 1)) ** 0.5", "/ (len(rewards) - 1))"
     ),
     advantage(
@@ -98,7 +98,7 @@ MUTANTS = [
         "        mask[: int(chunk[-1]) + 1] = row.mask[: int(chunk[-1]) + 1]\n",
     ),
     advantage("pieces-lose-their-prefix", "tokens=row.tokens[:end],", "tokens=np.where(mask, row.tokens[:end], 0),"),
-    mutants_of("rows", "parl/learn/rows.py", "tests/parl/test_objectives.py")(
+    mutants_of("rows", "parl/learn/rows.py", "tests/parl/learn/test_objectives.py")(
         "pieces-pass-for-wholes", "whole=False", "whole=True"
     ),
     contexts("contexts-are-one-row", "for span in trace.contexts", "for span in [(0, len(trace.tokens))]"),

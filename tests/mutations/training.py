@@ -2,8 +2,8 @@
 
 from mutations.base import mutants_of
 
-STEP, COLLECTOR = "tests/parl/test_training_step.py", "tests/parl/test_collector.py"
-STATE, RESUME = "tests/parl/test_checkpoints.py::test_the_newest_stay_and_the_best", "tests/parl/test_resume.py"
+STEP, COLLECTOR = "tests/parl/run/test_training_step.py", "tests/parl/collect/test_collector.py"
+STATE, RESUME = "tests/parl/run/test_checkpoints.py::test_the_newest_stay_and_the_best", "tests/parl/run/test_resume.py"
 
 TASKS = (
     "test_held_out_tasks_are_distinct_and_none_is_trained_on",
@@ -11,17 +11,17 @@ TASKS = (
 )
 
 trainer = mutants_of("training", "parl/run/loop.py", STEP)
-sampling = mutants_of("training", "parl/collect/sampling.py", "tests/parl/test_sampling.py")
+sampling = mutants_of("training", "parl/collect/sampling.py", "tests/parl/collect/test_sampling.py")
 ptx = mutants_of("training", "parl/cold_start/beside.py", STEP)
 collect = mutants_of("training", "parl/collect/collector.py", COLLECTOR)
 again = mutants_of("training", "parl/collect/again.py", COLLECTOR)
 stream = mutants_of("training", "parl/collect/stream.py", COLLECTOR)
-pools = mutants_of("training", "parl/collect/pools.py", "tests/parl/test_pools.py")
-NEWEST = "tests/parl/test_checkpoints.py::test_a_runs_state_is_that_of_its_newest_checkpoint"
+pools = mutants_of("training", "parl/collect/pools.py", "tests/parl/collect/test_pools.py")
+NEWEST = "tests/parl/run/test_checkpoints.py::test_a_runs_state_is_that_of_its_newest_checkpoint"
 
 state = mutants_of("training", "parl/run/state.py", STATE, NEWEST)
 resume = mutants_of("training", "parl/run/resume.py", RESUME)
-tasks = mutants_of("training", "parl/collect/tasks.py", *(f"tests/parl/test_evaluate.py::{name}" for name in TASKS))
+tasks = mutants_of("training", "parl/collect/tasks.py", *(f"tests/parl/run/test_evaluate.py::{name}" for name in TASKS))
 
 MUTANTS = [
     mutants_of("training", "parl/learn/objective/base.py", STEP)(

@@ -1,8 +1,8 @@
 """All formats by name: how they are written and read, and which fields of an episode do not come back.
 
 ``loses`` names what differs after going there and back, as ``part.field``: all of it for an episode that uses every
-field, and nothing else (``tests/parl/test_formats.py``); ``docs/formats.md`` prints the same. Metrics, critical steps
-among them, are never read: they are computed again from the traces.
+field, and nothing else (``test_formats.py``); ``docs/formats.md`` prints the same. Metrics, critical
+steps among them, are never read: they are computed again from the traces.
 """
 
 from __future__ import annotations

@@ -1,0 +1,222 @@
+"""Formats of others: what goes there and back, what is lost, what must not leave, and files that their owners wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich_episode import difference, rich_episode
+
+from envs.tasks_io import save_tasks
+from parl.config.errors import UserError
+from parl.episodes.exchange import chosen_format, export_episodes, import_episodes
+from parl.episodes.formats import atif, verifiers
+from parl.episodes.formats.common import ExportOptions, FormatError
+from parl.episodes.formats.registry import FORMATS
+from parl.episodes.listing import Filter
+from parl.shown.redaction import REDACTED, redact
+from rollouts.critical_path import critical_steps
+from rollouts.store.store import EpisodeStore, read_shard
+
+DATA = Path(__file__).parents[2] / "data" / "formats"
+DOCS = Path(__file__).parents[3] / "docs" / "formats.md"
+READ = [name for name, form in FORMATS.items() if form.load]
+WHOLE = ExportOptions(keep_gold=True)
+
+
+def there_and_back(name: str, options: ExportOptions = WHOLE):
+    form = FORMATS[name]
+    assert form.load is not None
+    documents = [json.loads(json.dumps(document)) for document in form.export(rich_episode(), options)]
+    return [episode for document in documents for episode in form.load(document, Path())]
+
+
+@pytest.fixture
+def store(tmp_path):
+    EpisodeStore(tmp_path / "store").write(3, [rich_episode()], policy_version=4)
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_differs_after_going_there_and_back_is_exactly_what_is_declared(name):
+    [back] = there_and_back(name)
+    assert difference(rich_episode(), back) == set(FORMATS[name].loses)
+
+
+@pytest.mark.parametrize("name", ["atif", "verifiers"])
+def test_critical_steps_are_counted_from_the_traces_whatever_the_file_claims(name):
+    form = FORMATS[name]
+    assert form.load is not None
+    text = json.dumps(list(form.export(rich_episode(), WHOLE)))
+    [document] = json.loads(text.replace('"critical_steps": 5', '"critical_steps": 1'))
+    [back] = form.load(document, Path())
+    assert back.metrics == {} and critical_steps(back) == critical_steps(rich_episode()) == 5
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_gold_and_secrets_do_not_leave(name, store, tmp_path):
+    out = tmp_path / "out"
+    export_episodes(store, out, FORMATS[name], Filter(), ExportOptions())
+    text = "".join(file.read_text() for file in (out.rglob("*.json") if out.is_dir() else [out]))
+    assert "Ada" not in text and "sk-abc" not in text and '"steps": [1]' not in text
+    kept = tmp_path / "kept"
+    export_episodes(store, kept, FORMATS["atif"], Filter(), WHOLE)
+    assert "Ada" in next(kept.glob("*.json")).read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("Authorization: Bearer abcdef123456", f"Authorization: Bearer {REDACTED}"),
+        ("password=hunter22x ok", f"password={REDACTED} ok"),
+        ("hf_abcdefghijklmnopqrstu", REDACTED),
+        ("AKIAABCDEFGHIJKLMNOP", REDACTED),
+        ("the secret of the asking price", "the secret of the asking price"),
+        ("task-force one", "task-force one"),
+    ],
+)
+def test_keys_are_replaced_and_prose_is_not(text, left):
+    assert redact({"a": [text]}) == {"a": [left]}
+
+
+def test_a_store_goes_out_and_comes_in_as_a_store(store, tmp_path):
+    out, back = tmp_path / "out", tmp_path / "back"
+    assert export_episodes(store, out, chosen_format("atif"), Filter(), WHOLE) == (1, 1)
+    assert import_episodes(out, back, chosen_format("atif")) == 1
+    [episode], _ = read_shard(back / "imported-000000.parquet")
+    # there was a key in a call, which the token ids would spell
+    gone = {"tokens", "mask", "logprobs", "versions"}
+    lost = {"turn.calls", "turn.start", "turn.end", *(f"trace.{name}" for name in gone)}
+    assert difference(rich_episode(), episode) == {*FORMATS["atif"].loses, *lost}
+
+
+def test_gold_that_was_left_out_comes_back_from_a_file_of_tasks(store, tmp_path):
+    out, tasks = tmp_path / "out.jsonl", tmp_path / "tasks.jsonl"
+    export_episodes(store, out, chosen_format("widesearch"), Filter(), ExportOptions())
+    save_tasks([rich_episode().task], tasks)
+    import_episodes(out, tmp_path / "back", chosen_format("widesearch"), tasks, split="val")
+    [episode], _ = read_shard(tmp_path / "back" / "imported-000000.parquet")
+    assert episode.task == rich_episode().task
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "said"),
+    [
+        ("{", "atif", "not JSON"),
+        ("[]", "atif", "not an object"),
+        ("{}", "atif", "no ATIF document"),
+        ('{"steps": [{}], "schema_version": "ATIF-v1.8"}', "atif", "KeyError"),
+        ("{}", "verifiers", "no traces"),
+        ("{}", "verifiers-results", "prompt and completion"),
+        ('{"messages": [1]}', "openai", "message 0"),
+        ("{}", "widesearch", "instance_id"),
+        ("{}", "browsecomp-plus", "query_id"),
+        ("{}", "otel", "only written"),
+        ("{}", "atfi", "must be one of"),
+    ],
+)
+def test_a_file_that_is_not_of_its_format_is_named(text, name, said, tmp_path):
+    file = tmp_path / "file.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=said) as caught:
+        import_episodes(file, tmp_path / "out", chosen_format(name))
+    assert name in str(caught.value) or str(file) in str(caught.value)
+
+
+def test_a_missing_sub_agent_is_an_error_and_not_a_shorter_critical_path():
+    document = atif.export(rich_episode(), WHOLE)
+    del document["subagent_trajectories"][1]
+    with pytest.raises(FormatError, match="0/1"):
+        atif.load(document)
+
+
+def test_a_trajectory_may_lie_in_a_file_of_its_own(tmp_path):
+    document = atif.export(rich_episode(), WHOLE)
+    [*_, child] = document["subagent_trajectories"]
+    document["subagent_trajectories"].remove(child)
+    (tmp_path / "child.json").write_text(json.dumps(child))
+    text = json.dumps(document).replace('{"trajectory_id": "0/1"}', '{"trajectory_path": "child.json"}')
+    assert difference(rich_episode(), atif.load(json.loads(text), tmp_path)) == set(FORMATS["atif"].loses)
+
+
+def test_a_trajectory_of_another_harness_is_read_with_its_sub_agents_and_tokens():
+    """No field of ours: ids, turns, token stream and critical steps come from the standard's own fields."""
+    document = json.loads(json.dumps(atif.export(rich_episode(), WHOLE)))
+
+    def strip(part):
+        part["extra"] = None
+        part["trajectory_id"] = "x" + part["trajectory_id"]
+        seen: list[int] = []
+        for step in part["steps"]:
+            for item in (step.get("observation") or {}).get("results", []):
+                for reference in item.get("subagent_trajectory_ref", []):
+                    reference["trajectory_id"] = "x" + reference["trajectory_id"]
+            if step["source"] == "agent":
+                metrics, step["extra"] = step["metrics"], None
+                seen += metrics["extra"].pop("new_prompt_token_ids")
+                metrics["prompt_token_ids"] = list(seen)
+                seen += metrics["completion_token_ids"]
+        for child in part.get("subagent_trajectories", []):
+            strip(child)
+
+    strip(document)
+    back = atif.load(document)
+    wanted = rich_episode()
+    assert [trace.agent_id for trace in back.traces] == ["0", "0/0", "0/1"]
+    assert critical_steps(back) == critical_steps(wanted)
+    assert back.orchestrator.tokens == wanted.orchestrator.tokens and back.orchestrator.mask == wanted.orchestrator.mask
+    assert back.task.prompt == wanted.task.prompt and back.traces[1].message == "36"
+
+
+@pytest.mark.parametrize("name", ["atif", "verifiers", "otel"])
+def test_sub_agents_that_another_harness_launched_in_its_own_way_stay_with_their_turn(name):
+    episode = rich_episode()
+    turn = episode.orchestrator.turns[1]
+    turn.calls = [replace(call, name="delegate", arguments={"to": "both"}) for call in turn.calls[:1]]
+    turn.results = turn.results[:1]
+    [document] = FORMATS[name].export(episode, WHOLE)
+    if name == "otel":
+        spans = document["resourceSpans"][0]["scopeSpans"][0]["spans"]
+        assert sum(span["name"] == "invoke_agent reader" for span in spans) == 2
+        return
+    load = FORMATS[name].load
+    [back] = load(json.loads(json.dumps(document)), Path()) if load else []
+    assert back.orchestrator.turns[1].spawned == ["0/0", "0/1"] and critical_steps(back) == critical_steps(episode)
+
+
+@pytest.mark.parametrize(("file", "load"), [("atif.json", atif.load), ("verifiers.json", verifiers.load)])
+def test_files_that_the_formats_own_models_wrote_are_read(file, load):
+    """Golden files: our export, validated and written again by harbor 0.24.0 and verifiers 0.4.0."""
+    found = load(json.loads((DATA / file).read_text()))
+    episode = found if not hasattr(found, "__next__") else next(found)
+    assert difference(rich_episode(), episode) == set(FORMATS[file.removesuffix(".json")].loses)
+
+
+@pytest.mark.parametrize(
+    ("file", "export"), [("atif.ours.json", atif.export), ("verifiers.ours.json", verifiers.export)]
+)
+def test_what_is_written_is_what_those_models_accepted(file, export):
+    assert json.loads(json.dumps(export(rich_episode(), WHOLE))) == json.loads((DATA / file).read_text())
+
+
+def test_spans_nest_as_agents_do():
+    [request] = FORMATS["otel"].export(rich_episode(), WHOLE)
+    spans = request["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    by_id = {span["spanId"]: span for span in spans}
+    assert len(by_id) == len(spans) and len({span["traceId"] for span in spans}) == 1
+    [root] = [span for span in spans if "parentSpanId" not in span]
+    assert root["name"] == "invoke_agent orchestrator"
+    readers = [span for span in spans if span["name"] == "invoke_agent reader"]
+    assert [by_id[span["parentSpanId"]]["name"] for span in readers] == ["execute_tool assign_task"] * 2
+    assert all(int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"]) for span in spans)
+
+
+def test_the_documented_losses_are_the_declared_ones():
+    text = DOCS.read_text()
+    for name, form in FORMATS.items():
+        [row] = re.findall(rf"^\| `{name}` \|.*$", text, re.MULTILINE)
+        assert form.what in row
+        assert set(re.findall(r"`((?:task|episode|trace|turn|result)[.\w]*)`", row)) == set(form.loses)
