@@ -30,6 +30,22 @@ def product(a, b, acc):
 
 
 @triton.jit
+def quick_sigmoid(x):
+    """sigmoid(x) within 3e-7 of it, in four instructions instead of fourteen."""
+    if NUMPY:
+        return tl.sigmoid(x)
+    return tl.inline_asm_elementwise(
+        "{ .reg .f32 t; mul.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; add.f32 t, t, 0f3F800000;"
+        " rcp.approx.ftz.f32 $0, t; }",  # -log2(e), 1
+        "=f,f",
+        [x],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
 def place(tile, row_tiles, column_tiles, BAND: tl.constexpr):
     """(row tile, column tile) of a linear tile: bands of ``BAND`` row tiles, columns outside, so that L2 is reused."""
     band = tile // (BAND * column_tiles)

@@ -1,9 +1,10 @@
-"""The experts on a GPU, backward: five kernels that recompute the activation from hidden and keep nothing else.
+"""The experts on a GPU, backward: kernels that recompute the activation from hidden and keep nothing else.
 
 ``dact``: dA = dout W2, and in its epilogue the activation's gradient, weight · activation for dW2, and <dA, A>, the
 weights' gradient, as one partial sum a column tile. ``dw`` twice: dW2 and dW13, contracted over each expert's rows.
 ``dx`` (grouped.py) and ``combine`` (expert_mlp.py): the rows' gradients, summed over a token's experts in the order of
-the slots. No atomics, so every run gives the same bits.
+the slots. No atomics, so every run gives the same bits. Where the copy engine can be had, rows of dout and x are first
+copied to their experts' places (``spread``): it cannot gather, and the products gain more than the copies cost.
 
 Shapes: T tokens, D hidden, E experts, K experts a token, I expert width, S = T · K. Semantics and sources:
 :mod:`model.kernels.reference`.
@@ -17,10 +18,16 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from model.kernels.triton.common import narrow, place, product, programs
-from model.kernels.triton.expert_mlp import combine
-from model.kernels.triton.grouped import BAND, list_tiles, load_tile, rows_times
-from model.kernels.triton.settings import descriptors_for, staging, tiles_for
+from model.kernels.triton.common import narrow, place, product, programs, quick_sigmoid
+from model.kernels.triton.expert_mlp import combine, spread
+from model.kernels.triton.grouped import list_tiles, load_tile, rows_times
+from model.kernels.triton.settings import descriptors_for, spread_for, staging, tiles_for
+
+
+@triton.jit
+def halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The left and the right half of a tile's columns."""
+    return tl.split(tl.permute(tl.reshape(tile, [ROWS, 2, COLUMNS // 2]), [0, 2, 1]))
 
 
 @triton.jit
@@ -30,7 +37,7 @@ def _dact_tile(da, row, inside, column, weight, hidden, dhidden, weighted, WIDTH
     at = row.to(tl.int64)[:, None] * (2 * WIDTH) + column[None, :]
     gate = tl.load(hidden + at, mask=real, other=0.0).to(tl.float32)
     up = tl.load(hidden + at + WIDTH, mask=real, other=0.0).to(tl.float32)
-    sigmoid = tl.sigmoid(gate)
+    sigmoid = quick_sigmoid(gate)
     silu = gate * sigmoid
     active = silu * up  # zero outside: hidden was read as zero there
     into = weighted + row.to(tl.int64)[:, None] * WIDTH + column[None, :]
@@ -60,6 +67,7 @@ def _dact(
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    SPREAD: tl.constexpr,
     BAND: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -77,7 +85,7 @@ def _dact(
         da = tl.zeros([BM, BN], tl.float32)
         for start in range(0, D, BK):
             depth = start + tl.arange(0, BK)
-            rows = load_tile(dout, assignment // K, row, depth, D, BK, True)
+            rows = dout.load([first, start]) if SPREAD else load_tile(dout, assignment // K, row, depth, D, BK, True)
             if DESCRIPTORS:
                 matrix = w2.load([expert * D + start, n * BN])
             else:
@@ -85,10 +93,20 @@ def _dact(
                 matrix = load_tile(at, depth, depth < D, column, WIDTH, BN, D % BK == 0)
             da = product(rows, matrix, da)
         weight = tl.load(weights + assignment)
-        low, high = tl.split(tl.permute(tl.reshape(da, [BM, 2, BN // 2]), [0, 2, 1]))  # halves: else registers spill
-        inside, half = row < end, n * BN + tl.arange(0, BN // 2)
-        total = _dact_tile(low, row, inside, half, weight, hidden, dhidden, weighted, WIDTH)
-        total += _dact_tile(high, row, inside, half + BN // 2, weight, hidden, dhidden, weighted, WIDTH)
+        inside, first_column = row < end, n * BN
+        low, high = halves(da, BM, BN)  # in parts: else registers spill
+        if BN > 128:
+            quarter = first_column + tl.arange(0, BN // 4)
+            one, two = halves(low, BM, BN // 2)
+            total = _dact_tile(one, row, inside, quarter, weight, hidden, dhidden, weighted, WIDTH)
+            total += _dact_tile(two, row, inside, quarter + BN // 4, weight, hidden, dhidden, weighted, WIDTH)
+            one, two = halves(high, BM, BN // 2)
+            total += _dact_tile(one, row, inside, quarter + BN // 2, weight, hidden, dhidden, weighted, WIDTH)
+            total += _dact_tile(two, row, inside, quarter + BN // 4 * 3, weight, hidden, dhidden, weighted, WIDTH)
+        else:
+            half = first_column + tl.arange(0, BN // 2)
+            total = _dact_tile(low, row, inside, half, weight, hidden, dhidden, weighted, WIDTH)
+            total += _dact_tile(high, row, inside, half + BN // 2, weight, hidden, dhidden, weighted, WIDTH)
         tl.store(partial + n * places + row, total, mask=inside)
 
 
@@ -96,6 +114,8 @@ def _dact(
 def _dw(
     left,
     right,
+    left_tiles,
+    right_tiles,
     order,
     offsets,
     out,
@@ -104,12 +124,14 @@ def _dw(
     N: tl.constexpr,
     E: tl.constexpr,
     GATHER_LEFT: tl.constexpr,
+    GATHER_RIGHT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     BAND: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """out[e] [M, N] = leftᵀ right over the rows of expert e; one side is gathered by token."""
+    """out[e] [M, N] = leftᵀ right over the rows of expert e."""
     row_tiles: tl.constexpr = (M + BM - 1) // BM
     column_tiles: tl.constexpr = (N + BN - 1) // BN
     each: tl.constexpr = row_tiles * column_tiles
@@ -119,14 +141,19 @@ def _dw(
         begin, end = tl.load(offsets + expert), tl.load(offsets + expert + 1)
         row, column = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN)
         acc = tl.zeros([BM, BN], tl.float32)
-        for start in range(begin, end, BK):
+        if DESCRIPTORS:  # whole blocks of rows come through the copy engine, the rest after them
+            whole = begin + (end - begin) // BK * BK
+            for start in range(begin, whole, BK):
+                acc = product(left_tiles.load([start, m * BM]).T, right_tiles.load([start, n * BN]), acc)
+            begin = whole
+        for start in tl.range(begin, end, BK, num_stages=1 if DESCRIPTORS else None):
             place_in = start + tl.arange(0, BK)
             real = place_in < end
-            token = tl.load(order + place_in, mask=real, other=0) // K
+            left_row, right_row = place_in, place_in
             if GATHER_LEFT:
-                left_row, right_row = token, place_in
-            else:
-                left_row, right_row = place_in, token
+                left_row = tl.load(order + place_in, mask=real, other=0) // K
+            if GATHER_RIGHT:
+                right_row = tl.load(order + place_in, mask=real, other=0) // K
             a = load_tile(left, left_row, real, row, M, BM, False)
             b = load_tile(right, right_row, real, column, N, BN, False)
             acc = product(tl.trans(a), b, acc)
@@ -135,13 +162,22 @@ def _dw(
 
 
 def _weight_grad(
-    left: Tensor, right: Tensor, order_S: Tensor, offsets: Tensor, out: Tensor, top_k: int, *, gather_left: bool
+    left: Tensor, right: Tensor, order_S: Tensor, offsets: Tensor, out: Tensor, top_k: int, gathered: str | None
 ) -> Tensor:
-    """``out`` [E, M, N] filled with leftᵀ right over each expert's rows; one side has a row a token and is gathered."""
+    """``out`` [E, M, N] filled with leftᵀ right over each expert's rows; ``gathered``: the side with a row a token."""
     experts, rows, columns = out.shape
+    tiles = tiles_for("dw", left, 0)
+    descriptors = gathered is None
+    given: tuple = left, right
+    if descriptors:
+        given = (
+            TensorDescriptor.from_tensor(left, [tiles.depth, tiles.rows]),
+            TensorDescriptor.from_tensor(right, [tiles.depth, tiles.columns]),
+        )
     _dw[(programs(left),)](
         left,
         right,
+        *given,
         order_S,
         offsets,
         out,
@@ -149,15 +185,24 @@ def _weight_grad(
         M=rows,
         N=columns,
         E=experts,
-        GATHER_LEFT=gather_left,
-        BAND=BAND,
-        **tiles_for("dw", left, 0).constants(),
+        GATHER_LEFT=gathered == "left",
+        GATHER_RIGHT=gathered == "right",
+        DESCRIPTORS=descriptors,
+        BAND=tiles.band,
+        **tiles.constants(),
     )
     return out
 
 
 def _activation_grad(
-    dout: Tensor, w2: Tensor, hidden: Tensor, order: Tensor, offsets: Tensor, weights: Tensor, descriptors: bool
+    dout: Tensor,
+    w2: Tensor,
+    hidden: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    descriptors: bool,
+    spreading: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dhidden [S, 2 I], weight · activation [S, I], partial sums [column tiles, S] of the weights' gradient)."""
     rows, (experts, hidden_size, width) = len(order), w2.shape
@@ -165,8 +210,8 @@ def _activation_grad(
     descriptors = descriptors and hidden_size % tiles.depth == 0  # else a tile would reach into the next expert
     dhidden, weighted = torch.empty_like(hidden), hidden.new_empty(rows, width)
     partial = torch.empty(triton.cdiv(width, tiles.columns), rows, device=dout.device)
-    _dact[(programs(dout),)](
-        dout,
+    _dact[(programs(hidden),)](
+        TensorDescriptor.from_tensor(dout, [tiles.rows, tiles.depth]) if spreading else dout,
         TensorDescriptor.from_tensor(w2.flatten(0, 1), [tiles.depth, tiles.columns]) if descriptors else w2,
         hidden,
         order,
@@ -181,7 +226,8 @@ def _activation_grad(
         D=hidden_size,
         WIDTH=width,
         DESCRIPTORS=descriptors,
-        BAND=BAND,
+        SPREAD=spreading,
+        BAND=tiles.band,
         **tiles.constants(),
     )
     return dhidden, weighted, partial
@@ -206,9 +252,17 @@ def expert_mlp_bwd(
         return dx, torch.zeros_like(w13), torch.zeros_like(w2), dweights
     descriptors = descriptors_for(x_TD, w13, w2)
     weights = weights_TK.contiguous()
-    dhidden, weighted, partial = _activation_grad(dout, w2, hidden, order_S, offsets, weights, descriptors)
-    dw2 = _weight_grad(dout, weighted, order_S, offsets, torch.empty_like(w2), top_k, gather_left=True)
-    dw13 = _weight_grad(dhidden, x_TD, order_S, offsets, torch.empty_like(w13), top_k, gather_left=False)
+    spreading = spread_for(descriptors, x_TD)
+    if spreading:
+        dout = spread(dout, inverse_TK)
+    kept = _activation_grad(dout, w2, hidden, order_S, offsets, weights, descriptors, spreading)
+    dhidden, weighted, partial = kept
+    dw2, dw13 = torch.empty_like(w2), torch.empty_like(w13)
+    _weight_grad(dout, weighted, order_S, offsets, dw2, top_k, None if spreading else "left")
+    del dout, weighted, kept
+    rows_x = spread(x_TD, inverse_TK) if spreading else x_TD
+    _weight_grad(dhidden, rows_x, order_S, offsets, dw13, top_k, None if spreading else "right")
+    del rows_x
     dx_SD = torch.empty(rows, x_TD.shape[1], dtype=staging(x_TD), device=x_TD.device)
     tiles = tiles_for("dx", x_TD, rows / len(w13))
     rows_times(dhidden, w13, offsets, dx_SD, tiles, transposed=False, descriptors=descriptors)

@@ -17,8 +17,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from model.kernels.triton.common import narrow, place, power_of_two, product, programs
 from model.kernels.triton.settings import Tiles, row_tiles
 
-BAND = 8  # row tiles that share a matrix's tile in L2
-
 
 @triton.jit
 def _list_tiles(offsets, table, E: tl.constexpr, E_PAD: tl.constexpr, BM: tl.constexpr, CHUNK: tl.constexpr):
@@ -77,6 +75,7 @@ def _rows_kernel(
     C: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    FLATTEN: tl.constexpr,
     BAND: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -85,7 +84,7 @@ def _rows_kernel(
     """out [S, N] = rows_in [S, C] times matrices[e], stored [N, C] if ``TRANSPOSED``, else [C, N]."""
     row_tiles = tl.load(table)
     column_tiles: tl.constexpr = (N + BN - 1) // BN
-    for tile in range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0), flatten=FLATTEN):
         m, n = place(tile, row_tiles, column_tiles, BAND)
         expert, first = tl.load(table + 1 + 2 * m), tl.load(table + 2 + 2 * m)
         end = tl.load(offsets + expert + 1)
@@ -149,7 +148,8 @@ def rows_times(
         C=contraction,
         TRANSPOSED=transposed,
         DESCRIPTORS=descriptors,
-        BAND=BAND,
+        FLATTEN=descriptors and tiles.flatten,
+        BAND=tiles.band,
         **tiles.constants(),
     )
     return out_SN

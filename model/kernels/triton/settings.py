@@ -18,26 +18,34 @@ from model.kernels.triton.common import INTERPRETED
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``fast``: small row tiles where experts have few rows, and expert outputs staged in x's dtype instead of float32.
+    """``exact_sums``: each assignment's output waits in float32 for the sum over a token's experts, not in x's dtype.
 
-    ``descriptors``: weights and sorted rows through Hopper's copy engine; None decides by device and alignment.
-    ``tiles`` replaces the tile sizes of a kernel by name, for tuning.
+    ``fast``: small row tiles where experts have few rows. ``spread``: the backward pass copies rows to their experts'
+    places, so that the copy engine can fetch them. ``descriptors``: weights and sorted rows through Hopper's copy
+    engine; None decides by device and alignment. ``tiles`` replaces the tile sizes of a kernel by name, for tuning.
     """
 
+    exact_sums: bool = False
     fast: bool = False
+    spread: bool = True
     descriptors: bool | None = None
     tiles: dict[str, Tiles] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """One program's tile: ``rows`` x ``columns`` of the result, ``depth`` of the contraction at a time."""
+    """One program's tile: ``rows`` x ``columns`` of the result, ``depth`` of the contraction at a time.
+
+    ``band`` row tiles share a matrix's tile in L2. ``flatten``: the next tile's loads start in this one's epilogue.
+    """
 
     rows: int
     columns: int
     depth: int
     warps: int = 8
     stages: int = 4
+    band: int = 8
+    flatten: bool = False
 
     def constants(self) -> dict[str, int]:
         """The launch's compile-time values."""
@@ -51,16 +59,17 @@ class Tiles:
 
 
 # Registers bound them: 128 x 256 float32 sums are half of what 256 threads have. ``up`` has two sums of half the width.
+# Chosen among 35 by time on an H200 (docs/gpu.md).
 _SIXTEEN = {
     "up": Tiles(128, 128, 64),
-    "down": Tiles(128, 256, 64, stages=3),
-    "dact": Tiles(128, 128, 64),
-    "dx": Tiles(128, 256, 64, stages=3),
-    "dw": Tiles(128, 256, 64, stages=5),  # the indirection through the rows halves their use
+    "down": Tiles(128, 256, 64, stages=3, flatten=True),
+    "dact": Tiles(128, 256, 64, stages=3),
+    "dx": Tiles(128, 256, 64, stages=3, flatten=True),
+    "dw": Tiles(128, 256, 64, stages=3),
 }
 _THIRTY_TWO = dict.fromkeys(_SIXTEEN, Tiles(64, 64, 32, warps=4, stages=3))  # no matrix unit multiplies these exactly
 _THIRTY_TWO |= {"up": Tiles(64, 32, 32, warps=4, stages=3)}
-_INTERPRETED = dict.fromkeys(_SIXTEEN, Tiles(16, 32, 32))  # several tiles even for a test's small shapes
+_INTERPRETED = dict.fromkeys(_SIXTEEN, Tiles(16, 32, 32, flatten=True))  # several tiles even for a test's small shapes
 _FAST_ROWS = ((16, 16), (48, 32), (96, 64))  # up to so many rows an expert, tiles of so many rows
 
 _current = Settings()
@@ -89,8 +98,7 @@ def tiles_for(kernel: str, x: Tensor, rows_per_expert: float) -> Tiles:
             chosen = replace(chosen, rows=next((r for limit, r in _FAST_ROWS if rows_per_expert <= limit), chosen.rows))
     operands = chosen.rows + chosen.columns * (2 if kernel == "up" else 1)
     stage_bytes = operands * chosen.depth * x.dtype.itemsize
-    fitting = max(1, (_shared_bytes(x) - 1024) // stage_bytes) * (2 if kernel == "dw" else 1)
-    return replace(chosen, stages=min(chosen.stages, fitting))
+    return replace(chosen, stages=max(1, min(chosen.stages, (_shared_bytes(x) - 1024) // stage_bytes)))
 
 
 def _shared_bytes(x: Tensor) -> int:
@@ -109,9 +117,14 @@ def descriptors_for(*tensors: Tensor) -> bool:
     return all(t.shape[-1] % 8 == 0 and t.data_ptr() % 16 == 0 for t in tensors)
 
 
+def spread_for(descriptors: bool, x: Tensor) -> bool:
+    """Whether the backward pass copies rows to their experts' places first, so that the copy engine can fetch them."""
+    return descriptors and _current.spread and x.shape[1] % tiles_for("dact", x, 0).depth == 0
+
+
 def staging(x: Tensor) -> torch.dtype:
     """The dtype in which each assignment's output waits for the sum over a token's experts."""
-    return x.dtype if _current.fast else torch.float32
+    return torch.float32 if _current.exact_sums else x.dtype
 
 
 def row_tiles(assignments: int, experts: int, rows: int) -> int:

@@ -76,6 +76,23 @@ def test_equal_scores_go_to_the_lowest_experts(groups: tuple[int, int]):
     assert given[0][0].tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("experts", [16, 200, 384, 600])  # one piece, padded, three, more than the pieces there are
+@pytest.mark.parametrize("spread", [1e-6, 1.0, 30.0])  # crowded on the grid; apart; at the sigmoid's ends
+def test_scores_that_meet_on_the_grid_are_told_apart(experts: int, spread: float):
+    g = seeded(experts)
+    scores = 0.5 + spread * (torch.rand(9, experts, generator=g) - 0.5)
+    bias = torch.randn(experts, generator=g) * (spread >= 1)
+    logits = torch.zeros(9, experts)  # all scores are 0.5 in any arithmetic: the bias alone decides
+    given, _ = routed(logits, scores[0] + bias, None, 6, 1, 1, True, 1.0)
+    in_float32 = reference.route_fwd(logits, scores[0] + bias, None, 6, 1, 1, True, 1.0)
+    assert torch.equal(given[0], in_float32[0])
+    logits = (scores * 64).round() / 4  # far apart or equal, and many of them
+    given, wanted = routed(logits, torch.zeros(experts), None, 6, 1, 1, True, 1.0)
+    once = torch.sigmoid(logits)  # float32 may call equal what float64 does not: by the score, then by the expert
+    assert torch.equal(once.gather(1, given[0].long()), once.gather(1, wanted[0].long()))
+    assert all(len(set(row)) == 6 for row in given[0].tolist())
+
+
 def test_a_nan_is_the_least_and_ids_stay_in_range():
     logits = apart(4, 12)
     logits[0, 3], logits[1], logits[2, 1:] = float("nan"), float("nan"), float("nan")
@@ -139,15 +156,21 @@ LAYERS = [  # T, E, K, D, I, load
     (37, 3, 2, 40, 24, "random"),
     (17, 3, 1, 32, 48, "one"),
 ]
-KINDS = [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)]
+KINDS = [  # dtype, settings
+    (torch.float32, {"descriptors": False}),
+    (torch.bfloat16, {"descriptors": False}),
+    (torch.bfloat16, {"descriptors": True, "spread": False}),
+    (torch.bfloat16, {"descriptors": True}),
+    (torch.bfloat16, {"descriptors": True, "exact_sums": True}),
+]
 
 
 @pytest.mark.parametrize("shape", LAYERS, ids=str)
-@pytest.mark.parametrize(("dtype", "descriptors"), KINDS, ids=["float32", "bfloat16", "bfloat16 descriptors"])
-def test_experts_and_all_gradients_are_the_reference_s(shape: tuple, dtype: torch.dtype, descriptors: bool):
+@pytest.mark.parametrize(("dtype", "changes"), KINDS, ids=str)
+def test_experts_and_all_gradients_are_the_reference_s(shape: tuple, dtype: torch.dtype, changes: dict[str, bool]):
     case = layer(*shape[:5], dtype, shape[5])
     based = shape[5] != "one"
-    with settings.using(descriptors=descriptors):
+    with settings.using(**changes):
         given = both(case, based)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     for got, wanted in zip(given, exact(case, based), strict=True):
