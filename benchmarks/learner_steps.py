@@ -95,7 +95,7 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
     from parl.config.schema import OptimizerConfig
     from parl.learn.group import deal_rows
     from parl.learn.learner import Learner
-    from parl.learn.objective.base import GrpoConfig
+    from parl.learn.objective.grpo import Grpo
     from parl.learn.rows import Row, denominator
     from rollouts.engine.embedded.engine import EmbeddedEngine
 
@@ -131,7 +131,7 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
             times.append(time.perf_counter() - began)
         return {"sync_ms": 1000 * sorted(times)[2], "sync_bytes": float(sum(a.nbytes for a in new.values()))}
 
-    serve(watch, lambda: learner.policy_step(mine, GrpoConfig(), **settings), end)
+    serve(watch, lambda: learner.policy_step(mine, Grpo(), **settings), end)
 
 
 # ---------------------------------------------------------------- plain torch

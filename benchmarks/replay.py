@@ -27,8 +27,9 @@ from model.kimi.files.checkpoint import load_policy
 from model.kimi.transformer import Transformer
 from model.tokenizer.tokenizer import Tokenizer
 from parl.config.load import load_config
-from parl.config.schema import Config, ObjectiveConfig, OptimizerConfig
+from parl.config.schema import Config, OptimizerConfig
 from parl.learn.learner import Learner
+from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator, episode_rows
 from rollouts.engine.base import Sampling
 from rollouts.engine.embedded.engine import EmbeddedEngine
@@ -123,7 +124,7 @@ def line(name: str, learner: Learner, rows: list[Row]) -> None:
         own = learner.logprobs(seen, **STEP)
         gaps = np.concatenate([np.abs(mine - row.logprobs)[row.mask] for mine, row in zip(own, rows, strict=True)])
         found += [f"{gaps.max():9.1e} {gaps.mean():9.1e}"]
-    metrics = learner.policy_step(rows, ObjectiveConfig(), denominator=denominator(rows), lr_scale=0.0, **STEP)
+    metrics = learner.policy_step(rows, K25(), denominator=denominator(rows), lr_scale=0.0, **STEP)
     tokens = sum(row.trained for row in rows)
     print(f"{name:32} {tokens:7} {found[0]}   {found[1]}   {metrics['route_overlap']:.5f}", flush=True)
 

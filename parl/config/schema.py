@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator,
 
 from envs.world.config import WorldConfig
 from model.kimi.config import ModelConfig
-from parl.learn.objective.base import AnyObjective, ObjectiveConfig
+from parl.learn.objective.k25 import K25
+from parl.learn.objective.union import AnyObjective
 from rollouts.config import RolloutsConfig
 
 
@@ -216,7 +217,7 @@ class Config(_Section):
     sft: SftConfig = SftConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
     rewards: RewardsConfig = RewardsConfig()
-    objective: AnyObjective = ObjectiveConfig()
+    objective: AnyObjective = K25()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
     eval: EvalConfig = EvalConfig()

@@ -14,30 +14,29 @@ reference = mutants_of("objectives", "parl/learn/objective/reference.py", OTHERS
 entropy = mutants_of("objectives", "parl/learn/objective/entropy.py", OTHERS)
 registry = mutants_of("objectives", "parl/learn/objective/loss.py", OTHERS)
 sft = mutants_of("objectives", "parl/learn/objective/sft.py", K25)
-config = mutants_of("objectives", "parl/learn/objective/base.py", OTHERS)
 
 MUTANTS = [
-    k25("k25-tau-sign", "advantages_BT - tau * log_ratio_BT.square()", "advantages_BT + tau * log_ratio_BT.square()"),
-    k25("k25-tau-inside-the-clip", "tau * log_ratio_BT.square()", "tau * clipped_BT.log().square()"),
-    k25("k25-ascends", "loss = -(clipped_BT", "loss = (clipped_BT"),
-    k25("k25-no-clip", "log_ratio_BT.clamp(log_ratio_min, log_ratio_max).exp()", "log_ratio_BT.exp()"),
+    k25("k25-tau-sign", "advantages - self.tau * log_ratio.square()", "advantages + self.tau * log_ratio.square()"),
+    k25("k25-tau-inside-the-clip", "self.tau * log_ratio.square()", "self.tau * clipped.log().square()"),
+    k25("k25-ascends", "loss = -(clipped", "loss = (clipped"),
+    k25("k25-no-clip", "log_ratio.clamp(self.log_ratio_min, self.log_ratio_max).exp()", "log_ratio.exp()"),
     k25(
         "k25-upper-clip-alone",
-        "log_ratio_BT.clamp(log_ratio_min, log_ratio_max)",
-        "log_ratio_BT.clamp(max=log_ratio_max)",
+        "log_ratio.clamp(self.log_ratio_min, self.log_ratio_max)",
+        "log_ratio.clamp(max=self.log_ratio_max)",
     ),
     k25(
         "k25-clips-the-ratio",
-        "log_ratio_BT.clamp(log_ratio_min, log_ratio_max).exp()",
-        "log_ratio_BT.exp().clamp(1 + log_ratio_min, 1 + log_ratio_max)",
+        "log_ratio.clamp(self.log_ratio_min, self.log_ratio_max).exp()",
+        "log_ratio.exp().clamp(1 + self.log_ratio_min, 1 + self.log_ratio_max)",
     ),
-    k25("k25-own-denominator", ".sum() / denominator\n    outside", ".sum() / mask_BT.sum()\n    outside"),
+    k25("k25-own-denominator", ".sum() / denominator\n        # not", ".sum() / mask.sum()\n        # not"),
     k25(
         "k25-masked-counts-one-side",
-        "(log_ratio_BT < log_ratio_min) | (log_ratio_BT > log_ratio_max)",
-        "(log_ratio_BT < log_ratio_min)",
+        "(log_ratio < self.log_ratio_min) | (log_ratio > self.log_ratio_max)",
+        "(log_ratio < self.log_ratio_min)",
     ),
-    k25("k25-penalises-the-log-ratio", "tau * log_ratio_BT.square()", "tau * log_ratio_BT.abs()"),
+    k25("k25-penalises-the-log-ratio", "self.tau * log_ratio.square()", "self.tau * log_ratio.abs()"),
     common(
         "untrained-tokens-have-advantages",
         "torch.where(mask, advantages.to(logprobs_new.dtype), zero)",
@@ -71,8 +70,8 @@ MUTANTS = [
     grpo("grpo-mean-over-the-batch", "-surrogate.sum() / denominator", "-surrogate.mean()"),
     grpo(
         "grpo-clips-swapped",
-        "clipped_surrogate(log_ratio, advantages, clip_low, clip_high)",
-        "clipped_surrogate(log_ratio, advantages, clip_high, clip_low)",
+        "clipped_surrogate(log_ratio, advantages, self.clip_low, self.clip_high)",
+        "clipped_surrogate(log_ratio, advantages, self.clip_high, self.clip_low)",
     ),
     gspo("gspo-sum-for-mean", "log_ratio_BT.sum(-1, keepdim=True) / tokens_B1)", "log_ratio_BT.sum(-1, keepdim=True))"),
     gspo(
@@ -94,10 +93,14 @@ MUTANTS = [
     cispo("cispo-without-weight", "-(weight * advantages * score)", "-(advantages * score)"),
     cispo(
         "cispo-drops-limited-tokens",
-        "weight = ratio.clamp(1 - clip_low, 1 + clip_high)",
-        "weight = ratio * ((ratio >= 1 - clip_low) & (ratio <= 1 + clip_high))",
+        "weight = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)",
+        "weight = ratio * ((ratio >= 1 - self.clip_low) & (ratio <= 1 + self.clip_high))",
     ),
-    cispo("cispo-lower-limit-is-lost", "ratio.clamp(1 - clip_low, 1 + clip_high)", "ratio.clamp(max=1 + clip_high)"),
+    cispo(
+        "cispo-lower-limit-is-lost",
+        "ratio.clamp(1 - self.clip_low, 1 + self.clip_high)",
+        "ratio.clamp(max=1 + self.clip_high)",
+    ),
     correction(
         "correction-upside-down", "torch.where(mask, proximal - sampler,", "torch.where(mask, sampler - proximal,"
     ),
@@ -143,11 +146,10 @@ MUTANTS = [
     sft("sft-unweighted", "-(weights * torch.where", "-((weights != 0) * torch.where"),
     sft("sft-mean", ".sum() / denominator", ".mean()"),
     sft("sft-ascends", "return -(weights", "return (weights"),
-    config("icepops-published-limits", '"icepop": (0.5, 5.0)', '"icepop": (0.0, 5.0)'),
-    config(
-        "mis-takes-parts", 'self.name == "gspo" or getattr(self, "correction", "none") == "mis"', 'self.name == "gspo"'
-    ),
-    config(
+    correction("icepops-published-limits", '"icepop": (0.5, 5.0)', '"icepop": (0.0, 5.0)'),
+    correction("mis-takes-parts", 'return self.correction == "mis"', "return False"),
+    gspo("gspo-takes-parts", "return True", "return False"),
+    correction(
         "given-limits-are-ignored",
         "return self.correction_limits or _PUBLISHED[self.correction]",
         "return _PUBLISHED[self.correction]",

@@ -25,7 +25,7 @@ tasks = mutants_of("training", "parl/collect/tasks.py", *(f"tests/parl/run/test_
 
 MUTANTS = [
     mutants_of("training", "parl/learn/objective/base.py", STEP)(
-        "normalises-always", 'bool(getattr(self, "normalise_std", False))', 'hasattr(self, "normalise_std")'
+        "normalises-always", "return self.normalise_std", "return True"
     ),
     trainer(
         "learning-rate-never-falls", "lr_scale = 1.0 - done * (1.0 - self.config.optimizer.final_lr)", "lr_scale = 1.0"

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from tiny import random_weights, tiny_model
 
-from parl.config.schema import ObjectiveConfig, OptimizerConfig, ParallelConfig
+from parl.config.schema import OptimizerConfig, ParallelConfig
 from parl.learn.batch import TextRow
 from parl.learn.learner import Learner
+from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator
 from parl.learn.shard import ds_engine
 from parl.learn.shard.parts import write_part
@@ -73,7 +74,7 @@ def policy_step(learner: Learner, rows: list[Row], all_rows: list[Row], **change
         "micro_tokens": MICRO_TOKENS,
         **changes,
     }
-    objective = ObjectiveConfig(log_ratio_min=-9.0, log_ratio_max=9.0)
+    objective = K25(log_ratio_min=-9.0, log_ratio_max=9.0)
     return learner.policy_step(rows, objective, **settings)
 
 

@@ -8,25 +8,34 @@ no lower limit, as in the paper; then this is truncated REINFORCE. N as everywhe
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from parl.learn.objective.common import LOG_MAX, statistics, trained_only
+from pydantic import Field
+
+from parl.learn.objective.base import Stats
+from parl.learn.objective.correction import Corrected
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def cispo_loss(
-    logprobs_new: Tensor,
-    logprobs_old: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    denominator: float,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The scalar loss over the tokens where ``mask`` is True, and statistics; ``masked``: with a limited weight."""
-    log_ratio, advantages, mask = trained_only(logprobs_new, logprobs_old, advantages, mask, denominator)
-    ratio = log_ratio.detach().clamp(-LOG_MAX, LOG_MAX).exp()
-    weight = ratio.clamp(1 - clip_low, 1 + clip_high)
-    score = torch.where(mask, logprobs_new, logprobs_new.new_zeros(()))
-    return -(weight * advantages * score).sum() / denominator, statistics(log_ratio, mask, weight != ratio)
+class Cispo(Corrected):
+    """Clipped importance-sampling weights. REINFORCE whose weight, not whose gradient, is limited."""
+
+    name: str = Field(default="cispo", description="the algorithm")
+    clip_low: float = Field(default=1.0, ge=0, le=1, description="weights are at least 1 - ε; 1 = no lower limit")
+    clip_high: float = Field(default=4.0, gt=0, description="weights are at most 1 + ε")
+
+    def loss(
+        self, logprobs_new: Tensor, logprobs_old: Tensor, advantages: Tensor, mask: Tensor, *, denominator: float
+    ) -> tuple[Tensor, Stats]:
+        """See ``Objective``; ``masked``: the share of tokens with a limited weight."""
+        import torch
+
+        from parl.learn.objective.common import LOG_MAX, statistics, trained_only
+
+        log_ratio, advantages, mask = trained_only(logprobs_new, logprobs_old, advantages, mask, denominator)
+        ratio = log_ratio.detach().clamp(-LOG_MAX, LOG_MAX).exp()
+        weight = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+        score = torch.where(mask, logprobs_new, logprobs_new.new_zeros(()))
+        return -(weight * advantages * score).sum() / denominator, statistics(log_ratio, mask, weight != ratio)

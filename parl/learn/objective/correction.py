@@ -14,10 +14,62 @@ Masked tokens still count in the loss's denominator, as in IcePop's equation.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from parl.learn.objective.common import LOG_MAX
+from pydantic import Field, model_validator
+
+from parl.learn.objective.base import Normalised
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PUBLISHED = {"tis": (0.0, 2.0), "mis": (0.0, 2.0), "icepop": (0.5, 5.0)}
+
+
+class Corrected(Normalised):
+    """An objective whose tokens may be weighed by learner against engine. No torch until a weight is asked for."""
+
+    correction: Literal["none", "tis", "mis", "icepop"] = Field(
+        default="none", description="weight of learner against engine: truncated, masked by trace, masked by token"
+    )
+    correction_limits: tuple[float, float] | None = Field(
+        default=None,
+        description="smallest and largest such weight; null = as published: tis and mis [0, 2], icepop [0.5, 5]",
+    )
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.correction_limits is None:
+            return self
+        low, high = self.correction_limits
+        shown = f"correction_limits=[{low:g}, {high:g}]"
+        if self.correction == "none":
+            raise ValueError(f"{shown} does nothing with correction=none: choose tis, mis or icepop, or remove it")
+        if not 0 <= low <= 1 <= high:
+            raise ValueError(f"{shown} must hold the weight 1 of an exact engine: 0 <= smallest <= 1 <= largest")
+        if self.correction != "icepop" and low > 0:
+            raise ValueError(f"{shown}: correction={self.correction} has no smallest weight; write 0, or use icepop")
+        return self
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The smallest and the largest weight of the chosen correction."""
+        return self.correction_limits or _PUBLISHED[self.correction]
+
+    @property
+    def corrects(self) -> bool:
+        """See ``Objective``."""
+        return self.correction != "none"
+
+    @property
+    def whole_traces(self) -> bool:
+        """``mis`` has one weight for all tokens of a trace."""
+        return self.correction == "mis"
+
+    def weights(self, proximal: Tensor, sampler: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """:func:`correction_weights` with the section's kind and limits."""
+        low, high = self.limits
+        return correction_weights(proximal, sampler, mask, kind=self.correction, low=low, high=high)
 
 
 def correction_weights(
@@ -27,6 +79,10 @@ def correction_weights(
 
     Weights of tokens where ``mask`` is False mean nothing. ValueError for an unknown ``kind``.
     """
+    import torch
+
+    from parl.learn.objective.common import LOG_MAX
+
     mask = mask.bool()
     log_weight = torch.where(mask, proximal - sampler, proximal.new_zeros(())).detach()
     if kind == "mis":

@@ -9,22 +9,30 @@ token weighs the same; GRPO's paper means over each answer first and over the an
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from parl.learn.objective.common import clipped_surrogate, statistics, trained_only
+from pydantic import Field
+
+from parl.learn.objective.base import Stats
+from parl.learn.objective.correction import Corrected
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def grpo_loss(
-    logprobs_new: Tensor,
-    logprobs_old: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    denominator: float,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The scalar loss over the tokens where ``mask`` is True, and statistics; ``masked``: without a gradient."""
-    log_ratio, advantages, mask = trained_only(logprobs_new, logprobs_old, advantages, mask, denominator)
-    surrogate, clipped = clipped_surrogate(log_ratio, advantages, clip_low, clip_high)
-    return -surrogate.sum() / denominator, statistics(log_ratio, mask, clipped)
+class Grpo(Corrected):
+    """Group relative policy optimisation, with DAPO's two clips. PPO's clipped ratio, token by token."""
+
+    name: str = Field(default="grpo", description="the algorithm")
+    clip_low: float = Field(default=0.2, gt=0, lt=1, description="ε: a ratio below 1 - ε gains nothing by falling")
+    clip_high: float = Field(default=0.2, gt=0, description="ε of the other side; DAPO's clip-higher is 0.28")
+
+    def loss(
+        self, logprobs_new: Tensor, logprobs_old: Tensor, advantages: Tensor, mask: Tensor, *, denominator: float
+    ) -> tuple[Tensor, Stats]:
+        """See ``Objective``; ``masked``: the share of tokens without a gradient."""
+        from parl.learn.objective.common import clipped_surrogate, statistics, trained_only
+
+        log_ratio, advantages, mask = trained_only(logprobs_new, logprobs_old, advantages, mask, denominator)
+        surrogate, clipped = clipped_surrogate(log_ratio, advantages, self.clip_low, self.clip_high)
+        return -surrogate.sum() / denominator, statistics(log_ratio, mask, clipped)

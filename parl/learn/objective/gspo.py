@@ -10,26 +10,37 @@ tokens; the paper's mean over traces is the same where they are equally long.
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from parl.learn.objective.common import clipped_surrogate, statistics, trained_only
+from pydantic import Field
+
+from parl.learn.objective.base import Normalised, Stats
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def gspo_loss(
-    logprobs_new_BT: Tensor,
-    logprobs_old_BT: Tensor,
-    advantages_BT: Tensor,
-    mask_BT: Tensor,
-    *,
-    denominator: float,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The scalar loss of B whole traces, and statistics; ``masked``: tokens of traces without a gradient."""
-    log_ratio_BT, advantages_BT, mask_BT = trained_only(
-        logprobs_new_BT, logprobs_old_BT, advantages_BT, mask_BT, denominator
-    )
-    tokens_B1 = mask_BT.sum(-1, keepdim=True).clamp(min=1)
-    mean_BT = (log_ratio_BT.sum(-1, keepdim=True) / tokens_B1).expand_as(log_ratio_BT)
-    surrogate_BT, clipped_BT = clipped_surrogate(mean_BT, advantages_BT, clip_low, clip_high)  # 0 where untrained: A is
-    return -surrogate_BT.sum() / denominator, statistics(log_ratio_BT, mask_BT, clipped_BT)
+class Gspo(Normalised):
+    """Group sequence policy optimisation. One ratio a trace, the geometric mean of its tokens'."""
+
+    name: str = Field(default="gspo", description="the algorithm")
+    clip_low: float = Field(default=3e-4, gt=0, lt=1, description="ε: a ratio below 1 - ε gains nothing by falling")
+    clip_high: float = Field(default=4e-4, gt=0, description="ε of the other side")
+
+    @property
+    def whole_traces(self) -> bool:
+        """Always: a part of a trace would have a ratio of its own."""
+        return True
+
+    def loss(
+        self, logprobs_new: Tensor, logprobs_old: Tensor, advantages: Tensor, mask: Tensor, *, denominator: float
+    ) -> tuple[Tensor, Stats]:
+        """See ``Objective``, for B whole traces; ``masked``: the share of tokens of traces without a gradient."""
+        from parl.learn.objective.common import clipped_surrogate, statistics, trained_only
+
+        log_ratio_BT, advantages_BT, mask_BT = trained_only(logprobs_new, logprobs_old, advantages, mask, denominator)
+        tokens_B1 = mask_BT.sum(-1, keepdim=True).clamp(min=1)
+        mean_BT = (log_ratio_BT.sum(-1, keepdim=True) / tokens_B1).expand_as(log_ratio_BT)
+        # 0 where untrained: A is
+        surrogate_BT, clipped_BT = clipped_surrogate(mean_BT, advantages_BT, self.clip_low, self.clip_high)
+        return -surrogate_BT.sum() / denominator, statistics(log_ratio_BT, mask_BT, clipped_BT)

@@ -11,41 +11,43 @@
   policy gradient but is still drawn back to the policy that sampled it.
 * N, the number of trained tokens over all micro-batches and ranks, is given by the caller.
 
-Shapes: B rows, T tokens. All log-probabilities are natural logarithms.
+All log-probabilities are natural logarithms.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from parl.learn.objective.common import statistics, trained_only
+from pydantic import Field
+
+from parl.learn.objective.base import Objective, Stats
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def k25_loss(
-    logprobs_new_BT: Tensor,
-    logprobs_old_BT: Tensor,
-    advantages_BT: Tensor,
-    mask_BT: Tensor,
-    *,
-    denominator: float,
-    log_ratio_min: float,
-    log_ratio_max: float,
-    tau: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Eq. 1 over the tokens where ``mask_BT`` is True; other positions may hold anything and get no gradient.
+class K25(Objective):
+    """K2.5's policy objective (report Eq. 1)."""
 
-    Returns the scalar loss and detached statistics of this batch's trained tokens: ``ratio`` (mean of ρ),
-    ``masked`` (share outside [α, β]), ``kl`` (k3 estimate of KL(π_old ‖ π_θ): mean of ρ − 1 − log ρ, in nats) and
-    ``tokens``, by which the others are to be weighted when batches are averaged. Statistics cut |log ρ| at 20, so that
-    one runaway token leaves them finite.
-    """
-    if not log_ratio_min < 0 < log_ratio_max:
-        raise ValueError(f"needs log_ratio_min < 0 < log_ratio_max, not [{log_ratio_min}, {log_ratio_max}]")
-    log_ratio_BT, advantages_BT, mask_BT = trained_only(
-        logprobs_new_BT, logprobs_old_BT, advantages_BT, mask_BT, denominator
-    )
-    # exp(clamp) is Clip: the boundary's value and a zero gradient outside, and it cannot overflow
-    clipped_BT = log_ratio_BT.clamp(log_ratio_min, log_ratio_max).exp()
-    loss = -(clipped_BT * advantages_BT - tau * log_ratio_BT.square()).sum() / denominator
-    outside_BT = (log_ratio_BT < log_ratio_min) | (log_ratio_BT > log_ratio_max)  # not where untrained: log ρ is 0
-    return loss, statistics(log_ratio_BT, mask_BT, outside_BT)
+    name: str = Field(default="k25", description="the algorithm")
+    log_ratio_min: float = Field(default=-0.5, lt=0, description="α: tokens with a smaller log-ratio get no gradient")
+    log_ratio_max: float = Field(default=0.5, gt=0, description="β: tokens with a larger log-ratio get no gradient")
+    tau: float = Field(default=0.01, ge=0, description="weight of the squared log-ratio")
+
+    def loss(
+        self, logprobs_new: Tensor, logprobs_old: Tensor, advantages: Tensor, mask: Tensor, *, denominator: float
+    ) -> tuple[Tensor, Stats]:
+        """Eq. 1 over the tokens where ``mask`` is True; see ``Objective``.
+
+        The means: ``ratio`` (of ρ), ``masked`` (share outside [α, β]), ``kl`` (k3 estimate of KL(π_old ‖ π_θ): mean of
+        ρ − 1 − log ρ, in nats). They cut |log ρ| at 20, so that one runaway token leaves them finite.
+        """
+        from parl.learn.objective.common import statistics, trained_only
+
+        log_ratio, advantages, mask = trained_only(logprobs_new, logprobs_old, advantages, mask, denominator)
+        # exp(clamp) is Clip: the boundary's value and a zero gradient outside, and it cannot overflow
+        clipped = log_ratio.clamp(self.log_ratio_min, self.log_ratio_max).exp()
+        loss = -(clipped * advantages - self.tau * log_ratio.square()).sum() / denominator
+        # not where untrained: log ρ is 0
+        outside = (log_ratio < self.log_ratio_min) | (log_ratio > self.log_ratio_max)
+        return loss, statistics(log_ratio, mask, outside)

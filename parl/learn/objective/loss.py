@@ -1,28 +1,14 @@
-"""From ``objective`` in the configuration to a loss: the algorithm's own, its correction, its reference."""
+"""What every objective's loss gets around it: weights of learner against engine, and a reference policy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from torch import Tensor
 
 from parl.learn.objective.base import Objective
-from parl.learn.objective.cispo import cispo_loss
-from parl.learn.objective.correction import correction_weights
-from parl.learn.objective.grpo import grpo_loss
-from parl.learn.objective.gspo import gspo_loss
-from parl.learn.objective.k25 import k25_loss
 from parl.learn.objective.reference import reference_kl
 from parl.learn.rows import Row
-
-# the function, and which keys of its section it takes
-LOSSES: dict[str, tuple[Callable[..., tuple[Tensor, dict[str, Tensor]]], tuple[str, ...]]] = {
-    "k25": (k25_loss, ("log_ratio_min", "log_ratio_max", "tau")),
-    "grpo": (grpo_loss, ("clip_low", "clip_high")),
-    "gspo": (gspo_loss, ("clip_low", "clip_high")),
-    "cispo": (cispo_loss, ("clip_low", "clip_high")),
-}
 
 
 def policy_loss(
@@ -42,19 +28,14 @@ def policy_loss(
     ``reference``: the reference policy's, for the KL. [B, T] of whole traces where ``objective.whole_traces``, else any
     one shape.
     """
-    loss_of, keys = LOSSES[objective.name]
     extra: dict[str, Tensor] = {}
     old = sampler
     if objective.corrects:
-        settings: Any = objective
-        low, high = settings.limits
-        old = _needed(proximal, "proximal", f"objective.correction={settings.correction}")
-        weights, extra["corrected"] = correction_weights(
-            old, sampler, mask, kind=settings.correction, low=low, high=high
-        )
+        setting = f"objective.correction={getattr(objective, 'correction', objective.name)}"
+        old = _needed(proximal, "proximal", setting)
+        weights, extra["corrected"] = objective.weights(old, sampler, mask)
         advantages = advantages * weights  # the policy term is linear in A, and weights are never negative
-    own = {key: getattr(objective, key) for key in keys}
-    loss, stats = loss_of(logprobs, old, advantages, mask, denominator=denominator, **own)
+    loss, stats = objective.loss(logprobs, old, advantages, mask, denominator=denominator)
     if objective.kl:
         goal = _needed(reference, "reference", f"objective.kl={objective.kl:g}")
         drift = reference_kl(logprobs, goal, mask, denominator=denominator)
@@ -65,8 +46,7 @@ def policy_loss(
 
 def statistic_names(objective: Objective) -> tuple[str, ...]:
     """Which means :func:`policy_loss` gives besides ``tokens``."""
-    names = ("ratio", "masked", "kl")
-    return names + ("corrected",) * objective.corrects + ("reference_kl",) * (objective.kl > 0)
+    return objective.statistics + ("corrected",) * objective.corrects + ("reference_kl",) * (objective.kl > 0)
 
 
 def check_rows(objective: Objective, rows: Iterable[Row]) -> None:

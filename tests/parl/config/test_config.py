@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from parl.config.errors import ConfigError
+from parl.config.kinds import OBJECTIVES
 from parl.config.load import config_hash, load_config, to_yaml
 from parl.config.schema import Config
-from parl.learn.objective.base import OBJECTIVES, GrpoConfig, ObjectiveConfig
+from parl.learn.objective.grpo import Grpo
+from parl.learn.objective.k25 import K25
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_override_of_one_mix_weight_keeps_the_others(write) -> None:
             ["objective.name=grpa"],
             ['objective.name = "grpa"', "one of k25, grpo, gspo, cispo", "did you mean grpo?"],
         ),
-        ("", ["objective.name=null"], ["objective.name = null", "one of k25"]),
+        ("", ["objective.name=null"], ['objective.name = "null"', "one of k25"]),
         ("", ["objective=gspo"], ["objective =", "section", "name"]),
         ("objective: {name: gspo, correction: tis}", [], ["objective.correction", "grpo or cispo", "gspo has name"]),
         ("", ["objective.correction=mis"], ["objective.correction", "grpo or cispo", "k25 has name"]),
@@ -109,13 +111,13 @@ def test_a_mistake_is_named_with_key_value_and_fix(write, text: str, overrides: 
 
 
 def test_each_objective_has_its_own_keys_and_k25_needs_no_name(write) -> None:
-    assert load_config(write("objective:\n")).objective == Config().objective == ObjectiveConfig()
-    assert load_config(write("objective: {tau: 0.3}")).objective == ObjectiveConfig(tau=0.3)
+    assert load_config(write("objective:\n")).objective == Config().objective == K25()
+    assert load_config(write("objective: {tau: 0.3}")).objective == K25(tau=0.3)
     config = load_config(write("objective: {name: grpo, clip_high: 0.28}"), ["objective.correction=icepop"])
-    assert config.objective == GrpoConfig(clip_high=0.28, correction="icepop")
+    assert config.objective == Grpo(clip_high=0.28, correction="icepop")
     assert config.objective.limits == (0.5, 5.0)
     assert load_config(write(to_yaml(config), "again.yaml")) == config
-    assert all(kind.model_fields["name"].default == name for name, kind in OBJECTIVES.items())
+    assert all(OBJECTIVES.resolve(name).model_fields["name"].default == name for name in OBJECTIVES.built_in)
 
 
 def test_all_problems_are_listed_at_once(write) -> None:

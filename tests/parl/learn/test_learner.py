@@ -15,10 +15,10 @@ import torch
 from tiny import random_weights, tiny_model
 from torch import Tensor
 
-from parl.config.schema import ObjectiveConfig, OptimizerConfig
+from parl.config.schema import OptimizerConfig
 from parl.learn.batch import TextRow
 from parl.learn.learner import Learner, NotFiniteLoss
-from parl.learn.objective.k25 import k25_loss
+from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator, split_row
 from parl.learn.shard.optimizer import MuonAdamW, orthogonalise
 from rollouts.engine.base import Sampling
@@ -84,7 +84,7 @@ async def _sampled_row(engine: EmbeddedEngine, number: int) -> Row:
 
 def step(learner: Learner, rows: list[Row], micro_tokens: int = 4096, **changes) -> dict[str, float]:
     settings = {"denominator": denominator(rows), "temperature": TEMPERATURE, "micro_tokens": micro_tokens, **changes}
-    return learner.policy_step(rows, ObjectiveConfig(tau=0.1), **settings)
+    return learner.policy_step(rows, K25(tau=0.1), **settings)
 
 
 def gradient(learner: Learner, rows: list[Row], monkeypatch: pytest.MonkeyPatch, micro_tokens: int = 4096) -> Tensor:
@@ -138,8 +138,8 @@ def test_the_gradient_is_the_objectives_own(learner: Learner, rows: list[Row], m
         tokens, routes = torch.from_numpy(row.tokens.astype(np.int64))[None], torch.from_numpy(row.routes)[None]
         logprobs, _ = learner.model(tokens, mask, routes, TEMPERATURE)
         old, advantages = (torch.from_numpy(values[row.mask]) for values in (row.logprobs, row.advantages))
-        limits = {"log_ratio_min": -0.5, "log_ratio_max": 0.5, "tau": 0.1}
-        losses.append(k25_loss(logprobs, old, advantages, mask[mask], denominator=denominator(rows), **limits)[0])
+        objective = K25(log_ratio_min=-0.5, log_ratio_max=0.5, tau=0.1)
+        losses.append(objective.loss(logprobs, old, advantages, mask[mask], denominator=denominator(rows))[0])
     wanted = torch.autograd.grad(torch.stack(losses).sum(), list(learner.model.parameters()))
     assert distance(got, torch.cat([g.double().flatten() for g in wanted])) < 1e-5
 
@@ -376,7 +376,7 @@ def test_a_gradient_is_clipped_to_the_configured_norm_and_to_no_other(rows: list
     step = {"denominator": denominator(rows), "temperature": TEMPERATURE, "micro_tokens": 1000}
     learner = Learner(CONFIG, OptimizerConfig(grad_clip=5.0), seed=0)
     learner.load_weights(WEIGHTS)
-    assert learner.policy_step(large, ObjectiveConfig(tau=0.0), **step)["grad_norm"] > 5.0
+    assert learner.policy_step(large, K25(tau=0.0), **step)["grad_norm"] > 5.0
     gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
     total = sum(float(gradient.double().square().sum()) for gradient in gradients) ** 0.5
     assert not gradients or total == pytest.approx(5.0, rel=1e-3)

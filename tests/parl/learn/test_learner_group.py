@@ -12,10 +12,11 @@ import pytest
 import torch
 from tiny import random_weights, tiny_model
 
-from parl.config.schema import ObjectiveConfig, OptimizerConfig
+from parl.config.schema import OptimizerConfig
 from parl.learn.batch import TextRow
 from parl.learn.group import LearnerGroup
 from parl.learn.learner import Learner
+from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator
 from parl.learn.shard.optimizer import NotFiniteLoss
 
@@ -85,13 +86,13 @@ def test_policy_steps_are_the_same(pair: LearnerGroup, single: Learner, lengths:
     for _ in range(2):
         ours = single.policy_step(
             rows,
-            ObjectiveConfig(),
+            K25(),
             denominator=denominator(rows),
             temperature=0.9,
             micro_tokens=MICRO_TOKENS,
             lr_scale=0.5,
         )
-        theirs = pair.policy_step(rows, ObjectiveConfig(), temperature=0.9, lr_scale=0.5)
+        theirs = pair.policy_step(rows, K25(), temperature=0.9, lr_scale=0.5)
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             assert theirs[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
@@ -115,7 +116,7 @@ def test_a_pair_continues_from_its_checkpoint_bit_for_bit(pair: LearnerGroup, si
     rows = some_rows(single.model, [50, 40, 30])
 
     def step() -> dict[str, float]:
-        return pair.policy_step(rows, ObjectiveConfig(), temperature=1.0, lr_scale=1.0)
+        return pair.policy_step(rows, K25(), temperature=1.0, lr_scale=1.0)
 
     step()
     pair.save(tmp_path, "learner")
@@ -133,10 +134,8 @@ def test_one_rank_continues_what_two_have_saved_and_two_what_one_has(
 
     def step() -> None:
         """Of both: the same rows, the same learning rate."""
-        pair.policy_step(rows, ObjectiveConfig(), temperature=1.0, lr_scale=1.0)
-        single.policy_step(
-            rows, ObjectiveConfig(), denominator=denominator(rows), temperature=1.0, micro_tokens=MICRO_TOKENS
-        )
+        pair.policy_step(rows, K25(), temperature=1.0, lr_scale=1.0)
+        single.policy_step(rows, K25(), denominator=denominator(rows), temperature=1.0, micro_tokens=MICRO_TOKENS)
 
     step()
     pair.save(tmp_path, "two")
@@ -156,7 +155,7 @@ def test_one_rank_continues_what_two_have_saved_and_two_what_one_has(
 def test_a_save_goes_on_while_the_ranks_step(pair: LearnerGroup, single: Learner, tmp_path: Path):
     rows, saved = some_rows(single.model, [50, 40, 30]), pair.weights()
     pair.snapshot()
-    pair.policy_step(rows, ObjectiveConfig(), temperature=1.0, lr_scale=1.0)
+    pair.policy_step(rows, K25(), temperature=1.0, lr_scale=1.0)
     parts = pair.write_snapshot(tmp_path)
     assert [part.file for part in parts] == ["part-00000.safetensors", "part-00001.safetensors"]
     single.load(tmp_path.parent, tmp_path.name)
@@ -169,5 +168,5 @@ def test_what_one_rank_refuses_is_heard_at_once(pair: LearnerGroup, single: Lear
     broken = [rows[0], replace(rows[1], advantages=rows[1].advantages * np.float32(np.nan))]
     began = time.monotonic()
     with pytest.raises(NotFiniteLoss):
-        pair.policy_step(broken, ObjectiveConfig(), temperature=1.0, lr_scale=1.0)
+        pair.policy_step(broken, K25(), temperature=1.0, lr_scale=1.0)
     assert time.monotonic() - began < 30.0  # not its deadline of 60 s

@@ -13,7 +13,11 @@ from torch import Tensor
 from parl.config.schema import OptimizerConfig
 from parl.learn.batch import TextRow
 from parl.learn.learner import Learner
-from parl.learn.objective.base import CispoConfig, GrpoConfig, GspoConfig, Objective, ObjectiveConfig
+from parl.learn.objective.base import Objective
+from parl.learn.objective.cispo import Cispo
+from parl.learn.objective.grpo import Grpo
+from parl.learn.objective.gspo import Gspo
+from parl.learn.objective.k25 import K25
 from parl.learn.objective.loss import policy_loss
 from parl.learn.rows import Row, denominator, split_row
 
@@ -21,11 +25,11 @@ CONFIG = tiny_model()
 WEIGHTS, OTHER = random_weights(CONFIG), random_weights(CONFIG, seed=1)
 SETTINGS = {"temperature": 0.9, "micro_tokens": 60}
 OBJECTIVES: list[Objective] = [
-    ObjectiveConfig(kl=0.2),
-    GrpoConfig(correction="icepop", kl=0.1),
-    GrpoConfig(correction="mis"),
-    GspoConfig(clip_low=0.1, clip_high=0.1),
-    CispoConfig(correction="tis"),
+    K25(kl=0.2),
+    Grpo(correction="icepop", kl=0.1),
+    Grpo(correction="mis"),
+    Gspo(clip_low=0.1, clip_high=0.1),
+    Cispo(correction="tis"),
 ]
 each = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.name}-{getattr(o, 'correction', 'none')}")
 
@@ -139,7 +143,7 @@ def test_a_rank_without_rows_names_the_same_metrics(learner: Learner, rows, obje
 def test_imitation_beside_adds_its_own_gradient_times_its_weight(learner: Learner, rows, monkeypatch):
     texts = [TextRow(tokens=row.tokens, weights=np.where(row.mask, 1.0, 0.5).astype(np.float32)) for row in rows[:3]]
     weight = float(sum(row.weights[1:].sum() for row in texts))
-    plain, both = ObjectiveConfig(), ObjectiveConfig(ptx=0.25)
+    plain, both = K25(), K25(ptx=0.25)
     alone = gradient(learner, rows, plain, monkeypatch)
     beside = gradient(learner, rows, both, monkeypatch, texts=texts, text_denominator=weight)
     losses = []
@@ -160,9 +164,9 @@ def test_what_is_missing_is_named(learner: Learner, rows: list[Row]):
     settings = {"denominator": 9.0, **SETTINGS}
     bare = [replace(row, proximal=None, reference=None) for row in rows]
     with pytest.raises(ValueError, match=r"objective.correction=tis needs the rows' proximal log-probs"):
-        learner.policy_step(bare, CispoConfig(correction="tis"), **settings)
+        learner.policy_step(bare, Cispo(correction="tis"), **settings)
     with pytest.raises(ValueError, match=r"objective.kl=0.1 needs the rows' reference log-probs"):
-        learner.policy_step(bare, ObjectiveConfig(kl=0.1), **settings)
+        learner.policy_step(bare, K25(kl=0.1), **settings)
     fresh = Learner(CONFIG, OptimizerConfig(), seed=0)
     with pytest.raises(ValueError, match="call set_reference first"):
         fresh.logprobs(rows, **SETTINGS, reference=True)

@@ -18,10 +18,14 @@ from envs.world.pictures import draw_table
 from model.kimi.decoder import check_weights, export_weights, weight_shapes
 from model.kimi.files.checkpoint import load_policy, save_policy
 from model.kimi.vision.picture_size import K25_LIMITS
-from parl.config.schema import ObjectiveConfig, OptimizerConfig
+from parl.config.schema import OptimizerConfig
 from parl.learn.batch import TextRow, lay
 from parl.learn.learner import Learner
-from parl.learn.objective.base import CispoConfig, GrpoConfig, GspoConfig, Objective
+from parl.learn.objective.base import Objective
+from parl.learn.objective.cispo import Cispo
+from parl.learn.objective.grpo import Grpo
+from parl.learn.objective.gspo import Gspo
+from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator, split_row
 from rollouts.engine.base import Sampling
 from rollouts.engine.embedded.engine import EmbeddedEngine
@@ -91,7 +95,7 @@ async def _sampled_row(engine: EmbeddedEngine, number: int) -> Row:
 
 def step(learner: Learner, rows: list[Row], micro_tokens: int = 4096) -> dict[str, float]:
     settings = {"denominator": denominator(rows), "temperature": TEMPERATURE, "micro_tokens": micro_tokens}
-    return learner.policy_step(rows, ObjectiveConfig(tau=0.1), **settings)
+    return learner.policy_step(rows, K25(tau=0.1), **settings)
 
 
 def gradient(learner: Learner, rows: list[Row], monkeypatch: pytest.MonkeyPatch, micro_tokens: int = 4096) -> Tensor:
@@ -152,7 +156,7 @@ def test_a_batch_without_pictures_trains_on(learner: Learner, rows: list[Row]):
 def test_a_frozen_tower_stays_and_its_projector_learns(rows: list[Row], tmp_path: Path):
     frozen = Learner(CONFIG, OPTIMIZER.model_copy(update={"freeze_tower": True}), seed=0)
     frozen.load_weights(WEIGHTS)
-    frozen.policy_step(rows[4:], ObjectiveConfig(), denominator=9, temperature=TEMPERATURE, micro_tokens=4096)
+    frozen.policy_step(rows[4:], K25(), denominator=9, temperature=TEMPERATURE, micro_tokens=4096)
     metrics = step(frozen, rows)
     assert metrics["grad_norm"] > 0
     moved = {name for name in changed(frozen) if name.startswith("vision.")}
@@ -179,7 +183,7 @@ def test_log_probs_of_the_policy_and_of_the_reference_see_too(learner: Learner, 
 
 @pytest.mark.parametrize(
     "objective",
-    [ObjectiveConfig(kl=0.2), GrpoConfig(correction="icepop"), GspoConfig(), CispoConfig(correction="tis")],
+    [K25(kl=0.2), Grpo(correction="icepop"), Gspo(), Cispo(correction="tis")],
     ids=lambda objective: objective.name,
 )
 def test_every_objective_trains_the_vision_side(learner: Learner, rows: list[Row], objective: Objective):
@@ -196,7 +200,7 @@ def test_every_objective_trains_the_vision_side(learner: Learner, rows: list[Row
 def test_what_is_imitated_beside_reinforcement_may_show_pictures(learner: Learner, rows: list[Row]):
     texts, blind = [reading_row(seed) for seed in range(3)], rows[4:]
     settings = {"denominator": denominator(blind), "temperature": TEMPERATURE, "micro_tokens": 4096}
-    metrics = learner.policy_step(blind, ObjectiveConfig(ptx=0.5), texts=texts, text_denominator=3.0, **settings)
+    metrics = learner.policy_step(blind, K25(ptx=0.5), texts=texts, text_denominator=3.0, **settings)
     assert metrics["ptx_loss"] == pytest.approx(loss_before(texts), rel=1e-4)
     assert {name for name in changed(learner) if name.startswith("vision.vision_tower.")}
 

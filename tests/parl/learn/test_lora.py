@@ -12,8 +12,9 @@ from tiny import random_weights, tiny_model
 
 from model.kimi.decoder import Weights
 from model.kimi.lora import is_adapters, merged
-from parl.config.schema import LoraConfig, ObjectiveConfig, OptimizerConfig
+from parl.config.schema import LoraConfig, OptimizerConfig
 from parl.learn.learner import Learner
+from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator
 from rollouts.engine.base import Sampling
 from rollouts.engine.embedded.actor import EngineActor
@@ -38,7 +39,7 @@ def a_row(number: int, length: int) -> Row:
 
 
 ROWS = [a_row(number, length) for number, length in enumerate((50, 30, 20))]
-WIDE = ObjectiveConfig(log_ratio_min=-30, log_ratio_max=30, tau=0.0)
+WIDE = K25(log_ratio_min=-30, log_ratio_max=30, tau=0.0)
 
 
 def train(learner: Learner, steps: int) -> list[float]:

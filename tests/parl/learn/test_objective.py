@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from parl.learn.objective.k25 import k25_loss
+from parl.learn.objective.k25 import K25
 from parl.learn.objective.sft import sft_loss
 from parl.learn.rows import Row, denominator, split_row
 
@@ -36,7 +36,7 @@ def reference_gradient(new, old, advantages, mask, n, log_ratio_min, log_ratio_m
 
 def gradient(new, old, advantages, mask, n=11.0, **limits):
     new = new.clone().requires_grad_()
-    loss, _ = k25_loss(new, old, advantages, mask, denominator=n, **(LIMITS | limits))
+    loss, _ = K25(**LIMITS | limits).loss(new, old, advantages, mask, denominator=n)
     return torch.autograd.grad(loss, new)[0]
 
 
@@ -54,16 +54,15 @@ def test_the_gradient_equals_finite_differences():
     new, old, advantages, mask = batch(3)
     distance = torch.minimum((new - old - LIMITS["log_ratio_min"]).abs(), (new - old - LIMITS["log_ratio_max"]).abs())
     assert distance.min() > 1e-4  # Clip has a kink there
-    torch.autograd.gradcheck(
-        lambda x: k25_loss(x, old, advantages, mask, denominator=5.0, **LIMITS)[0], new.requires_grad_()
-    )
+    loss = K25(**LIMITS).loss
+    torch.autograd.gradcheck(lambda x: loss(x, old, advantages, mask, denominator=5.0)[0], new.requires_grad_())
 
 
 def test_the_loss_by_hand():
     new = torch.tensor([[0.1, 1.0, -2.0, 7.0]], dtype=torch.float64)
     advantages = torch.tensor([[2.0, 1.0, -1.0, 5.0]], dtype=torch.float64)
     mask = torch.tensor([[True, True, True, False]])
-    loss, stats = k25_loss(new, torch.zeros_like(new), advantages, mask, denominator=4.0, **LIMITS)
+    loss, stats = K25(**LIMITS).loss(new, torch.zeros_like(new), advantages, mask, denominator=4.0)
     clipped = 2 * math.exp(0.1) + math.exp(0.4) - math.exp(-0.5)
     assert loss.item() == pytest.approx(-(clipped - 0.1 * (0.01 + 1 + 4)) / 4)
     ratios = [math.exp(0.1), math.exp(1), math.exp(-2)]
@@ -107,7 +106,7 @@ def test_untrained_positions_may_hold_anything():
 def test_a_runaway_ratio_overflows_nothing():
     new, old = torch.zeros(1, 1), torch.full((1, 1), -200.0)
     assert gradient(new, old, torch.ones(1, 1), torch.ones(1, 1), tau=0.0).item() == 0.0
-    loss, stats = k25_loss(new, old, torch.ones(1, 1), torch.ones(1, 1), denominator=1.0, **LIMITS)
+    loss, stats = K25(**LIMITS).loss(new, old, torch.ones(1, 1), torch.ones(1, 1), denominator=1.0)
     assert all(math.isfinite(value.item()) for value in (loss, *stats.values()))
 
 
@@ -160,7 +159,7 @@ def parameter_gradient(model, rows, micro_batch, n=None):
             torch.tensor(np.stack([np.pad(getattr(row, name), (0, width - len(row.tokens))) for row in part]))
             for name in ("tokens", "logprobs", "advantages", "mask")
         )
-        k25_loss(model.logprobs(tokens.long()), old, advantages, mask, denominator=n, **LIMITS)[0].backward()
+        K25(**LIMITS).loss(model.logprobs(tokens.long()), old, advantages, mask, denominator=n)[0].backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 

@@ -11,26 +11,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parl.learn.objective.base import CispoConfig, GrpoConfig, GspoConfig, Objective, ObjectiveConfig
+from parl.learn.objective.base import Objective
+from parl.learn.objective.cispo import Cispo
 from parl.learn.objective.correction import correction_weights
 from parl.learn.objective.entropy import entropy_stats
+from parl.learn.objective.grpo import Grpo
+from parl.learn.objective.gspo import Gspo
+from parl.learn.objective.k25 import K25
 from parl.learn.objective.loss import check_rows, policy_loss, statistic_names
 from parl.learn.objective.reference import reference_kl
 from parl.learn.rows import Row, denominator, group_advantages, split_row
 
 N = 11.0
 PLAIN: list[Objective] = [
-    ObjectiveConfig(tau=0.1),
-    GrpoConfig(clip_high=0.28),
-    GspoConfig(clip_low=0.05, clip_high=0.08),
-    CispoConfig(clip_low=0.3, clip_high=0.5),
+    K25(tau=0.1),
+    Grpo(clip_high=0.28),
+    Gspo(clip_low=0.05, clip_high=0.08),
+    Cispo(clip_low=0.3, clip_high=0.5),
 ]
 CORRECTED: list[Objective] = [
-    GrpoConfig(correction="tis", correction_limits=(0.0, 1.3), kl=0.2),
-    GrpoConfig(correction="mis", correction_limits=(0.0, 3.0)),
-    GrpoConfig(correction="icepop", correction_limits=(0.7, 1.4)),
-    CispoConfig(clip_low=0.3, clip_high=0.5, correction="icepop", correction_limits=(0.7, 1.4), kl=0.1),
-    ObjectiveConfig(kl=0.3),
+    Grpo(correction="tis", correction_limits=(0.0, 1.3), kl=0.2),
+    Grpo(correction="mis", correction_limits=(0.0, 3.0)),
+    Grpo(correction="icepop", correction_limits=(0.7, 1.4)),
+    Cispo(clip_low=0.3, clip_high=0.5, correction="icepop", correction_limits=(0.7, 1.4), kl=0.1),
+    K25(kl=0.3),
 ]
 LOCAL = [objective for objective in (*PLAIN, *CORRECTED) if not objective.whole_traces]
 
@@ -178,7 +182,7 @@ def one(ratio: float, advantage: float) -> dict[str, torch.Tensor]:
     return {"logprobs": new, "sampler": zero, "advantages": zero + advantage, "mask": zero == 0}
 
 
-@pytest.mark.parametrize("objective", [GrpoConfig(clip_high=0.28), GspoConfig(clip_low=0.2, clip_high=0.28)], ids=label)
+@pytest.mark.parametrize("objective", [Grpo(clip_high=0.28), Gspo(clip_low=0.2, clip_high=0.28)], ids=label)
 @pytest.mark.parametrize(
     ("ratio", "advantage", "moves"),
     [(1.27, 1, True), (1.29, 1, False), (9.0, -1, True), (0.79, -1, False), (0.81, -1, True), (0.1, 1, True)],
@@ -192,13 +196,13 @@ def test_the_clip_stops_what_went_far_enough_and_nothing_that_went_astray(object
 @pytest.mark.parametrize(("ratio", "weight"), [(0.01, 0.01), (1.0, 1.0), (4.9, 4.9), (5.1, 5.0), (80.0, 5.0)])
 def test_cispo_limits_the_weight_and_drops_no_token(ratio, weight):
     for advantage in (1.0, -2.0):
-        assert float(gradient(CispoConfig(), one(ratio, advantage), 1.0)) == pytest.approx(-weight * advantage)
-    assert float(loss_of(CispoConfig(), one(ratio, 1.0))[1]["masked"]) == (ratio > 5)
+        assert float(gradient(Cispo(), one(ratio, advantage), 1.0)) == pytest.approx(-weight * advantage)
+    assert float(loss_of(Cispo(), one(ratio, 1.0))[1]["masked"]) == (ratio > 5)
 
 
 def test_with_traces_of_one_length_gspo_is_the_papers_mean_over_traces():
     data = batch(2) | {"mask": torch.ones(3, 7, dtype=torch.bool)}
-    objective = GspoConfig(clip_low=0.05, clip_high=0.08)
+    objective = Gspo(clip_low=0.05, clip_high=0.08)
     log_ratio = (data["logprobs"] - data["sampler"]).mean(1)
     s, advantage = log_ratio.exp(), data["advantages"][:, 0]
     paper = torch.minimum(s * advantage, s.clamp(0.95, 1.08) * advantage).mean()
@@ -283,7 +287,7 @@ def test_the_entropys_drift_foretells_what_an_update_does(likely):
     ],
 )
 def test_corrections_have_their_published_limits_or_those_that_are_given(given: dict, limits: tuple[float, float]):
-    assert GrpoConfig(**given).limits == CispoConfig(**given).limits == limits
+    assert Grpo(**given).limits == Cispo(**given).limits == limits
 
 
 def test_the_entropys_drift_by_hand():
@@ -367,7 +371,7 @@ def test_splitting_rows_leaves_the_gradient_unchanged(seed: int, objective: Obje
     assert float((model_gradient(objective, parts, policy) - wanted).norm() / wanted.norm()) < 1e-5
 
 
-WHOLE = [GspoConfig(), GrpoConfig(correction="mis")]
+WHOLE = [Gspo(), Grpo(correction="mis")]
 
 
 @pytest.mark.parametrize("objective", WHOLE, ids=label)
@@ -390,8 +394,8 @@ def test_parts_of_traces_are_refused_where_wholes_are_needed_because_they_would_
 
 def test_missing_log_probs_are_named():
     data = batch(0)
-    for objective, name in ((GrpoConfig(correction="tis"), "proximal"), (ObjectiveConfig(kl=0.1), "reference")):
+    for objective, name in ((Grpo(correction="tis"), "proximal"), (K25(kl=0.1), "reference")):
         with pytest.raises(ValueError, match=f"needs the rows' {name} log-probs"):
             loss_of(objective, {key: value for key, value in data.items() if key != name})
     with pytest.raises(ValueError, match="denominator"):
-        loss_of(GrpoConfig(), data, n=0.0)
+        loss_of(Grpo(), data, n=0.0)

@@ -16,7 +16,10 @@ from parl.config.schema import OptimizerConfig
 from parl.learn.batch import lay, micro_batches
 from parl.learn.group import deal_rows
 from parl.learn.learner import Learner
-from parl.learn.objective.base import CispoConfig, GspoConfig, Objective, ObjectiveConfig
+from parl.learn.objective.base import Objective
+from parl.learn.objective.cispo import Cispo
+from parl.learn.objective.gspo import Gspo
+from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator, split_row
 
 CONFIG = tiny_model()
@@ -66,9 +69,9 @@ def gradient(learner: Learner, shares: list[list[Row]], objective: Objective, mi
 
 
 OBJECTIVES = (
-    ObjectiveConfig(log_ratio_min=-20, log_ratio_max=20),
-    CispoConfig(),
-    GspoConfig(clip_low=0.9, clip_high=20),
+    K25(log_ratio_min=-20, log_ratio_max=20),
+    Cispo(),
+    Gspo(clip_low=0.9, clip_high=20),
 )
 
 

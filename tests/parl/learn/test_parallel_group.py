@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from parallel_ranks import CONFIG, FREE, MICRO_TOKENS, WEIGHTS, shares
 
-from parl.config.schema import ObjectiveConfig, ParallelConfig
+from parl.config.schema import ParallelConfig
 from parl.learn.group import LearnerGroup
 from parl.learn.learner import Learner
+from parl.learn.objective.k25 import K25
 from parl.learn.rows import denominator
 
 pytestmark = pytest.mark.slow
-OBJECTIVE = ObjectiveConfig(log_ratio_min=-9.0, log_ratio_max=9.0)
+OBJECTIVE = K25(log_ratio_min=-9.0, log_ratio_max=9.0)
 
 
 def test_a_group_that_shares_all_saves_while_it_steps_and_a_single_process_goes_on_from_there(

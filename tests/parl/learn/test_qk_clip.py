@@ -13,7 +13,7 @@ from tiny import random_policy, tiny_model
 from model.kimi.decoder import export_weights
 from parl.config.schema import OptimizerConfig
 from parl.learn.learner import Learner, NotFiniteLoss, free_port
-from parl.learn.objective.base import ObjectiveConfig
+from parl.learn.objective.k25 import K25
 from parl.learn.qk_clip import QKClip
 from parl.learn.rows import Row, denominator
 
@@ -63,7 +63,7 @@ def learner(tau: float | None, **ranks: int) -> Learner:
 
 def step(learner: Learner, rows: list[Row], n: float | None = None, lr_scale: float = 0.0) -> dict[str, float]:
     settings = {"temperature": 1.0, "micro_tokens": 60, "lr_scale": lr_scale}
-    return learner.policy_step(rows, ObjectiveConfig(), denominator=n or denominator(rows), **settings)
+    return learner.policy_step(rows, K25(), denominator=n or denominator(rows), **settings)
 
 
 def test_a_head_above_tau_is_clipped_to_the_published_factors_and_reaches_tau():

@@ -10,7 +10,8 @@ import pytest
 from parl.learn import group as learner_group
 from parl.learn.batch import TextRow
 from parl.learn.group import LearnerGroup
-from parl.learn.objective.base import GrpoConfig, ObjectiveConfig
+from parl.learn.objective.grpo import Grpo
+from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row
 
 
@@ -68,7 +69,7 @@ STEP = {"temperature": 0.9, "lr_scale": 0.5}
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_all_ranks_divide_by_the_tokens_of_the_whole_step(ranks: int, monkeypatch: pytest.MonkeyPatch):
     learners = group(ranks, monkeypatch)
-    learners.policy_step(ROWS, ObjectiveConfig(), **STEP)
+    learners.policy_step(ROWS, K25(), **STEP)
     calls = [rank.asked["policy_step"][0] for rank in learners._ranks]
     dealt = [one.key[1] for (share, _), _ in calls for one in share]
     assert sorted(dealt) == [0, 1, 2, 3]
@@ -79,13 +80,13 @@ def test_all_ranks_divide_by_the_tokens_of_the_whole_step(ranks: int, monkeypatc
 
 def test_long_rows_are_spread_by_what_they_cost(monkeypatch: pytest.MonkeyPatch):
     learners = group(2, monkeypatch)
-    learners.policy_step([row(0, 60, 1), row(1, 20, 1), row(2, 19, 1), row(3, 18, 1)], ObjectiveConfig(), **STEP)
+    learners.policy_step([row(0, 60, 1), row(1, 20, 1), row(2, 19, 1), row(3, 18, 1)], K25(), **STEP)
     shares = [sorted(one.key[1] for one in rank.asked["policy_step"][0][0][0]) for rank in learners._ranks]
     assert shares == [[0], [1, 2, 3]]
 
 
 def test_what_ranks_contribute_adds_up_and_what_all_know_counts_once(monkeypatch: pytest.MonkeyPatch):
-    metrics = group(3, monkeypatch).policy_step(ROWS, ObjectiveConfig(), **STEP)
+    metrics = group(3, monkeypatch).policy_step(ROWS, K25(), **STEP)
     assert metrics == {"loss": 6.0, "ratio": 6.0, "logprob_gap": 9.0, "grad_norm": 7.0, "route_overlap": 0.5}
 
 
@@ -96,12 +97,12 @@ def text(*weights: float) -> TextRow:
 def test_texts_are_dealt_out_and_divided_by_the_weight_that_can_be_learned(monkeypatch: pytest.MonkeyPatch):
     learners = group(2, monkeypatch)
     texts = [text(1, 0.5, 1), text(0.5, 1, 1, 1)]  # a first token is predicted by nothing
-    learners.policy_step(ROWS, ObjectiveConfig(ptx=0.3), texts=texts, **STEP)
+    learners.policy_step(ROWS, K25(ptx=0.3), texts=texts, **STEP)
     settings = [rank.asked["policy_step"][0][1] for rank in learners._ranks]
     assert [one["text_denominator"] for one in settings] == [1.5 + 3, 1.5 + 3]
     assert sorted(len(read.tokens) for one in settings for read in one["texts"]) == [3, 4]
     with pytest.raises(ValueError, match=r"objective\.ptx=0\.3 needs texts"):
-        learners.policy_step(ROWS, ObjectiveConfig(ptx=0.3), **STEP)
+        learners.policy_step(ROWS, K25(ptx=0.3), **STEP)
 
 
 def test_accuracy_is_a_share_of_what_agents_wrote_on_all_ranks(monkeypatch: pytest.MonkeyPatch):
@@ -115,10 +116,10 @@ def test_accuracy_is_a_share_of_what_agents_wrote_on_all_ranks(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("objective", "fields"),
     [
-        (ObjectiveConfig(), ()),
-        (ObjectiveConfig(kl=0.1), ("reference",)),
-        (GrpoConfig(correction="tis"), ("proximal",)),
-        (GrpoConfig(correction="tis", kl=0.1), ("proximal", "reference")),
+        (K25(), ()),
+        (K25(kl=0.1), ("reference",)),
+        (Grpo(correction="tis"), ("proximal",)),
+        (Grpo(correction="tis", kl=0.1), ("proximal", "reference")),
     ],
 )
 def test_rows_get_the_log_probs_that_the_objective_needs_in_their_own_order(objective, fields, monkeypatch):

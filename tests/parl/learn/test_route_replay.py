@@ -12,8 +12,9 @@ from tiny import random_policy, tiny_model
 
 from model.kimi.config import ModelConfig
 from model.kimi.decoder import Weights, export_weights
-from parl.config.schema import ObjectiveConfig, OptimizerConfig
+from parl.config.schema import OptimizerConfig
 from parl.learn.learner import Learner
+from parl.learn.objective.k25 import K25
 from parl.learn.route_replay import check_routes
 from parl.learn.rows import Row, denominator
 from rollouts.engine.base import Sampling
@@ -84,14 +85,14 @@ def test_with_replay_the_learner_has_the_log_probs_of_an_engine_whose_weights_ar
     learner = Learner(config, OptimizerConfig(), seed=0)
     learner.load_weights(weights)
     assert largest_gap(learner, rows) < 1e-4
-    metrics = learner.policy_step(rows, ObjectiveConfig(), denominator=denominator(rows), **STEP)
+    metrics = learner.policy_step(rows, K25(), denominator=denominator(rows), **STEP)
     assert metrics["mismatch_kl"] < 1e-8
     if kept_as == "float32":
         return
     unrounded = Learner(CONFIG, OptimizerConfig(), seed=0)  # it computes with other values than the engine, so it
     unrounded.load_weights(near_ties(config))  # would choose other experts: replay keeps at least those
     assert largest_gap(unrounded, live(rows)) > 1.5 * largest_gap(unrounded, rows)
-    metrics = unrounded.policy_step(rows, ObjectiveConfig(), denominator=denominator(rows), **STEP)
+    metrics = unrounded.policy_step(rows, K25(), denominator=denominator(rows), **STEP)
     assert metrics["route_overlap_min"] <= metrics["route_overlap"] < 0.999
 
 
@@ -107,7 +108,7 @@ def test_the_overlap_counts_the_experts_in_common_layer_by_layer(learner: Learne
 
     def step(changed: list[Row]) -> dict[str, float]:
         learner.load_weights(weights)
-        return learner.policy_step(changed, ObjectiveConfig(), denominator=denominator(changed), **STEP)
+        return learner.policy_step(changed, K25(), denominator=denominator(changed), **STEP)
 
     metrics = step(rows)
     assert metrics["route_overlap"] == metrics["route_overlap_min"] == 1.0
@@ -128,7 +129,7 @@ def test_watching_counts_no_load_and_leaves_no_hook(learner: Learner):
     rows = sampled(CONFIG, near_ties(CONFIG), count=2)
     for router in learner.model.routers():
         router.load_E.zero_()
-    learner.policy_step(rows, ObjectiveConfig(), denominator=denominator(rows), **STEP)
+    learner.policy_step(rows, K25(), denominator=denominator(rows), **STEP)
     tokens = sum(int(np.flatnonzero(row.mask).max()) + 1 for row in rows)
     for router in learner.model.routers():
         assert float(router.load_E.sum()) == tokens * CONFIG.num_experts_per_tok

@@ -21,7 +21,7 @@ from model.kimi.transformer import Transformer
 from model.tokenizer.tokenizer import Tokenizer
 from parl.config.schema import OptimizerConfig
 from parl.learn.learner import Learner
-from parl.learn.objective.base import ObjectiveConfig
+from parl.learn.objective.k25 import K25
 from parl.serve.gateway import recorded_episodes, recorded_rows
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
 from rollouts.engine.embedded.engine import EmbeddedEngine
@@ -95,9 +95,7 @@ def step(learner: Learner, folder: Path, episodes: int) -> dict[str, float]:
     rows = recorded_rows(found, temperature=1.0, routed=True)
     before = {name: array.copy() for name, array in learner.weights().items()}
     trained = sum(row.trained for row in rows)
-    metrics = learner.policy_step(
-        rows, ObjectiveConfig(), denominator=trained, temperature=1.0, micro_tokens=2048, lr_scale=1e-6
-    )
+    metrics = learner.policy_step(rows, K25(), denominator=trained, temperature=1.0, micro_tokens=2048, lr_scale=1e-6)
     assert any((array != before[name]).any() for name, array in learner.weights().items())
     return metrics
 

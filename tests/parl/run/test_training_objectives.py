@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from parl.config.schema import Config, OptimizerConfig
-from parl.learn.objective.base import GrpoConfig
+from parl.learn.objective.grpo import Grpo
 from parl.run.loop import Training
 from parl.track.progress import Progress
 
@@ -21,7 +21,7 @@ def test_correction_reference_imitation_and_qk_clip_work_together(
 ):
     config = tiny_run.model_copy(
         update={
-            "objective": GrpoConfig(correction="mis", kl=0.05, ptx=0.1),
+            "objective": Grpo(correction="mis", kl=0.05, ptx=0.1),
             "optimizer": OptimizerConfig(qk_clip=1e-3),
             "trainer": tiny_run.trainer.model_copy(update={"steps": 2, "ranks": 2}),
         }

@@ -12,7 +12,7 @@ import pytest
 from stored import chain_task, make_episode, wide_task
 
 from parl.config.schema import Config, OptimizerConfig, TrackingConfig
-from parl.learn.objective.base import GrpoConfig
+from parl.learn.objective.grpo import Grpo
 from parl.run.loop import Training
 from parl.track.progress import Progress
 from parl.track.tracker import Tracker, read_rows
@@ -43,7 +43,7 @@ def logged(one_ray: None, tiny_run: Config, cold_start: Path, tmp_path_factory: 
     options on, and, as the tiny policy neither spawns nor answers, the aggregate of made-up episodes that do."""
     config = tiny_run.model_copy(
         update={
-            "objective": GrpoConfig(correction="mis", kl=0.05, ptx=0.1),
+            "objective": Grpo(correction="mis", kl=0.05, ptx=0.1),
             "optimizer": OptimizerConfig(qk_clip=1e-3),
             "trainer": tiny_run.trainer.model_copy(update={"steps": 2, "staleness": 1}),
             "tracking": TrackingConfig(wandb="disabled"),
