@@ -147,6 +147,27 @@ class Task:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskGroup:
+    """Tasks that results are shown together for: those of ``family`` (None: of any) from ``least_width`` on.
+
+    ``title``: what a page calls it, the name without one. ``highlight``: its number that heads a run's report, one of
+    ``critical_steps`` (how many times fewer than a single agent's), ``item_f1`` and ``spawn_rate``. ``always``: it has
+    a row in an evaluation's table also where no such task was asked.
+    """
+
+    name: str
+    family: str | None = None
+    least_width: int = 0
+    title: str = ""
+    highlight: str = ""
+    always: bool = True
+
+    def holds(self, family: str, width: int) -> bool:
+        """Whether a task of this family and width belongs to it: all that is stored of a task with its episodes."""
+        return self.family in (None, family) and width >= self.least_width
+
+
 def task_key(prompt: str, gold: Any) -> str:
     """Stable 16-hex-digit content hash of a task."""
     text = prompt + "\x00" + json.dumps(gold, sort_keys=True, ensure_ascii=False, default=str)
@@ -191,6 +212,8 @@ class Environment(Protocol):
     of one episode may use sessions of their own, on several machines (``rollouts.placement: spread``).
     An environment may say ``stateless = True``: no call changes what later ones answer. The calls of an episode that is
     continued elsewhere are then not made again in its new session.
+    Its class may list ``groups``, a tuple of :class:`TaskGroup`: how tables and reports group results, in their order.
+    Families that are in no group are a group each, after those; all tasks together come last.
     """
 
     def tasks(self, split: str) -> Iterable[Task]:

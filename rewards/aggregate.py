@@ -5,23 +5,15 @@ Every episode must have been through :func:`rewards.score.score_episode`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from envs.base import TaskGroup
 from rewards.parl import Weights
 from rollouts.episode import Episode, EpisodeStatus
 
-GROUPS: dict[str, Callable[[Episode], bool]] = {
-    "wide": lambda e: e.task.family == "wide",
-    "wide_12": lambda e: e.task.family == "wide" and e.task.width >= 12,
-    "chain": lambda e: e.task.family == "chain",
-    "single_fact": lambda e: e.task.family == "single_fact",
-    "list": lambda e: e.task.family == "list",
-    "swap": lambda e: e.task.family == "swap",
-    "all": lambda e: True,
-}
 _PARTS = ("total", "perf", "parallel", "finish", "critical")
 
 
@@ -99,18 +91,21 @@ def _latencies(episodes: Sequence[Episode]) -> dict[str, float]:
     return out
 
 
-def evaluation_table(episodes: Sequence[Episode]) -> dict[str, dict[str, Any]]:
-    """The evaluation by group of tasks: wide, wide_12 (wide tasks of width >= 12), chain, single_fact, list, swap, all.
+def evaluation_table(episodes: Sequence[Episode], groups: Sequence[TaskGroup] = ()) -> dict[str, dict[str, Any]]:
+    """The evaluation by group of tasks: the environment's ``groups``, then families that are in none, then all.
 
     Each holds the means ``item_f1`` (exact-match tasks: their exact match), ``success``, ``critical_steps``,
     ``total_steps``, ``subagents``, ``spawn_rate``; ``finish_rate``, the mean over episodes that spawned, None where
-    none did; and ``n_tasks``, the number of distinct tasks. A group without tasks has ``n_tasks`` 0 and None elsewhere.
-    ``picture`` is there only where such tasks were asked. FAILED episodes count, with the 0 that they scored: an
-    evaluation may not drop its failures.
+    none did; and ``n_tasks``, the number of distinct tasks. A group without tasks has ``n_tasks`` 0 and None elsewhere,
+    or no row (``TaskGroup.always``). FAILED episodes count, with the 0 that they scored: an evaluation may not drop
+    its failures.
     """
-    table = {name: _row([e for e in episodes if belongs(e)]) for name, belongs in GROUPS.items()}
-    pictures = [e for e in episodes if e.task.family == "picture"]
-    return table | ({"picture": _row(pictures)} if pictures else {})
+    found = {group.name: [e for e in episodes if group.holds(e.task.family, e.task.width)] for group in groups}
+    table = {group.name: _row(found[group.name]) for group in groups if group.always or found[group.name]}
+    for family in sorted({e.task.family for e in episodes} - {group.family for group in groups}):
+        name = f"family {family}" if family in table else family
+        table[name] = _row([e for e in episodes if e.task.family == family])
+    return table | {"all": _row(list(episodes))}
 
 
 def _row(episodes: list[Episode]) -> dict[str, Any]:

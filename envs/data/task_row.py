@@ -23,7 +23,7 @@ from envs.data.scalars import parsed, scalar_text, text_fault
 SPLITS = ("train", "val", "test")
 _SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "testing": "test"}
 _GOLDS = ("label", "target", "output", "response", "expected", "reference", "chosen")  # what others call an answer
-_TAKEN = re.compile(r"all|wide_12|width \d+(-\d+)?")
+_TAKEN = re.compile(r"all|width \d+(-\d+)?")
 _LONGEST_NAME = 200  # characters of a key or a family
 
 

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 
 from envs.base import ErrorKind, Role, Task, ToolCall, ToolResult, ToolSpec
 from envs.world.config import WorldConfig
+from envs.world.groups import GROUPS
 from envs.world.knowledge import Knowledge, build_knowledge
 from envs.world.lexicon import SPLITS, check_split
 from envs.world.pictures import OPEN_PICTURE, decoded, draw_picture
@@ -74,6 +75,7 @@ class WorldEnvironment:
 
     spreads = True  # the world is read-only
     stateless = True  # no call changes what later ones answer
+    groups = GROUPS
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config

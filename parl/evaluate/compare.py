@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from parl.config.errors import UserError
+from parl.config.groups import families, run_groups
 from parl.config.runs import named_path
 from parl.episodes.stores import Store, find_stores, kind_of, readable
 from parl.evaluate.measures import SCORE, Attempt, Sample, attempt, groups, latest
@@ -49,7 +50,10 @@ def load_samples(given: Sequence[str], *, of_one_run: bool = False) -> list[Samp
     earlier = [labels[:i].count(label) for i, label in enumerate(labels)]
     labels = [f"{label} ({count + 1})" if count else label for label, count in zip(labels, earlier, strict=True)]
     with readable():
-        return [Sample(label, _attempts(store, kind)) for label, (_, store, kind) in zip(labels, found, strict=True)]
+        return [
+            Sample(label, _attempts(store, kind), families(run_groups(store.run)))
+            for label, (_, store, kind) in zip(labels, found, strict=True)
+        ]
 
 
 def compare(samples: Sequence[Sample], *, seed: int = 0, of_one_run: bool = False) -> dict[str, Any]:

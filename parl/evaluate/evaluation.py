@@ -25,6 +25,7 @@ from parl.cold_start.start import check_policy_files, starting_policy
 from parl.collect.collector import Collector
 from parl.collect.tasks import check_tasks, held_out_tasks
 from parl.config.errors import UserError
+from parl.config.groups import families, task_groups
 from parl.config.schema import Config
 from parl.episodes.stores import readable
 from parl.evaluate.chat_model import ChatCollector, Served, find_model, is_url, used, vocabulary
@@ -330,6 +331,7 @@ def _measure(
 ) -> dict[str, Any]:
     """The numbers of each policy, all computed from its store."""
     scoring = Scoring(rewards=config.rewards, steps=config.trainer.steps)
+    known = task_groups(config)
     episodes: dict[str, list[Episode]] = {}
     samples: dict[str, Sample] = {}
     for policy in policies:
@@ -338,8 +340,8 @@ def _measure(
         for outline in ordered:
             scoring.score_held_out(outline.episode)
         episodes[policy.label] = [outline.episode for outline in ordered]
-        samples[policy.label] = Sample(policy.label, map(attempt, ordered))
-    by_group = groups(samples.values())
+        samples[policy.label] = Sample(policy.label, map(attempt, ordered), families(known))
+    by_group = groups(list(samples.values()))
     accounts = {policy.label: account(samples[policy.label]) for policy in policies}
     for policy in policies:
         if isinstance(policy.folder, Served):
@@ -349,7 +351,7 @@ def _measure(
     return {
         policy.label: {
             "store": str(policy.store),
-            "means": evaluation_table(episodes[policy.label]),
+            "means": evaluation_table(episodes[policy.label], known),
             "failed": sum(episode.void for episode in episodes[policy.label]),
             "account": accounts[policy.label],
             "estimates": {

@@ -5,12 +5,11 @@ Everything is computed from stored traces again; nothing that a shard says about
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from parl.evaluate.statistics import Bootstrap, Interval, best_of
-from rewards.aggregate import GROUPS
 from rollouts.store.outline import Outline
 
 SCORE = (0.0, 1.0)
@@ -66,8 +65,9 @@ def attempt(outline: Outline) -> Attempt:
 class Sample:
     """The attempts of one policy, by task."""
 
-    def __init__(self, label: str, attempts: Iterable[Attempt]) -> None:
-        self.label = label
+    def __init__(self, label: str, attempts: Iterable[Attempt], families: Sequence[str] = ()) -> None:
+        """``families``: the order in which they are shown."""
+        self.label, self.families = label, families
         self.by_task: dict[str, list[Attempt]] = {}
         for one in attempts:
             self.by_task.setdefault(one.task, []).append(one)
@@ -76,11 +76,12 @@ class Sample:
 
     def of(self, belongs: Callable[[Attempt], bool]) -> Sample:
         """Only the tasks that ``belongs`` picks."""
-        return Sample(self.label, (one for tries in self.by_task.values() for one in tries if belongs(one)))
+        chosen = (one for tries in self.by_task.values() for one in tries if belongs(one))
+        return Sample(self.label, chosen, self.families)
 
     def only(self, tasks: Iterable[str]) -> Sample:
         """Only these tasks, in this order."""
-        return Sample(self.label, (one for key in tasks for one in self.by_task[key]))
+        return Sample(self.label, (one for key in tasks for one in self.by_task[key]), self.families)
 
     @property
     def attempts(self) -> int:
@@ -102,10 +103,10 @@ def width_group(width: int) -> str:
     return f"width {low}" if low == 1 else f"width {low}-{2 * low - 1}"
 
 
-def groups(samples: Iterable[Sample]) -> dict[str, Callable[[Attempt], bool]]:
-    """All, each family and each group of widths that occur, in this order, by name."""
+def groups(samples: Sequence[Sample]) -> dict[str, Callable[[Attempt], bool]]:
+    """All, each family and each group of widths that occur, by name, in this order; families in the samples' own."""
+    known = list(dict.fromkeys(family for sample in samples for family in sample.families))
     every = [one for sample in samples for tries in sample.by_task.values() for one in tries]
-    known = list(GROUPS)
     families = sorted({one.family for one in every}, key=lambda f: (known.index(f) if f in known else len(known), f))
     widths = sorted({one.width for one in every if one.width > 1})
     found: dict[str, Callable[[Attempt], bool]] = {"all": lambda one: True}

@@ -10,7 +10,6 @@ from rich.table import Table
 from parl.shown import terminal
 from parl.shown.terminal import cell
 
-_GROUPS = ("wide", "wide_12", "list", "swap", "chain", "single_fact", "picture", "all")  # those that there are
 _COLUMNS = ("item_f1", "success", "critical_steps", "total_steps", "subagents", "spawn_rate", "n_tasks")
 
 
@@ -19,10 +18,10 @@ def print_table(policies: dict[str, dict[str, dict[str, Any]]], console: Console
     table = Table(title="held-out tasks", title_style="bold")
     for name in ("tasks", "policy", *_COLUMNS):
         table.add_column(name.replace("_", " "), justify="left" if name in ("tasks", "policy") else "right")
-    for group in (group for group in _GROUPS if any(group in rows for rows in policies.values())):
+    for group in dict.fromkeys(group for rows in policies.values() for group in rows):
         for label, rows in policies.items():
-            row = rows[group]
-            if not row["n_tasks"]:  # this world cannot ask such tasks
+            row = rows.get(group)
+            if not row or not row["n_tasks"]:  # no such task was asked
                 continue
             cells = ["-" if row[name] is None else _number(row[name]) for name in _COLUMNS]
             table.add_row(cell(group), cell(label), *cells)

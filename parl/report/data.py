@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from envs.base import TaskGroup
 from parl.config.errors import UserError
+from parl.config.groups import families, run_groups
 from parl.config.runs import named_path
 from parl.report.episodes import load_episodes
 from parl.report.spread import spread_charts
@@ -20,7 +22,6 @@ from rollouts.store.lookup import shards
 from rollouts.store.store import StoreError
 
 _OF_A_RUN = ("config.yaml", "metrics.jsonl", "summary.json", "episodes", "eval", "evals")  # a run has one of these
-FAMILIES = ("wide", "list", "swap", "chain", "single_fact")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class RunData:
 
     name: str
     summary: dict[str, Any] = field(default_factory=dict)
+    groups: tuple[TaskGroup, ...] = ()  # in the order in which they are shown
     charts: list[dict[str, Any]] = field(default_factory=list)
     spread: list[dict[str, Any]] = field(default_factory=list)  # charts over held-out episodes
     episodes: list[dict[str, Any]] = field(default_factory=list)
@@ -60,6 +62,7 @@ def load_run(source: Path, wanted: Sequence[str] = ()) -> RunData:
     if source.is_file() or shards(source):
         return run
     run.summary = _read_json(source / "summary.json", run.notes, "the verdict: the run has not been evaluated yet", {})
+    run.groups = run_groups(source, run.summary)
     if not run.episodes:
         run.notes.append("No stored episodes in eval/ or episodes/: there is no swarm viewer.")
     own = source / "metrics.jsonl"
@@ -69,7 +72,7 @@ def load_run(source: Path, wanted: Sequence[str] = ()) -> RunData:
     elif not single.is_file():
         run.notes.append("No single_agent/metrics.jsonl: the curves show the trained policy alone.")
     run.spread = _spread(source)
-    run.charts = _charts(_by_metric(own), _by_metric(single))
+    run.charts = _charts(_by_metric(own), _by_metric(single), families(run.groups))
     return run
 
 
@@ -114,8 +117,10 @@ def _by_metric(path: Path) -> dict[str, list[list[float]]]:
     return {name: [[step, points[step]] for step in sorted(points)] for name, points in series.items()}
 
 
-def _charts(own: dict[str, list[list[float]]], single: dict[str, list[list[float]]]) -> list[dict[str, Any]]:
-    """The curves of the page, those without data left out."""
+def _charts(
+    own: dict[str, list[list[float]]], single: dict[str, list[list[float]]], order: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The curves of the page, those without data left out; families in ``order``, then by name."""
 
     def pair(metric: str) -> list[dict[str, Any]]:
         return [
@@ -129,11 +134,11 @@ def _charts(own: dict[str, list[list[float]]], single: dict[str, list[list[float
             {"name": name, "color": color, "points": own[metric]} for name, color, metric in parts if own.get(metric)
         ]
 
-    def families(prefix: str) -> list[dict[str, Any]]:
+    def by_family(prefix: str) -> list[dict[str, Any]]:
         found = sorted(name[len(prefix) :] for name in own if name.startswith(prefix))
-        known = [name for name in FAMILIES if name in found] + [name for name in found if name not in FAMILIES]
-        colors = {name: f"c{i % 6}" for i, name in enumerate([*FAMILIES, *(n for n in known if n not in FAMILIES)])}
-        return named(*((name.replace("_", " "), colors[name], prefix + name) for name in known))
+        names = [*order, *(name for name in found if name not in order)]
+        parts = ((name.replace("_", " "), f"c{i % 6}", prefix + name) for i, name in enumerate(names))
+        return named(*parts)
 
     reward_parts = [
         ("performance", "c0", "reward/perf"),
@@ -157,9 +162,9 @@ def _charts(own: dict[str, list[list[float]]], single: dict[str, list[list[float
             "zero": True,
             "max": 1,
         }
-        | {"series": families("swarm/spawn_rate/")},
+        | {"series": by_family("swarm/spawn_rate/")},
         {"title": "Sub-agents per episode", "note": "", "zero": True, "series": pair("swarm/subagents")},
-        {"title": "Item-F1 by task family", "note": "", "max": 1, "series": families("perf/item_f1/")},
+        {"title": "Item-F1 by task family", "note": "", "max": 1, "series": by_family("perf/item_f1/")},
         {"title": "Reward parts, unweighted", "note": "", "series": named(*reward_parts)},
         {"title": "Annealed weights λ", "note": "", "zero": True, "series": named(*lambdas)},
         {

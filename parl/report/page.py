@@ -9,20 +9,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from envs.base import TaskGroup
 from model.files import write_text
 from parl.report.data import RunData, load_run
 
 _POLICIES = {"cold_start": "cold start", "trained": "trained swarm", "single_agent": "single agent"}
-_GROUPS = {
-    "wide": "wide",
-    "wide_12": "wide, 12 rows and more",
-    "list": "lists",
-    "swap": "linked lists, asked for as lists are",
-    "chain": "chain",
-    "single_fact": "single fact",
-    "picture": "pictures",
-    "all": "all tasks",
-}
+_REFERENCES = {"item_f1": "single_agent", "spawn_rate": "cold_start"}  # beside which policy's a highlight is shown
 _COLUMNS = {
     "item_f1": ("item-F1", "{:.3f}"),
     "success": ("success", "{:.0%}"),
@@ -53,8 +45,8 @@ def render(run: RunData) -> str:
     assets = files("parl.report") / "assets"
     text = {name: (assets / name).read_text(encoding="utf-8") for name in ("report.css", "viewer.css", *_SCRIPTS)}
     sections = [
-        _hero(run.summary),
-        _verdict(run.summary),
+        _hero(run.summary, run.groups),
+        _verdict(run.summary, run.groups),
         '<section id="curves"><h2>Training</h2><div class="grid"></div></section>' if run.charts else "",
         '<section id="spread"><h2>Held-out episodes</h2><div class="grid"></div></section>' if run.spread else "",
         '<section id="swarm"><h2>Swarm viewer</h2></section>' if run.episodes else "",
@@ -114,43 +106,51 @@ def _number(summary: dict[str, Any], policy: str, group: str, column: str) -> fl
     return value if isinstance(value, int | float) else None
 
 
-def _hero(summary: dict[str, Any]) -> str:
-    trained = _number(summary, "trained", "wide_12", "critical_steps")
-    single = _number(summary, "single_agent", "wide_12", "critical_steps")
-    if not trained or not single:
-        return ""
-    return f"""<section class="hero">
+def _title(group: TaskGroup) -> str:
+    return group.title or group.name.replace("_", " ")
+
+
+def _hero(summary: dict[str, Any], groups: Sequence[TaskGroup]) -> str:
+    """The headline: critical steps of the single agent over the trained swarm's, on the group made for it."""
+    for group in (group for group in groups if group.highlight == "critical_steps"):
+        trained = _number(summary, "trained", group.name, "critical_steps")
+        single = _number(summary, "single_agent", group.name, "critical_steps")
+        if trained and single:
+            return f"""<section class="hero">
 <div class="big"><strong>{single / trained:.1f}×</strong>
-<p>fewer critical steps than the single agent on wide tasks of 12 rows and more:
+<p>fewer critical steps than the single agent on {escape(_title(group))}:
 <b>{single:.1f}</b> → <b>{trained:.1f}</b></p></div>
-<div class="tiles">{"".join(_tiles(summary))}</div></section>"""
+<div class="tiles">{"".join(_tiles(summary, groups))}</div></section>"""
+    return ""
 
 
-def _tiles(summary: dict[str, Any]) -> list[str]:
-    """Three small figures beside the headline: is it still right, and does it spawn only where that pays?"""
-    parts = (
-        ("item-F1, wide tasks", "wide", "item_f1", "{:.3f}", "single_agent"),
-        ("spawn rate, chain", "chain", "spawn_rate", "{:.0%}", "cold_start"),
-        ("spawn rate, single fact", "single_fact", "spawn_rate", "{:.0%}", "cold_start"),
-    )
+def _tiles(summary: dict[str, Any], groups: Sequence[TaskGroup]) -> list[str]:
+    """Small figures beside the headline: is it still right, and does it spawn only where that pays?"""
     tiles = []
-    for label, group, column, form, other in parts:
-        value, reference = _number(summary, "trained", group, column), _number(summary, other, group, column)
+    for group in (group for group in groups if group.highlight in _REFERENCES):
+        column, other = group.highlight, _REFERENCES[group.highlight]
+        label, form = _COLUMNS[column]
+        value, reference = _number(summary, "trained", group.name, column), _number(summary, other, group.name, column)
         if value is None:
             continue
         beside = f"<small>{_POLICIES[other]} {form.format(reference)}</small>" if reference is not None else ""
-        tiles.append(f'<div class="tile"><span>{label}</span><b>{form.format(value)}</b>{beside}</div>')
+        name = f"{label}, {escape(_title(group))}"
+        tiles.append(f'<div class="tile"><span>{name}</span><b>{form.format(value)}</b>{beside}</div>')
     return tiles
 
 
-def _verdict(summary: dict[str, Any]) -> str:
+def _verdict(summary: dict[str, Any], groups: Sequence[TaskGroup]) -> str:
+    titles = {group.name: _title(group) for group in groups}
+    tables = [table for policy in _POLICIES if isinstance(table := summary.get(policy), dict)]
+    titles |= {name: name.replace("_", " ") for table in tables for name in table if name not in titles}
+    titles.pop("all", None)
     body = ""
-    for group, title in _GROUPS.items():
+    for group, title in (titles | {"all": "all tasks"}).items():
         rows = [policy for policy in _POLICIES if isinstance((summary.get(policy) or {}).get(group), dict)]
         rows = [policy for policy in rows if _number(summary, policy, group, "n_tasks") != 0]  # cannot be asked here
         if not rows:
             continue
-        body += f'<tbody><tr class="group"><th colspan="{len(_COLUMNS) + 1}" scope="rowgroup">{title}</th></tr>'
+        body += f'<tbody><tr class="group"><th colspan="{len(_COLUMNS) + 1}" scope="rowgroup">{escape(title)}</th></tr>'
         for policy in rows:
             cells = "".join(
                 f'<td data-label="{label}">{"–" if value is None else form.format(value)}</td>'

@@ -15,6 +15,7 @@ from model.kimi.files.checkpoint import load_policy
 from parl import __version__
 from parl.collect.collector import Collector
 from parl.collect.tasks import held_out_tasks
+from parl.config.groups import KEY, kept_groups, task_groups
 from parl.config.schema import Config
 from parl.evaluate.table import print_table
 from parl.machine.memory import PeakMemory
@@ -47,13 +48,15 @@ def evaluate_policies(
     """Evaluate, write ``summary.json`` and ``report.html`` in ``run_dir``; returns the summary."""
     store = EpisodeStore(run_dir / "eval")
     summary: dict[str, Any] = {}
+    groups = task_groups(config)
     with eval_collector(config, cold) as collector:
         for number, (label, (folder, spawning)) in enumerate(policies.items()):
             progress.phase(f"evaluating {label}", number, len(policies))
             episodes = evaluate_policy(config, collector, folder, spawning=spawning)
             store.write(0, episodes, policy_version=0, kind=label)
-            summary[label] = evaluation_table(episodes)
+            summary[label] = evaluation_table(episodes, groups)
     summary |= {
+        KEY: kept_groups(groups),
         "wall_s": round(time.monotonic() - began, 1),
         "peak_rss_gib": round(memory.peak_gib, 2),
         "seed": config.seed,

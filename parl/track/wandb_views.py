@@ -9,17 +9,17 @@ W&B keeps workspaces on its server, so this is the one thing here that needs the
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from parl.config.errors import UserError
+from parl.config.groups import families, task_groups
+from parl.config.runs import configuration
+from parl.config.schema import Config
 from parl.shown.terminal import echo
 
-FAMILIES = ("wide", "list", "swap", "chain", "single_fact")
-
-
-def _by_family(name: str) -> list[str]:
-    return [f"train/{name}/{family}" for family in FAMILIES]
-
+FAMILY = "{family}"  # in a name: one curve for each family of tasks
 
 # section -> charts: title -> names on the axis train/step
 SECTIONS: dict[str, dict[str, list[str]]] = {
@@ -28,16 +28,16 @@ SECTIONS: dict[str, dict[str, list[str]]] = {
         "parts, unweighted": [f"train/reward/{part}" for part in ("perf", "parallel", "finish", "critical")],
         "parts, weighted": [f"train/reward/weighted/{part}" for part in ("perf", "parallel", "finish", "critical")],
         "λ": ["train/lambda/parallel", "train/lambda/finish", "train/lambda/critical"],
-        "item-F1 by family": _by_family("perf/item_f1"),
+        "item-F1 by family": [f"train/perf/item_f1/{FAMILY}"],
     },
     "Critical steps": {
         "mean, median, p95": [f"train/steps/{name}" for name in ("critical", "critical_p50", "critical_p95")],
-        "by family": _by_family("steps/critical"),
+        "by family": [f"train/steps/critical/{FAMILY}"],
         "agents at work": ["train/swarm/parallelism"],
     },
     "Swarm": {
         "sub-agents": ["train/swarm/subagents"],
-        "spawn rate by family": _by_family("swarm/spawn_rate"),
+        "spawn rate by family": [f"train/swarm/spawn_rate/{FAMILY}"],
         "useless, duplicate": ["train/swarm/useless_spawn_rate", "train/swarm/duplicate_rate"],
         "finish rate": ["train/swarm/finish_rate"],
         "ends of episodes": [f"train/episodes/{name}" for name in ("answered", "over_budget", "malformed", "failed")],
@@ -59,7 +59,18 @@ SECTIONS: dict[str, dict[str, list[str]]] = {
 }
 
 
-def workspace(entity: str, project: str) -> Any:
+def charts(families: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """``SECTIONS`` with the names of these families in it."""
+    return {
+        section: {
+            title: [name.replace(FAMILY, family) for name in names for family in (families if FAMILY in name else [""])]
+            for title, names in titles.items()
+        }
+        for section, titles in SECTIONS.items()
+    }
+
+
+def workspace(entity: str, project: str, families: Sequence[str]) -> Any:
     """The workspace, not yet saved. UserError without the library."""
     try:
         import wandb_workspaces.reports.v2 as reports  # pyright: ignore
@@ -70,9 +81,9 @@ def workspace(entity: str, project: str) -> Any:
         workspaces.Section(
             name=name,
             is_open=True,
-            panels=[reports.LinePlot(title=title, x="train/step", y=names) for title, names in charts.items()],
+            panels=[reports.LinePlot(title=title, x="train/step", y=names) for title, names in titles.items()],
         )
-        for name, charts in SECTIONS.items()
+        for name, titles in charts(families).items()
     ]
     return workspaces.Workspace(entity=entity, project=project, name="parl", sections=sections)
 
@@ -82,15 +93,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entity", nargs="?")
     parser.add_argument("project", nargs="?", default="parl")
+    parser.add_argument("--config", type=Path, help="a run or configuration, whose environment names the families")
     parser.add_argument("--list", action="store_true", help="print the charts only")
     options = parser.parse_args()
+    try:
+        config = configuration(options.config, files=False) if options.config else Config()
+        known = families([group for group in task_groups(config) if group.always])
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
     if options.list or not options.entity:
-        for section, charts in SECTIONS.items():
-            for title, names in charts.items():
+        for section, titles in charts(known).items():
+            for title, names in titles.items():
                 echo(f"{section} · {title}: {', '.join(names)}")
         return
     try:
-        made = workspace(options.entity, options.project)
+        made = workspace(options.entity, options.project, known)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     made.save()

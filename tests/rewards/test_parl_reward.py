@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from envs.base import ErrorKind, Gold, Oracle, Role, Task, ToolCall, ToolResult
+from envs.base import ErrorKind, Gold, Oracle, Role, Task, TaskGroup, ToolCall, ToolResult
+from envs.world.groups import GROUPS
 from rewards.aggregate import aggregate, duplicate_rate, evaluation_table
 from rewards.parl import RewardParts, Weights, blog_total, reward_parts, total
 from rewards.schedule import LinearAnneal, RewardSchedule
@@ -326,8 +327,8 @@ def test_the_evaluation_table_groups_by_family_and_width():
         scored(CHAIN, turns=4),
         scored(CHAIN, turns=4, status=EpisodeStatus.FAILED, index=1),
     ]
-    table = evaluation_table(episodes)
-    assert list(table) == ["wide", "wide_12", "chain", "single_fact", "list", "swap", "all"]
+    table = evaluation_table(episodes, GROUPS)
+    assert list(table) == ["wide", "wide_12", "list", "swap", "chain", "single_fact", "all"]
     assert table["wide"] == {
         "item_f1": 0.5,
         "success": 0.5,
@@ -343,6 +344,15 @@ def test_the_evaluation_table_groups_by_family_and_width():
     assert table["chain"]["finish_rate"] is None and table["chain"]["n_tasks"] == 1
     assert table["all"]["n_tasks"] == 3
     assert table["swap"] == {**dict.fromkeys(table["wide"]), "n_tasks": 0}
+
+
+def test_families_without_a_group_get_a_row_each():
+    episodes = [scored(make_task(width=2, key="a")), scored(CHAIN, turns=4)]
+    assert list(evaluation_table(episodes)) == ["chain", "wide", "all"]
+    late = TaskGroup(name="chain", family="wide", least_width=2)  # a group that is called as another family is
+    table = evaluation_table(episodes, [late])
+    assert list(table) == ["chain", "family chain", "all"]
+    assert (table["chain"]["critical_steps"], table["family chain"]["critical_steps"]) == (2, 4)
 
 
 def test_rewards_import_without_torch():

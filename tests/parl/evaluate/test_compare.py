@@ -48,7 +48,8 @@ def one(task: str, score: float, steps: int = 10, *, index: int = 0, tokens: int
 
 
 def test_differences_by_hand():
-    a = Sample("a", [one("t1", 0.5, 20), one("t2", 1.0, 10), one("t3", 0.0, 30, width=1), one("only a", 1.0)])
+    order = ("wide", "chain")
+    a = Sample("a", [one("t1", 0.5, 20), one("t2", 1.0, 10), one("t3", 0.0, 30, width=1), one("only a", 1.0)], order)
     b = Sample("b", [one("t1", 1.0, 10), one("t2", 0.8, 10), one("t3", 0.0, 10, width=1), one("only b", 0.0)])
     pair = compare_pair(a, b)
     assert pair["tasks"] == 3
@@ -85,7 +86,7 @@ def test_widths_are_grouped_by_powers_of_two_and_families_keep_their_order():
     assert [width_group(width) for width in (1, 2, 3, 4, 15, 16)] == [
         *("width 1", "width 2-3", "width 2-3", "width 4-7", "width 8-15", "width 16-31")
     ]
-    sample = Sample("x", [one("a", 1, width=1), one("b", 1, width=9), one("c", 1, width=2)])
+    sample = Sample("x", [one("a", 1, width=1), one("b", 1, width=9), one("c", 1, width=2)], ["wide", "chain"])
     found = groups([sample])
     assert list(found) == ["all", "wide", "chain", "width 2-3", "width 8-15"]
     assert [list(sample.of(belongs).by_task) for belongs in found.values()] == [

@@ -20,10 +20,12 @@ import pytest
 from typer.testing import CliRunner
 
 from envs.base import Gold, Oracle, Role, Task, ToolCall, ToolResult
+from envs.world.groups import GROUPS
 from model.tokenizer.bpe import train_tokenizer
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
 from parl.config.errors import UserError
+from parl.config.groups import kept_groups
 from parl.report import episode_to_timeline, write_report
 from parl.report.pack import pack
 from rollouts.critical_path import critical_path, critical_steps, makespan
@@ -168,7 +170,8 @@ def _summary() -> dict[str, Any]:
         policy: {name: group(*map(float, row.split())) for name, row in zip(names, rows.split(", "), strict=True)}
         for policy, rows in values.items()
     }
-    return policies | {"wall_s": 1620.0, "peak_rss_gib": 3.4, "seed": 1, "version": "0.1.0"}
+    groups = kept_groups(GROUPS)
+    return policies | {"groups": groups, "wall_s": 1620.0, "peak_rss_gib": 3.4, "seed": 1, "version": "0.1.0"}
 
 
 @pytest.fixture
