@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share the machine
@@ -18,6 +19,9 @@ from parl.cold_start.demos import build_tokenizer
 torch.set_num_threads(1)
 for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):  # nobody's terminal decides what a test sees
     os.environ.pop(name, None)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests in the background: the programs tried would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, so that a failure is a change's; HYPOTHESIS_PROFILE=default looks for others.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -26,13 +26,27 @@ def no_leftovers(*, own: bool) -> Iterator[Callable[[], None]]:
         yield begun
     finally:
         WATCH.clear()
-        for process in _children() if own else ():  # what is stopped does not hear that it is over
-            if process not in before and _is_rays(process):
-                kill_quietly(process.pid)
+        if own:
+            end_leftovers(before)
+
+
+def end_leftovers(before: set[psutil.Process]) -> None:
+    """Kill what Ray has started below this process since ``before``: what is stopped does not hear that it is over."""
+    for process in _rays(psutil.Process(), but=before):
+        kill_quietly(process.pid)
 
 
 def _children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    return psutil.Process().children()
+
+
+def _rays(above: psutil.Process, but: set[psutil.Process]) -> list[psutil.Process]:
+    """What Ray has started below ``above``; not the Ray of another run that was started there."""
+    try:
+        found = [process for process in above.children() if process not in but and _is_rays(process)]
+    except psutil.Error:
+        return []
+    return found + [below for process in found for below in _rays(process, but)]
 
 
 def _is_rays(process: psutil.Process) -> bool:

@@ -254,11 +254,12 @@ class Watch:
             ray.kill(one.handle)
 
     def _end_stopped(self, known: set[int]) -> None:
-        """Actors that are stopped before their first answer, while they start; only of a Ray that is ours."""
-        if not self._ray:
-            return
+        """Actors that are stopped before their first answer, while they start; only of a Ray that is ours.
+
+        A run that this process started has a Ray and a heartbeat of its own, which will name its actors.
+        """
         now, still = time.monotonic(), {}
-        for process in psutil.Process().children(recursive=True):
+        for process in self._actors():
             try:
                 if process.pid in known or process.status() not in _STOPPED or not process.name().startswith("ray::"):
                     continue
@@ -269,6 +270,16 @@ class Watch:
             except psutil.Error:
                 continue
         self._stopped = still
+
+    def _actors(self) -> list[psutil.Process]:
+        """What our Ray's own processes have started: actors that have a name, and others."""
+        with self._lock:
+            guarded = list(self._ray)
+        found: list[psutil.Process] = []
+        for process in guarded:
+            with suppress(psutil.Error):
+                found += process.children()
+        return found
 
     def _look_at_ray(self) -> None:
         now = time.monotonic()

@@ -183,8 +183,9 @@ def test_a_dead_learner_ends_the_run_with_its_own_error(training: Training):
 def test_resuming_needs_a_run_of_the_same_configuration(finished: Path, tiny_run: Config):
     with pytest.raises(UserError, match="nothing to resume"):
         run_training(tiny_run.model_copy(update={"name": "never"}), resume=True)
-    changed = tiny_run.model_copy(update={"name": "undisturbed", "baseline": False})
-    with pytest.raises(UserError, match="differs from this configuration"):
+    learning = tiny_run.optimizer.model_copy(update={"lr": 0.125})
+    changed = tiny_run.model_copy(update={"name": "undisturbed", "optimizer": learning})
+    with pytest.raises(UserError, match=r"is another run: optimizer\.lr was .* and is 0\.125\. Resume it with"):
         run_training(changed, resume=True)
 
 
