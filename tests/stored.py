@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Gold, Oracle, Role, Task, ToolCall, ToolResult
-from parl.config.load import to_yaml
+from parl.config.load import whole_yaml
 from parl.config.schema import Config
 from parl.evaluate.scoring import reward_schedule
 from rewards.score import score_episode
@@ -109,7 +109,7 @@ def make_run(config: Config, *, steps: int = 4, tasks: int = 6) -> Path:
     """The folder of a run of ``steps`` steps with its baseline and its evaluation, scored as the trainer scores."""
     run = config.run_dir
     run.mkdir(parents=True)
-    (run / "config.yaml").write_text(to_yaml(config))
+    (run / "config.yaml").write_text(whole_yaml(config))
     asked = [wide_task(i, 3 + i % 12) if i % 3 else chain_task(i) for i in range(tasks)]
     cap = config.rewards.parallel_cap
     alone = config.rewards.model_copy(update={"lambda_parallel": 0.0, "lambda_finish": 0.0})

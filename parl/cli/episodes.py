@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from parl.cli.errors import reported
+from parl.cli.errors import reported, written_to
 from parl.config.errors import UserError
 from parl.shown.terminal import echo, line
 
@@ -136,7 +136,8 @@ def export(
 
         chosen = Filter(kind=kind, step=step, family=family, status=status)
         options = ExportOptions(keep_gold=keep_gold, tokens=not no_tokens)
-        episodes, documents = export_episodes(store, out, chosen_format(form), chosen, options)
+        with written_to(out):
+            episodes, documents = export_episodes(store, out, chosen_format(form), chosen, options)
         echo(f"{episodes} episodes, {documents} documents in {out}")
 
 
@@ -152,5 +153,6 @@ def import_(
     with reported():
         from parl.episodes.exchange import chosen_format, import_episodes
 
-        count = import_episodes(path, out, chosen_format(form), tasks, split)
+        with written_to(out):
+            count = import_episodes(path, out, chosen_format(form), tasks, split)
         echo(f"{count} episodes in {out}")

@@ -6,6 +6,7 @@ import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
@@ -17,6 +18,15 @@ from parl.shown.terminal import Unread, echo, echo_traceback, unread
 
 # What only the user can mend: rights, places that cannot be written, files where folders should be
 _USERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+
+_NO_PLACE = (
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.EOPNOTSUPP,
+)  # of a place to write
 
 _DISK = {
     errno.ENOSPC: "free some space",
@@ -68,6 +78,20 @@ def reported(hint: str = "") -> Iterator[None]:
             else:
                 echo(without_credentials(f"error: {cause}{hint}"), err=True)
             raise typer.Exit(2 if isinstance(error, OSError) and error.errno in _USERS else 1) from None
+
+
+@contextmanager
+def written_to(out: Path) -> Iterator[None]:
+    """Around what writes the file or folder ``out``, which a user named: UserError where nothing can be made there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_PLACE or not isinstance(error.filename, str):
+            raise
+        at, out = Path(error.filename).absolute(), out.absolute()
+        if not (at.parent == out.parent or at.is_relative_to(out) or out.is_relative_to(at)):
+            raise
+        raise UserError(f"{out} cannot be made ({at}: {error.strerror}): name another place with --out") from None
 
 
 def machine_cause(error: BaseException) -> str | None:

@@ -12,7 +12,7 @@ import typer
 import parl
 from parl.cli import episodes as cli_episodes
 from parl.cli.episodes import AsJson, Family, Kind, Step, StoreArg
-from parl.cli.errors import reported
+from parl.cli.errors import reported, written_to
 from parl.config.errors import UserError
 from parl.own_packages import append, here
 from parl.shown.terminal import catch_warnings, echo, open_output
@@ -47,7 +47,8 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
 ) -> None:
     """Cold start, reinforcement learning, evaluation and report of one run."""
-    with reported(f"; continue with: parl train {config} {' '.join(overrides or [])} --resume".replace("  ", " ")):
+    again = f"; continue with: parl train {config} {' '.join(overrides or [])} --resume".replace("  ", " ")
+    with reported("" if dry_run else again):
         from parl.config.load import to_yaml
         from parl.config.runs import configuration, is_run
 
@@ -208,7 +209,8 @@ def compare(
         if out:
             from parl.evaluate.compare_page import write_page
 
-            echo(f"wrote {write_page(result, out)}", err=as_json)
+            with written_to(out):
+                echo(f"wrote {write_page(result, out)}", err=as_json)
 
 
 @app.command()
@@ -242,7 +244,9 @@ def report(
 
         run_dir = report_source(run)
         folder = run_dir.parent if run_dir.is_file() else run_dir
-        echo(f"wrote {write_report(run_dir, out or folder / 'report.html', episode or [])}")
+        page = out or folder / "report.html"
+        with written_to(page):
+            echo(f"wrote {write_report(run_dir, page, episode or [])}")
 
 
 @app.command()
@@ -257,7 +261,8 @@ def export(
     with reported():
         from parl.serve.export import export as write
 
-        echo(f"wrote {write(run, out, format=format, int4=int4, dtype=dtype)}")
+        with written_to(out or run):
+            echo(f"wrote {write(run, out, format=format, int4=int4, dtype=dtype)}")
 
 
 @app.command()

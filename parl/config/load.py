@@ -77,6 +77,11 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(without_credentials(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 
+def whole_yaml(config: Config) -> str:
+    """The same for a run's folder: :func:`load_config` refuses it when it is cut off."""
+    return yaml_text.marked(to_yaml(config))
+
+
 def config_hash(*parts: BaseModel | str | int | float | bool | None) -> str:
     """Twelve hex digits that change when, and only when, one of the given sections or values changes."""
     dump = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
@@ -102,6 +107,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if yaml_text.cut_off(text):
+        raise ConfigError(f"{path}: it is cut off: its last line, '...', is missing")
     if tree is None:
         return {}
     if not isinstance(tree, dict):

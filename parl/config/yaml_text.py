@@ -11,6 +11,7 @@ from yaml.constructor import ConstructorError
 
 MOST_BYTES = 2**20
 _DEPTH, _NODES = 40, 20_000  # of what aliases stand for as well
+_HEAD = "# All settings of a run, as parl has written them. The last line is '...'; without it the file is cut off."
 _TAG = "tag:yaml.org,2002:"
 _TAGS = {_TAG + name for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 _DIGITS = 60  # of a whole number; Python refuses to read thousands
@@ -27,6 +28,17 @@ def parse(text: str) -> Any:
         return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def marked(text: str) -> str:
+    """``text``, a document, with a first and a last line by which :func:`cut_off` tells whether it is all there."""
+    return f"{_HEAD}\n{text}...\n"
+
+
+def cut_off(text: str) -> bool:
+    """Whether the end of what :func:`marked` made is missing. Half a document is valid YAML as often as not."""
+    begun = text.startswith(_HEAD) or (bool(text.strip()) and _HEAD.startswith(text.strip()))
+    return begun and not re.search(r"^\.\.\.\s*$", text, re.MULTILINE)
 
 
 def words(text: str) -> Any:

@@ -100,7 +100,9 @@ def run_eval(
     else:
         chosen = _local(config, Path(model) if model else None, single_agent, policies)
         run = _run_local
+    folder = config.run_dir / "evals"
     with readable(), ExitStack() as stack:
+        stack.enter_context(owning(folder, "an evaluation", "wait for it"))  # of one the summary is that of the last
         for policy in chosen:
             stack.enter_context(owning(policy.store, "an evaluation", "wait for it, or evaluate another policy"))
             remove_leftovers(policy.store)
@@ -109,10 +111,9 @@ def run_eval(
         if any(todo.values()):
             run(config, chosen, tasks, todo)
         measured = _measure(config, chosen, tasks, n, prices)
-    settings = {"n": n, "tasks": len(tasks), "seed": config.eval.seed, "split": config.eval.split}
-    result = settings | {"policies": measured}
-    folder = config.run_dir / "evals"
-    write_text(folder / "summary.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+        settings = {"n": n, "tasks": len(tasks), "seed": config.eval.seed, "split": config.eval.split}
+        result = settings | {"policies": measured}
+        write_text(folder / "summary.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from model.files import write_text
 from parl.config.errors import UserError
-from parl.config.load import to_yaml
+from parl.config.load import to_yaml, whole_yaml
 from parl.config.runs import LENGTHS, lengths, run_config
 from parl.config.schema import Config
 from parl.evaluate.scoring import reward_schedule
@@ -53,7 +53,7 @@ def continue_run(run_dir: Path, config: Config) -> None:
         if _within(key, ROUNDING):
             echo(f"{said[key]} now: equal to rounding, not to the bit")
     if changed:
-        write_text(run_dir / "config.yaml", to_yaml(config))
+        write_text(run_dir / "config.yaml", whole_yaml(config))
 
 
 def _lengthen(run_dir: Path, earlier: Config, config: Config, said: str) -> None:

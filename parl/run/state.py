@@ -120,9 +120,13 @@ def complete(folder: Path) -> list[Path]:
 def newest_state(folder: Path) -> State:
     """Where the newest checkpoint of the run in ``folder`` stands, or a run's beginning.
 
-    Nothing is touched, and the learner's files are not looked at.
+    Nothing is touched, and the learner's files are not looked at. UserError: there are some, and none can be read.
     """
-    read = [manifest for path in complete(folder / "checkpoints") if (manifest := _manifest(path))]
+    found = complete(folder / "checkpoints")
+    read = [manifest for path in found if (manifest := _manifest(path))]
+    if found and not read:
+        damaged = "; ".join(f"{path / MANIFEST} is damaged" for path in found)
+        raise UserError(f"{damaged}: no checkpoint can be read; restore one, or start without --resume")
     return State(**read[-1]["state"]) if read else State()
 
 
@@ -131,11 +135,19 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         state = State(**manifest["state"])
-        whole = all(isinstance(part["file"], str) for part in manifest.get("parts", ()))
+        parts, score = manifest.get("parts", []), manifest.get("score")
+        whole = isinstance(score, int | float | None) and all(map(_is_part, parts))
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}
     numbers = (state.step, state.policy_version, state.tasks_drawn, state.episodes, state.elapsed_s)
     return manifest if whole and all(isinstance(number, int | float) for number in numbers) else {}
+
+
+def _is_part(part: dict[str, Any]) -> bool:
+    """Whether it says what a manifest says of one of its checkpoint's files."""
+    kinds = {"file": str, "bytes": int, "sha256": str}
+    known = part.keys() == kinds.keys() and all(type(part[name]) is kind for name, kind in kinds.items())
+    return known and Path(part["file"]).name == part["file"]
 
 
 def _sync_folder(folder: Path) -> None:

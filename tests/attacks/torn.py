@@ -43,6 +43,7 @@ READERS = {  # file -> commands that read it; RUN stands for the run's folder, O
         "episodes show RUN/episodes train-000002:0 --raw",
     ),
     "policy/meta.json": ("gateway RUN",),
+    "checkpoints/step-000002/manifest.json": ("train RUN --resume", "train RUN --resume trainer.steps=50"),
     "COLD/model.safetensors": ("eval RUN",),
     "COLD/tokenizer.json": ("eval RUN",),
 }
@@ -119,6 +120,7 @@ def _whole() -> Path:
     from model.kimi.files.checkpoint import save_policy
     from parl.cold_start.demos import build_tokenizer
     from parl.cold_start.imitation import cold_start_hash
+    from parl.run.state import Checkpoints, State
     from parl.track.tracker import _dumps
 
     root = Path(tempfile.mkdtemp(prefix="parl-whole-"))
@@ -126,6 +128,8 @@ def _whole() -> Path:
     run = make_run(config, steps=2, tasks=3)
     rows = [{"step": step, "kind": "train", "reward/total": 0.5, "time/step_s": 1.0} for step in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(_dumps(row) + "\n" for row in rows))
+    checkpoints, state = Checkpoints(run / "checkpoints", 2), State(step=2, policy_version=2, episodes=6)
+    checkpoints.commit(state, checkpoints.begin(state, 0))
     (run / "summary.json").write_text(json.dumps({"trained": {}, "seed": 1}))
     (run / "lengths.json").write_text("[[1, 4]]\n")
     stores = {label: {"store": str(run / "evals" / f"{label}-0123456789ab")} for label in ("trained", "single_agent")}

@@ -31,6 +31,8 @@ SECOND = {
     "import into the same folder": ("imported", "episodes import EXPORTED --format atif --out RUN/imported"),
     "build the same cold start": ("COLD", "sft RUN --from-scratch"),
     "evaluate the same store": ("STORE", "eval RUN"),
+    "evaluate another policy of the same run": ("evals", "eval RUN --policy cold_start"),
+    "evaluate with other settings": ("evals", "eval RUN --n 2 eval.seed=5"),
 }
 READERS = (
     "top RUN --once",

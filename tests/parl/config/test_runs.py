@@ -10,7 +10,9 @@ from stored import make_run
 from tiny import tiny_config
 
 from parl.config.errors import UserError
+from parl.config.load import load_config
 from parl.config.runs import configuration, run_config
+from parl.config.yaml_text import cut_off
 
 
 @pytest.fixture
@@ -62,6 +64,23 @@ def test_what_is_neither_is_named_with_what_there_is(here: Path, given: str, sai
     with pytest.raises(UserError) as refused:
         configuration(Path(given))
     assert said in str(refused.value)
+
+
+def test_a_configuration_that_is_cut_off_anywhere_is_refused(here: Path):
+    file = here / "runs" / "mine" / "config.yaml"
+    whole = file.read_text()
+    cuts = [0, *(at for at, letter in enumerate(whole, 1) if letter == "\n")][:-1]  # where what is left may be YAML
+    assert len(cuts) > 100
+    for cut in (*cuts[::9], 1, 40, len(whole) - 2):
+        file.write_text(whole[:cut])
+        with pytest.raises(UserError, match="it is damaged, or another version's"):
+            run_config(Path("runs/mine"))
+        if cut:  # named as any file
+            with pytest.raises(UserError, match=r"cut off|not valid YAML"):
+                load_config(file)
+    file.write_text(whole[:-1])
+    assert run_config(Path("runs/mine")).name == "mine"
+    assert not any(cut_off(whole[cuts[1] : cut]) for cut in cuts)  # somebody's own file need not be marked
 
 
 @pytest.mark.parametrize("text", ["", " \n", "name: [", "- a\n", "5\n", "unheard_of: 1\n", "trainer: {steps: -1}\n"])
