@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from envs.base import Role, Task
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy
+from model.chat.kimi import KimiChat
 from parl.collect.tasks import held_out_tasks
 from parl.config.load import load_config
 from parl.config.schema import Config
@@ -72,9 +73,9 @@ async def scripted(config: Config, tasks: list[Task]) -> list[Episode]:
 
         def pool(trace: Trace, task: Task = task) -> ScriptedEngine:
             assert trace.role is Role.ORCHESTRATOR
-            return ScriptedEngine(trace, tokenizer, lambda history: policy.act(task, history))
+            return ScriptedEngine(trace, KimiChat(tokenizer), lambda history: policy.act(task, history))
 
-        settings = SwarmSettings(tokenizer=tokenizer, pool=pool, budget=_ROOMY, spawning=False)
+        settings = SwarmSettings(chat=KimiChat(tokenizer), pool=pool, budget=_ROOMY, spawning=False)
         episodes.append(await run_episode(task, environment, settings, index=0, seed=0, critical_budget=0))
     await environment.close()
     return episodes

@@ -20,6 +20,7 @@ import torch
 
 from envs.world.corpus import reading_pieces
 from envs.world.lexicon import FIRSTS, SECONDS
+from model.chat.kimi import KimiChat
 from model.kimi.transformer import Transformer, muon_parameters
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start.demos import build_tokenizer
@@ -78,7 +79,8 @@ def probes(model: Transformer, tokenizer: Tokenizer) -> list[float]:
     rng = Random(0)
     kinds = [lambda: row_of(tokenizer, reading_pieces(rng, LENGTH, LENGTH))]
     kinds += [
-        lambda form=form: agenda_drill(tokenizer, rng, LENGTH, LENGTH, form) for form in ("table", "assign", "search")
+        lambda form=form: agenda_drill(KimiChat(tokenizer), rng, LENGTH, LENGTH, form)
+        for form in ("table", "assign", "search")
     ]
     found: list[tuple[list[float], list[float], list[float]]] = []
     for make in kinds:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from envs.world.environment import WorldEnvironment
+from model.chat.kimi import KimiChat
 from model.kimi.config import ModelConfig
 from model.kimi.decoder import Weights, export_weights
 from model.kimi.files.checkpoint import load_policy
@@ -69,7 +70,7 @@ def of_the_world(config: Config, tokenizer: Tokenizer, tasks: int) -> Rollout:
         def pool(trace: Trace) -> EmbeddedEngine:
             return engine
 
-        settings = SwarmSettings(tokenizer=tokenizer, pool=pool, budget=config.rollouts.budget, spawning=True)
+        settings = SwarmSettings(chat=KimiChat(tokenizer), pool=pool, budget=config.rollouts.budget, spawning=True)
         stream = environment.task_stream("train", 1)
         episodes = [
             run_episode(stream[i], environment, settings, index=0, seed=i, critical_budget=0) for i in range(tasks)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.simulated import PROBE, Latency, SimulatedEnvironment, simulated_task
+from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig
@@ -108,8 +109,8 @@ def tokenizer() -> Tokenizer:
 async def play(case: Case, words: Tokenizer, seed: int) -> tuple[list[Episode], float]:
     """The episodes of ``case``, all at once, and the seconds until the last was done."""
     environment = SimulatedEnvironment(case.tool, seed)
-    engine = SimulatedEngine(words, fan_out(case.width, case.calls), case.model)
-    settings = SwarmSettings(tokenizer=words, pool=lambda trace: engine, budget=BUDGET, slots=Slots(case.cap))
+    engine = SimulatedEngine(KimiChat(words), fan_out(case.width, case.calls), case.model)
+    settings = SwarmSettings(chat=KimiChat(words), pool=lambda trace: engine, budget=BUDGET, slots=Slots(case.cap))
     began = asyncio.get_running_loop().time()
     episodes = await asyncio.gather(
         *(

@@ -21,6 +21,7 @@ import ray
 
 from envs.base import ErrorKind
 from envs.simulated import PROBE, Latency, SimulatedEnvironment, simulated_task
+from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from parl.collect.collector import Collector
 from parl.config.schema import Config
@@ -38,7 +39,7 @@ class SimulatedActor(EngineActor):
     """An engine actor without a model."""
 
     def _make(self, config: Any, record_routes: bool) -> Any:
-        return SimulatedEngine(Tokenizer.load(STARTER), fan_out(WIDTH, CALLS), MODEL)
+        return SimulatedEngine(KimiChat(Tokenizer.load(STARTER)), fan_out(WIDTH, CALLS), MODEL)
 
 
 class SimulatedCollector(Collector):

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rollouts.engine.address import check_address, check_key, shown
+from rollouts.prompts import PromptsConfig
 
 
 class BudgetConfig(BaseModel):
@@ -105,6 +106,8 @@ class RolloutsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     swarm: bool = Field(default=True, description="offer create_subagent and assign_task; False = single agent")
+    thinking: bool = Field(default=False, description="agents reason before they write; the tiny policy learns not to")
+    prompts: PromptsConfig = PromptsConfig()
     group_size: int = Field(default=8, gt=1, description="episodes of one task")
     tasks_per_step: int = Field(default=8, gt=0)
     dynamic_sampling: int | None = Field(

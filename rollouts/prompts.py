@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from envs.base import ToolSpec
 
-ORCHESTRATOR_PROMPT = "Answer the question with the tools."
-
+CREATE_SUBAGENT, ASSIGN_TASK = "create_subagent", "assign_task"
+SPAWNING_NAMES = frozenset((CREATE_SUBAGENT, ASSIGN_TASK))
+PROMPT_METRIC = "swarm/prompt"  # of an episode: its orchestrator's system prompt, where that is not the default one
 _STRING = {"type": "string"}
 
-CREATE_SUBAGENT = ToolSpec(
-    name="create_subagent",
-    description="Register a sub-agent.",
-    parameters={
-        "type": "object",
-        "properties": {"name": _STRING, "system_prompt": _STRING},
-        "required": ["name", "system_prompt"],
-    },
-)
-ASSIGN_TASK = ToolSpec(
-    name="assign_task",
-    description="Give a sub-agent a task. Several run at once.",
-    parameters={
-        "type": "object",
-        "properties": {"agent": _STRING, "prompt": _STRING},
-        "required": ["agent", "prompt"],
-    },
-)
-SPAWNING = (CREATE_SUBAGENT, ASSIGN_TASK)
-SPAWNING_NAMES = frozenset(tool.name for tool in SPAWNING)
+
+class PromptsConfig(BaseModel):
+    """What the orchestrator is told, and how the two spawning tools are described to it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    orchestrator: str = Field(default="Answer the question with the tools.", description="its system prompt")
+    create_subagent: str = Field(default="Register a sub-agent.", description="what this tool says of itself")
+    assign_task: str = Field(
+        default="Give a sub-agent a task. Several run at once.", description="what this tool says of itself"
+    )
+
+    @property
+    def spawning(self) -> tuple[ToolSpec, ToolSpec]:
+        """The two tools that spawn."""
+        return (
+            _tool(CREATE_SUBAGENT, self.create_subagent, "name", "system_prompt"),
+            _tool(ASSIGN_TASK, self.assign_task, "agent", "prompt"),
+        )
+
+
+def _tool(name: str, description: str, *arguments: str) -> ToolSpec:
+    properties = dict.fromkeys(arguments, _STRING)
+    parameters = {"type": "object", "properties": properties, "required": list(arguments)}
+    return ToolSpec(name=name, description=description, parameters=parameters)

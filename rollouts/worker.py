@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from envs.base import Environment, Role, Session, Task
+from model.family import Family
 from model.kimi.vision.config import MediaLimits
 from model.tokenizer.tokenizer import load_tokenizer
 from rollouts.beat import AsyncBeating
@@ -35,7 +36,8 @@ class EngineLost(Lost):
 class RolloutWorker(AsyncBeating):
     """Runs episodes of ``environment`` against a policy pool and a frozen pool. At most ``concurrency`` at once.
 
-    ``media``: how pictures are cut for the policies; None where they cannot see.
+    ``family``: the policies', which says how their conversations are written; ``media``: how pictures are cut for them,
+    None where they cannot see.
     """
 
     def __init__(
@@ -47,11 +49,12 @@ class RolloutWorker(AsyncBeating):
         policy: Sequence[Any],
         frozen: Sequence[Any],
         name: str,
+        family: Family,
         media: MediaLimits | None = None,
     ) -> None:
         self._environment = environment
         self._media = media
-        self._tokenizer = load_tokenizer(tokenizer_folder)
+        self._chat = family.chat(load_tokenizer(tokenizer_folder), thinking=config.thinking)
         self._config = config
         self._name = name
         self._co_trained = config.subagent_pool == "co_trained"
@@ -194,7 +197,8 @@ class RolloutWorker(AsyncBeating):
         frozen = (self._config.subagent_temperature, 1.0)
         subagent_temperature, subagent_top_p = (temperature, top_p) if self._co_trained else frozen
         return SwarmSettings(
-            tokenizer=self._tokenizer,
+            chat=self._chat,
+            prompts=self._config.prompts,
             pool=self._pool,
             budget=self._config.budget,
             spawning=spawning,

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import uvicorn
 
-from model.chat.kimi import assistant_pieces
+from model.chat.kimi import KimiChat, assistant_pieces
 from model.tokenizer.bpe import train_tokenizer
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
@@ -100,7 +100,9 @@ async def gateway(
 ) -> AsyncIterator[Caller]:
     """A gateway that records in ``folder``, if it is given, and a client."""
     options = GatewaySettings(**{"model": "policy", "longest": 4000, **settings})
-    served = Gateway(engine or Parrot(), small_tokenizer(), options, EpisodeStore(folder) if folder else None, access)
+    served = Gateway(
+        engine or Parrot(), KimiChat(small_tokenizer()), options, EpisodeStore(folder) if folder else None, access
+    )
     app = served.app()
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
@@ -184,7 +186,7 @@ def on_socket(
 ) -> Iterator[OnSocket]:
     """A gateway on a real socket, with short deadlines. Fails where the server logged an error."""
     options = GatewaySettings(**{"model": "policy", "longest": 4000, "body_s": 0.5, **settings})
-    served = Gateway(engine or Parrot(), small_tokenizer(), options, EpisodeStore(folder), access)
+    served = Gateway(engine or Parrot(), KimiChat(small_tokenizer()), options, EpisodeStore(folder), access)
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what a client does not read waits in the server
     server = uvicorn.Server(server_config(served.app(), head_s=head_s, stall_s=stall_s, finish_s=finish_s))

@@ -10,16 +10,20 @@ Two ways that agree, by ``prompt + assistant + results + assistant + ... == chat
   reasoning is dropped), so this must not be used to continue sampled tokens;
 - ``prompt_pieces``, ``assistant_pieces``, ``tool_result_pieces``: one segment each, rendered once and appended.
 
+:class:`KimiChat` is the second way as the contract that rollouts know (:class:`model.chat.base.ChatFormat`).
+
 Source of the format: the chat template of Kimi K2.5. Messages and tools are OpenAI-style dictionaries.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from model.chat.kimi_parser import ParsedTurn, parse, parse_assistant_ids, parse_pieces
+from model.chat.base import Call, ChatFormat, Message, ParsedTurn, Piece, Tool, dump_arguments
+from model.chat.kimi_messages import messages_of
+from model.chat.kimi_parser import parse, parse_assistant_ids, parse_pieces
 from model.chat.kimi_tokens import (
     BOS,
     CALL_ARGUMENT,
@@ -38,15 +42,13 @@ from model.chat.kimi_tokens import (
     MEDIA_END,
     MEDIA_PAD,
     PAD,
+    RETURN_OF,
     SECTION_BEGIN,
     SECTION_END,
     SPECIAL_TOKENS,
     THINK,
     UNK,
-    Call,
-    Piece,
     call_id,
-    dump_arguments,
 )
 from model.chat.kimi_tools import declare_tools
 
@@ -55,14 +57,12 @@ from model.chat.kimi_tools import declare_tools
 __all__ = [
     "BOS", "CALL_ARGUMENT", "CALL_BEGIN", "CALL_END", "END_THINK", "EOS", "EOT", "IM_ASSISTANT", "IM_END",
     "IM_MIDDLE", "IM_SYSTEM", "IM_USER", "MEDIA_BEGIN", "MEDIA_CONTENT", "MEDIA_END", "MEDIA_PAD", "PAD",
-    "SECTION_BEGIN", "SECTION_END", "SPECIAL_TOKENS", "THINK", "UNK", "Call", "Message", "ParsedTurn", "Piece",
-    "assistant_pieces", "call_id", "chat_pieces", "dump_arguments", "join", "parse", "parse_assistant_ids",
+    "SECTION_BEGIN", "SECTION_END", "SPECIAL_TOKENS", "THINK", "UNK", "Call", "KimiChat", "Message", "ParsedTurn",
+    "Piece", "assistant_pieces", "call_id", "chat_pieces", "dump_arguments", "join", "parse", "parse_assistant_ids",
     "parse_pieces", "prefill", "prompt_pieces", "render", "render_assistant", "render_prompt", "render_tool_results",
     "tool_result_pieces", "user_pieces",
 ]
 # fmt: on
-
-Message = Mapping[str, Any]
 
 _OPENING = {"user": IM_USER, "assistant": IM_ASSISTANT}
 _IMAGES = ("image", "image_url")
@@ -208,7 +208,7 @@ def _generation_prompt(thinking: bool) -> list[Piece]:
 
 
 def _return_of(identifier: str) -> Piece:
-    return (f"## Return of {identifier}\n", False)
+    return (f"{RETURN_OF}{identifier}\n", False)
 
 
 def _calls(calls: Iterable[tuple[str, str]]) -> list[Piece]:
@@ -237,3 +237,61 @@ def _content(content: Any) -> list[Piece]:
         else:
             raise ValueError(f"content part of type {part['type']!r}: the template renders text and image parts")
     return pieces
+
+
+# ------------------------------------------------------------------ the contract
+
+
+class KimiChat(ChatFormat):
+    """K2.5's format over a tokenizer with its control tokens."""
+
+    picture = MEDIA_PAD
+
+    def conversation(
+        self, messages: Sequence[Message], tools: Iterable[Tool] = (), *, prompt: bool = True
+    ) -> list[Piece]:
+        """See :func:`chat_pieces`; reasoning is kept."""
+        return chat_pieces(
+            messages, tools, thinking=self.thinking, preserve_thinking=True, add_generation_prompt=prompt
+        )
+
+    def user(self, content: str) -> list[Piece]:
+        """See :func:`user_pieces`."""
+        return user_pieces(content, thinking=self.thinking)
+
+    def results(self, results: Iterable[tuple[str, str, Any]]) -> list[Piece]:
+        """See :func:`tool_result_pieces`."""
+        return tool_result_pieces(results, thinking=self.thinking)
+
+    def assistant(self, content: str, calls: Iterable[Call] = (), *, reasoning: str = "") -> list[Piece]:
+        """See :func:`assistant_pieces`."""
+        return assistant_pieces(content, calls, reasoning=reasoning, thinking=self.thinking)
+
+    def closing(self, token: int) -> list[Piece]:
+        """``<|im_end|>`` where ``token`` is another."""
+        return [] if token in self.stop_ids else [(IM_END, True)]
+
+    def call_id(self, name: str, index: int) -> str:
+        """``functions.NAME:INDEX``."""
+        return call_id(name, index)
+
+    def tool_name(self, call_id: str) -> str | None:
+        """NAME of ``functions.NAME:INDEX``."""
+        if call_id.startswith("functions.") and ":" in call_id:
+            return call_id.removeprefix("functions.").rpartition(":")[0]
+        return None
+
+    def parse(self, ids: Sequence[int], *, tools: Collection[str] | None = None) -> ParsedTurn:
+        """See :func:`parse_assistant_ids`; also ids that no token has are malformed."""
+        if max(ids, default=0) >= self.tokenizer.vocab_size:
+            return ParsedTurn(malformed="a token of an unused embedding row")
+        return parse_assistant_ids(self.tokenizer, ids, prefill=prefill(thinking=self.thinking), tool_names=tools)
+
+    def messages(self, ids: Iterable[int], call_ids: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        """See :func:`messages_of`."""
+        return messages_of(self.tokenizer.pieces(ids), call_ids)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """``<|im_end|>``."""
+        return (self.tokenizer.special[IM_END],)

@@ -11,9 +11,9 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from model.chat.base import Call, ParsedTurn, Piece
 from model.chat.kimi_tokens import (
     CALL_ARGUMENT,
     CALL_BEGIN,
@@ -24,8 +24,6 @@ from model.chat.kimi_tokens import (
     SECTION_END,
     SPECIAL_TOKENS,
     THINK,
-    Call,
-    Piece,
 )
 
 _CONTROL = re.compile("(" + "|".join(re.escape(name) for name in SPECIAL_TOKENS if name.startswith("<")) + ")")
@@ -39,16 +37,6 @@ class PieceDecoder(Protocol):
     def pieces(self, ids: Iterable[int]) -> list[Piece]:
         """Token ids as pieces, control tokens known by id."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParsedTurn:
-    """One assistant turn. ``malformed`` is empty, or says what broke the format; then there are no calls."""
-
-    content: str = ""
-    reasoning: str = ""
-    tool_calls: tuple[Call, ...] = ()
-    malformed: str = ""
 
 
 class _MalformedError(Exception):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from model.family import Shape
 from model.kimi.vision.config import VisionConfig, check_sizes
 
 # More than any model has: a file that says so is damaged or hostile, and nothing is to be allocated for it
@@ -46,10 +47,10 @@ class YarnScaling(BaseModel):
         return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Shape):
     """A K2.5-shaped decoder. The defaults are the quickstart's tiny one (about 1.5 M parameters)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    home = "model.kimi.family:Kimi"
     # What the small policy does not use. Left out of dumps at their defaults, so that hashes and files of policies that
     # do not use them stay what they were.
     optional: ClassVar[tuple[str, ...]] = (

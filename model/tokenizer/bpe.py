@@ -20,7 +20,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from model.chat.kimi_tokens import SPECIAL_TOKENS, Piece, call_id, dump_arguments
+from model.chat.base import Piece, dump_arguments
+from model.chat.kimi_tokens import SPECIAL_TOKENS, call_id
 from model.chat.kimi_tools import declare_tools
 from model.tokenizer.tokenizer import Tokenizer
 

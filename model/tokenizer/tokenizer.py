@@ -18,7 +18,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from model.chat.kimi_tokens import END_THINK, EOS, IM_END, PAD, SPECIAL_TOKENS, THINK, Piece
+from model.chat.base import Piece
+from model.chat.kimi_tokens import END_THINK, EOS, IM_END, PAD, SPECIAL_TOKENS, THINK
 from model.files import write_text
 from model.json_file import read_json
 from model.tokenizer.control_tokens import check_ids, control_ids, probe

@@ -19,14 +19,13 @@ from envs.world.knowledge import ATTRIBUTES, CATEGORIES, GROUP_SIZES, RELATIONS
 from envs.world.lexicon import FIRSTS, SECONDS
 from envs.world.pictures import picture_act, picture_texts
 from envs.world.reference import CREATE, WORKER, ReferencePolicy, subagent_act
-from model.chat.kimi import call_id, dump_arguments, prompt_pieces, tool_result_pieces
 from model.tokenizer.bpe import plain_texts, train_tokenizer
 from model.tokenizer.tokenizer import Tokenizer
+from parl.config.family import chat_format
 from parl.config.schema import Config
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, Trace
-from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
 from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 
@@ -59,21 +58,21 @@ def build_tokenizer(config: Config) -> Tokenizer:
 def _texts(config: Config) -> Iterable[str]:
     """World text, and conversations' plain runs with their scaffolding as often as rollouts show it."""
     rng = Random(config.sft.seed)
-    own = world_tools(config.envs.world)
-    names = [tool.name for tool in (*own, *SPAWNING)]
+    chat, prompts, own = chat_format(config), config.rollouts.prompts, world_tools(config.envs.world)
+    names = [tool.name for tool in (*own, *prompts.spawning)]
     if config.envs.world.pictures:
         yield from picture_texts(Random(config.sft.seed), 1000)
     for text in corpus_texts(config.sft.seed, 8000):
         yield text
         name = rng.choice(names)
-        yield dump_arguments(rng.choice(_CALLS))
-        yield call_id(name, rng.randrange(40))
-        yield from plain_texts(tool_result_pieces([(call_id(name, rng.randrange(40)), name, text)], thinking=False))
-    for tools in (own, (*own, *SPAWNING)):
+        yield chat.arguments(rng.choice(_CALLS))
+        yield chat.call_id(name, rng.randrange(40))
+        yield from plain_texts(chat.results([(chat.call_id(name, rng.randrange(40)), name, text)]))
+    for tools in (own, (*own, *prompts.spawning)):
         declared = [tool.to_openai() for tool in tools]
-        messages = [{"role": "system", "content": ORCHESTRATOR_PROMPT}, {"role": "user", "content": ""}]
+        messages = [{"role": "system", "content": prompts.orchestrator}, {"role": "user", "content": ""}]
         for _ in range(150):
-            yield from plain_texts(prompt_pieces(messages, declared, thinking=False))
+            yield from plain_texts(chat.conversation(messages, declared))
 
 
 def draw_style(task: Task, config: Config, rng: Random) -> Style:
@@ -90,7 +89,7 @@ class Demonstrator:
     """Makes demonstration ``i`` of a run: a pure function of (config, i)."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.chat = config, chat_format(config, tokenizer)
         self.environment = WorldEnvironment(config.envs.world)
         self._stream = self.environment.task_stream("train", config.sft.seed + 10_000)
 
@@ -104,13 +103,20 @@ class Demonstrator:
         def pool(trace: Trace) -> ScriptedEngine:
             if trace.role is Role.ORCHESTRATOR:
                 if task.family == PICTURE:  # what it sees is in no history of texts
-                    return ScriptedEngine(trace, self.tokenizer, lambda _: picture_act(task, trace.media))
-                return ScriptedEngine(trace, self.tokenizer, lambda history: policy.act(task, history))
-            return ScriptedEngine(trace, self.tokenizer, lambda history: subagent_act(trace.prompt, history))
+                    return ScriptedEngine(trace, self.chat, lambda _: picture_act(task, trace.media))
+                return ScriptedEngine(trace, self.chat, lambda history: policy.act(task, history))
+            return ScriptedEngine(trace, self.chat, lambda history: subagent_act(trace.prompt, history))
 
         # a demonstration without any spawning also teaches the single agent's tool list
         spawning = style != "serial" or rng.random() < 0.6
         vision = self.config.model.vision
         media = vision.limits if vision else None
-        settings = SwarmSettings(tokenizer=self.tokenizer, pool=pool, budget=_ROOMY, spawning=spawning, media=media)
+        settings = SwarmSettings(
+            chat=self.chat,
+            pool=pool,
+            budget=_ROOMY,
+            prompts=self.config.rollouts.prompts,
+            spawning=spawning,
+            media=media,
+        )
         return await run_episode(task, self.environment, settings, index=0, seed=0, critical_budget=0)

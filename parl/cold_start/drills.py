@@ -14,9 +14,10 @@ import numpy as np
 from envs.world.corpus import Piece, agenda, reading_pieces
 from envs.world.reference import WORKER
 from envs.world.wording import answer_table, asking, fact_line
-from model.chat.kimi import Call, assistant_pieces, call_id, tool_result_pieces
-from model.chat.kimi import Piece as Segment
+from model.chat.base import Call, ChatFormat
+from model.chat.base import Piece as Segment
 from model.tokenizer.tokenizer import Tokenizer
+from parl.config.family import chat_format
 from parl.config.schema import Config
 from parl.learn.batch import TextRow
 
@@ -48,7 +49,7 @@ def copying_drill(vocab: int, rng: np.random.Generator) -> TextRow:
     return TextRow(tokens=tokens.astype(np.int32), weights=weights.astype(np.float32))
 
 
-def agenda_drill(tokenizer: Tokenizer, rng: Random, count: int, longest: int, form: str) -> TextRow:
+def agenda_drill(chat: ChatFormat, rng: Random, count: int, longest: int, form: str) -> TextRow:
     """A question about a numbered list of ``count`` names, then what goes through it.
 
     ``form``: a ``table``; or calls in chat format, those of one turn (``assign``) or of many, each followed by a fact
@@ -59,14 +60,14 @@ def agenda_drill(tokenizer: Tokenizer, rng: Random, count: int, longest: int, fo
     text, label, rows = agenda(rng, count, longest)
     todo, index = rows[rng.randrange(count - 1) :], rng.randrange(24)
     wanted = [todo[0][1], *(item for item, _, _ in todo[1:])]  # any number may be the first
-    tokens = tokenizer.encode(text)
+    tokens = chat.tokenizer.encode(text)
     weights = [0.0] * len(tokens)
 
     def say(pieces: list[Segment], parts: Sequence[str] = ()) -> None:
-        ids = tokenizer.encode_segments(pieces)
+        ids = chat.encode(pieces)
         tokens.extend(ids)
         weights.extend([0.0] * len(ids))
-        for part in map(tokenizer.encode, parts):
+        for part in map(chat.tokenizer.encode, parts):
             at = next(i for i in range(len(ids)) if ids[i : i + len(part)] == part) - len(ids)
             for i in range(at, at + len(part)):
                 weights[i] = 1.0
@@ -76,18 +77,18 @@ def agenda_drill(tokenizer: Tokenizer, rng: Random, count: int, longest: int, fo
         table = answer_table(("name", label), [(item, value) for item, _, value in todo])
         say([(table, False)], wanted[1:])
     elif form == "assign":
-        calls = [_call("assign_task", index + i, agent=WORKER, prompt=prompt) for i, prompt in enumerate(prompts)]
-        say(assistant_pieces("", calls, thinking=False), wanted)
+        calls = [_call(chat, "assign_task", index + i, agent=WORKER, prompt=prompt) for i, prompt in enumerate(prompts)]
+        say(chat.assistant("", calls), wanted)
     else:
         for i, (_, name, value) in enumerate(todo):
-            call = _call("search", index + i, query=prompts[i])
-            say(assistant_pieces("", [call], thinking=False), wanted[i : i + 1])
-            say(tool_result_pieces([(call.id, call.name, fact_line(name, label, value))], thinking=False))
+            call = _call(chat, "search", index + i, query=prompts[i])
+            say(chat.assistant("", [call]), wanted[i : i + 1])
+            say(chat.results([(call.id, call.name, fact_line(name, label, value))]))
     return TextRow(tokens=np.array(tokens, np.int32), weights=np.array(weights, np.float32))
 
 
-def _call(name: str, index: int, **arguments: str) -> Call:
-    return Call(id=call_id(name, index), name=name, arguments=arguments)
+def _call(chat: ChatFormat, name: str, index: int, **arguments: str) -> Call:
+    return Call(id=chat.call_id(name, index), name=name, arguments=arguments)
 
 
 def drill_batches(config: Config, tokenizer: Tokenizer) -> Iterator[list[TextRow]]:
@@ -95,12 +96,13 @@ def drill_batches(config: Config, tokenizer: Tokenizer) -> Iterator[list[TextRow
     gradient swing from one kind to the next. Lists have every length from the first on, or short ones are counted."""
     sft, longest = config.sft, max(config.envs.world.widths[1], 2)
     numbers, rng = np.random.default_rng(sft.seed), Random(f"drills:{sft.seed}")
+    chat = chat_format(config, tokenizer)
 
     def mixed() -> TextRow:
         count = rng.randint(2, longest)
         if rng.random() < 0.5:
             return row_of(tokenizer, reading_pieces(rng, count, longest))
-        return agenda_drill(tokenizer, rng, count, longest, rng.choice(FORMS))
+        return agenda_drill(chat, rng, count, longest, rng.choice(FORMS))
 
     yield from _batches(lambda: copying_drill(tokenizer.vocab_size, numbers), sft.copying_tokens, sft.batch_tokens)
     yield from _batches(mixed, sft.drill_tokens, sft.batch_tokens)

@@ -14,7 +14,7 @@ from random import Random
 
 import numpy as np
 
-from model.chat.kimi import MEDIA_PAD
+from model.family import family_of
 from model.files import remove_leftovers, replacing
 from model.kimi.config import ModelConfig
 from model.kimi.decoder import Weights
@@ -200,10 +200,13 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
 
 def check_placeholder(model: ModelConfig, tokenizer: Tokenizer) -> None:
     """UserError where ``model`` takes another token for a picture's placeholder than the template writes."""
-    wanted, given = tokenizer.special[MEDIA_PAD], model.media_placeholder_token_id
-    if model.vision and given != wanted:
+    if not model.vision:
+        return
+    chat, given = family_of(model).chat(tokenizer), model.media_placeholder_token_id
+    if given != chat.picture_id:
         raise UserError(
-            f"model.media_placeholder_token_id={given} is not the tokenizer's id of {MEDIA_PAD}: set it to {wanted}"
+            f"model.media_placeholder_token_id={given} is not the tokenizer's id of {chat.picture}: set it to"
+            f" {chat.picture_id}"
         )
 
 

@@ -22,7 +22,16 @@ def cold_start_hash(config: Config) -> str:
     if world.source is not None:
         parts.append(hashlib.sha256(world.source.read_bytes()).hexdigest())
         world = world.model_copy(update={"source": None})
+    parts += [f"{name}={value}" for name, value in _shown_to_agents(config).items()]
     return config_hash(config.model, config.tokenizer, world, config.sft, VERSION, *parts)
+
+
+def _shown_to_agents(config: Config) -> dict[str, Any]:
+    """Prompts and way of writing that demonstrations have, where they are not the default ones."""
+    default, rollouts = type(config.rollouts)(), config.rollouts
+    told = {"rollouts.prompts": rollouts.prompts.model_dump(mode="json"), "rollouts.thinking": rollouts.thinking}
+    usual = {"rollouts.prompts": default.prompts.model_dump(mode="json"), "rollouts.thinking": default.thinking}
+    return {name: value for name, value in told.items() if value != usual[name]}
 
 
 def cold_start_settings(config: Config) -> dict[str, Any]:
@@ -33,6 +42,7 @@ def cold_start_settings(config: Config) -> dict[str, Any]:
         **_flat("tokenizer", config.tokenizer.model_dump(mode="json")),
         **_flat("envs.world", config.envs.world.model_dump(mode="json")),
         **_flat("sft", config.sft.model_dump(mode="json")),
+        **_shown_to_agents(config),
     }
     content = hashlib.sha256(source.read_bytes()).hexdigest() if source else None
     return settings | {"envs.world.source": content and f"a table with the SHA-256 {content[:12]}", "recipe": VERSION}

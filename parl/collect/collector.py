@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from envs.base import Environment, Task
+from model.family import family_of
 from model.kimi.decoder import Weights
 from model.kimi.lora import is_adapters, merged
 from parl.collect.again import Group, StepFailed, whole
@@ -191,6 +192,7 @@ class Collector:
         self._engines = {pool: self._replicas(pool, count) for pool, count in pool_sizes(rollouts).items()}
         arguments = (self._environment, self._tokenizer, rollouts)
         pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
+        pools["family"] = family_of(model)
         pools["media"] = model.vision.limits if model.vision else None
         self._workers = [
             actor(RolloutWorker, *arguments, **pools, name=f"worker-{i}-{self.restarts}", _label=f"rollout worker {i}")

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from envs.base import Gold, Task
 from envs.world.environment import world_tools
-from model.chat.kimi import Piece, chat_pieces, user_pieces
+from model.chat.base import Piece
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from parl.cold_start.shipped import cold_start_folder, shipped
+from parl.config.family import chat_format
 from parl.config.schema import Config
 from rewards.outcome.reach import ideal_answer
-from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
 
 _LONGEST_TOKEN = 32  # characters: of a longer text than so many times the limit it is enough to see the beginning
 _FRAME = 32  # no fewer tokens than the template puts around a question
@@ -53,10 +53,10 @@ class Context:
 
     @cached_property
     def _pieces(self) -> list[Piece]:
-        tools = [*world_tools(self.config.envs.world), *(SPAWNING if self.config.rollouts.swarm else ())]
+        prompts = self.config.rollouts.prompts
+        tools = [*world_tools(self.config.envs.world), *(prompts.spawning if self.config.rollouts.swarm else ())]
         declared = [tool.to_openai() for tool in tools]
-        message = {"role": "system", "content": ORCHESTRATOR_PROMPT}
-        return chat_pieces([message], declared, thinking=False, add_generation_prompt=False)
+        return chat_format(self.config).opening([{"role": "system", "content": prompts.orchestrator}], declared)
 
     @cached_property
     def _most(self) -> int:
@@ -65,7 +65,7 @@ class Context:
 
     def prompt(self, text: str) -> int:
         """Tokens that an episode of the question ``text`` begins with."""
-        return self.opening + len(self.tokenizer.encode_segments(user_pieces(text, thinking=False)))
+        return self.opening + len(self.tokenizer.encode_segments(chat_format(self.config).user(text)))
 
     def room(self, gold: Gold) -> int:
         """Tokens that have to be left to answer."""

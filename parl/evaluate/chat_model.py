@@ -23,12 +23,12 @@ from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from parl.cold_start.demos import build_tokenizer
 from parl.cold_start.shipped import cold_start_hash
 from parl.config.errors import UserError
+from parl.config.family import chat_format
 from parl.config.schema import Config
 from rollouts.engine.address import check_key, host_of, shown
 from rollouts.engine.chat.client import KEY, ChatServer, ServerGone, Usage, api_root
 from rollouts.engine.chat.engine import ChatEngine, ChatModel
 from rollouts.episode import Episode, Trace
-from rollouts.prompts import SPAWNING
 from rollouts.swarm.budget import critical_budget
 from rollouts.swarm.limits import Slots, StopSwitch
 from rollouts.swarm.settings import SwarmSettings
@@ -104,12 +104,13 @@ class ChatCollector:
     """Runs episodes by ``served``; their usage goes to ``store``. A context manager with an event loop of its own."""
 
     def __init__(self, config: Config, served: Served, tokenizer: Tokenizer, store: Path, *, spawning: bool) -> None:
-        self._config, self._tokenizer, self._store, self._spawning = config, tokenizer, store, spawning
+        self._config, self._store, self._spawning = config, store, spawning
+        self._chat = chat_format(config, tokenizer)
         self._runner = asyncio.Runner()
         self._environment = WorldEnvironment(config.envs.world)
         self._model = ChatModel(server=ChatServer(served.url, api_key=key_for(served.url)), name=served.name)
         own = [tool.to_openai() for tool in world_tools(config.envs.world)]
-        spawn = [tool.to_openai() for tool in SPAWNING] if spawning else []
+        spawn = [tool.to_openai() for tool in config.rollouts.prompts.spawning] if spawning else []
         self._tools = {Role.ORCHESTRATOR: own + spawn, Role.SUBAGENT: own}
         limits = config.rollouts.limits
         self._slots, self._switch = Slots(limits.subagents, limits.tool_calls), StopSwitch()
@@ -162,10 +163,11 @@ class ChatCollector:
         config = self._config
 
         def pool(trace: Trace) -> ChatEngine:
-            return ChatEngine(trace, self._tokenizer, self._model, self._tools[trace.role], usage)
+            return ChatEngine(trace, self._chat, self._model, self._tools[trace.role], usage)
 
         return SwarmSettings(
-            tokenizer=self._tokenizer,
+            chat=self._chat,
+            prompts=config.rollouts.prompts,
             pool=pool,
             budget=config.rollouts.budget,
             spawning=self._spawning,

@@ -18,9 +18,10 @@ from typing import Any
 from envs.base import Task, ToolSpec
 from envs.tasks_io import load_tasks
 from envs.world.environment import world_tools
-from model.chat.kimi import chat_pieces
+from model.chat.base import ChatFormat
+from parl.config.family import chat_format
 from parl.config.schema import Config
-from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
+from rollouts.prompts import PromptsConfig
 
 VERSION = 1  # raised when the code makes other episodes of the same settings; test_identity.py notices
 _WEIGHTS = "model.safetensors"
@@ -33,7 +34,7 @@ class Effect(StrEnum):
     ALL = "all"
     OWN = "own"  # those of weights that we hold; a chat server has its own model
     CHAT = "chat"  # those of a chat server's model, whose text is counted in a vocabulary that we make
-    CONTENT = "content"  # the file behind the name does, the name does not
+    CONTENT = "content"  # what is made of it does (a file's content, the rendered prompts), not the key itself
     NONE = "none"
 
 
@@ -62,7 +63,13 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "rollouts.http": "frozen_urls",
     },
     Effect.CHAT: {"tokenizer": "vocab_size", "sft": "seed"},
-    Effect.CONTENT: {"model": "init", "envs": "tasks", "envs.world": "source", "rollouts": "subagent_policy"},
+    Effect.CONTENT: {
+        "model": "init",
+        "envs": "tasks",
+        "envs.world": "source",
+        "rollouts": "subagent_policy thinking",
+        "rollouts.prompts": "orchestrator create_subagent assign_task",
+    },
     Effect.NONE: {
         "": "name root seed baseline starter",  # the starter acts through the cold start's weights
         "model": "initializer_range embedding_range embedding_mean look_back",  # the start of training alone
@@ -111,7 +118,7 @@ def description(config: Config, policy: Mapping[str, str], *, spawning: bool, ch
         "policy": dict(policy),
         "settings": settings | {"rollouts.swarm": spawning},
         "content": _contents(config, chat),
-        "code": {"version": VERSION, "prompts": prompts_digest(world_tools(config.envs.world))},
+        "code": {"version": VERSION, "prompts": _shown(config)},
     }
 
 
@@ -144,12 +151,16 @@ def tasks_digest(tasks: list[Task]) -> str:
     return _digest(json.dumps([task.to_row() for task in tasks], sort_keys=True, ensure_ascii=False).encode())
 
 
-def prompts_digest(tools: tuple[ToolSpec, ...]) -> str:
-    """A hash of what orchestrators and sub-agents read before the question, in the template's words."""
-    message = {"role": "system", "content": ORCHESTRATOR_PROMPT}
-    declared = [[tool.to_openai() for tool in offered] for offered in ((*tools, *SPAWNING), tools)]
-    shown = [chat_pieces([message], offered, thinking=False) for offered in declared]
+def prompts_digest(tools: tuple[ToolSpec, ...], prompts: PromptsConfig, chat: ChatFormat) -> str:
+    """A hash of what orchestrators and sub-agents read before the question, in the chat format's words."""
+    message = {"role": "system", "content": prompts.orchestrator}
+    declared = [[tool.to_openai() for tool in offered] for offered in ((*tools, *prompts.spawning), tools)]
+    shown = [chat.conversation([message], offered) for offered in declared]
     return _digest(json.dumps(shown, ensure_ascii=False).encode())[:16]
+
+
+def _shown(config: Config) -> str:
+    return prompts_digest(world_tools(config.envs.world), config.rollouts.prompts, chat_format(config))
 
 
 def _contents(config: Config, chat: bool) -> dict[str, str]:

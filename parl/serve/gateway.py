@@ -14,6 +14,7 @@ from pathlib import Path
 import uvicorn
 from pydantic import ValidationError
 
+from model.family import family_of
 from model.kimi.config import ModelConfig
 from model.kimi.decoder import Weights
 from model.kimi.files.checkpoint import load_policy
@@ -83,7 +84,6 @@ def serve(
         longest=model.max_position_embeddings,
         temperature=temperature,
         top_p=top_p,
-        thinking=thinking,
         seed=seed,
     )
     sockets = bound_sockets(host, port, keyed=access.key is not None)
@@ -96,7 +96,8 @@ def serve(
             await chosen.update(version, weights)
         else:
             chosen = await _server(url, engine, model, tokenizer, weights, version)
-        app = Gateway(chosen, tokenizer, settings, store, access).app()
+        chat = family_of(model).chat(tokenizer, thinking=thinking)
+        app = Gateway(chosen, chat, settings, store, access).app()
         echo(f"serving {folder} as {settings.model!r} at {where}")
         await uvicorn.Server(server_config(app)).serve(sockets=sockets)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from model.chat.kimi import Call, assistant_pieces, call_id
-from model.tokenizer.tokenizer import Tokenizer
+from model.chat.base import Call, ChatFormat
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
 from rollouts.episode import Trace
 
@@ -25,25 +24,27 @@ def history_of(trace: Trace) -> History:
 class ScriptedEngine:
     """``act(history) -> Action`` decides each turn of ``trace``; the action is rendered in the chat format."""
 
-    def __init__(self, trace: Trace, tokenizer: Tokenizer, act: Callable[[History], Action]) -> None:
-        self._trace, self._tokenizer, self._act = trace, tokenizer, act
+    def __init__(self, trace: Trace, chat: ChatFormat, act: Callable[[History], Action]) -> None:
+        self._trace, self._chat, self._act = trace, chat, act
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
     ) -> Completion:
         """The script's next turn as tokens (log-probs 0, version 0)."""
         action = self._act(history_of(self._trace))
-        index = self._trace.tool_calls
-        if isinstance(action, str):
-            pieces = assistant_pieces(action, thinking=False)
-        else:
-            calls = [
-                Call(id=call_id(name, index + i), name=name, arguments=arguments)
-                for i, (name, arguments) in enumerate(action)
-            ]
-            pieces = assistant_pieces("", calls, thinking=False)
-        tokens = self._tokenizer.encode_segments(pieces)
+        tokens = render_action(self._chat, action, self._trace.tool_calls)
         return Completion(tokens=tokens, logprobs=[0.0] * len(tokens), finish=Finish.STOP, policy_version=0)
 
     async def release(self, session: str) -> None:
         """Nothing to release."""
+
+
+def render_action(chat: ChatFormat, action: Action, first: int) -> list[int]:
+    """Token ids of ``action``, its calls numbered from ``first``."""
+    if isinstance(action, str):
+        return chat.encode(chat.assistant(action))
+    calls = [
+        Call(id=chat.call_id(name, first + i), name=name, arguments=arguments)
+        for i, (name, arguments) in enumerate(action)
+    ]
+    return chat.encode(chat.assistant("", calls))

@@ -10,10 +10,9 @@ import asyncio
 from collections.abc import Callable
 
 from envs.simulated import PROBE, Latency
-from model.chat.kimi import Call, assistant_pieces, call_id
-from model.tokenizer.tokenizer import Tokenizer
+from model.chat.base import ChatFormat
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
-from rollouts.engine.scripted import Action
+from rollouts.engine.scripted import Action, render_action
 from rollouts.prompts import ASSIGN_TASK, CREATE_SUBAGENT
 
 Plan = Callable[[str, int], Action]  # (agent id, number of its turn) -> what it says
@@ -25,8 +24,8 @@ class SimulatedEngine:
     Failed draws raise RuntimeError: an engine has no other way to fail.
     """
 
-    def __init__(self, tokenizer: Tokenizer, plan: Plan, latency: Latency) -> None:
-        self._tokenizer, self._plan, self._latency = tokenizer, plan, latency
+    def __init__(self, chat: ChatFormat, plan: Plan, latency: Latency) -> None:
+        self._chat, self._plan, self._latency = chat, plan, latency
         self._turns: dict[str, int] = {}
         self._calls: dict[str, int] = {}
         self._rendered: dict[str, list[int]] = {}
@@ -69,26 +68,16 @@ class SimulatedEngine:
         first = self._calls.get(session, 0)
         key = f"{first}{action}"
         if key not in self._rendered:
-            self._rendered[key] = render_action(self._tokenizer, action, first)
+            self._rendered[key] = render_action(self._chat, action, first)
         if not isinstance(action, str):
             self._calls[session] = first + len(action)
         return self._rendered[key]
 
 
-def render_action(tokenizer: Tokenizer, action: Action, first: int) -> list[int]:
-    """Token ids of ``action``, its calls numbered from ``first``."""
-    if isinstance(action, str):
-        return tokenizer.encode_segments(assistant_pieces(action, thinking=False))
-    calls = [
-        Call(id=call_id(name, first + i), name=name, arguments=arguments) for i, (name, arguments) in enumerate(action)
-    ]
-    return tokenizer.encode_segments(assistant_pieces("", calls, thinking=False))
-
-
 def fan_out(width: int, calls: int) -> Plan:
     """The orchestrator launches ``width`` sub-agents in one turn and answers; they make ``calls`` calls altogether."""
-    spawn: Action = [(CREATE_SUBAGENT.name, {"name": "prober", "system_prompt": "Probe."})]
-    spawn += [(ASSIGN_TASK.name, {"agent": "prober", "prompt": f"part {i}"}) for i in range(width)]
+    spawn: Action = [(CREATE_SUBAGENT, {"name": "prober", "system_prompt": "Probe."})]
+    spawn += [(ASSIGN_TASK, {"agent": "prober", "prompt": f"part {i}"}) for i in range(width)]
 
     def plan(agent_id: str, turn: int) -> Action:
         _, _, number = agent_id.partition("/")

@@ -31,9 +31,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from model.chat.kimi import prefill
-from model.chat.kimi_parser import ParsedTurn, parse_assistant_ids
-from model.tokenizer.tokenizer import Tokenizer
+from model.chat.base import ChatFormat, ParsedTurn
 from rollouts.engine.base import Completion, Engine, EngineFull, Sampling
 from rollouts.gateway.guard import Access
 from rollouts.gateway.openai_errors import AsciiJSON, Refused, http_refusal, refusal
@@ -60,7 +58,6 @@ class GatewaySettings:
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int = 2048  # of a turn, where the request does not say
-    thinking: bool = False
     deadline_s: float = 600.0  # of one completion
     idle_s: float = 3600.0  # an episode of which nothing was heard for so long is given up
     body_bytes: int = 4_194_304
@@ -76,17 +73,17 @@ class Gateway:
     def __init__(
         self,
         engine: Engine,
-        tokenizer: Tokenizer,
+        chat: ChatFormat,
         settings: GatewaySettings,
         store: EpisodeStore | None,
         access: Access | None = None,
     ):
-        self.engine, self.tokenizer, self.settings, self.store = engine, tokenizer, settings, store
+        self.engine, self.chat, self.settings, self.store = engine, chat, settings, store
         self.access = access or Access()
         self._bodies = Bodies(longest=settings.body_bytes, total=16 * settings.body_bytes, deadline_s=settings.body_s)
         self._running = 0
         self._shard = max(store.steps(KIND), default=0) if store else 0
-        self.recorder = Recorder(tokenizer, thinking=settings.thinking, longest=settings.longest, recorded=self._shard)
+        self.recorder = Recorder(chat, longest=settings.longest, recorded=self._shard)
         self._versions = -1
         self._shown = {"id": settings.model, "object": "model", "created": 0, "owned_by": "parl"}
 
@@ -189,8 +186,8 @@ class Gateway:
             if not all(map(math.isfinite, completion.logprobs)):
                 raise ValueError("a log-prob is not finite")
             turn = self._parsed(chat, completion)
-            known = [token for token in completion.tokens if token < self.tokenizer.vocab_size]
-            message = assistant_message(turn, self.tokenizer.decode(known) if turn.malformed else "")
+            known = [token for token in completion.tokens if token < self.chat.tokenizer.vocab_size]
+            message = assistant_message(turn, self.chat.tokenizer.decode(known) if turn.malformed else "")
             self.recorder.answered(recording, conversation, completion, turn, normal_message(message, "answer"))
         except BaseException as error:  # also a caller that hangs up: what comes after must not continue this trace
             self.recorder.failed(recording, conversation)
@@ -214,7 +211,7 @@ class Gateway:
             prompt_tokens=asked,
             logprobs=chat.logprobs,
             extra=extra | ({"malformed": turn.malformed} if turn.malformed else {}),
-            tokenizer=self.tokenizer,
+            tokenizer=self.chat.tokenizer,
         )
 
     async def _generate(self, chat: ChatRequest, recording: Recording, conversation: Conversation) -> Completion:
@@ -226,18 +223,14 @@ class Gateway:
             temperature=chat.temperature,
             top_p=chat.top_p,
             max_new_tokens=chat.max_tokens or self.settings.max_tokens,
-            stop=(self.tokenizer.im_end_id,),
+            stop=self.chat.stop_ids,
         )
         return await self.engine.generate(
             trace.tokens, sampling, session=conversation.session, deadline_s=self.settings.deadline_s
         )
 
     def _parsed(self, chat: ChatRequest, completion: Completion) -> ParsedTurn:
-        if max(completion.tokens, default=0) >= self.tokenizer.vocab_size:
-            return ParsedTurn(malformed="a token of an unused embedding row")
-        names = {tool["function"]["name"] for tool in chat.tools}
-        opening = prefill(thinking=self.settings.thinking)
-        turn = parse_assistant_ids(self.tokenizer, completion.tokens, prefill=opening, tool_names=names)
+        turn = self.chat.parse(completion.tokens, tools={tool["function"]["name"] for tool in chat.tools})
         wrong = next((said for call in turn.tool_calls if (said := not_carried(call.arguments))), "")
         return (
             replace(turn, tool_calls=(), malformed=f"arguments that no request can carry: {wrong}") if wrong else turn

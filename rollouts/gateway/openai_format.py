@@ -11,9 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.chat.kimi_parser import ParsedTurn
-from model.chat.kimi_tokens import dump_arguments
-from model.tokenizer.tokenizer import Tokenizer
+from model.chat.base import ParsedTurn, Vocabulary, dump_arguments
 from rollouts.engine.base import Completion, Finish
 from rollouts.gateway.openai_fields import (
     check_unused,
@@ -162,7 +160,7 @@ class Reply:
     prompt_tokens: int
     logprobs: bool
     extra: dict[str, Any]
-    tokenizer: Tokenizer
+    tokenizer: Vocabulary
 
     @property
     def finish(self) -> str:

@@ -21,9 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from envs.base import Gold, Role, Task, ToolCall, ToolResult, task_key
-from model.chat.kimi import IM_END, chat_pieces, prompt_pieces
-from model.chat.kimi_parser import ParsedTurn
-from model.tokenizer.tokenizer import Tokenizer
+from model.chat.base import ChatFormat, ParsedTurn, Piece
 from rollouts.engine.base import Completion
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.gateway.openai_errors import Refused
@@ -84,11 +82,12 @@ class Recording:
 
 
 class Recorder:
-    """The episodes under way. ``thinking``: whether the policy thinks before it answers; ``recorded``: how many
-    episodes were stored before, so that names, noise and attempts are other ones."""
+    """The episodes under way. ``recorded``: how many episodes were stored before, so that names, noise and attempts are
+    other ones."""
 
-    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, longest: int, recorded: int = 0) -> None:
-        self._tokenizer, self._thinking, self._longest = tokenizer, thinking, longest
+    def __init__(self, chat: ChatFormat, *, longest: int, recorded: int = 0) -> None:
+        self._chat, self._longest = chat, longest
+        tokenizer = chat.tokenizer
         self._token_bytes = max(len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocab_size))
         self._anonymous = self._recorded = recorded
         self._uses: Counter[str] = Counter()  # of each name
@@ -121,15 +120,12 @@ class Recorder:
 
     def _prompt(self, known: list[int], rest: list[Message], tools: Sequence[Any]) -> list[int]:
         """Ids of what is new after ``known``; BadRequest where the whole exceeds the context."""
-        if known:
-            closing = [] if known[-1] == self._tokenizer.im_end_id else [(IM_END, True)]  # what a cut turn lacks
-            pieces = [*closing, *self._more(rest)]
-        else:
-            pieces = prompt_pieces(rest, tools, thinking=self._thinking)
+        more = [*self._chat.closing(known[-1]), *self._more(rest)] if known else []
+        pieces = more or self._chat.conversation(rest, tools)
         characters = sum(len(text) for text, _ in pieces)
         if characters > self._longest * self._token_bytes:  # not worth counting
             count = f"more than {characters // self._token_bytes}"
-        elif len(known) + len(ids := self._tokenizer.encode_segments(pieces)) >= self._longest:
+        elif len(known) + len(ids := self._chat.encode(pieces)) >= self._longest:
             count = f"{len(known) + len(ids)}"
         else:
             return ids
@@ -268,7 +264,7 @@ class Recorder:
             trainable=True,
         )
         session = f"{id(self):x}/{recording.name}/{number}/{time.monotonic_ns():x}"
-        conversation = Conversation(Transcript(trace, self._tokenizer), session, tools)
+        conversation = Conversation(Transcript(trace, self._chat), session, tools)
         recording.conversations.append(conversation)
         if of is not None:
             conversation.transcript.copied(of.trace.tokens[: of.tokens_after(length)])
@@ -276,9 +272,16 @@ class Recorder:
             trace.prompt = of.trace.prompt
         return conversation
 
-    def _more(self, messages: Sequence[Message]) -> list[tuple[str, bool]]:
-        named = [{**m, "name": _tool_of(m)} if m["role"] == "tool" and "name" not in m else m for m in messages]
-        return chat_pieces(named, thinking=self._thinking, preserve_thinking=True)
+    def _more(self, messages: Sequence[Message]) -> list[Piece]:
+        """What comes after an answered turn. Results get their tools' names, where the policy's ids of calls hold one,
+        else what Kimi writes."""
+        named = [
+            {**m, "name": self._chat.tool_name(m["tool_call_id"]) or "tool"}
+            if m["role"] == "tool" and "name" not in m
+            else m
+            for m in messages
+        ]
+        return self._chat.conversation(named)
 
     def _results(self, conversation: Conversation, messages: Sequence[Message]) -> None:
         """Put tool messages beside the calls that they answer, for whoever looks at the episode."""
@@ -320,11 +323,3 @@ def _reward(value: Any, path: str) -> float:
     if not is_reward(value):
         raise BadRequest(path, f"{short(value)} must be a finite number, at most {MAX_REWARD:g} either way")
     return float(value)
-
-
-def _tool_of(message: Message) -> str:
-    """The tool's name from an id as the policy writes it, functions.NAME:INDEX; else what Kimi writes."""
-    identifier = message["tool_call_id"]
-    if identifier.startswith("functions.") and ":" in identifier:
-        return identifier.removeprefix("functions.").rpartition(":")[0]
-    return "tool"

@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from envs.base import ErrorKind, Session, ToolCall, ToolResult, ToolSpec
-from model.chat.kimi import prefill, tool_result_pieces, user_pieces
-from model.chat.kimi_parser import ParsedTurn, parse_assistant_ids
+from model.chat.base import ParsedTurn
 from rollouts.engine.base import Completion, Finish, Sampling
 from rollouts.episode import Trace, TraceStatus, Turn
 from rollouts.faults import EngineFailed, Stalled, ToolsLost
@@ -35,13 +34,13 @@ class Agent:
         self._names = {tool.name for tool in tools}
         self._engine = self.settings.pool(trace)
         self._temperature = temperature
-        self.transcript = Transcript(trace, self.settings.tokenizer, self.settings.media)
+        self.transcript = Transcript(trace, self.settings.chat, self.settings.media)
         swarm.live[trace.agent_id] = self
         if trace.tokens:  # it goes on
             self._opening = trace.turns[0].start if trace.turns else turn_start(trace)
         else:
             opening = swarm.opening(trace.role, system, tools)
-            self.transcript.observe(user_pieces(trace.prompt, thinking=False), after=opening)
+            self.transcript.observe(self.settings.chat.user(trace.prompt), after=opening)
             self._opening = len(trace.tokens)
         self._begin_context()
 
@@ -55,7 +54,7 @@ class Agent:
             temperature=self._temperature,
             top_p=self.settings.top_p if self.trace.parent is None else self.settings.subagent_top_p,
             max_new_tokens=self.settings.budget.turn_tokens,
-            stop=(self.settings.tokenizer.im_end_id,),
+            stop=self.settings.chat.stop_ids,
         )
 
     async def run(self, max_steps: int) -> None:
@@ -84,7 +83,7 @@ class Agent:
         if self.settings.context.policy == "none":
             return "context"
         opening = self.trace.tokens[: self._opening]
-        ids = new_context(self.settings.context, self.trace, opening, self.settings.tokenizer)
+        ids = new_context(self.settings.context, self.trace, opening, self.settings.chat)
         if len(ids) > self._context_limit:
             return "context"
         await self._engine.release(self._session_id)
@@ -126,7 +125,7 @@ class Agent:
         pairs = zip(turn.calls, turn.results, strict=True)
         images = [image for result in turn.results for image in result.images]
         shown = [(call.id, call.name, content_of(result)) for call, result in pairs]
-        self.transcript.observe(tool_result_pieces(shown, thinking=False), images)
+        self.transcript.observe(self.settings.chat.results(shown), images)
         self._end(turn)
 
     def _end(self, turn: Turn) -> None:
@@ -154,10 +153,7 @@ class Agent:
     def _parse(self, tokens: list[int], finish: Finish) -> ParsedTurn:
         if finish is Finish.LENGTH:
             return ParsedTurn(malformed="the turn did not end within its tokens")
-        tokenizer = self.settings.tokenizer
-        if max(tokens, default=0) >= tokenizer.vocab_size:
-            return ParsedTurn(malformed="a token of an unused embedding row")
-        return parse_assistant_ids(tokenizer, tokens, prefill=prefill(thinking=False), tool_names=self._names)
+        return self.settings.chat.parse(tokens, tools=self._names)
 
     async def _execute(self, turn: Turn, answers: Answers) -> None:
         """Fill ``answers``, all but those of sub-agents that are halted. Registrations take effect in the order of the
@@ -175,9 +171,9 @@ class Agent:
             for number, call in enumerate(turn.calls):
                 if number in answers.results:
                     continue
-                if call.name == CREATE_SUBAGENT.name:
+                if call.name == CREATE_SUBAGENT:
                     answers.results[number] = self.swarm.register(call)
-                elif call.name == ASSIGN_TASK.name:
+                elif call.name == ASSIGN_TASK:
                     if number in answers.launched:
                         launched = self.swarm.episode.trace(answers.launched[number])
                     else:

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from envs.base import ToolResult
-from model.chat.kimi import tool_result_pieces
-from model.tokenizer.tokenizer import Tokenizer
+from model.chat.base import ChatFormat
 from rollouts.config import ContextConfig
 from rollouts.episode import Trace
 
@@ -26,7 +25,7 @@ def context_limit(config: ContextConfig, trace: Trace) -> int | None:
     return config.orchestrator_tokens if trace.parent is None else config.subagent_tokens
 
 
-def new_context(config: ContextConfig, trace: Trace, opening: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+def new_context(config: ContextConfig, trace: Trace, opening: Sequence[int], chat: ChatFormat) -> list[int]:
     """Token ids of the context that takes the place of the present one. ``opening``: tools, system prompt, question."""
     ids = list(opening)
     if config.policy == "discard_all":
@@ -36,12 +35,12 @@ def new_context(config: ContextConfig, trace: Trace, opening: Sequence[int], tok
         ids += trace.tokens[turn.start : turn.end]
         pairs = zip(turn.calls, turn.results, strict=False)
         told = [(call.id, call.name, content_of(result) if turn is newest else HIDDEN) for call, result in pairs]
-        ids += tokenizer.encode_segments(tool_result_pieces(told, thinking=False))
+        ids += chat.encode(chat.results(told))
     return ids
 
 
 def content_of(result: ToolResult) -> str | list[dict[str, str]]:
-    """What the template renders of a result: its text, and a placeholder for each picture."""
+    """What a chat format renders of a result: its text, and a placeholder for each picture."""
     if not result.images:
         return result.text
     text = [{"type": "text", "text": result.text}] if result.text else []

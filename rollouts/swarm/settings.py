@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from model.chat.base import ChatFormat
 from model.kimi.vision.config import MediaLimits
-from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, ContextConfig, LimitsConfig
 from rollouts.engine.base import Engine
 from rollouts.episode import Trace
+from rollouts.prompts import PromptsConfig
 from rollouts.swarm.limits import Slots, StopSwitch
 from rollouts.swarm.placement import Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmSettings:
-    """What all episodes of a run share. ``pool`` picks the engine that speaks for a trace.
+    """What all episodes of a run share.
+
+    ``chat``: how the policies' conversations are written; ``pool`` picks the engine that speaks for a trace.
 
     ``media``: how pictures are cut for the policies; None where they cannot see.
     """
 
-    tokenizer: Tokenizer
+    chat: ChatFormat
     pool: Callable[[Trace], Engine]
     budget: BudgetConfig
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
     spawning: bool = True
     temperature: float = 1.0
     top_p: float = 1.0

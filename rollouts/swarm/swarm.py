@@ -14,11 +14,10 @@ from dataclasses import fields
 from functools import partial
 
 from envs.base import Cancellable, Environment, ErrorKind, Role, Session, Task, ToolCall, ToolResult, ToolSpec
-from model.chat.kimi import chat_pieces
 from rollouts.critical_path import CriticalMeter
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.faults import EngineFailed, MachineFault, Stalled, first_cause, machine_fault
-from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
+from rollouts.prompts import PROMPT_METRIC, PromptsConfig
 from rollouts.swarm.agent import Agent, refusal
 from rollouts.swarm.limits import STOPPED, Deadline
 from rollouts.swarm.partial import Answers, Flight, Suspended, unanswered
@@ -159,8 +158,11 @@ class Swarm:
     async def run(self, session: Session) -> None:
         """The orchestrator's loop to its end; fills the episode."""
         trace = self.episode.orchestrator
-        tools = session.tools(Role.ORCHESTRATOR) + (list(SPAWNING) if self.settings.spawning else [])
-        agent = Agent(self, session, trace, ORCHESTRATOR_PROMPT, tools, self.settings.temperature)
+        prompts = self.settings.prompts
+        if prompts.orchestrator != PromptsConfig().orchestrator:
+            self.episode.metrics[PROMPT_METRIC] = prompts.orchestrator
+        tools = session.tools(Role.ORCHESTRATOR) + (list(prompts.spawning) if self.settings.spawning else [])
+        agent = Agent(self, session, trace, prompts.orchestrator, tools, self.settings.temperature)
         await agent.run(self.settings.budget.orchestrator_steps)
         self.flight.halted = trace.status is TraceStatus.RUNNING
         if self.flight.halted:
@@ -189,8 +191,8 @@ class Swarm:
         if (role, system) not in self._openings:
             declared = [tool.to_openai() for tool in tools]
             message = {"role": "system", "content": system}
-            pieces = chat_pieces([message], declared, thinking=False, add_generation_prompt=False)
-            self._openings[role, system] = self.settings.tokenizer.encode_segments(pieces)
+            chat = self.settings.chat
+            self._openings[role, system] = chat.encode(chat.opening([message], declared))
         return self._openings[role, system]
 
     def stage_done(self, turn: Turn) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from model.chat.kimi import MEDIA_PAD, Piece
+from model.chat.base import ChatFormat, Piece
 from model.kimi.vision.config import MediaLimits
 from model.kimi.vision.picture_size import picture_tokens
-from model.tokenizer.tokenizer import Tokenizer
 from rollouts.engine.base import Completion
 from rollouts.episode import Trace
 
@@ -20,10 +19,10 @@ class Transcript:
     ``media``: how pictures are cut for the policy; None: it cannot see.
     """
 
-    def __init__(self, trace: Trace, tokenizer: Tokenizer, media: MediaLimits | None = None) -> None:
+    def __init__(self, trace: Trace, chat: ChatFormat, media: MediaLimits | None = None) -> None:
         self.trace = trace
         self._media = media
-        self._tokenizer = tokenizer
+        self._chat = chat
         self._routes: list[np.ndarray] = []
         self._routed = 0
         self._base = trace.cuts[-1] if trace.cuts else 0  # where the present context begins
@@ -39,7 +38,7 @@ class Transcript:
         ``after``: ids that come before; they must end in a control token, or text at the seam would be cut otherwise.
         ``images`` (PNG) are shown in order, one at each placeholder. ValueError where the policy cannot see.
         """
-        ids = self._tokenizer.encode_segments(pieces)
+        ids = self._chat.encode(pieces)
         if images:
             ids = self._with_pictures(ids, images)
         if after:
@@ -54,7 +53,7 @@ class Transcript:
         """``ids`` with as many placeholders a picture as it has tokens; their positions go to the trace."""
         if self._media is None:
             raise ValueError(f"agent {self.trace.agent_id}: a tool showed a picture to a policy without model.vision")
-        placeholder = self._tokenizer.special[MEDIA_PAD]
+        placeholder = self._chat.picture_id
         if ids.count(placeholder) != len(images):
             raise ValueError(f"{ids.count(placeholder)} placeholders for {len(images)} pictures: one each")
         shown = iter(images)

@@ -210,13 +210,14 @@ class _Words:
 
 def _chat_engine(transport: Any, url: str = "http://127.0.0.1:1") -> Any:
     from envs.base import Role
+    from model.chat.kimi import KimiChat
     from rollouts.engine.chat.client import ChatServer, Usage
     from rollouts.engine.chat.engine import ChatEngine, ChatModel
     from rollouts.episode import Trace
 
     server = ChatServer(url, transport=transport, pause_s=0.0)
     trace, tokenizer = Trace(agent_id="0", role=Role.ORCHESTRATOR), _Words()
-    return ChatEngine(trace, tokenizer, ChatModel(server=server, name="m"), [], Usage())  # type: ignore[arg-type]
+    return ChatEngine(trace, KimiChat(tokenizer), ChatModel(server=server, name="m"), [], Usage())  # type: ignore[arg-type]
 
 
 def _chat_lie(tree: Any, folder: Path) -> None:

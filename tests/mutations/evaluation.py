@@ -234,6 +234,8 @@ MUTANTS = [
     ),
     identity("tasks-without-their-gold", "[task.to_row() for task in tasks]", "[task.prompt for task in tasks]"),
     identity("code-does-not-count", '"code": {"version": VERSION,', '"code": {"version": 1,'),
-    identity("prompts-do-not-count", "for offered in ((*tools, *SPAWNING), tools)]", "for offered in (tools, tools)]"),
+    identity(
+        "prompts-do-not-count", "for offered in ((*tools, *prompts.spawning), tools)]", "for offered in (tools, tools)]"
+    ),
     identity("addresses-count", '"rollouts.http.frozen_urls": bool,', '"rollouts.http.frozen_urls": list,'),
 ]

@@ -212,7 +212,11 @@ MUTANTS = [
     ),
     swarm("allowance-alone", "min(budget.subagent_steps, allowance)", "allowance"),
     swarm("sub-agents-are-trained", "trainable=self.settings.train_subagents,", "trainable=True,"),
-    swarm("spawning-cannot-be-switched-off", "(list(SPAWNING) if self.settings.spawning else [])", "list(SPAWNING)"),
+    swarm(
+        "spawning-cannot-be-switched-off",
+        "(list(prompts.spawning) if self.settings.spawning else [])",
+        "list(prompts.spawning)",
+    ),
     swarm(
         "over-budget-is-answered",
         "TraceStatus.OVER_BUDGET: EpisodeStatus.OVER_BUDGET}",

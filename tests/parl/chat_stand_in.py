@@ -15,7 +15,7 @@ from starlette.routing import Route
 from envs.base import Task
 from envs.world.reference import ReferencePolicy, subagent_act
 from envs.world.site.server import SocketServer
-from rollouts.prompts import ORCHESTRATOR_PROMPT
+from rollouts.prompts import PromptsConfig
 
 OUT = 7  # tokens that each answer says it has
 
@@ -63,7 +63,7 @@ class ChatStandIn:
         messages, names = body["messages"], {tool["function"]["name"] for tool in body["tools"]}
         assert [message["role"] for message in messages[:2]] == ["system", "user"]
         question, history = messages[1]["content"], list(self.history(messages[2:]))
-        if messages[0]["content"] != ORCHESTRATOR_PROMPT:
+        if messages[0]["content"] != PromptsConfig().orchestrator:
             assert not names & {"create_subagent", "assign_task"}
             return subagent_act(question, history)
         style = "parallel" if "assign_task" in names else "serial"

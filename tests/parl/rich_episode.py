@@ -51,7 +51,7 @@ def rich_episode() -> Episode:
         width=2,
         plan={"steps": [1]},
     )
-    assigned = [_call(ASSIGN_TASK.name, i, agent="reader", prompt=f"Read page {i}.") for i in range(3)]
+    assigned = [_call(ASSIGN_TASK, i, agent="reader", prompt=f"Read page {i}.") for i in range(3)]
     root = Trace(agent_id="0", role=Role.ORCHESTRATOR, name="orchestrator", prompt=task.prompt, trainable=True)
     root.turns = [
         Turn(
@@ -59,7 +59,7 @@ def rich_episode() -> Episode:
             end=0,
             content="First a helper.",
             calls=[
-                _call(CREATE_SUBAGENT.name, 0, name="reader", system_prompt="You read."),
+                _call(CREATE_SUBAGENT, 0, name="reader", system_prompt="You read."),
                 _call("search", 1, query='api_key="sk-abcdefghijklmnopqrstuv"'),
             ],
             results=[

@@ -14,6 +14,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from envs.base import ErrorKind, ToolResult
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
+from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts import faults
 from rollouts.clock import SkippingLoop, run_on
@@ -98,7 +99,7 @@ class Failing(SimulatedEngine):
     """Raises ``error`` in the ``at``-th request."""
 
     def __init__(self, tokenizer: Tokenizer, error: Exception, at: int) -> None:
-        super().__init__(tokenizer, fan_out(4, 8), SECOND)
+        super().__init__(KimiChat(tokenizer), fan_out(4, 8), SECOND)
         self.error, self.left = error, at
 
     async def generate(self, prompt, sampling, **more):
@@ -115,8 +116,8 @@ def play(
     flight = Flight()
 
     async def run() -> Episode:
-        speaks = engine or SimulatedEngine(tokenizer, fan_out(4, 8), model)
-        chosen = SwarmSettings(tokenizer=tokenizer, pool=lambda trace: speaks, **{"budget": BUDGET, **settings})
+        speaks = engine or SimulatedEngine(KimiChat(tokenizer), fan_out(4, 8), model)
+        chosen = SwarmSettings(chat=KimiChat(tokenizer), pool=lambda trace: speaks, **{"budget": BUDGET, **settings})
         tools = environment or SimulatedEnvironment(SECOND)
         return await run_episode(simulated_task(0), tools, chosen, index=0, seed=0, critical_budget=0, flight=flight)
 

@@ -12,6 +12,8 @@ from envs.base import Role
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy, subagent_act
+from model.chat.kimi import KimiChat
+from model.kimi.family import Kimi
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import RolloutsConfig
 from rollouts.engine.scripted import ScriptedEngine
@@ -66,15 +68,17 @@ def environment() -> Counting:
 
 def worker_of(environment: WorldEnvironment, path: str, frozen: object | None = None, **config) -> RolloutWorker:
     """A worker whose agents speak by scripts; ``frozen`` replaces the sub-agents' engine."""
-    worker = RolloutWorker(environment, path, RolloutsConfig(**config), policy=[None], frozen=[None], name="w")
+    worker = RolloutWorker(
+        environment, path, RolloutsConfig(**config), policy=[None], frozen=[None], name="w", family=Kimi()
+    )
     tokenizer = Tokenizer.load(Path(path))
     task = environment.task_stream("train", 0)[0]
     policy = ReferencePolicy(style="parallel", seed=0)
 
     def pool(trace: Trace):
         if trace.role is Role.ORCHESTRATOR:
-            return ScriptedEngine(trace, tokenizer, lambda history: policy.act(task, history))
-        return frozen or ScriptedEngine(trace, tokenizer, lambda history: subagent_act(trace.prompt, history))
+            return ScriptedEngine(trace, KimiChat(tokenizer), lambda history: policy.act(task, history))
+        return frozen or ScriptedEngine(trace, KimiChat(tokenizer), lambda history: subagent_act(trace.prompt, history))
 
     worker._pool = pool
     return worker

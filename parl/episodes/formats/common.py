@@ -9,7 +9,7 @@ from typing import Any
 
 from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult, task_key
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
-from rollouts.prompts import CREATE_SUBAGENT, ORCHESTRATOR_PROMPT
+from rollouts.prompts import CREATE_SUBAGENT, PROMPT_METRIC, PromptsConfig
 
 _EPISODE = ("index", "seed", "answer", "limit", "error", "critical_budget", "wall_s", "rewards")
 _TRACE = ("agent_id", "name", "parent", "parent_turn", "prompt", "message", "trainable")
@@ -84,11 +84,11 @@ def end_of(trace: Trace) -> None:
 def system_prompt(episode: Episode, trace: Trace) -> str:
     """What the agent was told to be: the orchestrator's prompt, or what it was registered with; "" where unknown."""
     if trace.parent is None:
-        return ORCHESTRATOR_PROMPT
+        return episode.metrics.get(PROMPT_METRIC, PromptsConfig().orchestrator)
     told = ""
     for turn in episode.trace(trace.parent).turns[: (trace.parent_turn or 0) + 1]:
         for call in turn.calls:
-            if call.name == CREATE_SUBAGENT.name and call.arguments.get("name") == trace.name:
+            if call.name == CREATE_SUBAGENT and call.arguments.get("name") == trace.name:
                 told = str(call.arguments.get("system_prompt", ""))
     return told
 

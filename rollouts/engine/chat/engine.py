@@ -8,24 +8,11 @@ counts are those of our vocabulary and log-probs are 0: such traces can be score
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model.chat.kimi import (
-    CALL_ARGUMENT,
-    CALL_BEGIN,
-    END_THINK,
-    IM_ASSISTANT,
-    IM_END,
-    IM_SYSTEM,
-    IM_USER,
-    Call,
-    Piece,
-    assistant_pieces,
-    call_id,
-)
-from model.tokenizer.tokenizer import Tokenizer
+from model.chat.base import Call, ChatFormat
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
 from rollouts.engine.chat.client import ChatServer, ContextFull, Usage
 from rollouts.engine.client import BadAnswer, shown_text
@@ -33,7 +20,6 @@ from rollouts.engine.schemas import ChatChoice, ChatMessage
 from rollouts.episode import Trace
 
 MALFORMED = "malformed_arguments"  # the one argument of a call whose own were no JSON object: no tool takes it
-_RETURN = "## Return of "
 _SEED = 0x7FFFFFFF  # servers take seeds of 31 bits
 _CUT = ("length", "max_tokens")
 _ENDS = {
@@ -62,9 +48,9 @@ class ChatEngine:
     """Speaks for one ``trace`` whose agent has ``tools`` (OpenAI's form); what answers use is added to ``usage``."""
 
     def __init__(
-        self, trace: Trace, tokenizer: Tokenizer, model: ChatModel, tools: Sequence[dict[str, Any]], usage: Usage
+        self, trace: Trace, chat: ChatFormat, model: ChatModel, tools: Sequence[dict[str, Any]], usage: Usage
     ) -> None:
-        self._trace, self._tokenizer, self._model = trace, tokenizer, model
+        self._trace, self._chat, self._model = trace, chat, model
         self._tools, self._usage = list(tools), usage
         self._ids: dict[str, str] = {}  # our id of a call -> the server's, which it may insist on
 
@@ -85,7 +71,7 @@ class ChatEngine:
         choice = answer.choices[0]
         self._check(choice, sampling.max_new_tokens)
         calls = self._calls(choice.message)
-        tokens = self._tokenizer.encode_segments(assistant_pieces(_plain(choice.message.text), calls, thinking=False))
+        tokens = self._chat.encode(self._chat.assistant(_plain(choice.message.text), calls))
         finish = Finish.LENGTH if choice.finish_reason in _CUT else Finish.STOP
         return Completion(tokens=tokens, logprobs=[0.0] * len(tokens), finish=finish, policy_version=0)
 
@@ -95,7 +81,7 @@ class ChatEngine:
     def _body(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self._model.name,
-            "messages": messages_of(self._tokenizer.pieces(prompt), self._ids),
+            "messages": self._chat.messages(prompt, self._ids),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
@@ -120,7 +106,8 @@ class ChatEngine:
         calls = []
         for number, call in enumerate(message.tool_calls or (), self._trace.tool_calls):
             name = _plain(call.function.name)
-            calls.append(Call(id=call_id(name, number), name=name, arguments=read_arguments(call.function.arguments)))
+            arguments = read_arguments(call.function.arguments)
+            calls.append(Call(id=self._chat.call_id(name, number), name=name, arguments=arguments))
             if call.id:
                 self._ids[calls[-1].id] = _plain(call.id)
         return calls
@@ -136,55 +123,6 @@ def read_arguments(raw: Any) -> dict[str, Any]:
     except (ValueError, TypeError, RecursionError):
         return {MALFORMED: _plain(str(raw))}
     return json.loads(_plain(text)) if isinstance(arguments, dict) else {MALFORMED: _plain(str(raw))}
-
-
-def messages_of(pieces: Iterable[Piece], ids: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """The conversation that the chat format's ``pieces`` hold, without the declaration of tools.
-
-    ``ids`` gives calls their server's ids back. Control tokens are known as such: no text can pose as a message.
-    """
-    messages: list[dict[str, Any]] = []
-    frame: list[Piece] = []
-    for piece in pieces:  # what follows the last IM_END is the generation prompt
-        if piece != (IM_END, True):
-            frame.append(piece)
-            continue
-        message = _message(frame, ids or {}, bool(messages) and messages[-1]["role"] in ("assistant", "tool"))
-        messages += [message] if message else []
-        frame = []
-    return messages
-
-
-def _message(frame: list[Piece], ids: dict[str, str], called: bool) -> dict[str, Any] | None:
-    """One message; a system frame after an assistant's (``called``) is a tool's result. None: declaration of tools."""
-    opening, name, body = frame[0][0], frame[1][0], frame[3:]
-    text = "".join(part for part, control in body if not control)
-    if opening == IM_ASSISTANT:
-        return _assistant(body, ids)
-    if opening == IM_USER:
-        return {"role": "user", "content": text}
-    if opening == IM_SYSTEM and called and text.startswith(_RETURN):
-        identifier, _, content = text[len(_RETURN) :].partition("\n")
-        return {"role": "tool", "tool_call_id": ids.get(identifier, identifier), "content": content}
-    return None if name == "tool_declare" else {"role": "system", "content": text}
-
-
-def _assistant(body: list[Piece], ids: dict[str, str]) -> dict[str, Any]:
-    content, calls, at = "", [], (END_THINK, True)
-    for piece in body:
-        if piece[1]:
-            at = piece
-            if piece[0] == CALL_BEGIN:
-                calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-        elif at[0] == END_THINK:
-            content += piece[0]
-        elif at[0] == CALL_BEGIN:
-            calls[-1]["id"] = ids.get(piece[0], piece[0])
-            calls[-1]["function"]["name"] = piece[0].removeprefix("functions.").rpartition(":")[0]
-        elif at[0] == CALL_ARGUMENT:
-            calls[-1]["function"]["arguments"] = piece[0]
-    message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else "")}
-    return message | ({"tool_calls": calls} if calls else {})
 
 
 def _plain(text: str) -> str:

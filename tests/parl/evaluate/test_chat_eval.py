@@ -14,6 +14,7 @@ from tiny import random_policy, tiny_config, tiny_model
 from typer.testing import CliRunner
 
 from envs.world.site.server import SocketServer
+from model.chat.kimi import KimiChat
 from model.kimi.decoder import export_weights
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
@@ -112,7 +113,7 @@ def test_a_policy_behind_the_gateway_is_evaluated_through_it(config, tokenizer):
     settings = GatewaySettings(model="tiny", longest=shape.max_position_embeddings)
     budget = config.rollouts.budget.model_copy(update={"turn_tokens": 24})
     short = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"budget": budget})})
-    server = SocketServer(Gateway(engine, tokenizer, settings, None).app())
+    server = SocketServer(Gateway(engine, KimiChat(tokenizer), settings, None).app())
     try:
         result = run_eval(short, model=server.url, limit=2)["policies"]
     finally:

@@ -16,6 +16,7 @@ from envs.base import Role, Task
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy, subagent_act
+from model.chat.kimi import KimiChat
 from model.kimi.files.checkpoint import SINGLE
 from model.tokenizer.tokenizer import Tokenizer
 from parl.config.errors import UserError
@@ -27,6 +28,7 @@ from parl.evaluate.identity import EFFECTS, Effect, description, identity, polic
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, Trace
+from rollouts.prompts import PromptsConfig
 from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 
@@ -222,11 +224,16 @@ def test_the_vocabulary_of_a_chat_servers_text_counts_by_what_it_holds(tmp_path:
 
 def test_what_agents_are_told_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     before = told(tiny_config(tmp_path), chat=False)
-    for name, value in (("ORCHESTRATOR_PROMPT", "Do."), ("SPAWNING", ()), ("VERSION", 0)):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, value)
-            assert told(tiny_config(tmp_path), chat=False) != before
-    assert prompts_digest(()) != prompts_digest(module.world_tools(WorldConfig()))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "VERSION", 0)
+        assert told(tiny_config(tmp_path), chat=False) != before
+    others = [{"thinking": True}, *({"prompts": PromptsConfig(**{name: "Do."})} for name in PromptsConfig.model_fields)]
+    config = tiny_config(tmp_path)
+    for other in others:
+        rollouts = config.rollouts.model_copy(update=other)
+        assert told(config.model_copy(update={"rollouts": rollouts}), chat=False) != before
+    prompts, chat = PromptsConfig(), KimiChat()
+    assert prompts_digest((), prompts, chat) != prompts_digest(module.world_tools(WorldConfig()), prompts, chat)
 
 
 # ---------------------------------------------------------------- as `parl eval` uses it
@@ -325,10 +332,10 @@ async def scripted(environment: WorldEnvironment, task: Task, style: Any, tokeni
 
     def pool(trace: Trace) -> ScriptedEngine:
         if trace.role is Role.ORCHESTRATOR:
-            return ScriptedEngine(trace, tokenizer, lambda history: reference.act(task, history))
-        return ScriptedEngine(trace, tokenizer, lambda history: subagent_act(trace.prompt, history))
+            return ScriptedEngine(trace, KimiChat(tokenizer), lambda history: reference.act(task, history))
+        return ScriptedEngine(trace, KimiChat(tokenizer), lambda history: subagent_act(trace.prompt, history))
 
-    settings = SwarmSettings(tokenizer=tokenizer, pool=pool, budget=BudgetConfig(turn_tokens=4096))
+    settings = SwarmSettings(chat=KimiChat(tokenizer), pool=pool, budget=BudgetConfig(turn_tokens=4096))
     return await run_episode(task, environment, settings, index=0, seed=1, critical_budget=0)
 
 

@@ -14,7 +14,7 @@ import torch
 from tiny import random_policy, tiny_model
 
 from envs.world.site.server import SocketServer
-from model.chat.kimi import Call, assistant_pieces
+from model.chat.kimi import Call, KimiChat, assistant_pieces
 from model.kimi.config import ModelConfig
 from model.kimi.decoder import export_weights
 from model.kimi.transformer import Transformer
@@ -80,7 +80,7 @@ def learner(model: ModelConfig) -> Learner:
 
 def served(engine: Any, tokenizer: Tokenizer, folder: Path) -> Iterator[tuple[SocketServer, Any]]:
     settings = GatewaySettings(model="policy", longest=1024, max_tokens=12)
-    gateway = Gateway(engine, tokenizer, settings, EpisodeStore(folder))
+    gateway = Gateway(engine, KimiChat(tokenizer), settings, EpisodeStore(folder))
     server = SocketServer(gateway.app())
     try:
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=60) as client:

@@ -8,12 +8,12 @@ import httpx
 import pytest
 
 from envs.base import ErrorKind, Role, ToolResult
-from model.chat.kimi import Call, assistant_pieces, prompt_pieces, tool_result_pieces
+from model.chat.kimi import Call, KimiChat, assistant_pieces, prompt_pieces, tool_result_pieces
 from model.chat.kimi_parser import parse_assistant_ids
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.engine.base import Finish, Sampling
 from rollouts.engine.chat.client import ChatServer, ServerGone, Usage, api_root
-from rollouts.engine.chat.engine import ChatEngine, ChatModel, messages_of, read_arguments
+from rollouts.engine.chat.engine import ChatEngine, ChatModel, read_arguments
 from rollouts.episode import Trace
 from rollouts.swarm.context import content_of
 
@@ -49,7 +49,7 @@ def engine(tokenizer: Tokenizer, *answers: Any) -> tuple[ChatEngine, ChatServer,
     server = ChatServer("http://chat", pause_s=0.0, transport=httpx.MockTransport(transport))
     usage, trace = Usage(), Trace(agent_id="0", role=Role.ORCHESTRATOR)
     model = ChatModel(server=server, name="m")
-    return ChatEngine(trace, tokenizer, model, [TOOL], usage), server, usage, transport
+    return ChatEngine(trace, KimiChat(tokenizer), model, [TOOL], usage), server, usage, transport
 
 
 async def ask(asked: ChatEngine, tokenizer: Tokenizer) -> Any:
@@ -68,7 +68,7 @@ def test_a_context_is_read_back_as_the_messages_that_it_was_made_of(tokenizer: T
         *assistant_pieces("", calls[:1], thinking=False),
         *tool_result_pieces([("functions.search:0", "search", "hidden")], thinking=False),
     ]
-    read = messages_of(tokenizer.pieces(tokenizer.encode_segments(pieces)), {"functions.search:1": "theirs"})
+    read = KimiChat(tokenizer).messages(tokenizer.encode_segments(pieces), {"functions.search:1": "theirs"})
     assert read[:2] == [SYSTEM, USER]
     assert [message["role"] for message in read[2:]] == ["assistant", "tool", "tool", "assistant", "tool"]
     assert [call["id"] for call in read[2]["tool_calls"]] == ["functions.search:0", "theirs"]

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from model.chat.kimi import Call, assistant_pieces, chat_pieces, prompt_pieces
+from model.chat.kimi import Call, KimiChat, assistant_pieces, chat_pieces, prompt_pieces
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.engine.base import Completion, Finish, Pictures, Sampling
 from rollouts.episode import EpisodeStatus, TraceStatus
@@ -97,7 +97,7 @@ class Served:
 async def serve(tokenizer: Tokenizer, folder: Path, *turns: Any, **settings: Any) -> AsyncIterator[Served]:
     engine = Said(tokenizer, *turns)
     options = GatewaySettings(**{"model": "policy", "longest": 2000, **settings})
-    gateway = Gateway(engine, tokenizer, options, EpisodeStore(folder))
+    gateway = Gateway(engine, KimiChat(tokenizer), options, EpisodeStore(folder))
     app = gateway.app()
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)

@@ -10,6 +10,8 @@ import pytest
 
 from envs.base import Role
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
+from model.chat.kimi import KimiChat
+from model.kimi.family import Kimi
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, RolloutsConfig
 from rollouts.engine.base import Sampling
@@ -25,7 +27,7 @@ class Recording(SimulatedEngine):
     """Keeps the sampling of every agent's every turn."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__(tokenizer, fan_out(WIDTH, WIDTH), Latency(median_s=0.0))
+        super().__init__(KimiChat(tokenizer), fan_out(WIDTH, WIDTH), Latency(median_s=0.0))
         self.seen: dict[str, list[Sampling]] = {}
 
     async def generate(self, prompt, sampling, *, session, deadline_s, media=()):
@@ -40,7 +42,9 @@ def folder(tokenizer: Tokenizer, tmp_path: Path) -> str:
 
 def worker_of(folder: str, engine: Recording, **config) -> RolloutWorker:
     environment = SimulatedEnvironment(Latency(median_s=0.0))
-    worker = RolloutWorker(environment, folder, RolloutsConfig(**config), policy=[None], frozen=[None], name="w")
+    worker = RolloutWorker(
+        environment, folder, RolloutsConfig(**config), policy=[None], frozen=[None], name="w", family=Kimi()
+    )
     worker._pool = lambda trace: engine
     return worker
 
@@ -159,7 +163,13 @@ async def test_a_workers_places_are_those_of_the_limits(tokenizer: Tokenizer, fo
 
 async def test_whoever_speaks_for_a_role_is_its_pool(folder: str):
     worker = RolloutWorker(
-        SimulatedEnvironment(Latency(median_s=0.0)), folder, RolloutsConfig(), policy=[None], frozen=[None], name="w"
+        SimulatedEnvironment(Latency(median_s=0.0)),
+        folder,
+        RolloutsConfig(),
+        policy=[None],
+        frozen=[None],
+        name="w",
+        family=Kimi(),
     )
     root, sub = Trace(agent_id="0", role=Role.ORCHESTRATOR), Trace(agent_id="0/0", role=Role.SUBAGENT, parent="0")
     assert (worker._pool(root), worker._pool(sub)) == (worker._policy, worker._frozen)

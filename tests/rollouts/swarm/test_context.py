@@ -8,6 +8,7 @@ from tiny import random_weights, tiny_model
 
 from envs.base import Role
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
+from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from parl.learn.rows import episode_rows
 from rollouts.config import BudgetConfig, ContextConfig
@@ -42,10 +43,10 @@ class Recorder(SimulatedEngine):
 
 
 async def play(tokenizer: Tokenizer, calls: int, **context) -> tuple[Episode, Recorder]:
-    engine = Recorder(tokenizer, fan_out(1, calls), NOW)
+    engine = Recorder(KimiChat(tokenizer), fan_out(1, calls), NOW)
     budget = BudgetConfig(subagent_steps=100)
     settings = SwarmSettings(
-        tokenizer=tokenizer, pool=lambda trace: engine, budget=budget, context=ContextConfig(**context)
+        chat=KimiChat(tokenizer), pool=lambda trace: engine, budget=budget, context=ContextConfig(**context)
     )
     episode = await run_episode(
         simulated_task(0),
@@ -135,7 +136,7 @@ async def test_routes_of_every_context_are_those_of_its_own_session(tokenizer: T
     engine = EmbeddedEngine(config, pages=512)
     await engine.update(1, random_weights(config, 3))
     trace = Trace(agent_id="0", role=Role.ORCHESTRATOR)
-    transcript = Transcript(trace, tokenizer)
+    transcript = Transcript(trace, KimiChat(tokenizer))
 
     async def turn(session: str) -> None:
         sampling = Sampling(seed=5, max_new_tokens=7)
@@ -174,6 +175,6 @@ def test_contexts_come_back_from_the_store(tmp_path):
 
 
 async def test_a_context_with_pictures_is_not_managed(tokenizer: Tokenizer):
-    transcript = Transcript(Trace(agent_id="0", role=Role.ORCHESTRATOR, media_at=[3]), tokenizer)
+    transcript = Transcript(Trace(agent_id="0", role=Role.ORCHESTRATOR, media_at=[3]), KimiChat(tokenizer))
     with pytest.raises(ValueError, match=r"context\.policy"):
         transcript.restart([1, 2])

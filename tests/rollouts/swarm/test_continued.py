@@ -9,11 +9,12 @@ import pytest
 
 from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
+from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig
 from rollouts.engine.base import Completion, Finish, Sampling
-from rollouts.engine.simulated import render_action
+from rollouts.engine.scripted import render_action
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.swarm.partial import Answers, Flight, Suspended, replay, turn_start, unanswered
 from rollouts.swarm.settings import SwarmSettings
@@ -76,7 +77,7 @@ def saved(*traces: Trace, wall_s: float = 0.0, task: Task = TASK, answers: dict 
 
 def swarm_of(state: Suspended, tokenizer: Tokenizer, **budget) -> Swarm:
     settings = SwarmSettings(
-        tokenizer=tokenizer, pool=lambda trace: pytest.fail("asked"), budget=BudgetConfig(**budget)
+        chat=KimiChat(tokenizer), pool=lambda trace: pytest.fail("asked"), budget=BudgetConfig(**budget)
     )
     return Swarm(state.episode.task, settings, index=0, seed=1, critical_budget=0, flight=Flight(saved=state))
 
@@ -122,9 +123,9 @@ def test_its_time_goes_on_where_it_stood(tokenizer: Tokenizer):
 @pytest.mark.parametrize(("before", "ended"), [(0.0, False), (7.0, False), (9.5, True)])
 def test_of_its_deadline_only_the_rest_is_left(tokenizer: Tokenizer, before: float, ended: bool):
     """An episode of at most 10 s whose only turn takes one."""
-    tokens = render_action(tokenizer, "done", 0)
+    tokens = render_action(KimiChat(tokenizer), "done", 0)
     engine = Asked(lambda: (tokens, Finish.STOP), seconds=1.0)
-    settings = SwarmSettings(tokenizer=tokenizer, pool=lambda trace: engine, budget=BudgetConfig(episode_s=10.0))
+    settings = SwarmSettings(chat=KimiChat(tokenizer), pool=lambda trace: engine, budget=BudgetConfig(episode_s=10.0))
     task = simulated_task(0)
     state = saved(trace("0", [], 8), wall_s=before, task=task)
 
@@ -142,7 +143,7 @@ def test_of_its_deadline_only_the_rest_is_left(tokenizer: Tokenizer, before: flo
 @pytest.mark.parametrize(("written", "left"), [(0, 12), (5, 7), (11, 1)])
 async def test_a_turn_that_was_cut_short_gets_the_rest_of_its_tokens(tokenizer: Tokenizer, written: int, left: int):
     engine = Asked(lambda: ([5], Finish.LENGTH))
-    settings = SwarmSettings(tokenizer=tokenizer, pool=lambda trace: engine, budget=BudgetConfig(turn_tokens=12))
+    settings = SwarmSettings(chat=KimiChat(tokenizer), pool=lambda trace: engine, budget=BudgetConfig(turn_tokens=12))
     task = simulated_task(0)
     root = trace("0", [], 8, more=written)
     assert turn_start(root) == 8
@@ -159,7 +160,7 @@ async def test_a_turn_that_was_cut_short_goes_on_though_the_tokens_are_spent_by_
     """It had passed its limits when it began; the next turn does not."""
     engine = Asked(lambda: ([5], Finish.LENGTH))
     budget = BudgetConfig(total_tokens=3, turn_tokens=12)
-    settings = SwarmSettings(tokenizer=tokenizer, pool=lambda trace: engine, budget=budget)
+    settings = SwarmSettings(chat=KimiChat(tokenizer), pool=lambda trace: engine, budget=budget)
     task = simulated_task(0)
     for more, asked in ((4, 1), (0, 0)):
         engine.asked.clear()

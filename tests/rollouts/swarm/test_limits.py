@@ -9,6 +9,7 @@ import pytest
 
 from envs.base import ErrorKind
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
+from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig, LimitsConfig
@@ -47,10 +48,10 @@ class Play:
     ) -> Episode:
         async def play() -> Episode:
             self.environment = SimulatedEnvironment(tool)
-            engine = SimulatedEngine(self.tokenizer, fan_out(width, calls), model)
+            engine = SimulatedEngine(KimiChat(self.tokenizer), fan_out(width, calls), model)
             switch = StopSwitch()
             given = {"budget": BUDGET, "slots": Slots(), **settings}
-            chosen = SwarmSettings(tokenizer=self.tokenizer, pool=lambda trace: engine, switch=switch, **given)
+            chosen = SwarmSettings(chat=KimiChat(self.tokenizer), pool=lambda trace: engine, switch=switch, **given)
             if stop_after is not None:
                 asyncio.get_running_loop().call_later(stop_after, switch.stop)
             task = simulated_task(0)

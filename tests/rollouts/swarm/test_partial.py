@@ -16,7 +16,9 @@ from envs.base import Role, Task, ToolCall, ToolResult
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy, subagent_act
+from model.chat.kimi import KimiChat
 from model.kimi.decoder import Weights
+from model.kimi.family import Kimi
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, RolloutsConfig
 from rollouts.engine.base import Completion, Finish
@@ -59,8 +61,8 @@ class Slow(ScriptedEngine):
     cut = False
     written = 0
 
-    def __init__(self, trace: Trace, tokenizer: Tokenizer, act) -> None:
-        super().__init__(trace, tokenizer, act)
+    def __init__(self, trace: Trace, chat: KimiChat, act) -> None:
+        super().__init__(trace, chat, act)
         self.trace = trace
 
     async def generate(self, prompt, sampling, *, session, deadline_s, media=()) -> Completion:
@@ -90,12 +92,12 @@ class Stage:
 
         def pool(trace: Trace):
             if trace.role is Role.ORCHESTRATOR:
-                return Slow(trace, self.tokenizer, lambda history: script.act(self.task, history))
+                return Slow(trace, KimiChat(self.tokenizer), lambda history: script.act(self.task, history))
             if trace.agent_id.endswith("1"):
                 return self.engine
-            return Slow(trace, self.tokenizer, lambda history: subagent_act(trace.prompt, history))
+            return Slow(trace, KimiChat(self.tokenizer), lambda history: subagent_act(trace.prompt, history))
 
-        return SwarmSettings(tokenizer=self.tokenizer, pool=pool, budget=BUDGET)
+        return SwarmSettings(chat=KimiChat(self.tokenizer), pool=pool, budget=BUDGET)
 
     async def run(
         self, limit: float, saved: Suspended | None, flight: Flight | None = None, *, sampled: float = float("inf")
@@ -232,15 +234,15 @@ def worker(tokenizer: Tokenizer, tmp_path: Path) -> RolloutWorker:
     environment = Remembering(WorldConfig(entities=120, widths=(2, 4), mix={"wide": 1.0}))
     folder = str(tokenizer.save(tmp_path).parent)
     worker = RolloutWorker(
-        environment, folder, RolloutsConfig(concurrency=3), policy=[None], frozen=[None], name="worker"
+        environment, folder, RolloutsConfig(concurrency=3), policy=[None], frozen=[None], name="worker", family=Kimi()
     )
     policies = {task.prompt: task for task in (environment.task_stream("train", 0)[i] for i in range(3))}
 
     def pool(trace: Trace):
         task, policy = policies.get(trace.prompt), ReferencePolicy(style="parallel", seed=0)
         if trace.role is Role.ORCHESTRATOR and task:
-            return ScriptedEngine(trace, tokenizer, lambda history: policy.act(task, history))
-        return ScriptedEngine(trace, tokenizer, lambda history: subagent_act(trace.prompt, history))
+            return ScriptedEngine(trace, KimiChat(tokenizer), lambda history: policy.act(task, history))
+        return ScriptedEngine(trace, KimiChat(tokenizer), lambda history: subagent_act(trace.prompt, history))
 
     worker._pool = pool
     worker.tasks = list(policies.values())

@@ -8,6 +8,7 @@ import pytest
 
 from envs.base import Role
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
+from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig, LimitsConfig
@@ -47,9 +48,9 @@ def ran(tokenizer: Tokenizer, given: Job, began: float = 100.0, **limits: float)
 
     async def play() -> Trace:
         await asyncio.sleep(began)
-        engine = SimulatedEngine(tokenizer, fan_out(1, 2), SECOND)
+        engine = SimulatedEngine(KimiChat(tokenizer), fan_out(1, 2), SECOND)
         settings = SwarmSettings(
-            tokenizer=tokenizer,
+            chat=KimiChat(tokenizer),
             pool=lambda trace: engine,
             budget=BudgetConfig(episode_s=1000.0),
             limits=LimitsConfig(**limits),

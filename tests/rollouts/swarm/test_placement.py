@@ -15,6 +15,8 @@ from envs.simulated import Latency, SimulatedEnvironment, simulated_task
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy
+from model.chat.kimi import KimiChat
+from model.kimi.family import Kimi
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, LimitsConfig, RolloutsConfig
 from rollouts.engine.embedded.engine import EmbeddedEngine
@@ -91,14 +93,14 @@ async def collected(tokenizer: Tokenizer, folder: str, count: int, seed: int) ->
     workers = []
     for number in range(count):
         worker = RolloutWorker(
-            WorldEnvironment(world), folder, rollouts, policy=[None], frozen=[None], name=f"w{number}"
+            WorldEnvironment(world), folder, rollouts, policy=[None], frozen=[None], name=f"w{number}", family=Kimi()
         )
         delayed = Delayed(engine, Random(100 * seed + number))
 
         def pool(trace: Trace, delayed: Delayed = delayed):
             if trace.role is Role.ORCHESTRATOR:
                 task = by_prompt[trace.prompt]
-                return ScriptedEngine(trace, tokenizer, lambda history: policy.act(task, history))
+                return ScriptedEngine(trace, KimiChat(tokenizer), lambda history: policy.act(task, history))
             return delayed
 
         worker._pool = pool
@@ -140,11 +142,17 @@ async def test_the_same_episodes_for_any_number_of_workers_and_any_timing(tokeni
 async def simulated(tokenizer: Tokenizer, folder: str, tool: Latency, **config) -> list[RolloutWorker]:
     workers = [
         RolloutWorker(
-            SimulatedEnvironment(tool), folder, RolloutsConfig(**config), policy=[None], frozen=[None], name=f"w{i}"
+            SimulatedEnvironment(tool),
+            folder,
+            RolloutsConfig(**config),
+            policy=[None],
+            frozen=[None],
+            name=f"w{i}",
+            family=Kimi(),
         )
         for i in range(2)
     ]
-    engine = SimulatedEngine(tokenizer, fan_out(4, 8), Latency(median_s=0.0))
+    engine = SimulatedEngine(KimiChat(tokenizer), fan_out(4, 8), Latency(median_s=0.0))
     for worker in workers:
         worker._pool = lambda trace: engine
     await connected(workers)
@@ -178,7 +186,7 @@ async def test_a_stop_reaches_sub_agents_at_a_peer_and_brings_back_what_was_done
 
 async def test_an_error_at_a_peer_fails_the_episode_by_its_own_name(tokenizer: Tokenizer, folder: str):
     workers = await simulated(tokenizer, folder, Latency(median_s=0.0))
-    failing = SimulatedEngine(tokenizer, fan_out(4, 8), Latency(median_s=0.0, failures=1.0))
+    failing = SimulatedEngine(KimiChat(tokenizer), fan_out(4, 8), Latency(median_s=0.0, failures=1.0))
     workers[1]._pool = lambda trace: failing
     (episode,) = await workers[0].run(simulated_task(0), [0], **SETTINGS)
     assert (episode.status, episode.error) == (EpisodeStatus.FAILED, "RuntimeError: simulated engine failure")
@@ -190,6 +198,6 @@ async def test_tools_that_do_not_say_that_they_spread_are_not_spread(folder: str
         spreads = False
 
     shared = Shared(Latency(median_s=0.0))
-    worker = RolloutWorker(shared, folder, RolloutsConfig(), policy=[None], frozen=[None], name="w")
+    worker = RolloutWorker(shared, folder, RolloutsConfig(), policy=[None], frozen=[None], name="w", family=Kimi())
     with pytest.raises(ValueError, match="Shared does not say"):
         await worker.connect([None], 0)

@@ -14,7 +14,16 @@ from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult, ToolSpe
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy
-from model.chat.kimi import CALL_BEGIN, IM_ASSISTANT, IM_END, IM_SYSTEM, SECTION_BEGIN, SECTION_END, prompt_pieces
+from model.chat.kimi import (
+    CALL_BEGIN,
+    IM_ASSISTANT,
+    IM_END,
+    IM_SYSTEM,
+    SECTION_BEGIN,
+    SECTION_END,
+    KimiChat,
+    prompt_pieces,
+)
 from model.tokenizer.tokenizer import Tokenizer
 from parl.learn.rows import episode_rows
 from rollouts.config import BudgetConfig
@@ -24,7 +33,7 @@ from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.scripted import Action, History, ScriptedEngine
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 from rollouts.noise import noise_key
-from rollouts.prompts import ORCHESTRATOR_PROMPT, SPAWNING
+from rollouts.prompts import PromptsConfig
 from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 
@@ -103,11 +112,11 @@ class Play:
 
         def pool(trace: Trace):
             if trace.role is Role.ORCHESTRATOR:
-                return engine or ScriptedEngine(trace, self.tokenizer, lambda history: plan[len(history)])
-            return ScriptedEngine(trace, self.tokenizer, lambda history: sub(trace.prompt, history))
+                return engine or ScriptedEngine(trace, KimiChat(self.tokenizer), lambda history: plan[len(history)])
+            return ScriptedEngine(trace, KimiChat(self.tokenizer), lambda history: sub(trace.prompt, history))
 
         limits = BudgetConfig(**{"episode_s": 10.0, **budget})
-        settings = SwarmSettings(tokenizer=self.tokenizer, pool=pool, budget=limits, spawning=spawning)
+        settings = SwarmSettings(chat=KimiChat(self.tokenizer), pool=pool, budget=limits, spawning=spawning)
         return await run_episode(TASK, self.bench, settings, index=0, seed=0, critical_budget=critical_budget)
 
 
@@ -423,11 +432,11 @@ async def collected(tokenizer: Tokenizer, concurrency: int, order_seed: int) -> 
 
         def pool(trace: Trace):
             if trace.role is Role.ORCHESTRATOR and index % 2:
-                return ScriptedEngine(trace, tokenizer, lambda history: script.act(task, history))
+                return ScriptedEngine(trace, KimiChat(tokenizer), lambda history: script.act(task, history))
             return engines[trace.role]
 
         budget = BudgetConfig(turn_tokens=60)
-        settings = SwarmSettings(tokenizer=tokenizer, pool=pool, budget=budget)
+        settings = SwarmSettings(chat=KimiChat(tokenizer), pool=pool, budget=budget)
         async with slots:
             return await run_episode(task, environment, settings, index=index, seed=11, critical_budget=0)
 
@@ -461,8 +470,10 @@ async def test_the_same_seed_gives_the_same_episodes_whatever_the_concurrency(to
 
 async def test_an_opening_that_agents_share_has_the_ids_of_one_rendered_in_one_go(play: Play):
     episode = await play([CREATE, assign("part one"), assign("part two")], "42")
-    for trace, system in zip(episode.traces, (ORCHESTRATOR_PROMPT, "Look up facts.", "Look up facts."), strict=True):
-        tools = [LOOK, *SPAWNING] if trace.parent is None else [LOOK]
+    for trace, system in zip(
+        episode.traces, (PromptsConfig().orchestrator, "Look up facts.", "Look up facts."), strict=True
+    ):
+        tools = [LOOK, *PromptsConfig().spawning] if trace.parent is None else [LOOK]
         messages = [{"role": "system", "content": system}, {"role": "user", "content": trace.prompt}]
         pieces = prompt_pieces(messages, [tool.to_openai() for tool in tools], thinking=False)
         assert trace.tokens[: trace.turns[0].start] == play.tokenizer.encode_segments(pieces)

@@ -8,7 +8,7 @@ import pytest
 from seeing import a_picture
 
 from envs.base import Gold, Role, Task, ToolCall, ToolResult, ToolSpec
-from model.chat.kimi import MEDIA_PAD, render
+from model.chat.kimi import MEDIA_PAD, KimiChat, render
 from model.kimi.vision.config import MediaLimits
 from model.kimi.vision.picture_size import K25_LIMITS, picture_tokens, png_size
 from model.tokenizer.tokenizer import Tokenizer
@@ -61,10 +61,10 @@ def show(which: str) -> tuple[str, dict]:
 async def play(tokenizer: Tokenizer, *plan, media: MediaLimits | None = K25_LIMITS) -> Episode:
     def pool(trace: Trace) -> ScriptedEngine:
         turns = plan if trace.role is Role.ORCHESTRATOR else ([show("one")], "seen")
-        return ScriptedEngine(trace, tokenizer, lambda history: turns[len(history)])
+        return ScriptedEngine(trace, KimiChat(tokenizer), lambda history: turns[len(history)])
 
     budget = BudgetConfig(episode_s=10.0)
-    settings = SwarmSettings(tokenizer=tokenizer, pool=pool, budget=budget, media=media)
+    settings = SwarmSettings(chat=KimiChat(tokenizer), pool=pool, budget=budget, media=media)
     return await run_episode(TASK, Gallery(), settings, index=0, seed=0, critical_budget=0)
 
 
