@@ -17,6 +17,7 @@ from tiny import tiny_config
 
 from envs.base import Role
 from envs.world.corpus import reading_pieces
+from model.chat.kimi import KimiChat
 from model.kimi.files.checkpoint import load_policy
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start import imitation as sft
@@ -175,7 +176,7 @@ def test_a_reading_drill_trains_answers_that_follow_from_its_facts(tokenizer: To
 def test_an_agenda_drill_trains_the_items_that_follow_from_its_list_wherever_it_begins(tokenizer: Tokenizer, form: str):
     starts, numbers = set(), set()
     for seed in range(40):
-        row = agenda_drill(tokenizer, Random(seed), 5, 12, form)
+        row = agenda_drill(KimiChat(tokenizer), Random(seed), 5, 12, form)
         text = tokenizer.decode(row.tokens.tolist())
         listed = re.findall(r", (\d+)\. ([A-Z][a-z]{5})", text.partition("<|")[0].partition("| name")[0])
         assert [int(n) for n, _ in listed] == list(range(int(listed[0][0]), int(listed[0][0]) + 5))
