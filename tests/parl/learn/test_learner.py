@@ -253,6 +253,20 @@ def test_the_learning_rate_scale_of_a_step_applies_to_both_kinds(learner: Learne
     assert same_weights(learner.weights(), WEIGHTS)
 
 
+def test_each_optimiser_has_its_own_learning_rate(learner: Learner):
+    """Adam's first step moves an entry by the rate, whatever its gradient; Muon's by 0.2 √(longer side) x an orthogonal
+    matrix, whose entries' mean square is 1 / longer side: by 0.2 x its rate in the mean, or less."""
+    imitate(learner, [text(30, 0)], lr_scale=0.5, balance=0.0)
+    decay = 1 - np.float32(0.5 * OPTIMIZER.lr * OPTIMIZER.weight_decay)
+    name = "embed_tokens.weight"
+    moved = np.abs(learner.weights()[name] - WEIGHTS[name] * decay)
+    assert np.median(moved[moved > 1e-5]) == pytest.approx(0.5 * OPTIMIZER.lr, rel=0.02)
+    name = "layers.0.self_attn.o_proj.weight"
+    decay = 1 - np.float32(0.5 * OPTIMIZER.muon_lr * OPTIMIZER.weight_decay)
+    moved = learner.weights()[name] - WEIGHTS[name] * decay
+    assert np.sqrt((moved**2).mean()) == pytest.approx(0.5 * OPTIMIZER.muon_lr * 0.2, rel=0.5)  # the rank is not full
+
+
 METRICS = ("loss", "ratio", "masked", "kl", "entropy", "entropy_drift", "mismatch_kl", "logprob_gap")
 
 

@@ -291,8 +291,8 @@ def test_corrections_have_their_published_limits_or_those_that_are_given(given: 
 
 
 def test_the_entropys_drift_by_hand():
-    entropy, logprobs, advantages = torch.tensor([1.0, 2.0]), torch.tensor([-0.5, -3.0]), torch.tensor([2.0, -1.0])
-    assert entropy_stats(entropy, logprobs, advantages) == {"entropy": 3.0, "entropy_drift": -2.0}  # -(2 * 0.5 + 1)
+    entropy, logprobs, advantages = torch.tensor([1.5, 2.0]), torch.tensor([-0.5, -2.5]), torch.tensor([2.0, -1.0])
+    assert entropy_stats(entropy, logprobs, advantages) == {"entropy": 3.5, "entropy_drift": -2.5}  # -(2 * 1 + 0.5)
 
 
 def test_advantages_are_divided_by_the_groups_deviation_where_wanted():

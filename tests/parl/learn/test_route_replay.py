@@ -142,9 +142,11 @@ def test_watching_counts_no_load_and_leaves_no_hook(learner: Learner):
         (lambda routes: None, "has no routes"),
         (lambda routes: routes[:, :1], r"routes of shape \[91, 1, 2\], this policy's are \[91, 2, 2\]|routes of shape"),
         (lambda routes: routes + 8, "experts are 0 to 7"),
+        (lambda routes: np.where(routes == routes.max(), 8, routes), "to 8, experts are 0 to 7"),
+        (lambda routes: np.where(routes == routes.max(), -2, routes), "routes from -2 to"),
         (lambda routes: routes * 0, "name an expert twice"),
     ],
-    ids=["none", "a layer short", "unknown experts", "zeros"],
+    ids=["none", "a layer short", "unknown experts", "one expert too many", "less than none", "zeros"],
 )
 def test_routes_that_the_policy_cannot_have_chosen_are_refused(change, message: str):
     (row,) = sampled(CONFIG, near_ties(CONFIG), count=1)
