@@ -113,7 +113,7 @@ def main() -> None:
     tasks = held_out_tasks(config)
     labels = options.policy or TRAINED
     result = run_eval(config, policies=labels)
-    scoring = Scoring(rewards=config.rewards, steps=config.trainer.steps)
+    scoring = Scoring(reward=config.rewards, steps=config.trainer.steps)
     numbers = {}
     for label in labels:
         outlines = read_outlines(shard_paths(Path(result["policies"][label]["store"]), label), texts=False)

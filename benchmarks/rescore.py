@@ -21,15 +21,16 @@ from pathlib import Path
 
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start.demos import Demonstrator
-from parl.config.schema import Config, RewardsConfig
+from parl.config.schema import Config
 from parl.episodes.stores import find_stores
 from parl.evaluate.rescore import rescore
 from parl.evaluate.scoring import Scoring
+from rewards.parl import Parl
 from rollouts.episode import Episode
 from rollouts.store.store import EpisodeStore
 
 STEPS = 4
-OTHER = Config(rewards=RewardsConfig(lambda_parallel=0.1, critical_penalty=0.5, parallel_cap=8))
+OTHER = Config(rewards=Parl(lambda_parallel=0.1, critical_penalty=0.5, parallel_cap=8))
 
 
 def make_store(folder: Path, episodes: int, tokenizer: Path) -> None:
@@ -41,7 +42,7 @@ def make_store(folder: Path, episodes: int, tokenizer: Path) -> None:
         return [await demonstrator.episode(index) for index in range(episodes)]
 
     made = asyncio.run(demonstrations())
-    scoring = Scoring(rewards=config.rewards, steps=STEPS)
+    scoring = Scoring(reward=config.rewards, steps=STEPS)
     for episode in made:
         scoring.score_held_out(episode)
     for step in range(STEPS):

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from envs.base import TaskGroup
-from rewards.parl import Weights
+from rewards.base import TOTAL, Reward, Weights
 from rollouts.episode import Episode, EpisodeStatus
 
-_PARTS = ("total", "perf", "parallel", "finish", "critical")
 
-
-def aggregate(episodes: Sequence[Episode], weights: Weights | None = None) -> dict[str, float]:
-    """Metrics of a training step, by the names under which they are tracked. ``weights``: also weighted parts.
+def aggregate(
+    episodes: Sequence[Episode], reward: Reward | None = None, weights: Weights | None = None
+) -> dict[str, float]:
+    """Metrics of a training step, by the names under which they are tracked. ``reward``, ``weights``: also its
+    weighted parts.
 
     ``episodes/<status>`` counts all episodes; everything else is a mean over those that did not end FAILED or
     CANCELLED, whose numbers are not the policy's. ``swarm/finish_rate`` is the mean over episodes that spawned,
@@ -30,7 +31,8 @@ def aggregate(episodes: Sequence[Episode], weights: Weights | None = None) -> di
     if not valid:
         return out
     critical = [e.metrics["critical_steps"] for e in valid]
-    out |= {f"reward/{part}": _mean(e.rewards[part] for e in valid) for part in _PARTS}
+    parts = {name: _mean(e.rewards.get(name, 0.0) for e in valid) for name in _names(valid)}
+    out |= {f"reward/{name}": value for name, value in parts.items()}
     out |= {
         "steps/critical": _mean(critical),
         "steps/critical_p50": float(np.percentile(critical, 50)),
@@ -41,9 +43,9 @@ def aggregate(episodes: Sequence[Episode], weights: Weights | None = None) -> di
         "swarm/parallelism": _mean(e.metrics["total_steps"] / max(e.metrics["critical_steps"], 1) for e in valid),
         "perf/success": _metric(valid, "success"),
     }
-    if weights is not None:
-        signed = {"perf": 1.0, "parallel": weights.parallel, "finish": weights.finish, "critical": -weights.critical}
-        out |= {f"reward/weighted/{part}": weight * out[f"reward/{part}"] for part, weight in signed.items()}
+    if reward is not None and weights is not None:
+        shares = reward.weighted({name: value for name, value in parts.items() if name != TOTAL}, weights)
+        out |= {f"reward/weighted/{name}": value for name, value in shares.items()}
     out |= _latencies(valid)
     spawned = [e for e in valid if e.metrics["spawned"]]
     if spawned:
@@ -58,6 +60,11 @@ def aggregate(episodes: Sequence[Episode], weights: Weights | None = None) -> di
         out[f"perf/item_f1/{family}"] = _metric(members, "item_f1")
         out[f"steps/critical/{family}"] = _metric(members, "critical_steps")
     return out
+
+
+def _names(episodes: Sequence[Episode]) -> list[str]:
+    """Of the parts that any of them has, the total first; one that an episode lacks counts 0 there."""
+    return list(dict.fromkeys([TOTAL, *(name for episode in episodes for name in episode.rewards)]))
 
 
 def duplicate_rate(episode: Episode) -> float:

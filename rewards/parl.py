@@ -1,4 +1,4 @@
-"""The PARL reward: pure functions of an ``Episode``.
+"""The PARL reward, ``rewards.name: parl``: pure functions of an ``Episode``.
 
 Kimi K2.5 report, Agent Swarm:  r = λ1 · r_parallel + λ2 · r_finish + r_perf, with λ1, λ2 annealed to 0. The report
 gives the terms but not their formulas; these are ours, all without unit:
@@ -20,55 +20,59 @@ giving up at once would be cheaper than trying.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Self
 
-from rewards.outcome import score_answer
+from pydantic import Field
+
+from rewards.base import Parts, Reward, Weights
+from rewards.outcome import Outcome
+from rewards.schedule import LinearAnneal
 from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 
 CRITICAL_MAX = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardParts:
-    """The four parts, unweighted."""
+class Parl(Reward):
+    """r = perf + λ1 parallel + λ2 finish - μ critical."""
 
-    perf: float
-    parallel: float
-    finish: float
-    critical: float
+    name: str = Field(default="parl", description="the reward")
+    lambda_parallel: float = Field(default=0.3, ge=0, description="λ1 at the start")
+    lambda_finish: float = Field(default=0.1, ge=0, description="λ2 at the start")
+    anneal: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
+    parallel_cap: int = Field(default=16, gt=0, description="sub-agents at which r_parallel reaches 1")
+    critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
 
+    def parts(self, episode: Episode, outcome: Outcome) -> Parts:
+        """The module's text has the formulas."""
+        return {
+            "parallel": min(len(episode.subagents), self.parallel_cap) / self.parallel_cap,
+            "finish": finish_rate(episode) or 0.0,
+            "critical": critical_share(episode),
+        }
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """λ1, λ2 and μ. ``perf`` always weighs 1."""
+    def weights(self, step: int, steps: int) -> Weights:
+        """λ1 and λ2 fall to 0 and stay there in an evaluation; μ stays."""
 
-    parallel: float = 0.0
-    finish: float = 0.0
-    critical: float = 0.0
+        def falling(start: float) -> float:
+            return LinearAnneal(start=start, anneal_fraction=self.anneal, total_steps=steps)(step)
 
+        parallel, finish = falling(self.lambda_parallel), falling(self.lambda_finish)
+        return {"parallel": parallel, "finish": finish, "critical": self.critical_penalty}
 
-def reward_parts(episode: Episode, *, cap: int) -> RewardParts:
-    """The unweighted parts of ``episode``; ``cap`` is the number of sub-agents at which ``parallel`` reaches 1."""
-    return parts_of_score(episode, answer_score(episode), cap=cap)
+    def weighted(self, parts: Parts, weights: Weights) -> Parts:
+        """The report's additive form, with our latency term."""
+        signed = {name: -weight if name == "critical" else weight for name, weight in weights.items()}
+        return super().weighted(parts, signed)
 
+    def total(self, parts: Parts, weights: Weights) -> float:
+        """perf + λ1 · parallel + λ2 · finish − μ · critical, added in this order."""
+        bonus = weights["parallel"] * parts["parallel"] + weights["finish"] * parts["finish"]
+        return parts["perf"] + bonus - weights["critical"] * parts["critical"]
 
-def answer_score(episode: Episode) -> float:
-    """r_perf: the answer's score in [0, 1], 0 unless the episode ended ANSWERED."""
-    answered = episode.status is EpisodeStatus.ANSWERED
-    return min(max(score_answer(episode.task, episode.answer).score, 0.0), 1.0) if answered else 0.0
-
-
-def parts_of_score(episode: Episode, perf: float, *, cap: int) -> RewardParts:
-    """:func:`reward_parts` where ``perf`` is known already (another judge, a re-scoring)."""
-    if cap < 1:
-        raise ValueError(f"cap must be at least 1, not {cap}")
-    return RewardParts(
-        perf=perf,
-        parallel=min(len(episode.subagents), cap) / cap,
-        finish=finish_rate(episode) or 0.0,
-        critical=critical_share(episode),
-    )
+    def alone(self) -> Self:
+        """λ1 = λ2 = 0."""
+        return self.model_copy(update={"lambda_parallel": 0.0, "lambda_finish": 0.0})
 
 
 def finish_rate(episode: Episode) -> float | None:
@@ -86,20 +90,3 @@ def critical_share(episode: Episode) -> float:
         return 0.0
     answered = episode.status is EpisodeStatus.ANSWERED
     return min(critical_steps(episode) / reference, CRITICAL_MAX) if answered else CRITICAL_MAX
-
-
-def total(parts: RewardParts, weights: Weights) -> float:
-    """perf + λ1 · parallel + λ2 · finish − μ · critical (the report's additive form, with our latency term)."""
-    bonus = weights.parallel * parts.parallel + weights.finish * parts.finish
-    return parts.perf + bonus - weights.critical * parts.critical
-
-
-def blog_total(parts: RewardParts, *, success: bool, lambda_aux: float) -> float:
-    """λ · parallel + (1 − λ) · I[success] · Q, the convex form of Moonshot's blog of 27 January 2026.
-
-    Q, the quality of the trajectory, is ``perf``. It has neither a finish nor a latency term, and a partly right answer
-    earns nothing. The blog lets λ fall from 0.1 to 0.
-    """
-    if not 0 <= lambda_aux <= 1:
-        raise ValueError(f"lambda_aux must lie in [0, 1], not {lambda_aux}")
-    return lambda_aux * parts.parallel + (1 - lambda_aux) * (parts.perf if success else 0.0)

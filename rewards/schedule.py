@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rewards.parl import Weights
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearAnneal:
@@ -34,21 +32,3 @@ class LinearAnneal:
         if step >= self.horizon:
             return 0.0
         return self.start * (1 - max(step, 0) / self.horizon)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewardSchedule:
-    """All weights of the reward by training step: λ1 and λ2 fall, μ stays."""
-
-    parallel: LinearAnneal
-    finish: LinearAnneal
-    critical: float
-
-    def __call__(self, step: int) -> Weights:
-        """The weights of ``step``, counted from 0."""
-        return Weights(parallel=self.parallel(step), finish=self.finish(step), critical=self.critical)
-
-    @property
-    def held_out(self) -> Weights:
-        """The weights of an evaluation: λ = 0, the penalty as trained."""
-        return Weights(critical=self.critical)

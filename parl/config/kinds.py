@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from parl.config.plugin import Kind
 from parl.learn.objective.base import check_objective
+from rewards.base import check_reward
 
 OBJECTIVES = Kind(
     what="objective",
@@ -15,3 +16,5 @@ OBJECTIVES = Kind(
     },
     check=check_objective,
 )
+
+REWARDS = Kind(what="reward", built_in={"parl": "rewards.parl:Parl"}, check=check_reward)

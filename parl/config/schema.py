@@ -11,6 +11,7 @@ from envs.world.config import WorldConfig
 from model.kimi.config import ModelConfig
 from parl.learn.objective.k25 import K25
 from parl.learn.objective.union import AnyObjective
+from rewards.parl import Parl
 from rollouts.config import RolloutsConfig
 
 
@@ -68,16 +69,6 @@ class SftConfig(_Section):
     observation_weight: float = Field(
         default=0.5, ge=0, description="loss weight of tokens that the agent did not write"
     )
-
-
-class RewardsConfig(_Section):
-    """r = perf + λ1 parallel + λ2 finish - μ critical."""
-
-    lambda_parallel: float = Field(default=0.3, ge=0, description="λ1 at the start")
-    lambda_finish: float = Field(default=0.1, ge=0, description="λ2 at the start")
-    anneal: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
-    parallel_cap: int = Field(default=16, gt=0, description="sub-agents at which r_parallel reaches 1")
-    critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
 
 
 class LoraConfig(_Section):
@@ -216,7 +207,7 @@ class Config(_Section):
     envs: EnvsConfig = EnvsConfig()
     sft: SftConfig = SftConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
-    rewards: RewardsConfig = RewardsConfig()
+    rewards: Parl = Parl()
     objective: AnyObjective = K25()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()

@@ -19,7 +19,7 @@ from parl.episodes.stores import Store, find_stores, kind_of, readable
 from parl.evaluate.measures import SCORE, Attempt, Sample, attempt, groups, latest
 from parl.evaluate.scoring import TRAIN
 from parl.evaluate.statistics import Bootstrap
-from rewards.parl import Weights
+from rewards.base import Reward
 from rewards.score import score_episode
 from rollouts.store.outline import Outline
 
@@ -27,6 +27,7 @@ SCORES = ("score", "success", "spawned")
 COSTS = ("critical_steps", "total_steps", "subagents", "sampled_tokens", "prompt_tokens", "new_prompt_tokens")
 _TRAINED = "trained"
 PARETO = ("critical_steps", "sampled_tokens")  # what is traded for score
+_ANSWER_ALONE = Reward(name="answer")  # policies are compared by their answers, whatever they were paid for
 
 
 def load_samples(given: Sequence[str], *, of_one_run: bool = False) -> list[Sample]:
@@ -150,7 +151,7 @@ def _short(store: Store) -> str:
 def _attempts(store: Store, kind: str) -> Iterable[Attempt]:
     outlines: Iterable[Outline] = store.outlines(texts=False, kind=kind)
     for outline in outlines if kind == TRAIN else latest(outlines).values():
-        score_episode(outline.episode, Weights(), cap=1)  # the parts that depend on weights and cap are not looked at
+        score_episode(outline.episode, _ANSWER_ALONE, {})
         yield attempt(outline)
 
 

@@ -219,10 +219,10 @@ def _about(config: Config, parts: dict[str, Any], about: dict[str, Any]) -> dict
     return about | sampling | {"identity": parts}
 
 
-def _stored(policy: Policy, tasks: Sequence[Task], n: int) -> dict[tuple[str, int], Outline]:
-    """What the store holds of these tasks' first ``n`` attempts."""
+def _stored(policy: Policy, tasks: Sequence[Task], n: int, *, texts: bool = False) -> dict[tuple[str, int], Outline]:
+    """What the store holds of these tasks' first ``n`` attempts; ``texts``: with what was said in them."""
     wanted = {task.key for task in tasks}
-    found = latest(read_outlines(shard_paths(policy.store, policy.label), texts=False))
+    found = latest(read_outlines(shard_paths(policy.store, policy.label), texts=texts))
     return {(task, index): outline for (task, index), outline in found.items() if task in wanted and index < n}
 
 
@@ -275,7 +275,7 @@ def _run(
     slots: int,
 ) -> None:
     """Run what is missing, about ``slots`` episodes at once; every few a shard, so that little is lost to a kill."""
-    scoring = Scoring(rewards=config.rewards, steps=config.trainer.steps)
+    scoring = Scoring(reward=config.rewards, steps=config.trainer.steps)
     with _Shards(policy, scoring) as shards, EpisodeBar(policy.label, sum(map(len, todo.values()))) as bar:
 
         def arrived(episodes: list[Episode]) -> None:
@@ -331,12 +331,12 @@ def _measure(
     prices: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """The numbers of each policy, all computed from its store."""
-    scoring = Scoring(rewards=config.rewards, steps=config.trainer.steps)
+    scoring = Scoring(reward=config.rewards, steps=config.trainer.steps)
     known = task_groups(config)
     episodes: dict[str, list[Episode]] = {}
     samples: dict[str, Sample] = {}
     for policy in policies:
-        found = _stored(policy, tasks, n)
+        found = _stored(policy, tasks, n, texts=config.rewards.texts)
         ordered = [found[task.key, k] for task in tasks for k in range(n)]
         for outline in ordered:
             scoring.score_held_out(outline.episode)

@@ -78,9 +78,6 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "rollouts": "group_size tasks_per_step dynamic_sampling temperature concurrency workers policy_engines"
         " frozen_engines refresh_every rebalance placement max_restarts",
         "rollouts.http": "urls api_key_env weights restart without_routes tolerance update_s",
-        "rewards": "lambda_parallel lambda_finish anneal parallel_cap critical_penalty",  # scored when they are read
-        "objective": "name kl ptx credit log_ratio_min log_ratio_max tau normalise_std correction correction_limits"
-        " clip_low clip_high",
         "optimizer": "lr muon_lr final_lr weight_decay grad_clip freeze_tower qk_clip",
         "optimizer.lora": "rank alpha targets",
         "trainer": "steps epochs minibatches micro_tokens ranks threads checkpoint_every keep_checkpoints keep_best"
@@ -90,6 +87,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "tracking": "wandb project tensorboard prometheus_port",
     },
 }
+_WITHOUT = ("rewards.", "objective.")  # whatever keys a class brings: rewards are computed when episodes are read
 EFFECTS: dict[str, Effect] = {
     f"{section}.{name}".lstrip("."): effect
     for effect, sections in _TABLE.items()
@@ -99,6 +97,11 @@ EFFECTS: dict[str, Effect] = {
 _COUNTED: dict[str, Callable[[Any], Any]] = {
     "rollouts.http.frozen_urls": bool,  # an address changes nothing; that a server computes in our engine's place does
 }
+
+
+def effect_of(key: str) -> Effect:
+    """What another value of the dotted ``key`` changes."""
+    return Effect.NONE if key.startswith(_WITHOUT) else EFFECTS.get(key, Effect.ALL)
 
 
 def description(config: Config, policy: Mapping[str, str], *, spawning: bool, chat: bool) -> dict[str, Any]:
@@ -112,7 +115,7 @@ def description(config: Config, policy: Mapping[str, str], *, spawning: bool, ch
     settings = {
         key: _COUNTED.get(key, _same)(value)
         for key, value in _leaves(config.model_dump(mode="json"))
-        if value is not None and EFFECTS.get(key, Effect.ALL) in wanted
+        if value is not None and effect_of(key) in wanted
     }
     return {
         "policy": dict(policy),

@@ -8,7 +8,7 @@ own configuration the result is the stored one, bit by bit.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,8 @@ from parl.config.schema import Config
 from parl.episodes.stores import find_stores, readable
 from parl.evaluate.scoring import scoring_for
 from parl.shown.terminal import cell, console
-from rewards.parl import Weights
+from rewards.base import TOTAL, Weights
 from rollouts.store.outline import Outline
-
-PARTS = ("perf", "parallel", "finish", "critical", "total")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +56,7 @@ class Rescored:
             "limit": episode.limit,
             **{f"reward/{name}": value for name, value in self.rewards.items()},
             **{f"stored/{name}": value for name, value in self.stored.items()},
-            **{f"lambda/{name}": value for name, value in asdict(self.weights).items()},
+            **{f"lambda/{name}": value for name, value in self.weights.items()},
             "same": self.same,
             **{name: self.metrics[name] for name in _METRICS},
         }
@@ -87,7 +85,7 @@ def rescore(given: Path, rewards: Config | None = None, *, kind: str | None = No
     for store in find_stores(given):
         scoring = scoring_for(store, rewards)
         with readable():
-            for outline in store.outlines(texts=False, kind=kind):
+            for outline in store.outlines(texts=scoring.reward.texts, kind=kind):
                 stored = outline.episode.rewards
                 weights = scoring.score(outline, single_agent=store.single_agent)
                 episode = outline.episode
@@ -109,7 +107,7 @@ class _Sums:
     changed: int = 0
     old: float = 0.0
     scored: int = 0  # episodes that had rewards stored
-    new: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    new: dict[str, float] = field(default_factory=dict)
     critical_steps: int = 0
 
     def add(self, result: Rescored) -> None:
@@ -118,8 +116,8 @@ class _Sums:
         if "total" in result.stored:
             self.scored += 1
             self.old += result.stored["total"]
-        for part in PARTS:
-            self.new[part] += result.rewards[part]
+        for part, value in result.rewards.items():
+            self.new[part] = self.new.get(part, 0.0) + value
         self.critical_steps += result.metrics["critical_steps"]
 
 
@@ -135,13 +133,14 @@ def print_summary(results: Iterator[Rescored]) -> None:
     if not groups:
         raise UserError("no episode there: is --kind right?")
     table = Table(title="means of stored episodes", title_style="bold")
-    for name in ("store", "tasks", "episodes", "stored", "new", *PARTS[:-1], "critical steps", "changed"):
+    parts = [part for part in _parts(groups) if part != TOTAL]
+    for name in ("store", "tasks", "episodes", "stored", "new", *parts, "critical steps", "changed"):
         text = name in ("store", "tasks")
         table.add_column(name, justify="left" if text else "right", no_wrap=text)
     for (store, kind), families in groups.items():
         label = f"{store} {kind}"
         for family in sorted(families, key=lambda name: (name == "all", name)):
-            table.add_row(cell(label), cell(family.replace("_", " ")), *_cells(families[family]))
+            table.add_row(cell(label), cell(family.replace("_", " ")), *_cells(families[family], parts))
             label = ""
         table.add_section()
     out = console()
@@ -152,7 +151,12 @@ def print_summary(results: Iterator[Rescored]) -> None:
     out.print(f"{count} episodes: {verdict}", highlight=False)
 
 
-def _cells(sums: _Sums) -> list[str]:
+def _parts(groups: dict[tuple[str, str], dict[str, _Sums]]) -> list[str]:
+    """The names of all parts, in the order in which they first come."""
+    return list(dict.fromkeys(part for families in groups.values() for sums in families.values() for part in sums.new))
+
+
+def _cells(sums: _Sums, parts: list[str]) -> list[str]:
     old = f"{sums.old / sums.scored:.4f}" if sums.scored else "-"
-    means = [f"{sums.new[part] / sums.count:.4f}" for part in ("total", *PARTS[:-1])]
+    means = [f"{sums.new.get(part, 0.0) / sums.count:.4f}" for part in (TOTAL, *parts)]
     return [str(sums.count), old, *means, f"{sums.critical_steps / sums.count:.2f}", str(sums.changed)]

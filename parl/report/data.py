@@ -22,6 +22,14 @@ from rollouts.store.lookup import shards
 from rollouts.store.store import StoreError
 
 _OF_A_RUN = ("config.yaml", "metrics.jsonl", "summary.json", "episodes", "eval", "evals")  # a run has one of these
+_PREFIXES = ("reward/", "lambda/")  # of a reward's parts and of their weights
+_PARTS = ("perf", "parallel", "finish", "critical")  # of the built-in reward, in the order of their colours
+_LABELS = {
+    "reward/perf": "performance",
+    "reward/critical": "critical steps",
+    "lambda/parallel": "λ1 parallel",
+    "lambda/finish": "λ2 finish",
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -140,13 +148,13 @@ def _charts(
         parts = ((name.replace("_", " "), f"c{i % 6}", prefix + name) for i, name in enumerate(names))
         return named(*parts)
 
-    reward_parts = [
-        ("performance", "c0", "reward/perf"),
-        ("parallel", "c1", "reward/parallel"),
-        ("finish", "c2", "reward/finish"),
-        ("critical steps", "c3", "reward/critical"),
-    ]
-    lambdas = (("λ1 parallel", "c1", "lambda/parallel"), ("λ2 finish", "c2", "lambda/finish"))
+    def by_part(prefix: str, *without: str) -> list[dict[str, Any]]:
+        """A reward's parts or their weights, each with the colour that it has everywhere."""
+        found = {name.removeprefix(part) for part in _PREFIXES for name in own if name.startswith(part)}
+        names = [*_PARTS, *sorted(name for name in found - {*_PARTS, "total"} if "/" not in name)]
+        metrics = ((prefix + name, f"c{i % 6}") for i, name in enumerate(names) if name not in without)
+        return named(*((_LABELS.get(m, m.removeprefix(prefix).replace("_", " ")), color, m) for m, color in metrics))
+
     charts = [
         {"title": "Reward", "note": "mean of a step's episodes", "series": pair("reward/total")},
         {
@@ -165,8 +173,8 @@ def _charts(
         | {"series": by_family("swarm/spawn_rate/")},
         {"title": "Sub-agents per episode", "note": "", "zero": True, "series": pair("swarm/subagents")},
         {"title": "Item-F1 by task family", "note": "", "max": 1, "series": by_family("perf/item_f1/")},
-        {"title": "Reward parts, unweighted", "note": "", "series": named(*reward_parts)},
-        {"title": "Annealed weights λ", "note": "", "zero": True, "series": named(*lambdas)},
+        {"title": "Reward parts, unweighted", "note": "", "series": by_part("reward/")},
+        {"title": "Annealed weights λ", "note": "", "zero": True, "series": by_part("lambda/", "critical")},
         {
             "title": "Tokens per second",
             "note": "sampled, all agents",

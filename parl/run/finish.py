@@ -26,7 +26,6 @@ from parl.shown.terminal import echo
 from parl.track.progress import Progress
 from parl.track.tracker import Tracker
 from rewards.aggregate import evaluation_table
-from rewards.parl import Weights as RewardWeights
 from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.store.store import EpisodeStore
@@ -143,11 +142,11 @@ def eval_collector(config: Config, cold: Path) -> Iterator[Collector]:
 
 
 def evaluate_policy(config: Config, collector: Collector, folder: Path, *, spawning: bool) -> list[Episode]:
-    """One scored episode of every held-out task. λ = 0, penalty as trained."""
+    """One scored episode of every held-out task. Weights are those at which training ends."""
     weights, _, _, _ = load_policy(folder)
     collector.serve(weights)
     settings = {"seed": config.eval.seed, "temperature": config.eval.temperature, "top_p": config.eval.top_p}
     episodes = collector.collect(held_out_tasks(config), group_size=1, spawning=spawning, **settings)
     for episode in episodes:
-        score_episode(episode, RewardWeights(critical=config.rewards.critical_penalty), config.rewards.parallel_cap)
+        score_episode(episode, config.rewards, config.rewards.held_out())
     return episodes

@@ -27,7 +27,6 @@ from parl.collect.tasks import TrainTasks, check_tasks
 from parl.config.errors import UserError
 from parl.config.runs import trained_steps
 from parl.config.schema import Config
-from parl.evaluate.scoring import reward_schedule
 from parl.learn.group import LearnerGroup
 from parl.learn.rows import Row, step_rows
 from parl.learn.shard.state import saved_weights
@@ -43,7 +42,7 @@ from parl.track.progress import Progress
 from parl.track.sinks import check_sinks
 from parl.track.tracker import Tracker
 from rewards.aggregate import aggregate
-from rewards.parl import Weights as RewardWeights
+from rewards.base import Weights as RewardWeights
 from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.store.store import EpisodeStore
@@ -98,8 +97,8 @@ def _train(config: Config, folder: Path, cold: Path) -> Path:
 def single_agent(config: Config) -> Config:
     """The same run without spawning tools and without the terms that pay for spawning."""
     rollouts = config.rollouts.model_copy(update={"swarm": False})
-    rewards = config.rewards.model_copy(update={"lambda_parallel": 0.0, "lambda_finish": 0.0})
-    return config.model_copy(update={"rollouts": rollouts, "rewards": rewards, "name": f"{config.name}-single-agent"})
+    name = f"{config.name}-single-agent"
+    return config.model_copy(update={"rollouts": rollouts, "rewards": config.rewards.alone(), "name": name})
 
 
 class Training:
@@ -110,7 +109,6 @@ class Training:
         self.checkpoints = Checkpoints(folder / "checkpoints", config.trainer.keep_checkpoints)
         self.store = EpisodeStore(folder / "episodes")
         self.tasks = TrainTasks(config)
-        self.reward_weights = reward_schedule(config.rewards, config.trainer.steps)
         self.state = State()
         self.weights: Weights = {}
         self._learner: LearnerGroup
@@ -164,7 +162,7 @@ class Training:
         began = time.monotonic()
         self._saver.check()
         step = self.state.step + 1
-        lambdas = self.reward_weights(self.state.step)
+        lambdas = self.config.rewards.weights(self.state.step, self.config.trainer.steps)
         with self._timeline.span(step, "collect"):
             episodes = self._collect(step, lambdas, progress)
         collected = time.monotonic()
@@ -185,10 +183,8 @@ class Training:
         self.state.elapsed_s += time.monotonic() - began
         tokens = sum(sum(trace.mask) for episode in episodes for trace in episode.traces)
         return {
-            **aggregate(episodes, lambdas),
-            "lambda/parallel": lambdas.parallel,
-            "lambda/finish": lambdas.finish,
-            "lambda/critical": lambdas.critical,
+            **aggregate(episodes, self.config.rewards, lambdas),
+            **{f"lambda/{name}": value for name, value in lambdas.items()},
             **{f"policy/{name}": value for name, value in learned.items()},
             "policy/version": self.state.policy_version,
             **staleness,
@@ -281,7 +277,7 @@ class Training:
 
     def _score_all(self, episodes: list[Episode], lambdas: RewardWeights) -> None:
         for episode in episodes:
-            score_episode(episode, lambdas, self.config.rewards.parallel_cap)
+            score_episode(episode, self.config.rewards, lambdas)
 
     def _learn(self, rows: list[Row]) -> dict[str, float]:
         """``epochs`` passes in ``minibatches`` optimiser steps each, groups kept whole; metrics averaged."""

@@ -14,7 +14,6 @@ from parl.config.errors import UserError
 from parl.config.load import to_yaml, whole_yaml
 from parl.config.runs import LENGTHS, lengths, run_config
 from parl.config.schema import Config
-from parl.evaluate.scoring import reward_schedule
 from parl.run.state import newest_state
 from parl.shown.terminal import echo
 from rollouts.store.store import EpisodeStore
@@ -80,15 +79,15 @@ def _lengthen(run_dir: Path, earlier: Config, config: Config, said: str) -> None
 
 
 def _scheduled(earlier: Config, config: Config, done: int) -> dict[str, tuple[float, float]]:
-    """Name -> (value by the old length, by the new one) of the step after ``done``."""
+    """Name -> (value by the old length, by the new one) of the step after ``done``, where they differ."""
 
     def values(one: Config) -> dict[str, float]:
-        weights = reward_schedule(one.rewards, one.trainer.steps)(done)
+        weights = one.rewards.weights(done, one.trainer.steps)
         share = max(1.0 - done / one.trainer.steps * (1.0 - one.optimizer.final_lr), one.optimizer.final_lr)
-        return {"learning rate x": share, "λ1": weights.parallel, "λ2": weights.finish}
+        return {"learning rate x": share, **{f"λ {name}": value for name, value in weights.items()}}
 
     was, will = values(earlier), values(config)
-    return {name: (was[name], will[name]) for name in was}
+    return {name: (was[name], will[name]) for name in was if was[name] != will[name]}
 
 
 def _within(key: str, names: tuple[str, ...]) -> bool:

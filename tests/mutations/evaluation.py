@@ -163,11 +163,13 @@ MUTANTS = [
     evaluate("always-a-swarm-at-the-end", "group_size=1, spawning=spawning", "group_size=1, spawning=None"),
     evaluate(
         "paid-for-spawning-at-the-end",
-        "RewardWeights(critical=config.rewards.critical_penalty)",
-        "RewardWeights(parallel=config.rewards.lambda_parallel, critical=config.rewards.critical_penalty)",
+        "config.rewards.held_out())",
+        "config.rewards.weights(0, config.trainer.steps))",
     ),
     evaluate(
-        "without-penalty-at-the-end", "RewardWeights(critical=config.rewards.critical_penalty)", "RewardWeights()"
+        "without-penalty-at-the-end",
+        "config.rewards.held_out())",
+        'config.rewards.held_out() | {"critical": 0.0})',
     ),
     chat(
         "chat-at-the-rollouts-temperature",
@@ -184,23 +186,18 @@ MUTANTS = [
     chat("chat-always-a-swarm", "spawning=self._spawning,", "spawning=True,"),
     scoring(
         "a-step-ahead",
-        "return schedule(outline.step - 1) if outline.kind == TRAIN",
-        "return schedule(outline.step) if outline.kind == TRAIN",
+        "step, steps = outline.step - 1, self",
+        "step, steps = outline.step, self",
     ),
     scoring(
         "evaluations-by-their-step",
-        "if outline.kind == TRAIN else schedule.held_out",
-        "if outline.kind else schedule.held_out",
+        "if outline.kind == TRAIN else reward",
+        "if outline.kind else reward",
     ),
     scoring(
         "single-agents-are-paid",
-        "self._schedules[single_agent, self._steps(outline.step)]",
-        "self._schedules[False, self._steps(outline.step)]",
-    ),
-    scoring(
-        "parallel-for-finish",
-        "finish=LinearAnneal(start=rewards.lambda_finish, **anneal)",
-        "finish=LinearAnneal(start=rewards.lambda_parallel, **anneal)",
+        "return self.reward.alone() if single_agent else self.reward",
+        "return self.reward",
     ),
     identity(
         "limits-do-not-count",
@@ -208,9 +205,7 @@ MUTANTS = [
         '"rollouts.nothing": "agent_s stage_s subagents tool_calls",',
     ),
     identity("top-p-does-not-count", '"eval": "split temperature top_p seed",', '"eval": "split temperature seed",'),
-    identity(
-        "unknown-keys-do-not-count", "EFFECTS.get(key, Effect.ALL) in wanted", "EFFECTS.get(key, Effect.NONE) in wanted"
-    ),
+    identity("unknown-keys-do-not-count", "EFFECTS.get(key, Effect.ALL)", "EFFECTS.get(key, Effect.NONE)"),
     identity(
         "chat-keys-for-all",
         "wanted = {Effect.ALL, Effect.CHAT if chat else Effect.OWN}",

@@ -6,6 +6,7 @@ REWARD = "tests/rewards/test_parl_reward.py"
 OUTCOME = "tests/rewards/test_outcome.py"
 
 parl = mutants_of("rewards", "rewards/parl.py", REWARD)
+base = mutants_of("rewards", "rewards/base.py", REWARD)
 schedule = mutants_of("rewards", "rewards/schedule.py", REWARD)
 score = mutants_of("rewards", "rewards/score.py", REWARD)
 aggregate = mutants_of("rewards", "rewards/aggregate.py", REWARD)
@@ -30,15 +31,13 @@ MUTANTS = [
         "min(critical_steps(episode) / reference, CRITICAL_MAX) if",
         "critical_steps(episode) / reference if",
     ),
-    parl(
-        "critical-sign", "return parts.perf + bonus - weights.critical", "return parts.perf + bonus + weights.critical"
-    ),
+    parl("critical-sign", 'return parts["perf"] + bonus - weights', 'return parts["perf"] + bonus + weights'),
     parl(
         "lambdas-swapped",
-        "weights.parallel * parts.parallel + weights.finish * parts.finish",
-        "weights.parallel * parts.finish + weights.finish * parts.parallel",
+        'weights["parallel"] * parts["parallel"] + weights["finish"] * parts["finish"]',
+        'weights["parallel"] * parts["finish"] + weights["finish"] * parts["parallel"]',
     ),
-    parl("finish-term-dropped", " + weights.finish * parts.finish", ""),
+    parl("finish-term-dropped", ' + weights["finish"] * parts["finish"]', ""),
     parl(
         "vacuous-finish",
         "return finished / len(launched) if launched else None",
@@ -49,8 +48,12 @@ MUTANTS = [
         "sum(trace.status is TraceStatus.FINISHED for",
         "sum(trace.status is not TraceStatus.RUNNING for",
     ),
-    parl("parallel-beyond-the-cap", "min(len(episode.subagents), cap) / cap", "len(episode.subagents) / cap"),
-    parl("parallel-counts-the-orchestrator", "min(len(episode.subagents), cap)", "min(len(episode.traces), cap)"),
+    parl(
+        "parallel-beyond-the-cap",
+        "min(len(episode.subagents), self.parallel_cap) / self.parallel_cap",
+        "len(episode.subagents) / self.parallel_cap",
+    ),
+    parl("parallel-counts-the-orchestrator", "min(len(episode.subagents),", "min(len(episode.traces),"),
     parl(
         "reference-of-the-parallel-plan",
         "oracle.serial_steps if oracle else",
@@ -61,13 +64,6 @@ MUTANTS = [
         "oracle.serial_steps if oracle else episode.critical_budget",
         "oracle.serial_steps if oracle else 0",
     ),
-    parl(
-        "performance-of-an-over-budget-answer",
-        "answered = episode.status is EpisodeStatus.ANSWERED\n    return min(max(",
-        "answered = not episode.void\n    return min(max(",
-    ),
-    parl("blog-pays-failures", "(parts.perf if success else 0.0)", "parts.perf"),
-    parl("blog-is-not-convex", "+ (1 - lambda_aux) * (parts", "+ (parts"),
     schedule(
         "horizon-of-all-steps",
         "return min(self.anneal_fraction * self.total_steps, self.total_steps - 1)",
@@ -85,14 +81,14 @@ MUTANTS = [
     ),
     schedule("never-zero", "        if step >= self.horizon:\n            return 0.0\n", ""),
     schedule("falls-as-a-square", "(1 - max(step, 0) / self.horizon)", "(1 - max(step, 0) / self.horizon) ** 2"),
-    schedule("finish-has-the-parallel-weight", "finish=self.finish(step),", "finish=self.parallel(step),"),
-    schedule("penalty-falls-too", "critical=self.critical)\n\n    @property", "critical=0.0)\n\n    @property"),
-    schedule(
-        "held-out-pays-for-spawning",
-        "return Weights(critical=self.critical)\n",
-        "return Weights(parallel=self.parallel.start, critical=self.critical)\n",
+    parl(
+        "finish-has-the-parallel-weight",
+        "falling(self.lambda_parallel), falling(self.lambda_finish)",
+        "falling(self.lambda_parallel), falling(self.lambda_parallel)",
     ),
-    schedule("held-out-without-penalty", "return Weights(critical=self.critical)\n", "return Weights()\n"),
+    parl("penalty-falls-too", '"critical": self.critical_penalty}', '"critical": falling(self.critical_penalty)}'),
+    base("held-out-pays-for-spawning", "return self.weights(1, 1)", "return self.weights(0, 2)"),
+    base("unweighted-parts-are-lost", "weights.get(name, 1.0)", "weights.get(name, 0.0)"),
     score(
         "scores-unanswered",
         "score_answer(episode.task, episode.answer) if answered else Outcome()",
@@ -111,9 +107,9 @@ MUTANTS = [
     ),
     score("forgets-other-metrics", "        **episode.metrics,\n", ""),
     score("row-f1-is-item-f1", 'outcome.details.get("row_f1", 0.0)', 'outcome.details.get("item_f1", 0.0)'),
-    score("unweighted-total", '{"total": total(parts, weights)}', '{"total": total(parts, Weights())}'),
-    aggregate("weighted-critical-sign", '"critical": -weights.critical}', '"critical": weights.critical}'),
-    aggregate("weighted-perf-is-lost", '{"perf": 1.0, "parallel"', '{"perf": 0.0, "parallel"'),
+    score("unweighted-total", "reward.total(parts, weights)", "reward.total(parts, reward.held_out())"),
+    score("parts-that-are-no-numbers", "or not math.isfinite(", "or math.isinf("),
+    parl("weighted-critical-sign", '-weight if name == "critical" else weight', "weight"),
     aggregate("no-duplicates", "return 1.0 - len(set(asked)) / len(asked) if asked else 0.0", "return 0.0"),
     aggregate("duplicates-by-letter", '" ".join(trace.prompt.lower().split())', "trace.prompt"),
     aggregate(

@@ -38,8 +38,8 @@ MUTANTS = [
     ),
     trainer(
         "lambda-a-step-ahead",
-        "lambdas = self.reward_weights(self.state.step)",
-        "lambdas = self.reward_weights(self.state.step + 1)",
+        "self.config.rewards.weights(self.state.step, ",
+        "self.config.rewards.weights(self.state.step + 1, ",
     ),
     trainer(
         "stored-episodes-of-any-version",
@@ -56,16 +56,15 @@ MUTANTS = [
         "if stored is not None and stored[1] == self.state.policy_version:",
         "if False:",
     ),
-    trainer(
-        "single-agent-is-paid-for-spawning",
-        '{"lambda_parallel": 0.0, "lambda_finish": 0.0})\n    return',
-        '{"lambda_finish": 0.0})\n    return',
+    mutants_of("training", "rewards/parl.py", STEP)(
+        "single-agent-is-paid-for-spawning", '{"lambda_parallel": 0.0, "lambda_finish": 0.0}', '{"lambda_finish": 0.0}'
     ),
-    trainer(
+    mutants_of("training", "rewards/parl.py", STEP)(
         "single-agent-is-paid-for-finishing",
-        '{"lambda_parallel": 0.0, "lambda_finish": 0.0})\n    return',
-        '{"lambda_parallel": 0.0})\n    return',
+        '{"lambda_parallel": 0.0, "lambda_finish": 0.0}',
+        '{"lambda_parallel": 0.0}',
     ),
+    trainer("single-agent-is-paid", '"rewards": config.rewards.alone()', '"rewards": config.rewards'),
     trainer("single-agent-may-spawn", 'model_copy(update={"swarm": False})', 'model_copy(update={"swarm": True})'),
     trainer(
         "minibatches-cut-groups",

@@ -9,13 +9,15 @@ import pytest
 from envs.base import ErrorKind, Gold, Oracle, Role, Task, TaskGroup, ToolCall, ToolResult
 from envs.world.groups import GROUPS
 from rewards.aggregate import aggregate, duplicate_rate, evaluation_table
-from rewards.parl import RewardParts, Weights, blog_total, reward_parts, total
-from rewards.schedule import LinearAnneal, RewardSchedule
+from rewards.base import Reward
+from rewards.parl import Parl
+from rewards.schedule import LinearAnneal
 from rewards.score import score_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.swarm.budget import critical_budget
 
-WEIGHTS = Weights(parallel=0.3, finish=0.1, critical=0.25)
+PARL = Parl(parallel_cap=4)
+WEIGHTS = {"parallel": 0.3, "finish": 0.1, "critical": 0.25}
 
 
 ORACLE = Oracle(serial_steps=8, parallel_steps=4, width=4)
@@ -65,64 +67,58 @@ def make_episode(task=None, finished=(), turns=2, answer="yes", status=EpisodeSt
 
 def scored(*args, **kwargs):
     episode = make_episode(*args, **kwargs)
-    score_episode(episode, WEIGHTS, cap=4)
+    score_episode(episode, PARL, WEIGHTS)
     return episode
+
+
+def parts_of(*args, **kwargs):
+    return scored(*args, **kwargs).rewards
 
 
 def test_parts_by_hand():
     # 3 critical steps (2 turns + 1) of 8; 2 sub-agents of 4; one of two finished
-    parts = reward_parts(make_episode(finished=[True, False]), cap=4)
-    assert parts == RewardParts(perf=1.0, parallel=0.5, finish=0.5, critical=3 / 8)
-    assert total(parts, WEIGHTS) == pytest.approx(1 + 0.15 + 0.05 - 0.09375)
+    parts = parts_of(finished=[True, False])
+    assert parts == {"perf": 1.0, "parallel": 0.5, "finish": 0.5, "critical": 3 / 8, "total": parts["total"]}
+    assert parts["total"] == pytest.approx(1 + 0.15 + 0.05 - 0.09375)
 
 
 def test_parallel_saturates_at_the_cap():
-    assert reward_parts(make_episode(finished=[True] * 5), cap=4).parallel == 1.0
-    with pytest.raises(ValueError, match="cap"):
-        reward_parts(make_episode(), cap=0)
+    assert parts_of(finished=[True] * 5)["parallel"] == 1.0
 
 
 def test_not_spawning_never_earns_more_finish_reward_than_spawning():
-    assert reward_parts(make_episode(), cap=4).finish == 0.0
-    assert reward_parts(make_episode(finished=[False, False]), cap=4).finish == 0.0
-    assert reward_parts(make_episode(finished=[True]), cap=4).finish == 1.0
+    assert parts_of()["finish"] == 0.0
+    assert parts_of(finished=[False, False])["finish"] == 0.0
+    assert parts_of(finished=[True])["finish"] == 1.0
 
 
 @pytest.mark.parametrize("status", [s for s in EpisodeStatus if s is not EpisodeStatus.ANSWERED])
 def test_only_an_answered_episode_has_performance(status):
-    assert reward_parts(make_episode(status=status), cap=4).perf == 0.0
+    assert parts_of(status=status)["perf"] == 0.0
 
 
 def test_the_critical_term_refers_to_the_oracle_then_the_budget_then_nothing():
-    assert reward_parts(make_episode(turns=4), cap=4).critical == 0.5
-    assert reward_parts(make_episode(turns=40), cap=4).critical == 2.0
+    assert parts_of(turns=4)["critical"] == 0.5
+    assert parts_of(turns=40)["critical"] == 2.0
     user = make_task(oracle=None)
-    assert reward_parts(make_episode(user, turns=4, budget=10), cap=4).critical == pytest.approx(0.4)
-    assert reward_parts(make_episode(user, turns=4), cap=4).critical == 0.0
+    assert parts_of(user, turns=4, budget=10)["critical"] == pytest.approx(0.4)
+    assert parts_of(user, turns=4)["critical"] == 0.0
 
 
 @pytest.mark.parametrize("status", [s for s in EpisodeStatus if s is not EpisodeStatus.ANSWERED])
 def test_without_an_answer_the_critical_term_is_two_however_little_was_spent(status):
-    assert reward_parts(make_episode(turns=1, status=status), cap=4).critical == 2.0
-    assert reward_parts(make_episode(make_task(oracle=None), turns=1, budget=10, status=status), cap=4).critical == 2.0
-    assert reward_parts(make_episode(make_task(oracle=None), turns=1, status=status), cap=4).critical == 0.0
+    assert parts_of(turns=1, status=status)["critical"] == 2.0
+    assert parts_of(make_task(oracle=None), turns=1, budget=10, status=status)["critical"] == 2.0
+    assert parts_of(make_task(oracle=None), turns=1, status=status)["critical"] == 0.0
     scored_one = scored(turns=1, status=status)
     assert scored_one.rewards["total"] == -0.25 * 2
 
 
 def test_with_all_lambdas_zero_a_useless_spawn_still_costs_something():
-    weights = Weights(critical=0.25)
-    serial = total(reward_parts(make_episode(turns=3), cap=4), weights)
-    spawning = total(reward_parts(make_episode(turns=3, finished=[True]), cap=4), weights)
-    assert spawning < serial
-
-
-def test_the_blog_form_is_convex_and_gated_by_success():
-    parts = RewardParts(perf=0.8, parallel=0.5, finish=1.0, critical=1.0)
-    assert blog_total(parts, success=True, lambda_aux=0.1) == pytest.approx(0.05 + 0.72)
-    assert blog_total(parts, success=False, lambda_aux=0.1) == pytest.approx(0.05)
-    with pytest.raises(ValueError, match="lambda_aux"):
-        blog_total(parts, success=True, lambda_aux=1.5)
+    serial, spawning = make_episode(turns=3), make_episode(turns=3, finished=[True])
+    for episode in (serial, spawning):
+        score_episode(episode, PARL, PARL.held_out())
+    assert spawning.rewards["total"] < serial.rewards["total"]
 
 
 def test_lambda_falls_linearly_and_ends_in_a_zero_phase():
@@ -141,15 +137,51 @@ def test_the_last_step_is_always_a_lambda_zero_step(total_steps, fraction):
 
 
 def test_the_weights_of_a_step_are_each_their_own_and_an_evaluation_pays_for_no_spawning():
-    schedule = RewardSchedule(
-        parallel=LinearAnneal(start=0.4, anneal_fraction=0.5, total_steps=40),
-        finish=LinearAnneal(start=0.1, anneal_fraction=0.25, total_steps=40),
-        critical=0.25,
-    )
-    assert schedule(0) == Weights(parallel=0.4, finish=0.1, critical=0.25)
-    assert schedule(5) == Weights(parallel=pytest.approx(0.3), finish=pytest.approx(0.05), critical=0.25)
-    assert schedule(10) == Weights(parallel=pytest.approx(0.2), finish=0.0, critical=0.25)
-    assert schedule(39) == schedule.held_out == Weights(critical=0.25)
+    reward = Parl(lambda_parallel=0.4, lambda_finish=0.1, anneal=0.5, critical_penalty=0.25)
+    assert reward.weights(0, 40) == {"parallel": 0.4, "finish": 0.1, "critical": 0.25}
+    falling = {"parallel": pytest.approx(0.3), "finish": pytest.approx(0.075), "critical": 0.25}
+    assert reward.weights(5, 40) == falling
+    assert reward.weights(39, 40) == reward.held_out() == {"parallel": 0.0, "finish": 0.0, "critical": 0.25}
+    assert reward.alone().weights(0, 40) == reward.held_out()
+
+
+class Terse(Reward):
+    """Pays for short answers."""
+
+    name: str = "terse"
+    value: object = 0.5
+
+    def parts(self, episode, outcome):
+        return {"short": self.value, **({"total": 1.0} if self.name == "summed" else {})}
+
+    def weights(self, step, steps):
+        return {"short": 0.25}
+
+
+def test_a_reward_of_ones_own_is_scored_and_averaged_by_the_names_of_its_parts():
+    episodes = [make_episode(), make_episode(answer="no")]
+    for episode in episodes:
+        score_episode(episode, Terse(), Terse().weights(0, 1))
+    assert episodes[0].rewards == {"perf": 1.0, "short": 0.5, "total": 1.125}
+    metrics = aggregate(episodes, Terse(), Terse().weights(0, 1))
+    assert (metrics["reward/short"], metrics["reward/weighted/short"], metrics["reward/total"]) == (0.5, 0.125, 0.625)
+    assert metrics["reward/weighted/perf"] == 0.5 and "reward/parallel" not in metrics
+    score_episode(episodes[0], Terse(), {})
+    assert episodes[0].rewards["total"] == 1.5  # a part without a weight counts once
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"value": float("nan")}, r"rewards.name=terse: short = nan of k#0 is no finite number"),
+        ({"value": float("inf")}, r"short = inf"),
+        ({"value": "good"}, r"short = 'good' of k#0 is no finite number"),
+        ({"name": "summed"}, r"a part is called total, which is their sum: rename it"),
+    ],
+)
+def test_a_part_that_is_no_number_is_named(settings, said):
+    with pytest.raises(ValueError, match=said):
+        score_episode(make_episode(), Terse(**settings), {"short": 0.25})
 
 
 def test_a_schedule_refuses_nonsense():
@@ -170,7 +202,7 @@ def test_scoring_fills_rewards_and_metrics_and_may_be_repeated():
     episode = make_episode(finished=[True, False])
     episode.metrics["note"] = "kept"
     for _ in range(2):
-        score_episode(episode, WEIGHTS, cap=4)
+        score_episode(episode, PARL, WEIGHTS)
     assert episode.rewards == pytest.approx(
         {"perf": 1.0, "parallel": 0.5, "finish": 0.5, "critical": 0.375, "total": 1.10625}
     )
@@ -196,7 +228,7 @@ def test_sampled_tokens_are_counted_by_role_and_without_what_was_read():
     episode.orchestrator.turns[:] = [Turn(start=10, end=13, spawned=["0/0", "0/1"]), Turn(start=20, end=24)]
     episode.subagents[0].turns[:] = [Turn(start=5, end=6)]
     episode.subagents[1].turns[:] = [Turn(start=5, end=10), Turn(start=30, end=35)]
-    score_episode(episode, WEIGHTS, cap=4)
+    score_episode(episode, PARL, WEIGHTS)
     assert (episode.metrics["tokens_orchestrator"], episode.metrics["tokens_subagent"]) == (3 + 4, 1 + 5 + 5)
 
 
@@ -206,7 +238,7 @@ def test_a_table_has_its_own_score_of_rows_and_succeeds_only_whole():
     task = replace(make_task(), gold=gold)
     for wrong, item, row, success in (("2", 1.0, 1.0, 1), ("3", 0.75, 0.5, 0)):
         episode = make_episode(task, answer=f"| N | V |\n| - | - |\n| a | 1 |\n| b | {wrong} |")
-        score_episode(episode, WEIGHTS, cap=4)
+        score_episode(episode, PARL, WEIGHTS)
         metrics = episode.metrics
         assert (metrics["item_f1"], metrics["row_f1"], metrics["success"]) == (pytest.approx(item), row, success)
         assert episode.rewards["perf"] == pytest.approx(item)
@@ -252,7 +284,7 @@ def test_aggregate_by_hand():
 
 def test_weighted_parts_add_up_to_the_total():
     episodes = [scored(finished=[True, False]), scored(turns=7, answer="no"), scored(CHAIN, turns=4)]
-    metrics = aggregate(episodes, WEIGHTS)
+    metrics = aggregate(episodes, PARL, WEIGHTS)
     weighted = {part: metrics[f"reward/weighted/{part}"] for part in ("perf", "parallel", "finish", "critical")}
     assert weighted == pytest.approx(
         {
@@ -294,7 +326,7 @@ def test_latencies_are_of_models_answers_and_of_tools_that_are_no_sub_agents():
         ToolResult(text="x", latency_s=s, error=e) for s, e in ((1, None), (2, None), (6, ErrorKind.SERVER))
     ]
     only.t_start, only.t_model, only.t_end = 1.0, 3.0, 9.0
-    score_episode(episode, WEIGHTS, cap=4)
+    score_episode(episode, PARL, WEIGHTS)
     metrics = aggregate([episode])
     assert metrics["latency/model_p50"] == 2.0 and metrics["latency/model_p95"] == pytest.approx(2.9)  # 1, 2, 3 s
     assert metrics["latency/tool_p50"] == 2.0 and metrics["latency/tool_p95"] == pytest.approx(5.6)  # 1, 2, 6 s

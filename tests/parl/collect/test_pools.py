@@ -18,7 +18,7 @@ from parl.config.errors import UserError
 from parl.config.load import load_config
 from parl.config.schema import Config
 from parl.learn.rows import step_rows
-from rewards.parl import Weights
+from rewards.parl import Parl
 from rewards.score import score_episode
 from rollouts.config import RolloutsConfig
 from rollouts.episode import Episode
@@ -155,7 +155,7 @@ def test_co_trained_sub_agents_are_served_by_the_policy_and_become_rows(tmp_path
     config = quickstart(tmp_path, subagent_pool="co_trained")
     episodes = collected(config, starter, (5,))
     for episode in episodes:
-        score_episode(episode, Weights(), 8)
+        score_episode(episode, Parl(parallel_cap=8), Parl(critical_penalty=0).held_out())
     traces = [trace for episode in episodes for trace in episode.subagents if any(trace.mask)]
     assert traces and all(trace.trainable and trace.routes is not None for trace in traces)
     assert {version for trace in traces for version in trace.versions} == {-1, 5}

@@ -19,7 +19,7 @@ from parl.evaluate.measures import Sample, attempt, estimates, latest
 from parl.evaluate.scoring import Scoring
 from parl.run import finish as evaluate
 from parl.run.finish import evaluate_policy
-from rewards.parl import Weights
+from rewards.parl import Parl
 from rewards.score import score_episode
 from rollouts.engine.chat.client import Usage
 from rollouts.episode import Episode, EpisodeStatus
@@ -79,7 +79,7 @@ def test_a_runs_end_evaluates_as_the_section_says_and_pays_for_no_spawning(confi
     assert asked == {"tasks": ["wide-1", "chain-2"], "attempts": [[0], [0]], "spawning": spawning, **WANTED}
     for episode in episodes:
         again = made(episode.task)
-        score_episode(again, Weights(critical=0.25), 4)
+        score_episode(again, Parl(parallel_cap=4), Parl().held_out())
         assert episode.rewards == again.rewards
 
 
@@ -112,7 +112,7 @@ def test_parl_eval_evaluates_as_the_section_says_and_runs_what_is_missing(config
     assert [(o.episode.task.key, o.episode.index) for o in stored] == [("wide-1", 1), ("wide-3", 0), ("wide-3", 1)]
     for outline in stored:
         again = made(outline.episode.task, outline.episode.index)
-        score_episode(again, Weights(critical=0.25), 4)
+        score_episode(again, Parl(parallel_cap=4), Parl().held_out())
         assert outline.episode.rewards == pytest.approx(again.rewards)
 
 
@@ -135,7 +135,7 @@ def outline(task: Task, index: int, *, failed: bool = False, mark: str = "") -> 
     episode.error = mark
     if failed:
         episode.status = EpisodeStatus.FAILED
-    score_episode(episode, Weights(), 4)
+    score_episode(episode, Parl(parallel_cap=4), Parl(critical_penalty=0).held_out())
     return Outline(
         episode=episode,
         path=Path("a-000000.parquet"),
@@ -183,7 +183,7 @@ def test_an_attempts_tokens_by_hand():
     sub = make_trace("0/0", [make_turn(0)])
     episode.traces[:] = [root, sub]
     root.turns[0].spawned = ["0/0"]
-    score_episode(episode, Weights(), 4)
+    score_episode(episode, Parl(parallel_cap=4), Parl(critical_penalty=0).held_out())
     place = {"path": Path("a"), "row": 0, "kind": "a", "step": 0, "policy_version": 0}
     one = attempt(Outline(episode=episode, lengths=[16, 8], **place))
     assert (one.sampled_tokens, one.prompt_tokens, one.new_prompt_tokens) == (15, 3 + 11 + 3, 16 + 8 - 15)
@@ -204,7 +204,7 @@ def sample_of(*values: tuple[float, int, int]) -> Sample:
 
 def test_an_attempts_score_is_that_of_its_answer_alone():
     one = outline(wide_task(1), 0)
-    score_episode(one.episode, Weights(parallel=5.0, critical=3.0), 4)
+    score_episode(one.episode, Parl(parallel_cap=4), {"parallel": 5.0, "finish": 0.0, "critical": 3.0})
     assert attempt(one).score == one.episode.rewards["perf"] != one.episode.rewards["total"]
 
 
@@ -250,10 +250,10 @@ def test_costs_are_of_tokens_in_and_out_each_at_its_price():
 
 
 def test_a_stored_step_is_scored_with_the_weights_under_which_it_was_trained(config: Config):
-    scoring = Scoring(rewards=config.rewards, steps=20)
+    scoring = Scoring(reward=config.rewards, steps=20)
     one = outline(wide_task(1), 0)
     for kind, step, share in (("train", 1, 1.0), ("train", 6, 0.5), ("train", 11, 0.0), ("trained", 0, 0.0)):
         one.kind, one.step = kind, step
         weights = scoring.weights(one)
-        assert weights == Weights(parallel=pytest.approx(0.4 * share), finish=pytest.approx(0.2 * share), critical=0.25)
-        assert scoring.weights(one, single_agent=True) == Weights(critical=0.25)
+        assert weights == pytest.approx({"parallel": 0.4 * share, "finish": 0.2 * share, "critical": 0.25})
+        assert scoring.weights(one, single_agent=True) == {"parallel": 0.0, "finish": 0.0, "critical": 0.25}

@@ -42,16 +42,16 @@ def test_the_runs_own_configuration_gives_the_stored_rewards_to_the_bit(run: Pat
     assert {result.store for result in results} == {"episodes", "single_agent/episodes", "eval"}
     for result in results:
         assert result.same and result.stored == result.rewards, result.row()
-    lambdas = {r.outline.step: r.weights.parallel for r in results if r.store == "episodes"}
+    lambdas = {r.outline.step: r.weights["parallel"] for r in results if r.store == "episodes"}
     assert lambdas == {1: 0.3, 2: 0.15, 3: 0.0, 4: 0.0}
-    assert {r.weights.parallel for r in results if r.store != "episodes"} == {0.0}
+    assert {r.weights["parallel"] for r in results if r.store != "episodes"} == {0.0}
 
 
 @pytest.mark.slow
 def test_a_real_run_is_rescored_to_the_bit_with_all_its_metrics(finished: Path):
     results = list(rescore(finished))
     assert {result.store for result in results} >= {"episodes", "single_agent/episodes", "eval"}
-    assert len({result.weights.parallel for result in results}) > 1  # λ fell meanwhile
+    assert len({result.weights["parallel"] for result in results}) > 1  # λ fell meanwhile
     assert all(result.same for result in results)
     for store in find_stores(finished):
         for path in store.shards:

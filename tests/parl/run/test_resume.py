@@ -108,7 +108,7 @@ def test_a_run_can_be_made_longer_and_what_changes_is_said(tmp_path: Path, capsy
         "trainer.steps was 50 and is 100 now: from step 11 on the schedules are those of 100 steps\n"
     )
     assert "at step 11: learning rate x 0.820 -> 0.910\n" in said
-    assert "at step 11: λ1 0.180 -> 0.240\n" in said
+    assert "at step 11: λ parallel 0.180 -> 0.240\n" in said and "λ critical" not in said
     assert "not that of a run that was begun with 100 steps" in said
     assert load_config(file) == longer
     assert not (tmp_path / "summary.json").exists()  # parl top would call the run finished

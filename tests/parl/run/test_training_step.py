@@ -18,7 +18,7 @@ from parl.cold_start.imitation import _CHUNK, DemoWorker
 from parl.config.schema import Config
 from parl.learn.rows import Row
 from parl.run.loop import Training, single_agent
-from rewards.parl import Weights
+from rewards.parl import Parl
 from rewards.score import score_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace
 
@@ -155,7 +155,8 @@ def test_the_weights_of_the_reward_are_those_of_the_step_that_is_trained(run: Tr
     assert version == step
     for episode in stored:
         again = attempt(int(episode.task.key.split("-")[1]), episode.index)
-        score_episode(again, Weights(parallel=0.4 * share, finish=0.2 * share, critical=0.25), 4)
+        weights = {"parallel": 0.4 * share, "finish": 0.2 * share, "critical": 0.25}
+        score_episode(again, Parl(parallel_cap=4), weights)
         assert episode.rewards == pytest.approx(again.rewards)
 
 
@@ -195,17 +196,17 @@ def test_stored_episodes_of_this_version_are_trained_and_of_no_other(run: Traini
     def kept() -> list[Episode]:
         episodes = [attempt(number, i, 4) for number in range(TASKS) for i in range(GROUP)]
         for episode in episodes:
-            score_episode(episode, Weights(), 4)
+            score_episode(episode, Parl(parallel_cap=4), Parl(critical_penalty=0).held_out())
             episode.metrics["mark"] = 1
         return episodes
 
     at(run, 4)
     run.store.write(5, kept(), policy_version=4)
-    assert [e.metrics.get("mark") for e in run._collect(5, Weights(), Quiet())] == [1] * TASKS * GROUP
+    assert [e.metrics.get("mark") for e in run._collect(5, Parl().held_out(), Quiet())] == [1] * TASKS * GROUP
     assert not run._collector.asked
     for version in (3, 5):
         run.store.write(5, kept(), policy_version=version)
-        found = run._collect(5, Weights(), Quiet())
+        found = run._collect(5, Parl().held_out(), Quiet())
         assert not any("mark" in episode.metrics for episode in found)
         assert run.store.read(5)[1] == 4  # what was collected takes its place
     assert len(run._collector.asked) == 2

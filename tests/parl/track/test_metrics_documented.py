@@ -19,7 +19,7 @@ from parl.track.tracker import Tracker, read_rows
 from parl.track.wandb_reader import wandb_files
 from parl.track.wandb_views import charts
 from rewards.aggregate import aggregate
-from rewards.parl import Weights
+from rewards.parl import Parl
 from rewards.score import score_episode
 
 pytestmark = pytest.mark.slow
@@ -53,14 +53,14 @@ def logged(one_ray: None, tiny_run: Config, cold_start: Path, tmp_path_factory: 
     Training(config, folder / "real", cold_start).run(Progress(2, "test"))
     episodes = [make_episode(task, spawning=True) for task in (wide_task(1), chain_task(2), wide_task(3))]
     episodes.append(make_episode(chain_task(4), spawning=False))
-    weights = Weights(parallel=0.3, finish=0.1, critical=0.25)
+    weights = {"parallel": 0.3, "finish": 0.1, "critical": 0.25}
     for episode in episodes:
-        score_episode(episode, weights, 16)
+        score_episode(episode, Parl(), weights)
     offline = config.model_copy(update={"tracking": TrackingConfig(wandb="offline")})
     tracker = Tracker(folder / "run", offline)
     for row in read_rows(folder / "real" / "metrics.jsonl"):
         numbers = {name: value for name, value in row.items() if name not in ("step", "kind") and value is not None}
-        tracker.log(row["step"], numbers | aggregate(episodes, weights) | SERVERS)
+        tracker.log(row["step"], numbers | aggregate(episodes, Parl(), weights) | SERVERS)
     tracker.finish()
     [file] = wandb_files(folder / "run")
     command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(file)]
