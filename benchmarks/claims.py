@@ -67,7 +67,7 @@ def all_tokens(episode: Episode) -> int:
 
 async def scripted(config: Config, tasks: list[Task]) -> list[Episode]:
     """The scripted single agent with parallel calls, through the same swarm code and tools."""
-    environment, tokenizer, policy = WorldEnvironment(config.envs.world), vocabulary(config), ReferencePolicy("direct")
+    environment, tokenizer, policy = WorldEnvironment(config.envs.config), vocabulary(config), ReferencePolicy("direct")
     episodes = []
     for task in tasks:
 

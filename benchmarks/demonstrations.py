@@ -6,8 +6,8 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from parl.cold_start.demos import build_tokenizer
 from parl.cold_start.imitation import DemoWorker
+from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.schema import Config
 from parl.learn.batch import TextRow
 

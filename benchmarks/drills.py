@@ -18,13 +18,15 @@ from random import Random
 import numpy as np
 import torch
 
+from envs.teacher import Part
 from envs.world.corpus import reading_pieces
 from envs.world.lexicon import FIRSTS, SECONDS
+from envs.world.teacher import FORMS, agenda_parts
 from model.chat.kimi import KimiChat
 from model.kimi.transformer import Transformer, muon_parameters
 from model.tokenizer.tokenizer import Tokenizer
-from parl.cold_start.demos import build_tokenizer
-from parl.cold_start.drills import agenda_drill, drill_batches, row_of
+from parl.cold_start.drills import drill_batches, exercise_row
+from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.load import load_config
 from parl.learn.batch import TextRow, lay
 from parl.learn.shard.optimizer import MuonAdamW
@@ -77,10 +79,9 @@ def measure(model: Transformer, rows: list[TextRow]) -> tuple[torch.Tensor, torc
 def probes(model: Transformer, tokenizer: Tokenizer) -> list[float]:
     """Mean probabilities of what the columns name, in drills of ten; of names the first half counts."""
     rng = Random(0)
-    kinds = [lambda: row_of(tokenizer, reading_pieces(rng, LENGTH, LENGTH))]
+    kinds = [lambda: exercise_row(KimiChat(tokenizer), [Part(pieces=reading_pieces(rng, LENGTH, LENGTH))])]
     kinds += [
-        lambda form=form: agenda_drill(KimiChat(tokenizer), rng, LENGTH, LENGTH, form)
-        for form in ("table", "assign", "search")
+        lambda form=form: exercise_row(KimiChat(tokenizer), agenda_parts(rng, LENGTH, LENGTH, form)) for form in FORMS
     ]
     found: list[tuple[list[float], list[float], list[float]]] = []
     for make in kinds:

@@ -76,7 +76,7 @@ def tiny(root: Path) -> dict[str, Any]:
         "root": str(root),
         "model": shape,
         "tokenizer": {"vocab_size": 800},
-        "envs": {"world": {"entities": 120, "widths": [2, 4]}},
+        "envs": {"config": {"entities": 120, "widths": [2, 4]}},
         "sft": {**drills, "lr": 0.01, "muon_lr": 0.02},
         "rollouts": {"group_size": 4, "tasks_per_step": 2, "concurrency": 8, "budget": budget},
         "trainer": {"steps": STEPS, "ranks": 2, "keep_checkpoints": STEPS + 1},

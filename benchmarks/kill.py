@@ -58,7 +58,7 @@ def tiny(root: Path, steps: int) -> Config:
             "root": root,
             "model": {**shape, "max_position_embeddings": 1024},
             "tokenizer": {"vocab_size": 800},
-            "envs": {"world": {"entities": 120, "widths": (2, 4)}},
+            "envs": {"config": {"entities": 120, "widths": (2, 4)}},
             "sft": drills,
             "rollouts": {"group_size": 4, "tasks_per_step": 2, "workers": 1, "concurrency": 8, "budget": budget},
             "trainer": {"steps": steps, "ranks": 2, "step_s": 120.0},

@@ -65,7 +65,7 @@ def of_the_world(config: Config, tokenizer: Tokenizer, tasks: int) -> Rollout:
     """Episodes of the training split, orchestrators and sub-agents sampled by the policy; the orchestrators' rows."""
 
     async def rollout(engine: EmbeddedEngine) -> list[Row]:
-        environment = WorldEnvironment(config.envs.world)
+        environment = WorldEnvironment(config.envs.config)
 
         def pool(trace: Trace) -> EmbeddedEngine:
             return engine

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, runtime_checkable
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from envs.teacher import Teacher
 
 
 class Role(StrEnum):
@@ -204,26 +210,109 @@ class Cancellable(Protocol):
         ...
 
 
-@runtime_checkable
-class Environment(Protocol):
-    """A source of tasks and the tools to solve them.
+class Section(BaseModel):
+    """The part of a configuration that a class brings: an unknown key is an error, and nobody changes it later.
 
-    With an attribute ``spreads = True`` it says that what an agent gets depends on its own calls alone, so that agents
-    of one episode may use sessions of their own, on several machines (``rollouts.placement: spread``).
-    An environment may say ``stateless = True``: no call changes what later ones answer. The calls of an episode that is
-    continued elsewhere are then not made again in its new session.
-    Its class may list ``groups``, a tuple of :class:`TaskGroup`: how tables and reports group results, in their order.
-    Families that are in no group are a group each, after those; all tasks together come last.
+    A field of type ``Path`` names a file that must be there; it is looked for beside the configuration first.
     """
 
-    def tasks(self, split: str) -> Iterable[Task]:
-        """Tasks of ``split`` in a fixed order."""
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether tasks are asked that only a policy that sees can solve."""
+        return False
+
+
+class TaskStream(Protocol):
+    """Tasks by position, without end."""
+
+    def __getitem__(self, index: int) -> Task:
+        """Task ``index``, a function of the stream's seed and the index alone."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """A finite list of tasks, gone through in order again and again."""
+
+    tasks: Sequence[Task]
+
+    def __getitem__(self, index: int) -> Task:
+        return self.tasks[index % len(self.tasks)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    """Texts that an agent gets from one call, by name, to be held against the policy's context before a run starts.
+
+    ``source`` is who brings them and ``what`` says what each is made of, both for messages: "12 of 80 rows make ...".
+    """
+
+    source: str
+    what: str
+    texts: Sequence[tuple[str, str]]
+
+
+class Environment:
+    """A source of tasks and the tools to solve them: derive from it, and name the class in ``envs.name``.
+
+    ``tasks`` and ``open`` are what an environment must have; the rest has defaults. It is pickled to rollout workers,
+    so clients and heavy imports come with the first ``open``.
+    """
+
+    Config: ClassVar[type[Section]] = Section  # the class of ``envs.config``
+    neutral: ClassVar[frozenset[str]] = frozenset()  # its keys that change no episode, such as a transport
+    # What an agent gets depends on its own calls alone, so that agents of one episode may use sessions of their own, on
+    # several machines (``rollouts.placement: spread``).
+    spreads: ClassVar[bool] = False
+    # No call changes what later ones answer: those of an episode that goes on elsewhere are not made again.
+    stateless: ClassVar[bool] = False
+    # Its texts are not made of the words that a policy from scratch learns from its teacher.
+    foreign: bool = False
+    # How tables and reports group results, in their order. Families in no group are a group each, after those; all
+    # tasks together come last.
+    groups: ClassVar[tuple[TaskGroup, ...]] = ()
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def tasks(self, split: str) -> Iterable[Task]:
+        """Distinct tasks of ``split`` in a fixed order; ValueError for an unknown split."""
+        raise NotImplementedError(f"{type(self).__name__} has no method tasks")
 
     async def open(self, task: Task) -> Session:
         """A fresh session for one episode of ``task``."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} has no method open")
 
     async def close(self) -> None:
         """Release the environment's own resources (servers, clients)."""
-        ...
+
+    def tools(self) -> tuple[ToolSpec, ...]:
+        """The tools that every session offers: what a prompt takes of the context is counted with them."""
+        return ()
+
+    def task_stream(self, split: str, seed: int) -> TaskStream:
+        """Endless tasks of ``split`` to train on; by default those of :meth:`tasks` again and again."""
+        return Repeated(list(self.tasks(split)))
+
+    def held_out(self, split: str, seed: int, count: int) -> list[Task]:
+        """The first ``count`` tasks of an evaluation, or as many as there are."""
+        return list(islice(self.tasks(split), count))
+
+    def digest(self) -> dict[str, str]:
+        """Hashes of what its section only names, a file's content for one, by the section's key."""
+        return {}
+
+    def notes(self) -> Iterator[str]:
+        """Check the environment's own data; what its user should know before a run. ValueError for what is wrong."""
+        yield from ()
+
+    def readings(self) -> Readings | None:
+        """Long texts that its tools return, where they are known beforehand."""
+        return None
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Who shows a policy from scratch how it is done; without one a run needs ``model.init``."""
+        return None

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult, ToolSpec
+from envs.base import Environment, ErrorKind, Gold, Role, Task, ToolCall, ToolResult, ToolSpec
 
 PROBE = ToolSpec(
     name="probe",
@@ -46,7 +46,7 @@ class Latency:
         return seconds * (self.factor if straggles < self.stragglers else 1.0), fails < self.failures
 
 
-class SimulatedEnvironment:
+class SimulatedEnvironment(Environment):
     """``probe`` with ``latency`` for every agent. ``cancelled`` lists the agents whose tools were told to stop."""
 
     spreads = True

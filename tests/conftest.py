@@ -14,7 +14,7 @@ import torch
 from tiny import tiny_config
 
 from model.tokenizer.tokenizer import Tokenizer
-from parl.cold_start.demos import build_tokenizer
+from parl.cold_start.vocabulary import build_tokenizer
 
 torch.set_num_threads(1)
 for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):  # nobody's terminal decides what a test sees

@@ -159,7 +159,7 @@ def _make_tokenizer(tree: Path, folder: Path) -> int:
     sys.path.insert(1, str(tree / "tests"))
     from tiny import tiny_config
 
-    from parl.cold_start.demos import build_tokenizer
+    from parl.cold_start.vocabulary import build_tokenizer
 
     folder.mkdir()
     build_tokenizer(tiny_config(folder)).save(folder)

@@ -84,7 +84,7 @@ def tiny_config(root: Path, **sections: dict[str, Any]) -> Config:
         "root": root,
         "model": SHAPE,
         "tokenizer": {"vocab_size": VOCAB},
-        "envs": {"world": {"entities": 120, "widths": (2, 4)}},
+        "envs": {"config": {"entities": 120, "widths": (2, 4)}},
         "tracking": {"wandb": "offline"},
     }
     for name, section in sections.items():

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from envs.base import Section
 
 FAMILIES = ("wide", "chain", "list", "swap", "single_fact")
 PICTURE = "picture"  # asked only where `mix` names it, and only of a policy that can see (envs/world/pictures.py)
 
 
-class WorldConfig(BaseModel):
+class WorldConfig(Section):
     """What the world holds and which tasks it asks."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Path | None = Field(
         default=None,

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import threading
 import time
+from collections.abc import Iterator
 from functools import cached_property, lru_cache, partial
 
 import httpx
 from starlette.applications import Starlette
 
-from envs.base import ErrorKind, Role, Task, ToolCall, ToolResult, ToolSpec
+from envs.base import Environment, ErrorKind, Readings, Role, Task, ToolCall, ToolResult, ToolSpec
 from envs.world.config import WorldConfig
 from envs.world.groups import GROUPS
 from envs.world.knowledge import Knowledge, build_knowledge
 from envs.world.lexicon import SPLITS, check_split
 from envs.world.pictures import OPEN_PICTURE, decoded, draw_picture
 from envs.world.site.app import TOOLS, build_app
-from envs.world.site.documents import build_documents
+from envs.world.site.documents import build_documents, profile_lines
 from envs.world.site.index import PageIndex
 from envs.world.site.server import SocketServer
-from envs.world.table import table_knowledge
-from envs.world.tasks import TaskStream, generate_tasks
+from envs.world.table import ENOUGH, read_table, smallest_split, table_knowledge
+from envs.world.tasks import TaskStream, distinct_tasks, generate_tasks
+from envs.world.teacher import WorldTeacher
 
 TASKS_PER_SPLIT = 512
+_LEAST_ROWS = 140  # of a table whose splits are kept apart: the smallest gets about 15 %
 _JSON = {"content-type": "application/json"}
 _GONE = (502, 503, 504)  # a proxy's answers in place of a server that is not there
 
@@ -70,9 +74,11 @@ class World:
         return build_app(self.index, SPLITS, self.config.search_results, drawn if self.config.pictures else None)
 
 
-class WorldEnvironment:
+class WorldEnvironment(Environment):
     """Tasks and sessions of the embedded world. Cheap to make and to pickle: the world is built on first use."""
 
+    Config = WorldConfig
+    neutral = frozenset({"transport"})
     spreads = True  # the world is read-only
     stateless = True  # no call changes what later ones answer
     groups = GROUPS
@@ -94,6 +100,16 @@ class WorldEnvironment:
         """Knowledge and indices behind the tools (for tests and for making demonstrations)."""
         return World.of(self.config)
 
+    @property
+    def foreign(self) -> bool:
+        """Whether pages are made of a user's table, whose words no cold start has seen."""
+        return self.config.source is not None
+
+    @property
+    def teacher(self) -> WorldTeacher:
+        """Scripted policies over the train split."""
+        return WorldTeacher(self.config, self.world.knowledge("train"))
+
     def tasks(self, split: str) -> list[Task]:
         """Up to ``TASKS_PER_SPLIT`` distinct tasks of ``split`` in a fixed order (the order of the world's seed)."""
         return generate_tasks(self.world.knowledge(split), split, TASKS_PER_SPLIT, self.config.seed, self.config)
@@ -102,10 +118,41 @@ class WorldEnvironment:
         """Endless tasks of ``split``: iterate, or index (task ``i`` depends on (seed, i) alone)."""
         return TaskStream(self.world.knowledge(split), self.config, seed)
 
+    def held_out(self, split: str, seed: int, count: int) -> list[Task]:
+        """The first ``count`` distinct tasks of the stream."""
+        return distinct_tasks(self.task_stream(split, seed), count)
+
+    def tools(self) -> tuple[ToolSpec, ...]:
+        """search, open_page and find_in_page; open_picture as well where tasks are asked that need it."""
+        return (*TOOLS, OPEN_PICTURE) if self.config.pictures else TOOLS
+
+    def digest(self) -> dict[str, str]:
+        """Of the table its content, wherever it lies."""
+        source = self.config.source
+        return {} if source is None else {"source": hashlib.sha256(source.read_bytes()).hexdigest()}
+
+    def notes(self) -> Iterator[str]:
+        """What is worth knowing of a user's table."""
+        source = self.config.source
+        if source is not None and smallest_split(entities := read_table(source)) < ENOUGH:
+            yield (
+                f"{source}: {len(entities)} rows are too few to be divided: train, val and test share them all, so"
+                " held-out scores measure looking up, not new names; about"
+                f" {_LEAST_ROWS} rows are needed to keep the splits apart"
+            )
+
+    def readings(self) -> Readings | None:
+        """The pages of a user's table."""
+        source = self.config.source
+        if source is None:
+            return None
+        texts = [(entity.name, "\n".join(profile_lines(entity))) for entity in read_table(source)]
+        return Readings(source=str(source), what="rows make pages", texts=texts)
+
     async def open(self, task: Task) -> WorldSession:
         """A session for one episode of ``task``; ValueError when the task's split is unknown."""
         check_split(task.split)
-        return WorldSession(self._http(), task.split, world_tools(self.config))
+        return WorldSession(self._http(), task.split, self.tools())
 
     async def close(self) -> None:
         """Close the client and, with ``transport: socket``, the server. The environment may be used again."""
@@ -134,11 +181,6 @@ class WorldEnvironment:
         return httpx.AsyncClient(base_url=self._server.url, timeout=None, limits=limits, trust_env=False)
 
 
-def world_tools(config: WorldConfig) -> tuple[ToolSpec, ...]:
-    """search, open_page and find_in_page; open_picture as well where tasks are asked that need it."""
-    return (*TOOLS, OPEN_PICTURE) if config.pictures else TOOLS
-
-
 class WorldSession:
     """One episode's tools. The world is read-only, so agents need no state of their own."""
 
@@ -146,7 +188,7 @@ class WorldSession:
         self._client, self._split, self._tools, self._closed = client, split, tools, False
 
     def tools(self, role: Role) -> list[ToolSpec]:
-        """The world's tools (:func:`world_tools`), the same for both roles."""
+        """The world's tools (``WorldEnvironment.tools``), the same for both roles."""
         return list(self._tools)
 
     async def call(self, agent_id: str, call: ToolCall, *, deadline_s: float) -> ToolResult:

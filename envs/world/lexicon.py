@@ -56,4 +56,4 @@ def draw_names(split: str, rng: Random) -> Iterator[str]:
         name = "".join(parts)
         if split_of(name) == split:
             yield name
-    raise ValueError(f"envs.world.entities: split {split} has no more names for so many entities; lower it")
+    raise ValueError(f"envs.config.entities: split {split} has no more names for so many entities; lower it")

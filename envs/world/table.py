@@ -65,7 +65,7 @@ def read_table(path: Path) -> list[Entity]:
 def _grid(path: Path, problems: Problems) -> Grid | None:
     suffix = path.suffix.lower()
     if not path.exists():
-        problems.add("", "no such file; set envs.world.source to a table")
+        problems.add("", "no such file; set envs.config.source to a table")
         return None
     if suffix == ".parquet" and path.is_file():
         rows = read_parquet(path, problems)

@@ -329,7 +329,7 @@ def _check_data(config: Config) -> None:
     from parl.cold_start.shipped import starter_note
 
     notes = []
-    if config.envs.tasks or config.envs.world.source:
+    if config.envs.tasks or config.envs.build().digest():
         from parl.collect.tasks import data_notes
 
         notes = [*data_notes(config, estimate=True)]

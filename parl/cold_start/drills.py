@@ -7,23 +7,22 @@ learns the format and stands still. Here nearly every trained token is a copy, o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from random import Random
 
 import numpy as np
 
-from envs.world.corpus import Piece, agenda, reading_pieces
-from envs.world.reference import WORKER
-from envs.world.wording import answer_table, asking, fact_line
+from envs.teacher import Part
 from model.chat.base import Call, ChatFormat
 from model.chat.base import Piece as Segment
 from model.tokenizer.tokenizer import Tokenizer
+from parl.cold_start.vocabulary import teacher_of
 from parl.config.family import chat_format
 from parl.config.schema import Config
 from parl.learn.batch import TextRow
 
 _REPEATED = 48  # random tokens that a copying drill repeats
 _CHANGED = 0.25  # share of the repetition that differs
-FORMS = ("table", "assign", "search")  # of what goes through a list, as often
 
 
 def copying_drill(vocab: int, rng: np.random.Generator) -> TextRow:
@@ -49,63 +48,15 @@ def copying_drill(vocab: int, rng: np.random.Generator) -> TextRow:
     return TextRow(tokens=tokens.astype(np.int32), weights=weights.astype(np.float32))
 
 
-def agenda_drill(chat: ChatFormat, rng: Random, count: int, longest: int, form: str) -> TextRow:
-    """A question about a numbered list of ``count`` names, then what goes through it.
-
-    ``form``: a ``table``; or calls in chat format, those of one turn (``assign``) or of many, each followed by a fact
-    (``search``). Only the number that comes next and the name behind it are trained, for only they have to be found.
-    All begin anywhere in the list, the calls' ids with any number, and the list's own numbers end at ``longest`` or
-    before.
-    """
-    text, label, rows = agenda(rng, count, longest)
-    todo, index = rows[rng.randrange(count - 1) :], rng.randrange(24)
-    wanted = [todo[0][1], *(item for item, _, _ in todo[1:])]  # any number may be the first
-    tokens = chat.tokenizer.encode(text)
-    weights = [0.0] * len(tokens)
-
-    def say(pieces: list[Segment], parts: Sequence[str] = ()) -> None:
-        ids = chat.encode(pieces)
-        tokens.extend(ids)
-        weights.extend([0.0] * len(ids))
-        for part in map(chat.tokenizer.encode, parts):
-            at = next(i for i in range(len(ids)) if ids[i : i + len(part)] == part) - len(ids)
-            for i in range(at, at + len(part)):
-                weights[i] = 1.0
-
-    prompts = [asking([label], item) for item, _, _ in todo]
-    if form == "table":
-        table = answer_table(("name", label), [(item, value) for item, _, value in todo])
-        say([(table, False)], wanted[1:])
-    elif form == "assign":
-        calls = [_call(chat, "assign_task", index + i, agent=WORKER, prompt=prompt) for i, prompt in enumerate(prompts)]
-        say(chat.assistant("", calls), wanted)
-    else:
-        for i, (_, name, value) in enumerate(todo):
-            call = _call(chat, "search", index + i, query=prompts[i])
-            say(chat.assistant("", [call]), wanted[i : i + 1])
-            say(chat.results([(call.id, call.name, fact_line(name, label, value))]))
-    return TextRow(tokens=np.array(tokens, np.int32), weights=np.array(weights, np.float32))
-
-
-def _call(chat: ChatFormat, name: str, index: int, **arguments: str) -> Call:
-    return Call(id=chat.call_id(name, index), name=name, arguments=arguments)
-
-
 def drill_batches(config: Config, tokenizer: Tokenizer) -> Iterator[list[TextRow]]:
-    """``sft.copying_tokens`` of copying, then ``sft.drill_tokens`` of the others, mixed: like rows only make the
-    gradient swing from one kind to the next. Lists have every length from the first on, or short ones are counted."""
-    sft, longest = config.sft, max(config.envs.world.widths[1], 2)
+    """``sft.copying_tokens`` of copying, then ``sft.drill_tokens`` of the teacher's exercises, mixed: like rows only
+    make the gradient swing from one kind to the next."""
+    sft, teacher = config.sft, teacher_of(config, config.envs.build())
     numbers, rng = np.random.default_rng(sft.seed), Random(f"drills:{sft.seed}")
+    copying, exercise = partial(copying_drill, tokenizer.vocab_size, numbers), partial(teacher.exercise, rng)
+    yield from _batches(copying, sft.copying_tokens, sft.batch_tokens)
     chat = chat_format(config, tokenizer)
-
-    def mixed() -> TextRow:
-        count = rng.randint(2, longest)
-        if rng.random() < 0.5:
-            return row_of(tokenizer, reading_pieces(rng, count, longest))
-        return agenda_drill(chat, rng, count, longest, rng.choice(FORMS))
-
-    yield from _batches(lambda: copying_drill(tokenizer.vocab_size, numbers), sft.copying_tokens, sft.batch_tokens)
-    yield from _batches(mixed, sft.drill_tokens, sft.batch_tokens)
+    yield from _batches(lambda: exercise_row(chat, exercise()), sft.drill_tokens, sft.batch_tokens)
 
 
 def _batches(make: Callable[[], TextRow], tokens: int, size: int) -> Iterator[list[TextRow]]:
@@ -118,12 +69,30 @@ def _batches(make: Callable[[], TextRow], tokens: int, size: int) -> Iterator[li
         yield rows
 
 
-def row_of(tokenizer: Tokenizer, pieces: list[Piece]) -> TextRow:
-    """``pieces`` as one row, each token with the weight of its piece."""
+def exercise_row(chat: ChatFormat, parts: Sequence[Part]) -> TextRow:
+    """An exercise as one row: its texts and turns, each token with its loss weight."""
+    tokenizer = chat.tokenizer
     tokens: list[int] = []
     weights: list[float] = []
-    for text, weight in pieces:
-        ids = tokenizer.encode(text)
+    for part in parts:
+        for text, weight in part.pieces:
+            ids = tokenizer.encode(text)
+            tokens += ids
+            weights += [weight] * len(ids)
+        ids = chat.encode(_segments(chat, part))
+        trained = [0.0] * len(ids)
+        for wanted in map(tokenizer.encode, part.wanted):
+            at = next(i for i in range(len(ids)) if ids[i : i + len(wanted)] == wanted)
+            trained[at : at + len(wanted)] = [1.0] * len(wanted)
         tokens += ids
-        weights += [weight] * len(ids)
+        weights += trained
     return TextRow(tokens=np.array(tokens, np.int32), weights=np.array(weights, np.float32))
+
+
+def _segments(chat: ChatFormat, part: Part) -> list[Segment]:
+    if part.calls:
+        calls = [Call(id=chat.call_id(name, number), name=name, arguments=given) for number, name, given in part.calls]
+        return chat.assistant("", calls)
+    if part.results:
+        return chat.results([(chat.call_id(name, number), name, text) for number, name, text in part.results])
+    return [(part.said, False)] if part.said else []

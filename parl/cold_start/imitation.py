@@ -20,9 +20,10 @@ from model.kimi.config import ModelConfig
 from model.kimi.decoder import Weights
 from model.kimi.files.checkpoint import SINGLE, load_policy, save_policy
 from model.tokenizer.tokenizer import Tokenizer
-from parl.cold_start.demos import Demonstrator, build_tokenizer
+from parl.cold_start.demos import Demonstrator
 from parl.cold_start.drills import drill_batches
 from parl.cold_start.shipped import cold_start_hash, cold_start_settings, shipped, starter_note
+from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.errors import UserError
 from parl.config.schema import Config, OptimizerConfig
 from parl.learn.batch import TextRow
@@ -145,7 +146,7 @@ class Fit:
         if not self.fit and self.made >= _ENOUGH:
             raise UserError(
                 f"none of {self.made} demonstrations fits model.max_position_embeddings = {self.limit} (the shortest"
-                f" has {self.shortest} tokens): raise it, lower envs.world.widths, or shorten the table's cells"
+                f" has {self.shortest} tokens): raise it, lower envs.config.widths, or shorten the table's cells"
             )
 
     def note(self) -> str | None:

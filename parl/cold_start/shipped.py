@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ _MINUTES = 23 / 6e6  # of a token: the default shape on two busy cores (docs/qui
 
 def cold_start_hash(config: Config) -> str:
     """12 hex digits of everything that the cold start depends on; of a table its content, wherever it lies."""
-    world, parts = config.envs.world, []
-    if world.source is not None:
-        parts.append(hashlib.sha256(world.source.read_bytes()).hexdigest())
-        world = world.model_copy(update={"source": None})
+    digest = config.envs.build().digest()
+    own = config.envs.config.model_copy(update=dict.fromkeys(digest))
+    parts = [config.envs.name] if config.envs.name != "world" else []
     parts += [f"{name}={value}" for name, value in _shown_to_agents(config).items()]
-    return config_hash(config.model, config.tokenizer, world, config.sft, VERSION, *parts)
+    return config_hash(config.model, config.tokenizer, own, config.sft, VERSION, *digest.values(), *parts)
 
 
 def _shown_to_agents(config: Config) -> dict[str, Any]:
@@ -36,16 +35,17 @@ def _shown_to_agents(config: Config) -> dict[str, Any]:
 
 def cold_start_settings(config: Config) -> dict[str, Any]:
     """What :func:`cold_start_hash` is made of, by dotted key: kept beside the weights, to tell later what differs."""
-    source = config.envs.world.source
     settings = {
         **_flat("model", config.model.model_dump(mode="json")),
         **_flat("tokenizer", config.tokenizer.model_dump(mode="json")),
-        **_flat("envs.world", config.envs.world.model_dump(mode="json")),
+        **_flat("envs.config", config.envs.config.model_dump(mode="json")),
         **_flat("sft", config.sft.model_dump(mode="json")),
         **_shown_to_agents(config),
     }
-    content = hashlib.sha256(source.read_bytes()).hexdigest() if source else None
-    return settings | {"envs.world.source": content and f"a table with the SHA-256 {content[:12]}", "recipe": VERSION}
+    digest = config.envs.build().digest()
+    contents = {f"envs.config.{key}": f"a file with the SHA-256 {content[:12]}" for key, content in digest.items()}
+    name = {} if config.envs.name == "world" else {"envs.name": config.envs.name}
+    return settings | contents | name | {"recipe": VERSION}
 
 
 def cold_start_folder(config: Config) -> Path:
@@ -110,7 +110,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     settings = meta.get("settings") if isinstance(meta, dict) else None
-    return settings if isinstance(settings, dict) else {}
+    if not isinstance(settings, dict):
+        return {}
+    return {re.sub(r"^envs\.world\.", "envs.config.", key): value for key, value in settings.items()}  # once so called
 
 
 def _flat(prefix: str, tree: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from envs.base import Gold, Task
-from envs.world.environment import world_tools
 from model.chat.base import Piece
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from parl.cold_start.shipped import cold_start_folder, shipped
@@ -54,7 +53,7 @@ class Context:
     @cached_property
     def _pieces(self) -> list[Piece]:
         prompts = self.config.rollouts.prompts
-        tools = [*world_tools(self.config.envs.world), *(prompts.spawning if self.config.rollouts.swarm else ())]
+        tools = [*self.config.envs.build().tools(), *(prompts.spawning if self.config.rollouts.swarm else ())]
         declared = [tool.to_openai() for tool in tools]
         return chat_format(self.config).opening([{"role": "system", "content": prompts.orchestrator}], declared)
 
@@ -143,7 +142,7 @@ class _Key:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._text = f"{config.tokenizer!r} {config.sft.seed} {config.envs.world.widths} {config.envs.world.pictures}"
+        self._text = f"{config.tokenizer!r} {config.sft.seed} {config.envs!r}"
 
     def __hash__(self) -> int:
         return hash(self._text)
@@ -154,6 +153,6 @@ class _Key:
 
 @lru_cache(maxsize=4)
 def _built(key: _Key) -> Tokenizer:
-    from parl.cold_start.demos import build_tokenizer
+    from parl.cold_start.vocabulary import build_tokenizer
 
     return build_tokenizer(key.config)

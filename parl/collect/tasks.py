@@ -1,4 +1,4 @@
-"""Where a run's tasks come from: the world's endless stream, or the user's own rows, by position."""
+"""Where a run's tasks come from: the environment's stream, or the user's own rows, by position."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from envs.base import Task
+from envs.base import Readings, Task
 from envs.tasks_io import TaskSource, is_there, names_file, read_tasks
-from envs.world.environment import WorldEnvironment
-from envs.world.site.documents import profile_lines
-from envs.world.table import ENOUGH, read_table, smallest_split
-from envs.world.tasks import distinct_tasks
+from parl.cold_start.vocabulary import teacher_of
 from parl.collect.fit import Context, demonstrations_that_fit, fitting
 from parl.config.errors import UserError
 from parl.config.schema import Config
@@ -22,7 +19,6 @@ from rewards.outcome.reach import unreachable
 
 _LISTED = 5
 _FAULTS = (ValueError, OSError, ModuleNotFoundError)  # the last: of Kimi's vocabulary, or of an extra
-_LEAST_ROWS = 140  # of a table whose splits are kept apart: the smallest gets about 15 %
 
 
 class TrainTasks:
@@ -30,7 +26,7 @@ class TrainTasks:
 
     def __init__(self, config: Config) -> None:
         self._own = _own_tasks(config, "train")
-        self._stream = None if self._own else WorldEnvironment(config.envs.world).task_stream("train", config.seed)
+        self._stream = None if self._own else config.envs.build().task_stream("train", config.seed)
 
     def take(self, start: int, count: int) -> list[Task]:
         """Tasks ``start`` to ``start + count``; own tasks are gone through in order, again and again."""
@@ -45,12 +41,11 @@ def held_out_tasks(config: Config) -> list[Task]:
     own = _own_tasks(config, config.eval.split)
     if own:
         return own[: config.eval.tasks]
-    stream = WorldEnvironment(config.envs.world).task_stream(config.eval.split, config.eval.seed)
-    return distinct_tasks(stream, config.eval.tasks)
+    return config.envs.build().held_out(config.eval.split, config.eval.seed, config.eval.tasks)
 
 
 def check_tasks(config: Config) -> None:
-    """Raise UserError now, not after the cold start, when the world's table or the task file is bad.
+    """Raise UserError now, not after the cold start, when the environment's data or the task file are bad.
 
     What is worth a word but no mistake is printed to standard error, a line each, as soon as it is known.
     """
@@ -75,12 +70,10 @@ def data_notes(config: Config, *, estimate: bool = False) -> Iterator[str]:
 
 def _checked(config: Config, context: Context) -> Iterator[str]:
     """What takes long comes last."""
-    table, own = config.envs.world.source, config.envs.tasks
-    if table is not None and smallest_split(entities := read_table(table)) < ENOUGH:
-        yield (
-            f"{table}: {len(entities)} rows are too few to be divided: train, val and test share them all, so held-out"
-            f" scores measure looking up, not new names; about {_LEAST_ROWS} rows are needed to keep the splits apart"
-        )
+    environment, own = config.envs.build(), config.envs.tasks
+    yield from environment.notes()
+    if config.model.init is None:
+        teacher_of(config, environment)
     if own:
         for split in ("train", config.eval.split):
             yield from _own_notes(config, split, context)
@@ -89,31 +82,29 @@ def _checked(config: Config, context: Context) -> Iterator[str]:
         found = len(held_out_tasks(config))
         if found < config.eval.tasks:
             yield (
-                f"eval.tasks = {config.eval.tasks}: this world has {found} distinct tasks of split {config.eval.split};"
-                " the evaluation takes these"
+                f"eval.tasks = {config.eval.tasks}: this environment has {found} distinct tasks of split"
+                f" {config.eval.split}; the evaluation takes these"
             )
-    if (own or table) and config.model.init is None:
+    if (own or environment.foreign) and config.model.init is None:
         yield (
             "the policy is trained from scratch on the generated world's words and cannot read real ones: of your own"
             " words expect an item-F1 near 0; name a pretrained checkpoint with model.init to go beyond that"
         )
-    if table is not None:
-        yield from _table_notes(config, table, context)
+    if (readings := environment.readings()) is not None:
+        yield from _reading_notes(config, readings, context)
 
 
-# ---------------------------------------------------------------- a table
+# ---------------------------------------------------------------- what agents read
 
 
-def _table_notes(config: Config, path: Path, context: Context) -> Iterator[str]:
-    """Of pages and demonstrations, as far as they do not fit."""
-    entities = read_table(path)
-    long = [entity.name for entity in entities if context.page_too_long("\n".join(profile_lines(entity)))]
+def _reading_notes(config: Config, readings: Readings, context: Context) -> Iterator[str]:
+    """Of texts and demonstrations, as far as they do not fit."""
+    source, texts = readings.source, readings.texts
+    long = [name for name, text in texts if context.page_too_long(text)]
     if long:
         shown = ", ".join(name[:40] for name in long[:_LISTED]) + (" ..." if len(long) > _LISTED else "")
-        said = (
-            f"{path}: {len(long)} of {len(entities)} rows make pages that do not fit {context.name} = {context.limit}"
-        )
-        if len(long) == len(entities):
+        said = f"{source}: {len(long)} of {len(texts)} {readings.what} that do not fit {context.name} = {context.limit}"
+        if len(long) == len(texts):
             raise UserError(f"{said} ({shown}); nothing is left: shorten their cells or raise {context.name}")
         yield f"{said}, so nothing about them can be read: {shown}"
     if config.model.init is not None:
@@ -122,14 +113,14 @@ def _table_notes(config: Config, path: Path, context: Context) -> Iterator[str]:
     limit = config.model.max_position_embeddings
     if not fit:
         raise UserError(
-            f"{path}: none of {made} demonstrations over this table fits model.max_position_embeddings = {limit} (the"
-            f" shortest has {shortest} tokens): shorten its cells, use fewer columns, lower envs.world.widths, or raise"
-            " model.max_position_embeddings"
+            f"{source}: none of {made} demonstrations over this table fits model.max_position_embeddings = {limit} (the"
+            f" shortest has {shortest} tokens): shorten its cells, use fewer columns, lower envs.config.widths, or"
+            " raise model.max_position_embeddings"
         )
     if fit < made:
         yield (
-            f"{path}: {made - fit} of {made} demonstrations are longer than model.max_position_embeddings = {limit} and"
-            " are left out of the cold start: it sees fewer wide tables"
+            f"{source}: {made - fit} of {made} demonstrations are longer than model.max_position_embeddings = {limit}"
+            " and are left out of the cold start: it sees fewer wide tables"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a field of the configuration takes: a section, one of several, or text, which YAML would read as something else.
+"""What a field of the configuration takes: a section, or text, which YAML would read as something else.
 
 YAML reads ``on``, ``no``, ``123``, ``1e3`` and ``2026-11-26`` as truth values, numbers and dates. Where a field takes
 text they are text.
@@ -15,18 +15,9 @@ from pydantic.fields import FieldInfo
 
 
 def section(field: FieldInfo | None) -> type[BaseModel] | None:
-    """The section behind ``field``; of one that comes in variants, the default."""
+    """The section behind ``field``, if it is one."""
     kind = field.annotation if field else None
-    if field and variants(field):
-        kind = type(field.get_default(call_default_factory=True))
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
-def variants(field: FieldInfo) -> dict[str, type[BaseModel]]:
-    """The sections that ``field`` may hold by their ``name``, where that key chooses one; else empty."""
-    kinds = [get_args(part)[0] for part in get_args(field.annotation) if get_origin(part) is Annotated]
-    sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return {section.model_fields["name"].default: section for section in sections}
 
 
 def takes_text(field: FieldInfo) -> bool:
@@ -62,9 +53,7 @@ def with_texts(tree: dict[str, Any], words: dict[str, Any], model: type[BaseMode
 
 def _with_words(field: FieldInfo, value: Any, words: Any) -> Any:
     if isinstance(value, dict):
-        name = words.get("name") if isinstance(words, dict) else None
-        chosen = variants(field).get(name) if isinstance(name, str) else None
-        return with_texts(value, words, chosen or _optional_section(field)) if isinstance(words, dict) else value
+        return with_texts(value, words, _optional_section(field)) if isinstance(words, dict) else value
     if isinstance(value, list):
         listed = _is_list_of_text(field) and isinstance(words, list) and all(isinstance(word, str) for word in words)
         return words if listed else value

@@ -1,10 +1,41 @@
-"""What can be plugged in: one table of built-ins for each kind, and what a class of that kind must have. No torch."""
+"""The kinds of plug-ins and their built-ins: environments here, the others beside them.
+
+Each names a class by ``module:Class``, imported when a configuration asks for it. No torch.
+"""
 
 from __future__ import annotations
+
+from pydantic import BaseModel
 
 from parl.config.plugin import Kind
 from parl.learn.objective.base import check_objective
 from rewards.base import check_reward
+
+
+def check_section(found: object, what: str) -> None:
+    """ValueError unless ``found`` is a pydantic model that refuses unknown keys."""
+    if not (isinstance(found, type) and issubclass(found, BaseModel)):
+        raise ValueError(f"{what} must be a pydantic model, derived from envs.base.Section")
+    if found.model_config.get("extra") != "forbid":
+        raise ValueError(f"{what} lets unknown keys pass: derive it from envs.base.Section")
+
+
+def _environment(found: type) -> None:
+    from envs.base import Environment
+
+    if not issubclass(found, Environment):
+        raise ValueError("derive it from envs.base.Environment")
+    for name in ("tasks", "open"):
+        if getattr(found, name) is getattr(Environment, name):
+            raise ValueError(f"it has no method {name}")
+    check_section(found.Config, "its class Config")
+
+
+ENVIRONMENTS = Kind(
+    what="environment",
+    built_in={"world": "envs.world.environment:WorldEnvironment"},
+    check=_environment,
+)
 
 OBJECTIVES = Kind(
     what="objective",

@@ -11,9 +11,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,24 +22,16 @@ from envs.tasks_io import file_problem, is_there, names_file
 from model.kimi.config import ModelConfig
 from model.kimi.files.hf_config import read_shape
 from parl.config import yaml_text
+from parl.config.chosen import choose, plain
 from parl.config.errors import ConfigError
-from parl.config.fields import section, takes_text, text_of, variants, with_texts
-from parl.config.schema import Config
+from parl.config.explain import explain, leaves, show
+from parl.config.fields import section, takes_text, text_of, with_texts
+from parl.config.schema import Config, ConfigFields
 from parl.presets import preset, preset_names
 from parl.shown.redaction import without_credentials
 from rollouts.engine.address import shown
 
-_TYPE_WORDS = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text (quote it in YAML)",
-    "path_type": "a path",
-    "dict_type": "a mapping of keys to values",
-    "tuple_type": "a list",
-}
-_BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+_NAME = FieldInfo(annotation=str | None)  # what a name in KEY=VALUE is read as
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None, *, files: bool = True) -> Config:
@@ -50,22 +41,19 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, files: 
     ``files=False`` asks for none of the files that it names: what was run elsewhere can be looked at here.
     """
     path = preset(Path(path))
-    tree = _read_yaml(path)
-    for override in overrides or []:
-        if half := re.search("[\ud800-\udfff]", override):
-            raise ConfigError(
-                f"the override {shown(override)!r} holds the byte 0x{ord(half[0]) & 0xFF:02x}, which is no UTF-8:"
-                " rename the file, or set LC_ALL=C.UTF-8"
-            )
-        _apply_override(tree, override)
-    tree = _without_empty_sections(tree, Config)
-    problems = [
-        f"{key} = {_show(value)}: must be a finite number" for key, value in _leaves(tree) if _not_finite(value)
-    ]
-    problems += [f"{key} = {_show(value)}: must be within 64 bits" for key, value in _leaves(tree) if _too_large(value)]
+    tree, words = _read_yaml(path)
+    changes = [_override(text) for text in overrides or []]
+    chosen, unknown = choose(tree, {".".join(parts): _name(text) for parts, text, _ in changes})
+    tree = with_texts(tree, words, chosen)
+    for parts, text, override in changes:
+        _apply_override(tree, chosen, parts, text, override)
+    tree = _without_empty_sections(tree, chosen)
+    problems = [f"{key} = {show(given)}: {fault}" for key, (given, fault) in unknown.items()]
+    problems += [f"{key} = {show(value)}: must be a finite number" for key, value in leaves(tree) if _not_finite(value)]
+    problems += [f"{key} = {show(value)}: must be within 64 bits" for key, value in leaves(tree) if _too_large(value)]
     if problems:
         raise _error(path, problems)
-    config = _validate(path, _with_shape(path, tree))
+    config = _validate(path, _with_shape(path, tree), chosen)
     return _resolve_paths(path, config) if files else config
 
 
@@ -88,7 +76,8 @@ def config_hash(*parts: BaseModel | str | int | float | bool | None) -> str:
     return hashlib.sha256(json.dumps(dump, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The file's mapping, and the same with every scalar as the text that stands there."""
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}{_nearby(path)}")
     if path.stat().st_size > yaml_text.MOST_BYTES:
@@ -110,10 +99,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if yaml_text.cut_off(text):
         raise ConfigError(f"{path}: it is cut off: its last line, '...', is missing")
     if tree is None:
-        return {}
+        return {}, {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}:1: a configuration is a mapping of keys to values, this is {_show(tree)}")
-    return with_texts(tree, words, Config)
+        raise ConfigError(f"{path}:1: a configuration is a mapping of keys to values, this is {show(tree)}")
+    return _today(tree), _today(words)
+
+
+def _today(tree: dict[str, Any]) -> dict[str, Any]:
+    """``tree`` as it is written now: the world's section was ``envs.world`` once, and runs of then can be read."""
+    envs = tree.get("envs")
+    if not isinstance(envs, dict) or "world" not in envs or not {"config", "name"}.isdisjoint(envs):
+        return tree
+    rest = {name: part for name, part in envs.items() if name != "world"}
+    return tree | {"envs": rest | {"config": envs["world"]}}
 
 
 def _nearby(path: Path) -> str:
@@ -126,16 +124,34 @@ def _nearby(path: Path) -> str:
     return "; there are: " + ", ".join(str(file) for file in files[:8]) if files else ""
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+def _override(text: str) -> tuple[list[str], str, str]:
+    """Key by parts, value's text, and all of KEY=VALUE; ConfigError where it is none."""
+    if half := re.search("[\ud800-\udfff]", text):
+        raise ConfigError(
+            f"the override {shown(text)!r} holds the byte 0x{ord(half[0]) & 0xFF:02x}, which is no UTF-8:"
+            " rename the file, or set LC_ALL=C.UTF-8"
+        )
+    key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"the override {shown(override)!r} is not KEY=VALUE, e.g. trainer.steps=20")
-    node, model = tree, Config
+        raise ConfigError(f"the override {shown(text)!r} is not KEY=VALUE, e.g. trainer.steps=20")
+    if parts[:2] == ["envs", "world"]:
+        parts[1] = "config"
+    return parts, value, text
+
+
+def _name(text: str) -> str | None:
+    """A name as it stands in KEY=VALUE."""
+    return text_of(_NAME, text)
+
+
+def _apply_override(tree: dict[str, Any], root: type[ConfigFields], parts: list[str], text: str, override: str) -> None:
+    node: dict[str, Any] = tree
+    model: type[BaseModel] | None = root
     for depth, part in enumerate(parts[:-1]):
         field = model.model_fields.get(part) if model else None
         model = section(field)
-        if node.get(part) is None:  # a mapping such as envs.world.mix keeps its other default entries
+        if node.get(part) is None:  # a mapping such as envs.config.mix keeps its other default entries
             default = field.get_default(call_default_factory=True) if field and not model else None
             node[part] = dict(default) if isinstance(default, dict) else {}
         if not isinstance(node[part], dict):
@@ -181,7 +197,7 @@ def _with_shape(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{path}: model.init: {error}") from None
     defaults = ModelConfig.model_construct().__dict__
     problems = [
-        f"model.{key} = {_show(value)}: {folder} has {_show(shape.get(key, defaults[key]))}; leave the key out"
+        f"model.{key} = {show(value)}: {folder} has {show(shape.get(key, defaults[key]))}; leave the key out"
         for key, value in given.items()
         if key in ModelConfig.model_fields and key != "quantize_experts" and value != shape.get(key, defaults[key])
     ]
@@ -190,11 +206,11 @@ def _with_shape(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
     return tree | {"model": shape | given | {"init": str(folder)}}
 
 
-def _validate(path: Path, tree: dict[str, Any]) -> Config:
+def _validate(path: Path, tree: dict[str, Any], chosen: type[ConfigFields]) -> Config:
     try:
-        return Config.model_validate_json(json.dumps(tree, default=str), strict=True)
+        return plain(chosen.model_validate_json(json.dumps(tree, default=str), strict=True))
     except ValidationError as error:
-        raise _error(path, [line for detail in error.errors() for line in _explain(dict(detail))]) from None
+        raise _error(path, [line for detail in error.errors() for line in explain(dict(detail), chosen)]) from None
 
 
 def _error(path: Path, problems: list[str]) -> ConfigError:
@@ -202,122 +218,6 @@ def _error(path: Path, problems: list[str]) -> ConfigError:
     if len(unique) == 1:
         return ConfigError(f"{path}: {unique[0]}")
     return ConfigError(f"{path}: {len(unique)} problems\n" + "\n".join(f"  - {problem}" for problem in unique))
-
-
-def _explain(detail: dict[str, Any]) -> list[str]:
-    """One readable line for each problem that pydantic found."""
-    value, kind = detail["input"], detail["type"]
-    loc, field, model = _found([str(part) for part in detail["loc"]])
-    key = ".".join(loc)
-    if kind == "extra_forbidden":
-        return [_unknown(unknown, given, model) for unknown, given in _leaves({key: value})]
-    if kind == "value_error":
-        return [_value_error(loc, model, str(detail["ctx"]["error"]))]
-    if kind in ("union_tag_invalid", "union_tag_not_found") and field:
-        given, names = value.get("name"), list(variants(field))
-        close = difflib.get_close_matches(str(given), names, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return [f"{key}.name = {_show(given)}: must be one of {', '.join(names)}{hint}"]
-    if kind in ("model_type", "dataclass_type") and model:
-        return [f"{key} = {_show(value)}: is a section with the keys {', '.join(model.model_fields)}"]
-    return [f"{key} = {_show(value)}: must be {_allowed(field, detail)}"]
-
-
-def _unknown(key: str, value: Any, model: type[BaseModel] | None) -> str:
-    place, _, leaf = key.rpartition(".")
-    field = Config.model_fields.get(place)
-    owners = [name for name, kind in variants(field).items() if leaf in kind.model_fields] if field else []
-    if owners and model:
-        name, keys = model.model_fields["name"].default, ", ".join(model.model_fields)
-        return (
-            f"{key} (given {_show(value)}) is a key of {place}.name = {' or '.join(owners)};"
-            f" {place}.name = {name} has {keys}"
-        )
-    if key in dict(_known_keys()):  # written with dots in a file
-        return f"unknown key '{key}' (given {_show(value)}): in a file a section is a mapping; {place}: {{{leaf}: ...}}"
-    close = nearest_keys(key)
-    hint = f"; did you mean {' or '.join(close)}?" if close else f"; sections: {', '.join(Config.model_fields)}"
-    return f"unknown key {key} (given {_show(value)}){hint}"
-
-
-def _value_error(loc: list[str], model: type[BaseModel] | None, text: str) -> str:
-    """A section's own check names its fields bare; give them their full path."""
-    prefix = ".".join(loc)
-    names = "|".join(map(re.escape, model.model_fields)) if model and prefix else ""
-    full = re.sub(rf"(?<![.\w])({names})(?==| names)", rf"{prefix}.\1", text) if names else text
-    return full if full != text or not prefix else f"{prefix}: {text}"
-
-
-def _found(loc: list[str]) -> tuple[list[str], FieldInfo | None, type[BaseModel] | None]:
-    """The keys of ``loc`` (a chosen variant is none), the innermost field that they lead to, and the section around
-    an unknown key, or else of the field."""
-    keys: list[str] = []
-    field, model = None, Config
-    for part in loc:
-        if field and part in variants(field) and part not in keys:
-            model = variants(field)[part]
-            continue
-        keys.append(part)
-        if model is None or part not in model.model_fields:
-            break
-        field = model.model_fields[part]
-        model = section(field)
-    return keys, field, model
-
-
-def _allowed(field: FieldInfo | None, detail: dict[str, Any]) -> str:
-    context = detail.get("ctx") or {}
-    if detail["type"] == "literal_error" or (field and get_origin(field.annotation) is Literal):
-        choices = [str(choice) for choice in get_args(field.annotation)] if field else [str(context.get("expected"))]
-        close = difflib.get_close_matches(str(detail["input"]), choices, n=1)
-        return f"one of {', '.join(choices)}" + (f"; did you mean {close[0]}?" if close else "")
-    if detail["type"] == "string_pattern_mismatch":
-        return f"text that matches {context['pattern']}"
-    words = _TYPE_WORDS.get(detail["type"], "")
-    bounds = [
-        f"{sign} {getattr(part, name)}"
-        for part in (field.metadata if field else [])
-        for name, sign in _BOUNDS
-        if getattr(part, name, None) is not None
-    ]
-    if bounds and (words or detail["type"].startswith(("greater", "less"))):
-        return " ".join(filter(None, [words, " and ".join(bounds)]))
-    if field and field.annotation and get_origin(field.annotation) is tuple:
-        size = len(get_args(field.annotation))
-        if get_args(field.annotation)[-1] is Ellipsis:
-            return "a list, e.g. [http://127.0.0.1:8000]" if "urls" in str(detail["loc"]) else "a list"
-        return f"a list of {size} numbers, e.g. {_show(list(field.get_default(call_default_factory=True)))}"
-    return words or f"valid ({detail['msg']})"
-
-
-def nearest_keys(key: str, count: int = 2) -> list[str]:
-    """The valid dotted keys that resemble ``key`` most, also those of other sections; best first."""
-    key = key.lower()
-    leaf = key.rpartition(".")[2]
-    scored = []
-    for known in dict(_known_keys()):
-        whole = difflib.SequenceMatcher(None, key, known).ratio()
-        last = difflib.SequenceMatcher(None, leaf, known.rpartition(".")[2]).ratio()
-        scored.append((max(whole, last), whole, known))
-    scored.sort(key=lambda item: (-item[0], -item[1], item[2]))
-    best = scored[0][0]
-    return [known for score, _, known in scored[:count] if score >= max(0.6, best - 0.02)]
-
-
-def _known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    for name, field in model.model_fields.items():
-        yield prefix + name, field
-        own = section(field)
-        for kind in [*variants(field).values()] or ([own] if own else []):
-            yield from _known_keys(kind, f"{prefix}{name}.")
-
-
-def _leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _not_finite(value: Any) -> bool:
@@ -332,31 +232,26 @@ def _too_large(value: Any) -> bool:
     return isinstance(value, int) and abs(value) >= 2**63
 
 
-def _show(value: Any, most: int = 80) -> str:
-    text = shown(without_credentials(json.dumps(value, ensure_ascii=False, default=str)))
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
 def _resolve_paths(path: Path, config: Config) -> Config:
     """Files named in the YAML are looked up beside it first, then from the current folder."""
-    world = config.envs.world
-    spec = config.envs.tasks
+    own, spec = config.envs.config, config.envs.tasks
     tasks = Path(spec) if spec else None
     if tasks and not names_file(str(_beside(path, tasks))):
         tasks = None  # a data set of the hub
-    found = {name: _beside(path, file) for name, file in (("source", world.source), ("tasks", tasks))}
+    named = {name: file for name, file in own if isinstance(file, Path)}
+    found = {f"config.{name}": _beside(path, file) for name, file in named.items()} | {"tasks": _beside(path, tasks)}
     problems = [
-        f"envs.{'world.source' if name == 'source' else name} = {file}: no such file, neither beside {path} nor here"
+        f"envs.{name} = {file}: no such file, neither beside {path} nor here"
         for name, file in found.items()
         if file and not is_there(file)
     ]
     if spec is not None and not problems and (fault := file_problem(str(found["tasks"] or spec))):
-        problems.append(f"envs.tasks = {_show(spec, 1000)}: {fault}")  # a path is shown whole
+        problems.append(f"envs.tasks = {show(spec, 1000)}: {fault}")  # a path is shown whole
     if problems:
         raise _error(path, problems)
-    world = world.model_copy(update={"source": found["source"]})
-    new_tasks = str(found["tasks"]) if found["tasks"] else config.envs.tasks
-    envs = config.envs.model_copy(update={"world": world, "tasks": new_tasks})
+    own = own.model_copy(update={name: found[f"config.{name}"] for name in named})
+    new_tasks = str(found["tasks"]) if found["tasks"] else spec
+    envs = config.envs.model_copy(update={"config": own, "tasks": new_tasks})
     return config.model_copy(update={"envs": envs, "starter": _beside(path, config.starter)})
 
 

@@ -60,7 +60,7 @@ class Kind:
     def resolve(self, name: Any) -> type:
         """The class behind ``name``; PluginError says what is wrong with it and what it may have meant."""
         if not isinstance(name, str):
-            raise PluginError(f"must be a name, not {name!r}")
+            raise PluginError(self._unknown(""))
         if name in self.built_in:
             return _loaded(self, name, self.built_in[name])
         if point := _installed(self.group).get(name):

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from envs.world.config import WorldConfig
+from envs.base import Environment, Section
 from model.kimi.config import ModelConfig
+from parl.config.kinds import ENVIRONMENTS, OBJECTIVES, REWARDS
+from parl.config.plugin import Kind
+from parl.learn.objective.base import Objective
 from parl.learn.objective.k25 import K25
-from parl.learn.objective.union import AnyObjective
+from rewards.base import Reward
 from rewards.parl import Parl
 from rollouts.config import RolloutsConfig
 
@@ -36,14 +48,35 @@ class PolicyConfig(ModelConfig):
         return ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
 
 
-class EnvsConfig(_Section):
+class EnvsFields(_Section):
     """Where tasks and tools come from."""
 
-    world: WorldConfig = WorldConfig()
+    name: str = Field(default="world", description="the environment: world, package.module:Class, or an entry point")
+    config: SerializeAsAny[Section] = Field(
+        default=Section(), validate_default=True, description="the environment's own section"
+    )
     tasks: str | None = Field(
         default=None,
         description="own tasks: .jsonl, .json, .csv, .tsv, .parquet or a datasets hub id; None = generated",
     )
+
+    def build(self) -> Environment:
+        """The environment; cheap, since it is built on first use."""
+        return ENVIRONMENTS.resolve(self.name)(self.config)
+
+
+class EnvsConfig(EnvsFields):
+    """Where tasks and tools come from; a section given as a mapping is read as its environment's."""
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _own_section(cls, given: Any, info: ValidationInfo) -> Any:
+        if "name" not in info.data:
+            return given
+        kind: Any = ENVIRONMENTS.resolve(info.data["name"])
+        if isinstance(given, kind.Config):
+            return given
+        return kind.Config.model_validate({} if type(given) is Section else given)
 
 
 class TokenizerConfig(_Section):
@@ -192,8 +225,8 @@ _PARTS = {
 }
 
 
-class Config(_Section):
-    """One run."""
+class ConfigFields(_Section):
+    """One run. The loader (``chosen.py``) puts sections that are chosen by a name in the place of these fields."""
 
     name: str = Field(
         default="run", pattern=r"^[A-Za-z0-9._-]+$", max_length=200, description="the run's folder is runs/NAME"
@@ -204,11 +237,11 @@ class Config(_Section):
     starter: Path | None = Field(default=None, description="shipped cold-start weights, used when their hash matches")
     model: PolicyConfig = PolicyConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
-    envs: EnvsConfig = EnvsConfig()
+    envs: EnvsFields = EnvsFields()
     sft: SftConfig = SftConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
-    rewards: Parl = Parl()
-    objective: AnyObjective = K25()
+    rewards: SerializeAsAny[Reward] = Parl()
+    objective: SerializeAsAny[Objective] = K25()
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
     eval: EvalConfig = EvalConfig()
@@ -229,15 +262,16 @@ class Config(_Section):
         return name
 
     @model_validator(mode="after")
-    def _check(self) -> Config:
+    def _check(self) -> ConfigFields:
         if self.model.init is None and self.tokenizer.vocab_size > self.model.vocab_size:
             raise ValueError(
                 f"tokenizer.vocab_size={self.tokenizer.vocab_size} exceeds model.vocab_size={self.model.vocab_size}"
             )
-        if self.envs.world.pictures and self.model.vision is None:
-            raise ValueError("envs.world.mix asks for pictures, which a policy without model.vision cannot see")
+        pictures = self.envs.config.pictures
+        if pictures and self.model.vision is None:
+            raise ValueError("envs.config asks for pictures, which a policy without model.vision cannot see")
         if self.rollouts.context.policy != "none":
-            if self.envs.world.pictures:
+            if pictures:
                 raise ValueError("rollouts.context.policy cannot manage contexts with pictures: set it to none")
             if self.objective.whole_traces:
                 raise ValueError(
@@ -271,7 +305,7 @@ class Config(_Section):
         if wrong := [name for name, given in bad.items() if given]:
             raise ValueError(f"{wrong[0]} does not go with trainer.staleness={self.trainer.staleness}: leave one out")
 
-    def in_folder(self, folder: Path) -> Config:
+    def in_folder(self, folder: Path) -> Self:
         """The same for a run that lives in ``folder``, whatever it was called when it was begun."""
         root = self.root if (self.root / "cold_start").is_dir() else folder.parent
         moved = self.model_copy(update={"root": root})
@@ -282,6 +316,30 @@ class Config(_Section):
     def run_dir(self) -> Path:
         """Where the run lives; another seed of the same config gets a folder of its own."""
         return self._folder or self.root / (self.name if self.seed == 1 else f"{self.name}-seed{self.seed}")
+
+
+class Config(ConfigFields):
+    """One run."""
+
+    envs: EnvsConfig = EnvsConfig()
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _chosen_objective(cls, given: Any) -> Any:
+        return _chosen(OBJECTIVES, given, "k25")
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _chosen_reward(cls, given: Any) -> Any:
+        return _chosen(REWARDS, given, "parl")
+
+
+def _chosen(kind: Kind, given: Any, default: str) -> Any:
+    """A mapping as the section of the class that its ``name`` chooses."""
+    if not isinstance(given, dict):
+        return given
+    found: Any = kind.resolve(given.get("name", default))
+    return found.model_validate(given)
 
 
 def check_parallel(trainer: TrainerConfig, model: ModelConfig, optimizer: OptimizerConfig) -> None:

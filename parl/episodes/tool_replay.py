@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Environment, ErrorKind, Session, ToolCall, ToolResult
-from envs.world.environment import WorldEnvironment
 from parl.config.errors import UserError
 from parl.config.runs import configuration, run_config
 from parl.episodes.exchange import whole_episodes
@@ -116,12 +115,12 @@ def replay(given: Path, wanted: Filter, config: Path | None = None) -> Iterator[
     """
     run = next((store.run for store in find_stores(given) if store.run), None)
     if config is not None:
-        world = configuration(config, files=False).envs.world
+        envs = configuration(config, files=False).envs
     elif run is not None:
-        world = run_config(run).envs.world
+        envs = run_config(run).envs
     else:
         raise UserError(f"{given} belongs to no run (no config.yaml above it): name its configuration, --config FILE")
-    environment = WorldEnvironment(world)
+    environment = envs.build()
     with asyncio.Runner() as runner:
         try:
             for ref, episode in whole_episodes(given, wanted):

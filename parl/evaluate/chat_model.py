@@ -17,11 +17,9 @@ from types import TracebackType
 from typing import Any
 
 from envs.base import Role, Task
-from envs.world.config import PICTURE
-from envs.world.environment import WorldEnvironment, world_tools
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from parl.cold_start.demos import build_tokenizer
 from parl.cold_start.shipped import cold_start_hash
+from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.errors import UserError
 from parl.config.family import chat_format
 from parl.config.schema import Config
@@ -61,10 +59,8 @@ def key_for(url: str) -> str | None:
 
 def find_model(config: Config, url: str, name: str | None) -> Served:
     """The model ``name`` at ``url``, without a name the first that the server lists. UserError for mistakes."""
-    if config.envs.world.pictures:
-        raise UserError(
-            f"envs.world.mix asks {PICTURE} tasks, and pictures cannot be sent to {shown(url)}; leave them out"
-        )
+    if config.envs.config.pictures:
+        raise UserError(f"envs.config asks for pictures, and pictures cannot be sent to {shown(url)}; leave them out")
     try:
         root = api_root(url)
         check_key(root, key_for(root), KEY)
@@ -107,9 +103,9 @@ class ChatCollector:
         self._config, self._store, self._spawning = config, store, spawning
         self._chat = chat_format(config, tokenizer)
         self._runner = asyncio.Runner()
-        self._environment = WorldEnvironment(config.envs.world)
+        self._environment = config.envs.build()
         self._model = ChatModel(server=ChatServer(served.url, api_key=key_for(served.url)), name=served.name)
-        own = [tool.to_openai() for tool in world_tools(config.envs.world)]
+        own = [tool.to_openai() for tool in self._environment.tools()]
         spawn = [tool.to_openai() for tool in config.rollouts.prompts.spawning] if spawning else []
         self._tools = {Role.ORCHESTRATOR: own + spawn, Role.SUBAGENT: own}
         limits = config.rollouts.limits

@@ -15,9 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from envs.base import Task, ToolSpec
+from envs.base import Environment, Task, ToolSpec
 from envs.tasks_io import load_tasks
-from envs.world.environment import world_tools
 from model.chat.base import ChatFormat
 from parl.config.family import chat_format
 from parl.config.schema import Config
@@ -41,7 +40,6 @@ class Effect(StrEnum):
 # Every key of the configuration, by section. A key that stands nowhere counts as ALL, and a test fails.
 _TABLE: dict[Effect, dict[str, str]] = {
     Effect.ALL: {
-        "envs.world": "seed entities distractors aliases search_results mix widths hops attributes",
         "rollouts": "swarm subagent_temperature",
         "rollouts.budget": "orchestrator_steps subagent_steps subagents direct_calls critical_factor turn_tokens"
         " total_tokens episode_s call_s",
@@ -66,14 +64,12 @@ _TABLE: dict[Effect, dict[str, str]] = {
     Effect.CONTENT: {
         "model": "init",
         "envs": "tasks",
-        "envs.world": "source",
         "rollouts": "subagent_policy thinking",
         "rollouts.prompts": "orchestrator create_subagent assign_task",
     },
     Effect.NONE: {
         "": "name root seed baseline starter",  # the starter acts through the cold start's weights
         "model": "initializer_range embedding_range embedding_mean look_back",  # the start of training alone
-        "envs.world": "transport",
         "sft": "tokens copying_tokens drill_tokens batch_tokens lr muon_lr parallel wrong observation_weight",
         "rollouts": "group_size tasks_per_step dynamic_sampling temperature concurrency workers policy_engines"
         " frozen_engines refresh_every rebalance placement max_restarts",
@@ -112,16 +108,22 @@ def description(config: Config, policy: Mapping[str, str], *, spawning: bool, ch
     Raises ValueError or FileNotFoundError where a file that the configuration names cannot be read.
     """
     wanted = {Effect.ALL, Effect.CHAT if chat else Effect.OWN}
+    environment = config.envs.build()
     settings = {
         key: _COUNTED.get(key, _same)(value)
-        for key, value in _leaves(config.model_dump(mode="json"))
+        for key, value in _leaves(config.model_dump(mode="json", exclude={"envs"}))
         if value is not None and effect_of(key) in wanted
+    }
+    own = {
+        f"envs.{config.envs.name}.{key}": value
+        for key, value in config.envs.config.model_dump(mode="json").items()
+        if value is not None and key not in environment.neutral and key not in environment.digest()
     }
     return {
         "policy": dict(policy),
-        "settings": settings | {"rollouts.swarm": spawning},
-        "content": _contents(config, chat),
-        "code": {"version": VERSION, "prompts": _shown(config)},
+        "settings": settings | own | {"rollouts.swarm": spawning},
+        "content": _contents(config, environment, chat),
+        "code": {"version": VERSION, "prompts": _shown(config, environment)},
     }
 
 
@@ -162,15 +164,13 @@ def prompts_digest(tools: tuple[ToolSpec, ...], prompts: PromptsConfig, chat: Ch
     return _digest(json.dumps(shown, ensure_ascii=False).encode())[:16]
 
 
-def _shown(config: Config) -> str:
-    return prompts_digest(world_tools(config.envs.world), config.rollouts.prompts, chat_format(config))
+def _shown(config: Config, environment: Environment) -> str:
+    return prompts_digest(environment.tools(), config.rollouts.prompts, chat_format(config))
 
 
-def _contents(config: Config, chat: bool) -> dict[str, str]:
+def _contents(config: Config, environment: Environment, chat: bool) -> dict[str, str]:
     """Digests of the files that the configuration names, but those of weights, which are part of the policy."""
-    found = {}
-    if config.envs.world.source is not None:
-        found["envs.world.source"] = file_digest(config.envs.world.source)
+    found = {f"envs.{config.envs.name}.{key}": digest for key, digest in environment.digest().items()}
     if config.envs.tasks is not None:
         found["envs.tasks"] = tasks_digest(load_tasks(config.envs.tasks, config.eval.split))
     if chat and config.model.init is not None:  # the vocabulary; our own policies bring theirs

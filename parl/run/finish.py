@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from envs.world.environment import WorldEnvironment
 from model.files import write_text
 from model.kimi.files.checkpoint import load_policy
 from parl import __version__
@@ -134,7 +133,7 @@ def _sampled(run_dir: Path) -> tuple[list[str], list[list[Any]]]:
 def eval_collector(config: Config, cold: Path) -> Iterator[Collector]:
     """Engines and workers for any number of policies; frozen sub-agents are the cold start."""
     frozen, _, _, _ = load_policy(cold)
-    collector = Collector(config, WorldEnvironment(config.envs.world), cold, frozen)
+    collector = Collector(config, config.envs.build(), cold, frozen)
     try:
         yield collector
     finally:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from envs.world.environment import WorldEnvironment
 from model.kimi.decoder import Weights
 from model.kimi.files.checkpoint import load_policy, save_policy
 from model.kimi.lora import merged
@@ -329,8 +328,8 @@ class Training:
             self._learner.set_reference(weights)
         self._texts = PtxTexts(config, self.cold / "tokenizer.json")
         self._saver = Saver(self.checkpoints, self._learner)
-        environment = WorldEnvironment(config.envs.world)
-        self._collector = Collector(config, environment, self.cold, weights, kept=self.folder / "subagents")
+        kept = self.folder / "subagents"
+        self._collector = Collector(config, config.envs.build(), self.cold, weights, kept=kept)
         self._timeline = Timeline(self.folder / "timeline.jsonl", self._busy)
         try:
             self.weights = weights

@@ -61,7 +61,7 @@ model: {{vocab_size: 800, hidden_size: 32, num_hidden_layers: 3, intermediate_si
   q_lora_rank: 16, kv_lora_rank: 16, qk_nope_head_dim: 8, qk_rope_head_dim: 8, v_head_dim: 16, n_routed_experts: 4,
   num_experts_per_tok: 2, moe_intermediate_size: 16, max_position_embeddings: 1024}}
 tokenizer: {{vocab_size: 800}}
-envs: {{world: {{entities: 120, widths: [2, 4], transport: socket}}}}
+envs: {{config: {{entities: 120, widths: [2, 4], transport: socket}}}}
 sft: {{tokens: 2000, copying_tokens: 300, drill_tokens: 300, batch_tokens: 600}}
 rollouts: {{group_size: 2, tasks_per_step: 1, concurrency: 4, budget: {{orchestrator_steps: 3, turn_tokens: 16}}}}
 trainer: {{steps: 100000, ranks: 2, checkpoint_every: 50000}}

@@ -118,8 +118,8 @@ def _whole() -> Path:
     from tiny import random_weights, tiny_config
 
     from model.kimi.files.checkpoint import save_policy
-    from parl.cold_start.demos import build_tokenizer
     from parl.cold_start.imitation import cold_start_hash
+    from parl.cold_start.vocabulary import build_tokenizer
     from parl.run.state import Checkpoints, State
     from parl.track.tracker import _dumps
 

@@ -355,8 +355,8 @@ def dry_run(key: str, path: Path) -> tuple[int, str]:
 
     from parl.cli.main import app
 
-    settings = [f"{key}={json.dumps(str(path))}", f"root={path.parent / 'runs'}", "envs.world.widths=[2,4]"]
-    settings = settings if key == "envs.world.source" else settings[:2]
+    settings = [f"{key}={json.dumps(str(path))}", f"root={path.parent / 'runs'}", "envs.config.widths=[2,4]"]
+    settings = settings if key == "envs.config.source" else settings[:2]
     done = CliRunner().invoke(app, ["train", str(CONFIG), *settings, "--dry-run"])
     assert "Traceback" not in done.output, done.output
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception

@@ -9,7 +9,7 @@ from pathlib import Path
 from attacks.base import Attack
 from attacks.user_data import Content, case_of, dry_run, parquet, refused_with, write
 
-KEY = "envs.world.source"
+KEY = "envs.config.source"
 
 
 def cases() -> list[Attack]:

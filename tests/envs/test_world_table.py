@@ -94,7 +94,7 @@ def test_a_malformed_table_is_refused_with_line_fault_and_cure(tmp_path, text, m
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no such file; set envs.world.source"):
+    with pytest.raises(ValueError, match=r"no such file; set envs.config.source"):
         WorldEnvironment(only("wide", source=tmp_path / "none.csv")).tasks("train")
     (tmp_path / "x.csv").write_bytes(b"name,a\n\xff\xfe,1\n")
     with pytest.raises(ValueError, match="UTF-8"):

@@ -224,8 +224,8 @@ MUTANTS = [
     ),
     identity(
         "tables-count-by-name",
-        'found["envs.world.source"] = file_digest(config.envs.world.source)',
-        'found["envs.world.source"] = str(config.envs.world.source)',
+        'found = {f"envs.{config.envs.name}.{key}": digest for key, digest in environment.digest().items()}',
+        'found = {f"envs.{config.envs.name}.{key}": str(config.envs.config) for key in environment.digest()}',
     ),
     identity("tasks-without-their-gold", "[task.to_row() for task in tasks]", "[task.prompt for task in tasks]"),
     identity("code-does-not-count", '"code": {"version": VERSION,', '"code": {"version": 1,'),

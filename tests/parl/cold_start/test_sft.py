@@ -16,15 +16,18 @@ import pytest
 from tiny import tiny_config
 
 from envs.base import Role
+from envs.teacher import Part
 from envs.world.corpus import reading_pieces
+from envs.world.teacher import agenda_parts
 from model.chat.kimi import KimiChat
 from model.kimi.files.checkpoint import load_policy
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start import imitation as sft
-from parl.cold_start.demos import Demonstrator, build_tokenizer
-from parl.cold_start.drills import agenda_drill, copying_drill, drill_batches, row_of
+from parl.cold_start.demos import Demonstrator
+from parl.cold_start.drills import copying_drill, drill_batches, exercise_row
 from parl.cold_start.imitation import learning_rate, run_sft, text_rows
 from parl.cold_start.shipped import cold_start_hash
+from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.load import load_config
 from parl.config.schema import Config
 from parl.learn.batch import TextRow
@@ -47,7 +50,7 @@ def test_the_hash_changes_with_what_the_cold_start_depends_on_and_with_nothing_e
     depends: list[dict[str, Any]] = [
         {"model": {"hidden_size": 40}},
         {"tokenizer": {"vocab_size": 790}},
-        {"envs": {"world": {**config.envs.world.model_dump(mode="json"), "seed": 9}}},
+        {"envs": {"config": {**config.envs.config.model_dump(mode="json"), "seed": 9}}},
         {"sft": {"seed": 5}},
         {"sft": {"tokens": 9_000_000}},
     ]
@@ -69,7 +72,7 @@ def test_the_hash_knows_a_table_by_its_content(tmp_path: Path):
     for name, text in (("a", "x,y\np,1\n"), ("b", "x,y\np,1\n"), ("c", "x,y\np,2\n")):
         table = tmp_path / f"{name}.csv"
         table.write_text(text)
-        keys.append(cold_start_hash(tiny_config(tmp_path, envs={"world": {"source": table}})))
+        keys.append(cold_start_hash(tiny_config(tmp_path, envs={"config": {"source": table}})))
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -163,7 +166,7 @@ def said(row: TextRow, tokenizer: Tokenizer, least: float) -> list[str]:
 
 def test_a_reading_drill_trains_answers_that_follow_from_its_facts(tokenizer: Tokenizer):
     for seed in range(20):
-        row = row_of(tokenizer, reading_pieces(Random(seed), 4, 8))
+        row = exercise_row(KimiChat(tokenizer), [Part(pieces=reading_pieces(Random(seed), 4, 8))])
         text = tokenizer.decode(row.tokens.tolist())
         facts = {line.split(" | ")[1]: line.split(" | ")[2] for line in text.splitlines()[:4]}
         answers = said(row, tokenizer, 0.1)
@@ -176,7 +179,7 @@ def test_a_reading_drill_trains_answers_that_follow_from_its_facts(tokenizer: To
 def test_an_agenda_drill_trains_the_items_that_follow_from_its_list_wherever_it_begins(tokenizer: Tokenizer, form: str):
     starts, numbers = set(), set()
     for seed in range(40):
-        row = agenda_drill(KimiChat(tokenizer), Random(seed), 5, 12, form)
+        row = exercise_row(KimiChat(tokenizer), agenda_parts(Random(seed), 5, 12, form))
         text = tokenizer.decode(row.tokens.tolist())
         listed = re.findall(r", (\d+)\. ([A-Z][a-z]{5})", text.partition("<|")[0].partition("| name")[0])
         assert [int(n) for n, _ in listed] == list(range(int(listed[0][0]), int(listed[0][0]) + 5))
@@ -203,7 +206,7 @@ def test_drill_batches_copy_first_and_then_mix_the_others(tokenizer: Tokenizer, 
 
 
 def test_a_world_of_single_rows_still_has_drills(tokenizer: Tokenizer, tmp_path: Path):
-    config = tiny_config(tmp_path, envs={"world": {"widths": [1, 1]}}, sft={"drill_tokens": 5_000})
+    config = tiny_config(tmp_path, envs={"config": {"widths": [1, 1]}}, sft={"drill_tokens": 5_000})
     assert len(list(drill_batches(config, tokenizer))) > 3
 
 

@@ -69,7 +69,7 @@ def test_the_vision_side_comes_along(yaml_file: Path, format: str, tokenizer: To
     weights = export_weights(seeing_policy(shape))
     save_policy(tmp_path / "policy", shape, weights, tokenizer, {})
     init = tmp_path / "policy" if format == "policy" else export(tmp_path / "policy", format=format)
-    config = config_of(yaml_file, init, "envs.world.mix={picture: 1.0}")
+    config = config_of(yaml_file, init, "envs.config.mix={picture: 1.0}")
     assert config.model.vision == shape.vision
     again, same_shape, _, _ = load_policy(starting_policy(config))
     assert same_shape == config.model.shape

@@ -120,7 +120,7 @@ def quickstart(tmp_path: Path, **rollouts) -> Config:
 def collected(config: Config, starter: Path, versions: tuple[int, ...] = (1,)) -> list[Episode]:
     """Four groups of two at each version, all with the starter's weights."""
     start, _, _, _ = load_policy(starter)
-    collector = Collector(config, WorldEnvironment(config.envs.world), starter, start)
+    collector = Collector(config, WorldEnvironment(config.envs.config), starter, start)
     try:
         episodes = []
         for version in versions:

@@ -36,7 +36,7 @@ def test_a_bad_table_is_a_mistake_with_a_fix(tmp_path: Path):
     table.write_text("name,mass\nKarona,1\nKarona,2\n")
     world = {"source": str(table), "widths": (2, 2)}
     with pytest.raises(UserError, match="Karona"):
-        check_tasks(tiny_config(tmp_path, envs={"world": world}))
+        check_tasks(tiny_config(tmp_path, envs={"config": world}))
 
 
 def test_a_missing_task_file_is_a_mistake_with_a_fix(tmp_path: Path):
@@ -63,17 +63,17 @@ def row(prompt: str, **fields: Any) -> dict:
 
 def test_a_small_table_has_the_distinct_tasks_that_it_has(tmp_path: Path):
     (tmp_path / "table.csv").write_text("name,age\nRome,1\nParis,2\nOslo,3\n")
-    config = tiny_config(tmp_path, envs={"world": {"source": tmp_path / "table.csv"}}, eval={"tasks": 160})
+    config = tiny_config(tmp_path, envs={"config": {"source": tmp_path / "table.csv"}}, eval={"tasks": 160})
     held_out = held_out_tasks(config)
     assert 50 < len(held_out) < 160 and len({task.key for task in held_out}) == len(held_out)
-    fewer = tiny_config(tmp_path, envs={"world": {"source": tmp_path / "table.csv"}}, eval={"tasks": 20})
+    fewer = tiny_config(tmp_path, envs={"config": {"source": tmp_path / "table.csv"}}, eval={"tasks": 20})
     assert held_out_tasks(fewer) == held_out[:20]
     assert any(f"{len(held_out)} distinct tasks" in note for note in data_notes(with_vocabulary(config)))
 
 
 def test_distinct_tasks_are_those_of_the_stream_in_its_order(tmp_path: Path):
     config = tiny_config(tmp_path)
-    stream = WorldEnvironment(config.envs.world).task_stream("test", config.eval.seed)
+    stream = WorldEnvironment(config.envs.config).task_stream("test", config.eval.seed)
     first = [stream[index] for index in range(30)]
     wanted = list({task.key: task for task in first}.values())
     assert distinct_tasks(stream, 30)[: len(wanted)] == wanted and len(distinct_tasks(stream, 30)) == 30

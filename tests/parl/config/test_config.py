@@ -40,8 +40,8 @@ def test_empty_file_gives_the_defaults_and_overrides_win(write) -> None:
 
 
 def test_override_of_one_mix_weight_keeps_the_others(write) -> None:
-    mix = load_config(write(""), ["envs.world.mix.chain=0.9", "envs.world.widths=[3, 5]"]).envs.world
-    assert mix.mix == {**Config().envs.world.mix, "chain": 0.9}
+    mix = load_config(write(""), ["envs.world.mix.chain=0.9", "envs.config.widths=[3, 5]"]).envs.config
+    assert mix.mix == {**Config().envs.config.mix, "chain": 0.9}
     assert mix.widths == (3, 5)
 
 
@@ -62,17 +62,17 @@ def test_override_of_one_mix_weight_keeps_the_others(write) -> None:
         ("", ["trainer=5"], ["trainer = 5", "section", "checkpoint_every"]),
         ("", ["optimizer.lr=.inf"], ["optimizer.lr", "finite"]),
         ("", ["name=a/b"], ['name = "a/b"', "matches"]),
-        ("", ["envs.world.widths=4"], ["envs.world.widths = 4", "a list of 2 numbers"]),
+        ("", ["envs.config.widths=4"], ["envs.config.widths = 4", "a list of 2 numbers"]),
         ("", ["tokenizer.vocab_size=99999"], ["tokenizer.vocab_size=99999 exceeds model.vocab_size="]),
         ("", ["model.qk_rope_head_dim=15"], ["model.qk_rope_head_dim=15 must be even"]),
         ("", ["model.num_experts_per_tok=999"], ["model.num_experts_per_tok=999 exceeds model.n_routed_experts="]),
-        ("", ["envs.world.mix.wyde=1"], ["envs.world.mix names unknown task families", "wyde", "single_fact"]),
+        ("", ["envs.world.mix.wyde=1"], ["envs.config.mix names unknown task families", "wyde", "single_fact"]),
         (
             "",
             ["objective.name=grpa"],
             ['objective.name = "grpa"', "one of k25, grpo, gspo, cispo", "did you mean grpo?"],
         ),
-        ("", ["objective.name=null"], ['objective.name = "null"', "one of k25"]),
+        ("", ["objective.name=null"], ["objective.name = null", "one of k25"]),
         ("", ["objective=gspo"], ["objective =", "section", "name"]),
         ("objective: {name: gspo, correction: tis}", [], ["objective.correction", "grpo or cispo", "gspo has name"]),
         ("", ["objective.correction=mis"], ["objective.correction", "grpo or cispo", "k25 has name"]),
@@ -99,7 +99,7 @@ def test_override_of_one_mix_weight_keeps_the_others(write) -> None:
         ("", ["trainer.steps"], ["trainer.steps", "KEY=VALUE"]),
         ("", ["trainer.steps.x=3"], ["trainer.steps"]),
         ("trainer: 3", ["trainer.steps=3"], ["goes below trainer"]),
-        ("", ["envs.world.source=nowhere.csv"], ["envs.world.source = nowhere.csv", "no such file"]),
+        ("", ["envs.config.source=nowhere.csv"], ["envs.config.source = nowhere.csv", "no such file"]),
         ("", ["trainer.steps=[1"], ["not valid YAML"]),
         ("- 1", [], ["a mapping"]),
     ],
@@ -147,7 +147,7 @@ def test_encodings_dots_and_capitals_are_answered_with_the_cure(write, tmp_path:
 
 
 def test_yaml_round_trips(write) -> None:
-    config = load_config(write(""), ["envs.world.widths=[3, 5]", "optimizer.lr=1e-5", "starter=a/b.bin"])
+    config = load_config(write(""), ["envs.config.widths=[3, 5]", "optimizer.lr=1e-5", "starter=a/b.bin"])
     text = to_yaml(config)
     assert "checkpoint_every" in text
     assert load_config(write(text, "again.yaml")) == config
@@ -155,8 +155,8 @@ def test_yaml_round_trips(write) -> None:
 
 def test_paths_are_found_beside_the_file_first(write, tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("name,x\na,1\n")
-    config = load_config(write("envs: {world: {source: table.csv}}\nstarter: not-there.bin"))
-    assert config.envs.world.source == tmp_path / "table.csv"
+    config = load_config(write("envs: {config: {source: table.csv}}\nstarter: not-there.bin"))
+    assert config.envs.config.source == tmp_path / "table.csv"
     assert config.starter == Path("not-there.bin")
 
 

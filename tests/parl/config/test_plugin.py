@@ -67,7 +67,7 @@ def test_the_three_ways_to_name_a_class(installed: None):
         ("of mine:Mine", "is not written package.module:Class"),
         (":", "is not written package.module:Class"),
         ("of_mine:", "is not written package.module:Class"),
-        (3, "must be a name, not 3"),
+        (3, "must be one of path, purepath, theirs, or package.module:Class"),
     ],
 )
 def test_a_name_that_leads_nowhere_says_why(name: object, said: str, installed: None):

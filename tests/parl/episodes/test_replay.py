@@ -80,7 +80,7 @@ def test_the_command_says_no_drift_and_exits_with_0(run_dir):
 
 def test_against_another_world_the_command_exits_with_1_and_shows_where(run_dir, tmp_path):
     other = tmp_path / "other.yaml"
-    other.write_text("envs: {world: {seed: 99}}\n")
+    other.write_text("envs: {config: {seed: 99}}\n")
     done = CliRunner().invoke(app, ["replay", str(run_dir), "--config", str(other)])
     assert (
         done.exit_code == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +19,7 @@ from envs.world.reference import ReferencePolicy, subagent_act
 from model.chat.kimi import KimiChat
 from model.kimi.files.checkpoint import SINGLE
 from model.tokenizer.tokenizer import Tokenizer
+from parl.config.chosen import built_in_sections
 from parl.config.errors import UserError
 from parl.config.schema import Config
 from parl.evaluate import identity as module
@@ -36,7 +37,7 @@ POLICY = {"policy": "1", "subagents": "2"}
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field may hold: one, several variants, or none."""
+    """The sections that a field may hold, where no name chooses one: one, or none."""
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, BaseModel) else []
     return [section for part in get_args(annotation) for section in sections(part)]
@@ -45,14 +46,15 @@ def sections(annotation: Any) -> list[type[BaseModel]]:
 def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """All dotted keys below ``section``, those of optional sections and of variants, too."""
     for name, field in section.model_fields.items():
-        inner = sections(field.annotation)
+        inner = [*built_in_sections(prefix + name).values()] or sections(field.annotation)
         for one in inner:
             yield from leaves(one, f"{prefix}{name}.")
         if not inner:
             yield prefix + name
 
 
-KEYS = list(dict.fromkeys(leaves(Config)))
+OWN = ("envs.name", "envs.config.")  # the environment says which of its keys change no episode
+KEYS = [key for key in dict.fromkeys(leaves(Config)) if not key.startswith(OWN)]
 
 
 def test_every_key_is_classified_once_and_no_key_is_classified_that_does_not_exist():
@@ -96,8 +98,9 @@ class Told:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._config, name)
 
-    def model_dump(self, mode: str = "json") -> dict[str, Any]:
-        return json.loads(json.dumps(self._tree, default=str))
+    def model_dump(self, mode: str = "json", exclude: Collection[str] = ()) -> dict[str, Any]:
+        tree = {name: part for name, part in self._tree.items() if name not in exclude}
+        return json.loads(json.dumps(tree, default=str))
 
 
 def told(config: Any, *, chat: bool) -> str:
@@ -111,6 +114,24 @@ def test_another_value_of_a_key_is_another_evaluation_where_it_changes_episodes(
     changes = told(Told(config, key), chat=chat) != told(Told(config), chat=chat)
     wanted = effect_of(key) in (Effect.ALL, Effect.CHAT if chat else Effect.OWN) and key != "rollouts.swarm"
     assert changes == wanted  # whether it may spawn is told apart from the configuration: a single agent never may
+
+
+@pytest.mark.parametrize("key", WorldConfig.model_fields)
+def test_the_environments_keys_count_but_those_that_it_calls_neutral(key: str, tmp_path: Path):
+    (tmp_path / "table.csv").write_text("name,x\na,1\nb,2\n")
+    changed = {"source": tmp_path / "table.csv", "transport": "socket", "mix": {"wide": 1.0}, "widths": (2, 3)}
+    config = tiny_config(tmp_path, envs={"config": {"widths": (2, 4)}})
+    own = config.envs.config
+    value = changed.get(key, own.__dict__[key] if key not in ("hops", "attributes") else (1, 3))
+    value = value + 1 if isinstance(value, int) else value / 2 + 0.1 if isinstance(value, float) else value
+    envs = config.envs.model_copy(update={"config": own.model_copy(update={key: value})})
+    other = config.model_copy(update={"envs": envs})
+    assert (told(other, chat=False) != told(config, chat=False)) == (key != "transport")
+
+
+def test_keys_of_an_objective_or_a_reward_that_is_not_ours_change_no_episode():
+    found = [effect_of(key) for key in ("objective.temperature_of_mine", "rewards.bonus", "rollouts.news")]
+    assert found == [Effect.NONE, Effect.NONE, Effect.ALL]
 
 
 def test_a_key_that_nobody_classified_counts(tmp_path: Path):
@@ -133,7 +154,6 @@ MEANT = {
     "eval.top_p": Effect.ALL,
     "eval.seed": Effect.ALL,
     "eval.split": Effect.ALL,
-    "envs.world.search_results": Effect.ALL,
     "model.rms_norm_eps": Effect.OWN,
     "model.quantize_experts": Effect.OWN,
     "rollouts.subagent_pool": Effect.OWN,
@@ -142,7 +162,6 @@ MEANT = {
     "envs.tasks": Effect.CONTENT,
     "model.init": Effect.CONTENT,
     "rollouts.subagent_policy": Effect.CONTENT,
-    "envs.world.source": Effect.CONTENT,
     "rollouts.temperature": Effect.NONE,
     "rollouts.workers": Effect.NONE,
     "rollouts.concurrency": Effect.NONE,
@@ -187,7 +206,7 @@ def test_tables_and_tasks_count_by_what_they_hold_wherever_they_lie(tmp_path: Pa
         folder.mkdir()
         (folder / "table.csv").write_text(table)
         (folder / "tasks.jsonl").write_text(json.dumps({**TASK, "gold": {"kind": "exact", "answers": [answer]}}))
-        envs = {"world": {"source": folder / "table.csv"}, "tasks": str(folder / "tasks.jsonl")}
+        envs = {"config": {"source": folder / "table.csv"}, "tasks": str(folder / "tasks.jsonl")}
         return told(tiny_config(tmp_path, envs=envs), chat=False)
 
     first, same, table, answer = key("a", "x", "1"), key("b", "x", "1"), key("c", "y", "1"), key("d", "x", "2")
@@ -235,7 +254,7 @@ def test_what_agents_are_told_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
         rollouts = config.rollouts.model_copy(update=other)
         assert told(config.model_copy(update={"rollouts": rollouts}), chat=False) != before
     prompts, chat = PromptsConfig(), KimiChat()
-    assert prompts_digest((), prompts, chat) != prompts_digest(module.world_tools(WorldConfig()), prompts, chat)
+    assert prompts_digest((), prompts, chat) != prompts_digest(WorldEnvironment(WorldConfig()).tools(), prompts, chat)
 
 
 # ---------------------------------------------------------------- as `parl eval` uses it

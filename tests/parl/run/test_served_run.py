@@ -64,7 +64,7 @@ def test_episodes_of_a_server_that_lost_its_weights_or_lied_run_again(
     weights, model, _, _ = load_policy(cold_start)
     with stand_in(model) as (url, server):
         config = served_config(tiny_run, f"faulty-{fault}", {"urls": (url,), "tolerance": 1e-3})
-        collector = Collector(config, WorldEnvironment(config.envs.world), cold_start, weights)
+        collector = Collector(config, WorldEnvironment(config.envs.config), cold_start, weights)
         try:
             collector.sync(weights, 5)
             setattr(server, fault, server.calls + 3)

@@ -16,8 +16,9 @@ from envs.world.config import PICTURE
 from envs.world.site.app import TOOLS
 from model.chat.kimi import MEDIA_PAD, SPECIAL_TOKENS
 from model.kimi.files.checkpoint import load_policy, save_policy
-from parl.cold_start.demos import Demonstrator, build_tokenizer
+from parl.cold_start.demos import Demonstrator
 from parl.cold_start.imitation import run_sft, text_rows
+from parl.cold_start.vocabulary import build_tokenizer
 from parl.collect.tasks import TrainTasks
 from parl.config.errors import UserError
 from parl.config.load import config_hash, load_config, to_yaml
@@ -40,12 +41,12 @@ def seeing_config(root: Path, **sections: Any) -> Config:
     base = tiny_config(root)
     model = {**base.model.model_dump(), "vision": VISION, "media_placeholder_token_id": PLACEHOLDER}
     world = {"entities": 120, "widths": (2, 4), "mix": {PICTURE: 1.0}}
-    return tiny_config(root, model=model, envs={"world": world}, **sections)
+    return tiny_config(root, model=model, envs={"config": world}, **sections)
 
 
 def test_the_shipped_configuration_fits_its_own_tokenizer():
     config = load_config(VISION_YAML)
-    assert config.envs.world.pictures and config.model.vision is not None
+    assert config.envs.config.pictures and config.model.vision is not None
     tokenizer = build_tokenizer(config)
     assert tokenizer.special[MEDIA_PAD] == config.model.media_placeholder_token_id
     assert load_config(VISION_YAML, ["optimizer.freeze_tower=true"]).optimizer.freeze_tower
@@ -60,7 +61,7 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path):
 def test_a_configuration_without_vision_says_nothing_of_it():
     """Hashes and files of policies that cannot see are what they were."""
     config = load_config(VISION_YAML.with_name("quickstart.yaml"))
-    assert "vision" not in config.model.model_dump() and not config.envs.world.pictures
+    assert "vision" not in config.model.model_dump() and not config.envs.config.pictures
     seeing = config.model.model_copy(update={"vision": load_config(VISION_YAML).model.vision})
     assert config_hash(seeing) != config_hash(config.model)
 
@@ -69,7 +70,7 @@ def test_pictures_for_a_policy_that_cannot_see_are_a_mistake_with_a_fix(tmp_path
     blind = to_yaml(load_config(VISION_YAML.with_name("quickstart.yaml")))
     (tmp_path / "blind.yaml").write_text(blind)
     with pytest.raises(UserError, match=r"without model\.vision cannot see"):
-        load_config(tmp_path / "blind.yaml", ["envs.world.mix={picture: 1.0}"])
+        load_config(tmp_path / "blind.yaml", ["envs.config.mix={picture: 1.0}"])
 
 
 def test_another_placeholder_than_the_tokenizers_is_named_with_the_right_one(tmp_path: Path):

@@ -1,0 +1,114 @@
+"""Sections that a name chooses: which names a configuration gives, and the class of a whole configuration with them.
+
+``objective.name``, ``envs.name`` and their like are resolved before anything is validated, and the sections of the
+classes that they lead to become fields of a subclass of :class:`Config`. So a stranger's section is read, checked and
+explained as ours are. What comes of it is a plain :class:`Config` again, which holds instances of those sections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel, create_model
+from pydantic.fields import FieldInfo
+
+from parl.config.kinds import ENVIRONMENTS, OBJECTIVES, REWARDS
+from parl.config.plugin import Kind, PluginError
+from parl.config.schema import Config, ConfigFields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """``section``.``key`` names a class of ``kind``, ``default`` where it is not given.
+
+    Its own keys stand in ``section`` itself, or below ``section``.``inner``.
+    """
+
+    section: str
+    key: str
+    kind: Kind
+    default: str
+    inner: str = ""
+
+    @property
+    def at(self) -> str:
+        """The dotted key."""
+        return f"{self.section}.{self.key}"
+
+    @property
+    def place(self) -> str:
+        """The dotted key of the section that the class brings."""
+        return f"{self.section}.{self.inner}" if self.inner else self.section
+
+    def own_section(self, name: str) -> type[BaseModel]:
+        """The section of the class behind ``name``; PluginError."""
+        found: Any = self.kind.resolve(name)
+        return found.Config if self.inner else found
+
+
+CHOICES = (
+    Choice(section="envs", key="name", kind=ENVIRONMENTS, default="world", inner="config"),
+    Choice(section="objective", key="name", kind=OBJECTIVES, default="k25"),
+    Choice(section="rewards", key="name", kind=REWARDS, default="parl"),
+)
+
+
+def choose(tree: dict[str, Any], overrides: Mapping[str, Any]) -> tuple[type[ConfigFields], dict[str, tuple[Any, str]]]:
+    """The class for a configuration read as ``tree``, with ``overrides`` by dotted key; and the names that lead
+    nowhere: by dotted key what was given, and what is wrong with it. Those sections are then the defaults'."""
+    names, problems = [], {}
+    for choice in CHOICES:
+        section = tree.get(choice.section)
+        given = section.get(choice.key, choice.default) if isinstance(section, dict) else choice.default
+        given = overrides.get(choice.at, given)
+        try:
+            choice.kind.resolve(given)
+            names.append(given)
+        except PluginError as error:
+            problems[choice.at] = (given, str(error))
+            names.append(choice.default)
+    return config_class(tuple(names)), problems
+
+
+@lru_cache
+def config_class(names: tuple[str, ...]) -> type[ConfigFields]:
+    """:class:`Config` with the sections of these names, one for each of ``CHOICES``."""
+    fields: dict[str, Any] = {}
+    for choice, name in zip(CHOICES, names, strict=True):
+        own = choice.own_section(name)
+        if not choice.inner:
+            fields[choice.section] = _field(own)
+            continue
+        outer = ConfigFields.model_fields[choice.section].annotation
+        assert isinstance(outer, type)
+        parts: dict[str, Any] = {choice.inner: _field(own)}
+        fields[choice.section] = _field(create_model(outer.__name__, __base__=outer, **parts))
+    return create_model("Config", __base__=ConfigFields, **fields)
+
+
+def _field(section: type[BaseModel]) -> tuple[type[BaseModel], Any]:
+    """A field of that section, which may be left out where its keys may."""
+    needed = any(field.is_required() for field in section.model_fields.values())
+    return (section, ... if needed else FieldInfo(default_factory=section))
+
+
+def plain(chosen: ConfigFields) -> Config:
+    """A configuration of the class itself with the values of one that :func:`config_class` made."""
+    values = {name: getattr(chosen, name) for name in Config.model_fields}
+    for choice in CHOICES:
+        outer = Config.model_fields[choice.section].annotation
+        if choice.inner and isinstance(outer, type) and issubclass(outer, BaseModel):
+            made = values[choice.section]
+            parts = {name: getattr(made, name) for name in outer.model_fields}
+            values[choice.section] = outer.model_construct(made.model_fields_set, **parts)
+    return Config.model_construct(chosen.model_fields_set, **values)
+
+
+def built_in_sections(place: str) -> dict[str, type[BaseModel]]:
+    """The sections that may stand at the dotted key ``place``, by the built-in name that chooses each; else empty."""
+    return {
+        name: choice.own_section(name) for choice in CHOICES if choice.place == place for name in choice.kind.built_in
+    }
