@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from parl.cold_start.imitation import Fit
-from parl.cold_start.shipped import cold_start_folder, cold_start_hash, cold_start_settings, shipped, starter_note
+from parl.cold_start.shipped import (
+    _settings,
+    cold_start_folder,
+    cold_start_hash,
+    cold_start_settings,
+    shipped,
+    starter_note,
+)
 from parl.config.errors import UserError
 from parl.config.load import load_config
 from parl.config.schema import Config
@@ -25,7 +32,7 @@ def test_the_shipped_starter_applies_and_says_what_it_was_made_with(tmp_path: Pa
     folder = shipped(config)
     assert folder is not None and starter_note(config) is None
     meta = json.loads((folder / "meta.json").read_text())
-    assert meta["hash"] == cold_start_hash(config) and meta["settings"] == cold_start_settings(config)
+    assert meta["hash"] == cold_start_hash(config) and _settings(folder) == cold_start_settings(config)
 
 
 @pytest.mark.parametrize(
