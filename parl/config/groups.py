@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import TaskGroup
-from envs.world.environment import WorldEnvironment
 from parl.config.errors import UserError
+from parl.config.kinds import ENVIRONMENTS
 from parl.config.runs import CONFIG, run_config
 from parl.config.schema import Config
 
@@ -18,7 +18,7 @@ KEY = "groups"  # where a summary keeps them
 
 def task_groups(config: Config) -> tuple[TaskGroup, ...]:
     """The groups of the configuration's environment, in its order."""
-    return tuple(getattr(WorldEnvironment, "groups", ()))
+    return tuple(getattr(ENVIRONMENTS.resolve(config.envs.name), "groups", ()))
 
 
 def kept_groups(groups: Iterable[TaskGroup]) -> list[dict[str, Any]]:

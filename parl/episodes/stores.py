@@ -1,11 +1,12 @@
 """Finding stored episodes: from what a user types - a run, a store's folder, one shard - to shards and their run.
 
 A run keeps its training episodes in ``episodes/``, the single agent's in ``single_agent/episodes/``, the evaluation of
-its end in ``eval/`` and those of ``parl eval`` in ``evals/ID/``.
+its end and those of ``parl eval`` in ``evals/LABEL-HASH/``. Before version 0.2 that of the end was in ``eval/``.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from pathlib import Path
 
 from parl.config.errors import UserError
 from parl.config.runs import named_path, runs_there
+from rollouts.store import lookup
 from rollouts.store.outline import Outline, read_outlines, shard_paths
 from rollouts.store.store import SHARD_NAME, StoreError
 
-_STORES = ("episodes", "single_agent/episodes", "eval")
+STORES = "stores"  # of a run's summary.json: label -> the store of the evaluation at its end
 _DEPTH = 3  # folders between a store and its run's config.yaml, at most: RUN/single_agent/episodes
 
 
@@ -77,6 +79,17 @@ def find_stores(given: Path) -> list[Store]:
             f"{path} holds no episodes: no KIND-STEP.parquet in it, nor in its episodes/, eval/ or evals/*/"
         )
     return stores
+
+
+def final_stores(run: Path) -> dict[str, Path]:
+    """Label -> store of the evaluation at the end of ``run``; all in ``eval/`` where an earlier version made it."""
+    file = run / "summary.json"
+    found = {kind: run / "eval" for kind, _, _ in lookup.shards(run / "eval")}
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8")).get(STORES, {}) if file.is_file() else {}
+        return found | {label: run / "evals" / Path(store).name for label, store in kept.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{file} is damaged: {error}") from None
 
 
 @contextmanager

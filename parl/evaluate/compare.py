@@ -15,7 +15,7 @@ from typing import Any
 from parl.config.errors import UserError
 from parl.config.groups import families, run_groups
 from parl.config.runs import named_path
-from parl.episodes.stores import Store, find_stores, kind_of, readable
+from parl.episodes.stores import Store, final_stores, find_stores, kind_of, readable
 from parl.evaluate.measures import SCORE, Attempt, Sample, attempt, groups, latest
 from parl.evaluate.scoring import TRAIN
 from parl.evaluate.statistics import Bootstrap
@@ -123,9 +123,9 @@ def _evaluations(given: Path, alone: bool) -> list[Store]:
     path = named_path(given)
     if not (path / "config.yaml").is_file():
         return find_stores(given)
-    folders = _last_evaluation(path)
-    if len(folders) < (2 if alone and (path / "eval").is_dir() else 1):
-        folders = [path / "eval"]
+    folders, final = _last_evaluation(path), list(dict.fromkeys(final_stores(path).values()))
+    if len(folders) < (2 if alone and final else 1):
+        folders = final
     if not any(folder.is_dir() for folder in folders):
         raise UserError(f"{path} has not been evaluated: parl eval {path / 'config.yaml'}")
     return [store for folder in folders if folder.is_dir() for store in find_stores(folder)]

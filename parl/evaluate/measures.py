@@ -14,6 +14,7 @@ from rollouts.store.outline import Outline
 
 SCORE = (0.0, 1.0)
 COSTS = ("critical_steps", "total_steps", "subagents", "sampled_tokens", "prompt_tokens", "new_prompt_tokens")
+_TOKENS = ("sampled_tokens", "prompt_tokens", "new_prompt_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +132,27 @@ def estimates(sample: Sample, k: int, *, seed: int = 0) -> dict[str, Interval | 
         "spawn_rate": boot.mean(sample.means("spawned"), bounds=SCORE),
     }
     return numbers | {name: boot.mean(sample.means(name)) for name in COSTS}
+
+
+def account(sample: Sample) -> dict[str, Any]:
+    """What all attempts together cost in tokens, and what one solved task cost; None where none was solved."""
+    tries = [one for attempts in sample.by_task.values() for one in attempts]
+    sums = {name: sum(getattr(one, name) for one in tries) for name in _TOKENS}
+    solved = sum(one.success for one in tries)
+    return sums | {"solved": solved, "sampled_tokens_per_solved": sums["sampled_tokens"] / solved if solved else None}
+
+
+def cost(sums: dict[str, Any], prices: tuple[float, float]) -> dict[str, Any]:
+    """What an account comes to at ``prices`` of a million tokens in and out, and what one solved task cost.
+
+    By the server's count of tokens where there is one, else by ours, each call's whole context counted.
+    """
+    usage = sums.get("usage")
+    tokens = (usage["prompt_tokens"], usage["completion_tokens"]) if usage else None
+    tokens = tokens or (sums["prompt_tokens"], sums["sampled_tokens"])
+    total = sum(price * count for price, count in zip(prices, tokens, strict=True)) / 1e6
+    per_solved = total / sums["solved"] if sums["solved"] else None
+    return {"price_in": prices[0], "price_out": prices[1], "total": total, "per_solved": per_solved}
 
 
 def plain(value: Any) -> Any:

@@ -72,7 +72,7 @@ def load_run(source: Path, wanted: Sequence[str] = ()) -> RunData:
     run.summary = _read_json(source / "summary.json", run.notes, "the verdict: the run has not been evaluated yet", {})
     run.groups = run_groups(source, run.summary)
     if not run.episodes:
-        run.notes.append("No stored episodes in eval/ or episodes/: there is no swarm viewer.")
+        run.notes.append("No stored episodes in evals/ or episodes/: there is no swarm viewer.")
     own = source / "metrics.jsonl"
     single = source / "single_agent" / "metrics.jsonl"
     if not own.is_file():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parl.config.errors import UserError
+from parl.episodes.stores import final_stores
 from parl.report.pack import LIMIT, find_tokenizer, heading, pack
-from rollouts.episode import Episode
+from rollouts.episode import Episode, EpisodeStatus
 from rollouts.store.lookup import read_columns, read_episodes, shards
 from rollouts.store.store import StoreError
 
@@ -22,21 +23,22 @@ _KINDS = {
 }
 _OTHERS = 10
 _COLUMNS = ("task_key", "family", "index", "status", "wall_s", "metrics")
+_VOID = (str(EpisodeStatus.FAILED), str(EpisodeStatus.CANCELLED))
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Shard:
-    """A shard and the row numbers that are taken from it."""
-
     kind: str
     step: int
     path: Path
-    rows: list[int] = field(default_factory=list)
 
     @property
     def title(self) -> str:
         name, _ = _KINDS.get(self.kind, (self.kind.replace("_", " "), 0))
         return f"{name}, step {self.step}" if self.kind not in _KINDS or self.kind == "train" else name
+
+
+_Place = tuple[_Shard, int]  # an episode: its shard, and its row there
 
 
 def load_episodes(source: Path, wanted: Sequence[str], notes: list[str]) -> list[dict[str, Any]]:
@@ -47,16 +49,15 @@ def load_episodes(source: Path, wanted: Sequence[str], notes: list[str]) -> list
     """
     found = _find(source)
     try:
-        asked = [_asked(found, name, source) for name in wanted]
-        chosen = [(_Shard(kind=s.kind, step=s.step, path=s.path), rows) for part in asked for s, rows in part]
-        chosen += _telling(found)
-        return _packed(source, chosen, sum(len(part) for part in asked), notes)
+        chosen = [place for name in wanted for place in _asked(found, name, source)]
+        return _packed(source, chosen + _telling(found), notes)
     except StoreError as error:
         raise UserError(str(error)) from None
 
 
 def _find(source: Path) -> list[_Shard]:
-    folders = [source.parent] if source.is_file() else [source, source / "eval", source / "episodes"]
+    evaluated = dict.fromkeys(final_stores(source).values())
+    folders = [source.parent] if source.is_file() else [source, *evaluated, source / "episodes"]
     found = [_Shard(kind=kind, step=step, path=path) for folder in folders for kind, step, path in shards(folder)]
     if source.is_file():
         found = [shard for shard in found if shard.path == source]
@@ -65,18 +66,16 @@ def _find(source: Path) -> list[_Shard]:
     return found
 
 
-def _asked(found: list[_Shard], name: str, source: Path) -> list[tuple[_Shard, list[int]]]:
+def _asked(found: list[_Shard], name: str, source: Path) -> list[_Place]:
     """Where the episodes called ``name`` are; UserError if nowhere."""
-    result, seen = [], []
+    result: list[_Place] = []
+    seen: list[str] = []
     for shard in found:
-        rows = []
         for number, row in enumerate(read_columns(shard.path, ("task_key", "index"))):
             key, index = row["task_key"], row["index"]
             if name in (key, f"{key}#{index}", _name(shard, number)):
-                rows.append(number)
+                result.append((shard, number))
             seen.append(f"{key}#{index}")
-        if rows:
-            result.append((shard, rows))
     if not result:
         there = f"; there are {len(seen)}, for example {', '.join(dict.fromkeys(seen[:3]))}" if seen else ""
         raise UserError(f"no episode {name!r} in {source}{there}")
@@ -88,27 +87,45 @@ def _name(shard: _Shard, row: int) -> str:
     return f"{shard.path.stem}:{row}"
 
 
-def _telling(found: list[_Shard]) -> list[tuple[_Shard, list[int]]]:
-    """Of each kind's last step (and training's first) a few episodes; the baselines show the trained swarm's tasks."""
+def _telling(found: list[_Shard]) -> list[_Place]:
+    """Of training's last and first step and of each evaluation a few; the baselines show the trained swarm's tasks."""
     kinds = sorted({shard.kind for shard in found}, key=lambda kind: [*_KINDS, kind].index(kind))
-    result, tasks = [], []
+    result: list[_Place] = []
+    tasks: list[str] = []
     for kind in kinds:
         own = [shard for shard in found if shard.kind == kind]
-        for shard in {id(s): s for s in (own[-1], own[0])}.values():
-            rows = read_columns(shard.path, _COLUMNS)
+        for part in ([own[-1]], [own[0]]) if kind == "train" else (own,):
+            rows = _rows(part)
             count = _KINDS.get(kind, ("", _OTHERS))[1]
             picked = _pick(rows, count)
             if kind == "trained":
-                tasks = [rows[number]["task_key"] for number in picked]
+                tasks = [row["task_key"] for row in picked]
             elif kind in ("single_agent", "cold_start") and tasks:
-                by_task = {row["task_key"]: number for number, row in enumerate(rows)}
+                by_task = {row["task_key"]: row for row in rows}
                 picked = [by_task[task] for task in tasks if task in by_task][:count]
-            result.append((shard, picked))
+            result += [row["place"] for row in picked]
     return result
 
 
-def _pick(rows: list[dict[str, Any]], count: int) -> list[int]:
-    """Numbers of ``count`` rows: the widest, the slowest by steps and by time, each family's slowest, each bad end."""
+def _rows(part: Sequence[_Shard]) -> list[dict[str, Any]]:
+    """The columns of each episode; an evaluation's by task, and of an attempt that was tried again the last."""
+    rows: list[dict[str, Any]] = [
+        row | {"place": (shard, number)}
+        for shard in part
+        for number, row in enumerate(read_columns(shard.path, _COLUMNS))
+    ]
+    if part[0].kind == "train":
+        return rows
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["task_key"], row["index"])
+        if key not in found or row["status"] not in _VOID:
+            found[key] = row
+    return [found[key] for key in sorted(found)]  # they arrived in any order
+
+
+def _pick(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """``count`` rows: the widest, the slowest by steps and by time, each family's slowest, each bad end."""
 
     def steps(number: int) -> float:
         return rows[number]["metrics"].get("critical_steps") or 0
@@ -123,7 +140,7 @@ def _pick(rows: list[dict[str, Any]], count: int) -> list[int]:
         if rows[number]["status"] != "answered":
             first.setdefault(("status", rows[number]["status"]), number)
     order = [*by_width[:2], *by_steps[:2], *by_time[:2], *first.values(), *by_steps]
-    return list(dict.fromkeys(order))[:count]
+    return [rows[number] for number in list(dict.fromkeys(order))[:count]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,18 +160,23 @@ def sampled_episodes(source: Path) -> list[Shown]:
     ]
 
 
-def _read(chosen: Iterable[tuple[_Shard, list[int]]]) -> dict[str, tuple[_Shard, Episode]]:
+def _read(chosen: Sequence[_Place]) -> dict[str, tuple[_Shard, Episode]]:
     """What was chosen, each once, by its name in links."""
-    read: dict[str, tuple[_Shard, Episode]] = {}
-    for shard, numbers in chosen:
-        for number, episode in zip(numbers, read_episodes(shard.path, numbers), strict=True):
-            read.setdefault(_name(shard, number), (shard, episode))
-    return read
+    numbers: dict[_Shard, list[int]] = {}
+    for shard, number in dict.fromkeys(chosen):
+        numbers.setdefault(shard, []).append(number)
+    read = {
+        (shard, number): episode
+        for shard, rows in numbers.items()
+        for number, episode in zip(rows, read_episodes(shard.path, rows), strict=True)
+    }
+    found: dict[str, tuple[_Shard, Episode]] = {}
+    for shard, number in chosen:
+        found.setdefault(_name(shard, number), (shard, read[shard, number]))
+    return found
 
 
-def _packed(
-    source: Path, chosen: Iterable[tuple[_Shard, list[int]]], asked: int, notes: list[str]
-) -> list[dict[str, Any]]:
+def _packed(source: Path, chosen: Sequence[_Place], notes: list[str]) -> list[dict[str, Any]]:
     """Read and pack what was chosen, each at most once, until the page is full."""
     read = _read(chosen)
     episodes = [episode for _, episode in read.values()]

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rollouts.store.lookup import read_columns, shards
+from parl.episodes.stores import final_stores
+from rollouts.store.lookup import read_columns
+from rollouts.store.outline import shard_paths
 
 _POLICIES = (
     ("trained", "trained swarm", "trained"),
@@ -22,9 +24,8 @@ Points = list[list[float]]
 
 def spread_charts(run_dir: Path) -> list[dict[str, Any]]:
     """The charts, in the form of :func:`parl.report.data.load_run`; none without stored evaluations. StoreError."""
-    found = {kind: path for kind, _, path in shards(run_dir / "eval")}
-    rows = {kind: read_columns(found[kind], ("metrics", "status")) for kind, _, _ in _POLICIES if kind in found}
-    metrics = {kind: [row["metrics"] for row in own if row["metrics"].keys() >= _NEEDED] for kind, own in rows.items()}
+    stores = final_stores(run_dir)
+    metrics = {kind: _metrics(stores[kind], kind) for kind, _, _ in _POLICIES if kind in stores}
 
     def series(points: Any) -> list[dict[str, Any]]:
         out = [
@@ -60,6 +61,16 @@ def spread_charts(run_dir: Path) -> list[dict[str, Any]]:
         },
     ]
     return [chart | {"zero_lambda": None} for chart in charts if chart["series"]]
+
+
+def _metrics(store: Path, kind: str) -> list[dict[str, Any]]:
+    """Of each attempt at a task the metrics, the last where it was tried again."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in shard_paths(store, kind):
+        for row in read_columns(path, ("task_key", "index", "metrics")):
+            if row["metrics"].keys() >= _NEEDED:
+                found[row["task_key"], row["index"]] = row["metrics"]
+    return list(found.values())
 
 
 def time_to_score(metrics: Sequence[dict[str, Any]]) -> Points:

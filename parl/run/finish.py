@@ -1,21 +1,19 @@
-"""Held-out evaluation: every policy on the same tasks, one table, the summary file and the report."""
+"""What a run's end writes: the held-out evaluation of its policies as a table, the summary, the report, W&B's."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from model.files import write_text
-from model.kimi.files.checkpoint import load_policy
 from parl import __version__
-from parl.collect.collector import Collector
-from parl.collect.tasks import held_out_tasks
 from parl.config.groups import KEY, kept_groups, task_groups
 from parl.config.schema import Config
+from parl.episodes.stores import STORES
+from parl.evaluate.evaluation import evaluate
+from parl.evaluate.policies import local_policy
 from parl.evaluate.table import print_table
 from parl.machine.memory import PeakMemory
 from parl.report import write_report
@@ -24,10 +22,6 @@ from parl.run.state import newest_state
 from parl.shown.terminal import echo
 from parl.track.progress import Progress
 from parl.track.tracker import Tracker
-from rewards.aggregate import evaluation_table
-from rewards.score import score_episode
-from rollouts.episode import Episode
-from rollouts.store.store import EpisodeStore
 
 _TEXT = 400  # characters of a question or an answer in the table of sampled episodes
 Policies = dict[str, tuple[Path, bool]]  # label -> (folder of the policy, whether it may spawn)
@@ -44,17 +38,14 @@ def evaluate_policies(
     progress: Progress,
 ) -> dict[str, Any]:
     """Evaluate, write ``summary.json`` and ``report.html`` in ``run_dir``; returns the summary."""
-    store = EpisodeStore(run_dir / "eval")
-    summary: dict[str, Any] = {}
-    groups = task_groups(config)
-    with eval_collector(config, cold) as collector:
-        for number, (label, (folder, spawning)) in enumerate(policies.items()):
-            progress.phase(f"evaluating {label}", number, len(policies))
-            episodes = evaluate_policy(config, collector, folder, spawning=spawning)
-            store.write(0, episodes, policy_version=0, kind=label)
-            summary[label] = evaluation_table(episodes, groups)
+    chosen = [
+        local_policy(config, cold, label, folder, spawning=spawns) for label, (folder, spawns) in policies.items()
+    ]
+    measured = evaluate(config, chosen, bar=progress.part)["policies"]
+    summary: dict[str, Any] = {label: measured[label]["means"] for label in policies}
     summary |= {
-        KEY: kept_groups(groups),
+        KEY: kept_groups(task_groups(config)),
+        STORES: {policy.label: policy.store.relative_to(run_dir).as_posix() for policy in chosen},
         "wall_s": round(time.monotonic() - began, 1),
         "peak_rss_gib": round(memory.peak_gib, 2),
         "seed": config.seed,
@@ -127,25 +118,3 @@ def _sampled(run_dir: Path) -> tuple[list[str], list[list[Any]]]:
             ]
         )
     return columns, rows
-
-
-@contextmanager
-def eval_collector(config: Config, cold: Path) -> Iterator[Collector]:
-    """Engines and workers for any number of policies; frozen sub-agents are the cold start."""
-    frozen, _, _, _ = load_policy(cold)
-    collector = Collector(config, config.envs.build(), cold, frozen)
-    try:
-        yield collector
-    finally:
-        collector.close()
-
-
-def evaluate_policy(config: Config, collector: Collector, folder: Path, *, spawning: bool) -> list[Episode]:
-    """One scored episode of every held-out task. Weights are those at which training ends."""
-    weights, _, _, _ = load_policy(folder)
-    collector.serve(weights)
-    settings = {"seed": config.eval.seed, "temperature": config.eval.temperature, "top_p": config.eval.top_p}
-    episodes = collector.collect(held_out_tasks(config), group_size=1, spawning=spawning, **settings)
-    for episode in episodes:
-        score_episode(episode, config.rewards, config.rewards.held_out())
-    return episodes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 import rich.progress
@@ -104,6 +105,11 @@ class Progress:
         if new and not self._live and self._step == 0:  # before the first step only: one line a step is enough later
             self._line(f"{text} ...")
 
+    @contextmanager
+    def part(self, label: str, total: int) -> Iterator[_Part]:
+        """A part of the work that counts its own: ``evaluating LABEL 3/40``."""
+        yield _Part(self, label, total)
+
     def plain(self) -> str:
         """The latest step as one line of text."""
         get = self._metrics.get
@@ -196,6 +202,16 @@ class Progress:
         if self._total:
             return f"{self._phase} {self._done or 0}/{self._total}"
         return self._phase
+
+
+class _Part:
+    def __init__(self, progress: Progress, label: str, total: int) -> None:
+        self._progress, self._label, self._total, self._done = progress, label, total, 0
+        self.advance(0)
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        self._progress.phase(f"evaluating {self._label}", self._done, self._total)
 
 
 class EpisodeBar:

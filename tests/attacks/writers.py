@@ -97,9 +97,9 @@ def _place(made: Path, owned: str) -> tuple[Path, str]:
 def _store(made: Path) -> Path:
     """Where ``parl eval`` keeps what the trained policy does."""
     from parl.config.runs import configuration
-    from parl.evaluate.evaluation import _local
+    from parl.evaluate.policies import local_policies
 
-    return _local(configuration(made), None, False, ("trained",))[0].store
+    return local_policies(configuration(made), None, False, ("trained",))[0].store
 
 
 def _exported(folder: Path, made: Path, command: str) -> Path:

@@ -10,8 +10,8 @@ measures = mutants_of("evaluation", "parl/evaluate/measures.py", SETTINGS, COMPA
 compare = mutants_of("evaluation", "parl/evaluate/compare.py", COMPARE)
 table = mutants_of("evaluation", "parl/evaluate/compare_table.py", COMPARE)
 attempts = mutants_of("evaluation", "parl/evaluate/evaluation.py", SETTINGS)
-stores = mutants_of("evaluation", "parl/evaluate/evaluation.py", IDENTITY)
-evaluate = mutants_of("evaluation", "parl/run/finish.py", SETTINGS)
+stores = mutants_of("evaluation", "parl/evaluate/policies.py", IDENTITY)
+account = mutants_of("evaluation", "parl/evaluate/measures.py", SETTINGS)
 chat = mutants_of("evaluation", "parl/evaluate/chat_model.py", SETTINGS)
 scoring = mutants_of("evaluation", "parl/evaluate/scoring.py", SETTINGS)
 identity = mutants_of("evaluation", "parl/evaluate/identity.py", IDENTITY)
@@ -105,22 +105,19 @@ MUTANTS = [
         'return "better" if (difference.value > 0) == (better > 0) else "worse"',
         'return "better" if (difference.value > 0) != (better > 0) else "worse"',
     ),
-    attempts("top-p-is-ignored", '"top_p": config.eval.top_p}\n    slots', '"top_p": 1.0}\n    slots'),
+    attempts("top-p-is-ignored", '"top_p": config.eval.top_p}', '"top_p": 1.0}'),
     attempts(
         "at-the-rollouts-temperature",
-        'sampling = {"temperature": config.eval.temperature,',
-        'sampling = {"temperature": config.rollouts.temperature,',
+        '"temperature": config.eval.temperature,',
+        '"temperature": config.rollouts.temperature,',
     ),
-    attempts(
-        "with-the-runs-seed",
-        'settings = {"seed": config.eval.seed, "spawning"',
-        'settings = {"seed": config.seed, "spawning"',
-    ),
+    attempts("with-the-runs-seed", 'settings = {"seed": config.eval.seed,', 'settings = {"seed": config.seed,'),
     attempts(
         "single-agents-may-spawn",
-        '"spawning": policy.spawning, **sampling}',
-        '"spawning": config.rollouts.swarm, **sampling}',
+        "partial(_collect_local, config, collector, policy.spawning)",
+        "partial(_collect_local, config, collector, config.rollouts.swarm)",
     ),
+    attempts("unscored", "self._scoring.score_held_out(episode)", "pass"),
     attempts(
         "failed-attempts-stay",
         "done = {key for key, outline in found.items() if not outline.episode.void}",
@@ -133,10 +130,10 @@ MUTANTS = [
         "[list(range(len(own))) for own in part.values()], arrived)",
     ),
     attempts("slices-overflow", "+ len(attempts) > episodes:", "> episodes:"),
-    attempts("solved-by-attempts", "solved = sum(one.success for one in tries)", "solved = len(tries)"),
-    attempts("prices-swapped", "zip(prices, tokens, strict=True)", "zip(prices[::-1], tokens, strict=True)"),
-    attempts("our-tokens-before-the-servers", 'usage = sums.get("usage")', "usage = None"),
-    attempts(
+    account("solved-by-attempts", "solved = sum(one.success for one in tries)", "solved = len(tries)"),
+    account("prices-swapped", "zip(prices, tokens, strict=True)", "zip(prices[::-1], tokens, strict=True)"),
+    account("our-tokens-before-the-servers", 'usage = sums.get("usage")', "usage = None"),
+    account(
         "per-solved-of-everything",
         'total / sums["solved"] if sums["solved"]',
         'total / max(sums["solved"], 5) if sums["solved"]',
@@ -149,28 +146,6 @@ MUTANTS = [
         "if False:",
     ),
     stores("shapes-are-not-compared", "if found != given and EFFECTS", "if False and EFFECTS"),
-    evaluate("top-p-is-ignored-at-the-end", '"top_p": config.eval.top_p}\n    episodes', '"top_p": 1.0}\n    episodes'),
-    evaluate(
-        "at-the-rollouts-temperature-at-the-end",
-        '"temperature": config.eval.temperature',
-        '"temperature": config.rollouts.temperature',
-    ),
-    evaluate(
-        "groups-at-the-end",
-        "group_size=1, spawning=spawning",
-        "group_size=config.rollouts.group_size, spawning=spawning",
-    ),
-    evaluate("always-a-swarm-at-the-end", "group_size=1, spawning=spawning", "group_size=1, spawning=None"),
-    evaluate(
-        "paid-for-spawning-at-the-end",
-        "config.rewards.held_out())",
-        "config.rewards.weights(0, config.trainer.steps))",
-    ),
-    evaluate(
-        "without-penalty-at-the-end",
-        "config.rewards.held_out())",
-        'config.rewards.held_out() | {"critical": 0.0})',
-    ),
     chat(
         "chat-at-the-rollouts-temperature",
         "temperature=config.eval.temperature,",

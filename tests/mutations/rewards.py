@@ -10,6 +10,7 @@ base = mutants_of("rewards", "rewards/base.py", REWARD)
 schedule = mutants_of("rewards", "rewards/schedule.py", REWARD)
 score = mutants_of("rewards", "rewards/score.py", REWARD)
 aggregate = mutants_of("rewards", "rewards/aggregate.py", REWARD)
+group = mutants_of("rewards", "envs/base.py", REWARD)
 budget = mutants_of("rewards", "rollouts/swarm/budget.py", REWARD)
 outcome = mutants_of("rewards", "rewards/outcome/__init__.py", REWARD)
 exact = mutants_of("rewards", "rewards/outcome/exact.py", OUTCOME)
@@ -138,12 +139,12 @@ MUTANTS = [
     aggregate("launches-are-tool-calls", "        if id(call) not in launching\n", ""),
     aggregate("latency-percentiles-swapped", '(("p50", 50), ("p95", 95))', '(("p50", 95), ("p95", 50))'),
     aggregate("tool-errors-upside-down", "_mean(result.error is not None for", "_mean(result.error is None for"),
-    aggregate("wide-12-from-11", "e.task.width >= 12", "e.task.width >= 11"),
+    group("one-row-wider", "width >= self.least_width", "width > self.least_width"),
     aggregate("tasks-by-episode", "len({e.task.key for e in episodes})", "len(episodes)"),
     aggregate(
         "table-drops-failures",
-        "table = {name: _row([e for e in episodes if belongs(e)])",
-        "table = {name: _row([e for e in episodes if belongs(e) and not e.void])",
+        "[e for e in episodes if group.holds(e.task.family, e.task.width)]",
+        "[e for e in episodes if group.holds(e.task.family, e.task.width) and not e.void]",
     ),
     budget("no-slack", "- 1e-9) + slack", "- 1e-9)"),
     budget(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from envs.base import Task
 from parl.config.schema import Config
 from parl.evaluate import evaluation as attempts
 from parl.evaluate.chat_model import ChatCollector, Served
-from parl.evaluate.evaluation import Policy, _missing, _run_local, _slices, account, cost
-from parl.evaluate.measures import Sample, attempt, estimates, latest
+from parl.evaluate.evaluation import _missing, _run_local, _slices, evaluate
+from parl.evaluate.measures import Sample, account, attempt, cost, estimates, latest
+from parl.evaluate.policies import Policy
 from parl.evaluate.scoring import Scoring
-from parl.run import finish as evaluate
-from parl.run.finish import evaluate_policy
+from parl.track.progress import EpisodeBar
 from rewards.parl import Parl
 from rewards.score import score_episode
 from rollouts.engine.chat.client import Usage
@@ -35,6 +35,10 @@ class Collector:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.served: list[Any] = []
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
 
     def serve(self, weights: Any) -> None:
         self.served.append(weights)
@@ -68,43 +72,45 @@ def config(tmp_path: Path) -> Config:
 WANTED = {"seed": 11, "temperature": 0.3, "top_p": 0.6}
 
 
-@pytest.mark.parametrize("spawning", [True, False])
-def test_a_runs_end_evaluates_as_the_section_says_and_pays_for_no_spawning(config, spawning: bool, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_policy", lambda folder: (f"weights of {folder}", None, None, None))
-    monkeypatch.setattr(evaluate, "held_out_tasks", lambda config: [wide_task(1), chain_task(2)])
-    collector = Collector()
-    episodes = evaluate_policy(config, collector, Path("x"), spawning=spawning)
-    assert collector.served == ["weights of x"]
-    [asked] = collector.asked
-    assert asked == {"tasks": ["wide-1", "chain-2"], "attempts": [[0], [0]], "spawning": spawning, **WANTED}
-    for episode in episodes:
-        again = made(episode.task)
-        score_episode(again, Parl(parallel_cap=4), Parl().held_out())
-        assert episode.rewards == again.rewards
-
-
 def policy(root: Path, label: str, *, spawning: bool) -> Policy:
-    (root / label).mkdir(parents=True)
-    return Policy(label=label, folder=root / f"weights-{label}", spawning=spawning, store=root / label, about={})
+    (root / label).mkdir(parents=True, exist_ok=True)
+    return Policy(label=label, source=root / f"weights-{label}", spawning=spawning, store=root / label, about={})
 
 
-def test_parl_eval_evaluates_as_the_section_says_and_runs_what_is_missing(config, tmp_path: Path, monkeypatch):
-    collector = Collector()
-
-    @contextmanager
-    def collectors(config, cold):
-        yield collector
-
+@pytest.fixture
+def collector(tmp_path: Path, monkeypatch) -> Collector:
+    made = Collector()
     monkeypatch.setattr(attempts, "load_policy", lambda folder: (folder.name, None, None, None))
     monkeypatch.setattr(attempts, "starting_policy", lambda config: tmp_path)
     monkeypatch.setattr(attempts, "local_ray", nullcontext)
-    monkeypatch.setattr(attempts, "eval_collector", collectors)
+    monkeypatch.setattr(attempts, "Collector", lambda *given: made)
+    return made
+
+
+@pytest.mark.parametrize("spawning", [True, False])
+def test_an_evaluation_asks_as_the_section_says_pays_for_no_spawning_and_asks_once(
+    config, collector, tmp_path: Path, spawning: bool, monkeypatch
+):
+    monkeypatch.setattr(attempts, "held_out_tasks", lambda config: [wide_task(1), chain_task(2)])
+    one = policy(tmp_path, "x", spawning=spawning)
+    found = evaluate(config, [one])
+    assert collector.served == ["weights-x"] and collector.closed
+    [asked] = collector.asked
+    assert asked == {"tasks": ["wide-1", "chain-2"], "attempts": [[0], [0]], "spawning": spawning, **WANTED}
+    stored = [outline.episode for outline in read_outlines(shard_paths(one.store))]
+    assert len(stored) == 2
+    for episode in stored:
+        again = made(episode.task)
+        score_episode(again, Parl(parallel_cap=4), Parl().held_out())
+        assert episode.rewards == again.rewards
+    assert evaluate(config, [one]) == found and len(collector.asked) == 1
+
+
+def test_an_evaluation_runs_what_is_missing(config, collector, tmp_path: Path):
     tasks = [wide_task(1), chain_task(2), wide_task(3)]
     policies = [policy(tmp_path, "a", spawning=True), policy(tmp_path, "b", spawning=False)]
-    policies.append(policy(tmp_path, "c", spawning=True))
-    todo = {"a": {0: [1], 2: [0, 1]}, "b": {1: [0]}, "c": {}}
-    _run_local(config, policies, tasks, todo)
-    assert collector.served == ["weights-a", "weights-b"]  # of the third nothing is missing
+    _run_local(config, policies, tasks, {"a": {0: [1], 2: [0, 1]}, "b": {1: [0]}}, EpisodeBar)
+    assert collector.served == ["weights-a", "weights-b"]
     first, second = collector.asked
     assert first == {"tasks": ["wide-1", "wide-3"], "attempts": [[1], [0, 1]], "spawning": True, **WANTED}
     assert second == {"tasks": ["chain-2"], "attempts": [[0]], "spawning": False, **WANTED}

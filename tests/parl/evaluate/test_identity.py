@@ -24,8 +24,8 @@ from parl.config.errors import UserError
 from parl.config.schema import Config
 from parl.evaluate import identity as module
 from parl.evaluate.chat_model import Served
-from parl.evaluate.evaluation import Policy, _local, _served
 from parl.evaluate.identity import EFFECTS, Effect, description, effect_of, identity, policy_digest, prompts_digest
+from parl.evaluate.policies import Policy, local_policies, served_policies
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, Trace
@@ -271,8 +271,8 @@ def with_policies(root: Path, **sections: Any) -> Config:
 
 def stand_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made-up files pass for a cold start and for policies."""
-    monkeypatch.setattr("parl.evaluate.evaluation.starting_policy", lambda config: root / "cold")
-    monkeypatch.setattr("parl.evaluate.evaluation.check_policy_files", lambda folder, cure: None)
+    monkeypatch.setattr("parl.evaluate.policies.starting_policy", lambda config: root / "cold")
+    monkeypatch.setattr("parl.evaluate.policies.check_policy_files", lambda folder, cure: None)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_stored_episodes_are_used_again_only_under_the_same_identity(
     stand_in(tmp_path, monkeypatch)
 
     def chosen(config: Config) -> Policy:
-        return _local(config, tmp_path / "policy", False, ())[0]
+        return local_policies(config, tmp_path / "policy", False, ())[0]
 
     first = chosen(with_policies(tmp_path))
     assert (chosen(with_policies(tmp_path, **changed)).store == first.store) == reused
@@ -320,10 +320,10 @@ def test_stored_episodes_are_used_again_only_under_the_same_identity(
 def test_a_folder_that_is_no_policy_of_the_run_is_a_mistake_with_a_cure(harm, named: str, tmp_path: Path, monkeypatch):
     stand_in(tmp_path, monkeypatch)
     config = with_policies(tmp_path)
-    _local(config, tmp_path / "policy", False, ())
+    local_policies(config, tmp_path / "policy", False, ())
     harm(tmp_path / "policy")
     with pytest.raises(UserError, match=named):
-        _local(config, tmp_path / "policy", False, ())
+        local_policies(config, tmp_path / "policy", False, ())
 
 
 def test_the_weights_of_sub_agents_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -332,14 +332,14 @@ def test_the_weights_of_sub_agents_count(tmp_path: Path, monkeypatch: pytest.Mon
     for weights in (b"1", b"2", b"1"):
         config = with_policies(tmp_path)
         (tmp_path / "agents" / SINGLE).write_bytes(weights)
-        found.append(_local(config, tmp_path / "policy", False, ())[0].store)
+        found.append(local_policies(config, tmp_path / "policy", False, ())[0].store)
     assert found[0] == found[2] != found[1]
 
 
 def test_a_servers_model_and_address_count(tmp_path: Path):
     config = tiny_config(tmp_path)
     told = [Served(url=url, name=name) for url, name in (("http://a/v1", "m"), ("http://a/v1", "n"), ("http://b", "m"))]
-    assert len({one.store for served in told for one in _served(config, served, False)}) == 6
+    assert len({one.store for served in told for one in served_policies(config, served, False)}) == 6
 
 
 # ---------------------------------------------------------------- what the code makes of the same settings

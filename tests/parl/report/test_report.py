@@ -26,6 +26,7 @@ from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
 from parl.config.errors import UserError
 from parl.config.groups import kept_groups
+from parl.episodes.stores import final_stores
 from parl.report import episode_to_timeline, write_report
 from parl.report.pack import pack
 from rollouts.critical_path import critical_path, critical_steps, makespan
@@ -257,6 +258,22 @@ def test_page_holds_verdict_curves_and_episodes(run_dir: Path, tmp_path: Path) -
     shown = episodes_of(page)
     assert [(e["id"], e["family"]) for e in shown] == [("trained-000000:1", "wide"), ("trained-000000:0", "chain")]
     assert shown[0]["agents"][1]["turns"][0]["results"][0]["text"] == "Osmania: capital Tarvo; population 81 000."
+
+
+def test_the_evaluation_of_a_runs_end_is_found_where_its_summary_says(run_dir: Path, tmp_path: Path):
+    assert final_stores(run_dir) == {"trained": run_dir / "eval"}  # as an earlier version left it
+    store = run_dir / "evals" / "trained-1a2b"
+    late, good = dataclasses.replace(serial_episode(), status=EpisodeStatus.FAILED), serial_episode()
+    for step, episode in enumerate((late, good, swarm_episode())):
+        EpisodeStore(store).write(step, [episode], policy_version=0, kind="trained")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    (run_dir / "summary.json").write_text(json.dumps(summary | {"stores": {"trained": "evals/trained-1a2b"}}))
+    assert final_stores(run_dir) == {"trained": store}
+    shown = episodes_of(_page(write_report(run_dir, tmp_path / "r.html")))
+    assert {e["id"] for e in shown} == {"trained-000001:0", "trained-000002:0"}  # the attempt that failed was repeated
+    (run_dir / "summary.json").write_text('{"stores": 3}')
+    with pytest.raises(UserError, match=r"summary\.json is damaged"):
+        final_stores(run_dir)
 
 
 def test_page_asks_the_network_for_nothing_and_escapes_untrusted_text(run_dir: Path, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from tiny import tiny_config
 from parl.collect.tasks import TrainTasks, held_out_tasks
 from parl.config.errors import UserError
 from parl.config.schema import Config
+from parl.episodes.stores import final_stores
 from parl.evaluate.evaluation import _Shards, run_eval
 from parl.track.wandb_reader import read_history
 from rollouts.episode import Episode
 from rollouts.store.outline import read_outlines, shard_paths
-from rollouts.store.store import EpisodeStore, read_shard
+from rollouts.store.store import read_shard
 
 NUMBERS = {
     *("item_f1", "success", "critical_steps", "total_steps", "subagents", "spawn_rate", "finish_rate", "n_tasks"),
@@ -38,8 +39,9 @@ def test_the_summary_holds_every_number_of_every_policy(finished: Path, tiny_run
 def test_all_policies_see_the_same_tasks_and_the_report_stands_beside_them(finished: Path, tiny_run: Config):
     wanted = [task.key for task in held_out_tasks(tiny_run)]
     for policy in ("cold_start", "trained", "single_agent"):
-        episodes, _ = EpisodeStore(finished / "eval").read(0, kind=policy) or pytest.fail(policy)
-        assert [episode.task.key for episode in episodes] == wanted
+        paths = shard_paths(final_stores(finished)[policy], policy)
+        episodes = [episode for path in paths for episode in read_shard(path)[0]]
+        assert {episode.task.key for episode in episodes} == set(wanted) and len(episodes) == len(wanted)
         assert all(episode.rewards and episode.metrics for episode in episodes)
     opening = episodes[0].orchestrator
     assert "create_subagent" not in {call.name for turn in opening.turns for call in turn.calls}
@@ -48,7 +50,8 @@ def test_all_policies_see_the_same_tasks_and_the_report_stands_beside_them(finis
 
 
 @pytest.mark.slow
-def test_evaluating_again_gives_the_same_numbers(finished: Path, tiny_run: Config):
+def test_evaluating_again_gives_the_same_numbers_and_runs_nothing(finished: Path, tiny_run: Config, monkeypatch):
+    monkeypatch.setattr("parl.evaluate.evaluation.Collector", lambda *given: pytest.fail("engines were started"))
     summary = json.loads((finished / "summary.json").read_text())
     config = tiny_run.model_copy(update={"name": "undisturbed"})
     again = json.loads(json.dumps(run_eval(config)))["policies"]
