@@ -34,7 +34,7 @@ _TYPES = {
     torch.int32: "i32",
     torch.int16: "i16",
 }
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 def _signature(kernel: JITFunction, arguments: dict[str, Any]) -> tuple[dict, dict, dict]:
@@ -119,8 +119,8 @@ def launch_all(shape: tuple[int, int, int, int, int], dtypes: tuple[torch.dtype,
         x = torch.empty(tokens, hidden, dtype=dtype, **meta)
         w13 = torch.empty(experts, 2 * width, hidden, dtype=dtype, **meta)
         w2 = torch.empty(experts, hidden, width, dtype=dtype, **meta)
-        for copies in (False, True)[: dtype.itemsize // 2 % 2 + 1]:  # descriptors with 16 bits only
-            with settings.using(descriptors=copies):
+        for copies, exact in ((False, False), (True, False), (True, True))[: 3 if dtype.itemsize == 2 else 1]:
+            with settings.using(descriptors=copies, exact_sums=exact):  # descriptors with 16 bits only
                 _, kept = kernels.expert_mlp_fwd(x, w13, w2, *plan, weights, x)
                 kernels.expert_mlp_bwd(x, x, w13, w2, kept, *plan, weights)
         kernels.fake_quant_int4_g32(torch.empty(64, 4096, dtype=dtype, **meta), pack=True)

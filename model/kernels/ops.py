@@ -258,7 +258,8 @@ def experts(
     if plain and len(x_TD) <= DECODING and implementation(x_TD) is cpu_ops:
         return cpu_ops.experts(x_TD, w13_E2ID, w2_EDI, ids_TK, weights_TK, base_TD)
     if counts_E is None:
-        counts_E = torch.bincount(ids_TK.flatten(), minlength=len(w13_E2ID)).to(torch.int32)
+        flat = ids_TK.flatten().int()  # no bincount, which waits for the device
+        counts_E = flat.new_zeros(len(w13_E2ID)).index_add_(0, flat, torch.ones_like(flat))
     return expert_mlp(x_TD, w13_E2ID, w2_EDI, dispatch(ids_TK, counts_E), weights_TK, base_TD)
 
 

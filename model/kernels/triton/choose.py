@@ -124,7 +124,7 @@ def _choose_quickly(
     COLUMNS: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """(choices as :func:`_choose_slowly` makes them; rows where two scores met on the grid: these may err)."""
+    """(what :func:`_choose_slowly` chooses, rows where two scores in question met on the grid: these may err)."""
     key0 = _packed(logits, bias, token, tokens, 0, E, COLUMNS)
     if PIECES > 1:
         key1 = _packed(logits, bias, token, tokens, COLUMNS, E, COLUMNS)

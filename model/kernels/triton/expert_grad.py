@@ -200,6 +200,7 @@ def _activation_grad(
     hidden: Tensor,
     order: Tensor,
     offsets: Tensor,
+    table: Tensor,
     weights: Tensor,
     descriptors: bool,
     spreading: bool,
@@ -216,7 +217,7 @@ def _activation_grad(
         hidden,
         order,
         offsets,
-        list_tiles(offsets, rows, tiles.rows),
+        table,
         weights,
         dhidden,
         weighted,
@@ -255,7 +256,10 @@ def expert_mlp_bwd(
     spreading = spread_for(descriptors, x_TD)
     if spreading:
         dout = spread(dout, inverse_TK)
-    kept = _activation_grad(dout, w2, hidden, order_S, offsets, weights, descriptors, spreading)
+    each = rows / len(w13)
+    tiles, dact_rows = tiles_for("dx", x_TD, each), tiles_for("dact", x_TD, each).rows
+    table = list_tiles(offsets, rows, dact_rows)
+    kept = _activation_grad(dout, w2, hidden, order_S, offsets, table, weights, descriptors, spreading)
     dhidden, weighted, partial = kept
     dw2, dw13 = torch.empty_like(w2), torch.empty_like(w13)
     _weight_grad(dout, weighted, order_S, offsets, dw2, top_k, None if spreading else "left")
@@ -264,7 +268,7 @@ def expert_mlp_bwd(
     _weight_grad(dhidden, rows_x, order_S, offsets, dw13, top_k, None if spreading else "right")
     del rows_x
     dx_SD = torch.empty(rows, x_TD.shape[1], dtype=staging(x_TD), device=x_TD.device)
-    tiles = tiles_for("dx", x_TD, rows / len(w13))
-    rows_times(dhidden, w13, offsets, dx_SD, tiles, transposed=False, descriptors=descriptors)
+    table = table if tiles.rows == dact_rows else None
+    rows_times(dhidden, w13, offsets, dx_SD, tiles, transposed=False, descriptors=descriptors, table=table)
     combine(dx_SD, inverse_TK, None, None, dx, partial, dweights)
     return dx, dw13, dw2, dweights

@@ -185,13 +185,14 @@ def expert_mlp_fwd(
     each, top_k = rows / experts, inverse_TK.shape[1]
     descriptors = descriptors_for(x_TD, w13, w2)
     activation = x_TD.new_empty(rows, width)
-    tiles = tiles_for("up", x_TD, each)
+    tiles, down = tiles_for("up", x_TD, each), tiles_for("down", x_TD, each)
+    table = list_tiles(offsets, rows, tiles.rows)
     _up[(programs(x_TD),)](
         x_TD,
         TensorDescriptor.from_tensor(w13.flatten(0, 1), [tiles.columns, tiles.depth]) if descriptors else w13,
         order_S,
         offsets,
-        list_tiles(offsets, rows, tiles.rows),
+        table,
         hidden,
         activation,
         K=top_k,
@@ -202,7 +203,7 @@ def expert_mlp_fwd(
         **tiles.constants(),
     )
     y_SD = torch.empty(rows, hidden_size, dtype=staging(x_TD), device=x_TD.device)
-    tiles = tiles_for("down", x_TD, each)
-    rows_times(activation, w2, offsets, y_SD, tiles, transposed=True, descriptors=descriptors)
+    table = table if down.rows == tiles.rows else None
+    rows_times(activation, w2, offsets, y_SD, down, transposed=True, descriptors=descriptors, table=table)
     base = None if base_TD is None else base_TD.contiguous()
     return combine(y_SD, inverse_TK, weights_TK.contiguous(), base, out), hidden

@@ -122,11 +122,12 @@ def rows_times(
     *,
     transposed: bool,
     descriptors: bool,
+    table: Tensor | None = None,
 ) -> Tensor:
     """``out_SN`` filled with each sorted row times its expert's matrix, [E, N, C] if ``transposed``, else [E, C, N].
 
     With descriptors a tile of a [C, N] matrix may reach into the next expert's rows: C must be a multiple of the tile's
-    depth there, else pointers are used.
+    depth there, else pointers are used. ``table``: of tiles with as many rows, if there is one.
     """
     contraction, columns = rows_SC.shape[1], out_SN.shape[1]
     descriptors = descriptors and (transposed or contraction % tiles.depth == 0)
@@ -138,7 +139,8 @@ def rows_times(
             TensorDescriptor.from_tensor(rows_SC, [tiles.rows, tiles.depth]),
             TensorDescriptor.from_tensor(flat, block),
         )
-    table = list_tiles(offsets, len(rows_SC), tiles.rows)
+    if table is None:
+        table = list_tiles(offsets, len(rows_SC), tiles.rows)
     _rows_kernel[(programs(rows_SC),)](
         *given,
         offsets,
@@ -148,7 +150,7 @@ def rows_times(
         C=contraction,
         TRANSPOSED=transposed,
         DESCRIPTORS=descriptors,
-        FLATTEN=descriptors and tiles.flatten,
+        FLATTEN=descriptors and tiles.flatten and out_SN.element_size() == 2,  # no shared memory is left beside float32
         BAND=tiles.band,
         **tiles.constants(),
     )

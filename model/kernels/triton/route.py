@@ -18,9 +18,9 @@ from model.kernels.triton.choose import choose, choose_in_groups
 from model.kernels.triton.common import power_of_two, programs
 
 _TINY = tl.constexpr(1e-20)
-ROWS, GRAD_ROWS = 2, 4  # tokens of a program, which is a warp, at a time
-PER_PROCESSOR = 32  # programs
-MANY, COPIES = 1024, 32  # from so many tokens on, copies of the counts: all programs adding to one would wait
+ROWS = 4  # tokens of a program, which is a warp, at a time; half as many where rows are long, for registers' sake
+PER_PROCESSOR = 64  # programs: the tokens of a warp wait for each other
+MANY, COUNTS = 1024, 16384  # from MANY tokens on, copies of the counts, COUNTS in all: else all programs wait for one
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -144,7 +144,7 @@ def route_fwd(
     tokens, experts = logits_TE.shape
     ids = torch.empty(tokens, top_k, dtype=torch.int16, device=logits_TE.device)
     weights, scores = (torch.empty(tokens, top_k, device=logits_TE.device) for _ in range(2))
-    copies = COPIES if tokens >= MANY else 1
+    copies = power_of_two(triton.cdiv(COUNTS, experts)) if tokens >= MANY else 1
     counts = torch.zeros(copies, experts, dtype=torch.int32, device=logits_TE.device)
     if tokens:
         constants = route_constants(experts, top_k, n_group, topk_group) | {"COPIES": copies}
@@ -162,6 +162,7 @@ def route_fwd(
             NORM=norm,
             FORCED=forced_TK is not None,
             num_warps=1,
+            maxnreg=80 if constants["PIECES"] and forced_TK is None else None,  # more warps at a time; nothing spills
         )
     if copies == 1:
         return ids, weights, scores, counts[0]
@@ -175,7 +176,7 @@ def route_constants(experts: int, top_k: int, n_group: int, topk_group: int) -> 
     columns = min(128, power_of_two(experts))
     pieces = triton.cdiv(experts, columns)
     return {
-        "ROWS": ROWS,
+        "ROWS": ROWS if experts <= 64 else ROWS // 2,
         "E": experts,
         "K": top_k,
         "K_PAD": power_of_two(top_k),
@@ -193,14 +194,14 @@ def route_bwd(dweights_TK: Tensor, scores_TK: Tensor, ids_TK: Tensor, experts: i
     tokens, top_k = ids_TK.shape
     dlogits = torch.empty(tokens, experts, device=scores_TK.device)
     if tokens:
-        _backward[(triton.cdiv(tokens, GRAD_ROWS),)](
+        _backward[(triton.cdiv(tokens, ROWS),)](
             dweights_TK.contiguous(),
             scores_TK,
             ids_TK,
             dlogits,
             float(scale),
             tokens,
-            ROWS=GRAD_ROWS,
+            ROWS=ROWS,
             E=experts,
             E_PAD=power_of_two(experts),
             K=top_k,

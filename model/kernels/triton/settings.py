@@ -85,8 +85,10 @@ def using(**changes: object) -> Iterator[Settings]:
     """Other settings inside; a backward pass must see those of its forward pass."""
     global _current
     before, _current = _current, replace(_current, **changes)
-    yield _current
-    _current = before
+    try:
+        yield _current
+    finally:
+        _current = before
 
 
 def tiles_for(kernel: str, x: Tensor, rows_per_expert: float) -> Tiles:

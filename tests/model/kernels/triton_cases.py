@@ -206,6 +206,14 @@ def test_the_fast_setting_computes_the_same_to_rounding():
         assert (got.cpu().double() - wanted).norm() <= 1e-2 * wanted.norm()
 
 
+def test_settings_end_with_their_block_also_by_an_error():
+    before = settings.current()
+    with pytest.raises(ZeroDivisionError), settings.using(exact_sums=True):
+        assert settings.current().exact_sums
+        _ = 1 / 0
+    assert settings.current() is before
+
+
 # ---------------------------------------------------------------- INT4
 
 
