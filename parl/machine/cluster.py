@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from parl.config.errors import MachineError, UserError
+from parl.errors import MachineError, UserError
 from parl.machine.ending import kept_handlers
 from parl.machine.environment import check_cluster, cluster_address, tidy
 from parl.machine.processes import no_leftovers

@@ -15,7 +15,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Literal
 
-from parl.config.errors import UserError
+from parl.errors import UserError
 
 _NO_PROXY = ("127.0.0.1", "localhost", "::1")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")

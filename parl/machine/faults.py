@@ -14,7 +14,7 @@ from pathlib import Path
 from ray import exceptions as failures
 from ray._private import worker
 
-from parl.config.errors import MachineError
+from parl.errors import MachineError
 from parl.machine.watch import WATCH, Watched
 from rollouts.faults import Lost, MachineFault, first_cause
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from parl.config.errors import UserError
+from parl.errors import UserError
 
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parl.config.errors import UserError
+from parl.errors import UserError
 
 _PREFIX = "parl-ray-"
 _SOCKET_BYTES = 84  # "/parl-ray-xxxxxxxx/r/session_2026-11-26_00-59-47_968364_4194304/sockets/plasma_store"
