@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parl.episodes.formats import atif, otel, rows, verifiers
+from parl.episodes.formats import atif, otel, rows, trace_events, verifiers
 from parl.episodes.formats.common import ExportOptions
 from rollouts.episode import Episode
 
@@ -115,6 +115,14 @@ FORMATS: dict[str, Format] = {
             what="OpenTelemetry spans (GenAI conventions) as OTLP JSON lines; only written",
             export=_one(otel.export),
             load=None,
+            loses=("episode",),
+        ),
+        Format(
+            name="trace-events",
+            what="Chrome's trace events, which Perfetto opens: a JSON file an episode, a track an agent; only written",
+            export=_one(trace_events.export),
+            load=None,
+            files=True,
             loses=("episode",),
         ),
     )

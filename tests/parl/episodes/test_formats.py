@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich_episode import difference, rich_episode
@@ -19,6 +21,7 @@ from parl.episodes.formats.registry import FORMATS
 from parl.episodes.listing import Filter
 from parl.shown.redaction import REDACTED, redact
 from rollouts.critical_path import critical_steps
+from rollouts.episode import Episode
 from rollouts.store.store import EpisodeStore, read_shard
 
 DATA = Path(__file__).parents[2] / "data" / "formats"
@@ -115,6 +118,7 @@ def test_gold_that_was_left_out_comes_back_from_a_file_of_tasks(store, tmp_path)
         ("{}", "widesearch", "instance_id"),
         ("{}", "browsecomp-plus", "query_id"),
         ("{}", "otel", "only written"),
+        ("{}", "trace-events", "only written"),
         ("{}", "atfi", "must be one of"),
     ],
 )
@@ -212,6 +216,74 @@ def test_spans_nest_as_agents_do():
     readers = [span for span in spans if span["name"] == "invoke_agent reader"]
     assert [by_id[span["parentSpanId"]]["name"] for span in readers] == ["execute_tool assign_task"] * 2
     assert all(int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"]) for span in spans)
+
+
+def events_of(episode: Episode) -> list[dict[str, Any]]:
+    """Trace events, each as the format wants it."""
+    [document] = FORMATS["trace-events"].export(episode, WHOLE)
+    events = json.loads(json.dumps(document))["traceEvents"]
+    wanted = {"M": {"args"}, "X": {"cat", "ts", "dur", "args"}, "s": {"cat", "ts", "id"}, "f": {"cat", "ts", "id"}}
+    for event in events:
+        assert event.keys() >= {"name", "ph", "pid", "tid"} | wanted[event["ph"]], event
+        assert isinstance(event.get("ts", 0), int) and event.get("dur", 0) >= 0
+        assert event["ph"] != "f" or event["bp"] == "e"
+    return events
+
+
+def timed_episode() -> Episode:
+    """The rich one with times that fit: the launching turn ends when its sub-agents have."""
+    episode = rich_episode()
+    last = max(turn.t_end for trace in episode.traces[1:] for turn in trace.turns)
+    launching, after = episode.orchestrator.turns[1:]
+    launching.t_end = last
+    after.t_start, after.t_model, after.t_end = last + 0.1, last + 0.5, last + 0.5
+    return episode
+
+
+def test_trace_events_have_a_track_for_each_agent_a_slice_for_each_turn_and_call_and_are_sorted():
+    episode = timed_episode()
+    events = events_of(episode)
+    names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert names == {0: "critical path", 1: "0 orchestrator", 2: "0/0 reader", 3: "0/1 reader"}
+    times = [event["ts"] for event in events if event["ph"] != "M"]
+    assert times == sorted(times) and [event["ph"] for event in events].index("X") == len(names) * 2 + 1
+    slices = [event for event in events if event["ph"] == "X"]
+    of_agents = [event for event in slices if event["tid"]]
+    turns = [turn for trace in episode.traces for turn in trace.turns]
+    assert len(of_agents) == len(turns) + sum(len(turn.calls) for turn in turns)
+    assert {event["args"].get("agent") for event in of_agents if event["cat"] == "spawn"} == {"0/0", "0/1"}
+    [failed] = [event for event in of_agents if event["name"] == "search"]
+    assert (failed["args"]["error"], failed["dur"]) == ("server", 500_000)
+    for one, other in itertools.combinations(slices, 2):  # slices of a track lie one in the other, or apart
+        if one["tid"] == other["tid"]:
+            ends = one["ts"] + one["dur"], other["ts"] + other["dur"]
+            assert other["ts"] >= ends[0] or ends[1] <= ends[0], (one, other)
+
+
+def test_trace_events_mark_the_critical_path():
+    events = events_of(timed_episode())
+    path = [event for event in events if event["ph"] == "X" and event["tid"] == 0]
+    assert [(event["args"]["agent"], event["args"]["turn"]) for event in path] == [
+        *(("0", 0), ("0", 1), ("0/0", 0), ("0/0", 1), ("0", 2))
+    ]
+    assert all(one["ts"] + one["dur"] <= other["ts"] for one, other in itertools.pairwise(path))
+    marked = [event for event in events if event["ph"] == "X" and "model,critical" in event["cat"]]
+    assert [(event["tid"], event["name"]) for event in marked] == [
+        *((1, "turn 0"), (1, "turn 1"), (2, "turn 0"), (2, "turn 1"), (1, "turn 2"))
+    ]
+
+
+def test_arrows_go_from_the_launch_to_the_sub_agent_and_back_each_with_both_ends_in_a_slice():
+    events = events_of(timed_episode())
+    begun = {event["id"]: event for event in events if event["ph"] == "s"}
+    ended = {event["id"]: event for event in events if event["ph"] == "f"}
+    assert begun.keys() == ended.keys() and len(begun) == 4
+    ways = [(begun[i]["name"], begun[i]["tid"], ended[i]["tid"]) for i in begun]
+    assert sorted(ways) == [("finish", 2, 1), ("finish", 3, 1), ("spawn", 1, 2), ("spawn", 1, 3)]
+    slices = [event for event in events if event["ph"] == "X"]
+    for event in (*begun.values(), *ended.values()):
+        inside = [s for s in slices if s["tid"] == event["tid"] and s["ts"] <= event["ts"] <= s["ts"] + s["dur"]]
+        assert inside and begun[event["id"]]["ts"] <= ended[event["id"]]["ts"]
 
 
 def test_the_documented_losses_are_the_declared_ones():
