@@ -17,13 +17,11 @@ scoring = mutants_of("evaluation", "parl/evaluate/scoring.py", SETTINGS)
 identity = mutants_of("evaluation", "parl/evaluate/identity.py", IDENTITY)
 
 MUTANTS = [
-    statistics("no-widening", "math.sqrt(n / (n - 1)) * t_quantile", "t_quantile"),
+    statistics("no-widening", "math.sqrt(n / (n - 1)) * float", "float"),
     statistics("widening-upside-down", "math.sqrt(n / (n - 1))", "math.sqrt((n - 1) / n)"),
-    statistics("z-for-t", "t_quantile(1 - self.alpha / 2, n - 1)", "_NORMAL.inv_cdf(1 - self.alpha / 2)"),
-    statistics("one-sided", "t_quantile(1 - self.alpha / 2, n - 1)", "t_quantile(1 - self.alpha, n - 1)"),
-    statistics(
-        "a-degree-of-freedom-too-many", "t_quantile(1 - self.alpha / 2, n - 1)", "t_quantile(1 - self.alpha / 2, n)"
-    ),
+    statistics("z-for-t", "stdtrit(n - 1, 1 - self.alpha / 2)", "_NORMAL.inv_cdf(1 - self.alpha / 2)"),
+    statistics("one-sided", "stdtrit(n - 1, 1 - self.alpha / 2)", "stdtrit(n - 1, 1 - self.alpha)"),
+    statistics("a-degree-of-freedom-too-many", "stdtrit(n - 1, 1 - self.alpha / 2)", "stdtrit(n, 1 - self.alpha / 2)"),
     statistics("equal-values-are-certain", "if bounds is not None and np.all(x_T == x_T[0]):", "if False:"),
     statistics(
         "clopper-pearson-of-one-side", "1 - (self.alpha / 2) ** (1 / self.tasks)", "1 - self.alpha ** (1 / self.tasks)"
@@ -186,7 +184,7 @@ MUTANTS = [
         "wanted = {Effect.ALL, Effect.CHAT if chat else Effect.OWN}",
         "wanted = {Effect.ALL, Effect.CHAT, Effect.OWN}",
     ),
-    identity("spawning-does-not-count", 'settings | {"rollouts.swarm": spawning}', "settings"),
+    identity("spawning-does-not-count", 'settings | own | {"rollouts.swarm": spawning}', "settings | own"),
     identity(
         "weights-do-not-count",
         'f"{file_digest(folder / _WEIGHTS)} {policy_vocabulary(folder)}"',

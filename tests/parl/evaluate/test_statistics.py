@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from parl.evaluate.statistics import Bootstrap, best_of, t_quantile
+from parl.evaluate.statistics import Bootstrap, best_of
 
 SCORE = (0.0, 1.0)
 ROUNDS = 1000
@@ -28,11 +29,22 @@ def test_the_best_of_k_is_the_mean_over_all_choices_of_k():
         best_of([1.0, 2.0], 3)
 
 
-def test_t_quantiles_are_those_of_the_tables():
-    table = {1: 12.7062, 2: 4.3027, 5: 2.5706, 10: 2.2281, 30: 2.0423, 120: 1.9799}
-    for freedom, value in table.items():
-        assert t_quantile(0.975, freedom) == pytest.approx(value, abs=2e-3)
-        assert t_quantile(0.025, freedom) == pytest.approx(-value, abs=2e-3)
+def test_what_is_ours_is_what_scipys_bootstrap_lacks():
+    values = np.random.default_rng(3).beta(2, 1, 10)
+    ours = Bootstrap(10).mean(values, bounds=SCORE)
+    theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=1).confidence_interval
+    wider = (ours.high - ours.low) / (theirs.high - theirs.low)
+    expected = (10 / 9) ** 0.5 * scipy.stats.t.ppf(0.975, 9) / scipy.stats.norm.ppf(0.975)
+    assert wider == pytest.approx(expected, rel=0.1) and wider > 1.1
+    same = scipy.stats.bootstrap((np.ones(10),), np.mean, method="percentile", rng=1).confidence_interval
+    assert same.high - same.low == 0 < 1 - Bootstrap(10).mean([1.0] * 10, bounds=SCORE).low
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 10, 160])
+def test_equal_values_reach_as_far_as_clopper_and_pearson_allow(tasks: int):
+    limit = scipy.stats.binomtest(tasks, tasks).proportion_ci(0.95, method="exact").low
+    assert 0.025 ** (1 / tasks) == pytest.approx(limit, abs=1e-12)  # their limit in closed form
+    assert Bootstrap(tasks).mean([1.0] * tasks, bounds=SCORE).low == pytest.approx(limit, abs=1e-12)
 
 
 def test_intervals_are_a_function_of_the_seed_and_hold_the_estimate():
