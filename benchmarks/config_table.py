@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from parl.config.fields import variants
+from parl.config.chosen import built_in_sections
 from parl.config.schema import Config
 
 BEGIN, END = "<!-- config:begin -->", "<!-- config:end -->"
@@ -91,19 +91,22 @@ UNITS = {
 }
 
 
-def sections_of(field: FieldInfo) -> list[type[BaseModel]]:
-    """The models behind ``field`` where it is a section of keys: one, or its variants."""
+def sections_of(key: str, field: FieldInfo) -> list[type[BaseModel]]:
+    """The models behind ``field`` where it is a section of keys: one, or those of the built-in names that choose it."""
     kind = field.annotation
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return [kind]
-    return list(variants(field).values())
+    chosen = list(built_in_sections(key).values())
+    return chosen or ([kind] if isinstance(kind, type) and issubclass(kind, BaseModel) else [])
 
 
 def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], dict[str, FieldInfo]]]:
     """(dotted prefix, model, its own keys) of ``model`` and all sections below it, in the order of the code."""
-    yield prefix, model, {name: field for name, field in model.model_fields.items() if not sections_of(field)}
+    yield (
+        prefix,
+        model,
+        {name: field for name, field in model.model_fields.items() if not sections_of(prefix + name, field)},
+    )
     for name, field in model.model_fields.items():
-        for section in sections_of(field):
+        for section in sections_of(prefix + name, field):
             yield from sections(section, f"{prefix}{name}.")
 
 
@@ -116,7 +119,7 @@ def tables() -> str:
             continue
         seen |= {prefix + name for name in fields}
         heading = f"### `{prefix.rstrip('.')}`" if prefix else "### Top level"
-        if "name" in fields and prefix:  # a variant
+        if len(built_in_sections(prefix.rstrip("."))) > 1:
             heading += f" with `name: {_default(fields['name'])}`"
         summary = (model.__doc__ or "").strip().splitlines()[0].split(". ")[0].rstrip(".") + "."
         rows = [_row(prefix + name, field) for name, field in fields.items()]

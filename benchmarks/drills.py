@@ -1,7 +1,7 @@
 """How soon the quickstart's policy can copy, read a value and go through a list: the cold start's drills alone.
 
     python benchmarks/drills.py                             # the recipe, about ten minutes on one core
-    python benchmarks/drills.py --set model.kimi.look_back=false # without the heads that look back from the start
+    python benchmarks/drills.py --set model.look_back=false       # without the heads that look back from the start
     python benchmarks/drills.py --set model.embedding_mean=0
     python benchmarks/drills.py --steps 300 --set sft.seed=2
 

@@ -92,7 +92,7 @@ def profile(step: Callable[[], Any]) -> dict[str, float]:
 def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> None:
     """The learner as a run uses it, without Ray."""
     from model.kimi.files.checkpoint import load_policy
-    from parl.config.schema import OptimizerConfig
+    from parl.learn.config import OptimizerConfig
     from parl.learn.group import deal_rows
     from parl.learn.learner import Learner
     from parl.learn.objective.grpo import Grpo

@@ -18,7 +18,7 @@ from model.kimi.config import ModelConfig
 from model.kimi.lora import attach
 from model.kimi.transformer import Transformer, muon_parameters
 from parl.config.load import load_config
-from parl.config.schema import LoraConfig
+from parl.learn.config import LoraConfig
 
 _GIB, _WORD = 2**30, 4
 

@@ -18,8 +18,9 @@ from statistics import mean
 from benchmarks.demonstrations import demonstration_rows
 from parl.cold_start.imitation import learning_rate
 from parl.config.load import load_config
-from parl.config.schema import Config, OptimizerConfig
+from parl.config.schema import Config
 from parl.learn.batch import TextRow
+from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner
 
 ADAMW_LRS = (1e-3, 3e-3, 9e-3)

@@ -28,7 +28,8 @@ from model.kimi.files.checkpoint import load_policy
 from model.kimi.transformer import Transformer
 from model.tokenizer.tokenizer import Tokenizer
 from parl.config.load import load_config
-from parl.config.schema import Config, OptimizerConfig
+from parl.config.schema import Config
+from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator, episode_rows

@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
-from parl.config.kinds import ENVIRONMENTS, OBJECTIVES, REWARDS
+from parl.config.kinds import ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
 from parl.config.plugin import Kind, PluginError
-from parl.config.schema import Config, ConfigFields
+from parl.config.schema import Config, ConfigFields, policy_section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +46,14 @@ class Choice:
     def own_section(self, name: str) -> type[BaseModel]:
         """The section of the class behind ``name``; PluginError."""
         found: Any = self.kind.resolve(name)
+        if self.kind is FAMILIES:
+            return policy_section(name)
         return found.Config if self.inner else found
 
 
 CHOICES = (
     Choice(section="envs", key="name", kind=ENVIRONMENTS, default="world", inner="config"),
+    Choice(section="model", key="family", kind=FAMILIES, default="kimi"),
     Choice(section="objective", key="name", kind=OBJECTIVES, default="k25"),
     Choice(section="rewards", key="name", kind=REWARDS, default="parl"),
 )

@@ -31,6 +31,17 @@ def _environment(found: type) -> None:
     check_section(found.Config, "its class Config")
 
 
+def _family(found: type) -> None:
+    from model.family import Family, Shape
+
+    if not issubclass(found, Family):
+        raise ValueError("derive it from model.family.Family")
+    shape = getattr(found, "Shape", None)
+    check_section(shape, "its class Shape")
+    if not issubclass(shape, Shape):  # type: ignore[arg-type]
+        raise ValueError("its class Shape must derive from model.family.Shape")
+
+
 ENVIRONMENTS = Kind(
     what="environment",
     built_in={"world": "envs.world.environment:WorldEnvironment"},
@@ -49,3 +60,5 @@ OBJECTIVES = Kind(
 )
 
 REWARDS = Kind(what="reward", built_in={"parl": "rewards.parl:Parl"}, check=check_reward)
+
+FAMILIES = Kind(what="family", built_in={"kimi": "model.kimi.family:Kimi"}, check=_family)

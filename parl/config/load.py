@@ -186,7 +186,7 @@ def _without_empty_sections(tree: dict[str, Any], model: type[BaseModel]) -> dic
 def _with_shape(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
     """``model.init`` gives the shape: its other keys are filled in from there, and must not say anything else."""
     given = tree.get("model")
-    if not isinstance(given, dict) or not isinstance(given.get("init"), str):
+    if not isinstance(given, dict) or not isinstance(given.get("init"), str) or given.get("family", "kimi") != "kimi":
         return tree
     folder = _beside(path, Path(given["init"]))
     if folder is None or not folder.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,14 +13,16 @@ from pydantic import (
     PrivateAttr,
     SerializeAsAny,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
 
 from envs.base import Environment, Section
 from model.kimi.config import ModelConfig
-from parl.config.kinds import ENVIRONMENTS, OBJECTIVES, REWARDS
+from parl.config.kinds import ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
 from parl.config.plugin import Kind
+from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig, check_parallel
 from parl.learn.objective.base import Objective
 from parl.learn.objective.k25 import K25
 from rewards.base import Reward
@@ -34,7 +37,9 @@ class _Section(BaseModel):
 class PolicyConfig(ModelConfig):
     """The policy: its shape, with Hugging Face's names, and where its weights come from."""
 
-    optional: ClassVar[tuple[str, ...]] = (*ModelConfig.optional, "init")
+    optional: ClassVar[tuple[str, ...]] = (*ModelConfig.optional, "init", "family")
+
+    family: str = Field(default="kimi", description="the model family: kimi, package.module:Class, or an entry point")
 
     init: Path | None = Field(
         default=None,
@@ -46,6 +51,41 @@ class PolicyConfig(ModelConfig):
     def shape(self) -> ModelConfig:
         """The shape alone, as it stands beside a policy's weights."""
         return ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
+
+
+class _OtherPolicy(BaseModel):
+    """What the section of a policy of another family has besides that family's shape."""
+
+    family: str
+    init: Path | None = None
+
+    @property
+    def shape(self) -> Any:
+        """The shape alone."""
+        own: Any = FAMILIES.resolve(self.family)
+        return own.Shape(**{name: getattr(self, name) for name in own.Shape.model_fields})
+
+    def __reduce__(self) -> Any:
+        return _policy, (self.family, self.model_dump())
+
+
+@lru_cache
+def policy_section(family: str) -> type[BaseModel]:
+    """The class of ``model`` for a family by name: its shape's keys, ``family`` and ``init``."""
+    if family == "kimi":
+        return PolicyConfig
+    own: Any = FAMILIES.resolve(family)
+    name: Any = (str, Field(default=family, description=_described("family")))
+    init: Any = (Path | None, Field(default=None, description=_described("init")))
+    return create_model("PolicyConfig", __base__=(_OtherPolicy, own.Shape), family=name, init=init)
+
+
+def _policy(family: str, values: dict[str, Any]) -> BaseModel:
+    return policy_section(family).model_validate(values)
+
+
+def _described(name: str) -> str | None:
+    return PolicyConfig.model_fields[name].description
 
 
 class EnvsFields(_Section):
@@ -66,7 +106,7 @@ class EnvsFields(_Section):
 
 
 class EnvsConfig(EnvsFields):
-    """Where tasks and tools come from; a section given as a mapping is read as its environment's."""
+    """Where tasks and tools come from. A section given as a mapping is read as its environment's."""
 
     @field_validator("config", mode="before")
     @classmethod
@@ -102,55 +142,6 @@ class SftConfig(_Section):
     observation_weight: float = Field(
         default=0.5, ge=0, description="loss weight of tokens that the agent did not write"
     )
-
-
-class LoraConfig(_Section):
-    """Low-rank adapters are trained, by AdamW with ``optimizer.lr``, and the policy itself is frozen."""
-
-    rank: int = Field(default=16, gt=0)
-    alpha: float = Field(default=32.0, gt=0, description="adapters count alpha / rank times")
-    targets: tuple[Literal["attention", "shared_experts"], ...] = Field(
-        default=("attention", "shared_experts"), min_length=1, description="which matrices get adapters"
-    )
-
-
-class OptimizerConfig(_Section):
-    """The learner's optimiser in RL: Muon on the matrices, AdamW on the rest."""
-
-    lr: float = Field(default=5e-4, gt=0, description="AdamW")
-    muon_lr: float = Field(default=1.5e-3, gt=0, description="Muon")
-    final_lr: float = Field(default=0.1, ge=0, le=1, description="both learning rates fall linearly to this share")
-    weight_decay: float = Field(default=0.0, ge=0)
-    grad_clip: float = Field(default=1.0, gt=0)
-    freeze_tower: bool = Field(default=False, description="of a policy that sees, train the projector alone in RL")
-    qk_clip: float | None = Field(
-        default=None, gt=0, description="τ of MuonClip: largest attention logit of a head; null = off, K2 has 100"
-    )
-    lora: LoraConfig | None = Field(
-        default=None,
-        description="train low-rank adapters only; `{}` = rank 16 on attention and shared experts; null = all weights",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> OptimizerConfig:
-        if self.lora and self.qk_clip:
-            raise ValueError(f"qk_clip={self.qk_clip:g} scales the matrices that lora freezes: set one of them to null")
-        return self
-
-
-class ParallelConfig(_Section):
-    """How the learner's ranks share the policy; what composes with what is in docs/scaling.md."""
-
-    zero: Literal[0, 1, 2, 3] = Field(
-        default=0, description="ZeRO stage: ranks split optimiser states (1), gradients (2), weights (3)"
-    )
-    expert_parallel: int = Field(default=1, gt=0, description="ranks that split the routed experts between them")
-    sequence_parallel: int = Field(default=1, gt=0, description="ranks that split each row's positions (Ulysses)")
-    offload: Literal["none", "cpu", "nvme"] = Field(default="none", description="where optimiser states lie")
-    recompute: bool = Field(default=False, description="keep layers' inputs only, compute their insides again")
-
-
-NOT_PARALLEL = ParallelConfig()
 
 
 class TrainerConfig(_Section):
@@ -235,7 +226,7 @@ class ConfigFields(_Section):
     seed: int = Field(default=1, ge=0)
     baseline: bool = Field(default=False, description="also train and evaluate the single agent")
     starter: Path | None = Field(default=None, description="shipped cold-start weights, used when their hash matches")
-    model: PolicyConfig = PolicyConfig()
+    model: SerializeAsAny[PolicyConfig] = PolicyConfig()  # or another family's section, which the loader puts here
     tokenizer: TokenizerConfig = TokenizerConfig()
     envs: EnvsFields = EnvsFields()
     sft: SftConfig = SftConfig()
@@ -281,7 +272,7 @@ class ConfigFields(_Section):
         if self.model.vision and self.rollouts.engine != "embedded":
             raise ValueError("rollouts.engine must be embedded for a policy that sees: servers are sent no pictures")
         self._check_stream()
-        check_parallel(self.trainer, self.model, self.optimizer)
+        check_parallel(self.trainer.ranks, self.trainer.parallel, self.model, self.optimizer)
         drills = self.sft.copying_tokens + self.sft.drill_tokens
         if drills >= self.sft.tokens:
             raise ValueError(
@@ -340,35 +331,3 @@ def _chosen(kind: Kind, given: Any, default: str) -> Any:
         return given
     found: Any = kind.resolve(given.get("name", default))
     return found.model_validate(given)
-
-
-def check_parallel(trainer: TrainerConfig, model: ModelConfig, optimizer: OptimizerConfig) -> None:
-    """ValueError for what does not compose (docs/scaling.md), with what to change."""
-    parallel, at = trainer.parallel, "trainer.parallel"
-    degree = parallel.expert_parallel
-    if trainer.ranks % degree:
-        raise ValueError(f"{at}.expert_parallel={degree} must divide trainer.ranks={trainer.ranks}")
-    if degree > 1 and (not model.num_moe_layers or model.n_routed_experts % degree):
-        experts = model.n_routed_experts if model.num_moe_layers else 0
-        raise ValueError(f"{at}.expert_parallel={degree} must divide the model's {experts} routed experts: set it to 1")
-    if parallel.sequence_parallel > 1:
-        raise ValueError(
-            f"{at}.sequence_parallel={parallel.sequence_parallel} is not implemented: set it to 1, and"
-            " recompute=true for long rows"
-        )
-    if parallel.offload == "nvme":
-        raise ValueError(
-            f"{at}.offload=nvme: Muon's exchange and checkpoints need the optimiser's states in memory: use cpu"
-        )
-    if parallel.offload == "cpu" and not parallel.zero:
-        raise ValueError(f"{at}.offload=cpu needs {at}.zero of 1 or more, whose states DeepSpeed can offload")
-    if model.vision is not None and (parallel.zero or degree > 1):
-        raise ValueError(
-            f"{at}: zero={parallel.zero}, expert_parallel={degree} with model.vision: ranks with and without pictures"
-            " would wait for each other; use zero=0 and expert_parallel=1"
-        )
-    if optimizer.lora and (parallel.zero or degree > 1):
-        raise ValueError(
-            f"{at}: zero={parallel.zero}, expert_parallel={degree} with optimizer.lora: engines are sent adapters,"
-            " which every rank must hold whole; use zero=0 and expert_parallel=1, or lora=null"
-        )

@@ -48,7 +48,8 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "eval": "split temperature top_p seed",
     },
     Effect.OWN: {
-        "model": "vocab_size hidden_size num_hidden_layers first_k_dense_replace intermediate_size num_attention_heads"
+        "model": "family vocab_size hidden_size num_hidden_layers"
+        " first_k_dense_replace intermediate_size num_attention_heads"
         " q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim n_routed_experts num_experts_per_tok"
         " n_shared_experts moe_intermediate_size n_group topk_group routed_scaling_factor norm_topk_prob rms_norm_eps"
         " latent_norm_eps quantize_experts rope_theta rope_interleave max_position_embeddings"

@@ -16,8 +16,8 @@ import ray
 
 from model.kimi.config import ModelConfig
 from model.kimi.decoder import Weights
-from parl.config.schema import NOT_PARALLEL, OptimizerConfig, ParallelConfig
 from parl.learn.batch import TextRow
+from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig
 from parl.learn.learner import Learner, free_port
 from parl.learn.objective.base import Objective
 from parl.learn.objective.loss import check_rows

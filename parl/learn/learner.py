@@ -25,8 +25,8 @@ from model.kimi.config import ModelConfig
 from model.kimi.decoder import Weights
 from model.kimi.lora import PREFIX, attach
 from model.kimi.transformer import Transformer
-from parl.config.schema import NOT_PARALLEL, OptimizerConfig, ParallelConfig
 from parl.learn.batch import Batch, TextRow, lay, micro_batches
+from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig
 from parl.learn.objective.base import Objective
 from parl.learn.objective.common import k3
 from parl.learn.objective.entropy import entropy_stats

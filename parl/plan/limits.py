@@ -13,7 +13,8 @@ import psutil
 
 from model.kimi.config import ModelConfig
 from parl.config.errors import UserError
-from parl.config.schema import Config, OptimizerConfig, ParallelConfig, TrainerConfig, check_parallel
+from parl.config.schema import Config
+from parl.learn.config import OptimizerConfig, ParallelConfig, check_parallel
 from parl.plan.gpus import GB
 from parl.plan.plan import NODE, Layout, count
 
@@ -38,7 +39,7 @@ def gaps(model: ModelConfig, optimizer: OptimizerConfig, layout: Layout) -> Iter
         recompute=True,
     )
     try:
-        check_parallel(TrainerConfig(ranks=layout.gpus, parallel=parallel), model, optimizer)
+        check_parallel(layout.gpus, parallel, model, optimizer)
     except ValueError as error:
         yield f"a run's configuration refuses it: {error}"
     if layout.offload:

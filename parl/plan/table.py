@@ -11,7 +11,7 @@ from model.kimi.config import ModelConfig
 from model.kimi.files.hf_config import read_shape
 from parl.config.errors import UserError
 from parl.config.load import load_config
-from parl.config.schema import OptimizerConfig
+from parl.learn.config import OptimizerConfig
 from parl.plan.gpus import GB, Given, Gpu, find_gpu
 from parl.plan.limits import gaps, size_of
 from parl.plan.plan import RESERVE, Layout, Plan, cache_bytes, check, count, degrees, fits, nearest, plan

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from tiny import random_weights, tiny_model
 
-from parl.config.schema import OptimizerConfig, ParallelConfig
 from parl.learn.batch import TextRow
+from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from model.kimi.transformer import Transformer, muon_parameters
-from parl.config.schema import OptimizerConfig, ParallelConfig
+from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.shard.optimizer import MuonAdamW
 
 PERSISTENT = 10_000  # elements of a parameter up to which ZeRO 3 keeps it whole: gathering it would be all latency

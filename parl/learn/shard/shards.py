@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model.kimi.decoder import Weights, export_weights
 from model.kimi.expert_parallel import split_experts
 from model.kimi.transformer import Transformer
-from parl.config.schema import OptimizerConfig, ParallelConfig
+from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.shard.ds_engine import expert_ranks, make_engine, make_frozen_engine, make_optimizer, mark_expert
 from parl.learn.shard.parts import PartsReader, Piece
 from parl.learn.shard.split_muon import Span, SplitMuon

@@ -15,8 +15,8 @@ import torch
 from tiny import random_weights, tiny_model
 from torch import Tensor
 
-from parl.config.schema import OptimizerConfig
 from parl.learn.batch import TextRow
+from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner, NotFiniteLoss
 from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator, split_row

@@ -12,8 +12,8 @@ import pytest
 import torch
 from tiny import random_weights, tiny_model
 
-from parl.config.schema import OptimizerConfig
 from parl.learn.batch import TextRow
+from parl.learn.config import OptimizerConfig
 from parl.learn.group import LearnerGroup
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25

@@ -10,8 +10,8 @@ import torch
 from tiny import random_weights, tiny_model
 from torch import Tensor
 
-from parl.config.schema import OptimizerConfig
 from parl.learn.batch import TextRow
+from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.base import Objective
 from parl.learn.objective.cispo import Cispo

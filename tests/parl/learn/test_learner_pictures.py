@@ -18,8 +18,8 @@ from envs.world.pictures import draw_table
 from model.kimi.decoder import check_weights, export_weights, weight_shapes
 from model.kimi.files.checkpoint import load_policy, save_policy
 from model.kimi.vision.picture_size import K25_LIMITS
-from parl.config.schema import OptimizerConfig
 from parl.learn.batch import TextRow, lay
+from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.base import Objective
 from parl.learn.objective.cispo import Cispo

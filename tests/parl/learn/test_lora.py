@@ -12,7 +12,7 @@ from tiny import random_weights, tiny_model
 
 from model.kimi.decoder import Weights
 from model.kimi.lora import is_adapters, merged
-from parl.config.schema import LoraConfig, OptimizerConfig
+from parl.learn.config import LoraConfig, OptimizerConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator

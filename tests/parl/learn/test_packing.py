@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tiny import random_policy, random_weights, tiny_model
 from torch import Tensor
 
-from parl.config.schema import OptimizerConfig
 from parl.learn.batch import lay, micro_batches
+from parl.learn.config import OptimizerConfig
 from parl.learn.group import deal_rows
 from parl.learn.learner import Learner
 from parl.learn.objective.base import Objective

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from parallel_ranks import CONFIG, FREE, MICRO_TOKENS, WEIGHTS, shares
 
-from parl.config.schema import ParallelConfig
+from parl.learn.config import ParallelConfig
 from parl.learn.group import LearnerGroup
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25

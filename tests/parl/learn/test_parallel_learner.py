@@ -16,7 +16,7 @@ import pytest
 import torch
 from parallel_ranks import CONFIG, FREE, MICRO_TOKENS, OPTIMIZER, STEPS, WEIGHTS, layout_name, policy_step, run, shares
 
-from parl.config.schema import ParallelConfig
+from parl.learn.config import ParallelConfig
 from parl.learn.learner import Learner, free_port
 from parl.learn.shard.parts import PartsReader
 

@@ -11,7 +11,7 @@ import torch
 from tiny import random_policy, tiny_model
 
 from model.kimi.decoder import export_weights
-from parl.config.schema import OptimizerConfig
+from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner, NotFiniteLoss, free_port
 from parl.learn.objective.k25 import K25
 from parl.learn.qk_clip import QKClip

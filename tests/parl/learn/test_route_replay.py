@@ -12,7 +12,7 @@ from tiny import random_policy, tiny_model
 
 from model.kimi.config import ModelConfig
 from model.kimi.decoder import Weights, export_weights
-from parl.config.schema import OptimizerConfig
+from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
 from parl.learn.route_replay import check_routes

@@ -19,7 +19,7 @@ from model.kimi.files.hf_layout import our_shapes
 from parl.cli.main import app
 from parl.config.errors import UserError
 from parl.config.load import load_config
-from parl.config.schema import LoraConfig, OptimizerConfig, ParallelConfig
+from parl.learn.config import LoraConfig, OptimizerConfig, ParallelConfig
 from parl.plan import limits as learner_limits
 from parl.plan.gpus import GB, GPUS, Given, find_gpu
 from parl.plan.limits import gaps, least_bytes, machine_bytes

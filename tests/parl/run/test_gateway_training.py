@@ -19,7 +19,7 @@ from model.kimi.config import ModelConfig
 from model.kimi.decoder import export_weights
 from model.kimi.transformer import Transformer
 from model.tokenizer.tokenizer import Tokenizer
-from parl.config.schema import OptimizerConfig
+from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
 from parl.serve.gateway import recorded_episodes, recorded_rows

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from parl.config.schema import Config, OptimizerConfig
+from parl.config.schema import Config
+from parl.learn.config import OptimizerConfig
 from parl.learn.objective.grpo import Grpo
 from parl.run.loop import Training
 from parl.track.progress import Progress

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from stored import chain_task, make_episode, wide_task
 
-from parl.config.schema import Config, OptimizerConfig, TrackingConfig
+from parl.config.schema import Config, TrackingConfig
+from parl.learn.config import OptimizerConfig
 from parl.learn.objective.grpo import Grpo
 from parl.run.loop import Training
 from parl.track.progress import Progress

@@ -1,0 +1,91 @@
+"""The learner's own sections: its optimiser, adapters, and how its ranks share the policy. No torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from envs.base import Section
+from model.kimi.config import ModelConfig
+
+
+class LoraConfig(Section):
+    """Low-rank adapters are trained, by AdamW with ``optimizer.lr``, and the policy itself is frozen."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32.0, gt=0, description="adapters count alpha / rank times")
+    targets: tuple[Literal["attention", "shared_experts"], ...] = Field(
+        default=("attention", "shared_experts"), min_length=1, description="which matrices get adapters"
+    )
+
+
+class OptimizerConfig(Section):
+    """The learner's optimiser in RL: Muon on the matrices, AdamW on the rest."""
+
+    lr: float = Field(default=5e-4, gt=0, description="AdamW")
+    muon_lr: float = Field(default=1.5e-3, gt=0, description="Muon")
+    final_lr: float = Field(default=0.1, ge=0, le=1, description="both learning rates fall linearly to this share")
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    freeze_tower: bool = Field(default=False, description="of a policy that sees, train the projector alone in RL")
+    qk_clip: float | None = Field(
+        default=None, gt=0, description="τ of MuonClip: largest attention logit of a head; null = off, K2 has 100"
+    )
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="train low-rank adapters only; `{}` = rank 16 on attention and shared experts; null = all weights",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizerConfig:
+        if self.lora and self.qk_clip:
+            raise ValueError(f"qk_clip={self.qk_clip:g} scales the matrices that lora freezes: set one of them to null")
+        return self
+
+
+class ParallelConfig(Section):
+    """How the learner's ranks share the policy; what composes with what is in docs/scaling.md."""
+
+    zero: Literal[0, 1, 2, 3] = Field(
+        default=0, description="ZeRO stage: ranks split optimiser states (1), gradients (2), weights (3)"
+    )
+    expert_parallel: int = Field(default=1, gt=0, description="ranks that split the routed experts between them")
+    sequence_parallel: int = Field(default=1, gt=0, description="ranks that split each row's positions (Ulysses)")
+    offload: Literal["none", "cpu", "nvme"] = Field(default="none", description="where optimiser states lie")
+    recompute: bool = Field(default=False, description="keep layers' inputs only, compute their insides again")
+
+
+NOT_PARALLEL = ParallelConfig()
+
+
+def check_parallel(ranks: int, parallel: ParallelConfig, model: ModelConfig, optimizer: OptimizerConfig) -> None:
+    """ValueError for what does not compose (docs/scaling.md), with what to change."""
+    at = "trainer.parallel"
+    degree = parallel.expert_parallel
+    if ranks % degree:
+        raise ValueError(f"{at}.expert_parallel={degree} must divide trainer.ranks={ranks}")
+    if degree > 1 and (not model.num_moe_layers or model.n_routed_experts % degree):
+        experts = model.n_routed_experts if model.num_moe_layers else 0
+        raise ValueError(f"{at}.expert_parallel={degree} must divide the model's {experts} routed experts: set it to 1")
+    if parallel.sequence_parallel > 1:
+        raise ValueError(
+            f"{at}.sequence_parallel={parallel.sequence_parallel} is not implemented: set it to 1, and"
+            " recompute=true for long rows"
+        )
+    if parallel.offload == "nvme":
+        raise ValueError(
+            f"{at}.offload=nvme: Muon's exchange and checkpoints need the optimiser's states in memory: use cpu"
+        )
+    if parallel.offload == "cpu" and not parallel.zero:
+        raise ValueError(f"{at}.offload=cpu needs {at}.zero of 1 or more, whose states DeepSpeed can offload")
+    if model.vision is not None and (parallel.zero or degree > 1):
+        raise ValueError(
+            f"{at}: zero={parallel.zero}, expert_parallel={degree} with model.vision: ranks with and without pictures"
+            " would wait for each other; use zero=0 and expert_parallel=1"
+        )
+    if optimizer.lora and (parallel.zero or degree > 1):
+        raise ValueError(
+            f"{at}: zero={parallel.zero}, expert_parallel={degree} with optimizer.lora: engines are sent adapters,"
+            " which every rank must hold whole; use zero=0 and expert_parallel=1, or lora=null"
+        )
