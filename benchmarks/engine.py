@@ -34,7 +34,7 @@ from serve_vllm import server
 from model.kimi.files.checkpoint import load_policy
 from model.kimi.transformer import Transformer
 from parl.serve.export import export
-from rollouts.engine.base import Completion, Sampling
+from rollouts.engine.base import Completion, Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 
 STARTER = Path("configs/starters")
@@ -74,7 +74,7 @@ class Ours:
 
     async def _start(self) -> EmbeddedEngine:
         engine = EmbeddedEngine(self.config)
-        await engine.update(1, self.weights)
+        await engine.update(Update(version=1, weights=self.weights))
         return engine
 
     def __call__(self, asked: Prompts, new: int) -> float:

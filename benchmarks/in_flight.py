@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from model.kimi.files.checkpoint import load_policy
-from rollouts.engine.base import Sampling
+from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 
 
@@ -27,7 +27,7 @@ async def measure(folder: Path, streams: int, tokens: int, rounds: int) -> tuple
     """(CPU seconds of a decoding step, CPU seconds of an update), medians over ``rounds``."""
     weights, model, _, _ = load_policy(folder)
     engine = EmbeddedEngine(model, pages=streams * (model.max_position_embeddings // 16 + 1))
-    await engine.update(0, weights)
+    await engine.update(Update(version=0, weights=weights))
     prompts = np.random.default_rng(0).integers(0, model.vocab_size, (streams, tokens)).tolist()
     new = model.max_position_embeddings - tokens
     running = [
@@ -51,7 +51,7 @@ async def measure(folder: Path, streams: int, tokens: int, rounds: int) -> tuple
     for version in range(1, rounds + 1):
         steps.append(await each(8) / 8)
         began = time.process_time()
-        await engine.update(version, weights, in_flight=True)
+        await engine.update(Update(version=version, weights=weights, in_flight=True))
         await each(1)
         updates.append(time.process_time() - began)
     for task in running:

@@ -97,6 +97,7 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
     from parl.learn.learner import Learner
     from parl.learn.objective.grpo import Grpo
     from parl.learn.rows import Row, denominator
+    from rollouts.engine.base import Update
     from rollouts.engine.embedded.engine import EmbeddedEngine
 
     weights, config, _, _ = load_policy(folder / "starter")
@@ -127,7 +128,7 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
         for version in range(5):
             began = time.perf_counter()
             new = learner.weights()
-            asyncio.run(engine.update(version, new))
+            asyncio.run(engine.update(Update(version=version, weights=new)))
             times.append(time.perf_counter() - began)
         return {"sync_ms": 1000 * sorted(times)[2], "sync_bytes": float(sum(a.nbytes for a in new.values()))}
 

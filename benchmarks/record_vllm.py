@@ -24,9 +24,9 @@ import httpx
 from model.kimi.files.checkpoint import load_policy
 from parl.serve.deliveries import Deliveries
 from rollouts.config import HttpConfig
-from rollouts.engine.base import Sampling
+from rollouts.engine.base import Delivery, Sampling
 from rollouts.engine.servers.dialects import Vllm
-from rollouts.engine.servers.handover import Deliverer, Delivery
+from rollouts.engine.servers.handover import Deliverer
 from rollouts.engine.servers.http import HttpEngine
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,7 +33,7 @@ from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator, episode_rows
-from rollouts.engine.base import Sampling
+from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.episode import Trace
 from rollouts.swarm.settings import SwarmSettings
@@ -112,7 +112,7 @@ def sampled(model: ModelConfig, weights: Weights, rollout: Rollout) -> list[Row]
 
     async def go() -> list[Row]:
         engine = EmbeddedEngine(model)
-        await engine.update(1, weights)
+        await engine.update(Update(version=1, weights=weights))
         return await rollout(engine)
 
     return asyncio.run(go())

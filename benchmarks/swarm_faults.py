@@ -15,7 +15,6 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -26,7 +25,7 @@ from model.tokenizer.tokenizer import Tokenizer
 from parl.collect.collector import Collector
 from parl.config.schema import Config
 from parl.machine.cluster import local_ray
-from rollouts.engine.embedded.actor import EngineActor
+from rollouts.engine.base import Place, PoolEngine
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 
 WIDTH, CALLS = 20, 100
@@ -35,17 +34,15 @@ TOOL = Latency(median_s=0.02, sigma=0.25, stragglers=0.05, factor=20.0, failures
 STARTER = next(Path(__file__).parents[1].glob("configs/starters/*/tokenizer.json")).parent
 
 
-class SimulatedActor(EngineActor):
-    """An engine actor without a model."""
+class Simulated(PoolEngine):
+    """An engine without a model."""
 
-    def _make(self, config: Any, record_routes: bool) -> Any:
+    rebalance = True
+
+    @classmethod
+    def open(cls, place: Place) -> PoolEngine:
+        """See ``PoolEngine``."""
         return SimulatedEngine(KimiChat(Tokenizer.load(STARTER)), fan_out(WIDTH, CALLS), MODEL)
-
-
-class SimulatedCollector(Collector):
-    """A run's collector over simulated engines."""
-
-    _engine_class = SimulatedActor
 
 
 def main() -> None:
@@ -56,10 +53,16 @@ def main() -> None:
     options = parser.parse_args()
     size = 8
     budget = {"subagents": WIDTH, "subagent_steps": 99, "turn_tokens": 4096, "total_tokens": 10**7}
-    rollouts = {"workers": 2, "policy_engines": 1, "frozen_engines": 2, "placement": options.placement}
+    rollouts = {
+        "workers": 2,
+        "policy_engines": 1,
+        "frozen_engines": 2,
+        "placement": options.placement,
+        "engine": "__main__:Simulated",
+    }
     with tempfile.TemporaryDirectory() as root, local_ray():
         config = Config.model_validate({"root": root, "rollouts": {**rollouts, "budget": budget}})
-        collector = SimulatedCollector(config, SimulatedEnvironment(TOOL), STARTER, {})
+        collector = Collector(config, SimulatedEnvironment(TOOL), STARTER, {})
         collector.sync({}, 1)
         tasks = [simulated_task(number) for number in range(options.groups)]
         doomed = ["an engine"]

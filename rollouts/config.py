@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from rollouts.engine.address import check_address, check_key, shown
+from rollouts.engine.base import EngineConfig
 from rollouts.prompts import PromptsConfig
 
 
@@ -63,7 +64,7 @@ class LimitsConfig(BaseModel):
 
 
 class HttpConfig(BaseModel):
-    """Inference servers, where ``engine`` is not embedded (docs/engines.md)."""
+    """Inference servers, where ``engine`` asks for them (docs/engines.md)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -139,7 +140,11 @@ class RolloutsConfig(BaseModel):
     placement: Literal["local", "spread"] = Field(
         default="local", description="sub-agents run on their episode's worker, or on any"
     )
-    engine: Literal["embedded", "vllm", "sglang"] = "embedded"
+    engine: str = Field(
+        default="embedded",
+        description="who computes: embedded, vllm, sglang, package.module:Class, or an installed entry point",
+    )
+    engine_config: SerializeAsAny[EngineConfig] = EngineConfig()
     http: HttpConfig = HttpConfig()
     max_restarts: int = Field(default=3, ge=0, description="how often dead rollout actors are started again in a run")
     budget: BudgetConfig = BudgetConfig()
@@ -155,32 +160,9 @@ class RolloutsConfig(BaseModel):
             )
         if self.rebalance and self.subagent_pool == "co_trained":
             raise ValueError("rebalance=true needs two pools, and subagent_pool=co_trained has one: set it to false")
-        if self.engine != "embedded" and self.rebalance:
-            raise ValueError(f"rebalance=true moves embedded engines, but engine={self.engine}: set it to false")
         if self.http.frozen_urls and (self.subagent_pool == "co_trained" or self.subagent_policy is not None):
             raise ValueError(
                 f"http.frozen_urls={list(map(shown, self.http.frozen_urls))} serve the starting policy, or a refreshed"
                 " one: leave out subagent_policy, and set subagent_pool to frozen or refreshed"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_servers(self) -> RolloutsConfig:
-        http = self.http
-        if self.engine == "embedded":
-            if http.urls or http.frozen_urls:
-                raise ValueError("http.urls is for servers, but engine=embedded: set engine to vllm or sglang")
-            return self
-        if not http.urls:
-            raise ValueError(f"engine={self.engine} needs http.urls, e.g. [http://127.0.0.1:8000]")
-        if shared := set(http.urls) & set(http.frozen_urls):
-            raise ValueError(f"http.frozen_urls={sorted(shared)} also serve the policy: a server holds one model")
-        if http.weights == "restart" and not http.restart:
-            raise ValueError("http.weights=restart needs the command http.restart")
-        if http.weights == "transfer" and self.engine != "vllm":
-            raise ValueError(f"http.weights=transfer needs engine=vllm, not {self.engine}: set it to reload")
-        if self.engine == "vllm" and self.temperature != 1.0:
-            raise ValueError(
-                f"temperature={self.temperature} with engine=vllm: its log-probs are of temperature 1, so train at 1"
             )
         return self

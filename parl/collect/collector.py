@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError
@@ -21,15 +22,15 @@ from model.family import family_of
 from model.kimi.decoder import Weights
 from model.kimi.lora import is_adapters, merged
 from parl.collect.again import Group, StepFailed, whole
-from parl.collect.pools import Refreshed, change, pool_sizes, subagents
+from parl.collect.pools import Refreshed, change, engine_kinds, pool_sizes, servers_of, subagents
 from parl.config.errors import MachineError
 from parl.config.schema import Config
 from parl.machine.cluster import actor, stop
 from parl.machine.faults import curable, named, said, struck
 from parl.serve.deliveries import Deliveries
 from parl.shown.terminal import echo
-from rollouts.engine.embedded.actor import EngineActor
-from rollouts.engine.servers.actor import ServedActor
+from rollouts.engine.actor import EngineActor
+from rollouts.engine.base import Place, Update
 from rollouts.episode import Episode
 from rollouts.swarm.budget import critical_budget
 from rollouts.swarm.partial import Outcome
@@ -40,10 +41,16 @@ _SYNC_S = 120.0
 Progress = Callable[[int, int], None]  # groups done, groups in all
 
 
+class _Packed(NamedTuple):
+    """One version on its way to a pool. Arrays travel beside the update, as references that Ray resolves."""
+
+    update: Update
+    weights: Any = None
+    base: Any = None
+
+
 class Collector:
     """The rollout side of one run. Close it when done."""
-
-    _engine_class: type[EngineActor] = EngineActor
 
     def __init__(
         self, config: Config, environment: Environment, tokenizer: Path, frozen: Weights, kept: Path | None = None
@@ -51,14 +58,16 @@ class Collector:
         """``frozen``: the starting policy; ``kept``: where the run keeps refreshed sub-agents' weights."""
         self._config, self._environment, self._tokenizer = config, environment, str(tokenizer.resolve())
         self._deliveries = Deliveries(config.run_dir / "served", config.model.shape, tokenizer)
-        self._sync_s = _SYNC_S + (0 if config.rollouts.engine == "embedded" else config.rollouts.http.update_s)
+        self._kinds = engine_kinds(config.rollouts)
+        servers = any(kind.servers for kind in self._kinds.values())
+        self._sync_s = _SYNC_S + (config.rollouts.http.update_s if servers else 0)
         self._start_weights = frozen  # what adapters are merged with, here or by the engines
         self._start_ref = ray.put(frozen) if config.optimizer.lora else None
         self._subagent_model, frozen = subagents(config, self._tokenizer, frozen)
-        self._frozen: tuple[int, Any] = (0, self._packed("frozen", 0, frozen))
+        self._frozen = self._packed("frozen", 0, frozen)
         back = config.trainer.checkpoint_every * config.trainer.keep_checkpoints
         self._refreshed = Refreshed(config.rollouts.refresh_every, back, kept)
-        self._policy: tuple[int, Any, Any] | None = None  # version and weights that the policy pool serves, their base
+        self._policy: _Packed | None = None  # what the policy pool serves
         self.restarts = 0
         self._workers: list[Any] = []
         self._engines: dict[str, list[Any]] = {}
@@ -70,15 +79,14 @@ class Collector:
         ``in_flight``: also where episodes run, which then go on under the new weights.
         """
         began = time.monotonic()
-        if is_adapters(weights) and not self._servers("policy"):
-            self._policy = (version, ray.put(weights), self._start_ref)
+        if is_adapters(weights) and self._kinds["policy"].adapters:
+            self._policy = _Packed(Update(version=version), ray.put(weights), self._start_ref)
         else:
-            whole = merged(self._start_weights, weights)
-            self._policy = (version, self._packed("policy", version, whole), None)
+            self._policy = self._packed("policy", version, merged(self._start_weights, weights))
         if self._config.rollouts.subagent_pool == "refreshed":
             due = self._refreshed.due(version, merged(self._start_weights, weights))
             if due is not None:
-                self._frozen = (due[0], self._packed("frozen", *due))
+                self._frozen = self._packed("frozen", *due)
                 self.retrying(self._serve_frozen)
         if self._config.rollouts.rebalance:
             self.retrying(self._rebalance)
@@ -205,36 +213,29 @@ class Collector:
         self._serve_frozen()
         self._serve_policy()
 
-    def _servers(self, pool: str) -> tuple[str, ...]:
-        http = self._config.rollouts.http
-        return http.urls if pool == "policy" else http.frozen_urls
-
     def _replicas(self, pool: str, count: int) -> list[Any]:
-        """Actors of ``pool``: one for each of its servers, else ``count`` embedded engines."""
-        model = self._config.model if pool == "policy" else self._subagent_model
-        if urls := self._servers(pool):
-            rollouts = self._config.rollouts
-            return [
-                actor(
-                    ServedActor, model, rollouts, pool=pool, url=url, concurrency=1000, _label=f"{pool} client of {url}"
-                )
-                for url in urls
-            ]
-        engine, routes = self._engine_class, pool == "policy"
-        return [
-            actor(engine, model, record_routes=routes, concurrency=1000, _label=f"{pool} engine {i}")
-            for i in range(count)
-        ]
+        """Actors of ``pool``: one for each of its servers, else ``count`` of its engine's class."""
+        rollouts, kind = self._config.rollouts, self._kinds[pool]
+        model = self._config.model.shape if pool == "policy" else self._subagent_model
+        urls = servers_of(rollouts, pool) if kind.servers else ("",) * count
+        made = []
+        for number, url in enumerate(urls):
+            place = Place(pool=pool, number=number, model=model, rollouts=rollouts, tokenizer=self._tokenizer, url=url)
+            label = f"{pool} client of {url}" if url else f"{pool} engine {number}"
+            made.append(actor(EngineActor, kind, place, concurrency=1000, _label=label))
+        return made
 
     def _actors(self) -> list[Any]:
         return [*self._workers, *(replica for pool in self._engines.values() for replica in pool)]
 
-    def _packed(self, pool: str, version: int, weights: Weights) -> Any:
+    def _packed(self, pool: str, version: int, weights: Weights) -> _Packed:
         """What the pool's replicas are updated with: the weights in Ray's store, or a folder for its servers."""
-        return self._deliveries.write(pool, version, weights) if self._servers(pool) else ray.put(weights)
+        if self._kinds[pool].servers:
+            return _Packed(Update(version=version, delivery=self._deliveries.write(pool, version, weights)))
+        return _Packed(Update(version=version), ray.put(weights))
 
     def _serve_frozen(self) -> None:
-        self._load("frozen", *self._frozen)
+        self._load("frozen", self._frozen)
 
     def _rebalance(self) -> None:
         """One engine may change to the busier pool; its weights come with the sync that follows."""
@@ -247,7 +248,7 @@ class Collector:
         giver, taker = moved
         replica = self._engines[giver].pop()
         self._engines[taker].append(replica)
-        ray.get(replica.assign.remote(record_routes=taker == "policy"), timeout=_SYNC_S)
+        ray.get(replica.assign.remote(taker), timeout=_SYNC_S)
         if taker == "frozen":
             self._serve_frozen()
         calls = [worker.serve.remote(self._engines["policy"], self._engines["frozen"]) for worker in self._workers]
@@ -255,13 +256,14 @@ class Collector:
 
     def _serve_policy(self, in_flight: bool = False) -> None:
         if self._policy is not None:
-            self._load("policy", *self._policy, in_flight=in_flight)
+            self._load("policy", self._policy, in_flight=in_flight)
 
-    def _load(self, pool: str, version: int, weights: Any, base: Any = None, *, in_flight: bool = False) -> None:
-        calls = [replica.update.remote(version, weights, base, in_flight) for replica in self._engines[pool]]
+    def _load(self, pool: str, packed: _Packed, *, in_flight: bool = False) -> None:
+        update = replace(packed.update, in_flight=in_flight)
+        calls = [replica.update.remote(update, packed.weights, packed.base) for replica in self._engines[pool]]
         served = ray.get(calls, timeout=self._sync_s)
-        if any(answer != version for answer in served):
-            raise RuntimeError(f"the {pool} pool serves versions {served}, not {version}")
+        if any(answer != update.version for answer in served):
+            raise RuntimeError(f"the {pool} pool serves versions {served}, not {update.version}")
 
     def _submit(self, group: Group, number: int, settings: dict[str, Any]) -> Any:
         budget = critical_budget(group.task, self._config.rollouts.budget.critical_factor)

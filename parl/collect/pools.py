@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
@@ -17,8 +18,11 @@ from model.kimi.decoder import Weights
 from model.kimi.files.checkpoint import load_policy
 from model.tokenizer.tokenizer import load_tokenizer
 from parl.config.errors import UserError
+from parl.config.kinds import ENGINES
 from parl.config.schema import Config
 from rollouts.config import RolloutsConfig
+from rollouts.engine.base import PoolEngine
+from rollouts.engine.built_in import Embedded
 
 _BUSIER = 1.5  # requests a replica of one pool over the other's, from which on a replica changes
 
@@ -27,6 +31,18 @@ def pool_sizes(rollouts: RolloutsConfig) -> dict[str, int]:
     """Replicas of each pool at a run's start; co-trained sub-agents need none of their own."""
     frozen = 0 if rollouts.subagent_pool == "co_trained" else rollouts.frozen_engines
     return {"policy": rollouts.policy_engines, "frozen": frozen}
+
+
+def servers_of(rollouts: RolloutsConfig, pool: str) -> tuple[str, ...]:
+    """The addresses of the pool's servers."""
+    return rollouts.http.urls if pool == "policy" else rollouts.http.frozen_urls
+
+
+def engine_kinds(rollouts: RolloutsConfig) -> dict[str, type[PoolEngine]]:
+    """The engine's class for each pool: sub-agents without servers of their own are served by ours."""
+    kind: Any = ENGINES.resolve(rollouts.engine)
+    own = not kind.servers or rollouts.http.frozen_urls
+    return {"policy": kind, "frozen": kind if own else Embedded}
 
 
 def subagents(config: Config, tokenizer: str, start: Weights) -> tuple[ModelConfig, Weights]:

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
-from parl.config.kinds import ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
+from parl.config.kinds import ENGINES, ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
 from parl.config.plugin import Kind, PluginError
 from parl.config.schema import Config, ConfigFields, policy_section
 
@@ -56,6 +56,7 @@ CHOICES = (
     Choice(section="model", key="family", kind=FAMILIES, default="kimi"),
     Choice(section="objective", key="name", kind=OBJECTIVES, default="k25"),
     Choice(section="rewards", key="name", kind=REWARDS, default="parl"),
+    Choice(section="rollouts", key="engine", kind=ENGINES, default="embedded", inner="engine_config"),
 )
 
 

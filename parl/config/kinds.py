@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from parl.config.plugin import Kind
 from parl.learn.objective.base import check_objective
 from rewards.base import check_reward
+from rollouts.engine.base import check_engine
 
 
 def check_section(found: object, what: str) -> None:
@@ -62,3 +63,13 @@ OBJECTIVES = Kind(
 REWARDS = Kind(what="reward", built_in={"parl": "rewards.parl:Parl"}, check=check_reward)
 
 FAMILIES = Kind(what="family", built_in={"kimi": "model.kimi.family:Kimi"}, check=_family)
+
+ENGINES = Kind(
+    what="engine",
+    built_in={
+        "embedded": "rollouts.engine.built_in:Embedded",
+        "vllm": "rollouts.engine.built_in:Vllm",
+        "sglang": "rollouts.engine.built_in:Sglang",
+    },
+    check=check_engine,
+)

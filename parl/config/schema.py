@@ -20,6 +20,7 @@ from pydantic import (
 
 from envs.base import Environment, Section
 from model.kimi.config import ModelConfig
+from parl.config.engines import check_engine_fits
 from parl.config.kinds import ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
 from parl.config.plugin import Kind
 from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig, check_parallel
@@ -269,8 +270,7 @@ class ConfigFields(_Section):
                     f"objective.name={self.objective.name} weighs whole traces, which rollouts.context.policy cuts:"
                     " take k25 or cispo, or set the policy to none"
                 )
-        if self.model.vision and self.rollouts.engine != "embedded":
-            raise ValueError("rollouts.engine must be embedded for a policy that sees: servers are sent no pictures")
+        check_engine_fits(self.rollouts, pictures=self.model.vision is not None, staleness=self.trainer.staleness)
         self._check_stream()
         check_parallel(self.trainer.ranks, self.trainer.parallel, self.model, self.optimizer)
         drills = self.sft.copying_tokens + self.sft.drill_tokens
@@ -287,7 +287,6 @@ class ConfigFields(_Section):
             return
         rollouts = self.rollouts
         bad = {
-            f"rollouts.engine={rollouts.engine}": rollouts.engine != "embedded",
             "rollouts.placement=spread": rollouts.placement == "spread",
             "rollouts.rebalance=true": rollouts.rebalance,
             f"rollouts.dynamic_sampling={rollouts.dynamic_sampling}": rollouts.dynamic_sampling is not None,

@@ -98,6 +98,8 @@ _COUNTED: dict[str, Callable[[Any], Any]] = {
 
 def effect_of(key: str) -> Effect:
     """What another value of the dotted ``key`` changes."""
+    if key.startswith("rollouts.engine_config."):
+        return Effect.OWN
     return Effect.NONE if key.startswith(_WITHOUT) else EFFECTS.get(key, Effect.ALL)
 
 

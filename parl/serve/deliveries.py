@@ -17,7 +17,7 @@ from model.kimi.decoder import Weights
 from model.kimi.transformer import Transformer
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from parl.serve.export import write_folder
-from rollouts.engine.servers.handover import Delivery
+from rollouts.engine.base import Delivery
 
 _BUCKET_BYTES = 10**9  # of a shard: what a server holds besides the model while it takes one
 _PROBE_TOKENS = 256

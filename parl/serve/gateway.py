@@ -27,11 +27,11 @@ from parl.serve.export import policy_folder
 from parl.shown.terminal import echo
 from rollouts.config import HttpConfig, RolloutsConfig
 from rollouts.engine.address import shown
-from rollouts.engine.base import Engine
+from rollouts.engine.base import Engine, Place, Update
 from rollouts.engine.client import ServerFault
 from rollouts.engine.embedded.engine import EmbeddedEngine
-from rollouts.engine.servers.actor import connect
 from rollouts.engine.servers.handover import Verifier
+from rollouts.engine.servers.served import ServedEngine
 from rollouts.episode import Episode
 from rollouts.gateway.app import KIND, Gateway, GatewaySettings
 from rollouts.gateway.guard import Access, is_loopback, wrong_hosts, wrong_origins
@@ -93,7 +93,7 @@ def serve(
     async def run_server() -> None:
         if url is None:
             chosen: Engine = EmbeddedEngine(model)
-            await chosen.update(version, weights)
+            await chosen.update(Update(version=version, weights=weights))
         else:
             chosen = await _server(url, engine, model, tokenizer, weights, version)
         chat = family_of(model).chat(tokenizer, thinking=thinking)
@@ -172,7 +172,8 @@ async def _server(
     probe = probe_tokens(model, tokenizer)
     wanted = probe_logprobs(with_weights(model, weights), probe)
     try:
-        engine = connect(model, rollouts, pool="policy", url=url)
+        place = Place(pool="policy", number=0, model=model, rollouts=rollouts, tokenizer="", url=url)
+        engine = ServedEngine.of(place, kind)
         await engine.wait_healthy(_START_S)
         for call in engine.dialect.label(str(version)):
             await engine.call(call, _START_S)

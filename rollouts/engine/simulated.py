@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 from envs.simulated import PROBE, Latency
 from model.chat.base import ChatFormat
-from rollouts.engine.base import Completion, Finish, Pictures, Sampling
+from rollouts.engine.base import Completion, Finish, Pictures, PoolEngine, Sampling, Update
 from rollouts.engine.scripted import Action, render_action
 from rollouts.prompts import ASSIGN_TASK, CREATE_SUBAGENT
 
 Plan = Callable[[str, int], Action]  # (agent id, number of its turn) -> what it says
 
 
-class SimulatedEngine:
+class SimulatedEngine(PoolEngine):
     """Serves every agent of every episode. ``plan`` decides what is said, ``latency`` when.
 
     Failed draws raise RuntimeError: an engine has no other way to fail.
@@ -50,9 +50,9 @@ class SimulatedEngine:
             tokens=tokens, logprobs=[0.0] * len(tokens), finish=Finish.STOP, policy_version=self.policy_version
         )
 
-    async def update(self, version: int, weights: object) -> None:
-        """Report ``version`` from here on."""
-        self.policy_version = version
+    async def update(self, update: Update) -> None:
+        """Report its version from here on."""
+        self.policy_version = update.version
 
     def statistics(self) -> dict[str, float]:
         """Sampled tokens."""

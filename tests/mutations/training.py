@@ -142,11 +142,13 @@ MUTANTS = [
     ptx("texts-without-the-term", "if config.objective.ptx else None", "if config.objective.ptx >= 0 else None"),
     collect(
         "answered-version-is-unchecked",
-        "        if any(answer != version for answer in served):",
+        "        if any(answer != update.version for answer in served):",
         "        if any(answer is None for answer in served):",
     ),
     collect(
-        "a-newer-version-passes", "answer != version for answer in served", "answer < version for answer in served"
+        "a-newer-version-passes",
+        "answer != update.version for answer in served",
+        "answer < update.version for answer in served",
     ),
     collect(
         "top-p-is-ignored",

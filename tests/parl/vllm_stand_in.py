@@ -21,7 +21,7 @@ from model.kimi.config import ModelConfig
 from model.kimi.decoder import export_weights
 from model.kimi.files import checkpoint
 from model.kimi.transformer import Transformer
-from rollouts.engine.base import Sampling
+from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 
 
@@ -43,7 +43,7 @@ class StandIn:
         if path == "/collective_rpc":
             self.policy = checkpoint.load(body["kwargs"]["weights_path"]).eval()
             self.updates += 1
-            await self.engine.update(self.updates, export_weights(self.policy))
+            await self.engine.update(Update(version=self.updates, weights=export_weights(self.policy)))
         if path == "/update_weight_version":
             self.label = body["new_version"]
         if path != "/inference/v1/generate":

@@ -25,10 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import PAGE, Features, Weights, make_decoder
+from model.kimi.decoder import PAGE, Features, make_decoder
+from model.kimi.lora import merged
 from model.kimi.vision.picture_encoder import PictureEncoder
 from model.kimi.vision.picture_size import picture_tokens
-from rollouts.engine.base import Completion, EngineFull, Finish, Pictures, Sampling
+from rollouts.engine.base import Completion, EngineFull, Finish, Pictures, Sampling, Update
+from rollouts.engine.built_in import Embedded
 from rollouts.engine.embedded.pages import CacheFull, PagePool
 from rollouts.engine.embedded.streams import Request, Shown, Step, Stream
 
@@ -37,7 +39,7 @@ _BATCH = 512  # tokens of one step
 _STREAMS = 4096
 
 
-class EmbeddedEngine:
+class EmbeddedEngine(Embedded):
     """Serves one model to coroutines of one event loop. ``record_routes`` hands out the experts of every fed token."""
 
     def __init__(self, config: ModelConfig, *, pages: int = 24_576, record_routes: bool = True) -> None:
@@ -61,15 +63,18 @@ class EmbeddedEngine:
         self._wake = asyncio.Event()
         self._stepping = asyncio.Lock()  # held while the decoder works
 
-    def record_routes(self, wanted: bool) -> None:
-        """Whether completions carry routes from here on (an engine may change its pool between steps)."""
-        self._record = wanted and self.config.num_moe_layers > 0
+    async def assign(self, pool: str) -> None:
+        """Serve ``pool`` from here on: the policy's completions carry routes."""
+        self._record = pool == "policy" and self.config.num_moe_layers > 0
 
-    async def update(self, version: int, weights: Weights, *, in_flight: bool = False) -> None:
-        """Take ``weights`` as policy ``version`` and forget every cached position.
+    async def update(self, update: Update) -> None:
+        """Take new weights, or adapters and their base, and forget every cached position.
 
         Refuses while requests run, unless ``in_flight``: then streams go on under the new weights.
         """
+        version, in_flight = update.version, update.in_flight
+        assert update.weights is not None
+        weights = dict(update.weights if update.base is None else merged(dict(update.base), dict(update.weights)))
         async with self._stepping:  # the last step of cancelled requests may still be under way
             if self._running and not in_flight:
                 raise RuntimeError(f"weight update to version {version} while {len(self._running)} requests run")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rollouts.config import HttpConfig
+from rollouts.engine.base import Delivery
 from rollouts.engine.client import ServerFault
 from rollouts.engine.servers.http import EngineGone, HttpEngine
 
@@ -27,20 +28,6 @@ log = logging.getLogger(__name__)
 
 class StaleWeights(RuntimeError):
     """The server took an update and does not compute with it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """One version of the weights: a Hugging Face folder that the server can read, and what the trainer makes of it."""
-
-    version: int
-    folder: Path
-    probe: list[int]  # token ids
-    logprobs: list[float]  # the trainer's, of all probe tokens but the first
-
-    def files(self) -> list[Path]:
-        """The buckets: the folder's shards."""
-        return sorted(self.folder.glob("*.safetensors"))
 
 
 @dataclass(slots=True)

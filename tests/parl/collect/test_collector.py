@@ -15,10 +15,11 @@ from envs.base import Task
 from parl.collect import collector as collect
 from parl.collect import stream
 from parl.collect.again import StepFailed
-from parl.collect.collector import Collector
-from parl.collect.pools import Refreshed
+from parl.collect.collector import Collector, _Packed
+from parl.collect.pools import Refreshed, engine_kinds
 from parl.collect.stream import EpisodeStream
 from parl.config.schema import Config
+from rollouts.engine.base import Update
 from rollouts.episode import MACHINE, Episode, EpisodeStatus
 from rollouts.scheduler import End
 
@@ -85,8 +86,9 @@ def collector(config: Config, monkeypatch: pytest.MonkeyPatch, **engines: list[H
         "_sync_s": 1.0,
         "_start_weights": {"w": np.zeros(1)},
         "_start_ref": None,
+        "_kinds": engine_kinds(config.rollouts),
         "_refreshed": Refreshed(3, 2, None),
-        "_frozen": (0, None),
+        "_frozen": _Packed(Update(version=0)),
         "_policy": None,
         "restarts": 0,
     }
@@ -189,7 +191,7 @@ def test_a_step_of_which_the_machine_keeps_a_part_is_not_trained(config, monkeyp
 
 
 def engine(answer: Callable[[int], int]) -> Handle:
-    return Handle(update=lambda version, *args, **kwargs: answer(version))
+    return Handle(update=lambda update, *args: answer(update.version))
 
 
 @pytest.mark.parametrize("wrong", [-1, 1])
@@ -200,7 +202,7 @@ def test_an_engine_that_serves_another_version_than_it_was_given_ends_the_run(co
         rollouts.sync({"w": np.ones(1)}, 4)
     rollouts = collector(config, monkeypatch, policy=[right, engine(lambda version: version)])
     rollouts.sync({"w": np.ones(1)}, 4)
-    assert [args[0] for _, args, _ in right.asked] == [4, 4]
+    assert [args[0].version for _, args, _ in right.asked] == [4, 4]
 
 
 def test_each_evaluated_policy_has_refreshed_sub_agents_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -210,7 +212,7 @@ def test_each_evaluated_policy_has_refreshed_sub_agents_of_its_own(tmp_path: Pat
     for value in (1.0, 2.0):
         rollouts.serve({"w": np.full(1, value)})
     for served in (policy, frozen):
-        assert [(args[0], float(args[1]["w"][0])) for _, args, _ in served.asked] == [(0, 1.0), (0, 2.0)]
+        assert [(args[0].version, float(args[1]["w"][0])) for _, args, _ in served.asked] == [(0, 1.0), (0, 2.0)]
 
 
 # ---------------------------------------------------------------- the stream

@@ -24,6 +24,7 @@ from parl.config.load import to_yaml
 from parl.config.schema import Config
 from parl.evaluate import evaluation as attempts
 from parl.evaluate.evaluation import run_eval
+from rollouts.engine.base import Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.gateway.app import Gateway, GatewaySettings
 from rollouts.store.outline import read_outlines, shard_paths
@@ -109,7 +110,7 @@ def test_arguments_that_are_no_json_are_refused_by_the_tool_and_the_episode_goes
 def test_a_policy_behind_the_gateway_is_evaluated_through_it(config, tokenizer):
     shape = tiny_model()
     engine = EmbeddedEngine(shape)
-    asyncio.run(engine.update(1, export_weights(random_policy(shape))))
+    asyncio.run(engine.update(Update(version=1, weights=export_weights(random_policy(shape)))))
     settings = GatewaySettings(model="tiny", longest=shape.max_position_embeddings)
     budget = config.rollouts.budget.model_copy(update={"turn_tokens": 24})
     short = config.model_copy(update={"rollouts": config.rollouts.model_copy(update={"budget": budget})})

@@ -158,6 +158,7 @@ MEANT = {
     "model.quantize_experts": Effect.OWN,
     "rollouts.subagent_pool": Effect.OWN,
     "rollouts.engine": Effect.OWN,
+    "rollouts.engine_config.of_a_strangers_class": Effect.OWN,
     "sft.seed": Effect.CHAT,
     "envs.tasks": Effect.CONTENT,
     "model.init": Effect.CONTENT,

@@ -21,7 +21,7 @@ from parl.learn.learner import Learner, NotFiniteLoss
 from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator, split_row
 from parl.learn.shard.optimizer import MuonAdamW, orthogonalise
-from rollouts.engine.base import Sampling
+from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 
 CONFIG = tiny_model()
@@ -49,7 +49,7 @@ def rows() -> list[Row]:
 
     async def sample() -> list[Row]:
         engine = EmbeddedEngine(CONFIG, pages=1024)
-        await engine.update(1, WEIGHTS)
+        await engine.update(Update(version=1, weights=WEIGHTS))
         return list(await asyncio.gather(*(_sampled_row(engine, i) for i in range(6))))
 
     return asyncio.run(sample())

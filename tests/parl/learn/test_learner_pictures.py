@@ -27,7 +27,7 @@ from parl.learn.objective.grpo import Grpo
 from parl.learn.objective.gspo import Gspo
 from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator, split_row
-from rollouts.engine.base import Sampling
+from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 
 pytest.importorskip("PIL", reason="pictures: pip install -e '.[vision]'")
@@ -56,7 +56,7 @@ def rows() -> list[Row]:
 
     async def sample() -> list[Row]:
         engine = EmbeddedEngine(CONFIG, pages=512)
-        await engine.update(1, WEIGHTS)
+        await engine.update(Update(version=1, weights=WEIGHTS))
         return list(await asyncio.gather(*(_sampled_row(engine, i) for i in range(5))))
 
     return asyncio.run(sample())

@@ -16,10 +16,13 @@ from parl.learn.config import LoraConfig, OptimizerConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator
-from rollouts.engine.base import Sampling
-from rollouts.engine.embedded.actor import EngineActor
+from rollouts.config import RolloutsConfig
+from rollouts.engine.actor import EngineActor
+from rollouts.engine.base import Place, Sampling, Update
+from rollouts.engine.built_in import Embedded
 
 CONFIG = tiny_model()
+PLACE = Place(pool="policy", number=0, model=CONFIG, rollouts=RolloutsConfig(), tokenizer="")
 WEIGHTS = random_weights(CONFIG)
 LORA = OptimizerConfig(lr=1e-2, lora=LoraConfig(rank=4, alpha=8.0))
 STEP = {"temperature": 1.0, "micro_tokens": 300}
@@ -111,8 +114,10 @@ def test_an_engine_merges_adapters_and_samples_with_the_learners_log_probs(learn
     train(learner, 3)
 
     async def generate(weights: Weights, base: Weights | None):
-        actor = EngineActor(CONFIG, record_routes=True)
-        assert await actor.update(7, weights, base) == 7
+        actor = EngineActor(
+            Embedded, Place(pool="policy", number=0, model=CONFIG, rollouts=RolloutsConfig(), tokenizer="")
+        )
+        assert await actor.update(Update(version=7), weights, base) == 7
         return await actor._engine.generate(
             list(range(20)), Sampling(seed=1, max_new_tokens=30), session="s", deadline_s=60.0
         )

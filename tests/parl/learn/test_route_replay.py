@@ -17,7 +17,7 @@ from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
 from parl.learn.route_replay import check_routes
 from parl.learn.rows import Row, denominator
-from rollouts.engine.base import Sampling
+from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 
 CONFIG = tiny_model(vocab_size=120, n_routed_experts=8, moe_intermediate_size=32)
@@ -60,7 +60,7 @@ def sampled(config: ModelConfig, weights: Weights, count: int = 6) -> list[Row]:
 
     async def all_of_them() -> list[Row]:
         engine = EmbeddedEngine(config, pages=512)
-        await engine.update(1, weights)
+        await engine.update(Update(version=1, weights=weights))
         return list(await asyncio.gather(*(one(engine, number) for number in range(count))))
 
     return asyncio.run(all_of_them())

@@ -23,7 +23,7 @@ from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
 from parl.serve.gateway import recorded_episodes, recorded_rows
-from rollouts.engine.base import Completion, Finish, Pictures, Sampling
+from rollouts.engine.base import Completion, Finish, Pictures, Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.gateway.app import Gateway, GatewaySettings
 from rollouts.store.store import EpisodeStore
@@ -135,7 +135,7 @@ def test_what_the_embedded_engine_samples_over_several_turns_is_what_the_learner
     learner, model, tokenizer, tmp_path
 ):
     engine = EmbeddedEngine(model)
-    asyncio.run(engine.update(3, learner.weights()))
+    asyncio.run(engine.update(Update(version=3, weights=learner.weights())))
     for server, client in served(engine, tokenizer, tmp_path):
         for attempt in range(2):
             messages: list[Any] = [{"role": "user", "content": "Say something"}]

@@ -82,7 +82,7 @@ def test_episodes_of_a_server_that_lost_its_weights_or_lied_run_again(
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["rollouts.engine=vllm"], "needs http.urls"),
+        (["rollouts.engine=vllm"], "needs rollouts.http.urls"),
         (["rollouts.http.urls=[http://a:1]"], "engine=embedded"),
         (
             ["rollouts.engine=sglang", "rollouts.http.urls=[http://a:1]", "rollouts.http.weights=transfer"],

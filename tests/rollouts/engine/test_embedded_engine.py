@@ -11,7 +11,7 @@ import torch
 from tiny import random_policy, random_weights, tiny_model
 
 from model.kimi.decoder import PAGE, NotFinite, ReferenceDecoder
-from rollouts.engine.base import Completion, Engine, Finish, Sampling
+from rollouts.engine.base import Completion, Engine, Finish, Sampling, Update
 from rollouts.engine.embedded import engine as embedded
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.embedded.pages import CacheFull
@@ -23,7 +23,7 @@ DEADLINE_S = 30.0
 
 async def fresh(pages: int = 2048, **settings) -> EmbeddedEngine:
     engine = EmbeddedEngine(CONFIG, pages=pages, **settings)
-    await engine.update(1, WEIGHTS)
+    await engine.update(Update(version=1, weights=WEIGHTS))
     return engine
 
 
@@ -109,7 +109,7 @@ async def test_of_a_group_that_arrives_at_once_one_computes_what_all_begin_with(
     for i, warm in enumerate(await asyncio.gather(*group)):
         assert same(warm, await ask(cold, prompts[i], f"s{i}", seed=i))
         await cold.release(f"s{i}")
-        await cold.update(1, WEIGHTS)  # nothing is shared there
+        await cold.update(Update(version=1, weights=WEIGHTS))  # nothing is shared there
     assert engine.statistics()["prefix_hits"] == 5 * 20 * PAGE
 
 
@@ -250,7 +250,7 @@ async def test_a_cancelled_request_leaves_no_work_behind():
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await engine.update(2, WEIGHTS)  # not refused: nothing runs
+    await engine.update(Update(version=2, weights=WEIGHTS))  # not refused: nothing runs
     assert (await ask(engine, some_tokens(5), "next")).policy_version == 2
 
 
@@ -285,7 +285,7 @@ async def test_a_nan_reaches_whoever_waits():
     weights = {name: array.copy() for name, array in WEIGHTS.items()}
     weights["norm.weight"][:] = 3e38
     engine = await fresh()
-    await engine.update(2, weights)
+    await engine.update(Update(version=2, weights=weights))
     with pytest.raises(NotFinite):
         await ask(engine, some_tokens(5))
 
@@ -303,18 +303,18 @@ async def test_an_update_is_refused_while_requests_run():
     task = asyncio.create_task(ask(engine, some_tokens(50), new=100))
     await under_way(engine)
     with pytest.raises(RuntimeError, match="1 requests run"):
-        await engine.update(2, WEIGHTS)
+        await engine.update(Update(version=2, weights=WEIGHTS))
     assert (await task).policy_version == 1
-    await engine.update(2, WEIGHTS)
+    await engine.update(Update(version=2, weights=WEIGHTS))
 
 
 async def test_nothing_cached_survives_an_update():
     engine, clean = await fresh(), EmbeddedEngine(CONFIG, pages=2048)
     other = random_weights(CONFIG, seed=1)
-    await clean.update(2, other)
+    await clean.update(Update(version=2, weights=other))
     prompt = some_tokens(100)
     before = await ask(engine, prompt, "a")
-    await engine.update(2, other)
+    await engine.update(Update(version=2, weights=other))
     hits = engine.statistics()["prefix_hits"]
     after = await ask(engine, prompt, "b")
     assert engine.statistics()["prefix_hits"] == hits
@@ -330,6 +330,6 @@ async def test_broken_weights_are_refused_and_the_old_ones_go_on():
     before = await ask(engine, some_tokens(30), "a")
     broken = {**WEIGHTS, "norm.weight": np.full_like(WEIGHTS["norm.weight"], np.nan)}
     with pytest.raises(NotFinite, match=r"norm\.weight"):
-        await engine.update(2, broken)
+        await engine.update(Update(version=2, weights=broken))
     assert engine.policy_version == 1
     assert same(await ask(engine, some_tokens(30), "b"), before)

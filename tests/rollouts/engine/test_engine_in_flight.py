@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import random_weights, tiny_model
 
-from rollouts.engine.base import Completion, Finish, Sampling
+from rollouts.engine.base import Completion, Finish, Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 
 CONFIG = tiny_model()
@@ -19,7 +19,7 @@ DEADLINE_S = 30.0
 
 async def serving(version: int) -> EmbeddedEngine:
     engine = EmbeddedEngine(CONFIG, pages=2048)
-    await engine.update(version, WEIGHTS[version])
+    await engine.update(Update(version=version, weights=WEIGHTS[version]))
     return engine
 
 
@@ -55,7 +55,7 @@ async def test_streams_go_on_under_new_weights_as_if_a_new_engine_had_been_given
     running = [asyncio.create_task(ask(engine, p, f"s{i}", seed=i)) for i, p in enumerate(prompts)]
     for version in (2, 3):
         await sampled(engine, 150)
-        await engine.update(version, WEIGHTS[version], in_flight=True)
+        await engine.update(Update(version=version, weights=WEIGHTS[version], in_flight=True))
     answers = await asyncio.gather(*running)
     assert any(len(set(answer.versions)) == 3 for answer in answers)
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -70,14 +70,14 @@ async def test_routes_stay_those_that_a_token_was_sampled_with_and_still_tile_th
     prompt = some_tokens(40)
     running = asyncio.create_task(ask(engine, prompt, "s"))
     await sampled(engine, 20)
-    await engine.update(2, WEIGHTS[2], in_flight=True)
+    await engine.update(Update(version=2, weights=WEIGHTS[2], in_flight=True))
     first = await running
     assert first.routes is not None and first.routes_start == 0 and len(first.routes) == 99
     before = first.versions.count(1)
     wanted = await ask(old, prompt, "s", new=before)
     assert wanted.routes is not None
     np.testing.assert_array_equal(first.routes[: 40 + before - 1], wanted.routes)
-    await engine.update(3, WEIGHTS[3], in_flight=True)  # between two turns
+    await engine.update(Update(version=3, weights=WEIGHTS[3], in_flight=True))  # between two turns
     second = await ask(engine, prompt + first.tokens + some_tokens(5), "s", new=4)
     assert second.routes is not None and second.routes_start == 99 and len(second.routes) == 1 + 5 + 4 - 1
     assert second.versions == () and second.policy_version == 3
@@ -88,7 +88,7 @@ async def test_no_page_of_older_weights_is_found_after_an_update_in_flight():
     prompt = some_tokens(100)
     running = asyncio.create_task(ask(engine, prompt, "a", new=200))
     await sampled(engine, 20)
-    await engine.update(2, WEIGHTS[2], in_flight=True)
+    await engine.update(Update(version=2, weights=WEIGHTS[2], in_flight=True))
     twin, wanted = await ask(engine, prompt, "b"), await ask(clean, prompt, "b")
     assert (twin.tokens, twin.logprobs) == (wanted.tokens, wanted.logprobs)
     await running
@@ -117,7 +117,7 @@ async def test_interrupting_while_the_stream_is_fed_again_loses_no_route(fed: in
     engine = await serving(1)
     prompt = some_tokens(300)
     first = await ask(engine, prompt, "s", new=5)
-    await engine.update(2, WEIGHTS[2], in_flight=True)
+    await engine.update(Update(version=2, weights=WEIGHTS[2], in_flight=True))
     running = asyncio.create_task(ask(engine, prompt + first.tokens, "s", new=9))
     while engine.fed < 305 + fed:  # nothing yet of the second feed, or one chunk of three
         await asyncio.sleep(0)

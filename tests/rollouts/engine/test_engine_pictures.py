@@ -14,7 +14,7 @@ from tiny import tiny_model
 from model.kimi.decoder import PAGE, ReferenceDecoder, export_weights
 from model.kimi.vision.media import MediaBatch, picture
 from model.kimi.vision.picture_encoder import PictureEncoder
-from rollouts.engine.base import Completion, Pictures, Sampling
+from rollouts.engine.base import Completion, Pictures, Sampling, Update
 from rollouts.engine.embedded import engine as embedded
 from rollouts.engine.embedded.engine import EmbeddedEngine
 
@@ -28,7 +28,7 @@ Prompt = tuple[list[int], list[tuple[int, bytes]]]
 
 async def fresh(pages: int = 1024) -> EmbeddedEngine:
     engine = EmbeddedEngine(CONFIG, pages=pages)
-    await engine.update(1, WEIGHTS)
+    await engine.update(Update(version=1, weights=WEIGHTS))
     return engine
 
 
@@ -83,7 +83,7 @@ async def test_a_sampled_placeholder_is_a_token_like_any_other():
     weights["lm_head.weight"] = weights["lm_head.weight"].copy()
     weights["lm_head.weight"][PAD] *= 6.0
     engine = EmbeddedEngine(CONFIG, pages=256)
-    await engine.update(1, weights)
+    await engine.update(Update(version=1, weights=weights))
     prompt, media = some_prompt(1)
     for seed in range(20):
         answer = await ask(engine, prompt, media, f"s{seed}", seed=seed, max_new_tokens=30)
@@ -138,12 +138,13 @@ async def test_a_picture_is_encoded_once_until_the_weights_change():
     changed = WEIGHTS | {last: WEIGHTS[last] * 1.5}
     for session in ("a", "b"):
         await engine.release(session)
-    await engine.update(2, changed)
+    await engine.update(Update(version=2, weights=changed))
     second = await ask(engine, prompt, media, "a")
     assert engine._pictures.encoded == 2
     assert second.logprobs[0] != first.logprobs[0]  # the tower's weights travel with the policy's
     with pytest.raises(ValueError, match=r"vision\.mm_projector"):
-        await engine.update(3, {n: a for n, a in WEIGHTS.items() if n != "vision.mm_projector.out_proj.bias"})
+        partly = {n: a for n, a in WEIGHTS.items() if n != "vision.mm_projector.out_proj.bias"}
+        await engine.update(Update(version=3, weights=partly))
 
 
 async def test_continuing_a_session_with_another_picture_is_one_long_prompt():
@@ -180,7 +181,8 @@ async def test_pictures_that_do_not_fit_their_prompt_are_refused():
     with pytest.raises(ValueError, match="no PNG file"):
         await ask(engine, prompt, [(5, b"GIF89a")])
     plain = EmbeddedEngine(tiny_model(), pages=64)
-    await plain.update(1, {name: array for name, array in WEIGHTS.items() if not name.startswith("vision.")})
+    blind = {name: array for name, array in WEIGHTS.items() if not name.startswith("vision.")}
+    await plain.update(Update(version=1, weights=blind))
     with pytest.raises(ValueError, match="no vision section"):
         await ask(plain, prompt, media)
 

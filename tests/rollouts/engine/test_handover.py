@@ -13,8 +13,9 @@ import pytest
 from replay import Replay
 
 from rollouts.config import HttpConfig
+from rollouts.engine.base import Delivery
 from rollouts.engine.servers.dialects import Sglang, Vllm
-from rollouts.engine.servers.handover import Deliverer, Delivery, StaleWeights, Verifier
+from rollouts.engine.servers.handover import Deliverer, StaleWeights, Verifier
 from rollouts.engine.servers.http import EngineGone, HttpEngine
 
 PROBE = [1, 2, 3, 4]

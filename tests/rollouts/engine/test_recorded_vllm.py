@@ -6,9 +6,9 @@ import pytest
 from replay import Replay
 
 from rollouts.config import HttpConfig
-from rollouts.engine.base import Sampling
+from rollouts.engine.base import Delivery, Sampling
 from rollouts.engine.servers.dialects import Vllm
-from rollouts.engine.servers.handover import Deliverer, Delivery
+from rollouts.engine.servers.handover import Deliverer
 from rollouts.engine.servers.http import HttpEngine
 
 

@@ -8,13 +8,16 @@ from collections.abc import Awaitable, Callable
 import pytest
 from tiny import random_weights, tiny_model
 
+from rollouts.config import RolloutsConfig
 from rollouts.engine import remote
-from rollouts.engine.base import Completion, Sampling
-from rollouts.engine.embedded.actor import EngineActor
+from rollouts.engine.actor import EngineActor
+from rollouts.engine.base import Completion, Place, Sampling, Update
+from rollouts.engine.built_in import Embedded
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.remote import RemoteEngine
 
 CONFIG = tiny_model(max_position_embeddings=256)
+PLACE = Place(pool="policy", number=0, model=CONFIG, rollouts=RolloutsConfig(), tokenizer="")
 WEIGHTS = random_weights(CONFIG)
 
 
@@ -32,7 +35,9 @@ class Replica:
     """An engine actor without Ray; counts the calls that travel, and can die."""
 
     def __init__(self) -> None:
-        self.actor = EngineActor(CONFIG, record_routes=True)
+        self.actor = EngineActor(
+            Embedded, Place(pool="policy", number=0, model=CONFIG, rollouts=RolloutsConfig(), tokenizer="")
+        )
         self.calls: dict[str, int] = {"submit": 0, "poll": 0}
         self.dead = asyncio.Event()
 
@@ -51,7 +56,7 @@ class Replica:
 async def fresh(replicas: int = 1) -> tuple[RemoteEngine, list[Replica]]:
     handles = [Replica() for _ in range(replicas)]
     for handle in handles:
-        await handle.actor.update(7, WEIGHTS)
+        await handle.actor.update(Update(version=7), WEIGHTS)
     return RemoteEngine(handles, "worker-0"), handles
 
 
@@ -64,7 +69,7 @@ async def ask(engine, prompt: list[int], session: str, new: int = 8, deadline_s:
 async def test_many_sessions_over_any_number_of_replicas_get_what_a_local_engine_says(replicas: int):
     engine, handles = await fresh(replicas)
     local = EmbeddedEngine(CONFIG, pages=512)
-    await local.update(7, WEIGHTS)
+    await local.update(Update(version=7, weights=WEIGHTS))
     prompts = [[i, 5, 9] * (1 + i % 7) for i in range(30)]
     answers = await asyncio.gather(*(ask(engine, prompt, f"s{i}") for i, prompt in enumerate(prompts)))
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):

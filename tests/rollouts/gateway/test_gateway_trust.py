@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import random_weights, tiny_model
 
 from model.chat.kimi import Call, assistant_pieces
-from rollouts.engine.base import Completion, EngineFull, Finish, Sampling
+from rollouts.engine.base import Completion, EngineFull, Finish, Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.embedded.pages import CacheFull
 from rollouts.episode import Episode, EpisodeStatus
@@ -344,7 +344,7 @@ async def test_bodies_under_way_together_are_bounded(tmp_path):
 
 async def embedded(pages: int) -> EmbeddedEngine:
     engine = EmbeddedEngine(tiny_model(), pages=pages)
-    await engine.update(0, random_weights(tiny_model()))
+    await engine.update(Update(version=0, weights=random_weights(tiny_model())))
     return engine
 
 

@@ -12,7 +12,7 @@ from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from parl.learn.rows import episode_rows
 from rollouts.config import BudgetConfig, ContextConfig
-from rollouts.engine.base import Sampling
+from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
@@ -134,7 +134,7 @@ async def test_every_turn_was_asked_with_the_row_that_trains_it_and_is_trained_o
 async def test_routes_of_every_context_are_those_of_its_own_session(tokenizer: Tokenizer):
     config = tiny_model()
     engine = EmbeddedEngine(config, pages=512)
-    await engine.update(1, random_weights(config, 3))
+    await engine.update(Update(version=1, weights=random_weights(config, 3)))
     trace = Trace(agent_id="0", role=Role.ORCHESTRATOR)
     transcript = Transcript(trace, KimiChat(tokenizer))
 

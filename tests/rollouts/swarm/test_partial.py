@@ -21,7 +21,7 @@ from model.kimi.decoder import Weights
 from model.kimi.family import Kimi
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, RolloutsConfig
-from rollouts.engine.base import Completion, Finish
+from rollouts.engine.base import Completion, Finish, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, EpisodeStatus, Trace
@@ -133,7 +133,7 @@ def weights_that_end_turns(tokenizer: Tokenizer, seed: int) -> Weights:
 async def stage(tokenizer: Tokenizer):
     model = tiny_model()
     engine = EmbeddedEngine(model, pages=2048)
-    await engine.update(1, weights_that_end_turns(tokenizer, 1))
+    await engine.update(Update(version=1, weights=weights_that_end_turns(tokenizer, 1)))
     environment = Remembering(WorldConfig(entities=120, widths=(4, 4), mix={"wide": 1.0}))
     yield Stage(tokenizer, engine, environment)
     await environment.close()
@@ -211,7 +211,8 @@ async def test_continued_under_new_weights_every_token_keeps_its_version(stage: 
         if isinstance(saved, Episode):
             continue
         before = [(list(t.tokens), list(t.versions), list(t.logprobs)) for t in saved.episode.traces]
-        await stage.engine.update(stage.engine.policy_version + 1, weights_that_end_turns(tokenizer, rng.randrange(99)))
+        weights = weights_that_end_turns(tokenizer, rng.randrange(99))
+        await stage.engine.update(Update(version=stage.engine.policy_version + 1, weights=weights))
         rest = await stage.run(float("inf"), saved)
         assert isinstance(rest, Episode)
         for (tokens, versions, logprobs), trace in zip(before, rest.traces, strict=False):

@@ -19,6 +19,7 @@ from model.chat.kimi import KimiChat
 from model.kimi.family import Kimi
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, LimitsConfig, RolloutsConfig
+from rollouts.engine.base import Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.engine.simulated import SimulatedEngine, fan_out
@@ -84,7 +85,7 @@ async def collected(tokenizer: Tokenizer, folder: str, count: int, seed: int) ->
     weights = random_weights(config, 1)
     weights["lm_head.weight"][tokenizer.im_end_id] *= 6  # turns end
     engine = EmbeddedEngine(config, pages=4096, record_routes=True)
-    await engine.update(1, weights)
+    await engine.update(Update(version=1, weights=weights))
     world = WorldConfig(entities=120, widths=(3, 6), mix={"wide": 1.0})
     policy = ReferencePolicy(style="parallel", seed=0)
     tasks = [WorldEnvironment(world).task_stream("train", 0)[number] for number in range(4)]

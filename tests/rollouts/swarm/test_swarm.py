@@ -28,7 +28,7 @@ from model.tokenizer.tokenizer import Tokenizer
 from parl.learn.rows import episode_rows
 from rollouts.config import BudgetConfig
 from rollouts.critical_path import critical_steps
-from rollouts.engine.base import Completion, Finish
+from rollouts.engine.base import Completion, Finish, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.scripted import Action, History, ScriptedEngine
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
@@ -420,7 +420,7 @@ async def collected(tokenizer: Tokenizer, concurrency: int, order_seed: int) -> 
         weights = random_weights(config, seed)
         weights["lm_head.weight"][tokenizer.im_end_id] *= 6  # turns end
         engines[role] = EmbeddedEngine(config, pages=4096, record_routes=role is Role.ORCHESTRATOR)
-        await engines[role].update(1, weights)
+        await engines[role].update(Update(version=1, weights=weights))
     environment = WorldEnvironment(WorldConfig(entities=120, widths=(2, 4), mix={"wide": 0.7, "chain": 0.3}))
     stream = environment.task_stream("train", 3)
     jobs = [(stream[number], index) for number in range(6) for index in range(4)]

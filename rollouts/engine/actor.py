@@ -1,51 +1,49 @@
-"""The embedded engine as a Ray actor: one replica of a pool. Workers reach it through ``rollouts.engine.remote``."""
+"""An engine as a Ray actor: one replica of a pool. Workers reach it through ``rollouts.engine.remote``. No torch."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
-from model.kimi.config import ModelConfig
-from model.kimi.decoder import Weights
-from model.kimi.lora import merged
+import numpy as np
+
 from rollouts.beat import AsyncBeating
-from rollouts.engine.base import Completion
-from rollouts.engine.embedded.engine import EmbeddedEngine
+from rollouts.engine.base import Completion, Place, PoolEngine, Update
 from rollouts.engine.remote import POLL_S, Request
 
 
 class EngineActor(AsyncBeating):
-    """One replica. Clients are known by name, so that several workers can share it."""
+    """One replica: ``kind``'s engine for ``place``. Clients are known by name, so that several workers can share it."""
 
-    def __init__(self, config: ModelConfig, *, record_routes: bool) -> None:
-        self._begin(self._make(config, record_routes))
-
-    def _begin(self, engine: Any) -> None:
-        self._engine = engine
+    def __init__(self, kind: type[PoolEngine], place: Place) -> None:
+        self._kind, self._place = kind, place
+        self._engine = kind.open(place)
         self._done: dict[str, asyncio.Queue[tuple[int, Completion | Exception]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._asking: dict[str, set[str]] = {}  # sessions that generate now, by client
+        self._told: dict[str, int] = {}  # positions of a session whose experts the learner has been left to choose
 
-    def _make(self, config: ModelConfig, record_routes: bool) -> EmbeddedEngine:
-        return EmbeddedEngine(config, record_routes=record_routes)
-
-    async def update(self, version: int, weights: Weights, base: Weights | None = None, in_flight: bool = False) -> int:
-        """Take new weights, or adapters that ``base`` is given for, ``in_flight`` also while requests run.
-
-        Returns the version now served.
-        """
-        whole = weights if base is None else merged(base, weights)
-        await self._engine.update(version, whole, in_flight=in_flight)
+    async def update(
+        self,
+        update: Update,
+        weights: Mapping[str, np.ndarray] | None = None,
+        base: Mapping[str, np.ndarray] | None = None,
+    ) -> int:
+        """Take ``update``, with its arrays beside it, as Ray carries them; returns the version now served."""
+        await self._engine.update(replace(update, weights=weights, base=base))
         return self._engine.policy_version
 
-    async def assign(self, *, record_routes: bool) -> bool:
-        """Serve another pool from here on: one whose completions carry routes, or not."""
-        self._engine.record_routes(record_routes)
+    async def assign(self, pool: str) -> bool:
+        """Serve another pool from here on."""
+        await self._engine.assign(pool)
+        self._place = replace(self._place, pool=pool)
         return True
 
     async def submit(self, client: str, requests: list[Request], released: list[str]) -> None:
         """Begin ``requests`` and forget the sessions ``released``."""
         for session in released:
+            self._told.pop(session, None)
             await self._engine.release(session)
         for request in requests:
             task = asyncio.create_task(self._run(client, request))
@@ -72,7 +70,7 @@ class EngineActor(AsyncBeating):
         return self._engine.statistics()
 
     def _step_s(self) -> float:
-        return self._engine.step_s() if isinstance(self._engine, EmbeddedEngine) else 0.0
+        return self._engine.step_s()
 
     def _queue(self, client: str) -> asyncio.Queue[tuple[int, Completion | Exception]]:
         return self._done.setdefault(client, asyncio.Queue())
@@ -85,7 +83,17 @@ class EngineActor(AsyncBeating):
             result: Completion | Exception = await self._engine.generate(
                 prompt, sampling, session=session, deadline_s=deadline_s, media=media
             )
+            if self._place.routes and not self._kind.routes:
+                result = self._with_free_routes(result, session, len(prompt))
         except Exception as error:  # travels to the caller, who decides
             result = error
         asking.discard(session)
         self._queue(client).put_nowait((identifier, result))
+
+    def _with_free_routes(self, answer: Completion, session: str, read: int) -> Completion:
+        """-1 for every expert of the positions fed since the last answer: the learner chooses its own."""
+        start, end = self._told.get(session, 0), read + len(answer.tokens) - 1
+        self._told[session] = max(start, end)
+        model = self._place.model
+        shape = (max(end - start, 0), model.num_moe_layers, model.num_experts_per_tok)
+        return replace(answer, routes=np.full(shape, -1, np.int16), routes_start=start)

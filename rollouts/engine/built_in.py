@@ -1,0 +1,66 @@
+"""The engines that parl brings, as a configuration names them. No torch: what computes is imported where it is made."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rollouts.config import RolloutsConfig
+from rollouts.engine.base import Place, PoolEngine
+
+
+class Embedded(PoolEngine):
+    """Our own engine, over the decoder of the policy's family, in its actor's process."""
+
+    pictures = in_flight = rebalance = adapters = True
+
+    @classmethod
+    def open(cls, place: Place) -> PoolEngine:
+        """The engine on this machine's kernels."""
+        from rollouts.engine.embedded.engine import EmbeddedEngine
+
+        return EmbeddedEngine(place.model, record_routes=place.routes)
+
+
+class Server(PoolEngine):
+    """The client of one server behind HTTP, whose kind ``dialect`` names (``rollouts.engine.servers.dialects``)."""
+
+    servers = True
+    dialect: ClassVar[str]
+    buckets: ClassVar[bool] = False  # takes weights over the wire, ``rollouts.http.weights: transfer``
+
+    @classmethod
+    def open(cls, place: Place) -> PoolEngine:
+        """The client; the server itself is running already."""
+        from rollouts.engine.servers.served import ServedEngine
+
+        return ServedEngine.of(place, cls.dialect)
+
+    @classmethod
+    def check(cls, rollouts: RolloutsConfig) -> None:
+        """Addresses, and a way for weights to reach them."""
+        http, named = rollouts.http, f"rollouts.engine={rollouts.engine}"
+        if not http.urls:
+            raise ValueError(f"{named} needs rollouts.http.urls, e.g. [http://127.0.0.1:8000]")
+        if shared := set(http.urls) & set(http.frozen_urls):
+            raise ValueError(
+                f"rollouts.http.frozen_urls={sorted(shared)} also serve the policy: a server holds one model"
+            )
+        if http.weights == "restart" and not http.restart:
+            raise ValueError("rollouts.http.weights=restart needs the command rollouts.http.restart")
+        if http.weights == "transfer" and not cls.buckets:
+            raise ValueError(
+                f"rollouts.http.weights=transfer needs rollouts.engine=vllm, not {rollouts.engine}: set it to reload"
+            )
+
+
+class Vllm(Server):
+    """vLLM 0.32 and later."""
+
+    dialect = "vllm"
+    buckets = temperature_one = True
+
+
+class Sglang(Server):
+    """SGLang."""
+
+    dialect = "sglang"
