@@ -1,6 +1,6 @@
 """All that only a GPU can show, proven and measured by one command, without Ray and without a network.
 
-    python benchmarks/gpu.py --json gpu.json --page docs/gpu.md     # a GPU: at most eight minutes on an H100 or H200
+    python benchmarks/gpu.py --json gpu.json --page docs/notes/gpu.md  # a GPU: at most eight minutes on an H100 or H200
     python benchmarks/gpu.py --cpu --json gpu.json                  # the same code, small sizes, CPU operators: seconds
     python benchmarks/gpu.py --only parity bits                     # some sections
 

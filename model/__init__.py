@@ -1,0 +1,1 @@
+"""The policy: its families, chat formats, tokenizers and kernels."""

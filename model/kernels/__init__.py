@@ -1,0 +1,1 @@
+"""Routing and experts: a specification in PyTorch, the same in C++ and in Triton."""

@@ -1,7 +1,7 @@
 """Finding stored episodes: from what a user types - a run, a store's folder, one shard - to shards and their run.
 
 A run keeps its training episodes in ``episodes/``, the single agent's in ``single_agent/episodes/``, the evaluation of
-its end and those of ``parl eval`` in ``evals/LABEL-HASH/``. Before version 0.2 that of the end was in ``eval/``.
+its end and those of ``parl eval`` in ``evals/LABEL-HASH/``. Older runs have that of the end in ``eval/``.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Tiles:
 
 
 # Registers bound them: 128 x 256 float32 sums are half of what 256 threads have. ``up`` has two sums of half the width.
-# Chosen among 35 by time on an H200 (docs/gpu.md).
+# Chosen among 35 by time on an H200 (docs/notes/gpu.md).
 _SIXTEEN = {
     "up": Tiles(128, 128, 64),
     "down": Tiles(128, 256, 64, stages=3, flatten=True),
