@@ -23,7 +23,7 @@ from envs.world.corpus import reading_pieces
 from envs.world.lexicon import FIRSTS, SECONDS
 from envs.world.teacher import FORMS, agenda_parts
 from model.chat.kimi import KimiChat
-from model.kimi.transformer import Transformer, muon_parameters
+from model.kimi.transformer import Transformer
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start.drills import drill_batches, exercise_row
 from parl.cold_start.vocabulary import build_tokenizer
@@ -46,7 +46,7 @@ def main() -> None:
     torch.manual_seed(config.sft.seed)
     tokenizer = build_tokenizer(config)
     model = Transformer(config.model).train()
-    matrices, rest = muon_parameters(model)
+    matrices, rest = model.muon_parameters()
     optimizer = MuonAdamW(matrices, rest, muon_lr=config.sft.muon_lr, lr=config.sft.lr, grad_clip=1.0)
     print(
         "step  M tokens   loss   value  table:     its assign:     its search:     its\n"

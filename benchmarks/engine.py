@@ -31,8 +31,9 @@ from rich.console import Console
 from rich.table import Table
 from serve_vllm import server
 
-from model.kimi.files.checkpoint import load_policy
+from model.kimi.family import Kimi
 from model.kimi.transformer import Transformer
+from model.policy_files import load_policy
 from parl.serve.export import export
 from rollouts.engine.base import Completion, Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
@@ -67,7 +68,7 @@ class Ours:
     """The embedded engine on an event loop of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.weights, self.config, _, _ = load_policy(folder)
+        self.weights, self.config, _, _ = load_policy(folder, Kimi())
         self._runner = asyncio.Runner()
         self.engine = self._runner.run(self._start())
         self._calls = 0

@@ -18,14 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from model.kimi.files.checkpoint import load_policy
+from model.kimi.family import Kimi
+from model.policy_files import load_policy
 from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 
 
 async def measure(folder: Path, streams: int, tokens: int, rounds: int) -> tuple[float, float]:
     """(CPU seconds of a decoding step, CPU seconds of an update), medians over ``rounds``."""
-    weights, model, _, _ = load_policy(folder)
+    weights, model, _, _ = load_policy(folder, Kimi())
     engine = EmbeddedEngine(model, pages=streams * (model.max_position_embeddings // 16 + 1))
     await engine.update(Update(version=0, weights=weights))
     prompts = np.random.default_rng(0).integers(0, model.vocab_size, (streams, tokens)).tolist()

@@ -91,7 +91,8 @@ def profile(step: Callable[[], Any]) -> dict[str, float]:
 
 def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> None:
     """The learner as a run uses it, without Ray."""
-    from model.kimi.files.checkpoint import load_policy
+    from model.kimi.family import Kimi
+    from model.policy_files import load_policy
     from parl.learn.config import OptimizerConfig
     from parl.learn.group import deal_rows
     from parl.learn.learner import Learner
@@ -100,7 +101,7 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
     from rollouts.engine.base import Update
     from rollouts.engine.embedded.engine import EmbeddedEngine
 
-    weights, config, _, _ = load_policy(folder / "starter")
+    weights, config, _, _ = load_policy(folder / "starter", Kimi())
     learner = Learner(config, OptimizerConfig(grad_clip=CLIP), seed=SEED, rank=rank, ranks=ranks, port=port)
     learner.load_weights(weights)
     rows = []
@@ -140,10 +141,11 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
 
 def plain(folder: Path, micro_tokens: int) -> None:
     """A straightforward loop: rows in their order, padded to the longest of a micro-batch; AdamW on everything."""
-    from model.kimi.files.checkpoint import load_policy
+    from model.kimi.family import Kimi
     from model.kimi.transformer import Transformer
+    from model.policy_files import load_policy
 
-    weights, config, _, _ = load_policy(folder / "starter")
+    weights, config, _, _ = load_policy(folder / "starter", Kimi())
     torch.set_num_threads(1)
     model = Transformer(config).train()
     model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from model.kimi.config import ModelConfig
-from model.kimi.lora import attach
-from model.kimi.transformer import Transformer, muon_parameters
+from model.kimi.transformer import Transformer
+from model.lora import attach
 from parl.config.load import load_config
 from parl.learn.config import LoraConfig
 
@@ -28,7 +28,7 @@ def sizes(config: ModelConfig, lora: LoraConfig | None) -> tuple[int, int, float
     with torch.device("meta"):
         model = Transformer(config.model_copy(update={"look_back": False}))
         held = sum(p.numel() for p in model.parameters())
-        matrices, rest = muon_parameters(model)
+        matrices, rest = model.muon_parameters()
         if lora:
             matrices, rest = [], list(attach(model, **lora.model_dump()).parameters())
     muon, adamw = (sum(p.numel() for p in group) for group in (matrices, rest))

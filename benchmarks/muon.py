@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.kimi.transformer import Transformer, muon_parameters
+from model.kimi.transformer import Transformer
 from parl.config.load import load_config
 from parl.learn.shard.optimizer import deal, orthogonalise
 
@@ -58,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    matrices = muon_parameters(Transformer(load_config(options.config, options.set).model))[0]
+    matrices = Transformer(load_config(options.config, options.set).model).muon_parameters()[0]
     grads = [torch.randn_like(matrix) for matrix in matrices]
     alone = [orthogonalise(grad) for grad in grads]
     same = all(torch.equal(a, b) for a, b in zip(alone, grouped(grads), strict=True))

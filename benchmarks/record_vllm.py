@@ -21,7 +21,8 @@ from typing import Any
 
 import httpx
 
-from model.kimi.files.checkpoint import load_policy
+from model.kimi.family import Kimi
+from model.policy_files import load_policy
 from parl.serve.deliveries import Deliveries
 from rollouts.config import HttpConfig
 from rollouts.engine.base import Delivery, Sampling
@@ -82,7 +83,7 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     [starter] = (ROOT / "configs" / "starters").iterdir()
-    weights, model, _, _ = load_policy(starter)
+    weights, model, _, _ = load_policy(starter, Kimi())
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         server = [sys.executable, str(ROOT / "benchmarks" / "vllm_server.py"), "--python", given.python, "--transfer"]

@@ -22,10 +22,11 @@ import torch
 
 from envs.world.environment import WorldEnvironment
 from model.chat.kimi import KimiChat
+from model.decoder import Weights, export_weights
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import Weights, export_weights
-from model.kimi.files.checkpoint import load_policy
+from model.kimi.family import Kimi
 from model.kimi.transformer import Transformer
+from model.policy_files import load_policy
 from model.tokenizer.tokenizer import Tokenizer
 from parl.config.load import load_config
 from parl.config.schema import Config
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=12)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    weights, plain, tokenizer, _ = load_policy(options.starter)
+    weights, plain, tokenizer, _ = load_policy(options.starter, Kimi())
     config = load_config(options.config, [])
     int4 = plain.model_copy(update={"quantize_experts": "int4"})
     policies = {

@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 from vllm_server import command, environment
 
+from model.decoder import export_weights
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import export_weights
-from model.kimi.files.checkpoint import save_policy
 from model.kimi.transformer import Transformer
+from model.policy_files import save_policy
 from model.tokenizer.bpe import train_tokenizer
 from parl.serve.export import export
 

@@ -1,26 +1,101 @@
 """The contract of a model family: a shape, and how policies of that shape are made, kept, run and spoken to.
 
 A family is one class, named in the configuration as ``model.family``. Its ``Shape`` is the pydantic section that
-``model`` is validated with; the rest is methods. Nothing here imports torch: a family imports it where it needs it.
+``model`` is validated with; the rest is methods, of which a family with nothing special writes two: :meth:`Family.chat`
+and :meth:`Family.policy`. Nothing here imports torch: a family imports it where it needs it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from model.chat.base import ChatFormat, Vocabulary
+from model.decoder import Decoder, Weights
+
+if TYPE_CHECKING:
+    from model.policy import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routes:
+    """What a mixture-of-experts policy records of each token: ``chosen`` of ``experts`` in each of ``layers``.
+
+    ``first``: layers without experts that come before.
+    """
+
+    layers: int
+    chosen: int
+    experts: int
+    first: int = 0
+
+
+class Pictures(Protocol):
+    """How pictures are cut for a policy that sees."""
+
+    def tokens(self, png: bytes) -> int:
+        """How many tokens the picture takes. ValueError for what is no PNG."""
+        ...
+
+    def batch(self, pngs: Sequence[bytes], places_BT: Any) -> Any:
+        """The pictures as the policy takes them, their rows at ``places_BT`` (bool)."""
+        ...
+
+
+class PictureEncoder(Protocol):
+    """The side of a policy that sees, as an engine needs it."""
+
+    def load(self, weights: Weights) -> None:
+        """Take a policy's weights."""
+        ...
+
+    def rows(self, png: bytes) -> Any:
+        """Features of one picture, float32 [tokens, D]."""
+        ...
 
 
 class Shape(BaseModel):
-    """The shape of a policy, as a section of the configuration. ``home``: ``module:Class`` of its family."""
+    """The shape of a policy, as a section of the configuration. ``home``: ``module:Class`` of its family.
+
+    ``optional``: fields that are left out of dumps at their defaults, so that hashes and files of policies that do not
+    use them stay what they were.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     home: ClassVar[str]
+    optional: ClassVar[tuple[str, ...]] = ()
+
+    if TYPE_CHECKING:  # what every shape has
+        vocab_size: int
+        max_position_embeddings: int
+
+    @property
+    def routes(self) -> Routes | None:
+        """What is recorded of each token; None where no layer routes."""
+        return None
+
+    @property
+    def pictures(self) -> Pictures | None:
+        """How pictures are cut; None where the policy cannot see."""
+        return None
+
+    @property
+    def picture_id(self) -> int | None:
+        """The token that stands for one row of a picture."""
+        return None
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        left_out = [name for name in self.optional if getattr(self, name) == fields[name].default]
+        return {name: value for name, value in handler(self).items() if name not in left_out}
 
 
 class Family(ABC):
@@ -33,9 +108,50 @@ class Family(ABC):
         if "Shape" in vars(cls):
             cls.Shape.home = f"{cls.__module__}:{cls.__qualname__}"
 
+    # ---------------------------------------------------------------- what each writes
+
     @abstractmethod
     def chat(self, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> ChatFormat:
         """The format of its conversations; without a tokenizer one that renders text only."""
+
+    @abstractmethod
+    def policy(self, shape: Any) -> Policy:
+        """A policy of ``shape`` with the weights that training begins with, drawn from torch's generator."""
+
+    # ---------------------------------------------------------------- what it may write
+
+    def decoder(self, shape: Any, pages: int) -> Decoder:
+        """What the embedded engine runs, with ``pages`` cache pages. By default the policy itself, slow."""
+        from model.forward_decoder import ForwardDecoder
+
+        return ForwardDecoder(self.policy(shape), pages)
+
+    def picture_encoder(self, shape: Any) -> PictureEncoder:
+        """The side that sees, of a shape that has ``pictures``."""
+        raise ValueError(f"{type(self).__name__} has no encoder of pictures")
+
+    def read_shape(self, folder: Path) -> Shape:
+        """The shape of the policy in ``folder``. FileNotFoundError and ValueError name the file and the key."""
+        from model.policy_files import read_shape
+
+        return read_shape(folder, self.Shape)
+
+    def load(self, folder: Path) -> Policy:
+        """The policy in ``folder``, a run's or a published one. FileNotFoundError and ValueError name what is wrong."""
+        from model.policy_files import load
+
+        return load(folder, self)
+
+    def export(self, policy: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
+        """Write the policy, which is changed on the way, to the empty ``folder`` as other libraries read it."""
+        raise ValueError(f"{type(self).__name__} says no layout that other libraries read: its policies stay in parl's")
+
+    def parameters(self, shape: Any) -> int:
+        """Number of weights of a policy."""
+        import torch
+
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.policy(shape).parameters())
 
 
 def family_of(shape: Shape) -> Family:
@@ -46,4 +162,24 @@ def family_of(shape: Shape) -> Family:
 @lru_cache(maxsize=16)
 def _family(home: str) -> Family:
     module, _, name = home.partition(":")
-    return getattr(import_module(module), name)()
+    found: Any = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found()
+
+
+def check_family(found: type) -> None:
+    """ValueError where ``found`` is no family that a run can use."""
+    if not issubclass(found, Family):
+        raise ValueError("it must derive from model.family.Family")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ValueError(f"it lacks {_listed(missing)}")
+    shape = getattr(found, "Shape", None)
+    if not (isinstance(shape, type) and issubclass(shape, Shape)):
+        raise ValueError("its Shape must derive from model.family.Shape")
+    if missing := [name for name in ("vocab_size", "max_position_embeddings") if name not in shape.model_fields]:
+        raise ValueError(f"its Shape lacks {_listed(missing)}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from envs.base import Environment, Role, Session, Task
-from model.family import Family
-from model.kimi.vision.config import MediaLimits
+from model.family import Family, Pictures
 from model.tokenizer.tokenizer import load_tokenizer
 from rollouts.beat import AsyncBeating
 from rollouts.config import RolloutsConfig
@@ -50,7 +49,7 @@ class RolloutWorker(AsyncBeating):
         frozen: Sequence[Any],
         name: str,
         family: Family,
-        media: MediaLimits | None = None,
+        media: Pictures | None = None,
     ) -> None:
         self._environment = environment
         self._media = media

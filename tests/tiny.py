@@ -9,8 +9,8 @@ from typing import Any
 import ray
 import torch
 
+from model.decoder import Weights, export_weights
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import Weights, export_weights
 from model.kimi.transformer import Transformer
 from parl.config.schema import Config
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.blocks.recompute import recomputing
 from model.kimi.config import ModelConfig
-from model.kimi.recompute import recomputing
 
 _QUERIES = 256  # positions whose logits are held at once where the largest are collected
 
@@ -138,6 +138,11 @@ class LatentAttention(nn.Module):
         if self.config.q_lora_rank is None:
             return self.q_proj(x)
         return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+        return self.config.num_attention_heads
 
     @torch.no_grad()
     def scale_logits(self, gamma_H: Tensor) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model.family import Shape
-from model.kimi.vision.config import VisionConfig, check_sizes
+from model.family import Routes, Shape
+from model.kimi.vision.config import MediaLimits, VisionConfig, check_sizes
 
 # More than any model has: a file that says so is damaged or hostile, and nothing is to be allocated for it
 LARGEST = {
@@ -51,9 +51,7 @@ class ModelConfig(Shape):
     """A K2.5-shaped decoder. The defaults are the quickstart's tiny one (about 1.5 M parameters)."""
 
     home = "model.kimi.family:Kimi"
-    # What the small policy does not use. Left out of dumps at their defaults, so that hashes and files of policies that
-    # do not use them stay what they were.
-    optional: ClassVar[tuple[str, ...]] = (
+    optional: ClassVar[tuple[str, ...]] = (  # what the small policy does not use
         *("n_group", "topk_group", "rope_scaling", "rope_interleave", "latent_norm_eps", "quantize_experts"),
         *("vision", "media_placeholder_token_id"),
     )
@@ -162,12 +160,6 @@ class ModelConfig(Shape):
                 f" num_experts_per_tok={self.num_experts_per_tok} experts"
             )
 
-    @model_serializer(mode="wrap")
-    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        left_out = [name for name in self.optional if getattr(self, name) == fields[name].default]
-        return {name: value for name, value in handler(self).items() if name not in left_out}
-
     @property
     def softmax_scale(self) -> float:
         """What the products of queries and keys are multiplied by."""
@@ -187,6 +179,28 @@ class ModelConfig(Shape):
     def num_moe_layers(self) -> int:
         """Layers whose tokens carry routes."""
         return max(0, self.num_hidden_layers - self.first_k_dense_replace)
+
+    @property
+    def routes(self) -> Routes | None:
+        """The experts of each token; None where all layers are dense."""
+        if not self.num_moe_layers:
+            return None
+        return Routes(
+            layers=self.num_moe_layers,
+            chosen=self.num_experts_per_tok,
+            experts=self.n_routed_experts,
+            first=self.first_k_dense_replace,
+        )
+
+    @property
+    def pictures(self) -> MediaLimits | None:
+        """As the tower cuts them."""
+        return self.vision.limits if self.vision else None
+
+    @property
+    def picture_id(self) -> int | None:
+        """``<|media_pad|>``, of a policy that sees."""
+        return self.media_placeholder_token_id if self.vision else None
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> ModelConfig:

@@ -1,21 +1,29 @@
-"""The policy as an inference engine needs it: feed any mix of tokens, get logits, sample. Exact and batch-invariant.
+"""Kimi's decoders (:class:`model.decoder.Decoder`), exact and batch-invariant.
 
 ``NativeDecoder`` runs the C++ kernels, ``ReferenceDecoder`` the same function in plain PyTorch, one sequence at a time:
 it is the specification in tests and the fallback where there is no compiler.
-
-The cache is a pool of pages of 16 positions. ``tables`` [S, M] lists each sequence's pages in order.
 """
 
 from __future__ import annotations
 
 import ctypes
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from model.decoder import (
+    PAGE,
+    Decoder,
+    Features,
+    NotFinite,
+    Shapes,
+    Weights,
+    check_weights,
+    sampled,
+    shapes_of,
+)
 from model.kernels.native import load_library
 from model.kimi.attention import LatentAttention, rope_tables, rotate
 from model.kimi.config import ModelConfig
@@ -24,72 +32,10 @@ from model.kimi.moe import SwiGLU
 from model.kimi.transformer import Transformer
 from model.kimi.vision.picture_encoder import PREFIX
 
-PAGE = 16
-Weights = dict[str, np.ndarray]
-Features = tuple[np.ndarray, np.ndarray]  # batch rows int32 [F], and what stands there instead of embeddings, [F, D]
-
-
-class NotFinite(FloatingPointError):
-    """A logit was NaN or infinite: the weights are broken."""
-
-
-def export_weights(model: Transformer) -> Weights:
-    """All parameters and the routers' correction biases as float32 arrays (copies), keyed by their names."""
-    state = model.state_dict()
-    return {name: tensor.detach().to(torch.float32).cpu().numpy().copy() for name, tensor in state.items()}
-
-
-Shapes = dict[str, tuple[int, ...]]
-
 
 def weight_shapes(config: ModelConfig) -> Shapes:
     """Name and shape of everything that a policy of ``config`` holds."""
-    return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
-
-
-def check_weights(shapes: Shapes, weights: Weights) -> None:
-    """ValueError where ``weights`` are not a whole policy of these ``shapes``, NotFinite where one is broken."""
-    odd = sorted(shapes.keys() ^ weights.keys())
-    if odd:
-        raise ValueError(f"not the weights of this model: {', '.join(odd[:3])} are missing or unknown")
-    for name, array in weights.items():
-        if array.shape != shapes[name]:
-            raise ValueError(f"weight {name} has shape {array.shape}, this model's is {shapes[name]}")
-        if not np.isfinite(array).all():
-            raise NotFinite(f"weight {name} holds NaN or infinity")
-
-
-class Decoder(Protocol):
-    """Stateful in its pages only; see :class:`NativeDecoder`."""
-
-    routes: np.ndarray
-
-    def load(self, weights: Weights) -> None:
-        """Take new weights."""
-        ...
-
-    def forward(
-        self,
-        tokens: np.ndarray,
-        positions: np.ndarray,
-        sequences: np.ndarray,
-        tables: np.ndarray,
-        rows: np.ndarray,
-        features: Features | None = None,
-    ) -> np.ndarray:
-        """Feed tokens; logits of batch rows ``rows``. ``features`` stand in for embeddings."""
-        ...
-
-    def sample(
-        self,
-        logits: np.ndarray,
-        temperature: np.ndarray,
-        keys: np.ndarray,
-        positions: np.ndarray,
-        top_p: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(token ids, log-probs) a row of ``logits``."""
-        ...
+    return shapes_of(Transformer(config))
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:
@@ -303,36 +249,8 @@ class ReferenceDecoder:
         positions: np.ndarray,
         top_p: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See :meth:`NativeDecoder.sample`."""
-        tokens, logprobs = [], []
-        top_p = np.ones(len(logits), np.float32) if top_p is None else top_p
-        for row, heat, key, position, share in zip(logits, temperature, keys, positions, top_p, strict=True):
-            scaled = row.astype(np.float64) / (heat or 1.0)
-            weights = np.exp(scaled - scaled.max())
-            total = weights.sum()
-            cumulative = np.cumsum(weights if share >= 1 else _nucleus(weights, float(share)))
-            noise = _mix(int(key) ^ _mix(int(position))) >> 11
-            pick = int(np.searchsorted(cumulative, noise * 2.0**-53 * cumulative[-1], side="right"))
-            pick = int(row.argmax()) if heat == 0 else min(pick, len(row) - 1)
-            tokens.append(pick)
-            logprobs.append(np.log(weights[pick] / total))
-        return np.array(tokens, np.int32), np.array(logprobs, np.float32)
-
-
-def _nucleus(weights: np.ndarray, share: float) -> np.ndarray:
-    """``weights`` with 0 for all but the largest that together reach ``share`` of the sum (ties: the lowest index)."""
-    order = np.argsort(-weights, kind="stable")
-    before = np.cumsum(weights[order]) - weights[order]
-    return np.where(np.isin(np.arange(len(weights)), order[before < share * weights.sum()]), weights, 0.0)
-
-
-def _mix(x: int) -> int:
-    """splitmix64's finaliser, as in decoder.cpp."""
-    mask = (1 << 64) - 1
-    x = (x + 0x9E3779B97F4A7C15) & mask
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    return x ^ (x >> 31)
+        """See :func:`model.decoder.sampled`."""
+        return sampled(logits, temperature, keys, positions, top_p)
 
 
 def make_decoder(config: ModelConfig, pages: int) -> Decoder:

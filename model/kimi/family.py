@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from model.chat.base import ChatFormat, Vocabulary
 from model.chat.kimi import KimiChat
-from model.family import Family
+from model.decoder import Decoder
+from model.family import Family, PictureEncoder
 from model.kimi.config import ModelConfig
+
+if TYPE_CHECKING:
+    from model.policy import Policy
 
 
 class Kimi(Family):
@@ -16,3 +23,41 @@ class Kimi(Family):
     def chat(self, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> ChatFormat:
         """K2.5's."""
         return KimiChat(tokenizer, thinking=thinking)
+
+    def policy(self, shape: ModelConfig) -> Policy:
+        """A :class:`model.kimi.transformer.Transformer`."""
+        from model.kimi.transformer import Transformer
+
+        return Transformer(shape)
+
+    def decoder(self, shape: ModelConfig, pages: int) -> Decoder:
+        """The native decoder where it can be built, else the reference one."""
+        from model.kimi.decoder import make_decoder
+
+        return make_decoder(shape, pages)
+
+    def picture_encoder(self, shape: ModelConfig) -> PictureEncoder:
+        """MoonViT and projector, without the language model."""
+        from model.kimi.vision.picture_encoder import PictureEncoder
+
+        if shape.vision is None:
+            raise ValueError("this shape has no vision section")
+        return PictureEncoder(shape.vision)
+
+    def read_shape(self, folder: Path) -> ModelConfig:
+        """A run's policy, or ``deepseek_v3``, ``kimi_k2`` and ``kimi_k25`` checkpoints."""
+        from model.kimi.files.hf_config import read_shape
+
+        return read_shape(folder)
+
+    def load(self, folder: Path) -> Policy:
+        """The same."""
+        from model.kimi.files.checkpoint import load
+
+        return load(folder)
+
+    def export(self, policy: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
+        """See :func:`model.kimi.files.export.write_folder`."""
+        from model.kimi.files.export import write_folder
+
+        write_folder(policy, tokenizer, folder, **options)

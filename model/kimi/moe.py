@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.blocks.recompute import recomputing
 from model.kernels import ops
 from model.kernels.ops import Routing
 from model.kimi.config import ModelConfig
 from model.kimi.int4 import QuantizedCopy
-from model.kimi.recompute import recomputing
 
 if TYPE_CHECKING:
     from model.kimi.expert_parallel import ExpertGroup

@@ -8,18 +8,21 @@ Shapes: B rows, T positions, D hidden, V vocabulary, L mixture-of-experts layers
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.blocks.logprobs import Head
+from model.blocks.recompute import recomputed
 from model.kimi.attention import LatentAttention, RMSNorm, rope_tables
 from model.kimi.config import ModelConfig
 from model.kimi.look_back import look_back, match
 from model.kimi.moe import Experts, MixtureOfExperts, Router, SwiGLU
-from model.kimi.recompute import recomputed
 from model.kimi.vision.media import MediaBatch, merge_media, place_media
 from model.kimi.vision.tower import VisionModel
+from model.policy import Policy
 
 
 class DecoderLayer(nn.Module):
@@ -55,25 +58,26 @@ class DecoderLayer(nn.Module):
         return x + (self.mlp(h, routes_BTK) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h))
 
 
-class Transformer(nn.Module):
-    """Token ids in, hidden states or log-probs out.
+class Transformer(Policy):
+    """Token ids in, hidden states or log-probs out (:class:`model.policy.Policy`).
 
     Either every B is a row (padding, if any, stands on the right, where nothing looks back at it), or B is 1 and rows
     lie end to end: then ``lengths`` says where they begin, each with position 0.
     """
 
+    layer_classes = ("model.kimi.transformer.DecoderLayer",)
+    adapter_owners: ClassVar = {"attention": (LatentAttention,), "shared_experts": (MixtureOfExperts,)}
+
+    config: ModelConfig
     rope_cos: Tensor
     rope_sin: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.collect_logits = False  # in training, keep the heads' largest attention logits (QK-clip)
-        self.recompute = False  # in training, keep the layers' inputs only
+        super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
         cos, sin = rope_tables(config)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
@@ -156,31 +160,6 @@ class Transformer(nn.Module):
             raise ValueError(f"row of {longest} tokens exceeds max_position_embeddings={limit}")
         return torch.cat([table[:length] for length in lengths]) if len(lengths) > 1 else table[:longest]
 
-    def forward(
-        self,
-        tokens_BT: Tensor,
-        mask_BT: Tensor,
-        routes_BTLK: Tensor | None = None,
-        temperature: float = 1.0,
-        media: MediaBatch | None = None,
-        lengths: Sequence[int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probs [M] of the M tokens under ``mask_BT`` given their prefixes, and the entropies [M] (detached).
-
-        A token at a row's position 0 has no prefix and must not be under the mask.
-        """
-        rows = list(lengths or [tokens_BT.shape[1]] * len(tokens_BT))
-        mask = mask_BT.flatten()
-        if bool(mask[torch.tensor([0, *rows[:-1]]).cumsum(0)].any()):
-            raise ValueError("mask covers position 0, which has no prefix to predict it from")
-        real = _up_to_last(mask, rows).view_as(mask_BT) if self.collect_logits and self.training else None
-        hidden = self.hidden(tokens_BT, routes_BTLK, real, media, lengths).flatten(0, 1)
-        chosen = hidden[:-1][mask[1:]]  # no row's first token is under the mask, so none looks into the row before
-        logprobs_MV = torch.log_softmax(self.lm_head(chosen).float() / temperature, dim=-1)
-        entropy_M = -(logprobs_MV.detach().exp() * logprobs_MV.detach()).sum(-1)
-        targets = tokens_BT.flatten()[mask]
-        return logprobs_MV.gather(1, targets[:, None]).squeeze(1), entropy_M
-
     def blocks(self) -> list[DecoderLayer]:
         """The layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
@@ -200,19 +179,24 @@ class Transformer(nn.Module):
             if isinstance(module, Experts):
                 module.weights_changed()
 
+    def attention_layers(self) -> list[LatentAttention]:
+        """Those of all layers."""
+        return [block.self_attn for block in self.blocks()]
 
-def _up_to_last(mask_T: Tensor, lengths: Sequence[int]) -> Tensor:
-    """True up to each row's last True: what stands behind, padding among it, has no influence on the loss."""
-    return torch.cat([row.flip(0).cumsum(0).flip(0) > 0 for row in mask_T.split(list(lengths))])
+    def split_experts(self, group: dist.ProcessGroup) -> list[str]:
+        """See :func:`model.kimi.expert_parallel.split_experts`."""
+        from model.kimi.expert_parallel import split_experts
 
+        return split_experts(self, group)
 
-def muon_parameters(model: Transformer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(matrices for Muon, the rest for AdamW): embeddings, head, router and gains are not orthogonalised."""
-    matrices, rest = [], []
-    expert_ids = {id(p) for m in model.modules() if isinstance(m, Experts) for p in m.parameters()}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # a frozen tower
-            continue
-        plain = parameter.dim() == 2 and not any(key in name for key in ("embed_tokens", "lm_head", "mlp.gate.weight"))
-        (matrices if plain or id(parameter) in expert_ids else rest).append(parameter)
-    return matrices, rest
+    def muon_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """(matrices for Muon, the rest for AdamW): embeddings, head, router and gains are not orthogonalised."""
+        matrices, rest = [], []
+        expert_ids = {id(p) for m in self.modules() if isinstance(m, Experts) for p in m.parameters()}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:  # a frozen tower
+                continue
+            apart = any(key in name for key in ("embed_tokens", "lm_head", "mlp.gate.weight"))
+            plain = parameter.dim() == 2 and not apart
+            (matrices if plain or id(parameter) in expert_ids else rest).append(parameter)
+        return matrices, rest

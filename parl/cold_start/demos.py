@@ -38,8 +38,7 @@ class Demonstrator:
                 return ScriptedEngine(trace, self.chat, lambda history: shown.orchestrator(history, trace.media))
             return ScriptedEngine(trace, self.chat, lambda history: shown.subagent(trace.prompt, history))
 
-        vision = self.config.model.vision
-        media = vision.limits if vision else None
+        media = self.config.model.pictures
         settings = SwarmSettings(
             chat=self.chat,
             pool=pool,

@@ -14,11 +14,10 @@ from random import Random
 
 import numpy as np
 
-from model.family import family_of
+from model.decoder import Weights
+from model.family import Shape, family_of
 from model.files import remove_leftovers, replacing
-from model.kimi.config import ModelConfig
-from model.kimi.decoder import Weights
-from model.kimi.files.checkpoint import SINGLE, load_policy, save_policy
+from model.policy_files import SINGLE, load_policy, save_policy
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start.demos import Demonstrator
 from parl.cold_start.drills import drill_batches
@@ -69,7 +68,7 @@ def run_sft(
                 meta = {"hash": key, **metrics, "settings": cold_start_settings(config)}
                 save_policy(folder, config.model.shape, weights, tokenizer, meta)
     if out is not None:
-        weights, _, tokenizer, meta = load_policy(folder)
+        weights, _, tokenizer, meta = load_policy(folder, family_of(config.model))
         save_policy(out / key, config.model.shape, weights, tokenizer, meta, dtype="bfloat16")
         return out / key
     return folder
@@ -200,11 +199,11 @@ def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
     return weights, tokenizer, metrics
 
 
-def check_placeholder(model: ModelConfig, tokenizer: Tokenizer) -> None:
+def check_placeholder(model: Shape, tokenizer: Tokenizer) -> None:
     """UserError where ``model`` takes another token for a picture's placeholder than the template writes."""
-    if not model.vision:
+    if model.pictures is None:
         return
-    chat, given = family_of(model).chat(tokenizer), model.media_placeholder_token_id
+    chat, given = family_of(model).chat(tokenizer), model.picture_id
     if given != chat.picture_id:
         raise UserError(
             f"model.media_placeholder_token_id={given} is not the tokenizer's id of {chat.picture}: set it to"

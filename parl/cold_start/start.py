@@ -6,9 +6,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from model.kimi.config import ModelConfig
-from model.kimi.decoder import export_weights
-from model.kimi.files.checkpoint import SINGLE, load, save_policy
+from model.decoder import export_weights
+from model.family import Shape, family_of
+from model.policy_files import SINGLE, save_policy
 from model.tokenizer.tokenizer import load_tokenizer
 from parl.cold_start.imitation import Report, check_placeholder, owning_cold_start, run_sft
 from parl.config.errors import UserError
@@ -63,9 +63,9 @@ def check_policy_files(folder: Path, cure: str) -> None:
         raise UserError(f"{weights} is damaged ({error}): {cure}") from None
 
 
-def _take_over(init: Path, shape: ModelConfig, folder: Path) -> None:
+def _take_over(init: Path, shape: Shape, folder: Path) -> None:
     try:
-        model, tokenizer = load(init), load_tokenizer(init)
+        model, tokenizer = family_of(shape).load(init), load_tokenizer(init)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"model.init: {error}") from error
     except ModuleNotFoundError as error:  # Kimi's vocabulary without its extra
@@ -79,7 +79,7 @@ def _take_over(init: Path, shape: ModelConfig, folder: Path) -> None:
     save_policy(folder, shape, export_weights(model), tokenizer, {"init": str(init)})
 
 
-def _key(init: Path, shape: ModelConfig) -> str:
+def _key(init: Path, shape: Shape) -> str:
     """Changes when another folder is named, or when its files change."""
     files = sorted(file for file in init.iterdir() if file.is_file())
     seen = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]

@@ -18,9 +18,9 @@ import ray
 from ray.exceptions import RayError
 
 from envs.base import Environment, Task
+from model.decoder import Weights
 from model.family import family_of
-from model.kimi.decoder import Weights
-from model.kimi.lora import is_adapters, merged
+from model.lora import is_adapters, merged
 from parl.collect.again import Group, StepFailed, whole
 from parl.collect.pools import Refreshed, change, engine_kinds, pool_sizes, servers_of, subagents
 from parl.config.errors import MachineError
@@ -201,7 +201,7 @@ class Collector:
         arguments = (self._environment, self._tokenizer, rollouts)
         pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
         pools["family"] = family_of(model)
-        pools["media"] = model.vision.limits if model.vision else None
+        pools["media"] = model.pictures
         self._workers = [
             actor(RolloutWorker, *arguments, **pools, name=f"worker-{i}-{self.restarts}", _label=f"rollout worker {i}")
             for i in range(rollouts.workers)

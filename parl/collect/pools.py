@@ -12,10 +12,10 @@ from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
+from model.decoder import Weights
+from model.family import Shape, family_of
 from model.files import replacing
-from model.kimi.config import ModelConfig
-from model.kimi.decoder import Weights
-from model.kimi.files.checkpoint import load_policy
+from model.policy_files import load_policy
 from model.tokenizer.tokenizer import load_tokenizer
 from parl.config.errors import UserError
 from parl.config.kinds import ENGINES
@@ -45,7 +45,7 @@ def engine_kinds(rollouts: RolloutsConfig) -> dict[str, type[PoolEngine]]:
     return {"policy": kind, "frozen": kind if own else Embedded}
 
 
-def subagents(config: Config, tokenizer: str, start: Weights) -> tuple[ModelConfig, Weights]:
+def subagents(config: Config, tokenizer: str, start: Weights) -> tuple[Shape, Weights]:
     """Shape and weights of the sub-agents at a run's start. UserError where their vocabulary is another."""
     folder = config.rollouts.subagent_policy
     if folder is None:
@@ -54,7 +54,7 @@ def subagents(config: Config, tokenizer: str, start: Weights) -> tuple[ModelConf
         raise UserError(
             f"rollouts.subagent_policy={folder}: no policy there (parl train and parl sft write such folders)"
         )
-    weights, model, own, _ = load_policy(folder)
+    weights, model, own, _ = load_policy(folder, family_of(config.model))
     if own.fingerprint != load_tokenizer(tokenizer).fingerprint:
         raise UserError(
             f"rollouts.subagent_policy={folder} has another vocabulary than the policy: they must share one"

@@ -1,12 +1,31 @@
-"""What follows from a run's model family for those who make its episodes. No torch."""
+"""What follows from a run's model family for those who make its episodes or read its policies. No torch."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from model.chat.base import ChatFormat, Vocabulary
-from model.family import family_of
+from model.family import Family, family_of
+from model.json_file import read_json
+from parl.config.kinds import FAMILIES
 from parl.config.schema import Config
 
 
 def chat_format(config: Config, tokenizer: Vocabulary | None = None) -> ChatFormat:
     """How conversations of the policies of ``config`` are written; without a tokenizer, to render text only."""
     return family_of(config.model).chat(tokenizer, thinking=config.rollouts.thinking)
+
+
+def family_at(folder: Path) -> Family:
+    """The family of the policy in ``folder``, which must be built in or installed; ValueError where it is not.
+
+    A file may not name any module to be imported: that of a stranger's folder would run a stranger's code.
+    """
+    file = folder / "meta.json"
+    home = read_json(file, finite=False).get("family") if file.exists() else None
+    if home is None:
+        return FAMILIES.resolve("kimi")()
+    known = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in map(FAMILIES.resolve, FAMILIES.names())}
+    if home not in known:
+        raise ValueError(f"{file} names the family {home!r}, which is neither built in nor installed as an entry point")
+    return known[home]()

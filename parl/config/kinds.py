@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from model.family import check_family
 from parl.config.plugin import Kind
 from parl.learn.objective.base import check_objective
 from rewards.base import check_reward

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from envs.base import Task
+from model.family import family_of
 from model.files import remove_leftovers, write_text
-from model.kimi.files.checkpoint import load_policy
+from model.policy_files import load_policy
 from parl.cold_start.start import starting_policy
 from parl.collect.collector import Collector
 from parl.collect.tasks import check_tasks, held_out_tasks
@@ -140,13 +141,13 @@ def _missing(found: dict[tuple[str, int], Outline], tasks: Sequence[Task], n: in
 def _run_local(config: Config, policies: Sequence[Policy], tasks: Sequence[Task], todo: Todo, bar: ShowBar) -> None:
     """Engines and workers for any number of policies; frozen sub-agents are the cold start."""
     slots = _SLICE * config.rollouts.concurrency * config.rollouts.workers
-    cold = starting_policy(config)
+    cold, family = starting_policy(config), family_of(config.model)
     with local_ray():
-        collector = Collector(config, config.envs.build(), cold, load_policy(cold)[0])
+        collector = Collector(config, config.envs.build(), cold, load_policy(cold, family)[0])
         try:
             for policy in policies:
                 assert isinstance(policy.source, Path)
-                collector.serve(load_policy(policy.source)[0])
+                collector.serve(load_policy(policy.source, family)[0])
                 collect = partial(_collect_local, config, collector, policy.spawning)
                 _run(config, collect, policy, tasks, todo[policy.label], slots, bar)
         finally:

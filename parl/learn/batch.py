@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.kimi.vision.config import MediaLimits
-from model.kimi.vision.media import MediaBatch, picture
-from model.kimi.vision.picture_size import picture_tokens
+from model.family import Pictures
 from parl.learn.rows import Row
 
 
@@ -41,7 +39,7 @@ class Batch:
     tokens_BT: Tensor
     mask_BT: Tensor
     routes_BTLK: Tensor | None
-    media: MediaBatch | None = None
+    media: Any = None
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -80,10 +78,10 @@ def micro_batches(rows: Sequence, limit: int) -> list[list]:
     return groups
 
 
-def lay(rows: list, mask: Callable[[Row | TextRow], np.ndarray], limits: MediaLimits | None = None) -> Batch:
+def lay(rows: list, mask: Callable[[Row | TextRow], np.ndarray], pictures: Pictures | None = None) -> Batch:
     """``rows`` end to end; an MoE policy's rows must all carry routes, or none.
 
-    ``limits``: how their pictures are cut; ValueError where rows have pictures and there are no limits.
+    ``pictures``: how those of the rows are cut; ValueError where rows have some and the policy cannot see.
     """
     lengths = [len(row.tokens) for row in rows]
     tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows]).astype(np.int64))[None]
@@ -92,18 +90,18 @@ def lay(rows: list, mask: Callable[[Row | TextRow], np.ndarray], limits: MediaLi
     if getattr(rows[0], "routes", None) is not None:
         token_major = torch.from_numpy(np.concatenate([row.routes for row in rows]))
         routes = token_major.transpose(0, 1).contiguous().transpose(0, 1)[None]
-    return Batch(rows, lengths, tokens, masks, routes, _media(rows, lengths, limits))
+    return Batch(rows, lengths, tokens, masks, routes, _media(rows, lengths, pictures))
 
 
-def _media(rows: list, lengths: list[int], limits: MediaLimits | None) -> MediaBatch | None:
+def _media(rows: list, lengths: list[int], pictures: Pictures | None) -> Any:
     """The pictures of ``rows`` and their places. A placeholder that the policy wrote itself is none of them."""
     begins = [0, *accumulate(lengths)]
     shown = [(begin + at, png) for begin, row in zip(begins, rows, strict=False) for at, png in row.media]
     if not shown:
         return None
-    if limits is None:
+    if pictures is None:
         raise ValueError("a row shows pictures, but the model has no vision section")
     places = torch.zeros(1, begins[-1], dtype=torch.bool)
     for start, png in shown:
-        places[0, start : start + picture_tokens(png, limits)] = True
-    return MediaBatch.of([picture(png, limits) for _, png in shown], places)
+        places[0, start : start + pictures.tokens(png)] = True
+    return pictures.batch([png for _, png in shown], places)

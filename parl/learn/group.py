@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from model.kimi.config import ModelConfig
-from model.kimi.decoder import Weights
+from model.decoder import Weights
+from model.family import Shape
 from parl.learn.batch import TextRow
 from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig
 from parl.learn.learner import Learner, free_port
@@ -36,7 +36,7 @@ class LearnerGroup:
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: Shape,
         optimizer: OptimizerConfig,
         *,
         seed: int,

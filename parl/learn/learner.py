@@ -21,10 +21,10 @@ from torch import Tensor, distributed
 from torch.distributed import HashStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.utils.rnn import pad_sequence
 
-from model.kimi.config import ModelConfig
-from model.kimi.decoder import Weights
-from model.kimi.lora import PREFIX, attach
-from model.kimi.transformer import Transformer
+from model.decoder import Weights
+from model.family import Shape, family_of
+from model.lora import PREFIX, attach
+from model.policy import Policy
 from parl.learn.batch import Batch, TextRow, lay, micro_batches
 from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig
 from parl.learn.objective.base import Objective
@@ -50,7 +50,7 @@ class Learner(Beating):
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: Shape,
         optimizer: OptimizerConfig,
         *,
         seed: int,
@@ -64,10 +64,10 @@ class Learner(Beating):
         self._snapshot: Snapshot | None = None
         _prepare_process(threads, rank, ranks, port or free_port())
         torch.manual_seed(seed)
-        self.model = Transformer(model)
+        self.model = family_of(model).policy(model)
         self.model.freeze_tower(optimizer.freeze_tower)
-        self._limits = model.vision.limits if model.vision else None
-        self._reference: Transformer | None = None
+        self._limits = model.pictures
+        self._reference: Policy | None = None
         lora = optimizer.lora
         self._lora = attach(self.model, **lora.model_dump()) if lora else None
         self.model.recompute = parallel.recompute

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from model.kimi.transformer import Transformer
+from model.policy import Policy
 
 
 class QKClip:
@@ -28,12 +28,14 @@ class QKClip:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Policy,
         tau: float,
         whole: Callable[[list[nn.Parameter]], AbstractContextManager] = lambda parameters: nullcontext(),
     ) -> None:
         self._tau, self._whole = tau, whole
-        self._attention = [block.self_attn for block in model.blocks()]
+        self._attention = list(model.attention_layers())
+        if not self._attention:
+            raise ValueError(f"optimizer.qk_clip={tau:g}: {type(model).__name__} has no attention that can be scaled")
         model.collect_logits = True
 
     @torch.no_grad()
@@ -43,7 +45,8 @@ class QKClip:
         Returns ``max_logit``, the largest logit of the step, and ``clipped_heads``, the share of heads that it
         scaled: the same on every rank.
         """
-        heads, device = self._attention[0].config.num_attention_heads, self._attention[0].o_proj.weight.device
+        first = self._attention[0]
+        heads, device = first.heads, next(iter(first.parameters())).device
         nothing_H = torch.full((heads,), -torch.inf, device=device)  # of a rank that had no rows
         found = [nothing_H if a.max_logit_H is None else a.max_logit_H.float() for a in self._attention]
         self.forget()

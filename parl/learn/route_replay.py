@@ -16,24 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.kimi.config import ModelConfig
-from model.kimi.moe import Router
-from model.kimi.recompute import recomputing
+from model.blocks.recompute import recomputing
+from model.family import Shape
+from model.policy import Router
 from parl.learn.rows import Row
 
 
-def check_routes(rows: Iterable[Row], model: ModelConfig) -> None:
+def check_routes(rows: Iterable[Row], model: Shape) -> None:
     """ValueError where a mixture-of-experts policy's row has no routes, or none that ``model`` could have chosen."""
-    shape = (model.num_moe_layers, model.num_experts_per_tok)
-    for row in rows if model.num_moe_layers else ():
+    if (routes := model.routes) is None:
+        return
+    shape = (routes.layers, routes.chosen)
+    for row in rows:
         if row.routes is None:
             raise ValueError("a row of a mixture-of-experts policy has no routes: replay would silently be off")
         if row.routes.shape != (len(row.tokens), *shape):
             wanted = [len(row.tokens), *shape]
             raise ValueError(f"{row.key}: routes of shape {list(row.routes.shape)}, this policy's are {wanted}")
         low, high = row.routes.min(initial=0), row.routes.max(initial=0)
-        if low < -1 or high >= model.n_routed_experts:
-            raise ValueError(f"{row.key}: routes from {low} to {high}, experts are 0 to {model.n_routed_experts - 1}")
+        if low < -1 or high >= routes.experts:
+            raise ValueError(f"{row.key}: routes from {low} to {high}, experts are 0 to {routes.experts - 1}")
         ordered = np.sort(row.routes, axis=-1)
         if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
             raise ValueError(

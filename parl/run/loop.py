@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model.kimi.decoder import Weights
-from model.kimi.files.checkpoint import load_policy, save_policy
-from model.kimi.lora import merged
+from model.decoder import Weights
+from model.family import family_of
+from model.lora import merged
+from model.policy_files import load_policy, save_policy
 from parl.cold_start.beside import PtxTexts
 from parl.cold_start.start import shown_start
 from parl.collect.collector import Collector
@@ -141,7 +142,7 @@ class Training:
                             self._save(self._score(metrics))
                     progress.update(self.state.step, metrics)
                 self._saver.wait()
-                base, model, tokenizer, _ = load_policy(self.cold)
+                base, model, tokenizer, _ = load_policy(self.cold, family_of(self.config.model))
                 best = self.checkpoints.best()
                 if best is not None and self.config.optimizer.lora is None:  # adapters are merged at a run's end only
                     save_policy(self.folder / "policy_best", model, saved_weights(best), tokenizer, {"from": best.name})
@@ -170,7 +171,7 @@ class Training:
         staleness = self._staleness(episodes)
         with self._timeline.span(step, "learn"):
             kept = episodes if self.config.rollouts.dynamic_sampling is None else informative(episodes)
-            routed = self.config.model.num_moe_layers > 0
+            routed = self.config.model.routes is not None
             rows = step_rows(kept, routed=routed, normalise_std=objective.normalises, credit=objective.credit)
             learned = self._learn(rows)
             self.weights = self._learner.weights()
@@ -310,7 +311,7 @@ class Training:
     @contextmanager
     def _actors(self) -> Iterator[None]:
         config = self.config
-        weights, model, _, _ = load_policy(self.cold)
+        weights, model, _, _ = load_policy(self.cold, family_of(self.config.model))
         if model != config.model.shape:
             raise UserError(f"{self.cold} holds a model of another shape than the config's model section")
         trainer = config.trainer

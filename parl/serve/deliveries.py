@@ -1,7 +1,7 @@
 """The trainer's side of inference servers: each version of the weights as a folder that a server reads, and the probe.
 
 vLLM and SGLang give the latents' norms ``rms_norm_eps``, so the folder's matrices are scaled for that epsilon
-(``parl.serve.export.with_latent_eps``). Matrices are float32; the server rounds them to its own type.
+(``model.kimi.files.export.with_latent_eps``). Matrices are float32; the server rounds them to its own type.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.kimi.config import ModelConfig
-from model.kimi.decoder import Weights
-from model.kimi.transformer import Transformer
+from model.decoder import Weights
+from model.family import Shape, family_of
+from model.policy import Policy
+from model.policy_files import with_weights
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from parl.serve.export import write_folder
 from rollouts.engine.base import Delivery
 
 _BUCKET_BYTES = 10**9  # of a shard: what a server holds besides the model while it takes one
@@ -27,7 +27,7 @@ _KEPT = 2  # folders of a pool: the one that is served, and the one before while
 class Deliveries:
     """Writes versions below ``folder``, which trainer and servers must share, and computes what servers have to."""
 
-    def __init__(self, folder: Path, model: ModelConfig, tokenizer: Path) -> None:
+    def __init__(self, folder: Path, model: Shape, tokenizer: Path) -> None:
         self._folder, self._model = folder.resolve(), model
         self._tokenizer = load_tokenizer(tokenizer)
         self._written: dict[str, list[Path]] = {}
@@ -41,8 +41,7 @@ class Deliveries:
         policy = with_weights(self._model, weights)
         probe = probe_tokens(self._model, self._tokenizer)
         logprobs = probe_logprobs(policy, probe)
-        eps = self._model.rms_norm_eps
-        write_folder(policy, self._tokenizer, partial, latent_eps=eps, shard_bytes=_BUCKET_BYTES)
+        family_of(self._model).export(policy, self._tokenizer, partial, server=True, shard_bytes=_BUCKET_BYTES)
         partial.rename(out)
         written = self._written.setdefault(pool, [])
         written.append(out)
@@ -51,14 +50,7 @@ class Deliveries:
         return Delivery(version=version, folder=out, probe=probe, logprobs=logprobs)
 
 
-def with_weights(model: ModelConfig, weights: Weights) -> Transformer:
-    """A policy of shape ``model`` that holds ``weights``."""
-    policy = Transformer(model)
-    policy.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
-    return policy.eval()
-
-
-def probe_tokens(model: ModelConfig, tokenizer: Tokenizer) -> list[int]:
+def probe_tokens(model: Shape, tokenizer: Tokenizer) -> list[int]:
     """The fixed probe: random plain tokens, so that many experts take part."""
     ordinary = sorted(set(range(tokenizer.vocab_size)) - set(tokenizer.special.values()))
     count = min(_PROBE_TOKENS, model.max_position_embeddings // 2)
@@ -66,7 +58,7 @@ def probe_tokens(model: ModelConfig, tokenizer: Tokenizer) -> list[int]:
 
 
 @torch.no_grad()
-def probe_logprobs(policy: Transformer, tokens: list[int]) -> list[float]:
+def probe_logprobs(policy: Policy, tokens: list[int]) -> list[float]:
     """The policy's own log-probs of all ``tokens`` but the first."""
     ids = torch.tensor([tokens])
     mask = torch.ones_like(ids, dtype=torch.bool)

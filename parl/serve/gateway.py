@@ -14,15 +14,15 @@ from pathlib import Path
 import uvicorn
 from pydantic import ValidationError
 
-from model.family import family_of
-from model.kimi.config import ModelConfig
-from model.kimi.decoder import Weights
-from model.kimi.files.checkpoint import load_policy
+from model.decoder import Weights
+from model.family import Shape, family_of
+from model.policy_files import load_policy, with_weights
 from model.tokenizer.tokenizer import Tokenizer
 from parl.config.errors import UserError
+from parl.config.family import family_at
 from parl.learn.rows import Row, step_rows
 from parl.machine.ownership import owning
-from parl.serve.deliveries import probe_logprobs, probe_tokens, with_weights
+from parl.serve.deliveries import probe_logprobs, probe_tokens
 from parl.serve.export import policy_folder
 from parl.shown.terminal import echo
 from rollouts.config import HttpConfig, RolloutsConfig
@@ -73,10 +73,10 @@ def serve(
         )
     folder = policy_folder(run)
     try:
-        weights, model, tokenizer, meta = load_policy(folder)
+        weights, model, tokenizer, meta = load_policy(folder, family_at(folder))
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"{folder} cannot be served: {error}") from error
-    if model.vision is not None:
+    if model.pictures is not None:
         raise UserError(f"{folder} sees, and the gateway takes no pictures")
     version = int(meta.get("policy_version", 0))
     settings = GatewaySettings(
@@ -160,9 +160,7 @@ def _store(folder: Path) -> EpisodeStore:
         raise UserError(f"--record {folder}: no folder can be made there ({error.strerror})") from None
 
 
-async def _server(
-    url: str, kind: str, model: ModelConfig, tokenizer: Tokenizer, weights: Weights, version: int
-) -> Engine:
+async def _server(url: str, kind: str, model: Shape, tokenizer: Tokenizer, weights: Weights, version: int) -> Engine:
     """The engine at ``url``, once it has shown that it serves these weights."""
     try:
         rollouts = RolloutsConfig.model_validate({"engine": kind, "http": {"urls": [url], "without_routes": "live"}})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from model.chat.base import ChatFormat
-from model.kimi.vision.config import MediaLimits
+from model.family import Pictures
 from rollouts.config import BudgetConfig, ContextConfig, LimitsConfig
 from rollouts.engine.base import Engine
 from rollouts.episode import Trace
@@ -34,7 +34,7 @@ class SwarmSettings:
     subagent_temperature: float = 1.0
     subagent_top_p: float = 1.0
     train_subagents: bool = False  # their traces join the loss
-    media: MediaLimits | None = None
+    media: Pictures | None = None
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     slots: Slots = field(default_factory=Slots)

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from model.chat.base import ChatFormat, Piece
-from model.kimi.vision.config import MediaLimits
-from model.kimi.vision.picture_size import picture_tokens
+from model.family import Pictures
 from rollouts.engine.base import Completion
 from rollouts.episode import Trace
 
@@ -19,7 +18,7 @@ class Transcript:
     ``media``: how pictures are cut for the policy; None: it cannot see.
     """
 
-    def __init__(self, trace: Trace, chat: ChatFormat, media: MediaLimits | None = None) -> None:
+    def __init__(self, trace: Trace, chat: ChatFormat, media: Pictures | None = None) -> None:
         self.trace = trace
         self._media = media
         self._chat = chat
@@ -61,7 +60,7 @@ class Transcript:
         for token in ids:
             if token == placeholder:
                 self.trace.media_at.append(len(self.trace.tokens) + len(out))
-                out += [token] * picture_tokens(next(shown), self._media)
+                out += [token] * self._media.tokens(next(shown))
             else:
                 out.append(token)
         return out

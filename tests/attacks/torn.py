@@ -117,7 +117,7 @@ def _whole() -> Path:
     from stored import make_run
     from tiny import random_weights, tiny_config
 
-    from model.kimi.files.checkpoint import save_policy
+    from model.policy_files import save_policy
     from parl.cold_start.imitation import cold_start_hash
     from parl.cold_start.vocabulary import build_tokenizer
     from parl.run.state import Checkpoints, State

@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from envs.world.site.server import SocketServer
+from model.decoder import export_weights
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import export_weights
 from model.kimi.files import checkpoint
 from model.kimi.transformer import Transformer
 from rollouts.engine.base import Sampling, Update

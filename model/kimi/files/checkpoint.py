@@ -3,7 +3,7 @@
 ``deepseek_v3`` and ``kimi_k25`` are ``config.json`` and safetensors, one file or shards with an index. They are read
 and written one shard at a time: beside the model itself, memory holds one tensor when reading and one shard when
 writing. A ``kimi_k25`` checkpoint whose ``config.json`` has a vision section brings tower and projector with it. A
-run's policy is ``model.safetensors`` under our names, ``config.json``, ``meta.json`` and the tokenizer in one folder.
+run's own layout is that of :mod:`model.policy_files`, read here as well.
 """
 
 from __future__ import annotations
@@ -18,22 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.files import replacing
 from model.json_file import read_json
 from model.kimi import int4
 from model.kimi.attention import rope_tables
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import Weights, export_weights
 from model.kimi.files.hf_config import read_shape, text_section, to_hf
 from model.kimi.files.hf_layout import OURS, PREFIXES, VISION, Slot, layout, our_shapes, published_name
 from model.kimi.files.vision_checkpoint import from_published, to_published
 from model.kimi.transformer import Transformer
-from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from model.policy_files import INDEX, SINGLE, pickled
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MODEL_TYPES = {"hf": "deepseek_v3", "kimi_k25": "kimi_k25"}
 _INDEX_BYTES = 256 * 2**20  # K2.5's, of 200,000 tensors, has 20 MiB
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _BIAS = "e_score_correction_bias"  # kept in float32: balancing moves it by less than bfloat16 can tell
 
@@ -201,7 +197,7 @@ def _places(path: Path) -> dict[str, Path]:
 
 def _opened(file: Path) -> Any:
     if not file.exists():
-        raise FileNotFoundError(f"{file} is not there: the checkpoint is incomplete{_pickled(file.parent)}")
+        raise FileNotFoundError(f"{file} is not there: the checkpoint is incomplete{pickled(file.parent)}")
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:  # also a file that was cut off: its header says how long it is
@@ -213,12 +209,6 @@ def _tensor(reader: Any, file: Path, name: str) -> Tensor:
         return reader.get_tensor(name)
     except (SafetensorError, TypeError, ValueError, RuntimeError) as error:  # a kind that torch has not
         raise ValueError(f"{file}: {name} cannot be read: {error}") from error
-
-
-def _pickled(folder: Path) -> str:
-    """What to say of weights that are there and are not read."""
-    found = next((name for name in _PICKLES if (folder / name).exists()), None)
-    return f"; {found} is a pickle, which can run code and is never read: convert it to safetensors" if found else ""
 
 
 def _listed(names: list[str]) -> str:
@@ -294,38 +284,3 @@ def _planned(slots: dict[str, Slot], kinds: dict[str, torch.dtype], shard_bytes:
         shards[-1].append(name)
         filled += size
     return shards
-
-
-# ---------------------------------------------------------------- a run's policy
-
-
-def save_policy(
-    folder: Path,
-    config: ModelConfig,
-    weights: Weights,
-    tokenizer: Tokenizer,
-    meta: dict[str, Any],
-    *,
-    dtype: str = "float32",
-) -> None:
-    """Write a policy; the folder is renamed into place when it is complete."""
-    tensors = {
-        name: torch.from_numpy(array.copy()).to(getattr(torch, dtype)).contiguous() for name, array in weights.items()
-    }
-    with replacing(folder) as partial:
-        partial.mkdir()
-        (partial / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
-        tokenizer.save(partial)
-        save_file(tensors, partial / SINGLE)
-
-
-def load_policy(folder: Path) -> tuple[Weights, ModelConfig, Tokenizer, dict[str, Any]]:
-    """(weights as float32, config, tokenizer, meta). FileNotFoundError or ValueError name the bad file."""
-    for name in ("config.json", SINGLE):
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} is no policy: it lacks {name}{_pickled(folder)}")
-    tokenizer = load_tokenizer(folder)
-    policy = load(folder)
-    meta = read_json(folder / "meta.json", finite=False) if (folder / "meta.json").exists() else {}
-    return export_weights(policy), policy.config, tokenizer, meta

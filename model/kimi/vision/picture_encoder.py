@@ -6,7 +6,6 @@ else is asked for and however many threads the process has.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 
 import numpy as np
@@ -15,14 +14,10 @@ import torch
 from model.kimi.vision.config import VisionConfig
 from model.kimi.vision.media import pack, picture
 from model.kimi.vision.tower import VisionModel
+from model.pictures import content_key
 
 PREFIX = "vision."  # of its weights among a policy's
 _KEPT_BYTES = 256 * 2**20
-
-
-def content_key(png: bytes) -> int:
-    """64 bits that two pictures share only if they are the same file."""
-    return int.from_bytes(hashlib.blake2b(png, digest_size=8).digest(), "little")
 
 
 class PictureEncoder:

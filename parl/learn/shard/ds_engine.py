@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from model.kimi.transformer import Transformer, muon_parameters
+from model.policy import Policy
 from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.shard.optimizer import MuonAdamW
 
@@ -71,12 +71,12 @@ def mark_expert(parameter: nn.Parameter, ranks: ExpertRanks) -> None:
 
 
 def make_optimizer(
-    model: Transformer, config: OptimizerConfig, *, zero: int, experts: ExpertRanks | None, shared: bool
+    model: Policy, config: OptimizerConfig, *, zero: int, experts: ExpertRanks | None, shared: bool
 ) -> MuonAdamW:
     """Muon and AdamW over ``model``; ``shared``: other ranks hold the same gradients. Under ZeRO DeepSpeed clips."""
-    lora = getattr(model, "lora", None)
+    lora = model.lora
     # a product's factors are not orthogonalised: that would not orthogonalise the product
-    matrices, rest = ([], list(lora.parameters())) if lora else muon_parameters(model)
+    matrices, rest = ([], list(lora.parameters())) if lora else model.muon_parameters()
     split = [p for p in matrices if getattr(p, "allreduce", True) is False]
     return MuonAdamW(
         [p for p in matrices if getattr(p, "allreduce", True)],
@@ -91,7 +91,7 @@ def make_optimizer(
     )
 
 
-def make_engine(model: Transformer, optimizer: MuonAdamW, parallel: ParallelConfig, *, grad_clip: float) -> Any:
+def make_engine(model: Policy, optimizer: MuonAdamW, parallel: ParallelConfig, *, grad_clip: float) -> Any:
     """A ``DeepSpeedEngine`` over ``model``."""
     import deepspeed
     from deepspeed.runtime.config import DeepSpeedConfig
@@ -110,24 +110,25 @@ def make_engine(model: Transformer, optimizer: MuonAdamW, parallel: ParallelConf
     )
 
 
-def make_frozen_engine(model: Transformer) -> Any:
+def make_frozen_engine(model: Policy) -> Any:
     """ZeRO 3 for a policy that is not trained: its weights lie spread over the ranks and are gathered when needed."""
     import deepspeed
 
-    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": _stage3()}
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": _stage3(model)}
     return deepspeed.initialize(model=model, config=config)[0]
 
 
-def _stage3() -> dict[str, Any]:
-    return {
+def _stage3(model: Policy) -> dict[str, Any]:
+    stage: dict[str, Any] = {
         "stage": 3,
         "stage3_param_persistence_threshold": PERSISTENT,
-        # a layer's weights come and go together, in one gathering, whichever of its modules reads them
-        "leaf_module": {"classes": ["model.kimi.transformer.DecoderLayer"]},
     }
+    if model.layer_classes:  # a layer's weights come and go together, in one gathering, whichever module reads them
+        stage["leaf_module"] = {"classes": list(model.layer_classes)}
+    return stage
 
 
-def _config(model: Transformer, parallel: ParallelConfig, grad_clip: float) -> dict[str, Any]:
+def _config(model: Policy, parallel: ParallelConfig, grad_clip: float) -> dict[str, Any]:
     elements = sum(p.numel() for p in model.parameters())
     zero: dict[str, Any] = {"stage": parallel.zero}
     if parallel.zero:
@@ -138,7 +139,7 @@ def _config(model: Transformer, parallel: ParallelConfig, grad_clip: float) -> d
             "allgather_bucket_size": min(elements, _BUCKET),
         }
     if parallel.zero == 3:
-        zero |= _stage3()
+        zero |= _stage3(model)
     if parallel.offload != "none":
         zero["offload_optimizer"] = {"device": parallel.offload, "pin_memory": torch.cuda.is_available()}
     config = {

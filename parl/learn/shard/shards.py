@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.kimi.decoder import Weights, export_weights
-from model.kimi.expert_parallel import split_experts
-from model.kimi.transformer import Transformer
+from model.decoder import Weights, export_weights
+from model.family import family_of
+from model.policy import Policy
 from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.shard.ds_engine import expert_ranks, make_engine, make_frozen_engine, make_optimizer, mark_expert
 from parl.learn.shard.parts import PartsReader, Piece
@@ -60,11 +60,11 @@ class Pieces(Protocol):
 class Shards:
     """Makes optimiser and engine over ``model`` on every rank. Where ranks share, each method is called by all."""
 
-    def __init__(self, model: Transformer, optimizer: OptimizerConfig, parallel: ParallelConfig, *, ranks: int) -> None:
+    def __init__(self, model: Policy, optimizer: OptimizerConfig, parallel: ParallelConfig, *, ranks: int) -> None:
         self.model, self.zero = model, parallel.zero
         self.shared = parallel.zero > 0 or parallel.expert_parallel > 1
         self.experts = expert_ranks(parallel.expert_parallel)
-        self._cut = set() if self.experts is None else set(split_experts(model, self.experts.split))
+        self._cut = set() if self.experts is None else set(model.split_experts(self.experts.split))
         if self.experts is not None:
             for name in self._cut:
                 mark_expert(model.get_parameter(name), self.experts)
@@ -186,12 +186,12 @@ class Shards:
         check_shapes("these weights", {n: array.shape for n, array in weights.items()}, self._whole_shapes())
         self._take(_Arrays(weights))
 
-    def frozen(self, weights: Weights) -> Transformer:
+    def frozen(self, weights: Weights) -> Policy:
         """Another policy with ``weights``, never trained, that the ranks share in the same way."""
-        model = Transformer(self.model.config)
+        model = family_of(self.model.config).policy(self.model.config)
         model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
         if self.experts is not None:
-            for name in split_experts(model, self.experts.split):
+            for name in model.split_experts(self.experts.split):
                 mark_expert(model.get_parameter(name), self.experts)
         model.requires_grad_(False)
         if self.zero == 3:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.kimi.decoder import Weights
+from model.decoder import Weights
 from parl.learn.shard.parts import Part, PartsReader, Piece, write_part
 
 
@@ -63,8 +63,12 @@ def saved_weights(folder: Path) -> Weights:
 
 
 def _kept(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of a model: all of it, or with adapters (``model.kimi.lora``) not what they ride on."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad} if hasattr(model, "lora") else set()
+    """What a checkpoint holds of a model: all of it, or with adapters (``model.lora``) not what they ride on."""
+    frozen = (
+        {name for name, p in model.named_parameters() if not p.requires_grad}
+        if getattr(model, "lora", None) is not None
+        else set()
+    )
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 

@@ -24,11 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from model.kimi.config import ModelConfig
-from model.kimi.decoder import PAGE, Features, make_decoder
-from model.kimi.lora import merged
-from model.kimi.vision.picture_encoder import PictureEncoder
-from model.kimi.vision.picture_size import picture_tokens
+from model.decoder import PAGE, Features
+from model.family import Shape, family_of
+from model.lora import merged
 from rollouts.engine.base import Completion, EngineFull, Finish, Pictures, Sampling, Update
 from rollouts.engine.built_in import Embedded
 from rollouts.engine.embedded.pages import CacheFull, PagePool
@@ -42,16 +40,17 @@ _STREAMS = 4096
 class EmbeddedEngine(Embedded):
     """Serves one model to coroutines of one event loop. ``record_routes`` hands out the experts of every fed token."""
 
-    def __init__(self, config: ModelConfig, *, pages: int = 24_576, record_routes: bool = True) -> None:
+    def __init__(self, config: Shape, *, pages: int = 24_576, record_routes: bool = True) -> None:
         self.config = config
         self.policy_version = -1
         self.generated = 0
         self.fed = 0
         self.busy_s = 0.0
         self._step_began: float | None = None
-        self._record = record_routes and config.num_moe_layers > 0
-        self._decoder = make_decoder(config, pages)
-        self._pictures = PictureEncoder(config.vision) if config.vision else None
+        self._record = record_routes and config.routes is not None
+        family = family_of(config)
+        self._decoder = family.decoder(config, pages)
+        self._pictures = family.picture_encoder(config) if config.pictures else None
         self._pool = PagePool(pages)
         per_stream = (config.max_position_embeddings + PAGE - 1) // PAGE
         self._tables = np.zeros((_STREAMS, per_stream), np.int32)
@@ -65,7 +64,7 @@ class EmbeddedEngine(Embedded):
 
     async def assign(self, pool: str) -> None:
         """Serve ``pool`` from here on: the policy's completions carry routes."""
-        self._record = pool == "policy" and self.config.num_moe_layers > 0
+        self._record = pool == "policy" and self.config.routes is not None
 
     async def update(self, update: Update) -> None:
         """Take new weights, or adapters and their base, and forget every cached position.
@@ -168,13 +167,12 @@ class EmbeddedEngine(Embedded):
 
     def _shown(self, prompt: list[int], media: Pictures) -> list[Shown]:
         """The pictures of ``prompt`` with their sizes; ValueError where its placeholders do not fit them."""
-        if media and not self.config.vision:
-            raise ValueError("the prompt shows pictures, but the model has no vision section")
-        limits, placeholder = self.config.vision and self.config.vision.limits, self.config.media_placeholder_token_id
+        rules, placeholder = self.config.pictures, self.config.picture_id
         out: list[Shown] = []
         for start, png in media:
-            assert limits is not None
-            count = picture_tokens(png, limits)
+            if rules is None:
+                raise ValueError("the prompt shows pictures, but the model has no vision section")
+            count = rules.tokens(png)
             free = out[-1].start + out[-1].count if out else 0
             if start < free or prompt[start : start + count] != [placeholder] * count:
                 raise ValueError(f"a picture of {count} tokens at position {start}: its placeholders are not there")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from model.kimi.decoder import PAGE
+from model.decoder import PAGE
 from rollouts.engine.base import EngineFull
 
 _ROOT = -1

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from model.kimi.vision.picture_encoder import content_key
+from model.pictures import content_key
 from rollouts.engine.base import Completion, Sampling
 
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 from tiny import ODD_SHAPE, SHAPE, random_policy, random_weights, tiny_model
 
+from model.decoder import PAGE, NotFinite, export_weights
 from model.kernels import native
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import PAGE, NativeDecoder, NotFinite, ReferenceDecoder, export_weights, make_decoder
+from model.kimi.decoder import NativeDecoder, ReferenceDecoder, make_decoder
 from model.kimi.transformer import Transformer
 
 # what DeepSeek-V3's architecture has besides: groups of experts, YaRN, the latents' own epsilon; and its variants

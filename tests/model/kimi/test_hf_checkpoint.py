@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import random_policy, tiny_model
 
-from model.kimi.files.checkpoint import INDEX, SINGLE, load, save
+from model.kimi.files.checkpoint import load, save
 from model.kimi.transformer import Transformer
+from model.policy_files import INDEX, SINGLE
 
 GATE = "model.layers.1.mlp.experts.2.gate_proj.weight"
 

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from tiny import tiny_model
 from torch import Tensor
 
+from model.decoder import PAGE, export_weights
 from model.kernels import native
 from model.kimi.attention import rope_tables, yarn_frequencies
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import PAGE, NativeDecoder, ReferenceDecoder, export_weights
+from model.kimi.decoder import NativeDecoder, ReferenceDecoder
 from model.kimi.files import checkpoint
 from model.kimi.transformer import Transformer
 from parl.config.load import load_config

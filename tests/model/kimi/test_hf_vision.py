@@ -15,11 +15,12 @@ from test_hf_config import K2_5
 from test_kimi_k25 import CONFIG, PICTURES, VISION, policy_of, random_pixels, transformers_model
 
 from model.kimi.config import ModelConfig
-from model.kimi.files.checkpoint import INDEX, SINGLE, load, save
+from model.kimi.files.checkpoint import load, save
 from model.kimi.files.hf_layout import PREFIXES, layout, published_name
 from model.kimi.transformer import Transformer
 from model.kimi.vision.config import VisionConfig
 from model.kimi.vision.media import MediaBatch
+from model.policy_files import INDEX, SINGLE
 
 WQKV, PROJECTOR = "vision_tower.encoder.blocks.1.wqkv.weight", "mm_projector.proj.2.weight"
 # config.json of moonshotai/Kimi-K2.5, the vision part

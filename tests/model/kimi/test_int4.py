@@ -14,13 +14,15 @@ from safetensors.torch import load_file, save_file
 from tiny import random_policy, tiny_model
 from torch.utils.checkpoint import checkpoint
 
+from model.decoder import PAGE, export_weights
 from model.kernels import native
 from model.kimi import int4
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import PAGE, NativeDecoder, ReferenceDecoder, export_weights
-from model.kimi.files.checkpoint import INDEX, SINGLE, load, save
+from model.kimi.decoder import NativeDecoder, ReferenceDecoder
+from model.kimi.files.checkpoint import load, save
 from model.kimi.moe import Experts
 from model.kimi.transformer import Transformer
+from model.policy_files import INDEX, SINGLE
 
 DOWN = "language_model.model.layers.1.mlp.experts.3.down_proj.weight"
 

@@ -11,7 +11,7 @@ from tiny import ODD_SHAPE, SHAPE, random_policy, tiny_model
 from torch import Tensor
 
 from model.kimi.config import ModelConfig
-from model.kimi.transformer import Transformer, muon_parameters
+from model.kimi.transformer import Transformer
 
 SHAPES = [pytest.param(SHAPE, id="tiny"), pytest.param(ODD_SHAPE, id="odd")]
 
@@ -246,7 +246,7 @@ def test_every_parameter_has_one_optimiser_and_embeddings_head_router_and_gains_
     policy: Transformer,
 ):
     names = {id(p): name for name, p in policy.named_parameters()}
-    matrices, rest = ({names[id(p)] for p in group} for group in muon_parameters(policy))
+    matrices, rest = ({names[id(p)] for p in group} for group in policy.muon_parameters())
     assert matrices | rest == set(names.values()) and not matrices & rest
     assert {name for name in rest if "norm" not in name} == {
         "embed_tokens.weight",

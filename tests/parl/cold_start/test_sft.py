@@ -20,7 +20,8 @@ from envs.teacher import Part
 from envs.world.corpus import reading_pieces
 from envs.world.teacher import agenda_parts
 from model.chat.kimi import KimiChat
-from model.kimi.files.checkpoint import load_policy
+from model.kimi.family import Kimi
+from model.policy_files import load_policy
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start import imitation as sft
 from parl.cold_start.demos import Demonstrator
@@ -80,7 +81,7 @@ def test_the_shipped_starter_is_that_of_the_quickstart():
     config = load_config(Path(__file__).parents[3] / "configs" / "quickstart.yaml", [])
     assert config.starter is not None
     folder = config.starter / cold_start_hash(config)
-    weights, shape, tokenizer, meta = load_policy(folder)
+    weights, shape, tokenizer, meta = load_policy(folder, Kimi())
     assert meta["hash"] == folder.name and shape == config.model.shape and tokenizer.vocab_size <= shape.vocab_size
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6e6 and weights
     assert [other.name for other in config.starter.iterdir()] == [folder.name]
@@ -120,7 +121,7 @@ def test_a_copy_for_shipping_is_half_as_large_and_nearly_the_same(cold_start: Pa
     out = run_sft(tiny_run, out=tmp_path / "out")
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (out, cold_start)]
     assert sizes[0] < 0.6 * sizes[1]
-    (first, shape, tokenizer, meta), (second, *_) = load_policy(out), load_policy(cold_start)
+    (first, shape, tokenizer, meta), (second, *_) = load_policy(out, Kimi()), load_policy(cold_start, Kimi())
     assert shape == tiny_run.model.shape and meta["hash"] == cold_start.name
     assert tokenizer.vocab_size == tiny_run.tokenizer.vocab_size
     for name, array in first.items():

@@ -13,8 +13,10 @@ from seeing import VISION, seeing_model, seeing_policy
 from tiny import SHAPE, VOCAB, random_policy, random_weights, tiny_config, tiny_model
 
 from model.chat.kimi import MEDIA_PAD
-from model.kimi.decoder import export_weights
-from model.kimi.files.checkpoint import load_policy, save, save_policy
+from model.decoder import export_weights
+from model.kimi.family import Kimi
+from model.kimi.files.checkpoint import save
+from model.policy_files import load_policy, save_policy
 from model.tokenizer.tokenizer import KimiTokenizer, Tokenizer
 from parl.cold_start.imitation import run_sft
 from parl.cold_start.start import starting_policy
@@ -54,9 +56,9 @@ def test_shape_weights_and_tokenizer_come_from_the_checkpoint(
 ):
     init = policy if format == "policy" else export(policy, format=format)
     config = config_of(yaml_file, init)
-    weights, shape, _, _ = load_policy(policy)
+    weights, shape, _, _ = load_policy(policy, Kimi())
     assert (config.model.hidden_size, config.model.rope_scaling) == (shape.hidden_size, shape.rope_scaling)
-    again, same_shape, same_tokenizer, meta = load_policy(starting_policy(config))
+    again, same_shape, same_tokenizer, meta = load_policy(starting_policy(config), Kimi())
     assert same_shape == config.model.shape
     assert same_tokenizer.fingerprint == tokenizer.fingerprint
     assert again.keys() == weights.keys() and all(np.array_equal(again[name], weights[name]) for name in weights)
@@ -71,7 +73,7 @@ def test_the_vision_side_comes_along(yaml_file: Path, format: str, tokenizer: To
     init = tmp_path / "policy" if format == "policy" else export(tmp_path / "policy", format=format)
     config = config_of(yaml_file, init, "envs.config.mix={picture: 1.0}")
     assert config.model.vision == shape.vision
-    again, same_shape, _, _ = load_policy(starting_policy(config))
+    again, same_shape, _, _ = load_policy(starting_policy(config), Kimi())
     assert same_shape == config.model.shape
     assert again.keys() == weights.keys() and all(np.array_equal(again[name], weights[name]) for name in weights)
     (tmp_path / "again.yaml").write_text(to_yaml(config))
@@ -112,7 +114,7 @@ def test_it_is_read_once_and_again_when_it_changes(policy: Path, yaml_file: Path
     save_file(weights, policy / "model.safetensors")
     second = starting_policy(config)
     assert second != first
-    assert np.array_equal(load_policy(second)[0]["norm.weight"], weights["norm.weight"].numpy())
+    assert np.array_equal(load_policy(second, Kimi())[0]["norm.weight"], weights["norm.weight"].numpy())
 
 
 # ---------------------------------------------------------------- what does not fit is named
@@ -180,7 +182,7 @@ def test_a_run_trains_from_an_exported_checkpoint(one_ray: None, tokenizer: Toke
     run = run_training(config)
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert row["policy/engine_gap"] < 1e-4  # the engine samples from what the learner trains
-    weights, trained, _, _ = load_policy(run / "policy")
+    weights, trained, _, _ = load_policy(run / "policy", Kimi())
     assert trained == config.model.shape and trained.quantize_experts == "int4"
     assert all(np.isfinite(array).all() for array in weights.values())
     assert SHAPE["hidden_size"] != trained.hidden_size

@@ -10,7 +10,8 @@ from tiny import tiny_config
 
 from envs.base import Role
 from envs.world.environment import WorldEnvironment
-from model.kimi.files.checkpoint import load_policy
+from model.kimi.family import Kimi
+from model.policy_files import load_policy
 from parl.collect.collector import Collector
 from parl.collect.pools import Refreshed, change, pool_sizes, subagents
 from parl.collect.tasks import TrainTasks
@@ -119,7 +120,7 @@ def quickstart(tmp_path: Path, **rollouts) -> Config:
 
 def collected(config: Config, starter: Path, versions: tuple[int, ...] = (1,)) -> list[Episode]:
     """Four groups of two at each version, all with the starter's weights."""
-    start, _, _, _ = load_policy(starter)
+    start, _, _, _ = load_policy(starter, Kimi())
     collector = Collector(config, WorldEnvironment(config.envs.config), starter, start)
     try:
         episodes = []

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from envs.world.site.server import SocketServer
 from model.chat.kimi import KimiChat
-from model.kimi.decoder import export_weights
+from model.decoder import export_weights
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
 from parl.collect.tasks import held_out_tasks

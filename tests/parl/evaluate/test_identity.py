@@ -17,7 +17,7 @@ from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy, subagent_act
 from model.chat.kimi import KimiChat
-from model.kimi.files.checkpoint import SINGLE
+from model.policy_files import SINGLE
 from model.tokenizer.tokenizer import Tokenizer
 from parl.config.chosen import built_in_sections
 from parl.config.errors import UserError

@@ -15,9 +15,11 @@ from tiny import random_weights, tiny_model
 from torch import Tensor
 
 from envs.world.pictures import draw_table
-from model.kimi.decoder import check_weights, export_weights, weight_shapes
-from model.kimi.files.checkpoint import load_policy, save_policy
+from model.decoder import check_weights, export_weights
+from model.kimi.decoder import weight_shapes
+from model.kimi.family import Kimi
 from model.kimi.vision.picture_size import K25_LIMITS
+from model.policy_files import load_policy, save_policy
 from parl.learn.batch import TextRow, lay
 from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner
@@ -227,7 +229,7 @@ def test_pictures_for_a_policy_without_eyes_are_refused(rows: list[Row]):
 
 def test_a_policys_folder_carries_its_vision_side(tmp_path: Path, tokenizer):
     save_policy(tmp_path, CONFIG, WEIGHTS, tokenizer, {})
-    weights, config, _, _ = load_policy(tmp_path)
+    weights, config, _, _ = load_policy(tmp_path, Kimi())
     assert config == CONFIG
     assert all(np.array_equal(weights[name], array) for name, array in WEIGHTS.items())
     check_weights(weight_shapes(config), weights)

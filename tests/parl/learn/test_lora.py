@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 from tiny import random_weights, tiny_model
 
-from model.kimi.decoder import Weights
-from model.kimi.lora import is_adapters, merged
+from model.decoder import Weights
+from model.lora import is_adapters, merged
 from parl.learn.config import LoraConfig, OptimizerConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import random_policy, tiny_model
 
-from model.kimi.decoder import export_weights
+from model.decoder import export_weights
 from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner, NotFiniteLoss, free_port
 from parl.learn.objective.k25 import K25

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import random_policy, tiny_model
 
+from model.decoder import Weights, export_weights
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import Weights, export_weights
 from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25

@@ -15,8 +15,8 @@ from tiny import random_policy, tiny_model
 
 from envs.world.site.server import SocketServer
 from model.chat.kimi import Call, KimiChat, assistant_pieces
+from model.decoder import export_weights
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import export_weights
 from model.kimi.transformer import Transformer
 from model.tokenizer.tokenizer import Tokenizer
 from parl.learn.config import OptimizerConfig

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from vllm_stand_in import stand_in
 
+from model.kimi.family import Kimi
 from parl.collect.collector import Collector
 from parl.config.load import ConfigError, load_config
 from parl.config.schema import Config
@@ -58,10 +59,10 @@ def test_episodes_of_a_server_that_lost_its_weights_or_lied_run_again(
     one_ray, cold_start: Path, tiny_run: Config, fault: str
 ):
     from envs.world.environment import WorldEnvironment
-    from model.kimi.files.checkpoint import load_policy
+    from model.policy_files import load_policy
     from parl.collect.tasks import TrainTasks
 
-    weights, model, _, _ = load_policy(cold_start)
+    weights, model, _, _ = load_policy(cold_start, Kimi())
     with stand_in(model) as (url, server):
         config = served_config(tiny_run, f"faulty-{fault}", {"urls": (url,), "tolerance": 1e-3})
         collector = Collector(config, WorldEnvironment(config.envs.config), cold_start, weights)

@@ -17,8 +17,9 @@ import ray
 from ray.exceptions import RayActorError
 from tiny import joining
 
-from model.kimi.decoder import NotFinite
-from model.kimi.files.checkpoint import load_policy
+from model.decoder import NotFinite
+from model.kimi.family import Kimi
+from model.policy_files import load_policy
 from parl.config.errors import UserError
 from parl.config.schema import Config
 from parl.run.loop import Training, run_training
@@ -73,7 +74,7 @@ def resumed(one_ray: None, cold_start: Path, tiny_yaml: Path, tiny_run: Config) 
 def test_a_run_that_was_killed_three_times_ends_in_the_same_bits(resumed: Path, finished: Path, cold_start: Path):
     weights = [(folder / "policy" / "model.safetensors").read_bytes() for folder in (resumed, finished)]
     assert weights[0] == weights[1]
-    cold, trained = (load_policy(folder)[0] for folder in (cold_start, finished / "policy"))
+    cold, trained = (load_policy(folder, Kimi())[0] for folder in (cold_start, finished / "policy"))
     assert any((cold[name] != trained[name]).any() for name in cold)  # it did learn something
 
 

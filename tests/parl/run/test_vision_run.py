@@ -15,7 +15,8 @@ from tiny import VOCAB, tiny_config
 from envs.world.config import PICTURE
 from envs.world.site.app import TOOLS
 from model.chat.kimi import MEDIA_PAD, SPECIAL_TOKENS
-from model.kimi.files.checkpoint import load_policy, save_policy
+from model.kimi.family import Kimi
+from model.policy_files import load_policy, save_policy
 from parl.cold_start.demos import Demonstrator
 from parl.cold_start.imitation import run_sft, text_rows
 from parl.cold_start.vocabulary import build_tokenizer
@@ -104,7 +105,7 @@ def test_the_tools_of_a_world_without_pictures_are_what_they_were():
 
 def taught(config: Config, cold: Path, folder: Path) -> Path:
     """``cold`` after it has learned the first two demonstrations by heart: no such short cold start calls a tool."""
-    weights, model, tokenizer, meta = load_policy(cold)
+    weights, model, tokenizer, meta = load_policy(cold, Kimi())
     demos = Demonstrator(config, tokenizer)
 
     async def first_two() -> list[Episode]:
@@ -154,6 +155,6 @@ def test_a_run_with_pictures_goes_from_the_cold_start_to_a_trained_policy(one_ra
     assert len(shown) >= 4, f"{len(shown)} of 16 episodes showed a picture: too little to test"
     gaps = [row["policy/engine_gap"] for row in read_rows(config.run_dir / "metrics.jsonl")]
     assert len(gaps) == 2 and max(gaps) < 1e-4
-    before, after = load_policy(cold)[0], load_policy(policy)[0]
+    before, after = load_policy(cold, Kimi())[0], load_policy(policy, Kimi())[0]
     moved = {name for name in before if np.any(before[name] != after[name])}
     assert before.keys() == after.keys() and any(name.startswith("vision.vision_tower.") for name in moved)

@@ -13,16 +13,17 @@ from typer.testing import CliRunner
 
 from model.chat.kimi import render
 from model.chat.kimi_tools import declare_tools
+from model.decoder import export_weights
 from model.kimi import int4
 from model.kimi.config import ModelConfig
-from model.kimi.decoder import export_weights
 from model.kimi.files import checkpoint
+from model.kimi.files.export import with_latent_eps
 from model.kimi.transformer import Transformer
 from model.kimi.vision.media import MediaBatch, picture
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
 from parl.config.errors import UserError
-from parl.serve.export import export, with_latent_eps
+from parl.serve.export import export
 
 CASES = Path(__file__).parents[2] / "data" / "kimi" / "chat_cases.jsonl"
 YARN = {"factor": 8.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0}

@@ -10,9 +10,10 @@ import pytest
 import torch
 from tiny import random_policy, random_weights, tiny_model
 
-from model.kimi.decoder import PAGE, NotFinite, ReferenceDecoder
+from model.decoder import PAGE, NotFinite
+from model.kimi.decoder import ReferenceDecoder
+from model.kimi.family import Kimi
 from rollouts.engine.base import Completion, Engine, Finish, Sampling, Update
-from rollouts.engine.embedded import engine as embedded
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.embedded.pages import CacheFull
 
@@ -127,7 +128,7 @@ async def test_who_waits_for_a_shared_page_goes_on_when_its_maker_is_cancelled()
 
 
 async def test_the_engine_on_the_reference_decoder_writes_the_same(monkeypatch):
-    monkeypatch.setattr(embedded, "make_decoder", ReferenceDecoder)
+    monkeypatch.setattr(Kimi, "decoder", lambda self, shape, pages: ReferenceDecoder(shape, pages))
     slow = await fresh(64)
     monkeypatch.undo()
     prompt = some_tokens(150)  # longer than one chunk: a step without a sample

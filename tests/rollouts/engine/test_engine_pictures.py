@@ -11,11 +11,12 @@ import torch
 from seeing import PAD, a_picture, seeing_model, seeing_policy, with_pictures
 from tiny import tiny_model
 
-from model.kimi.decoder import PAGE, ReferenceDecoder, export_weights
+from model.decoder import PAGE, export_weights
+from model.kimi.decoder import ReferenceDecoder
+from model.kimi.family import Kimi
 from model.kimi.vision.media import MediaBatch, picture
 from model.kimi.vision.picture_encoder import PictureEncoder
 from rollouts.engine.base import Completion, Pictures, Sampling, Update
-from rollouts.engine.embedded import engine as embedded
 from rollouts.engine.embedded.engine import EmbeddedEngine
 
 pytest.importorskip("PIL", reason="pictures: pip install -e '.[vision]'")
@@ -162,7 +163,7 @@ async def test_continuing_a_session_with_another_picture_is_one_long_prompt():
 
 
 async def test_the_engine_on_the_reference_decoder_writes_the_same(monkeypatch):
-    monkeypatch.setattr(embedded, "make_decoder", ReferenceDecoder)
+    monkeypatch.setattr(Kimi, "decoder", lambda self, shape, pages: ReferenceDecoder(shape, pages))
     slow = await fresh(64)
     monkeypatch.undo()
     prompt, media = some_prompt(3)

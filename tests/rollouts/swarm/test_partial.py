@@ -17,7 +17,7 @@ from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy, subagent_act
 from model.chat.kimi import KimiChat
-from model.kimi.decoder import Weights
+from model.decoder import Weights
 from model.kimi.family import Kimi
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, RolloutsConfig

@@ -22,7 +22,7 @@ NOW = Latency(median_s=0.0)
 
 
 def episode_of(chat: KimiChat, **settings: Any) -> Episode:
-    engine = SimulatedEngine(KimiChat(chat), fan_out(2, 4), NOW)
+    engine = SimulatedEngine(chat, fan_out(2, 4), NOW)
     given = SwarmSettings(chat=chat, pool=lambda trace: engine, budget=BudgetConfig(), **settings)
     run = run_episode(simulated_task(0), SimulatedEnvironment(NOW), given, index=0, seed=0, critical_budget=0)
     return asyncio.run(run)

@@ -11,25 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.kimi.attention import LatentAttention
-from model.kimi.moe import MixtureOfExperts
-from model.kimi.transformer import Transformer
+from model.decoder import Weights
+from model.policy import Policy
 
-Weights = dict[str, np.ndarray]
 PREFIX = "lora."
-_OWNERS = {"attention": LatentAttention, "shared_experts": MixtureOfExperts}
-TARGETS = tuple(_OWNERS)
 
 
 class Lora(nn.Module):
     """Adapters of ``names``, the linear layers of ``model``: ``down`` random [r, I], ``up`` zero [O, r]."""
 
-    def __init__(self, model: Transformer, names: list[str], *, rank: int, alpha: float) -> None:
+    def __init__(self, model: Policy, names: list[str], *, rank: int, alpha: float) -> None:
         super().__init__()
         self.names, self.scale = names, alpha / rank
         layers = [model.get_submodule(name) for name in names]
@@ -62,12 +57,12 @@ class Lora(nn.Module):
         return out
 
 
-def attach(model: Transformer, *, rank: int, alpha: float, targets: Collection[str]) -> Lora:
-    """Freeze ``model`` and give its linear layers in ``targets`` (of :data:`TARGETS`) adapters, its module ``lora``.
+def attach(model: Policy, *, rank: int, alpha: float, targets: Collection[str]) -> Lora:
+    """Freeze ``model`` and give its linear layers in ``targets`` adapters, its module ``lora``.
 
-    ValueError where it has no such layers.
+    ``targets``: names in ``Policy.adapter_owners``. ValueError where it has no such layers.
     """
-    owners = tuple(_OWNERS[target] for target in targets)
+    owners = tuple(owner for target in targets for owner in model.adapter_owners.get(target, ()))
     names = [
         f"{path}.{name}"
         for path, module in model.named_modules()
@@ -79,7 +74,7 @@ def attach(model: Transformer, *, rank: int, alpha: float, targets: Collection[s
         raise ValueError(f"optimizer.lora.targets={list(targets)}: this model has no such layers")
     model.requires_grad_(False)
     lora = Lora(model, names, rank=rank, alpha=alpha)
-    model.add_module("lora", lora)
+    model.lora = lora
     return lora
 
 

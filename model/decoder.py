@@ -1,0 +1,127 @@
+"""What an inference engine needs of a policy: feed any mix of tokens, get logits, sample. Types and checks. No torch.
+
+The cache is a pool of pages of 16 positions. ``tables`` [S, M] lists each sequence's pages in order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+PAGE = 16
+Weights = dict[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
+Features = tuple[np.ndarray, np.ndarray]  # batch rows int32 [F], and what stands there instead of embeddings, [F, D]
+
+
+class NotFinite(FloatingPointError):
+    """A logit was NaN or infinite: the weights are broken."""
+
+
+class Decoder(Protocol):
+    """Stateful in its pages only, exact, and batch-invariant: a row's result does not depend on the others.
+
+    ``routes`` int16 [pages, 16, L, K]: the experts chosen at each cached position; L = 0 where there are none.
+    """
+
+    routes: np.ndarray
+
+    def load(self, weights: Weights) -> None:
+        """Take new weights; the cache's contents are stale from here on. Raises ValueError, NotFinite."""
+        ...
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        sequences: np.ndarray,
+        tables: np.ndarray,
+        rows: np.ndarray,
+        features: Features | None = None,
+    ) -> np.ndarray:
+        """Feed T tokens (int32 each: id, position, sequence); logits float32 [len(rows), V] for batch rows ``rows``.
+
+        A sequence's tokens must follow its cached ones in order. ``features`` take the place of the embeddings of
+        their batch rows. Raises NotFinite.
+        """
+        ...
+
+    def sample(
+        self,
+        logits: np.ndarray,
+        temperature: np.ndarray,
+        keys: np.ndarray,
+        positions: np.ndarray,
+        top_p: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(token ids int32, log-probs float32) a row; the noise is a function of (key uint64, position int32) alone.
+
+        ``top_p`` float32: only the likeliest tokens that together reach this probability are drawn; None or 1: all.
+        Log-probs are those before that cut.
+        """
+        ...
+
+
+def export_weights(model: Any) -> Weights:
+    """All parameters and persistent buffers of a torch module as float32 arrays (copies), keyed by their names."""
+    return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def shapes_of(model: Any) -> Shapes:
+    """Name and shape of everything that a torch module's state dict holds."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def check_weights(shapes: Shapes, weights: Weights) -> None:
+    """ValueError where ``weights`` are not a whole policy of these ``shapes``, NotFinite where one is broken."""
+    odd = sorted(shapes.keys() ^ weights.keys())
+    if odd:
+        raise ValueError(f"not the weights of this model: {', '.join(odd[:3])} are missing or unknown")
+    for name, array in weights.items():
+        if array.shape != shapes[name]:
+            raise ValueError(f"weight {name} has shape {array.shape}, this model's is {shapes[name]}")
+        if not np.isfinite(array).all():
+            raise NotFinite(f"weight {name} holds NaN or infinity")
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def sampled(
+    logits: np.ndarray,
+    temperature: np.ndarray,
+    keys: np.ndarray,
+    positions: np.ndarray,
+    top_p: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """:meth:`Decoder.sample` in numpy, in float64: the specification of what decoders do."""
+    tokens, logprobs = [], []
+    top_p = np.ones(len(logits), np.float32) if top_p is None else top_p
+    for row, heat, key, position, share in zip(logits, temperature, keys, positions, top_p, strict=True):
+        scaled = row.astype(np.float64) / (heat or 1.0)
+        weights = np.exp(scaled - scaled.max())
+        total = weights.sum()
+        cumulative = np.cumsum(weights if share >= 1 else _nucleus(weights, float(share)))
+        noise = _mix(int(key) ^ _mix(int(position))) >> 11
+        pick = int(np.searchsorted(cumulative, noise * 2.0**-53 * cumulative[-1], side="right"))
+        pick = int(row.argmax()) if heat == 0 else min(pick, len(row) - 1)
+        tokens.append(pick)
+        logprobs.append(np.log(weights[pick] / total))
+    return np.array(tokens, np.int32), np.array(logprobs, np.float32)
+
+
+def _nucleus(weights: np.ndarray, share: float) -> np.ndarray:
+    """``weights`` with 0 for all but the largest that together reach ``share`` of the sum (ties: the lowest index)."""
+    order = np.argsort(-weights, kind="stable")
+    before = np.cumsum(weights[order]) - weights[order]
+    return np.where(np.isin(np.arange(len(weights)), order[before < share * weights.sum()]), weights, 0.0)
+
+
+def _mix(x: int) -> int:
+    """splitmix64's finaliser, as in decoder.cpp."""
+    mask = (1 << 64) - 1
+    x = (x + 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)

@@ -1,0 +1,105 @@
+"""A run's policy on disk: ``model.safetensors``, ``config.json`` (the shape), ``meta.json`` and the tokenizer.
+
+One folder, which is renamed into place when it is complete. ``meta.json`` names the family of whoever is not the
+first one (``family``: ``module:Class``).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from model.decoder import Weights, check_weights, export_weights, shapes_of
+from model.family import Family, Shape, family_of
+from model.files import replacing
+from model.json_file import read_json
+from model.policy import Policy
+from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+DEFAULT = "model.kimi.family:Kimi"  # of policies whose meta.json names none
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
+S = TypeVar("S", bound=Shape)
+
+
+def save_policy(
+    folder: Path, shape: Shape, weights: Weights, tokenizer: Tokenizer, meta: dict[str, Any], *, dtype: str = "float32"
+) -> None:
+    """Write a policy; the folder is renamed into place when it is complete."""
+    import torch
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, dtype)
+    tensors = {name: torch.from_numpy(array.copy()).to(kind).contiguous() for name, array in weights.items()}
+    home = type(shape).home
+    meta = meta if home == DEFAULT else {**meta, "family": home}
+    with replacing(folder) as partial:
+        partial.mkdir()
+        (partial / "config.json").write_text(shape.model_dump_json(indent=1) + "\n")
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1, default=str) + "\n")
+        tokenizer.save(partial)
+        save_file(tensors, partial / SINGLE)
+
+
+def load_policy(folder: Path, family: Family) -> tuple[Weights, Any, Tokenizer, dict[str, Any]]:
+    """(weights as float32, shape, tokenizer, meta). FileNotFoundError or ValueError name the bad file."""
+    for name in ("config.json", SINGLE):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} is no policy: it lacks {name}{pickled(folder)}")
+    tokenizer, meta = load_tokenizer(folder), meta_of(folder)
+    if (home := meta.get("family", DEFAULT)) != family.Shape.home:
+        raise ValueError(f"{folder} is a policy of the family {home}, not of {family.Shape.home}: set model.family")
+    policy = family.load(folder)
+    return export_weights(policy), policy.config, tokenizer, meta
+
+
+def meta_of(folder: Path) -> dict[str, Any]:
+    """What a policy's folder says about how it came to be; empty where it says nothing."""
+    return read_json(folder / "meta.json", finite=False) if (folder / "meta.json").exists() else {}
+
+
+def read_shape(folder: Path, kind: type[S]) -> S:
+    """The shape in a policy's ``config.json``."""
+    file = folder / "config.json"
+    tree = read_json(file)
+    try:
+        return kind.model_validate_json(json.dumps(tree), strict=True)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def load(folder: Path, family: Family) -> Policy:
+    """A policy of ``family`` as :func:`save_policy` writes it."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    policy = family.policy(family.read_shape(folder))
+    try:
+        tensors = {name: tensor.float() for name, tensor in load_file(folder / SINGLE).items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / SINGLE} cannot be read: {error}") from error
+    try:
+        check_weights(shapes_of(policy), {name: tensor.numpy() for name, tensor in tensors.items()})
+    except ValueError as error:
+        raise ValueError(f"{folder / SINGLE}: {error}") from None
+    with torch.no_grad():
+        policy.load_state_dict(tensors)
+    return policy
+
+
+def with_weights(shape: Shape, weights: Weights) -> Policy:
+    """A policy of ``shape`` that holds ``weights``, not for training."""
+    import numpy as np
+    import torch
+
+    policy = family_of(shape).policy(shape)
+    policy.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+    return policy.eval()
+
+
+def pickled(folder: Path) -> str:
+    """What to say of weights that are there and are not read."""
+    found = next((name for name in _PICKLES if (folder / name).exists()), None)
+    return f"; {found} is a pickle, which can run code and is never read: convert it to safetensors" if found else ""
