@@ -8,42 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.blocks import rotary
+from model.blocks.attention import causal_attention, max_logits, runs
+from model.blocks.norms import RMSNorm
 from model.blocks.recompute import recomputing
+from model.blocks.rotary import rotate
 from model.kimi.config import ModelConfig
-
-_QUERIES = 256  # positions whose logits are held at once where the largest are collected
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a gain (no bias)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` over the root of its mean square, times the gain."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
 def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin of every position, each [max_position_embeddings, R / 2], computed in float64."""
-    dims = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float64) / config.qk_rope_head_dim
-    frequencies = config.rope_theta**-dims
-    if config.rope_scaling:
-        frequencies = yarn_frequencies(frequencies, config)
-    angles = torch.outer(torch.arange(config.max_position_embeddings, dtype=torch.float64), frequencies)
-    if config.rope_scaling and config.rope_scaling.rotation_scale != 1.0:
-        scale = config.rope_scaling.rotation_scale
-        return (angles.cos() * scale).float(), (angles.sin() * scale).float()
-    return angles.cos().float(), angles.sin().float()
+    turns = rotary.frequencies(config.qk_rope_head_dim, config.rope_theta)
+    if config.rope_scaling is None:
+        return rotary.tables(turns, config.max_position_embeddings)
+    scale = config.rope_scaling.rotation_scale
+    return rotary.tables(yarn_frequencies(turns, config), config.max_position_embeddings, scale)
 
 
 def yarn_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
@@ -62,56 +46,6 @@ def yarn_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
     pairs = torch.arange(width // 2, dtype=torch.float64)
     slowed = ((pairs - low) / (high - low if high != low else 0.001)).clamp(0, 1)  # 0.001 as in DeepSeek's code
     return frequencies * (1 - slowed) + frequencies / yarn.factor * slowed
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = True) -> Tensor:
-    """Rotate pairs of the last dimension, (2i, 2i + 1) or else (i, i + R / 2), the result laid out as ``x`` is.
-
-    ``cos`` and ``sin``, in float32, broadcast against [..., R / 2].
-    """
-    if not interleave:
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
-    a, b = x[..., 0::2], x[..., 1::2]
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
-
-
-@torch.no_grad()
-def max_logits(query_BHTQ: Tensor, key_BHTQ: Tensor, real_BT: Tensor, scale: float) -> Tensor:
-    """Each head's largest logit scale · q_i · k_j with j <= i, over the queries where ``real_BT`` is True: [H].
-
-    Padding stands on the right, so a real query has real keys before it. -inf without a real query.
-    """
-    length = query_BHTQ.shape[2]
-    best_H = query_BHTQ.new_full((query_BHTQ.shape[1],), -torch.inf)
-    places = torch.arange(length, device=query_BHTQ.device)
-    for start in range(0, length, _QUERIES):
-        end = min(start + _QUERIES, length)
-        logits = query_BHTQ[:, :, start:end] @ key_BHTQ[:, :, :end].mT * scale
-        seen = real_BT[:, start:end, None] & (places[:end] <= places[start:end, None])
-        best_H = torch.maximum(best_H, logits.masked_fill(~seen[:, None], -torch.inf).amax((0, 2, 3)))
-    return best_H
-
-
-def causal_attention(
-    query_THQ: Tensor, key_THQ: Tensor, value_THV: Tensor, lengths: Sequence[int], scale: float | None
-) -> Tensor:
-    """Causal attention within each of the rows that lie end to end in T, ``lengths`` long: [T, H, V].
-
-    Neighbours of equal length share a call. ``scale`` None: over the root of Q, in SDPA's own rounding.
-    """
-    outs = []
-    for parts in zip(*(_runs(x, lengths) for x in (query_THQ, key_THQ, value_THV)), strict=True):
-        out = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale)
-        outs.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outs)
-
-
-def _runs(x_THQ: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """[rows, H, length, Q] of each run of rows of one length; one split, so that the gradient is put together once."""
-    runs = [(len(list(same)), length) for length, same in groupby(lengths)]
-    parts = x_THQ.split([count * length for count, length in runs])
-    return [part.unflatten(0, run).transpose(1, 2) for part, run in zip(parts, runs, strict=True)]
 
 
 class LatentAttention(nn.Module):
@@ -197,7 +131,7 @@ class LatentAttention(nn.Module):
     def _collect(self, query_THQ: Tensor, key_THQ: Tensor, real_T: Tensor, lengths: Sequence[int]) -> None:
         """Raise ``max_logit_H`` to the largest logits of these rows."""
         for query, key, real in zip(
-            *(_runs(x, lengths) for x in (query_THQ, key_THQ, real_T[:, None, None])), strict=True
+            *(runs(x, lengths) for x in (query_THQ, key_THQ, real_T[:, None, None])), strict=True
         ):
             seen_H = max_logits(query, key, real[:, 0, :, 0], self.config.softmax_scale)
             self.max_logit_H = seen_H if self.max_logit_H is None else torch.maximum(self.max_logit_H, seen_H)

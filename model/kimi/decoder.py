@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from model.blocks.mlp import SwiGLU
+from model.blocks.rotary import rotate
 from model.decoder import (
     PAGE,
     Decoder,
@@ -25,10 +27,9 @@ from model.decoder import (
     shapes_of,
 )
 from model.kernels.native import load_library
-from model.kimi.attention import LatentAttention, rope_tables, rotate
+from model.kimi.attention import LatentAttention, rope_tables
 from model.kimi.config import ModelConfig
 from model.kimi.int4 import fake_quant
-from model.kimi.moe import SwiGLU
 from model.kimi.transformer import Transformer
 from model.kimi.vision.picture_encoder import PREFIX
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.blocks.mlp import SwiGLU
 from model.blocks.recompute import recomputing
 from model.kernels import ops
 from model.kernels.ops import Routing
@@ -19,20 +20,6 @@ from model.kimi.int4 import QuantizedCopy
 
 if TYPE_CHECKING:
     from model.kimi.expert_parallel import ExpertGroup
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x); gate and up are one matrix [2 I, D], gate first."""
-
-    def __init__(self, hidden: int, width: int) -> None:
-        super().__init__()
-        self.gate_up_proj = nn.Linear(hidden, 2 * width, bias=False)
-        self.down_proj = nn.Linear(width, hidden, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
 
 
 class Router(nn.Module):

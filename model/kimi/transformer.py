@@ -15,11 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.blocks.logprobs import Head
+from model.blocks.mlp import SwiGLU
+from model.blocks.norms import RMSNorm
 from model.blocks.recompute import recomputed
-from model.kimi.attention import LatentAttention, RMSNorm, rope_tables
+from model.kimi.attention import LatentAttention, rope_tables
 from model.kimi.config import ModelConfig
 from model.kimi.look_back import look_back, match
-from model.kimi.moe import Experts, MixtureOfExperts, Router, SwiGLU
+from model.kimi.moe import Experts, MixtureOfExperts, Router
 from model.kimi.vision.media import MediaBatch, merge_media, place_media
 from model.kimi.vision.tower import VisionModel
 from model.policy import Policy

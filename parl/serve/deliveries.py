@@ -1,7 +1,7 @@
 """The trainer's side of inference servers: each version of the weights as a folder that a server reads, and the probe.
 
-vLLM and SGLang give the latents' norms ``rms_norm_eps``, so the folder's matrices are scaled for that epsilon
-(``model.kimi.files.export.with_latent_eps``). Matrices are float32; the server rounds them to its own type.
+The folder is what the family's ``export`` writes for servers. Matrices are float32; the server rounds them to its own
+type.
 """
 
 from __future__ import annotations

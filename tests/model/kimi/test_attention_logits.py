@@ -7,8 +7,9 @@ import torch
 from tiny import random_policy, tiny_model
 from torch import Tensor
 
-from model.kimi import attention
-from model.kimi.attention import LatentAttention, max_logits
+from model.blocks import attention
+from model.blocks.attention import max_logits
+from model.kimi.attention import LatentAttention
 from model.kimi.config import YarnScaling
 from model.kimi.transformer import Transformer
 

@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
-from model.kimi.attention import rotate
+from model.blocks.rotary import rotate
 from model.kimi.config import ModelConfig
 from model.kimi.transformer import Transformer
 
