@@ -238,7 +238,7 @@ MUTANTS = [
         '"route_overlap_min": float(shares.min())',
         '"route_overlap_min": float(shares.max())',
     ),
-    routes("an-expert-too-many-passes", "high >= model.n_routed_experts", "high > model.n_routed_experts"),
+    routes("an-expert-too-many-passes", "high >= routes.experts", "high > routes.experts"),
     routes(
         "doubled-experts-pass", "((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()", "False"
     ),

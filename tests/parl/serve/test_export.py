@@ -20,6 +20,7 @@ from model.kimi.files import checkpoint
 from model.kimi.files.export import with_latent_eps
 from model.kimi.transformer import Transformer
 from model.kimi.vision.media import MediaBatch, picture
+from model.policy_files import save_policy
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
 from parl.config.errors import UserError
@@ -38,7 +39,7 @@ configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys()
 def run_of(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> tuple[Path, Transformer]:
     """A run's folder with a trained policy in it, and that policy."""
     model = random_policy(config)
-    checkpoint.save_policy(folder / "policy", config, export_weights(model), tokenizer, {"step": 1})
+    save_policy(folder / "policy", config, export_weights(model), tokenizer, {"step": 1})
     return folder, model
 
 
@@ -128,7 +129,7 @@ def test_a_policy_that_sees_is_exported_as_kimi_k25(int4: bool, tokenizer: Token
     wide = {"hidden_size": 64, "moe_intermediate_size": 32, "vision": VISION | {"text_hidden_size": 64}}
     config = seeing_model(**wide, quantize_experts="int4" if int4 else None)
     ours = seeing_policy(config)
-    checkpoint.save_policy(tmp_path / "policy", config, export_weights(ours), tokenizer, {"step": 1})
+    save_policy(tmp_path / "policy", config, export_weights(ours), tokenizer, {"step": 1})
     with pytest.raises(UserError, match="no place for its vision side: give --format kimi_k25"):
         export(tmp_path)
     out = export(tmp_path, format="kimi_k25", int4=int4)
@@ -148,7 +149,7 @@ def test_transformers_loads_an_exported_policy_that_sees(tokenizer: Tokenizer, t
     if not hasattr(transformers, "Kimi_K25ForConditionalGeneration"):
         pytest.skip("this transformers has no kimi_k25")
     config = seeing_model()
-    checkpoint.save_policy(tmp_path / "policy", config, export_weights(seeing_policy(config)), tokenizer, {"step": 1})
+    save_policy(tmp_path / "policy", config, export_weights(seeing_policy(config)), tokenizer, {"step": 1})
     out = export(tmp_path, format="kimi_k25")
     _, told = transformers.Kimi_K25ForConditionalGeneration.from_pretrained(out, output_loading_info=True)
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
