@@ -34,14 +34,8 @@ def _environment(found: type) -> None:
 
 
 def _family(found: type) -> None:
-    from model.family import Family, Shape
-
-    if not issubclass(found, Family):
-        raise ValueError("derive it from model.family.Family")
-    shape = getattr(found, "Shape", None)
-    check_section(shape, "its class Shape")
-    if not issubclass(shape, Shape):  # type: ignore[arg-type]
-        raise ValueError("its class Shape must derive from model.family.Shape")
+    check_family(found)
+    check_section(found.Shape, "its class Shape")  # type: ignore[attr-defined]
 
 
 ENVIRONMENTS = Kind(

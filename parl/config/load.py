@@ -19,13 +19,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from envs.tasks_io import file_problem, is_there, names_file
-from model.kimi.config import ModelConfig
-from model.kimi.files.hf_config import read_shape
 from parl.config import yaml_text
 from parl.config.chosen import choose, plain
 from parl.config.errors import ConfigError
 from parl.config.explain import explain, leaves, show
 from parl.config.fields import section, takes_text, text_of, with_texts
+from parl.config.kinds import FAMILIES
 from parl.config.schema import Config, ConfigFields
 from parl.presets import preset, preset_names
 from parl.shown.redaction import without_credentials
@@ -186,20 +185,22 @@ def _without_empty_sections(tree: dict[str, Any], model: type[BaseModel]) -> dic
 def _with_shape(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
     """``model.init`` gives the shape: its other keys are filled in from there, and must not say anything else."""
     given = tree.get("model")
-    if not isinstance(given, dict) or not isinstance(given.get("init"), str) or given.get("family", "kimi") != "kimi":
+    if not isinstance(given, dict) or not isinstance(given.get("init"), str):
         return tree
+    family = FAMILIES.resolve(given.get("family", "kimi"))()
     folder = _beside(path, Path(given["init"]))
     if folder is None or not folder.is_dir():
         raise ConfigError(f"{path}: model.init = {given['init']}: no such folder, neither beside {path} nor here")
     try:
-        shape = read_shape(folder).model_dump(mode="json")
+        shape = family.read_shape(folder).model_dump(mode="json")
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"{path}: model.init: {error}") from None
-    defaults = ModelConfig.model_construct().__dict__
+    fields = family.Shape.model_fields
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
     problems = [
         f"model.{key} = {show(value)}: {folder} has {show(shape.get(key, defaults[key]))}; leave the key out"
         for key, value in given.items()
-        if key in ModelConfig.model_fields and key != "quantize_experts" and value != shape.get(key, defaults[key])
+        if key in fields and key != "quantize_experts" and value != shape.get(key, defaults[key])
     ]
     if problems:
         raise _error(path, problems)

@@ -6,7 +6,7 @@ import difflib
 import json
 from pathlib import Path
 
-from model.kimi.files.hf_config import read_json
+from model.json_file import read_json
 from parl.config.errors import ConfigError, UserError
 from parl.config.load import load_config
 from parl.config.schema import Config

@@ -260,7 +260,7 @@ class ConfigFields(_Section):
                 f"tokenizer.vocab_size={self.tokenizer.vocab_size} exceeds model.vocab_size={self.model.vocab_size}"
             )
         pictures = self.envs.config.pictures
-        if pictures and self.model.vision is None:
+        if pictures and self.model.pictures is None:
             raise ValueError("envs.config asks for pictures, which a policy without model.vision cannot see")
         if self.rollouts.context.policy != "none":
             if pictures:
@@ -270,7 +270,7 @@ class ConfigFields(_Section):
                     f"objective.name={self.objective.name} weighs whole traces, which rollouts.context.policy cuts:"
                     " take k25 or cispo, or set the policy to none"
                 )
-        check_engine_fits(self.rollouts, pictures=self.model.vision is not None, staleness=self.trainer.staleness)
+        check_engine_fits(self.rollouts, pictures=self.model.pictures is not None, staleness=self.trainer.staleness)
         self._check_stream()
         check_parallel(self.trainer.ranks, self.trainer.parallel, self.model, self.optimizer)
         drills = self.sft.copying_tokens + self.sft.drill_tokens

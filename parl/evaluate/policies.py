@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.kimi.config import ModelConfig
-from model.kimi.files.checkpoint import INDEX, SINGLE
-from model.kimi.files.hf_config import read_shape
+from model.family import family_of
+from model.policy_files import INDEX, SINGLE
 from parl.cold_start.shipped import VERSION as TEXTS_VERSION
 from parl.cold_start.start import check_policy_files, starting_policy
 from parl.config.errors import UserError
@@ -96,13 +95,13 @@ def _check_policy(config: Config, folder: Path) -> None:
             )
         raise UserError(f"no policy in {folder}: train it first (parl train), or name another folder with --model")
     try:
-        shape = read_shape(folder)
+        shape = family_of(config.model).read_shape(folder)
         policy_vocabulary(folder)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"{error}; a policy is weights, config.json and tokenizer in one folder") from None
     check_policy_files(folder, "train it again (parl train --resume, once the folder is gone), or name another")
     wanted = config.model.shape
-    for name in ModelConfig.model_fields:
+    for name in type(wanted).model_fields:
         found, given = getattr(shape, name), getattr(wanted, name)
         if found != given and EFFECTS.get(f"model.{name}") is not Effect.NONE and name not in _RUN_DECIDES:
             raise UserError(

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from envs.base import Section
-from model.kimi.config import ModelConfig
+from model.family import Shape
 
 
 class LoraConfig(Section):
@@ -59,14 +59,14 @@ class ParallelConfig(Section):
 NOT_PARALLEL = ParallelConfig()
 
 
-def check_parallel(ranks: int, parallel: ParallelConfig, model: ModelConfig, optimizer: OptimizerConfig) -> None:
+def check_parallel(ranks: int, parallel: ParallelConfig, model: Shape, optimizer: OptimizerConfig) -> None:
     """ValueError for what does not compose (docs/scaling.md), with what to change."""
     at = "trainer.parallel"
     degree = parallel.expert_parallel
     if ranks % degree:
         raise ValueError(f"{at}.expert_parallel={degree} must divide trainer.ranks={ranks}")
-    if degree > 1 and (not model.num_moe_layers or model.n_routed_experts % degree):
-        experts = model.n_routed_experts if model.num_moe_layers else 0
+    experts = model.routes.experts if model.routes else 0
+    if degree > 1 and (not experts or experts % degree):
         raise ValueError(f"{at}.expert_parallel={degree} must divide the model's {experts} routed experts: set it to 1")
     if parallel.sequence_parallel > 1:
         raise ValueError(
@@ -79,7 +79,7 @@ def check_parallel(ranks: int, parallel: ParallelConfig, model: ModelConfig, opt
         )
     if parallel.offload == "cpu" and not parallel.zero:
         raise ValueError(f"{at}.offload=cpu needs {at}.zero of 1 or more, whose states DeepSpeed can offload")
-    if model.vision is not None and (parallel.zero or degree > 1):
+    if model.pictures is not None and (parallel.zero or degree > 1):
         raise ValueError(
             f"{at}: zero={parallel.zero}, expert_parallel={degree} with model.vision: ranks with and without pictures"
             " would wait for each other; use zero=0 and expert_parallel=1"

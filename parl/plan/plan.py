@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from model.family import Shape, family_of
 from model.kimi.config import ModelConfig
 from parl.config.errors import UserError
 from parl.plan.gpus import GB, Gpu
@@ -86,8 +87,11 @@ class Plan:
         return sum(self.memory.values())
 
 
-def count(config: ModelConfig) -> Parameters:
-    """Parameters of the language model, to the unit."""
+def count(config: Shape) -> Parameters:
+    """Parameters of the language model, to the unit; of another family than Kimi all of them, as if none were routed."""
+    if not isinstance(config, ModelConfig):
+        total = family_of(config).parameters(config)
+        return Parameters(total=total, routed=0, embedding=0, active=total)
     c, hidden = config, config.hidden_size
     head = c.qk_head_dim * c.num_attention_heads
     query = hidden * head if c.q_lora_rank is None else c.q_lora_rank * (hidden + 1 + head)

@@ -81,6 +81,8 @@ def _read(model: str) -> tuple[ModelConfig, OptimizerConfig]:
         raise UserError(f"no model {model}: neither a file, nor a folder with config.json, nor one of"
                         f" {', '.join(names)}{meant}")  # fmt: skip
     config = load_config(path if path.is_file() else named)
+    if not isinstance(config.model, ModelConfig):
+        raise UserError(f"{model}: parl plan counts the family kimi, and model.family is {config.model.family}")
     return config.model.shape, config.optimizer
 
 

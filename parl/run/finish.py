@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from model.family import family_of
 from model.files import write_text
 from parl import __version__
 from parl.config.groups import KEY, kept_groups, task_groups

@@ -94,6 +94,6 @@ class EngineActor(AsyncBeating):
         """-1 for every expert of the positions fed since the last answer: the learner chooses its own."""
         start, end = self._told.get(session, 0), read + len(answer.tokens) - 1
         self._told[session] = max(start, end)
-        model = self._place.model
-        shape = (max(end - start, 0), model.num_moe_layers, model.num_experts_per_tok)
+        routes = self._place.model.routes
+        shape = (max(end - start, 0), routes.layers, routes.chosen)
         return replace(answer, routes=np.full(shape, -1, np.int16), routes_start=start)

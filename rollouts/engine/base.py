@@ -131,7 +131,7 @@ class Place:
     @property
     def routes(self) -> bool:
         """Whether completions must carry the experts of every position: of a policy with experts that is trained."""
-        return self.pool == "policy" and self.model.num_moe_layers > 0
+        return self.pool == "policy" and self.model.routes is not None
 
 
 class EngineConfig(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from model.family import Routes
 from rollouts.engine.base import Place, PoolEngine, Update
 from rollouts.engine.servers.dialects import DIALECTS
 from rollouts.engine.servers.handover import Deliverer
@@ -22,17 +23,20 @@ class ServedEngine(HttpEngine, PoolEngine):
         ValueError where its key may not be sent.
         """
         http, model = place.rollouts.http, place.model
+        none = Routes(layers=0, chosen=0, experts=0)
+        routes = model.routes or none
+        asked = routes if place.routes else none
         engine = cls(
             place.url,
             DIALECTS[dialect],
             pool=place.pool,
             longest=model.max_position_embeddings,
-            layers=model.num_moe_layers if place.routes else 0,
-            experts=model.num_experts_per_tok if place.routes else 0,
-            dense=model.first_k_dense_replace,
+            layers=asked.layers,
+            experts=asked.chosen,
+            dense=routes.first,
             live_routes=http.without_routes == "live",
             vocabulary=model.vocab_size,
-            routed=model.n_routed_experts,
+            routed=routes.experts,
             api_key=os.environ.get(http.api_key_env or ""),
             key_name=http.api_key_env or "",
         )
