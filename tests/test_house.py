@@ -134,7 +134,6 @@ def test_the_configuration_stays_small():
 FAMILY_NAMED = {
     "parl/config/kinds.py",
     "parl/config/schema.py",
-    "parl/plan/limits.py",
     "parl/plan/plan.py",
     "parl/plan/table.py",
 }

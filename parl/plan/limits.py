@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from model.kimi.config import ModelConfig
+from model.family import Shape
 from parl.config.errors import UserError
 from parl.config.schema import Config
 from parl.learn.config import OptimizerConfig, ParallelConfig, check_parallel
@@ -22,7 +22,7 @@ _FLOAT = 4  # bytes
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def gaps(model: ModelConfig, optimizer: OptimizerConfig, layout: Layout) -> Iterator[str]:
+def gaps(model: Shape, optimizer: OptimizerConfig, layout: Layout) -> Iterator[str]:
     """Why the learner could not train ``model`` in ``layout`` yet, a sentence each; never empty: it has no GPUs."""
     yield "it runs on CPUs, over gloo: on GPUs, over nccl, it was never run"
     if layout.gpus > NODE:

@@ -88,7 +88,7 @@ class Plan:
 
 
 def count(config: Shape) -> Parameters:
-    """Parameters of the language model, to the unit; of another family than Kimi all of them, as if none were routed."""
+    """Parameters of the language model, to the unit; of another family than Kimi as if none were routed."""
     if not isinstance(config, ModelConfig):
         total = family_of(config).parameters(config)
         return Parameters(total=total, routed=0, embedding=0, active=total)
