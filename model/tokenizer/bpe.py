@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, product
-from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from model.chat.base import Piece, dump_arguments
-from model.chat.kimi_tokens import SPECIAL_TOKENS, call_id
-from model.chat.kimi_tools import declare_tools
+from model.chat.base import Piece
+from model.chat.kimi_tokens import SPECIAL_TOKENS
 from model.tokenizer.tokenizer import Tokenizer
 
 _DIGITS = "[0-9]{1,2}"
@@ -75,27 +73,6 @@ def name_pattern(atoms: Sequence[str]) -> str:
         for h, t, u in product(_by_length(heads), _by_length(tails), _by_length(tails))
     )
     return f"{head}(?={tail}{{1,2}}{end})|{tail}(?:(?:{one})(?={tail}?{end})|(?:{two}){end})"
-
-
-def chat_corpus(tools: Iterable[Mapping[str, Any]], *, calls: int = 41, repeats: int = 1) -> Iterator[str]:
-    """The plain text that the chat template adds around a corpus: what ``train_tokenizer`` should see besides it.
-
-    The declaration once (what occurs once earns no merges of its own), then ``repeats`` times for every tool and
-    index below ``calls`` the role words, the call's id, the JSON between its arguments and its result's heading.
-    """
-    tools = list(tools)
-    yield declare_tools(tools)
-    for _, tool, index in product(range(repeats), tools, range(calls)):
-        function = tool["function"]
-        identifier = call_id(function["name"], index)
-        yield from ("system", "user", "assistant", "tool", function["name"], identifier)
-        yield f"## Return of {identifier}\n"
-        names = list((function.get("parameters") or {}).get("properties") or ())
-        if names:
-            scaffold = dump_arguments(dict.fromkeys(names, "\n")).split('"\\n"')
-            yield f'{scaffold[0]}"'
-            yield from (f'"{between}"' for between in scaffold[1:-1])
-            yield f'"{scaffold[-1]}'
 
 
 def plain_texts(pieces: Iterable[Piece]) -> Iterator[str]:

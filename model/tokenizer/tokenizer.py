@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from model.chat.base import Piece
-from model.chat.kimi_tokens import END_THINK, EOS, IM_END, PAD, SPECIAL_TOKENS, THINK
+from model.chat.kimi_tokens import IM_END, PAD, SPECIAL_TOKENS
 from model.files import write_text
 from model.json_file import read_json
 from model.tokenizer.control_tokens import check_ids, control_ids, probe
@@ -144,24 +144,9 @@ class Tokenizer:
         return self.special[IM_END]
 
     @property
-    def eos_id(self) -> int:
-        """Id of ``[EOS]``."""
-        return self.special[EOS]
-
-    @property
     def pad_id(self) -> int:
         """Id of ``[PAD]``."""
         return self.special[PAD]
-
-    @property
-    def think_id(self) -> int:
-        """Id of ``<think>``."""
-        return self.special[THINK]
-
-    @property
-    def end_think_id(self) -> int:
-        """Id of ``</think>``."""
-        return self.special[END_THINK]
 
     @property
     def fingerprint(self) -> str:

@@ -79,7 +79,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "optimizer.lora": "rank alpha targets",
         "trainer": "steps epochs minibatches micro_tokens ranks threads checkpoint_every keep_checkpoints keep_best"
         " staleness overlap step_s",
-        "trainer.parallel": "zero expert_parallel sequence_parallel offload recompute",
+        "trainer.parallel": "zero expert_parallel offload recompute",
         "eval": "tasks",  # how many, not how
         "tracking": "wandb project tensorboard prometheus_port",
     },

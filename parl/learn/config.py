@@ -51,8 +51,7 @@ class ParallelConfig(Section):
         default=0, description="ZeRO stage: ranks split optimiser states (1), gradients (2), weights (3)"
     )
     expert_parallel: int = Field(default=1, gt=0, description="ranks that split the routed experts between them")
-    sequence_parallel: int = Field(default=1, gt=0, description="ranks that split each row's positions (Ulysses)")
-    offload: Literal["none", "cpu", "nvme"] = Field(default="none", description="where optimiser states lie")
+    offload: Literal["none", "cpu"] = Field(default="none", description="where optimiser states lie")
     recompute: bool = Field(default=False, description="keep layers' inputs only, compute their insides again")
 
 
@@ -68,15 +67,6 @@ def check_parallel(ranks: int, parallel: ParallelConfig, model: Shape, optimizer
     experts = model.routes.experts if model.routes else 0
     if degree > 1 and (not experts or experts % degree):
         raise ValueError(f"{at}.expert_parallel={degree} must divide the model's {experts} routed experts: set it to 1")
-    if parallel.sequence_parallel > 1:
-        raise ValueError(
-            f"{at}.sequence_parallel={parallel.sequence_parallel} is not implemented: set it to 1, and"
-            " recompute=true for long rows"
-        )
-    if parallel.offload == "nvme":
-        raise ValueError(
-            f"{at}.offload=nvme: Muon's exchange and checkpoints need the optimiser's states in memory: use cpu"
-        )
     if parallel.offload == "cpu" and not parallel.zero:
         raise ValueError(f"{at}.offload=cpu needs {at}.zero of 1 or more, whose states DeepSpeed can offload")
     if model.pictures is not None and (parallel.zero or degree > 1):

@@ -38,7 +38,7 @@ def print_plan(
 
     ``given``: numbers of the card ``gpu`` in place of the table's. UserError where it cannot be, or cannot fit.
     """
-    config, optimizer = _read(model)
+    config, optimizer = read_model(model)
     card = find_gpu(gpu, given)
     if offload not in ("none", "optimizer"):
         raise UserError(f"--offload {offload}: must be one of none, optimizer")
@@ -60,13 +60,9 @@ def print_plan(
     out.print("GPU memory would suffice by this count; it is no promise that parl trains it", markup=False)
 
 
-def shape_of(model: str) -> ModelConfig:
-    """The shape that MODEL names: in configs/models, a run's YAML file, or a folder with config.json."""
-    return _read(model)[0]
-
-
-def _read(model: str) -> tuple[ModelConfig, OptimizerConfig]:
-    """The shape, and how it would be trained."""
+def read_model(model: str) -> tuple[ModelConfig, OptimizerConfig]:
+    """The shape that MODEL names - in configs/models, a run's YAML file, or a folder with config.json - and how it
+    would be trained."""
     path = Path(model)
     if path.is_dir():
         try:

@@ -13,8 +13,8 @@ from typing import Any
 
 from envs.base import TaskGroup
 from parl.config.errors import UserError
-from parl.config.groups import families, run_groups
 from parl.config.runs import named_path
+from parl.episodes.groups import families, run_groups
 from parl.report.episodes import load_episodes
 from parl.report.spread import spread_charts
 from parl.track.tracker import read_rows

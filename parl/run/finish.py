@@ -9,8 +9,8 @@ from typing import Any
 
 from model.files import write_text
 from parl import __version__
-from parl.config.groups import KEY, kept_groups, task_groups
 from parl.config.schema import Config
+from parl.episodes.groups import KEY, kept_groups, task_groups
 from parl.episodes.stores import STORES
 from parl.evaluate.evaluation import evaluate
 from parl.evaluate.policies import local_policy

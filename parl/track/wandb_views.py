@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from parl.config.errors import UserError
-from parl.config.groups import families, task_groups
 from parl.config.runs import configuration
 from parl.config.schema import Config
+from parl.episodes.groups import families, task_groups
 from parl.shown.terminal import echo
 
 FAMILY = "{family}"  # in a name: one curve for each family of tasks

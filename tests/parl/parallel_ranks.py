@@ -29,7 +29,7 @@ STEPS = 20
 
 def layout_name(parallel: ParallelConfig) -> str:
     """Of a layout's files."""
-    names = f"zero{parallel.zero}-ep{parallel.expert_parallel}-sp{parallel.sequence_parallel}"
+    names = f"zero{parallel.zero}-ep{parallel.expert_parallel}"
     return names + ("-recompute" if parallel.recompute else "") + ("-offload" if parallel.offload != "none" else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import random
@@ -25,7 +26,8 @@ from model.chat.kimi import (
     tool_result_pieces,
 )
 from model.chat.kimi_parser import ParsedTurn, parse_assistant_ids
-from model.tokenizer.bpe import chat_corpus, plain_texts, train_tokenizer
+from model.chat.kimi_tools import declare_tools
+from model.tokenizer.bpe import plain_texts, train_tokenizer
 from model.tokenizer.tokenizer import Tokenizer
 
 HEADS = [c + v + "rlnsm"[i % 5] for i, (c, v) in enumerate((c, v) for c in "BKLMPRTV" for v in "aeiou")]
@@ -61,8 +63,19 @@ def samples(count: int) -> Iterator[str]:
         yield f"Find the {attribute} of {name}, {other}.\n| name | {attribute} |\n|---|---|\n| {name} | 42 |"
 
 
+def chat_texts() -> Iterator[str]:
+    """What a chat template adds: the declaration once, then ids, headings and the JSON between arguments."""
+    yield declare_tools(TOOLS)
+    for declared, index in itertools.product(TOOLS, range(41)):
+        function = declared["function"]
+        identifier = call_id(function["name"], index)
+        yield from ("system", "user", "assistant", "tool", function["name"], identifier)
+        yield f"## Return of {identifier}\n"
+        yield from dump_arguments(dict.fromkeys(function["parameters"]["properties"], "\n")).split("\\n")
+
+
 def train(vocab_size: int = 660) -> Tokenizer:
-    return train_tokenizer([*samples(400), *chat_corpus(TOOLS)], vocab_size, atoms=[*HEADS, *TAILS])
+    return train_tokenizer([*samples(400), *chat_texts()], vocab_size, atoms=[*HEADS, *TAILS])
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tiny import SHAPE, tiny_config
 
+from parl.config.errors import ConfigError
 from parl.config.load import load_config
 from parl.config.schema import Config
 
@@ -23,8 +24,7 @@ def config(ranks: int, parallel: dict[str, Any], **model: Any) -> Config:
         (2, {"expert_parallel": 3}, {}, "expert_parallel=3 must divide trainer.ranks=2"),
         (3, {"expert_parallel": 3}, {}, "expert_parallel=3 must divide the model's 4 routed experts"),
         (2, {"expert_parallel": 2}, {"first_k_dense_replace": 3}, "the model's 0 routed experts: set it to 1"),
-        (2, {"sequence_parallel": 2}, {}, "sequence_parallel=2 is not implemented: set it to 1"),
-        (2, {"offload": "nvme", "zero": 3}, {}, "offload=nvme: .* use cpu"),
+        (2, {"offload": "nvme", "zero": 3}, {}, "offload"),
         (2, {"offload": "cpu"}, {}, "offload=cpu needs trainer.parallel.zero of 1 or more"),
         (2, {"zero": 4}, {}, "zero"),
     ],
@@ -55,10 +55,19 @@ def test_adapters_are_not_shared_yet():
 def test_what_composes_is_taken(zero: int, degree: int):
     parallel = {"zero": zero, "expert_parallel": degree, "recompute": True, "offload": "cpu" if zero else "none"}
     taken = config(4, parallel).trainer.parallel
-    assert (taken.zero, taken.expert_parallel, taken.sequence_parallel) == (zero, degree, 1)
+    assert (taken.zero, taken.expert_parallel) == (zero, degree)
 
 
 def test_the_default_shares_nothing():
     parallel = load_config(Path("configs/quickstart.yaml")).trainer.parallel
-    assert (parallel.zero, parallel.expert_parallel, parallel.sequence_parallel) == (0, 1, 1)
+    assert (parallel.zero, parallel.expert_parallel) == (0, 1)
     assert (parallel.offload, parallel.recompute) == ("none", False)
+
+
+def test_a_run_from_when_there_was_a_key_for_split_sequences_is_read(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text("trainer: {ranks: 2, parallel: {zero: 1, sequence_parallel: 1}}\n")
+    assert load_config(path).trainer.parallel.zero == 1
+    path.write_text("trainer: {parallel: {sequence_parallel: 2}}\n")
+    with pytest.raises(ConfigError, match=r"trainer\.parallel\.sequence_parallel"):
+        load_config(path)

@@ -24,7 +24,7 @@ from parl.plan import limits as learner_limits
 from parl.plan.gpus import GB, GPUS, Given, find_gpu
 from parl.plan.limits import gaps, least_bytes, machine_bytes
 from parl.plan.plan import RESERVE, Layout, cache_bytes, check, count, degrees, fits, nearest, plan
-from parl.plan.table import shape_of
+from parl.plan.table import read_model
 
 ROOT = Path(__file__).parents[3]
 H200 = GPUS["h200"]
@@ -41,7 +41,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def k2_5() -> ModelConfig:
-    return shape_of(str(ROOT / "configs" / "models" / "kimi_k2_5.yaml"))
+    return read_model(str(ROOT / "configs" / "models" / "kimi_k2_5.yaml"))[0]
 
 
 # ---------------------------------------------------------------- the model
@@ -57,7 +57,7 @@ def test_k2_5_counts(k2_5: ModelConfig):
 
 @pytest.mark.parametrize("name", ["tiny", "small_100m", "kimi_k2_5", "deepseek_v3", "moonlight_16b_a3b"])
 def test_counts_are_those_of_the_model_itself(name: str):
-    config = shape_of(name)
+    config = read_model(name)[0]
     sizes = {key: _product(shape) for key, shape in our_shapes(config).items() if "correction_bias" not in key}
     n = count(config)
     assert n.total == sum(sizes.values())
@@ -66,8 +66,8 @@ def test_counts_are_those_of_the_model_itself(name: str):
 
 
 def test_the_small_shapes_have_the_sizes_of_their_names():
-    assert round(count(shape_of("tiny")).total / 1e6, 1) == 0.1
-    assert 90e6 < count(shape_of("small_100m")).total < 110e6
+    assert round(count(read_model("tiny")[0]).total / 1e6, 1) == 0.1
+    assert 90e6 < count(read_model("small_100m")[0]).total < 110e6
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -171,7 +171,7 @@ def test_the_command_prints_a_plan():
 def test_a_layout_that_cannot_fit_is_refused_by_how_much_and_with_one_that_does():
     done = CliRunner().invoke(app, ["plan", "kimi_k2_5", "--gpus", "64"])
     assert done.exit_code == 2
-    config = shape_of("kimi_k2_5")
+    config = read_model("kimi_k2_5")[0]
     over = plan(config, Layout(gpus=64, ep=64), H200).used + RESERVE - H200.memory
     assert f"each GPU lacks {over / GB:.1f} GB of 141.0 GB" in done.stderr
     assert "the nearest that fits: --gpus 64 --zero 2 --ep 64 --offload optimizer" in done.stderr

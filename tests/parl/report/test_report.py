@@ -25,7 +25,7 @@ from model.tokenizer.bpe import train_tokenizer
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
 from parl.config.errors import UserError
-from parl.config.groups import kept_groups
+from parl.episodes.groups import kept_groups
 from parl.episodes.stores import final_stores
 from parl.report import episode_to_timeline, write_report
 from parl.report.pack import pack
