@@ -1,0 +1,77 @@
+"""Runs with a stranger's class: its file in a folder of its own, as a user has it, or as an installed package."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TINY: dict[str, Any] = {
+    "name": "mine",
+    "model": {
+        **{"vocab_size": 800, "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48},
+        **{"num_attention_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8},
+        **{"qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2},
+        **{"moe_intermediate_size": 16, "max_position_embeddings": 1024},
+    },
+    "tokenizer": {"vocab_size": 800},
+    "sft": {"tokens": 12_000, "copying_tokens": 1_000, "drill_tokens": 2_000, "batch_tokens": 600},
+    "rollouts": {
+        **{"group_size": 2, "tasks_per_step": 2, "concurrency": 4},
+        "budget": {"orchestrator_steps": 4, "turn_tokens": 48},
+    },
+    "trainer": {"steps": 1, "ranks": 1},
+    "eval": {"tasks": 3},
+    "tracking": {"wandb": "disabled"},
+}
+
+
+class Outside:
+    """A folder that holds nothing of this project but copies of ``examples``."""
+
+    def __init__(self, folder: Path, *examples: str) -> None:
+        self.folder, self.modules = folder, folder / "their"
+        self.modules.mkdir()
+        for name in examples:
+            shutil.copy(ROOT / "examples" / f"{name}.py", self.modules)
+
+    def install(self, group: str, name: str, value: str) -> None:
+        """As an installed package would declare it: an entry point in its metadata."""
+        info = self.modules / "theirs-1.0.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+        with (info / "entry_points.txt").open("a") as file:
+            file.write(f"[{group}]\n{name} = {value}\n")
+
+    def config(self, **sections: Any) -> Path:
+        """``run.yaml``: the tiny run with ``sections`` laid over it."""
+        tree = {name: dict(part) if isinstance(part, dict) else part for name, part in TINY.items()}
+        for name, section in sections.items():
+            tree[name] = {**tree[name], **section} if isinstance(tree.get(name), dict) else section
+        path = self.folder / "run.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    def parl(self, *arguments: str, code: int = 0) -> str:
+        """What ``parl ARGUMENTS`` prints in that folder; its exit code must be ``code``."""
+        path = os.pathsep.join([str(ROOT), str(self.modules)])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        environment.pop("RAY_ADDRESS", None)
+        command = [sys.executable, "-m", "parl", *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=280)
+        assert done.returncode == code, done.stdout[-3000:] + done.stderr[-6000:]
+        return done.stdout + done.stderr
+
+    def whole_run(self, *overrides: str) -> Path:
+        """Train one step, resume to a second, evaluate again; returns the run's folder."""
+        self.parl("train", "run.yaml", *overrides)
+        self.parl("train", "run.yaml", *overrides, "trainer.steps=2", "--resume")
+        said = self.parl("eval", "mine", "eval.seed=9")
+        assert "held-out tasks" in said
+        return self.folder / "runs" / "mine"
