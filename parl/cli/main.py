@@ -324,6 +324,15 @@ def plan(
         print_plan(model, gpu, gpus=gpus, zero=zero, ep=ep, offload=offload, host_gb=host_gb, given=given, **sizes)
 
 
+@app.command()
+def plugins(as_json: AsJson = False) -> None:
+    """What a configuration can name: environments, families, engines, objectives, rewards, and where they come from."""
+    with reported():
+        from parl.cli.plugins import print_plugins
+
+        print_plugins(as_json=as_json)
+
+
 def _check_data(config: Config) -> None:
     """What ``--dry-run`` says of a user's data; UserError where it cannot be used. Without any, it takes no time."""
     from parl.cold_start.shipped import starter_note

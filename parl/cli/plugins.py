@@ -1,0 +1,46 @@
+"""``parl plugins``: what is installed of each kind, where it comes from, and the keys of its section."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.table import Table
+
+from parl.config.chosen import CHOICES, Choice
+from parl.config.plugin import PluginError
+from parl.shown.terminal import cell, console, echo
+
+
+def installed() -> list[dict[str, Any]]:
+    """One row a plug-in: ``kind``, ``key`` that names it, ``name``, ``origin``, ``section`` and its ``keys``.
+
+    A class that cannot be used has an ``error`` and no keys.
+    """
+    return [_row(choice, name) for choice in CHOICES for name in choice.kind.names()]
+
+
+def _row(choice: Choice, name: str) -> dict[str, Any]:
+    origin = choice.kind.origin(name)
+    row = {"kind": choice.kind.what, "key": choice.at, "name": name, "origin": origin, "section": choice.place}
+    try:
+        keys = [key for key in choice.own_section(name).model_fields if choice.inner or key != choice.key]
+        return row | {"keys": keys}
+    except PluginError as error:
+        return row | {"keys": [], "error": str(error)}
+
+
+def print_plugins(*, as_json: bool = False) -> None:
+    """A table, or with ``as_json`` one JSON array."""
+    rows = installed()
+    if as_json:
+        echo(json.dumps(rows))
+        return
+    table = Table(title="what a configuration can name; package.module:Class names any class on PYTHONPATH")
+    for name in ("kind", "named by", "name", "from", "keys of its section"):
+        table.add_column(name)
+    for row in rows:
+        keys = f"{row['section']}: {', '.join(row['keys']) or 'none'}"
+        about = (row["kind"], row["key"], row["name"], row["origin"], row.get("error") or keys)
+        table.add_row(*(cell(part) for part in about))
+    console().print(table)
