@@ -10,19 +10,7 @@ from random import Random
 
 from pydantic import Field
 
-from envs.base import (
-    Environment,
-    ErrorKind,
-    Gold,
-    Oracle,
-    Role,
-    Section,
-    Task,
-    ToolCall,
-    ToolResult,
-    ToolSpec,
-    task_key,
-)
+from envs.base import Environment, ErrorKind, Gold, Oracle, Section, Task, ToolResult, ToolSpec, task_key
 
 LOOK_UP = ToolSpec(
     name="look_up",
@@ -72,10 +60,10 @@ class Lookup:
     def __init__(self, environment: Towns) -> None:
         self.environment = environment
 
-    def tools(self, role: Role) -> list[ToolSpec]:
+    def tools(self, role) -> list[ToolSpec]:
         return [LOOK_UP]
 
-    async def call(self, agent_id: str, call: ToolCall, *, deadline_s: float) -> ToolResult:
+    async def call(self, agent_id: str, call, *, deadline_s: float) -> ToolResult:
         town = call.arguments.get("town")
         if call.name != LOOK_UP.name or not isinstance(town, str):
             return ToolResult(text="error: look_up takes a town", error=ErrorKind.BAD_ARGS)

@@ -37,8 +37,9 @@ def print_plugins(*, as_json: bool = False) -> None:
         echo(json.dumps(rows))
         return
     table = Table(title="what a configuration can name; package.module:Class names any class on PYTHONPATH")
-    for name in ("kind", "named by", "name", "from", "keys of its section"):
+    for name in ("kind", "named by", "name", "from"):
         table.add_column(name)
+    table.add_column("keys of its section", max_width=70, overflow="fold")
     for row in rows:
         keys = f"{row['section']}: {', '.join(row['keys']) or 'none'}"
         about = (row["kind"], row["key"], row["name"], row["origin"], row.get("error") or keys)
