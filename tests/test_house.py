@@ -149,3 +149,11 @@ def test_a_family_is_named_in_model_alone():
 def test_blocks_know_no_family():
     for file in (ROOT / "model" / "blocks").glob("*.py"):
         assert not [module for module in imports(file) if under(module, "model") and not under(module, "model.blocks")]
+
+
+def test_the_world_is_named_in_envs_alone():
+    """But for the built-in table. What only the world knows is its own: its classes, modules and task families."""
+    named = re.compile(r"envs\.world|WorldEnvironment|WorldConfig|\"(single_fact|chain|swap)\"")
+    outside = [file for file in FILES if file.relative_to(ROOT).parts[0] != "envs"]
+    found = {str(file.relative_to(ROOT)) for file in outside if named.search(file.read_text())}
+    assert found == {"parl/config/kinds.py"}

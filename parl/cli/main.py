@@ -67,7 +67,7 @@ def train(
         check_memory(resolved)
         if dry_run:
             return
-        from parl.run.loop import run_training
+        from parl.run.job import run_training
 
         run_dir = run_training(resolved, resume=resume, from_scratch=from_scratch)
         echo(f"done: {run_dir}")

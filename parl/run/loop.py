@@ -1,8 +1,6 @@
 """The training loop, top to bottom: collect → score → advantage → learn → sync → save → track.
 
 With ``trainer.staleness`` episodes come from a stream that runs on beside it (``parl.collect.stream``, docs/async.md).
-
-``run_training`` is the whole job: cold start, training, the single-agent baseline, evaluation, summary and report.
 """
 
 from __future__ import annotations
@@ -18,28 +16,21 @@ from model.family import family_of
 from model.lora import merged
 from model.policy_files import load_policy, save_policy
 from parl.cold_start.beside import PtxTexts
-from parl.cold_start.start import shown_start
 from parl.collect.collector import Collector
 from parl.collect.pools import pool_sizes
 from parl.collect.sampling import draw_groups, groups, informative
 from parl.collect.stream import EpisodeStream
-from parl.collect.tasks import TrainTasks, check_tasks
+from parl.collect.tasks import TrainTasks
 from parl.config.errors import UserError
 from parl.config.runs import trained_steps
 from parl.config.schema import Config
 from parl.learn.group import LearnerGroup
 from parl.learn.rows import Row, step_rows
 from parl.learn.shard.state import saved_weights
-from parl.machine.cluster import local_ray, reach_cluster
-from parl.machine.memory import PeakMemory
-from parl.run.claim import claimed
-from parl.run.finish import evaluate_policies, track_evaluation
 from parl.run.saver import Saver
-from parl.run.state import Checkpoints, State, newest_state
+from parl.run.state import Checkpoints, State
 from parl.run.timeline import POOLS, Timeline
-from parl.serve.servers import check_servers
 from parl.track.progress import Progress
-from parl.track.sinks import check_sinks
 from parl.track.tracker import Tracker
 from rewards.aggregate import aggregate
 from rewards.base import Weights as RewardWeights
@@ -53,52 +44,6 @@ _MISMATCH = {  # the learner's names and those that are logged
     "route_overlap": "route_overlap",
     "route_overlap_min": "route_overlap_min",
 }
-
-
-def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False) -> Path:
-    """Everything that ``parl train`` does; returns the run's folder. Raises UserError for mistakes with a fix."""
-    began = time.monotonic()
-    check_tasks(config)
-    check_sinks(config.tracking)
-    reach_cluster()
-    check_servers(config)
-    with claimed(config, resume=resume) as run_dir:
-        began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
-        _run(config, run_dir, began, from_scratch)
-    return run_dir
-
-
-def _run(config: Config, run_dir: Path, began: float, from_scratch: bool) -> None:
-    with PeakMemory() as memory, local_ray():
-        cold = shown_start(config, from_scratch)
-        policies = {
-            "cold_start": (cold, config.rollouts.swarm),
-            "trained": (_train(config, run_dir, cold), config.rollouts.swarm),
-        }
-        if config.baseline:
-            policies["single_agent"] = (_train(single_agent(config), run_dir / "single_agent", cold), False)
-        with Progress(len(policies), "held-out evaluation") as progress:
-            summary = evaluate_policies(
-                config, run_dir, policies, cold=cold, began=began, memory=memory, progress=progress
-            )
-    track_evaluation(config, run_dir, {label: summary[label] for label in policies})
-
-
-def _train_time(folder: Path) -> float:
-    """Seconds of training that earlier invocations of a resumed run spent in ``folder``."""
-    return newest_state(folder).elapsed_s
-
-
-def _train(config: Config, folder: Path, cold: Path) -> Path:
-    with Progress(config.trainer.steps, config.name) as progress:
-        return Training(config, folder, cold).run(progress)
-
-
-def single_agent(config: Config) -> Config:
-    """The same run without spawning tools and without the terms that pay for spawning."""
-    rollouts = config.rollouts.model_copy(update={"swarm": False})
-    name = f"{config.name}-single-agent"
-    return config.model_copy(update={"rollouts": rollouts, "rewards": config.rewards.alone(), "name": name})
 
 
 class Training:

@@ -12,7 +12,7 @@ from parl.cold_start.imitation import run_sft
 from parl.config.load import load_config, to_yaml
 from parl.config.schema import Config
 from parl.machine.cluster import local_ray
-from parl.run.loop import run_training
+from parl.run.job import run_training
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def test_dry_run_prints_the_resolved_config_and_the_run_folder(config: Path) -> 
 
 
 def test_train_passes_its_options_on(config: Path, fake) -> None:
-    calls = fake("parl.run.loop", "run_training", Path("runs/mine"))
+    calls = fake("parl.run.job", "run_training", Path("runs/mine"))
     done = _run("train", config, "trainer.steps=5", "--resume", "optimizer.lr=1e-4")
     assert done.exit_code == 0 and "runs/mine" in done.stdout
     ((seen, options),) = calls
@@ -113,7 +113,7 @@ def test_sft_and_eval_pass_their_options_on(config: Path, fake) -> None:
     ],
 )
 def test_failures_have_their_exit_codes(config: Path, fake, error: BaseException, code: int, text: str) -> None:
-    fake("parl.run.loop", "run_training", error)
+    fake("parl.run.job", "run_training", error)
     done = _run("train", config)
     assert done.exit_code == code
     assert text in done.stderr

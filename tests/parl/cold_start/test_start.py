@@ -23,7 +23,7 @@ from parl.cold_start.start import starting_policy
 from parl.config.errors import UserError
 from parl.config.load import config_hash, load_config, to_yaml
 from parl.config.schema import Config
-from parl.run.loop import run_training
+from parl.run.job import run_training
 from parl.serve.export import export
 
 KIMI = Path(__file__).parents[2] / "data" / "kimi"

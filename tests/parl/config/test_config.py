@@ -153,6 +153,13 @@ def test_yaml_round_trips(write) -> None:
     assert load_config(write(text, "again.yaml")) == config
 
 
+def test_runs_of_before_environments_had_names_can_be_read(write) -> None:
+    old = load_config(write("envs: {world: {widths: [3, 5]}, tasks: null}"), ["envs.world.mix.chain=0.9"])
+    assert (old.envs.name, old.envs.config.widths, old.envs.config.mix["chain"]) == ("world", (3, 5), 0.9)
+    said = _message(write("envs: {name: world, world: {widths: [3, 5]}}"))
+    assert "unknown key envs.world.widths" in said and "envs.config.widths" in said
+
+
 def test_paths_are_found_beside_the_file_first(write, tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("name,x\na,1\n")
     config = load_config(write("envs: {config: {source: table.csv}}\nstarter: not-there.bin"))

@@ -22,7 +22,8 @@ from model.kimi.family import Kimi
 from model.policy_files import load_policy
 from parl.config.errors import UserError
 from parl.config.schema import Config
-from parl.run.loop import Training, run_training
+from parl.run.job import run_training
+from parl.run.loop import Training
 from parl.run.state import Checkpoints
 from parl.track.progress import Progress
 from parl.track.tracker import read_rows

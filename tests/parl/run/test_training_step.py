@@ -17,7 +17,8 @@ from parl.cold_start.beside import PtxTexts
 from parl.cold_start.imitation import _CHUNK, DemoWorker
 from parl.config.schema import Config
 from parl.learn.rows import Row
-from parl.run.loop import Training, single_agent
+from parl.run.job import single_agent
+from parl.run.loop import Training
 from rewards.parl import Parl
 from rewards.score import score_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace

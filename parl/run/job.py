@@ -1,0 +1,65 @@
+"""A whole job: checks, cold start, training, the single-agent baseline, evaluation, summary and report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from parl.cold_start.start import shown_start
+from parl.collect.tasks import check_tasks
+from parl.config.schema import Config
+from parl.machine.cluster import local_ray, reach_cluster
+from parl.machine.memory import PeakMemory
+from parl.run.claim import claimed
+from parl.run.finish import evaluate_policies, track_evaluation
+from parl.run.loop import Training
+from parl.run.state import newest_state
+from parl.serve.servers import check_servers
+from parl.track.progress import Progress
+from parl.track.sinks import check_sinks
+
+
+def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False) -> Path:
+    """Everything that ``parl train`` does; returns the run's folder. Raises UserError for mistakes with a fix."""
+    began = time.monotonic()
+    check_tasks(config)
+    check_sinks(config.tracking)
+    reach_cluster()
+    check_servers(config)
+    with claimed(config, resume=resume) as run_dir:
+        began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
+        _run(config, run_dir, began, from_scratch)
+    return run_dir
+
+
+def _run(config: Config, run_dir: Path, began: float, from_scratch: bool) -> None:
+    with PeakMemory() as memory, local_ray():
+        cold = shown_start(config, from_scratch)
+        policies = {
+            "cold_start": (cold, config.rollouts.swarm),
+            "trained": (_train(config, run_dir, cold), config.rollouts.swarm),
+        }
+        if config.baseline:
+            policies["single_agent"] = (_train(single_agent(config), run_dir / "single_agent", cold), False)
+        with Progress(len(policies), "held-out evaluation") as progress:
+            summary = evaluate_policies(
+                config, run_dir, policies, cold=cold, began=began, memory=memory, progress=progress
+            )
+    track_evaluation(config, run_dir, {label: summary[label] for label in policies})
+
+
+def _train_time(folder: Path) -> float:
+    """Seconds of training that earlier invocations of a resumed run spent in ``folder``."""
+    return newest_state(folder).elapsed_s
+
+
+def _train(config: Config, folder: Path, cold: Path) -> Path:
+    with Progress(config.trainer.steps, config.name) as progress:
+        return Training(config, folder, cold).run(progress)
+
+
+def single_agent(config: Config) -> Config:
+    """The same run without spawning tools and without the terms that pay for spawning."""
+    rollouts = config.rollouts.model_copy(update={"swarm": False})
+    name = f"{config.name}-single-agent"
+    return config.model_copy(update={"rollouts": rollouts, "rewards": config.rewards.alone(), "name": name})
