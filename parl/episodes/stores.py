@@ -89,7 +89,7 @@ def final_stores(run: Path) -> dict[str, Path]:
         kept = json.loads(file.read_text(encoding="utf-8")).get(STORES, {}) if file.is_file() else {}
         return found | {label: run / "evals" / Path(store).name for label, store in kept.items()}
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is damaged: {error}") from None
+        raise UserError(f"{file} is damaged: {error}; parl train {run} --resume writes it again") from None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ READERS = {  # file -> commands that read it; RUN stands for the run's folder, O
         *("top RUN --once", "rescore RUN", "replay RUN", "eval RUN", "train RUN --resume", "sft RUN"),
         *("rescore RUN --rewards RUN", "rescore RUN rewards.anneal=0.5"),
     ),
-    "summary.json": ("report RUN --out OUT",),
+    "summary.json": ("report RUN --out OUT", "compare RUN"),
     "evals/summary.json": ("compare RUN",),
     "lengths.json": ("rescore RUN",),
     "metrics.jsonl": ("top RUN --once", "report RUN --out OUT"),
