@@ -107,7 +107,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _today(tree: dict[str, Any]) -> dict[str, Any]:
     """``tree`` as it is written now, so that runs of then can be read.
 
-    The world's section stood below its name once; ``trainer.parallel`` had a ``sequence_parallel`` that could only be 1.
+    The world's section stood below its name once; ``trainer.parallel`` had a ``sequence_parallel``, which was 1.
     """
     match tree:
         case {"trainer": {"parallel": {"sequence_parallel": 1, **rest}, **trainer}}:
