@@ -20,6 +20,7 @@ NAME = re.compile(rf"(?<![\w/.-])((?:{PACKAGES})(?:\.[A-Za-z]\w*)+)(?!\.?[\w/])"
 LINK = re.compile(r"\]\(([^)#\s:]+)(?:#[\w-]*)?\)")
 KEY = re.compile(r"^\| `([\w.]+)` \|", re.MULTILINE)
 FIELDS = {"parl.episode"}  # of the gateway's answers
+FIELDS |= {f"parl.{kind}" for kind in ("environments", "rewards", "objectives", "engines", "families")}  # entry points
 pages = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 
 

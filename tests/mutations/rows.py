@@ -216,16 +216,16 @@ MUTANTS = [
     ),
     recipe(
         "hash-forgets-the-recipe",
-        "config_hash(config.model, config.tokenizer, world, config.sft, VERSION, *parts)",
-        "config_hash(config.model, config.tokenizer, world, VERSION, *parts)",
+        "config_hash(config.model, config.tokenizer, own, config.sft, VERSION,",
+        "config_hash(config.model, config.tokenizer, own, VERSION,",
     ),
     recipe(
         "hash-forgets-the-table",
-        "parts.append(hashlib.sha256(world.source.read_bytes()).hexdigest())",
-        'parts.append("")',
+        "VERSION, *digest.values(), *parts)",
+        "VERSION, *parts)",
     ),
     recipe(
-        "hash-of-the-tables-name", 'world = world.model_copy(update={"source": None})', "world = world.model_copy()"
+        "hash-of-the-tables-name", "config.envs.config.model_copy(update=dict.fromkeys(digest))", "config.envs.config"
     ),
     clip("factor-upside-down", "self._tau / logits_LH[i], 1.0)", "logits_LH[i] / self._tau, 1.0)"),
     clip("all-heads-are-scaled", "torch.where(above_LH[i], self._tau / logits_LH[i], 1.0)", "self._tau / logits_LH[i]"),

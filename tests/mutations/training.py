@@ -11,6 +11,7 @@ TASKS = (
 )
 
 trainer = mutants_of("training", "parl/run/loop.py", STEP)
+job = mutants_of("training", "parl/run/job.py", STEP)
 sampling = mutants_of("training", "parl/collect/sampling.py", "tests/parl/collect/test_sampling.py")
 ptx = mutants_of("training", "parl/cold_start/beside.py", STEP)
 collect = mutants_of("training", "parl/collect/collector.py", COLLECTOR)
@@ -64,8 +65,8 @@ MUTANTS = [
         '{"lambda_parallel": 0.0, "lambda_finish": 0.0}',
         '{"lambda_parallel": 0.0}',
     ),
-    trainer("single-agent-is-paid", '"rewards": config.rewards.alone()', '"rewards": config.rewards'),
-    trainer("single-agent-may-spawn", 'model_copy(update={"swarm": False})', 'model_copy(update={"swarm": True})'),
+    job("single-agent-is-paid", '"rewards": config.rewards.alone()', '"rewards": config.rewards'),
+    job("single-agent-may-spawn", 'model_copy(update={"swarm": False})', 'model_copy(update={"swarm": True})'),
     trainer(
         "minibatches-cut-groups",
         "batch = [row for row in rows if row.key[0] in chosen]",

@@ -80,7 +80,7 @@ def policy(root: Path, label: str, *, spawning: bool) -> Policy:
 @pytest.fixture
 def collector(tmp_path: Path, monkeypatch) -> Collector:
     made = Collector()
-    monkeypatch.setattr(attempts, "load_policy", lambda folder: (folder.name, None, None, None))
+    monkeypatch.setattr(attempts, "load_policy", lambda folder, family: (folder.name, None, None, None))
     monkeypatch.setattr(attempts, "starting_policy", lambda config: tmp_path)
     monkeypatch.setattr(attempts, "local_ray", nullcontext)
     monkeypatch.setattr(attempts, "Collector", lambda *given: made)
