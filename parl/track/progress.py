@@ -23,6 +23,7 @@ from parl.shown.terminal import cell, line, plain
 _RECENT = 11  # steps that the time left is estimated by, and one before them
 _ENOUGH = 3  # ends of steps that an estimate needs
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_WEIGHT = "lambda/"  # of a part of the reward
 _SPAWN, _F1 = "swarm/spawn_rate/", "perf/item_f1/"
 
 
@@ -124,11 +125,19 @@ class Progress:
                 parts.append(f"{label} {value:{form}}")
         if self._families(_SPAWN):
             parts.append("spawn " + " ".join(f"{name} {value:.2f}" for name, value in self._families(_SPAWN).items()))
-        if get("lambda/parallel") is not None:
-            parts.append(f"λ1 {get('lambda/parallel'):.2f} λ2 {get('lambda/finish', 0.0):.2f}")
+        if self._lambdas():
+            parts.append(" ".join(f"{name} {value:.2f}" for name, value in self._lambdas().items()))
         if get("speed/tokens_per_s") is not None:
             parts.append(f"{get('speed/tokens_per_s'):,.0f} tok/s")
         return " · ".join([*parts, f"ETA {self._eta()}"])
+
+    def _lambdas(self) -> dict[str, float]:
+        """The reward's weights that fall, by λ1 and λ2 or the names that its class gives them."""
+        weights = {
+            name.removeprefix(_WEIGHT): value for name, value in self._metrics.items() if name.startswith(_WEIGHT)
+        }
+        names = {"parallel": "λ1", "finish": "λ2"}
+        return {names.get(part, f"λ {part}"): value for part, value in weights.items() if part != "critical"}
 
     def _line(self, text: str) -> None:
         self._console.print(plain(text), soft_wrap=True, highlight=False, markup=False)
@@ -183,7 +192,7 @@ class Progress:
 
         families = self._families(_SPAWN).items()
         spawn = line("  ".join(f"{name} {value:.0%}" for name, value in families))
-        lambdas = f"{number(get('lambda/parallel'), '.2f')} · {number(get('lambda/finish'), '.2f')}"
+        lambdas = self._lambdas()
         return [
             ("reward", number(get("reward/total"), ".3f"), Text(sparkline(reward) + moved(reward, ".2f"), "green")),
             ("item-F1", number(self._item_f1(), ".3f"), ""),
@@ -194,7 +203,7 @@ class Progress:
             ),
             ("sub-agents per episode", number(get("swarm/subagents"), ".2f"), ""),
             ("spawn rate", number(get("swarm/spawn_rate"), ".0%"), Text(spawn)),
-            ("λ1 · λ2", lambdas, ""),
+            (" · ".join(lambdas) or "λ", " · ".join(f"{value:.2f}" for value in lambdas.values()) or "-", ""),
             ("tokens/s", number(get("speed/tokens_per_s"), ",.0f"), ""),
         ]
 

@@ -18,16 +18,18 @@ from parl.config.runs import configuration
 from parl.config.schema import Config
 from parl.episodes.groups import families, task_groups
 from parl.shown.terminal import echo
+from rewards.base import PERF, Reward
 
 FAMILY = "{family}"  # in a name: one curve for each family of tasks
+PART = "{part}"  # ... for each part of the reward that has a weight
 
 # section -> charts: title -> names on the axis train/step
 SECTIONS: dict[str, dict[str, list[str]]] = {
     "Reward": {
         "total": ["train/reward/total"],
-        "parts, unweighted": [f"train/reward/{part}" for part in ("perf", "parallel", "finish", "critical")],
-        "parts, weighted": [f"train/reward/weighted/{part}" for part in ("perf", "parallel", "finish", "critical")],
-        "λ": ["train/lambda/parallel", "train/lambda/finish", "train/lambda/critical"],
+        "parts, unweighted": ["train/reward/perf", f"train/reward/{PART}"],
+        "parts, weighted": ["train/reward/weighted/perf", f"train/reward/weighted/{PART}"],
+        "λ": [f"train/lambda/{PART}"],
         "item-F1 by family": [f"train/perf/item_f1/{FAMILY}"],
     },
     "Critical steps": {
@@ -59,18 +61,22 @@ SECTIONS: dict[str, dict[str, list[str]]] = {
 }
 
 
-def charts(families: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """``SECTIONS`` with the names of these families in it."""
+def charts(families: Sequence[str], reward: Reward) -> dict[str, dict[str, list[str]]]:
+    """``SECTIONS`` with the names of these families, and of the parts that ``reward`` weighs, in it."""
+    weighed = [part for part in reward.weights(0, 1) if part != PERF]
+
+    def named(name: str) -> list[str]:
+        if PART in name:
+            return [name.replace(PART, part) for part in weighed]
+        return [name.replace(FAMILY, family) for family in families] if FAMILY in name else [name]
+
     return {
-        section: {
-            title: [name.replace(FAMILY, family) for name in names for family in (families if FAMILY in name else [""])]
-            for title, names in titles.items()
-        }
+        section: {title: [curve for name in names for curve in named(name)] for title, names in titles.items()}
         for section, titles in SECTIONS.items()
     }
 
 
-def workspace(entity: str, project: str, families: Sequence[str]) -> Any:
+def workspace(entity: str, project: str, families: Sequence[str], reward: Reward) -> Any:
     """The workspace, not yet saved. UserError without the library."""
     try:
         import wandb_workspaces.reports.v2 as reports  # pyright: ignore
@@ -83,7 +89,7 @@ def workspace(entity: str, project: str, families: Sequence[str]) -> Any:
             is_open=True,
             panels=[reports.LinePlot(title=title, x="train/step", y=names) for title, names in titles.items()],
         )
-        for name, titles in charts(families).items()
+        for name, titles in charts(families, reward).items()
     ]
     return workspaces.Workspace(entity=entity, project=project, name="parl", sections=sections)
 
@@ -102,12 +108,12 @@ def main() -> None:
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     if options.list or not options.entity:
-        for section, titles in charts(known).items():
+        for section, titles in charts(known, config.rewards).items():
             for title, names in titles.items():
                 echo(f"{section} · {title}: {', '.join(names)}")
         return
     try:
-        made = workspace(options.entity, options.project, known)
+        made = workspace(options.entity, options.project, known, config.rewards)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     made.save()

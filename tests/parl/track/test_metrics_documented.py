@@ -83,7 +83,7 @@ def test_every_logged_metric_is_documented(logged):
 
 def test_the_saved_workspace_charts_metrics_that_there_are(logged):
     families = {name.split("/")[-1] for name in logged if name.startswith("perf/item_f1/")}
-    sections = charts(sorted(families)).values()
+    sections = charts(sorted(families), Parl()).values()
     charted = {name.removeprefix("train/") for titles in sections for names in titles.values() for name in names}
     assert charted <= logged
 

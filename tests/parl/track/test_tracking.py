@@ -189,6 +189,15 @@ def test_progress_shows_everything_live_in_a_terminal() -> None:
         assert part in text
 
 
+def test_the_weights_of_a_strangers_reward_are_shown_by_their_names() -> None:
+    out = io.StringIO()
+    metrics = {name: value for name, value in METRICS.items() if not name.startswith("lambda/")}
+    with Progress(2, "run", console=Console(file=out, width=200)) as progress:
+        progress.update(1, {**metrics, "lambda/solved": 0.8, "lambda/tidy": 0.1})
+        assert "λ solved 0.80 λ tidy 0.10" in progress.plain()
+        assert ("λ solved · λ tidy", "0.80 · 0.10", "") in progress._rows()
+
+
 def test_the_time_left_is_that_of_the_last_steps_and_no_startup_counts() -> None:
     now, out = [0.0], io.StringIO()
     with Progress(50, "run", console=Console(file=out, width=60), clock=lambda: now[0]) as progress:
