@@ -76,7 +76,7 @@ class RolloutWorker(AsyncBeating):
 
     async def connect(self, workers: Sequence[Any], mine: int) -> None:
         """Place sub-agents on any of ``workers``, of which this is number ``mine``. ValueError if tools forbid it."""
-        if not getattr(self._environment, "spreads", False):
+        if not self._environment.spreads:
             kind = type(self._environment).__name__
             raise ValueError(f"rollouts.placement=spread: {kind} does not say that its agents' sessions may be apart")
         self._placement = Placement(workers, mine)

@@ -43,6 +43,27 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+class _Shape(ctypes.Structure):
+    """``DecoderShape`` of decoder.cpp, under our shape's names."""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in (
+            "vocab_size", "hidden_size", "num_hidden_layers", "first_k_dense_replace", "intermediate_size",
+            "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+            "n_routed_experts", "num_experts_per_tok", "n_shared_experts", "moe_intermediate_size",
+            "max_position_embeddings", "n_group", "topk_group", "norm_topk_prob",
+        )),
+        *((name, ctypes.c_float) for name in (
+            "rms_norm_eps", "latent_eps", "routed_scaling_factor", "softmax_scale", "rope_theta",
+        )),
+    )  # fmt: skip
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> _Shape:
+        """That of ``config``; null is 0."""
+        return cls(**{field[0]: getattr(config, field[0]) or 0 for field in cls._fields_})
+
+
 class NativeDecoder:
     """C++ decoder with ``pages`` cache pages. Not safe for concurrent calls."""
 
@@ -52,17 +73,10 @@ class NativeDecoder:
             raise RuntimeError("the native kernels are not available; use make_decoder()")
         c, self.config, self._lib = config, config, library
         self._shapes = weight_shapes(config)
-        ints = (ctypes.c_int * 19)(
-            c.vocab_size, c.hidden_size, c.num_hidden_layers, c.first_k_dense_replace, c.intermediate_size,
-            c.num_attention_heads, c.q_lora_rank or 0, c.kv_lora_rank, c.qk_nope_head_dim, c.qk_rope_head_dim,
-            c.v_head_dim,
-            c.n_routed_experts, c.num_experts_per_tok, c.n_shared_experts, c.moe_intermediate_size,
-            c.max_position_embeddings, c.n_group, c.topk_group, int(c.norm_topk_prob),
-        )  # fmt: skip
-        floats = (ctypes.c_float * 5)(
-            c.rms_norm_eps, c.latent_eps, c.routed_scaling_factor, c.softmax_scale, c.rope_theta,
-        )  # fmt: skip
-        self._model = ctypes.c_void_p(library.parl_decoder_new(ints, floats))
+        shape = _Shape.of(config)
+        self._model = ctypes.c_void_p(library.parl_decoder_new(ctypes.byref(shape), ctypes.sizeof(shape)))
+        if not self._model:
+            raise RuntimeError("decoder.cpp has another DecoderShape: the built kernels are of another version")
         if c.rope_scaling:  # decoder.cpp makes the plain tables itself
             for name, table in zip(("rope_cos", "rope_sin"), rope_tables(c), strict=True):
                 library.parl_decoder_set(self._model, -1, name.encode(), _pointer(table.numpy()))

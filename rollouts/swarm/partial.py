@@ -66,7 +66,7 @@ class Flight:
         """The session: the one that was kept, or a new one brought to where the episode stands."""
         if self.session is None:
             self.session = await environment.open(task)
-            if self.saved and not getattr(environment, "stateless", False):
+            if self.saved and not environment.stateless:
                 await replay(self.saved, self.session, call_s)
         return self.session
 

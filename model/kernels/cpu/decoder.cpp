@@ -119,10 +119,14 @@ struct Layer {
     std::vector<Linear> key_up, value_up, expert_gate_up, expert_down;
 };
 
-struct Decoder {
-    int vocab, D, layers, dense, dense_width, H, q_rank, C, N, R, V, E, K, shared, I, max_pos, groups, topk_groups;
-    bool norm_topk;
-    float eps, latent_eps, scaling, softmax_scale;
+struct DecoderShape {  // field for field _Shape of model/kimi/decoder.py
+    int vocab, D, layers, dense, dense_width, H;
+    int q_rank;  // 0: no latent for queries
+    int C, N, R, V, E, K, shared, I, max_pos, groups, topk_groups, norm_topk;
+    float eps, latent_eps, scaling, softmax_scale, rope_theta;
+};
+
+struct Decoder : DecoderShape {
     std::vector<float> embed, final_norm, rope_cos, rope_sin;
     Linear head;
     std::vector<Layer> layer;
@@ -276,26 +280,17 @@ vf upto(const float* p, int left) {  // -inf where there is no more
 
 extern "C" {
 
-// ints: vocab, D, layers, dense, dense_width, H, q_rank (0: no latent for queries), C, N, R, V, E, K, shared, I, max_pos,
-// groups, topk_groups, norm_topk
-// floats: eps, latent_eps, scaling, softmax_scale, rope_theta
-Decoder* parl_decoder_new(const int* ints, const float* floats) {
+// shape_bytes: the caller's idea of a DecoderShape; null where it is another.
+Decoder* parl_decoder_new(const DecoderShape* shape, int shape_bytes) {
+    if (shape_bytes != int(sizeof(DecoderShape))) return nullptr;
     auto* m = new Decoder();
-    int* fields[] = {&m->vocab, &m->D, &m->layers, &m->dense, &m->dense_width, &m->H, &m->q_rank, &m->C,
-                     &m->N,     &m->R, &m->V,      &m->E,     &m->K,           &m->shared, &m->I, &m->max_pos,
-                     &m->groups, &m->topk_groups};
-    for (int i = 0; i < 18; i++) *fields[i] = ints[i];
-    m->norm_topk = ints[18];
-    m->eps = floats[0];
-    m->latent_eps = floats[1];
-    m->scaling = floats[2];
-    m->softmax_scale = floats[3];
+    static_cast<DecoderShape&>(*m) = *shape;
     m->layer.resize(m->layers);
     m->rope_cos.resize(size_t(m->max_pos) * m->R / 2);
     m->rope_sin.resize(size_t(m->max_pos) * m->R / 2);
     for (int p = 0; p < m->max_pos; p++)
         for (int i = 0; i < m->R / 2; i++) {
-            double angle = p * std::pow(double(floats[4]), -2.0 * i / m->R);
+            double angle = p * std::pow(double(m->rope_theta), -2.0 * i / m->R);
             m->rope_cos[size_t(p) * m->R / 2 + i] = float(std::cos(angle));
             m->rope_sin[size_t(p) * m->R / 2 + i] = float(std::sin(angle));
         }
