@@ -144,6 +144,7 @@ def test_mistakes_in_its_section_are_reported_as_ours_are(outside: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_whole_run_with_workers_resumed_and_evaluated(outside: Path):
     """By the module's name; evaluated by the name that its package declares."""
     (outside / "run.yaml").write_text(RUN.format(family="their_family:Dense", more=""))

@@ -8,6 +8,7 @@ the marks of its AutoEP instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,16 @@ from model.policy import Policy
 from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.shard.optimizer import MuonAdamW
 
+# What is used of DeepSpeed without being promised by it; met with 0.19.8
+_GROUPS = ("_create_expert_and_data_parallel", "_get_expert_parallel_group", "_get_expert_data_parallel_group")
+_ZERO_1_2 = (
+    *("round_robin_bit16_groups", "round_robin_bit16_offsets", "partition_size", "real_dp_process_group"),
+    *("single_partition_of_fp32_groups", "update_lp_params", "refresh_fp32_params"),
+)
+_ZERO_3 = (
+    *("fp16_groups", "sub_group_process_groups", "fp32_partitioned_groups_flat", "sub_group_to_group_id"),
+    *("_partition_all_parameters", "_reassign_or_swap_out_partitioned_parameters", "persistent_parameters"),
+)
 PERSISTENT = 10_000  # elements of a parameter up to which ZeRO 3 keeps it whole: gathering it would be all latency
 _BUCKET = 50_000_000  # elements that are reduced at a time
 
@@ -48,6 +59,7 @@ def expert_ranks(degree: int) -> ExpertRanks | None:
         return None
     from deepspeed.utils import groups
 
+    check_parts(groups, _GROUPS, "trainer.parallel.expert_parallel")
     name = f"ep_size_{degree}"
     groups._create_expert_and_data_parallel(degree)
     return ExpertRanks(
@@ -55,6 +67,17 @@ def expert_ranks(degree: int) -> ExpertRanks | None:
         split=groups._get_expert_parallel_group(name),
         replicas=groups._get_expert_data_parallel_group(name),
     )
+
+
+def check_parts(owner: object, names: Sequence[str], what: str) -> None:
+    """RuntimeError where DeepSpeed's ``owner`` lacks what ``what`` is built on, which it promises nobody."""
+    import deepspeed
+
+    if missing := [name for name in names if not hasattr(owner, name)]:
+        raise RuntimeError(
+            f"{what} uses {', '.join(missing)} of DeepSpeed, which version {deepspeed.__version__} lacks: install"
+            " deepspeed==0.19.8, or set trainer.parallel to its defaults"
+        )
 
 
 def mark_expert(parameter: nn.Parameter, ranks: ExpertRanks) -> None:
@@ -105,9 +128,13 @@ def make_engine(model: Policy, optimizer: MuonAdamW, parallel: ParallelConfig, *
     config = _config(model, parallel, grad_clip)
     if parallel.zero == 0 and parallel.expert_parallel == 1:
         return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
-    return Engine(
-        args=None, model=model, optimizer=optimizer, config=config, config_class=DeepSpeedConfig(config, None)
-    )
+    check_parts(DeepSpeedEngine, ("_configure_distributed_model",), "trainer.parallel")
+    settings = DeepSpeedConfig(config, None)
+    engine = Engine(args=None, model=model, optimizer=optimizer, config=config, config_class=settings)
+    if parallel.zero:
+        parts = _ZERO_1_2 if parallel.zero < 3 else _ZERO_3
+        check_parts(engine.optimizer, parts, f"trainer.parallel.zero={parallel.zero}")
+    return engine
 
 
 def make_frozen_engine(model: Policy) -> Any:
