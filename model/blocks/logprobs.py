@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.kernels import ops
+
 CHUNK = 2**24  # elements of tokens × vocabulary that are held at a time: 64 MiB in float32
+GPU_CHUNK = 2**31  # the same on a GPU, where the logits are held once, in the model's dtype: 4 GiB in bfloat16
 
 
 class Head(nn.Linear):
@@ -37,6 +40,10 @@ def token_logprobs(
 
     ``chunk``: elements of tokens × vocabulary from which on it is computed in pieces of that size.
     """
+    if hidden_MD.is_cuda and len(hidden_MD) * len(weight_VD) <= GPU_CHUNK:
+        return ops.token_logprobs(F.linear(hidden_MD, weight_VD), targets_M, temperature)
+    if hidden_MD.is_cuda:  # small chunks would starve it
+        chunk = GPU_CHUNK
     if len(hidden_MD) * len(weight_VD) > chunk:
         return _Chunked.apply(hidden_MD, weight_VD, targets_M, temperature, max(1, chunk // len(weight_VD)))
     logprobs_MV = torch.log_softmax(_logits(hidden_MD, weight_VD, temperature), dim=-1)

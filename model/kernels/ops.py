@@ -198,6 +198,60 @@ def _loss_grad(ctx: Any, dloss: Tensor) -> tuple:
 torch.library.register_autograd("parl::router_loss", _loss_grad, setup_context=_loss_setup)
 
 
+# ---------------------------------------------------------------- log-probs
+
+
+def token_logprobs(logits_MV: Tensor, targets_M: Tensor, heat: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(log-probs [M] of the targets, entropies [M]) of softmax(logits / heat), float32; gradients reach the logits.
+
+    On a CPU by torch's operators, on a GPU in one pass over the logits each way, see
+    :func:`model.kernels.reference.token_logprobs_fwd`. The entropies have no gradient.
+    """
+    if logits_MV.is_cuda and logits_MV.dtype != torch.float64:
+        logprobs, entropies, _ = torch.ops.parl.token_logprobs(logits_MV, targets_M, heat)
+        return logprobs, entropies
+    logprobs_MV = torch.log_softmax(logits_MV.float() / heat, dim=-1)
+    entropies = -(logprobs_MV.detach().exp() * logprobs_MV.detach()).sum(-1)
+    return logprobs_MV.gather(1, targets_M[:, None]).squeeze(1), entropies
+
+
+@torch.library.custom_op("parl::token_logprobs", mutates_args=())
+def _token_logprobs(logits: Tensor, targets: Tensor, heat: float) -> tuple[Tensor, Tensor, Tensor]:
+    return implementation(logits).token_logprobs_fwd(logits, targets, heat)
+
+
+@_token_logprobs.register_fake
+def _(logits, targets, heat):
+    one, two, three = (torch.empty_like(targets, dtype=torch.float32) for _ in range(3))
+    return one, two, three
+
+
+@torch.library.custom_op("parl::token_logprobs_backward", mutates_args=())
+def _token_logprobs_backward(dlogprobs: Tensor, logits: Tensor, targets: Tensor, sums: Tensor, heat: float) -> Tensor:
+    return implementation(logits).token_logprobs_bwd(dlogprobs, logits, targets, sums, heat)
+
+
+@_token_logprobs_backward.register_fake
+def _(dlogprobs, logits, targets, sums, heat):
+    return torch.empty_like(logits)
+
+
+def _logprobs_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:2], output[2])
+    ctx.heat = inputs[2]
+
+
+def _logprobs_grad(ctx: Any, *grads: Any) -> tuple:
+    if grads[0] is None:
+        return None, None, None
+    return torch.ops.parl.token_logprobs_backward(grads[0], *ctx.saved_tensors, ctx.heat), None, None
+
+
+torch.library.register_autograd("parl::token_logprobs", _logprobs_grad, setup_context=_logprobs_setup)
+
+
 # ---------------------------------------------------------------- dispatch
 
 

@@ -9,6 +9,7 @@ from model.kernels.triton.dispatch import dispatch
 from model.kernels.triton.expert_grad import expert_mlp_bwd
 from model.kernels.triton.expert_mlp import expert_mlp_fwd
 from model.kernels.triton.fake_quant import fake_quant_int4_g32
+from model.kernels.triton.logprobs import token_logprobs_bwd, token_logprobs_fwd
 from model.kernels.triton.route import route_bwd, route_fwd
 
 __all__ = [
@@ -20,4 +21,6 @@ __all__ = [
     "route_fwd",
     "router_loss_bwd",
     "router_loss_fwd",
+    "token_logprobs_bwd",
+    "token_logprobs_fwd",
 ]

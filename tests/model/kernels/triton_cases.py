@@ -103,6 +103,26 @@ def test_a_nan_is_the_least_and_ids_stay_in_range():
     assert int(kernels.route_fwd(*to(logits, torch.zeros(12), forced), 3, 1, 1, True, 1.0)[0].max()) == 11
 
 
+# ---------------------------------------------------------------- log-probs
+
+
+@pytest.mark.parametrize(("rows", "vocabulary"), [(0, 64), (7, 64), (5, 163), (3, 1000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probs_entropies_and_the_logits_gradient(rows: int, vocabulary: int, dtype: torch.dtype):
+    g = seeded(vocabulary)
+    logits = (torch.randn(rows, vocabulary, generator=g) * 3).to(dtype)
+    targets = torch.randint(0, vocabulary, (rows,), generator=g)
+    grad = torch.randn(rows, generator=g)
+    wanted = reference.token_logprobs_fwd(logits.double(), targets, 0.7)
+    given = kernels.token_logprobs_fwd(*to(logits, targets), 0.7)
+    for got, exact_ in zip(given, wanted, strict=True):
+        torch.testing.assert_close(got.cpu().double(), exact_, rtol=1e-6, atol=1e-5)
+    back = kernels.token_logprobs_bwd(*to(grad, logits, targets), given[2], 0.7).cpu()
+    exact_ = reference.token_logprobs_bwd(grad.double(), logits.double(), targets, wanted[2], 0.7)
+    assert back.dtype == dtype
+    assert (back.double() - exact_).norm() <= (1e-6 if dtype == torch.float32 else 4e-3) * exact_.norm()
+
+
 # ---------------------------------------------------------------- dispatch
 
 
