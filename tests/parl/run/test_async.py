@@ -138,7 +138,7 @@ def stream_of(training: Training) -> EpisodeStream:
 
 def test_what_was_saved_is_taken_up_as_it_was(training: Training, tmp_path: Path):
     stream = stream_of(training)
-    training._collect(1, training.reward_weights(0), PROGRESS)
+    training._collect(1, training.config.rewards.weights(0, training.config.trainer.steps), PROGRESS)
     training._sync(training.config.rollouts.tasks_per_step)
     stream.save(tmp_path, 1)
     stream.halt()  # so that nothing changes while it is looked at; where it stood is in the outcomes
