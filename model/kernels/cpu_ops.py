@@ -78,39 +78,6 @@ def route_bwd(dweights_TK: Tensor, scores_TK: Tensor, ids_TK: Tensor, experts: i
     return out
 
 
-def router_loss_fwd(
-    logits_TE: Tensor, ids_TK: Tensor, sequence_T: Tensor, sequences: int, balance: float, z: float
-) -> Tensor:
-    """The loss, a scalar; ValueError for a sequence or an expert that does not exist."""
-    run = _library().parl_router_loss
-    run.restype = ctypes.c_float
-    ints, tensors = _loss_inputs(logits_TE, ids_TK, sequence_T, sequences)
-    return torch.tensor(run(ints, ctypes.c_float(balance), ctypes.c_float(z), *map(_at, tensors))).to(logits_TE.dtype)
-
-
-def router_loss_bwd(
-    dloss: Tensor, logits_TE: Tensor, ids_TK: Tensor, sequence_T: Tensor, sequences: int, balance: float, z: float
-) -> Tensor:
-    """Gradient [T, E] with respect to the logits."""
-    ints, tensors = _loss_inputs(logits_TE, ids_TK, sequence_T, sequences)
-    out, scale = torch.empty(logits_TE.shape), (ctypes.c_float(value) for value in (balance, z))
-    _library().parl_router_loss_backward(ints, *scale, *map(_at, tensors), ctypes.c_float(float(dloss)), _at(out))
-    return out.to(logits_TE.dtype)
-
-
-def _loss_inputs(
-    logits_TE: Tensor, ids_TK: Tensor, sequence_T: Tensor, sequences: int
-) -> tuple[ctypes.Array, tuple[Tensor, Tensor, Tensor]]:
-    tokens, experts = logits_TE.shape
-    ids, sequence = ids_TK.to(torch.int16).contiguous(), sequence_T.to(torch.int32).contiguous()
-    if tokens and (int(sequence.max()) >= max(sequences, 1) or int(ids.min()) < 0 or int(ids.max()) >= experts):
-        raise ValueError(
-            f"sequences up to {int(sequence.max())} of {sequences}, experts up to {int(ids.max())} of {experts}"
-        )
-    ints = _ints(tokens, experts, ids_TK.shape[1], sequences, _threads(tokens * experts))
-    return ints, (logits_TE.float().contiguous(), ids, sequence)
-
-
 def dispatch(ids_TK: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(order int32 [S], inverse int32 [T, K], offsets int32 [E + 1]); ValueError for an id that is no expert's."""
     ids = ids_TK.to(torch.int16).contiguous()

@@ -160,44 +160,6 @@ class _Route(torch.autograd.Function):
         return output
 
 
-# ---------------------------------------------------------------- the router's losses
-
-
-@torch.library.custom_op("parl::router_loss", mutates_args=())
-def router_loss(logits: Tensor, ids: Tensor, sequence: Tensor, sequences: int, balance: float, z: float) -> Tensor:
-    """Balance loss within sequences and z-loss, see :func:`model.kernels.reference.router_loss_fwd`."""
-    return implementation(logits).router_loss_fwd(logits, ids, sequence, sequences, balance, z)
-
-
-@router_loss.register_fake
-def _(logits, ids, sequence, sequences, balance, z):
-    return logits.new_empty(())
-
-
-@torch.library.custom_op("parl::router_loss_backward", mutates_args=())
-def _router_loss_backward(
-    dloss: Tensor, logits: Tensor, ids: Tensor, sequence: Tensor, sequences: int, balance: float, z: float
-) -> Tensor:
-    return implementation(logits).router_loss_bwd(dloss, logits, ids, sequence, sequences, balance, z)
-
-
-@_router_loss_backward.register_fake
-def _(dloss, logits, ids, sequence, sequences, balance, z):
-    return torch.empty_like(logits)
-
-
-def _loss_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.settings = inputs[3:]
-
-
-def _loss_grad(ctx: Any, dloss: Tensor) -> tuple:
-    return torch.ops.parl.router_loss_backward(dloss, *ctx.saved_tensors, *ctx.settings), *(None,) * 5
-
-
-torch.library.register_autograd("parl::router_loss", _loss_grad, setup_context=_loss_setup)
-
-
 # ---------------------------------------------------------------- log-probs
 
 

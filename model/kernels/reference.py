@@ -78,66 +78,6 @@ def route_bwd(dweights_TK: Tensor, scores_TK: Tensor, ids_TK: Tensor, experts: i
     return out.scatter_add_(1, ids_TK.long(), dlogits)  # a forced row may name an expert twice
 
 
-def router_loss_fwd(
-    logits_TE: Tensor, ids_TK: Tensor, sequence_T: Tensor, sequences: int, balance: float, z: float
-) -> Tensor:
-    """balance · (mean over sequences of Σ_i f_i P_i) + z · (mean over tokens of logsumexp²), a scalar.
-
-    For a sequence of N tokens f_i = E / (K N) · (its assignments to i) and P_i = mean of s_i / Σ_j s_j. ``sequence_T``
-    int32 names each token's sequence, below ``sequences``; tokens with -1 (padding) count nowhere.
-    """
-    f_TE, share_TE, _, tokens_T, counted = _loss_parts(logits_TE, ids_TK, sequence_T, sequences)
-    balanced = ((f_TE * share_TE).sum(-1) / tokens_T)[counted].sum() / max(sequences, 1)
-    squares = logits_TE.logsumexp(-1)[counted].square().sum() / counted.sum().clamp(min=1)
-    return balance * balanced + z * squares
-
-
-def router_loss_bwd(
-    dloss: Tensor, logits_TE: Tensor, ids_TK: Tensor, sequence_T: Tensor, sequences: int, balance: float, z: float
-) -> Tensor:
-    """Gradient [T, E] of :func:`router_loss_fwd`; f is a constant in it."""
-    f_TE, share_TE, total_T, tokens_T, counted = _loss_parts(logits_TE, ids_TK, sequence_T, sequences)
-    score = torch.sigmoid(logits_TE)
-    spread = (f_TE - (f_TE * share_TE).sum(-1, keepdim=True)) / total_T[:, None] * score * (1 - score)
-    out = balance / max(sequences, 1) * spread / tokens_T[:, None]
-    lse = logits_TE.logsumexp(-1, keepdim=True)
-    out = out + 2 * z / counted.sum().clamp(min=1) * lse * (logits_TE - lse).exp()
-    return dloss * out * counted[:, None]
-
-
-def _loss_parts(
-    logits_TE: Tensor, ids_TK: Tensor, sequence_T: Tensor, sequences: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """f of each token's sequence, shares s / Σ s, Σ s, tokens of the sequence, and which tokens count at all."""
-    experts, top_k = logits_TE.shape[1], ids_TK.shape[1]
-    counted = sequence_T >= 0
-    where = sequence_T.clamp(min=0).long()
-    tokens = torch.bincount(where[counted], minlength=max(sequences, 1)).clamp(min=1).to(logits_TE.dtype)
-    flat = (where[:, None] * experts + ids_TK.long())[counted].flatten()
-    loads = torch.bincount(flat, minlength=max(sequences, 1) * experts).view(-1, experts)
-    f = loads * (experts / top_k) / tokens[:, None]
-    score = torch.sigmoid(logits_TE)
-    total = score.sum(-1) + TINY
-    return f[where], score / total[:, None], total, tokens[where], counted
-
-
-def token_logprobs_fwd(logits_MV: Tensor, targets_M: Tensor, heat: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probs [M] of the targets, entropies [M], logsumexps [M]) of softmax(logits / heat)."""
-    scaled = logits_MV.to(_acc(logits_MV.dtype)) / heat
-    logprobs_MV = torch.log_softmax(scaled, dim=-1)
-    entropies = -(logprobs_MV.exp() * logprobs_MV).sum(-1)
-    return logprobs_MV.gather(1, targets_M[:, None]).squeeze(1), entropies, scaled.logsumexp(-1)
-
-
-def token_logprobs_bwd(
-    dlogprobs_M: Tensor, logits_MV: Tensor, targets_M: Tensor, sums_M: Tensor, heat: float
-) -> Tensor:
-    """Gradient [M, V] of the log-probs with respect to the logits, in their dtype."""
-    share = (logits_MV.to(_acc(logits_MV.dtype)) / heat - sums_M[:, None]).exp()
-    grad = (-share).scatter_add(1, targets_M[:, None], torch.ones_like(share[:, :1])) * (dlogprobs_M / heat)[:, None]
-    return grad.to(logits_MV.dtype)
-
-
 def dispatch(ids_TK: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(order int32 [S], inverse int32 [T, K], offsets int32 [E + 1]): assignments sorted by expert, tokens rising.
 

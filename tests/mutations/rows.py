@@ -19,7 +19,6 @@ recipe = mutants_of("learner", "parl/cold_start/shipped.py", "tests/parl/cold_st
 clip = mutants_of("learner", "parl/learn/qk_clip.py", "tests/parl/learn/test_qk_clip.py")
 routes = mutants_of("learner", "parl/learn/route_replay.py", "tests/parl/learn/test_route_replay.py")
 router = mutants_of("learner", "model/kimi/moe.py", "tests/model/kimi/test_transformer.py", LEARNER)
-losses = mutants_of("learner", "model/kernels/reference.py", "tests/model/kimi/test_router_loss.py")
 
 MUTANTS = [
     learner(

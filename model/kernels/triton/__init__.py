@@ -4,7 +4,6 @@ Importing this needs the package ``triton``, which CUDA builds of torch bring al
 tensor on a GPU asks for it. With ``TRITON_INTERPRET=1`` set before the first import the kernels run on the CPU, slowly.
 """
 
-from model.kernels.reference import router_loss_bwd, router_loss_fwd  # dense and off by default: torch's operators do
 from model.kernels.triton.dispatch import dispatch
 from model.kernels.triton.expert_grad import expert_mlp_bwd
 from model.kernels.triton.expert_mlp import expert_mlp_fwd
@@ -19,8 +18,6 @@ __all__ = [
     "fake_quant_int4_g32",
     "route_bwd",
     "route_fwd",
-    "router_loss_bwd",
-    "router_loss_fwd",
     "token_logprobs_bwd",
     "token_logprobs_fwd",
 ]

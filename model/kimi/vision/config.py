@@ -104,8 +104,6 @@ class MediaLimits(BaseModel):
     image_patches: int = Field(default=16_384, gt=0, description="most patches of a picture, before padding")
     frame_patches: int = Field(default=4096, gt=0, description="most patches of a video frame, before padding")
     side_patches: int = Field(default=512, gt=0, description="most patches along one side")
-    chunk_frames: int = Field(default=4, gt=0, description="frames of a video that share their tokens")
-    sample_fps: float = Field(default=2.0, gt=0, description="frames taken of a second of video")
     mean: float = Field(default=0.5, description="subtracted from every channel, of the range 0 to 1")
     std: float = Field(default=0.5, gt=0, description="by which every channel is divided then")
 

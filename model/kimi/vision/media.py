@@ -1,7 +1,7 @@
 """Pictures and video chunks to patches, and their features into the language model's embeddings.
 
 The way of a picture: shrink it (never enlarge) to its limits, pad right and bottom with black to whole tokens,
-normalise, cut into patches. A video is cut into chunks of a few frames that share their tokens. ``pack`` lays items one
+normalise, cut into patches. ``pack`` lays items one
 after the other for ``model.vision``; ``expand_placeholders`` gives each item as many placeholder tokens as it has rows,
 and ``merge_media`` puts the rows there.
 
@@ -80,18 +80,6 @@ def _picture(png: bytes, limits: MediaLimits) -> Media:
     return preprocess_image(open_image(png), limits)
 
 
-def preprocess_video(frames: Sequence[Any], limits: MediaLimits = K25_LIMITS) -> list[Media]:
-    """A video's sampled frames (each as for ``preprocess_image``) as chunks of ``limits.chunk_frames`` or fewer."""
-    if not len(frames):
-        raise ValueError("frames is empty: a video has at least one")
-    arrays = [_frame(frame) for frame in frames]
-    odd = next((index for index, array in enumerate(arrays) if array.shape != arrays[0].shape), None)
-    if odd is not None:
-        raise ValueError(f"frames[{odd}] has shape {arrays[odd].shape}, frames[0] {arrays[0].shape}: resize them alike")
-    chunks = range(0, len(arrays), limits.chunk_frames)
-    return [_patches(np.stack(arrays[i : i + limits.chunk_frames]), limits.frame_patches, limits) for i in chunks]
-
-
 def pack(items: Sequence[Media]) -> tuple[Tensor, list[Grid]]:
     """All items' patches one after the other [P, C, S, S], and their grids."""
     if not items:
@@ -140,23 +128,6 @@ def _patches(frames: np.ndarray, max_patches: int, limits: MediaLimits) -> Media
     grid = Grid(len(frames), size.padded_height // patch, size.padded_width // patch)
     cut = x.view(grid.t, 3, grid.h, patch, grid.w, patch).permute(0, 2, 4, 1, 3, 5)
     return Media(pixels_PCSS=cut.reshape(grid.patches, 3, patch, patch), grid=grid)
-
-
-def sample_frames(frames: int, fps: float, limits: MediaLimits = K25_LIMITS) -> list[int]:
-    """Which of a video's ``frames`` to take: evenly, from the first to the last, ``limits.sample_fps`` a second.
-
-    The rule of K2.5's published preprocessor; transformers' processor rounds down and leaves the end out.
-    """
-    if frames < 1 or fps <= 0:
-        raise ValueError(f"frames={frames}, fps={fps}: both must be positive")
-    count = max(1, round(frames * min(limits.sample_fps, fps) / fps))
-    return np.linspace(0, frames - 1, count).round().astype(int).tolist()
-
-
-def timestamp(seconds: float) -> str:
-    """``hh:mm:ss.fff``, which stands before a video chunk; milliseconds are cut off, not rounded."""
-    whole = int(seconds)
-    return f"{whole // 3600 % 24:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}.{int(seconds % 1 * 1000):03d}"
 
 
 # ------------------------------------------------------------------------------------------ tokens

@@ -41,24 +41,6 @@ def test_gradients_of_the_whole_block_are_those_of_finite_differences(tensors: d
     )
 
 
-def test_gradients_of_the_routers_losses_are_those_of_finite_differences(tensors: dict[str, Tensor]):
-    logits = tensors["logits"]
-    ids = ops.route(logits, tensors["bias"], **SETTINGS).ids
-    sequence = torch.tensor([0] * 2 + [2] * 3 + [-1] * 2, dtype=torch.int32)
-    assert torch.autograd.gradcheck(lambda x: torch.ops.parl.router_loss(x, ids, sequence, 3, 0.3, 0.1), (logits,))
-
-
-def test_balanced_sequences_have_the_least_balance_loss():
-    """Uniform scores and loads give Σ f P = 1; a sequence that sends all to one likely expert gives more."""
-    sequence = torch.zeros(4, dtype=torch.int32)
-    even = torch.arange(8, dtype=torch.int16).view(4, 2) % 4
-    loss = torch.ops.parl.router_loss(torch.zeros(4, 4), even, sequence, 1, 1.0, 0.0)
-    torch.testing.assert_close(loss, torch.tensor(1.0))
-    skewed = torch.zeros(4, 4)
-    skewed[:, :2] = 3.0
-    assert torch.ops.parl.router_loss(skewed, torch.tensor([[0, 1]] * 4).short(), sequence, 1, 1.0, 0.0) > 1.3
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_operators_are_registered_as_torch_demands(tensors: dict[str, Tensor], dtype: torch.dtype):
     t = {name: value.detach().to(dtype).requires_grad_(value.requires_grad) for name, value in tensors.items()}
@@ -69,8 +51,6 @@ def test_operators_are_registered_as_torch_demands(tensors: dict[str, Tensor], d
     plan = ops.dispatch(routing.ids, routing.counts)
     for base in (None, t["base"]):
         check(library.expert_mlp, (t["x"], t["w13"], t["w2"], *plan, routing.weights.requires_grad_(), base))
-    sequence = torch.zeros(T, dtype=torch.int32)
-    check(library.router_loss, (t["logits"], routing.ids, sequence, 1, 0.1, 0.1))
 
 
 @pytest.mark.parametrize("row", [[0, -1, 1], [-1, 2, 3], [0, 1, E]])

@@ -19,9 +19,6 @@ from model.kimi.vision.media import (
     open_image,
     pack,
     preprocess_image,
-    preprocess_video,
-    sample_frames,
-    timestamp,
 )
 
 SMALL = MediaLimits(image_patches=40, frame_patches=12, side_patches=8)
@@ -51,19 +48,6 @@ def test_pictures_are_those_of_transformers_bit_by_bit(limits: MediaLimits, thei
     pixels, grids = pack([preprocess_image(picture, limits) for picture in pictures])
     assert [(grid.t, grid.h, grid.w) for grid in grids] == [tuple(grid) for grid in expected["image_grid_thw"].tolist()]
     assert torch.equal(pixels, expected["pixel_values"])
-
-
-@pytest.mark.parametrize(
-    ("limits", "theirs"), [(MediaLimits(), {}), (SMALL, {"max_patches": 12, **THEIR_SMALL})], ids=["k25", "small"]
-)
-@pytest.mark.parametrize("frames", [1, 4, 7])
-def test_video_chunks_are_those_of_transformers_bit_by_bit(limits: MediaLimits, theirs: dict[str, Any], frames: int):
-    _, processor = processors(video=theirs)
-    video = noise(61, 90, frames)
-    expected = processor(videos=[channels_first(video)], return_tensors="pt")
-    pixels, grids = pack(preprocess_video(video, limits))
-    assert [(grid.t, grid.h, grid.w) for grid in grids] == [tuple(grid) for grid in expected["video_grid_thw"].tolist()]
-    assert torch.equal(pixels, expected["pixel_values_videos"].flatten(0, -4))
 
 
 def test_sizes_of_all_shapes_are_those_of_transformers():
@@ -124,38 +108,13 @@ def test_pillow_pictures_of_any_mode_are_read_as_rgb():
     assert np.array_equal(np.asarray(open_image(file.getvalue())), np.rot90(np.asarray(picture), -1))
 
 
-def test_a_video_is_cut_into_chunks_of_four_frames():
-    chunks = preprocess_video(noise(30, 30, 6))
-    assert [chunk.grid for chunk in chunks] == [Grid(4, 4, 4), Grid(2, 4, 4)]
-    alone = preprocess_image(noise(30, 30, 6)[5])  # small: neither limit bites
-    assert torch.equal(chunks[1].pixels_PCSS[16:], alone.pixels_PCSS)
-    limits = MediaLimits(frame_patches=4)
-    assert preprocess_video(noise(80, 80, 1), limits)[0].grid == Grid(1, 4, 4)  # 25 patches; 32 pixels, padded
-    assert preprocess_image(noise(80, 80), limits).grid == Grid(1, 6, 6)
-
-
-def test_frames_are_sampled_evenly_from_first_to_last():
-    assert sample_frames(100, 25.0) == [0, 14, 28, 42, 57, 71, 85, 99]
-    assert sample_frames(3, 1.0) == [0, 1, 2]  # slower than two a second: every frame
-    assert sample_frames(1, 30.0) == [0]
-
-
-def test_timestamps_have_hours_and_milliseconds():
-    assert timestamp(0.0) == "00:00:00.000"
-    assert timestamp(3725.5) == "01:02:05.500"
-    assert timestamp(59.9996) == "00:00:59.999"
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: preprocess_image(np.zeros((4, 4, 3))), "dtype float64"),
         (lambda: preprocess_image(np.zeros((4, 4), dtype=np.uint8)), r"shape \(4, 4\)"),
-        (lambda: preprocess_video([noise(4, 4), noise(4, 5)]), r"frames\[1\] has shape \(4, 5, 3\)"),
-        (lambda: preprocess_video([]), "frames is empty"),
         (lambda: pack([]), "items is empty"),
         (lambda: fit(0, 3, max_patches=4), "both sides must be positive"),
-        (lambda: sample_frames(0, 3.0), "frames=0"),
         (lambda: MediaLimits(side_patches=9), "side_patches=9 must be a multiple of merge_size=2"),
     ],
 )
