@@ -25,9 +25,15 @@ def test_the_faults_that_are_tried_are_there():
     assert {one.name for one in CASES if one.area == "process faults"} == set(FAULTS)
 
 
+def _case(attack: Attack) -> object:
+    """Attacks of one live run, and faults that share the undisturbed runs, stay in one process of tests, in order."""
+    together = [pytest.mark.xdist_group(attack.area)] if attack.area in ("network", "process faults") else []
+    return pytest.param(attack, id=f"{attack.area}: {attack.name}", marks=together)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("attack", CASES, ids=[f"{case.area}: {case.name}" for case in CASES])
+@pytest.mark.parametrize("attack", map(_case, CASES))
 def test_the_attack_is_held(attack: Attack, tmp_path: Path):
     try:
         attack.run(tmp_path)
