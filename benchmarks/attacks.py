@@ -1,8 +1,9 @@
 """Tries every attack of ``tests/attacks`` on this machine and counts by area: the table in docs/security.md.
 
-    python benchmarks/attacks.py [--area NAME] [--json FILE]
+    python benchmarks/attacks.py [--area NAME] [--json FILE] [--faults FILE]
 
 The last line is ``K of N held``; exits with 1 where one did not. What the machine cannot try is counted apart.
+``--faults``: what ``benchmarks/faults.py --json FILE`` has just found, in place of striking again, which takes longest.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+_FAULTS = "process faults"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from attacks.base import Attack, NotHere, all_attacks  # noqa: E402 - the folder is put on the path above
+from attacks.base import Attack, NotHere, all_attacks  # noqa: E402 - the folders are put on the path above
+
+from benchmarks import faults  # noqa: E402
 
 
 def attempt(attack: Attack) -> dict[str, str | float]:
@@ -39,16 +44,32 @@ def attempt(attack: Attack) -> dict[str, str | float]:
     return {"area": attack.area, "name": attack.name, "outcome": outcome, "said": said, "seconds": seconds}
 
 
+def struck(file: Path) -> list[Attack]:
+    """The faults, as ``benchmarks/faults.py`` has found them to end."""
+    rows = {row["fault"]: faults.Row(**row) for row in json.loads(file.read_text())}
+
+    def ended(name: str, _: Path) -> None:
+        if name not in rows:
+            raise NotHere(f"{file} has no row of it")
+        assert not faults.bad(rows[name]), rows[name]
+
+    return [Attack(area=_FAULTS, name=one.name, run=partial(ended, one.name)) for one in faults.FAULTS]
+
+
 def main() -> int:
     """Try all, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--area", help="only this one")
     parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--faults", type=Path, help="rows of benchmarks/faults.py: the runs are not struck again")
     options = parser.parse_args()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # run in the background: the programs tried would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     rows = []
-    for attack in all_attacks():
+    attacks = list(all_attacks())
+    if options.faults:
+        attacks = [attack for attack in attacks if attack.area != _FAULTS] + struck(options.faults)
+    for attack in attacks:
         if options.area in (None, attack.area):
             rows.append(attempt(attack))
             if rows[-1]["outcome"] != "held":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,14 @@ from attacks.base import Attack, NotHere, all_attacks
 
 SLOW = {"process faults", "network", "writers", "torn files"}  # minutes: test_attacks_slow.py
 CASES = [attack for attack in all_attacks() if attack.area not in SLOW]
+DOCUMENT = Path(__file__).parents[1] / "docs" / "security.md"
+
+
+def test_the_documented_counts_are_those_of_the_cases():
+    """benchmarks/attacks.py prints the table; who adds an attack, changes its row."""
+    rows = re.findall(r"^\| ([a-z ]+) \| (\d+) \| \d+ \| \d+ \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    tried = Counter(attack.area for attack in all_attacks())
+    assert {area: int(count) for area, count in rows} == tried
 
 
 @pytest.mark.parametrize("attack", CASES, ids=[f"{case.area}: {case.name}" for case in CASES])
