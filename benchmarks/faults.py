@@ -44,6 +44,7 @@ ACTORS = {
 STEPS = 6
 LIMIT_S = 60.0
 _DEADLINE_S = 600.0  # of anything that is waited for
+_ORPHANS_S = 100.0  # Ray's agents want to tell a dead GCS for a minute that their raylet is gone
 _SPARE = 24 * 2**20  # bytes of a small disk beside what a run needs
 
 
@@ -368,8 +369,8 @@ class Striker:
         code = run.finish()
         if code == -KILL:
             said = "killed by signal 9"  # nobody is left to say so but the shell
-        end = time.monotonic() + 60.0
-        while (left := run.orphans()) and time.monotonic() < end:  # Ray notices that its driver is gone
+        end = time.monotonic() + _ORPHANS_S
+        while (left := run.orphans()) and time.monotonic() < end:
             time.sleep(0.2)
         fault.mend(run)
         if code:
