@@ -109,7 +109,9 @@ class Run:
         self.log = config.with_name(f"{name}-{time.monotonic_ns()}.log")
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY", "WANDB"))}
         environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
-        code = "from parl.cli.main import main; main()"
+        # in the background of a shell, or below nohup, a program inherits that these are ignored
+        heard = "import signal as s; s.signal(s.SIGHUP, s.SIG_DFL); s.signal(s.SIGINT, s.default_int_handler); "
+        code = f"{heard}from parl.cli.main import main; main()"
         command = [sys.executable, "-c", code, "train", str(config), f"name={name}", *more]
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
@@ -290,7 +292,7 @@ FAULTS = [
     Fault(
         name="Ray kills for memory",
         strike=lambda run: None,
-        known=("memory", "OutOfMemory"),
+        known=("OutOfMemoryError",),
         exits=(1,),
         at=None,
         env=(("RAY_memory_usage_threshold", "0.001"), ("RAY_memory_monitor_refresh_ms", "200")),

@@ -7,6 +7,7 @@ ends. What an actor's own code raised (``RayTaskError``) is unwrapped to its fir
 from __future__ import annotations
 
 import glob
+import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,12 +68,13 @@ def said(error: BaseException) -> str:
     if not isinstance(cause, failures.RayError):
         return f"{type(cause).__name__}: {cause}"
     actor_id = getattr(cause, "actor_id", None)
+    if isinstance(cause, failures.OutOfMemoryError):
+        actor_id = _first(r"Actor\((\w+)\)", str(cause))
     struck = WATCH.about(actor_id if isinstance(actor_id, str) else None)
     text = struck.why if struck and struck.why else f"{type(cause).__name__}: {_gist(str(cause))}"
     pid = struck.pid if struck and struck.pid else _pid(str(cause))
-    name = (
-        struck.name if struck and struck.pid else f"{struck.label if struck else 'a process of Ray'} (pid {pid or '?'})"
-    )
+    label = struck.label if struck else _first(r"task name=([\w.]+)", str(cause)) or "a process of Ray"
+    name = struck.name if struck and struck.pid else f"{label} (pid {pid or '?'})"
     return f"{name} is lost: {text}{_tail(pid)}"
 
 
@@ -124,6 +126,13 @@ def _tail(pid: int) -> str:
 
 def _gist(text: str) -> str:
     """What Ray says, without the table of identifiers and the advice that fits everything."""
+    if used := _first(r"was (\S+ used / \S+ limit)", text):
+        share = _first(r"exceeded threshold of \S+ \((\S+) of", text)
+        users = re.findall(r"^(\d+)\t([\d.]+)\t(.{1,60})", text, re.MULTILINE)[:3]
+        most = "; ".join(f"{gigabytes} GB by {command.strip()} (pid {pid})" for pid, gigabytes, command in users)
+        return f"Ray ended it, as this machine's memory was {used}, Ray's own limit is {share}" + (
+            f"; most of it: {most}" if most else ""
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("\t")]
     gist = " ".join(lines[1:] or lines).partition(" Some common causes include")[0]
     return gist[:600]
@@ -134,4 +143,10 @@ def _pid(text: str) -> int:
         key, _, value = line.strip().partition(": ")
         if key == "pid" and value.isdigit():
             return int(value)
-    return 0
+    return int(_first(r"\bpid=(\d+)", text) or 0)
+
+
+def _first(pattern: str, text: str) -> str | None:
+    """The first group of ``pattern`` in ``text``."""
+    found = re.search(pattern, text)
+    return found[1] if found else None
