@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import time
 import zlib
@@ -29,7 +30,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from rollouts.engine.address import is_loopback, shown
 from rollouts.faults import Lost, MachineFault
 
+LOG = logging.getLogger(__name__)
 MIB = 2**20
+_TOLD_S = 2.0  # a server that is out of reach so long is said, once until it answers
 _CONNECTIONS = 32  # of one client: httpx looks through all of its connections for every request
 _CONNECT_S = 10.0
 _MAY_PASS = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -92,6 +95,8 @@ class Client:
     def __init__(self, url: str, *, key: str | None = None, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.url, self._key = url.rstrip("/"), key or ""
         self.sent_again = 0
+        self._missed_since: float | None = None
+        self._told = False
         self._settings: dict[str, Any] = {
             "headers": {"Accept-Encoding": "gzip"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             "transport": transport,
@@ -134,6 +139,7 @@ class Client:
         except ServerRefused as error:
             return error.status
         except (ServerFault, TimeoutError) as error:
+            self._missed(error)
             return str(error) or "no answer"
         return 200
 
@@ -153,10 +159,22 @@ class Client:
     def _again(self, state: RetryCallState, last: list[str]) -> None:
         self.sent_again += 1
         last.append(str(_error(state)))
+        self._missed(_error(state))
+
+    def _missed(self, error: BaseException | None) -> None:
+        """Say, once, that the server has been out of reach for a while: nobody should wait for it in silence."""
+        if not isinstance(error, NoConnection):
+            return
+        now = time.monotonic()
+        self._missed_since = now if self._missed_since is None else self._missed_since
+        if not self._told and now - self._missed_since > _TOLD_S:
+            self._told = True
+            LOG.warning("%s cannot be reached (%s); it is waited for", self.url, self.text(str(error)))
 
     async def _once(self, request: Request, deadline_s: float, most: int) -> bytes:
         what = f"{self.url}{request.path}"
         status, headers, body = await self._send(what, request, deadline_s, most)
+        self._missed_since, self._told = None, False
         if 200 <= status < 300:
             return body
         said = self.text(body)

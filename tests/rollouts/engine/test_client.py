@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
@@ -145,6 +146,34 @@ async def test_pauses_grow_with_jitter_and_end_at_their_longest():
         await client.ask(Request(path="/x"), 30, most=100, patience=patience)
     pauses = [later - earlier for earlier, later in pairwise(times)]
     assert len(pauses) == 5 and client.sent_again == 5 and len({round(pause, 4) for pause in pauses}) > 1
+
+
+async def test_a_server_that_is_waited_for_is_named_once_until_it_answers(monkeypatch, caplog):
+    monkeypatch.setattr("rollouts.engine.client._TOLD_S", 0.02)
+    up = False
+
+    def maybe(request: httpx.Request) -> httpx.Response:
+        if not up:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, content=b"{}")
+
+    client = Client("http://127.0.0.1:1", transport=httpx.MockTransport(maybe))
+    patience = Patience(unreached=lambda tries, _: tries > 40, pause_s=0.01, longest_pause_s=0.01)
+
+    async def ask() -> None:
+        with suppress(ServerFault):
+            await client.ask(Request(path="/x"), 30, most=100, patience=patience)
+
+    await client.status("/health", 5)
+    assert not caplog.messages  # it may be starting
+    for outage in (1, 2):
+        up = False
+        await asyncio.gather(ask(), ask(), client.status("/health", 5))
+        assert len(caplog.messages) == outage
+        assert "http://127.0.0.1:1 cannot be reached (" in caplog.messages[-1]
+        assert "refused" in caplog.messages[-1] and "waited for" in caplog.messages[-1]
+        up = True
+        await ask()
 
 
 def test_faults_travel_between_processes_whole():
