@@ -132,13 +132,13 @@ class Family(ABC):
 
     def read_shape(self, folder: Path) -> Shape:
         """The shape of the policy in ``folder``. FileNotFoundError and ValueError name the file and the key."""
-        from model.policy_files import read_shape
+        from model.policy_read import read_shape
 
         return read_shape(folder, self.Shape)
 
     def load(self, folder: Path) -> Policy:
         """The policy in ``folder``, a run's or a published one. FileNotFoundError and ValueError name what is wrong."""
-        from model.policy_files import load
+        from model.policy_read import load
 
         return load(folder, self)
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.blocks.logprobs import Head
-from model.family import Shape
+
+if TYPE_CHECKING:
+    from model.family import Shape
 
 
 class Router(Protocol):

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from model.decoder import Weights, check_weights, export_weights, shapes_of
+from model.decoder import Weights, export_weights
 from model.family import Family, Shape, family_of
 from model.files import replacing
 from model.json_file import read_json
 from model.policy import Policy
+from model.policy_read import SINGLE
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"
 DEFAULT = "model.kimi.family:Kimi"  # of policies whose meta.json names none
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
-S = TypeVar("S", bound=Shape)
 
 
 def save_policy(
@@ -57,36 +57,6 @@ def load_policy(folder: Path, family: Family) -> tuple[Weights, Any, Tokenizer, 
 def meta_of(folder: Path) -> dict[str, Any]:
     """What a policy's folder says about how it came to be; empty where it says nothing."""
     return read_json(folder / "meta.json", finite=False) if (folder / "meta.json").exists() else {}
-
-
-def read_shape(folder: Path, kind: type[S]) -> S:
-    """The shape in a policy's ``config.json``."""
-    file = folder / "config.json"
-    tree = read_json(file)
-    try:
-        return kind.model_validate_json(json.dumps(tree), strict=True)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-
-
-def load(folder: Path, family: Family) -> Policy:
-    """A policy of ``family`` as :func:`save_policy` writes it."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    policy = family.policy(family.read_shape(folder))
-    try:
-        tensors = {name: tensor.float() for name, tensor in load_file(folder / SINGLE).items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / SINGLE} cannot be read: {error}") from error
-    try:
-        check_weights(shapes_of(policy), {name: tensor.numpy() for name, tensor in tensors.items()})
-    except ValueError as error:
-        raise ValueError(f"{folder / SINGLE}: {error}") from None
-    with torch.no_grad():
-        policy.load_state_dict(tensors)
-    return policy
 
 
 def with_weights(shape: Shape, weights: Weights) -> Policy:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.family import Routes, Shape
-from model.kimi.vision.config import MediaLimits, VisionConfig, check_sizes
+from model.kimi.vision.config import VisionConfig, check_sizes
+from model.kimi.vision.pictures import KimiPictures
 
 # More than any model has: a file that says so is damaged or hostile, and nothing is to be allocated for it
 LARGEST = {
@@ -193,24 +194,11 @@ class ModelConfig(Shape):
         )
 
     @property
-    def pictures(self) -> MediaLimits | None:
+    def pictures(self) -> KimiPictures | None:
         """As the tower cuts them."""
-        return self.vision.limits if self.vision else None
+        return KimiPictures(self.vision.limits) if self.vision else None
 
     @property
     def picture_id(self) -> int | None:
         """``<|media_pad|>``, of a policy that sees."""
         return self.media_placeholder_token_id if self.vision else None
-
-    @classmethod
-    def from_hf(cls, hf: dict[str, Any]) -> ModelConfig:
-        """From the contents of a Hugging Face ``config.json``, see :func:`model.kimi.files.hf_config.from_hf`."""
-        from model.kimi.files.hf_config import from_hf
-
-        return from_hf(hf)
-
-    def to_hf(self, model_type: str = "deepseek_v3") -> dict[str, Any]:
-        """Contents of a Hugging Face ``config.json``, see :func:`model.kimi.files.hf_config.to_hf`."""
-        from model.kimi.files.hf_config import to_hf
-
-        return to_hf(self, model_type)

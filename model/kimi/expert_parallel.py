@@ -11,13 +11,16 @@ Shapes: T tokens, K experts a token, D hidden, R rows received.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.kimi.moe import Experts
-from model.kimi.transformer import Transformer
+
+if TYPE_CHECKING:
+    from model.kimi.transformer import Transformer
 
 
 class _Exchange(torch.autograd.Function):

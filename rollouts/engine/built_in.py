@@ -6,12 +6,11 @@ from typing import ClassVar
 
 from rollouts.config import RolloutsConfig
 from rollouts.engine.base import Place, PoolEngine
+from rollouts.engine.embedded.traits import EmbeddedTraits
 
 
-class Embedded(PoolEngine):
+class Embedded(EmbeddedTraits):
     """Our own engine, over the decoder of the policy's family, in its actor's process."""
-
-    pictures = in_flight = rebalance = adapters = True
 
     @classmethod
     def open(cls, place: Place) -> PoolEngine:

@@ -5,9 +5,7 @@ The fields carry the names of Hugging Face's ``kimi_k25``; the defaults are K2.5
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -115,15 +113,3 @@ class MediaLimits(BaseModel):
                 " would exceed it"
             )
         return self
-
-    def tokens(self, png: bytes) -> int:
-        """How many tokens the picture takes. ValueError for what is no PNG."""
-        from model.kimi.vision.picture_size import picture_tokens
-
-        return picture_tokens(png, self)
-
-    def batch(self, pngs: Sequence[bytes], places_BT: Any) -> Any:
-        """The pictures as the policy takes them (:class:`model.kimi.vision.media.MediaBatch`), at ``places_BT``."""
-        from model.kimi.vision.media import MediaBatch, picture
-
-        return MediaBatch.of([picture(png, self) for png in pngs], places_BT)

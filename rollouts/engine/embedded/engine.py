@@ -28,16 +28,16 @@ from model.decoder import PAGE, Features
 from model.family import Shape, family_of
 from model.lora import merged
 from rollouts.engine.base import Completion, EngineFull, Finish, Pictures, Sampling, Update
-from rollouts.engine.built_in import Embedded
 from rollouts.engine.embedded.pages import CacheFull, PagePool
 from rollouts.engine.embedded.streams import Request, Shown, Step, Stream
+from rollouts.engine.embedded.traits import EmbeddedTraits
 
 _CHUNK = 128  # prompt tokens that one stream may feed in one step
 _BATCH = 512  # tokens of one step
 _STREAMS = 4096
 
 
-class EmbeddedEngine(Embedded):
+class EmbeddedEngine(EmbeddedTraits):
     """Serves one model to coroutines of one event loop. ``record_routes`` hands out the experts of every fed token."""
 
     def __init__(self, config: Shape, *, pages: int = 24_576, record_routes: bool = True) -> None:

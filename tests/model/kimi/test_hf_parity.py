@@ -19,6 +19,7 @@ from model.kimi.attention import rope_tables, yarn_frequencies
 from model.kimi.config import ModelConfig
 from model.kimi.decoder import NativeDecoder, ReferenceDecoder
 from model.kimi.files import checkpoint
+from model.kimi.files.hf_config import from_hf, to_hf
 from model.kimi.transformer import Transformer
 from parl.config.load import load_config
 
@@ -54,7 +55,7 @@ configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys()
 def reference(config: ModelConfig, seed: int = 0) -> Any:
     """transformers' model of ``config`` with random weights, gains and correction biases far from neutral."""
     torch.manual_seed(seed)
-    model = DeepseekV3ForCausalLM(DeepseekV3Config.from_dict(config.to_hf())).eval()
+    model = DeepseekV3ForCausalLM(DeepseekV3Config.from_dict(to_hf(config))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -145,13 +146,13 @@ def test_a_checkpoint_goes_through_us_unchanged(config: ModelConfig, shard_bytes
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
-    assert ModelConfig.from_hf(again.config.to_dict()) == config
+    assert from_hf(again.config.to_dict()) == config
 
 
 @pytest.mark.parametrize("name", ["kimi_k2_5", "deepseek_v3", "moonlight_16b_a3b"])
 def test_frequencies_and_softmax_scale_of_the_published_shapes_are_the_same(name: str):
     config = load_config(MODELS / f"{name}.yaml").model
-    theirs = DeepseekV3Config.from_dict(config.to_hf())
+    theirs = DeepseekV3Config.from_dict(to_hf(config))
     rotary = modeling.DeepseekV3RotaryEmbedding(theirs)
     with torch.device("meta"):
         scale = modeling.DeepseekV3Attention(theirs, 0).scaling

@@ -16,6 +16,7 @@ from test_kimi_k25 import CONFIG, PICTURES, VISION, policy_of, random_pixels, tr
 
 from model.kimi.config import ModelConfig
 from model.kimi.files.checkpoint import load, save
+from model.kimi.files.hf_config import from_hf, to_hf
 from model.kimi.files.hf_layout import PREFIXES, layout, published_name
 from model.kimi.transformer import Transformer
 from model.kimi.vision.config import VisionConfig
@@ -119,15 +120,15 @@ def test_beside_int4_experts_the_vision_side_is_whole(tmp_path: Path):
 
 
 def test_k2_5s_vision_section_is_read_in_either_spelling():
-    config = ModelConfig.from_hf(WHOLE)
+    config = from_hf(WHOLE)
     assert config.vision == VisionConfig() and config.media_placeholder_token_id == 163605
     native = {"hidden_size": 1152, "pos_emb_height": 64, "rope_parameters": {"rope_type": "axial"}}
     hf = {"model_type": "kimi_k25", "text_config": K2_5, "vision_config": native, "image_token_id": 163605}
-    assert ModelConfig.from_hf(hf) == config
-    assert ModelConfig.from_hf({**WHOLE, "vision_config": None}) == ModelConfig.from_hf(K2_5)
-    assert ModelConfig.from_hf(config.to_hf("kimi_k25")) == config
-    assert ModelConfig.from_hf(CONFIG.to_hf("kimi_k25")) == CONFIG
-    assert {key: config.to_hf("kimi_k25")["vision_config"][key] for key in PUBLISHED} == PUBLISHED
+    assert from_hf(hf) == config
+    assert from_hf({**WHOLE, "vision_config": None}) == from_hf(K2_5)
+    assert from_hf(to_hf(config, "kimi_k25")) == config
+    assert from_hf(to_hf(CONFIG, "kimi_k25")) == CONFIG
+    assert {key: to_hf(config, "kimi_k25")["vision_config"][key] for key in PUBLISHED} == PUBLISHED
 
 
 @pytest.mark.parametrize(
@@ -142,12 +143,12 @@ def test_k2_5s_vision_section_is_read_in_either_spelling():
 )
 def test_a_vision_section_that_cannot_be_had_is_refused(change: dict[str, Any], message: str):
     with pytest.raises(ValueError) as error:
-        ModelConfig.from_hf({**WHOLE, "vision_config": PUBLISHED | change})
+        from_hf({**WHOLE, "vision_config": PUBLISHED | change})
     assert message in str(error.value)
 
 
 def test_k2_5_has_the_published_number_and_size_of_vision_tensors():
-    slots = layout(ModelConfig.from_hf(WHOLE), PREFIXES["kimi_k25"])
+    slots = layout(from_hf(WHOLE), PREFIXES["kimi_k25"])
     vision = {name: slot.shape for name, slot in slots.items() if not name.startswith("language_model.")}
     assert len(vision) == 335
     experts = sum(".experts." in name for name in slots)

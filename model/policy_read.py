@@ -1,0 +1,47 @@
+"""A policy's shape and weights from the folder that ``model/policy_files.py`` writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from model.decoder import check_weights, shapes_of
+from model.json_file import read_json
+
+if TYPE_CHECKING:
+    from model.family import Family, Shape
+    from model.policy import Policy
+
+SINGLE = "model.safetensors"
+S = TypeVar("S", bound="Shape")
+
+
+def read_shape(folder: Path, kind: type[S]) -> S:
+    """The shape in a policy's ``config.json``."""
+    file = folder / "config.json"
+    tree = read_json(file)
+    try:
+        return kind.model_validate_json(json.dumps(tree), strict=True)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def load(folder: Path, family: Family) -> Policy:
+    """A policy of ``family`` as :func:`save_policy` writes it."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    policy = family.policy(family.read_shape(folder))
+    try:
+        tensors = {name: tensor.float() for name, tensor in load_file(folder / SINGLE).items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / SINGLE} cannot be read: {error}") from error
+    try:
+        check_weights(shapes_of(policy), {name: tensor.numpy() for name, tensor in tensors.items()})
+    except ValueError as error:
+        raise ValueError(f"{folder / SINGLE}: {error}") from None
+    with torch.no_grad():
+        policy.load_state_dict(tensors)
+    return policy
