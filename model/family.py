@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from model.chat.base import ChatFormat, Vocabulary
+from model.costs import Costs
 from model.decoder import Decoder, Weights
 
 if TYPE_CHECKING:
@@ -125,6 +126,10 @@ class Family(ABC):
         from model.forward_decoder import ForwardDecoder
 
         return ForwardDecoder(self.policy(shape), pages)
+
+    def costs(self, shape: Any) -> Costs | None:
+        """What a policy of ``shape`` costs, for ``parl plan``; None where nobody counted."""
+        return None
 
     def picture_encoder(self, shape: Any) -> PictureEncoder:
         """The side that sees, of a shape that has ``pictures``."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.chat.base import ChatFormat, Vocabulary
 from model.chat.kimi import KimiChat
+from model.costs import Costs
 from model.decoder import Decoder
 from model.family import Family, PictureEncoder
 from model.kimi.config import ModelConfig
@@ -35,6 +36,12 @@ class Kimi(Family):
         from model.kimi.decoder import make_decoder
 
         return make_decoder(shape, pages)
+
+    def costs(self, shape: ModelConfig) -> Costs:
+        """Of the language model."""
+        from model.kimi.costs import costs
+
+        return costs(shape)
 
     def picture_encoder(self, shape: ModelConfig) -> PictureEncoder:
         """MoonViT and projector, without the language model."""

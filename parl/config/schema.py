@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from envs.base import Environment, Section
-from model.kimi.config import ModelConfig
+from model.family import Shape
 from parl.config.engines import check_engine_fits
 from parl.config.kinds import ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
 from parl.config.plugin import Kind
@@ -35,13 +35,10 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PolicyConfig(ModelConfig):
-    """The policy: its shape, with Hugging Face's names, and where its weights come from."""
-
-    optional: ClassVar[tuple[str, ...]] = (*ModelConfig.optional, "init", "family")
+class PolicyFields(Shape):
+    """The policy: its shape, whose keys its family brings, and where its weights come from."""
 
     family: str = Field(default="kimi", description="the model family: kimi, package.module:Class, or an entry point")
-
     init: Path | None = Field(
         default=None,
         description="start from this Hugging Face checkpoint or policy, which gives the shape and the tokenizer, in"
@@ -49,44 +46,27 @@ class PolicyConfig(ModelConfig):
     )
 
     @property
-    def shape(self) -> ModelConfig:
-        """The shape alone, as it stands beside a policy's weights."""
-        return ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
-
-
-class _OtherPolicy(BaseModel):
-    """What the section of a policy of another family has besides that family's shape."""
-
-    family: str
-    init: Path | None = None
-
-    @property
     def shape(self) -> Any:
-        """The shape alone."""
+        """The shape alone, as it stands beside a policy's weights."""
         own: Any = FAMILIES.resolve(self.family)
         return own.Shape(**{name: getattr(self, name) for name in own.Shape.model_fields})
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> Any:  # its class is made anew by whoever reads it
         return _policy, (self.family, self.model_dump())
 
 
 @lru_cache
-def policy_section(family: str) -> type[BaseModel]:
+def policy_section(family: str) -> type[PolicyFields]:
     """The class of ``model`` for a family by name: its shape's keys, ``family`` and ``init``."""
-    if family == "kimi":
-        return PolicyConfig
     own: Any = FAMILIES.resolve(family)
-    name: Any = (str, Field(default=family, description=_described("family")))
-    init: Any = (Path | None, Field(default=None, description=_described("init")))
-    return create_model("PolicyConfig", __base__=(_OtherPolicy, own.Shape), family=name, init=init)
+    field: Any = (str, Field(default=family, description=PolicyFields.model_fields["family"].description))
+    made = create_model("PolicyConfig", __base__=(PolicyFields, own.Shape), __doc__=PolicyFields.__doc__, family=field)
+    made.optional = (*own.Shape.optional, "init", "family") if family == "kimi" else (*own.Shape.optional, "init")
+    return made
 
 
-def _policy(family: str, values: dict[str, Any]) -> BaseModel:
+def _policy(family: str, values: dict[str, Any]) -> PolicyFields:
     return policy_section(family).model_validate(values)
-
-
-def _described(name: str) -> str | None:
-    return PolicyConfig.model_fields[name].description
 
 
 class EnvsFields(_Section):
@@ -227,7 +207,7 @@ class ConfigFields(_Section):
     seed: int = Field(default=1, ge=0)
     baseline: bool = Field(default=False, description="also train and evaluate the single agent")
     starter: Path | None = Field(default=None, description="shipped cold-start weights, used when their hash matches")
-    model: SerializeAsAny[PolicyConfig] = PolicyConfig()  # or another family's section, which the loader puts here
+    model: SerializeAsAny[PolicyFields] = Field(default_factory=lambda: _policy("kimi", {}))
     tokenizer: TokenizerConfig = TokenizerConfig()
     envs: EnvsFields = EnvsFields()
     sft: SftConfig = SftConfig()
@@ -312,6 +292,11 @@ class Config(ConfigFields):
     """One run."""
 
     envs: EnvsConfig = EnvsConfig()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _chosen_family(cls, given: Any) -> Any:
+        return _policy(given.get("family", "kimi"), given) if isinstance(given, dict) else given
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from parl.config.errors import UserError
 from parl.config.schema import Config
 from parl.learn.config import OptimizerConfig, ParallelConfig, check_parallel
 from parl.plan.gpus import GB
-from parl.plan.plan import NODE, Layout, count
+from parl.plan.plan import NODE, Layout, count, weights
 
 _FLOAT = 4  # bytes
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -54,7 +54,7 @@ def check_memory(config: Config) -> None:
         return
     said = ", ".join(f"{name} {size_of(size)}" for name, size in parts.items() if size)
     raise UserError(
-        f"model: {count(config.model).total / 1e9:,.2f} B parameters need at least {size_of(need)} of memory here"
+        f"model: {weights(config.model)[0] / 1e9:,.2f} B parameters need at least {size_of(need)} of memory here"
         f" ({said}), and this machine has {size_of(there)}: take a smaller model, or fewer trainer.ranks; the"
         " learner runs on one machine's CPUs (docs/scaling.md)"
     )
@@ -70,14 +70,14 @@ def least_bytes(config: Config) -> dict[str, float]:
 
     All ranks are processes here, so what they split is there once, and what they do not is there once a rank.
     """
-    trainer, n = config.trainer, count(config.model)
+    trainer, (total, routed) = config.trainer, weights(config.model)
     parallel = trainer.parallel
-    whole = n.rest * trainer.ranks + n.routed * trainer.ranks / parallel.expert_parallel  # nothing split but experts
+    whole = (total - routed) * trainer.ranks + routed * trainer.ranks / parallel.expert_parallel  # only experts split
     trained = 0.0 if config.optimizer.lora else 1.0  # adapters' own are small
-    weights = n.total if parallel.zero == 3 else whole
-    gradients = trained * (n.total if parallel.zero >= 2 else whole)
-    states = trained * (n.total if parallel.zero >= 1 else whole)  # one number a weight: Muon's; AdamW keeps two
-    sizes = {"weights": weights, "gradients": gradients, "optimiser states": states, "weights for engines": n.total}
+    held = total if parallel.zero == 3 else whole
+    gradients = trained * (total if parallel.zero >= 2 else whole)
+    states = trained * (total if parallel.zero >= 1 else whole)  # one number a weight: Muon's; AdamW keeps two
+    sizes = {"weights": held, "gradients": gradients, "optimiser states": states, "weights for engines": total}
     return {name: float(_FLOAT * size) for name, size in sizes.items()}
 
 

@@ -21,8 +21,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from model.costs import Costs
 from model.family import Shape, family_of
-from model.kimi.config import ModelConfig
 from parl.config.errors import UserError
 from parl.plan.gpus import GB, Gpu
 
@@ -31,21 +31,6 @@ NODE = 8  # GPUs
 _WEIGHT = _GRAD = 2  # bytes a parameter
 _ADAM = 12
 _PASSES = 3  # forward, recomputation, backward: each gathers weights and sends tokens to experts and back
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameters:
-    """Counts. The routers' correction biases are not trained and not counted."""
-
-    total: int
-    routed: int
-    embedding: int
-    active: int  # that a token passes, the row of the embedding aside
-
-    @property
-    def rest(self) -> int:
-        """All but the routed experts."""
-        return self.total - self.routed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,33 +72,21 @@ class Plan:
         return sum(self.memory.values())
 
 
-def count(config: Shape) -> Parameters:
-    """Parameters of the language model, to the unit; of another family than Kimi as if none were routed."""
-    if not isinstance(config, ModelConfig):
-        total = family_of(config).parameters(config)
-        return Parameters(total=total, routed=0, embedding=0, active=total)
-    c, hidden = config, config.hidden_size
-    head = c.qk_head_dim * c.num_attention_heads
-    query = hidden * head if c.q_lora_rank is None else c.q_lora_rank * (hidden + 1 + head)
-    keys = hidden * (c.kv_lora_rank + c.qk_rope_head_dim) + c.kv_lora_rank
-    up = c.kv_lora_rank * c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim)
-    attention = query + keys + up + c.num_attention_heads * c.v_head_dim * hidden
-    expert = 3 * hidden * c.moe_intermediate_size
-    dense = min(c.first_k_dense_replace, c.num_hidden_layers) * 3 * hidden * c.intermediate_size
-    routed = c.num_moe_layers * c.n_routed_experts * expert
-    shared = c.num_moe_layers * (c.n_shared_experts * expert + c.n_routed_experts * hidden)
-    embedding = c.vocab_size * hidden
-    total = 2 * embedding + hidden + c.num_hidden_layers * (attention + 2 * hidden) + dense + shared + routed
-    unused = routed - routed * c.num_experts_per_tok // c.n_routed_experts
-    return Parameters(total=total, routed=routed, embedding=embedding, active=total - unused - embedding)
+def count(shape: Shape) -> Costs:
+    """What a policy of ``shape`` costs; UserError where its family does not say."""
+    found = family_of(shape).costs(shape)
+    if found is None:
+        raise UserError(f"the family {shape.home} does not say what its policies cost: give it a method costs")
+    return found
 
 
-def cache_bytes(config: ModelConfig) -> int:
-    """Bytes of the latent cache that a token takes, in bfloat16."""
-    return 2 * config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
+def weights(shape: Shape) -> tuple[int, int]:
+    """(weights in all, of them in routed experts) of a policy; of a family that counts no costs as if none were."""
+    found = family_of(shape).costs(shape)
+    return (found.total, found.routed) if found else (family_of(shape).parameters(shape), 0)
 
 
-def check(config: ModelConfig, layout: Layout) -> None:
+def check(config: Shape, layout: Layout) -> None:
     """UserError where ``layout`` makes no sense for the model."""
     for name in ("gpus", "ep", "micro_tokens", "step_tokens", "context"):
         if getattr(layout, name) < 1:
@@ -125,18 +98,18 @@ def check(config: ModelConfig, layout: Layout) -> None:
     if layout.ep not in degrees(config, layout.gpus):
         allowed = ", ".join(map(str, degrees(config, layout.gpus)))
         raise UserError(
-            f"--ep {layout.ep}: must divide --gpus {layout.gpus} and the model's {config.n_routed_experts} routed"
+            f"--ep {layout.ep}: must divide --gpus {layout.gpus} and the model's {count(config).experts} routed"
             f" experts: one of {allowed}"
         )
 
 
-def degrees(config: ModelConfig, gpus: int) -> list[int]:
+def degrees(config: Shape, gpus: int) -> list[int]:
     """The degrees of expert parallelism that are possible."""
-    experts = config.n_routed_experts if config.num_moe_layers else 1
+    experts = count(config).experts
     return [d for d in range(1, min(gpus, experts) + 1) if gpus % d == 0 and experts % d == 0]
 
 
-def plan(config: ModelConfig, layout: Layout, gpu: Gpu) -> Plan:
+def plan(config: Shape, layout: Layout, gpu: Gpu) -> Plan:
     """What ``layout`` takes on ``gpu``s; UserError where it makes no sense."""
     check(config, layout)
     states = _ADAM * _held(config, layout, split=layout.zero >= 1)
@@ -158,7 +131,7 @@ def fits(plan: Plan, gpu: Gpu, host: float) -> bool:
     return plan.used + RESERVE <= gpu.memory and plan.host <= host
 
 
-def nearest(config: ModelConfig, layout: Layout, gpu: Gpu, host: float) -> Plan | None:
+def nearest(config: Shape, layout: Layout, gpu: Gpu, host: float) -> Plan | None:
     """The layout that fits with the fewest changes, on as many GPUs if it can be; then the fastest; or None."""
     gpus = layout.gpus
     while gpus <= 65_536:
@@ -169,7 +142,7 @@ def nearest(config: ModelConfig, layout: Layout, gpu: Gpu, host: float) -> Plan 
     return None
 
 
-def _variants(config: ModelConfig, layout: Layout, gpu: Gpu) -> Iterator[Plan]:
+def _variants(config: Shape, layout: Layout, gpu: Gpu) -> Iterator[Plan]:
     for ep in degrees(config, layout.gpus):
         for zero in (0, 1, 2, 3):
             for offload in (False, True) if zero else (False,):
@@ -180,7 +153,7 @@ def _changes(one: Layout, two: Layout) -> int:
     return sum(getattr(one, name) != getattr(two, name) for name in ("ep", "zero", "offload"))
 
 
-def _held(config: ModelConfig, layout: Layout, *, split: bool) -> float:
+def _held(config: Shape, layout: Layout, *, split: bool) -> float:
     """Parameters that a GPU holds something of, ``split`` over replicas or not."""
     n = count(config)
     if split:
@@ -188,38 +161,35 @@ def _held(config: ModelConfig, layout: Layout, *, split: bool) -> float:
     return n.routed / layout.ep + n.rest
 
 
-def _gathered_layer(config: ModelConfig, layout: Layout) -> float:
+def _gathered_layer(config: Shape, layout: Layout) -> float:
     """ZeRO 3: the largest layer's weights, whole but for expert parallelism."""
     if layout.zero < 3:
         return 0.0
     n = count(config)
-    routed = n.routed / max(config.num_moe_layers, 1) / layout.ep
-    blocks = (n.rest - 2 * n.embedding) / config.num_hidden_layers
+    routed = n.routed / max(n.routed_layers, 1) / layout.ep
+    blocks = (n.rest - 2 * n.embedding) / n.layers
     return _WEIGHT * max(routed + blocks, n.embedding)
 
 
-def _activations(config: ModelConfig, layout: Layout) -> dict[str, float]:
+def _activations(config: Shape, layout: Layout) -> dict[str, float]:
     """Estimate with full recomputation, in bfloat16: what layers keep, one layer's inside with its gradient, logits."""
-    c, tokens = config, layout.micro_tokens
-    attention = 2 * c.num_attention_heads * (c.qk_head_dim + c.v_head_dim)  # queries, keys, values, result
-    routed = c.num_experts_per_tok * (2 * c.hidden_size + 3 * c.moe_intermediate_size)  # row in and out, gate, up, act
-    shared = 3 * c.moe_intermediate_size * c.n_shared_experts
-    inside = attention + max(routed + shared if c.num_moe_layers else 0, 3 * c.intermediate_size)
+    n, tokens = count(config), layout.micro_tokens
     return {
-        "activations: layers' inputs": 2.0 * tokens * c.hidden_size * c.num_hidden_layers,
-        "activations: one layer's inside": 4.0 * tokens * inside,
-        "activations: logits": 8.0 * tokens * c.vocab_size,
+        "activations: layers' inputs": 2.0 * tokens * n.hidden * n.layers,
+        "activations: one layer's inside": 4.0 * tokens * n.inside,
+        "activations: logits": 8.0 * tokens * n.vocabulary,
     }
 
 
-def _all_to_all(config: ModelConfig, layout: Layout) -> float:
+def _all_to_all(config: Shape, layout: Layout) -> float:
     """Bytes a GPU sends to other GPUs' experts in a step: each copy of a token out and back, in every pass."""
-    copy = 2 * config.hidden_size * config.num_experts_per_tok * config.num_moe_layers
+    n = count(config)
+    copy = 2 * n.hidden * n.chosen * n.routed_layers
     away = 1 - 1 / layout.ep
     return 2 * _PASSES * copy * away * layout.micro_tokens * layout.passes
 
 
-def _collectives(config: ModelConfig, layout: Layout) -> float:
+def _collectives(config: Shape, layout: Layout) -> float:
     """Bytes a GPU sends in a step to keep replicas equal: gradients, and the weights that ZeRO splits."""
     n, replicas = count(config), layout.gpus / layout.ep
     once = n.rest * (1 - 1 / layout.gpus) + n.routed / layout.ep * (1 - 1 / replicas)  # parameters, through a ring
@@ -231,12 +201,11 @@ def _collectives(config: ModelConfig, layout: Layout) -> float:
     return once * (_GRAD + _WEIGHT)  # scatter, then gather: gradients at 0, weights at 1
 
 
-def _seconds(config: ModelConfig, layout: Layout, gpu: Gpu, sent: float, gathered: float) -> dict[str, float]:
+def _seconds(config: Shape, layout: Layout, gpu: Gpu, sent: float, gathered: float) -> dict[str, float]:
     """Floors of a step's parts. Offloading's transfers and the hosts' arithmetic are not in them."""
-    c, n = config, count(config)
+    n = count(config)
     tokens = layout.micro_tokens * layout.passes
-    heads = c.num_attention_heads * (c.qk_head_dim + c.v_head_dim)
-    attention = 2 * heads * (layout.context / 2) * c.num_hidden_layers  # causal: half the rows' length on average
+    attention = 2 * n.heads * (layout.context / 2) * n.layers  # causal: half the rows' length on average
     flop = tokens * (2 * n.active + attention) * (_PASSES + 1)  # the backward pass computes twice
     resident = n.routed / layout.ep + n.rest - n.embedding
     read = _WEIGHT * resident * (_PASSES + 1) * layout.passes  # each product reads, or writes, a matrix once

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from model.kimi.config import ModelConfig
-from model.kimi.files.hf_config import read_shape
+from model.family import Shape
 from parl.config.errors import UserError
+from parl.config.family import family_at
 from parl.config.load import load_config
 from parl.learn.config import OptimizerConfig
 from parl.plan.gpus import GB, Given, Gpu, find_gpu
 from parl.plan.limits import gaps, size_of
-from parl.plan.plan import RESERVE, Layout, Plan, cache_bytes, check, count, degrees, fits, nearest, plan
+from parl.plan.plan import RESERVE, Layout, Plan, check, count, degrees, fits, nearest, plan
 from parl.presets import preset, presets_folder
 from parl.shown.terminal import cell, console
 
@@ -60,13 +60,13 @@ def print_plan(
     out.print("GPU memory would suffice by this count; it is no promise that parl trains it", markup=False)
 
 
-def read_model(model: str) -> tuple[ModelConfig, OptimizerConfig]:
+def read_model(model: str) -> tuple[Shape, OptimizerConfig]:
     """The shape that MODEL names - in configs/models, a run's YAML file, or a folder with config.json - and how it
     would be trained."""
     path = Path(model)
     if path.is_dir():
         try:
-            return read_shape(path), OptimizerConfig()
+            return family_at(path).read_shape(path), OptimizerConfig()
         except (ValueError, FileNotFoundError) as error:
             raise UserError(str(error)) from None
     named, path = MODELS / f"{model}.yaml", preset(path)
@@ -77,18 +77,16 @@ def read_model(model: str) -> tuple[ModelConfig, OptimizerConfig]:
         raise UserError(f"no model {model}: neither a file, nor a folder with config.json, nor one of"
                         f" {', '.join(names)}{meant}")  # fmt: skip
     config = load_config(path if path.is_file() else named)
-    if not isinstance(config.model, ModelConfig):
-        raise UserError(f"{model}: parl plan counts the family kimi, and model.family is {config.model.family}")
     return config.model.shape, config.optimizer
 
 
-def _model_table(model: str, config: ModelConfig) -> Table:
+def _model_table(model: str, config: Shape) -> Table:
     n = count(config)
-    cache = cache_bytes(config)
+    cache = n.cache
     table = Table(title=cell(Path(model).stem), show_header=False, title_justify="left")
     table.add_row("parameters", f"{_count(n.total)} ({n.total:,})")
     table.add_row("of them in routed experts", _count(n.routed))
-    if config.vision:
+    if config.pictures:
         table.add_row("not planned for", "tower and projector, which a token of text does not pass")
     table.add_row("active a token", f"{_count(n.active)}, {_count(n.active + n.embedding)} with the input embedding")
     longest = config.max_position_embeddings
@@ -118,7 +116,7 @@ def _layout_table(made: Plan, name: str, gpu: Gpu) -> Table:
     return table
 
 
-def _refusal(config: ModelConfig, made: Plan, gpu: Gpu, host: float) -> str:
+def _refusal(config: Shape, made: Plan, gpu: Gpu, host: float) -> str:
     over = made.used + RESERVE - gpu.memory
     wrong = [f"each GPU lacks {size_of(over)} of {size_of(gpu.memory)}"] if over > 0 else []
     if made.host > host:

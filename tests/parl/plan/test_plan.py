@@ -23,7 +23,7 @@ from parl.learn.config import LoraConfig, OptimizerConfig, ParallelConfig
 from parl.plan import limits as learner_limits
 from parl.plan.gpus import GB, GPUS, Given, find_gpu
 from parl.plan.limits import gaps, least_bytes, machine_bytes
-from parl.plan.plan import RESERVE, Layout, cache_bytes, check, count, degrees, fits, nearest, plan
+from parl.plan.plan import RESERVE, Layout, check, count, degrees, fits, nearest, plan
 from parl.plan.table import read_model
 
 ROOT = Path(__file__).parents[3]
@@ -51,8 +51,8 @@ def test_k2_5_counts(k2_5: ModelConfig):
     n = count(k2_5)
     assert (n.routed, round(n.total / 1e9, 2)) == (ROUTED, 1026.41)
     assert (round(n.active / 1e9, 1), round((n.active + n.embedding) / 1e9, 1)) == (31.7, 32.9)
-    assert cache_bytes(k2_5) == (512 + 64) * 61 * 2 == 70_272
-    assert round(cache_bytes(k2_5) * 262_144 / 2**30, 1) == 17.2
+    assert count(k2_5).cache == (512 + 64) * 61 * 2 == 70_272
+    assert round(count(k2_5).cache * 262_144 / 2**30, 1) == 17.2
 
 
 @pytest.mark.parametrize("name", ["tiny", "small_100m", "kimi_k2_5", "deepseek_v3", "moonlight_16b_a3b"])
