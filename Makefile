@@ -21,7 +21,7 @@ test: setup lint types
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 test-all: test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

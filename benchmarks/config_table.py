@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from parl.config.chosen import built_in_sections
+from parl.config.plugin_sections import built_in_sections
 from parl.config.schema import Config
 
 BEGIN, END = "<!-- config:begin -->", "<!-- config:end -->"

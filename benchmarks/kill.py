@@ -36,7 +36,7 @@ import psutil
 from parl.config.load import load_config, to_yaml
 from parl.config.schema import Config
 from parl.machine.cluster import local_ray
-from parl.run.state import MANIFEST, complete
+from parl.run.checkpoints import MANIFEST, complete
 from parl.track.tracker import read_rows
 
 ACTORS = {"rank": "ray::Learner", "engine": "ray::EngineActor", "worker": "ray::RolloutWorker"}

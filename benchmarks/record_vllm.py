@@ -23,12 +23,12 @@ import httpx
 
 from model.kimi.family import Kimi
 from model.policy_files import load_policy
-from parl.serve.deliveries import Deliveries
+from parl.serve.server_weights import Deliveries
 from rollouts.config import HttpConfig
 from rollouts.engine.base import Delivery, Sampling
 from rollouts.engine.servers.dialects import Vllm
-from rollouts.engine.servers.handover import Deliverer
 from rollouts.engine.servers.http import HttpEngine
+from rollouts.engine.servers.weight_update import Deliverer
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = list(range(40, 60))

@@ -25,7 +25,7 @@ from parl.config.schema import Config
 from parl.episodes.stores import find_stores
 from parl.evaluate.rescore import rescore
 from parl.evaluate.scoring import Scoring
-from rewards.parl import Parl
+from rewards.parl_reward import Parl
 from rollouts.episode import Episode
 from rollouts.store.store import EpisodeStore
 

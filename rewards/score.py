@@ -8,7 +8,7 @@ from typing import SupportsFloat
 from envs.base import Role
 from rewards.base import PERF, TOTAL, Reward, Weights
 from rewards.outcome import Outcome, score_answer
-from rewards.parl import finish_rate
+from rewards.parl_reward import finish_rate
 from rollouts.critical_path import critical_steps, tool_calls, total_steps
 from rollouts.episode import Episode, EpisodeStatus
 

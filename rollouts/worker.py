@@ -17,10 +17,10 @@ from rollouts.config import RolloutsConfig
 from rollouts.engine.remote import RemoteEngine
 from rollouts.episode import MACHINE, Episode, Trace
 from rollouts.faults import Lost
-from rollouts.swarm.jobs import run_job
 from rollouts.swarm.limits import Slots, StopSwitch
 from rollouts.swarm.partial import Flight, Outcome
 from rollouts.swarm.placement import Job, Placement
+from rollouts.swarm.remote_subagents import run_job
 from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 

@@ -76,8 +76,8 @@ def test_imports_go_down_the_floors_only(file: Path):
     [
         "parl.config.schema, envs, rewards, rollouts.episode",
         "parl.cli.main, parl.config.load, parl.track.progress, parl.track.tracker, parl.report",
-        "parl.config.kinds, parl.learn.objective.k25, parl.learn.objective.cispo, parl.learn.objective.gspo",
-        "rewards.score, rewards.aggregate, rewards.parl, rewards.schedule, rollouts.swarm.budget",
+        "parl.config.plugin_kinds, parl.learn.objective.k25, parl.learn.objective.cispo, parl.learn.objective.gspo",
+        "rewards.score, rewards.aggregate, rewards.parl_reward, rewards.schedule, rollouts.swarm.budget",
         "parl.evaluate.rescore, parl.evaluate.compare, parl.evaluate.compare_page",
         "parl.episodes.listing, parl.episodes.view",
         "parl.evaluate.statistics, parl.evaluate.table",
@@ -131,7 +131,7 @@ def test_the_configuration_stays_small():
 
 
 # Who names the first family outside of ``model/``: the built-in table alone.
-FAMILY_NAMED = {"parl/config/kinds.py"}
+FAMILY_NAMED = {"parl/config/plugin_kinds.py"}
 
 
 def test_a_family_is_named_in_model_alone():
@@ -155,4 +155,4 @@ def test_the_world_is_named_in_envs_alone():
     named = re.compile(r"envs\.world|WorldEnvironment|WorldConfig|\"(single_fact|chain|swap)\"")
     outside = [file for file in FILES if file.relative_to(ROOT).parts[0] != "envs"]
     found = {str(file.relative_to(ROOT)) for file in outside if named.search(file.read_text())}
-    assert found == {"parl/config/kinds.py"}
+    assert found == {"parl/config/plugin_kinds.py"}

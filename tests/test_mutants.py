@@ -38,7 +38,7 @@ def test_every_mistake_can_be_made_in_exactly_one_place_and_no_two_are_the_same(
 
 
 def test_a_stale_mistake_is_an_error_and_never_a_success():
-    given = {"name": "m", "file": "rewards/parl.py", "tests": ()}
+    given = {"name": "m", "file": "rewards/parl_reward.py", "tests": ()}
     for old, new in (
         ("no such text", "x"),
         ("return", "pass"),

@@ -78,6 +78,23 @@ def route_bwd(dweights_TK: Tensor, scores_TK: Tensor, ids_TK: Tensor, experts: i
     return out.scatter_add_(1, ids_TK.long(), dlogits)  # a forced row may name an expert twice
 
 
+def token_logprobs_fwd(logits_MV: Tensor, targets_M: Tensor, heat: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-probs [M] of the targets, entropies [M], logsumexps [M]) of softmax(logits / heat)."""
+    scaled = logits_MV.to(_acc(logits_MV.dtype)) / heat
+    logprobs_MV = torch.log_softmax(scaled, dim=-1)
+    entropies = -(logprobs_MV.exp() * logprobs_MV).sum(-1)
+    return logprobs_MV.gather(1, targets_M[:, None]).squeeze(1), entropies, scaled.logsumexp(-1)
+
+
+def token_logprobs_bwd(
+    dlogprobs_M: Tensor, logits_MV: Tensor, targets_M: Tensor, sums_M: Tensor, heat: float
+) -> Tensor:
+    """Gradient [M, V] of the log-probs with respect to the logits, in their dtype."""
+    share = (logits_MV.to(_acc(logits_MV.dtype)) / heat - sums_M[:, None]).exp()
+    grad = (-share).scatter_add(1, targets_M[:, None], torch.ones_like(share[:, :1])) * (dlogprobs_M / heat)[:, None]
+    return grad.to(logits_MV.dtype)
+
+
 def dispatch(ids_TK: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(order int32 [S], inverse int32 [T, K], offsets int32 [E + 1]): assignments sorted by expert, tokens rising.
 

@@ -12,7 +12,7 @@ import typer
 
 from parl.config.errors import MachineError, UserError
 from parl.machine.ending import signals
-from parl.machine.environment import tidy
+from parl.machine.shell_variables import tidy
 from parl.shown.redaction import without_credentials
 from parl.shown.terminal import Unread, echo, echo_traceback, unread
 

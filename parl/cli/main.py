@@ -348,7 +348,7 @@ def _check_data(config: Config) -> None:
 
 def _check_surroundings(config: Config) -> None:
     from envs.tasks_io import names_file
-    from parl.machine.environment import check_cluster, check_proxy
+    from parl.machine.shell_variables import check_cluster, check_proxy
     from parl.track.sinks import check_sinks
 
     check_sinks(config.tracking)

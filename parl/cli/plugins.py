@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from parl.config.chosen import CHOICES, Choice
 from parl.config.plugin import PluginError
+from parl.config.plugin_sections import CHOICES, Choice
 from parl.shown.terminal import cell, console, echo
 
 

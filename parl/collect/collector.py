@@ -21,13 +21,13 @@ from envs.base import Environment, Task
 from model.decoder import Weights
 from model.family import family_of
 from model.lora import is_adapters, merged
-from parl.collect.again import Group, StepFailed, whole
 from parl.collect.pools import Refreshed, change, engine_kinds, pool_sizes, servers_of, subagents
+from parl.collect.rerun import Group, StepFailed, whole
 from parl.config.errors import MachineError
 from parl.config.schema import Config
 from parl.machine.cluster import actor, stop
 from parl.machine.faults import curable, named, said, struck
-from parl.serve.deliveries import Deliveries
+from parl.serve.server_weights import Deliveries
 from parl.shown.terminal import echo
 from rollouts.engine.actor import EngineActor
 from rollouts.engine.base import Place, Update
@@ -141,7 +141,7 @@ class Collector:
 
         ``attempts`` gives each task's attempts by number, where they are not the first ``group_size``; ``arrived`` is
         called with each group as soon as it is there.
-        Episodes that failed run again (``parl.collect.again``). Raises StepFailed past trainer.step_s, if all failed,
+        Episodes that failed run again (``parl.collect.rerun``). Raises StepFailed past trainer.step_s, if all failed,
         and where the machine keeps some from their end.
         """
         settings = {"seed": seed, "temperature": temperature, "top_p": top_p, "spawning": spawning}

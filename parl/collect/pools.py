@@ -18,7 +18,7 @@ from model.files import replacing
 from model.policy_files import load_policy
 from model.tokenizer.tokenizer import load_tokenizer
 from parl.config.errors import UserError
-from parl.config.kinds import ENGINES
+from parl.config.plugin_kinds import ENGINES
 from parl.config.schema import Config
 from rollouts.config import RolloutsConfig
 from rollouts.engine.base import PoolEngine

@@ -20,8 +20,8 @@ import ray
 
 from envs.base import Task
 from model.files import write_text
-from parl.collect.again import StepFailed, Tries, whole
 from parl.collect.collector import Collector
+from parl.collect.rerun import StepFailed, Tries, whole
 from parl.collect.tasks import TrainTasks
 from parl.config.schema import Config
 from rollouts.episode import Episode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parl.config.kinds import ENGINES
+from parl.config.plugin_kinds import ENGINES
 from rollouts.config import RolloutsConfig
 
 

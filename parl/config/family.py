@@ -7,7 +7,7 @@ from pathlib import Path
 from model.chat.base import ChatFormat, Vocabulary
 from model.family import Family, family_of
 from model.json_file import read_json
-from parl.config.kinds import FAMILIES
+from parl.config.plugin_kinds import FAMILIES
 from parl.config.schema import Config
 
 

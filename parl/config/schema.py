@@ -21,13 +21,13 @@ from pydantic import (
 from envs.base import Environment, Section
 from model.family import Shape
 from parl.config.engines import check_engine_fits
-from parl.config.kinds import ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
 from parl.config.plugin import Kind
+from parl.config.plugin_kinds import ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
 from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig, check_parallel
 from parl.learn.objective.base import Objective
 from parl.learn.objective.k25 import K25
 from rewards.base import Reward
-from rewards.parl import Parl
+from rewards.parl_reward import Parl
 from rollouts.config import RolloutsConfig
 
 
@@ -198,7 +198,7 @@ _PARTS = {
 
 
 class ConfigFields(_Section):
-    """One run. The loader (``chosen.py``) puts sections that are chosen by a name in the place of these fields."""
+    """One run. The loader (``plugin_sections.py``) puts sections that a name chooses in their place."""
 
     name: str = Field(
         default="run", pattern=r"^[A-Za-z0-9._-]+$", max_length=200, description="the run's folder is runs/NAME"

@@ -9,7 +9,7 @@ from typing import Any
 
 from envs.base import TaskGroup
 from parl.config.errors import UserError
-from parl.config.kinds import ENVIRONMENTS
+from parl.config.plugin_kinds import ENVIRONMENTS
 from parl.config.runs import CONFIG, run_config
 from parl.config.schema import Config
 

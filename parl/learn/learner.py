@@ -35,10 +35,10 @@ from parl.learn.objective.sft import sft_loss
 from parl.learn.qk_clip import QKClip
 from parl.learn.route_replay import RouteWatch, check_routes
 from parl.learn.rows import Row
+from parl.learn.shard.learner_state import Snapshot, restore, share_of, whole_pieces
 from parl.learn.shard.optimizer import NotFiniteLoss
 from parl.learn.shard.parts import Part, PartsReader
 from parl.learn.shard.shards import Shards
-from parl.learn.shard.state import Snapshot, restore, share_of, whole_pieces
 from rollouts.beat import Beating
 
 _LOOPBACK = "127.0.0.1"

@@ -1,17 +1,10 @@
 """From a group of episodes to rows for the learner.
 
-Advantage (K2.5 report Eq. 1): A_j = r_j − (1/K) Σ_k r_k over the K episodes of one task; no division by the standard
-deviation unless the objective says so, no critic. One number per *episode*, whatever number of traces or rows it
-becomes: a baseline per row would weigh an episode by how often it was cut.
+Every row carries its tokens' advantages (``parl/learn/advantage.py``).
 
 The denominator N of the loss is the number of trained tokens of the whole step, Σ over all rows of Σ mask
 (:func:`denominator`). Since every token then has the weight A_j / N wherever it lies, cutting an episode in rows leaves
 the gradient unchanged.
-
-Credit for co-trained sub-agents (``objective.credit``): with ``episode`` every trainable trace of an episode has the
-episode's advantage. With ``agent`` a sub-agent's trace is paid for its own outcome: the episode's reward if it returned
-a valid message, else 0 (:func:`subagent_reward`), minus the mean over the sub-agents of its group, in which every
-episode that has any weighs the same. Orchestrators keep the episode's advantage. Frozen sub-agents change neither.
 
 Only trainable traces give rows: frozen sub-agents are observations. FAILED episodes (the machine's fault, not the
 policy's) give no rows and do not enter the baseline of their group.
@@ -22,15 +15,14 @@ Shapes: T tokens of a row, L mixture-of-experts layers, K experts a token.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from rollouts.episode import Episode, Trace, TraceStatus
-
-_STD_EPS = 1e-6
+from parl.learn.advantage import agent_advantages, group_advantages
+from rollouts.episode import Episode, Trace
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,49 +44,6 @@ class Row:
     def trained(self) -> int:
         """Tokens that carry loss."""
         return int(self.mask.sum())
-
-
-def group_advantages(rewards: Sequence[float], *, normalise_std: bool = False) -> list[float]:
-    """A_j = r_j − mean(r), the group-mean baseline of K2.5 Eq. 1; ``normalise_std``: divided by std(r), as in GRPO.
-
-    The standard deviation is the sample's (over K − 1), plus 1e-6, as in GRPO's common implementations.
-    """
-    if not rewards:
-        return []
-    mean = sum(rewards) / len(rewards)
-    advantages = [reward - mean for reward in rewards]
-    if not normalise_std or len(rewards) == 1:
-        return advantages
-    std = (sum(advantage**2 for advantage in advantages) / (len(rewards) - 1)) ** 0.5
-    return [advantage / (std + _STD_EPS) for advantage in advantages]
-
-
-def subagent_reward(episode: Episode, trace: Trace) -> float:
-    """What a sub-agent earned: its episode's total reward if it returned a valid message, else 0."""
-    return episode.rewards["total"] if trace.status is TraceStatus.FINISHED else 0.0
-
-
-def agent_advantages(group: Sequence[Episode], *, normalise_std: bool = False) -> list[dict[str, float]]:
-    """For each episode of one task: the advantage of each trainable sub-agent, by agent id.
-
-    The baseline is the mean over episodes of the mean over their trainable sub-agents: an episode that launched many
-    weighs no more than one that launched one. ``normalise_std``: divided by the root of the mean square distance from
-    it, weighed alike, plus 1e-6.
-    """
-    trained = [[trace for trace in episode.subagents if trace.trainable and any(trace.mask)] for episode in group]
-    rewards = [
-        {trace.agent_id: subagent_reward(episode, trace) for trace in traces}
-        for episode, traces in zip(group, trained, strict=True)
-    ]
-    some = [list(own.values()) for own in rewards if own]
-    if not some:
-        return rewards
-    baseline = sum(sum(own) / len(own) for own in some) / len(some)
-    scale = 1.0
-    if normalise_std:
-        spread = sum(sum((reward - baseline) ** 2 for reward in own) / len(own) for own in some) / len(some)
-        scale = 1 / (spread**0.5 + _STD_EPS)
-    return [{agent: (reward - baseline) * scale for agent, reward in own.items()} for own in rewards]
 
 
 def step_rows(

@@ -19,9 +19,9 @@ from typing import Any
 
 from parl.errors import MachineError, UserError
 from parl.machine.ending import kept_handlers
-from parl.machine.environment import check_cluster, cluster_address, tidy
 from parl.machine.processes import no_leftovers
 from parl.machine.session_folder import session_folder
+from parl.machine.shell_variables import check_cluster, cluster_address, tidy
 from parl.machine.watch import SILENT_S, WATCH, kill_quietly
 from parl.own_packages import prepare_worker, worker_environment
 from rollouts.beat import GROUP, Beating

@@ -18,7 +18,7 @@ from parl.evaluate.table import print_table
 from parl.machine.memory import PeakMemory
 from parl.report import write_report
 from parl.report.episodes import sampled_episodes
-from parl.run.state import newest_state
+from parl.run.checkpoints import newest_state
 from parl.shown.terminal import echo
 from parl.track.progress import Progress
 from parl.track.tracker import Tracker

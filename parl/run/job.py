@@ -10,10 +10,10 @@ from parl.collect.tasks import check_tasks
 from parl.config.schema import Config
 from parl.machine.cluster import local_ray, reach_cluster
 from parl.machine.memory import PeakMemory
+from parl.run.checkpoints import newest_state
 from parl.run.claim import claimed
 from parl.run.finish import evaluate_policies, track_evaluation
 from parl.run.loop import Training
-from parl.run.state import newest_state
 from parl.serve.servers import check_servers
 from parl.track.progress import Progress
 from parl.track.sinks import check_sinks

@@ -15,7 +15,7 @@ from model.decoder import Weights
 from model.family import family_of
 from model.lora import merged
 from model.policy_files import load_policy, save_policy
-from parl.cold_start.beside import PtxTexts
+from parl.cold_start.ptx import PtxTexts
 from parl.collect.collector import Collector
 from parl.collect.pools import pool_sizes
 from parl.collect.sampling import draw_groups, groups, informative
@@ -26,9 +26,9 @@ from parl.config.runs import trained_steps
 from parl.config.schema import Config
 from parl.learn.group import LearnerGroup
 from parl.learn.rows import Row, step_rows
-from parl.learn.shard.state import saved_weights
+from parl.learn.shard.learner_state import saved_weights
+from parl.run.checkpoints import Checkpoints, State
 from parl.run.saver import Saver
-from parl.run.state import Checkpoints, State
 from parl.run.timeline import POOLS, Timeline
 from parl.track.progress import Progress
 from parl.track.tracker import Tracker

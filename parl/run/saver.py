@@ -15,7 +15,7 @@ from pathlib import Path
 
 from parl.config.errors import MachineError
 from parl.learn.group import LearnerGroup
-from parl.run.state import Checkpoints, State
+from parl.run.checkpoints import Checkpoints, State
 from parl.shown.terminal import echo
 
 

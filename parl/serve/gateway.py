@@ -22,16 +22,16 @@ from parl.config.errors import UserError
 from parl.config.family import family_at
 from parl.learn.rows import Row, step_rows
 from parl.machine.ownership import owning
-from parl.serve.deliveries import probe_logprobs, probe_tokens
 from parl.serve.export import policy_folder
+from parl.serve.server_weights import probe_logprobs, probe_tokens
 from parl.shown.terminal import echo
 from rollouts.config import HttpConfig, RolloutsConfig
 from rollouts.engine.address import shown
 from rollouts.engine.base import Engine, Place, Update
 from rollouts.engine.client import ServerFault
 from rollouts.engine.embedded.engine import EmbeddedEngine
-from rollouts.engine.servers.handover import Verifier
 from rollouts.engine.servers.served import ServedEngine
+from rollouts.engine.servers.weight_update import Verifier
 from rollouts.episode import Episode
 from rollouts.gateway.app import KIND, Gateway, GatewaySettings
 from rollouts.gateway.guard import Access, is_loopback, wrong_hosts, wrong_origins

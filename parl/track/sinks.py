@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from parl.config.errors import UserError
 from parl.config.schema import TrackingConfig
-from parl.machine.environment import wandb_mode
+from parl.machine.shell_variables import wandb_mode
 
 _NEEDS = {"tensorboard": "tensorboard", "prometheus_port": "prometheus-client"}
 

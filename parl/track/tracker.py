@@ -18,7 +18,7 @@ from typing import IO, Any, TypeVar
 
 from model.files import write_text
 from parl.config.schema import Config
-from parl.machine.environment import WandbMode, wandb_mode
+from parl.machine.shell_variables import WandbMode, wandb_mode
 from parl.shown.redaction import redact
 from parl.track.progress import Progress
 from parl.track.sinks import make_sinks

@@ -101,7 +101,7 @@ def _nobody_answers(folder: Path) -> None:
 
 
 def _loopback_is_spared(folder: Path) -> None:
-    from parl.machine.environment import tidy
+    from parl.machine.shell_variables import tidy
 
     for given in ({}, {"NO_PROXY": "corp.example"}, {"no_proxy": "a,b", "NO_PROXY": ""}):
         environ = {"HTTPS_PROXY": "http://proxy:1", "HOME": str(folder), **given}
@@ -116,7 +116,7 @@ def _loopback_is_spared(folder: Path) -> None:
 
 def _socks(folder: Path) -> None:
     from parl.config.errors import UserError
-    from parl.machine.environment import check_proxy
+    from parl.machine.shell_variables import check_proxy
 
     with mock.patch("importlib.util.find_spec", return_value=None):
         try:
@@ -128,7 +128,7 @@ def _socks(folder: Path) -> None:
 
 
 def _leftovers_are_dropped(folder: Path) -> None:
-    from parl.machine.environment import tidy
+    from parl.machine.shell_variables import tidy
 
     environ = {
         "RAY_AUTH_MODE": "disabled",
@@ -147,7 +147,7 @@ def _leftovers_are_dropped(folder: Path) -> None:
 
 def _wandb_modes(folder: Path) -> None:
     """The strictest of configuration and shell; ``auto`` follows the shell."""
-    from parl.machine.environment import wandb_mode
+    from parl.machine.shell_variables import wandb_mode
 
     table = [
         ("auto", {}, "offline"),
@@ -168,7 +168,7 @@ def _wandb_modes(folder: Path) -> None:
 
 def _foreign_folder(folder: Path) -> None:
     """A folder that another user put where caches would go is not used: compiled code is loaded from there."""
-    from parl.machine.environment import tidy
+    from parl.machine.shell_variables import tidy
 
     with shell({"TMPDIR": str(folder)}):
         planted = folder / f"parl-home-{os.getuid()}"

@@ -120,7 +120,7 @@ def _whole() -> Path:
     from model.policy_files import save_policy
     from parl.cold_start.imitation import cold_start_hash
     from parl.cold_start.vocabulary import build_tokenizer
-    from parl.run.state import Checkpoints, State
+    from parl.run.checkpoints import Checkpoints, State
     from parl.track.tracker import _dumps
 
     root = Path(tempfile.mkdtemp(prefix="parl-whole-"))

@@ -21,13 +21,13 @@ TINY: dict[str, Any] = {
         **{"moe_intermediate_size": 16, "max_position_embeddings": 1024},
     },
     "tokenizer": {"vocab_size": 800},
-    "sft": {"tokens": 12_000, "copying_tokens": 1_000, "drill_tokens": 2_000, "batch_tokens": 600},
+    "sft": {"tokens": 3_000, "copying_tokens": 500, "drill_tokens": 500, "batch_tokens": 500},
     "rollouts": {
         **{"group_size": 2, "tasks_per_step": 2, "concurrency": 4},
         "budget": {"orchestrator_steps": 4, "turn_tokens": 48},
     },
     "trainer": {"steps": 1, "ranks": 1},
-    "eval": {"tasks": 3},
+    "eval": {"tasks": 2},
     "tracking": {"wandb": "disabled"},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,20 +34,10 @@ def test_an_environment_without_a_teacher_needs_a_pretrained_policy(outside: Out
     assert "envs.name = environment:Towns: this environment has no teacher" in said and "model.init" in said
 
 
-@pytest.mark.slow
-def test_a_whole_run_in_an_environment_named_by_its_module(outside: Outside):
-    outside.config(envs={"name": "teacher:TaughtTowns", "config": {"towns": 50, "most": 3}})
-    outside.parl("train", "run.yaml", "--dry-run")
-    run = outside.whole_run()
-    said = outside.parl("episodes", "ls", "mine")
-    assert "towns" in said
-    assert "towns" in (run / "summary.json").read_text()
-    outside.parl("report", "mine")
-
-
-@pytest.mark.slow
-def test_a_whole_run_in_an_environment_named_by_its_entry_point(outside: Outside):
+def test_an_installed_environment_is_listed_with_its_keys_and_found_by_its_name(outside: Outside):
     outside.install("parl.environments", "towns", "teacher:TaughtTowns")
-    outside.config(envs={"name": "towns", "config": {"towns": 50, "most": 3}})
-    assert "towns" in outside.parl("plugins")
-    assert (outside.whole_run() / "policy" / "model.safetensors").is_file()
+    outside.config(envs={"name": "towns", "config": {"towns": 50}})
+    rows = json.loads(outside.parl("plugins", "--json"))
+    (row,) = [row for row in rows if row["name"] == "towns"]
+    assert (row["kind"], row["origin"], row["keys"]) == ("environment", "theirs 1.0", ["towns", "most"])
+    assert "towns: 50" in outside.parl("train", "run.yaml", "--dry-run")

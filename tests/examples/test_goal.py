@@ -12,7 +12,7 @@ import pytest
 from outside import ROOT, Outside
 from tiny import random_weights, tiny_model
 
-from parl.config.kinds import ENGINES, OBJECTIVES, REWARDS
+from parl.config.plugin_kinds import ENGINES, OBJECTIVES, REWARDS
 from rollouts.config import RolloutsConfig
 from rollouts.engine.base import Place, Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
@@ -27,7 +27,7 @@ ENGINE = {"engine": "engine:Plain", "engine_config": {"threads": 1}}
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Outside:
-    return Outside(tmp_path, "objective", "reward", "engine")
+    return Outside(tmp_path, "objective", "reward", "engine", "environment", "teacher")
 
 
 @pytest.fixture
@@ -123,22 +123,29 @@ def check_run(outside: Outside, run: Path) -> None:
     said = outside.parl("rescore", "mine")
     assert "all rewards are the stored ones, bit by bit" in said and "solved" in said
     assert "solved" in outside.parl("episodes", "show", "runs/mine/episodes", "train-000001:0")
-    outside.parl("report", "mine")
     assert "solved" in (run / "report.html").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)  # some twelve processes, one after another
-def test_a_whole_run_with_a_strangers_objective_reward_and_engine_named_by_module(outside: Outside):
-    outside.config(**THEIRS, rollouts=ENGINE, baseline=True)
-    check_run(outside, outside.whole_run())
+TOWNS = {"towns": 50, "most": 3}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # some twelve processes, one after another
-def test_a_whole_run_with_a_strangers_objective_reward_and_engine_named_by_entry_point(outside: Outside):
+@pytest.mark.timeout(900)  # some ten processes, one after another
+def test_a_whole_run_with_a_strangers_environment_objective_reward_and_engine_named_by_module(outside: Outside):
+    outside.config(envs={"name": "teacher:TaughtTowns", "config": TOWNS}, **THEIRS, rollouts=ENGINE)
+    run = outside.whole_run()
+    check_run(outside, run)
+    assert "towns" in (run / "summary.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # some ten processes, one after another
+def test_a_whole_run_with_a_strangers_classes_named_by_entry_point(outside: Outside):
+    outside.install("parl.environments", "towns", "teacher:TaughtTowns")
     outside.install("parl.objectives", "tapered", "objective:Tapered")
     outside.install("parl.rewards", "convex", "reward:Convex")
     outside.install("parl.engines", "plain", "engine:Plain")
-    outside.config(objective={"name": "tapered"}, rewards={"name": "convex"}, rollouts={"engine": "plain"})
+    assert all(name in outside.parl("plugins") for name in ("towns", "tapered", "convex", "plain"))
+    envs, engine = {"name": "towns", "config": TOWNS}, {"engine": "plain"}
+    outside.config(envs=envs, objective={"name": "tapered"}, rewards={"name": "convex"}, rollouts=engine)
     check_run(outside, outside.whole_run())

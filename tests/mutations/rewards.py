@@ -5,7 +5,7 @@ from mutations.base import mutants_of
 REWARD = "tests/rewards/test_parl_reward.py"
 OUTCOME = "tests/rewards/test_outcome.py"
 
-parl = mutants_of("rewards", "rewards/parl.py", REWARD)
+parl = mutants_of("rewards", "rewards/parl_reward.py", REWARD)
 base = mutants_of("rewards", "rewards/base.py", REWARD)
 schedule = mutants_of("rewards", "rewards/schedule.py", REWARD)
 score = mutants_of("rewards", "rewards/score.py", REWARD)

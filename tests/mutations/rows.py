@@ -6,7 +6,8 @@ ADVANTAGE, PACKING = "tests/parl/learn/test_advantage.py", "tests/parl/learn/tes
 LEARNER, STEPS = "tests/parl/learn/test_learner.py", "tests/parl/learn/test_learner_objectives.py"
 GROUP = "tests/parl/learn/test_learner_group.py"
 
-advantage = mutants_of("rows", "parl/learn/rows.py", ADVANTAGE)
+advantage = mutants_of("rows", "parl/learn/advantage.py", ADVANTAGE)
+rows = mutants_of("rows", "parl/learn/rows.py", ADVANTAGE)
 contexts = mutants_of("rows", "parl/learn/rows.py", "tests/rollouts/swarm/test_context.py")
 pictures = mutants_of("rows", "parl/learn/rows.py", "tests/parl/learn/test_advantage.py")
 batch = mutants_of("rows", "parl/learn/batch.py", PACKING)
@@ -35,18 +36,18 @@ MUTANTS = [
         "leave-one-out-baseline", "mean = sum(rewards) / len(rewards)", "mean = sum(rewards) / max(len(rewards) - 1, 1)"
     ),
     advantage("always-normalised", "if not normalise_std or len(rewards) == 1:", "if len(rewards) == 1:"),
-    mutants_of("rows", "parl/learn/rows.py", "tests/parl/learn/test_objectives.py")(
+    mutants_of("rows", "parl/learn/advantage.py", "tests/parl/learn/test_objectives.py")(
         "deviation-over-all", "/ (len(rewards) - 1)) ** 0.5", "/ len(rewards)) ** 0.5"
     ),
-    mutants_of("rows", "parl/learn/rows.py", "tests/parl/learn/test_objectives.py")(
+    mutants_of("rows", "parl/learn/advantage.py", "tests/parl/learn/test_objectives.py")(
         "variance-for-deviation", "/ (len(rewards) - 1)) ** 0.5", "/ (len(rewards) - 1))"
     ),
-    advantage(
+    rows(
         "failed-episodes-in-the-baseline",
         "valid = [episode for episode in episodes if not episode.void]",
         "valid = list(episodes)",
     ),
-    advantage("one-baseline-for-all-tasks", "groups[episode.task.key].append(position)", 'groups[""].append(position)'),
+    rows("one-baseline-for-all-tasks", "groups[episode.task.key].append(position)", 'groups[""].append(position)'),
     advantage(
         "unfinished-subagents-earn",
         'episode.rewards["total"] if trace.status is TraceStatus.FINISHED else 0.0',
@@ -63,8 +64,8 @@ MUTANTS = [
         "baseline = sum(sum(own) for own in some) / sum(len(own) for own in some)",
     ),
     advantage("agent-credit-is-not-normalised", "        scale = 1 / (spread**0.5 + _STD_EPS)\n", ""),
-    advantage("agent-credit-is-ignored", 'if credit == "agent":', 'if credit == "agents":'),
-    advantage(
+    rows("agent-credit-is-ignored", 'if credit == "agent":', 'if credit == "agents":'),
+    rows(
         "frozen-traces-are-trained",
         "[trace for trace in episode.traces if trace.trainable and any(trace.mask)]\n    rows",
         "[trace for trace in episode.traces if any(trace.mask)]\n    rows",
@@ -74,29 +75,29 @@ MUTANTS = [
         "[trace for trace in episode.subagents if trace.trainable and any(trace.mask)]",
         "[trace for trace in episode.subagents if any(trace.mask)]",
     ),
-    advantage("failed-episodes-have-rows", "    if episode.void:\n        return []\n", ""),
-    advantage(
+    rows("failed-episodes-have-rows", "    if episode.void:\n        return []\n", ""),
+    rows(
         "advantage-on-read-tokens",
         "advantages=np.where(mask, np.float32(advantage), np.float32(0)),",
         "advantages=np.full(len(mask), advantage, np.float32),",
     ),
-    advantage(
+    rows(
         "missing-routes-pass",
         "if routed and trace.routes is None:",
         "if routed and trace.routes is None and not trace.tokens:",
     ),
-    advantage(
+    rows(
         "denominator-counts-all-tokens",
         "return sum(row.trained for row in rows)",
         "return sum(len(row.tokens) for row in rows)",
     ),
-    advantage("denominator-counts-rows", "return sum(row.trained for row in rows)", "return len(list(rows))"),
-    advantage(
+    rows("denominator-counts-rows", "return sum(row.trained for row in rows)", "return len(list(rows))"),
+    rows(
         "pieces-repeat-the-mask",
         "        mask[chunk] = True\n",
         "        mask[: int(chunk[-1]) + 1] = row.mask[: int(chunk[-1]) + 1]\n",
     ),
-    advantage("pieces-lose-their-prefix", "tokens=row.tokens[:end],", "tokens=np.where(mask, row.tokens[:end], 0),"),
+    rows("pieces-lose-their-prefix", "tokens=row.tokens[:end],", "tokens=np.where(mask, row.tokens[:end], 0),"),
     mutants_of("rows", "parl/learn/rows.py", "tests/parl/learn/test_objectives.py")(
         "pieces-pass-for-wholes", "whole=False", "whole=True"
     ),

@@ -13,14 +13,14 @@ TASKS = (
 trainer = mutants_of("training", "parl/run/loop.py", STEP)
 job = mutants_of("training", "parl/run/job.py", STEP)
 sampling = mutants_of("training", "parl/collect/sampling.py", "tests/parl/collect/test_sampling.py")
-ptx = mutants_of("training", "parl/cold_start/beside.py", STEP)
+ptx = mutants_of("training", "parl/cold_start/ptx.py", STEP)
 collect = mutants_of("training", "parl/collect/collector.py", COLLECTOR)
-again = mutants_of("training", "parl/collect/again.py", COLLECTOR)
+again = mutants_of("training", "parl/collect/rerun.py", COLLECTOR)
 stream = mutants_of("training", "parl/collect/stream.py", COLLECTOR)
 pools = mutants_of("training", "parl/collect/pools.py", "tests/parl/collect/test_pools.py")
 NEWEST = "tests/parl/run/test_checkpoints.py::test_a_runs_state_is_that_of_its_newest_checkpoint"
 
-state = mutants_of("training", "parl/run/state.py", STATE, NEWEST)
+state = mutants_of("training", "parl/run/checkpoints.py", STATE, NEWEST)
 resume = mutants_of("training", "parl/run/resume.py", RESUME)
 tasks = mutants_of("training", "parl/collect/tasks.py", *(f"tests/parl/run/test_evaluate.py::{name}" for name in TASKS))
 
@@ -57,10 +57,10 @@ MUTANTS = [
         "if stored is not None and stored[1] == self.state.policy_version:",
         "if False:",
     ),
-    mutants_of("training", "rewards/parl.py", STEP)(
+    mutants_of("training", "rewards/parl_reward.py", STEP)(
         "single-agent-is-paid-for-spawning", '{"lambda_parallel": 0.0, "lambda_finish": 0.0}', '{"lambda_finish": 0.0}'
     ),
-    mutants_of("training", "rewards/parl.py", STEP)(
+    mutants_of("training", "rewards/parl_reward.py", STEP)(
         "single-agent-is-paid-for-finishing",
         '{"lambda_parallel": 0.0, "lambda_finish": 0.0}',
         '{"lambda_parallel": 0.0}',

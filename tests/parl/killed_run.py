@@ -13,7 +13,7 @@ from typing import Any
 
 from parl.cli.main import main
 from parl.collect.collector import Collector
-from parl.run.state import Checkpoints
+from parl.run.checkpoints import Checkpoints
 from rollouts.store.store import EpisodeStore
 
 

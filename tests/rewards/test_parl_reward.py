@@ -10,7 +10,7 @@ from envs.base import ErrorKind, Gold, Oracle, Role, Task, TaskGroup, ToolCall, 
 from envs.world.groups import GROUPS
 from rewards.aggregate import aggregate, duplicate_rate, evaluation_table
 from rewards.base import Reward
-from rewards.parl import Parl
+from rewards.parl_reward import Parl
 from rewards.schedule import LinearAnneal
 from rewards.score import score_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn

@@ -22,9 +22,9 @@ from model.family import family_of
 from model.policy import Policy
 from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.shard.ds_engine import expert_ranks, make_engine, make_frozen_engine, make_optimizer, mark_expert
+from parl.learn.shard.learner_state import check_shapes, weight_shapes
 from parl.learn.shard.parts import PartsReader, Piece
 from parl.learn.shard.split_muon import Span, SplitMuon
-from parl.learn.shard.state import check_shapes, weight_shapes
 
 _GATHERED = 64 * 2**20  # elements that ZeRO 3 puts together at a time when weights are read
 

@@ -7,8 +7,8 @@ import os
 from model.family import Routes
 from rollouts.engine.base import Place, PoolEngine, Update
 from rollouts.engine.servers.dialects import DIALECTS
-from rollouts.engine.servers.handover import Deliverer
 from rollouts.engine.servers.http import HttpEngine
+from rollouts.engine.servers.weight_update import Deliverer
 
 
 class ServedEngine(HttpEngine, PoolEngine):

@@ -14,9 +14,9 @@ from tiny import tiny_config
 from envs.base import Task
 from parl.collect import collector as collect
 from parl.collect import stream
-from parl.collect.again import StepFailed
 from parl.collect.collector import Collector, _Packed
 from parl.collect.pools import Refreshed, engine_kinds
+from parl.collect.rerun import StepFailed
 from parl.collect.stream import EpisodeStream
 from parl.config.schema import Config
 from rollouts.engine.base import Update

@@ -19,7 +19,7 @@ from parl.config.errors import UserError
 from parl.config.load import load_config
 from parl.config.schema import Config
 from parl.learn.rows import step_rows
-from rewards.parl import Parl
+from rewards.parl_reward import Parl
 from rewards.score import score_episode
 from rollouts.config import RolloutsConfig
 from rollouts.episode import Episode

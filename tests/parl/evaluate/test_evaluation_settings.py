@@ -19,7 +19,7 @@ from parl.evaluate.measures import Sample, account, attempt, cost, estimates, la
 from parl.evaluate.policies import Policy
 from parl.evaluate.scoring import Scoring
 from parl.track.progress import EpisodeBar
-from rewards.parl import Parl
+from rewards.parl_reward import Parl
 from rewards.score import score_episode
 from rollouts.engine.chat.client import Usage
 from rollouts.episode import Episode, EpisodeStatus

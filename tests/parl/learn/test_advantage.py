@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from envs.base import Gold, Role, Task
-from parl.learn.rows import denominator, episode_rows, group_advantages, split_row, step_rows
+from parl.learn.advantage import group_advantages
+from parl.learn.rows import denominator, episode_rows, split_row, step_rows
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parl.learn.advantage import group_advantages
 from parl.learn.objective.base import Objective
 from parl.learn.objective.cispo import Cispo
 from parl.learn.objective.correction import correction_weights
@@ -20,7 +21,7 @@ from parl.learn.objective.gspo import Gspo
 from parl.learn.objective.k25 import K25
 from parl.learn.objective.loss import check_rows, policy_loss, statistic_names
 from parl.learn.objective.reference import reference_kl
-from parl.learn.rows import Row, denominator, group_advantages, split_row
+from parl.learn.rows import Row, denominator, split_row
 
 N = 11.0
 PLAIN: list[Objective] = [

@@ -19,14 +19,14 @@ from ray import exceptions as failures
 from benchmarks.faults import Row, bad
 from envs.base import Gold, Role, Task
 from parl.cli.errors import machine_cause
-from parl.collect.again import TRIES, Group, StepFailed, whole
 from parl.collect.collector import Collector
+from parl.collect.rerun import TRIES, Group, StepFailed, whole
 from parl.config.errors import MachineError
 from parl.machine.cluster import worst
 from parl.machine.faults import ActorLost, curable, is_machine, named, said
 from parl.machine.watch import BLOCKED_S, SILENT_S, STOPPED_S, WATCH, Watched
+from parl.run.checkpoints import Checkpoints, State
 from parl.run.saver import Saver
-from parl.run.state import Checkpoints, State
 from rollouts.beat import Beat
 from rollouts.episode import MACHINE, Episode, EpisodeStatus, Trace
 from rollouts.worker import EngineLost

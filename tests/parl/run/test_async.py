@@ -19,8 +19,8 @@ from tiny import joining
 from parl.collect.stream import EpisodeStream
 from parl.config.load import load_config, to_yaml
 from parl.config.schema import Config
+from parl.run.checkpoints import Checkpoints, State
 from parl.run.loop import Training
-from parl.run.state import Checkpoints, State
 from parl.track.progress import Progress
 from parl.track.tracker import read_rows
 from rollouts.episode import Episode, EpisodeStatus

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 
 from parl.config.errors import UserError
+from parl.learn.shard.learner_state import Snapshot, restore, saved_weights, share_of, whole_pieces
 from parl.learn.shard.optimizer import MuonAdamW
 from parl.learn.shard.parts import PartsReader, Piece, part_name, write_part
-from parl.learn.shard.state import Snapshot, restore, saved_weights, share_of, whole_pieces
+from parl.run.checkpoints import MANIFEST, Checkpoints, State, newest_state
 from parl.run.loop import Training
 from parl.run.saver import Saver
-from parl.run.state import MANIFEST, Checkpoints, State, newest_state
 
 
 class OneTensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kill import differences
-from parl.run.state import MANIFEST, Checkpoints, State
+from parl.run.checkpoints import MANIFEST, Checkpoints, State
 
 ROOT = Path(__file__).parents[3]
 

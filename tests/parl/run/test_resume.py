@@ -13,8 +13,8 @@ from parl.config.load import load_config, to_yaml
 from parl.config.runs import lengths
 from parl.config.schema import Config
 from parl.evaluate.rescore import rescore
+from parl.run.checkpoints import Checkpoints, State
 from parl.run.resume import continue_run
-from parl.run.state import Checkpoints, State
 from rollouts.store.store import EpisodeStore
 
 

@@ -22,9 +22,9 @@ from model.kimi.family import Kimi
 from model.policy_files import load_policy
 from parl.config.errors import UserError
 from parl.config.schema import Config
+from parl.run.checkpoints import Checkpoints
 from parl.run.job import run_training
 from parl.run.loop import Training
-from parl.run.state import Checkpoints
 from parl.track.progress import Progress
 from parl.track.tracker import read_rows
 from parl.track.wandb_reader import read_history, wandb_files
@@ -165,7 +165,7 @@ def test_a_policy_that_only_fails_stops_the_run(training: Training, tiny_run: Co
 
 
 def test_a_full_disk_is_named_before_anything_is_written(training: Training, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("parl.run.state.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("parl.run.checkpoints.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(
         UserError, match=r"checkpoints: a checkpoint needs \d+ bytes and \d+ to spare, but 1000 are free"
     ):

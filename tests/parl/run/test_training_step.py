@@ -12,14 +12,14 @@ from stored import make_episode, wide_task
 from tiny import tiny_config
 
 from envs.base import Role
-from parl.cold_start import beside as ptx
-from parl.cold_start.beside import PtxTexts
+from parl.cold_start import ptx
 from parl.cold_start.imitation import _CHUNK, DemoWorker
+from parl.cold_start.ptx import PtxTexts
 from parl.config.schema import Config
 from parl.learn.rows import Row
 from parl.run.job import single_agent
 from parl.run.loop import Training
-from rewards.parl import Parl
+from rewards.parl_reward import Parl
 from rewards.score import score_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace
 

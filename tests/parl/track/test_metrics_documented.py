@@ -20,7 +20,7 @@ from parl.track.tracker import Tracker, read_rows
 from parl.track.wandb_reader import wandb_files
 from parl.track.wandb_views import charts
 from rewards.aggregate import aggregate
-from rewards.parl import Parl
+from rewards.parl_reward import Parl
 from rewards.score import score_episode
 
 pytestmark = pytest.mark.slow

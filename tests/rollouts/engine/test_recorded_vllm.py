@@ -8,8 +8,8 @@ from replay import Replay
 from rollouts.config import HttpConfig
 from rollouts.engine.base import Delivery, Sampling
 from rollouts.engine.servers.dialects import Vllm
-from rollouts.engine.servers.handover import Deliverer
 from rollouts.engine.servers.http import HttpEngine
+from rollouts.engine.servers.weight_update import Deliverer
 
 
 async def test_a_recorded_vllm_takes_weights_and_samples(tmp_path):

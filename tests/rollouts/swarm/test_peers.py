@@ -14,9 +14,9 @@ from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig, LimitsConfig
 from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Trace, TraceStatus
-from rollouts.swarm.jobs import run_job
 from rollouts.swarm.limits import StopSwitch
 from rollouts.swarm.placement import Job, Placement
+from rollouts.swarm.remote_subagents import run_job
 from rollouts.swarm.settings import SwarmSettings
 
 SECOND = Latency(median_s=1.0)

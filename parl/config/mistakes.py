@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from parl.config.chosen import CHOICES, built_in_sections
 from parl.config.fields import section
+from parl.config.plugin_sections import CHOICES, built_in_sections
 from parl.config.schema import Config, ConfigFields
 from parl.shown.redaction import without_credentials
 from rollouts.engine.address import shown

@@ -15,8 +15,8 @@ from replay import Replay
 from rollouts.config import HttpConfig
 from rollouts.engine.base import Delivery
 from rollouts.engine.servers.dialects import Sglang, Vllm
-from rollouts.engine.servers.handover import Deliverer, StaleWeights, Verifier
 from rollouts.engine.servers.http import EngineGone, HttpEngine
+from rollouts.engine.servers.weight_update import Deliverer, StaleWeights, Verifier
 
 PROBE = [1, 2, 3, 4]
 VALUES = {0: [-1.0, -2.0, -3.0], 1: [-1.5, -2.5, -3.5], 2: [-1.6, -2.6, -3.6]}

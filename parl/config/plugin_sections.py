@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
-from parl.config.kinds import ENGINES, ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
 from parl.config.plugin import Kind, PluginError
+from parl.config.plugin_kinds import ENGINES, ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
 from parl.config.schema import Config, ConfigFields, policy_section
 
 

@@ -55,7 +55,7 @@ OBJECTIVES = Kind(
     check=check_objective,
 )
 
-REWARDS = Kind(what="reward", built_in={"parl": "rewards.parl:Parl"}, check=check_reward)
+REWARDS = Kind(what="reward", built_in={"parl": "rewards.parl_reward:Parl"}, check=check_reward)
 
 FAMILIES = Kind(what="family", built_in={"kimi": "model.kimi.family:Kimi"}, check=_family)
 
