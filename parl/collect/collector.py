@@ -1,18 +1,17 @@
 """Collecting episodes: the rollout side of a run - engines, workers, their restarts - behind two calls.
 
-``sync`` hands weights to the policy engines under the next version, ``collect`` returns every episode asked for, in the
-order asked. Dead and hung engines and workers are replaced and their unfinished groups run again; since an episode is
-a function of (weights, task, index, seed), running it again gives the same one. ``begin``,
-``suspend`` and ``snapshots`` are for episodes that run on beside the learner (``parl.collect.stream``).
+``sync`` hands weights to the policy engines under the next version (``parl.collect.weight_sync``); ``collect`` returns
+every episode asked for, in the order asked. Dead and hung engines and workers are replaced and their unfinished groups
+run again; since an episode is a function of (weights, task, index, seed), running it again gives the same one.
+``begin``, ``suspend`` and ``snapshots`` are for episodes that run on beside the learner (``parl.collect.stream``).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -20,33 +19,23 @@ from ray.exceptions import RayError
 from envs.base import Environment, Task
 from model.decoder import Weights
 from model.family import family_of
-from model.lora import is_adapters, merged
-from parl.collect.pools import Refreshed, change, engine_kinds, pool_sizes, servers_of, subagents
+from parl.collect.pools import change, engine_kinds, pool_sizes, servers_of
 from parl.collect.rerun import Group, StepFailed, whole
+from parl.collect.weight_sync import SYNC_S, PoolWeights
 from parl.config.errors import MachineError
 from parl.config.schema import Config
 from parl.machine.cluster import actor, stop
 from parl.machine.faults import curable, named, said, struck
-from parl.serve.server_weights import Deliveries
 from parl.shown.terminal import echo
 from rollouts.engine.actor import EngineActor
-from rollouts.engine.base import Place, Update
+from rollouts.engine.base import Place
 from rollouts.episode import Episode
 from rollouts.swarm.budget import critical_budget
 from rollouts.swarm.partial import Outcome
 from rollouts.worker import RolloutWorker
 
 _SETUP_S = 120.0
-_SYNC_S = 120.0
 Progress = Callable[[int, int], None]  # groups done, groups in all
-
-
-class _Packed(NamedTuple):
-    """One version on its way to a pool. Arrays travel beside the update, as references that Ray resolves."""
-
-    update: Update
-    weights: Any = None
-    base: Any = None
 
 
 class Collector:
@@ -57,17 +46,8 @@ class Collector:
     ) -> None:
         """``frozen``: the starting policy; ``kept``: where the run keeps refreshed sub-agents' weights."""
         self._config, self._environment, self._tokenizer = config, environment, str(tokenizer.resolve())
-        self._deliveries = Deliveries(config.run_dir / "served", config.model.shape, tokenizer)
         self._kinds = engine_kinds(config.rollouts)
-        servers = any(kind.servers for kind in self._kinds.values())
-        self._sync_s = _SYNC_S + (config.rollouts.http.update_s if servers else 0)
-        self._start_weights = frozen  # what adapters are merged with, here or by the engines
-        self._start_ref = ray.put(frozen) if config.optimizer.lora else None
-        self._subagent_model, frozen = subagents(config, self._tokenizer, frozen)
-        self._frozen = self._packed("frozen", 0, frozen)
-        back = config.trainer.checkpoint_every * config.trainer.keep_checkpoints
-        self._refreshed = Refreshed(config.rollouts.refresh_every, back, kept)
-        self._policy: _Packed | None = None  # what the policy pool serves
+        self._weights = PoolWeights(config, tokenizer, frozen, kept)
         self.restarts = 0
         self._workers: list[Any] = []
         self._engines: dict[str, list[Any]] = {}
@@ -79,15 +59,8 @@ class Collector:
         ``in_flight``: also where episodes run, which then go on under the new weights.
         """
         began = time.monotonic()
-        if is_adapters(weights) and self._kinds["policy"].adapters:
-            self._policy = _Packed(Update(version=version), ray.put(weights), self._start_ref)
-        else:
-            self._policy = self._packed("policy", version, merged(self._start_weights, weights))
-        if self._config.rollouts.subagent_pool == "refreshed":
-            due = self._refreshed.due(version, merged(self._start_weights, weights))
-            if due is not None:
-                self._frozen = self._packed("frozen", *due)
-                self.retrying(self._serve_frozen)
+        if self._weights.take(weights, version):
+            self.retrying(self._serve_frozen)
         if self._config.rollouts.rebalance:
             self.retrying(self._rebalance)
         self.retrying(lambda: self._serve_policy(in_flight))
@@ -95,7 +68,7 @@ class Collector:
 
     def serve(self, weights: Weights) -> None:
         """Serve another policy to be evaluated, as version 0; refreshed sub-agents are that policy, too."""
-        self._refreshed.forget()
+        self._weights.forget()
         self.sync(weights, 0)
 
     def begin(self, number: int, task: Task, outcomes: list[Outcome], *, pause_s: float = 0.0) -> Any:
@@ -121,7 +94,7 @@ class Collector:
 
     def snapshots(self) -> dict[int, bytes]:
         """Pickled outcomes, as they stand, of all groups that are being worked on."""
-        found = ray.get([worker.snapshot.remote() for worker in self._workers], timeout=_SYNC_S)
+        found = ray.get([worker.snapshot.remote() for worker in self._workers], timeout=SYNC_S)
         return {number: data for part in found for number, data in part.items()}
 
     def collect(
@@ -183,7 +156,7 @@ class Collector:
         def ask() -> None:
             totals.clear()
             for pool, replicas in self._engines.items():
-                for counters in ray.get([replica.statistics.remote() for replica in replicas], timeout=_SYNC_S):
+                for counters in ray.get([replica.statistics.remote() for replica in replicas], timeout=SYNC_S):
                     for name, value in counters.items():
                         totals[f"{pool}/{name}"] = totals.get(f"{pool}/{name}", 0.0) + value
 
@@ -216,7 +189,7 @@ class Collector:
     def _replicas(self, pool: str, count: int) -> list[Any]:
         """Actors of ``pool``: one for each of its servers, else ``count`` of its engine's class."""
         rollouts, kind = self._config.rollouts, self._kinds[pool]
-        model = self._config.model.shape if pool == "policy" else self._subagent_model
+        model = self._config.model.shape if pool == "policy" else self._weights.subagent_model
         urls = servers_of(rollouts, pool) if kind.servers else ("",) * count
         made = []
         for number, url in enumerate(urls):
@@ -228,19 +201,13 @@ class Collector:
     def _actors(self) -> list[Any]:
         return [*self._workers, *(replica for pool in self._engines.values() for replica in pool)]
 
-    def _packed(self, pool: str, version: int, weights: Weights) -> _Packed:
-        """What the pool's replicas are updated with: the weights in Ray's store, or a folder for its servers."""
-        if self._kinds[pool].servers:
-            return _Packed(Update(version=version, delivery=self._deliveries.write(pool, version, weights)))
-        return _Packed(Update(version=version), ray.put(weights))
-
     def _serve_frozen(self) -> None:
-        self._load("frozen", self._frozen)
+        self._weights.send("frozen", self._engines["frozen"])
 
     def _rebalance(self) -> None:
         """One engine may change to the busier pool; its weights come with the sync that follows."""
         loads = {"policy": 0.0, "frozen": 0.0}
-        for own in ray.get([worker.loads.remote() for worker in self._workers], timeout=_SYNC_S):
+        for own in ray.get([worker.loads.remote() for worker in self._workers], timeout=SYNC_S):
             loads = {pool: load + own[pool] for pool, load in loads.items()}
         moved = change(loads, {pool: len(replicas) for pool, replicas in self._engines.items()})
         if moved is None:
@@ -248,22 +215,14 @@ class Collector:
         giver, taker = moved
         replica = self._engines[giver].pop()
         self._engines[taker].append(replica)
-        ray.get(replica.assign.remote(taker), timeout=_SYNC_S)
+        ray.get(replica.assign.remote(taker), timeout=SYNC_S)
         if taker == "frozen":
             self._serve_frozen()
         calls = [worker.serve.remote(self._engines["policy"], self._engines["frozen"]) for worker in self._workers]
-        ray.get(calls, timeout=_SYNC_S)
+        ray.get(calls, timeout=SYNC_S)
 
     def _serve_policy(self, in_flight: bool = False) -> None:
-        if self._policy is not None:
-            self._load("policy", self._policy, in_flight=in_flight)
-
-    def _load(self, pool: str, packed: _Packed, *, in_flight: bool = False) -> None:
-        update = replace(packed.update, in_flight=in_flight)
-        calls = [replica.update.remote(update, packed.weights, packed.base) for replica in self._engines[pool]]
-        served = ray.get(calls, timeout=self._sync_s)
-        if any(answer != update.version for answer in served):
-            raise RuntimeError(f"the {pool} pool serves versions {served}, not {update.version}")
+        self._weights.send("policy", self._engines["policy"], in_flight=in_flight)
 
     def _submit(self, group: Group, number: int, settings: dict[str, Any]) -> Any:
         budget = critical_budget(group.task, self._config.rollouts.budget.critical_factor)

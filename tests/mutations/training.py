@@ -15,6 +15,7 @@ job = mutants_of("training", "parl/run/job.py", STEP)
 sampling = mutants_of("training", "parl/collect/sampling.py", "tests/parl/collect/test_sampling.py")
 ptx = mutants_of("training", "parl/cold_start/ptx.py", STEP)
 collect = mutants_of("training", "parl/collect/collector.py", COLLECTOR)
+sync = mutants_of("training", "parl/collect/weight_sync.py", COLLECTOR)
 again = mutants_of("training", "parl/collect/rerun.py", COLLECTOR)
 stream = mutants_of("training", "parl/collect/stream.py", COLLECTOR)
 pools = mutants_of("training", "parl/collect/pools.py", "tests/parl/collect/test_pools.py")
@@ -141,12 +142,12 @@ MUTANTS = [
     ptx("texts-come-again", "(step * count + part) * _DEMOS", "part * _DEMOS"),
     ptx("texts-overlap", "(step * count + part) * _DEMOS", "(step * count + part)"),
     ptx("texts-without-the-term", "if config.objective.ptx else None", "if config.objective.ptx >= 0 else None"),
-    collect(
+    sync(
         "answered-version-is-unchecked",
         "        if any(answer != update.version for answer in served):",
         "        if any(answer is None for answer in served):",
     ),
-    collect(
+    sync(
         "a-newer-version-passes",
         "answer != update.version for answer in served",
         "answer < update.version for answer in served",
@@ -156,7 +157,7 @@ MUTANTS = [
         '"temperature": temperature, "top_p": top_p, "spawning": spawning}',
         '"temperature": temperature, "top_p": 1.0, "spawning": spawning}',
     ),
-    collect("evaluated-sub-agents-stay", "        self._refreshed.forget()\n", ""),
+    collect("evaluated-sub-agents-stay", "        self._weights.forget()\n", ""),
     again(
         "machine-faults-stay",
         "self._count < TRIES.get(episode.limit, 0)]",

@@ -13,11 +13,12 @@ from tiny import tiny_config
 
 from envs.base import Task
 from parl.collect import collector as collect
-from parl.collect import stream
-from parl.collect.collector import Collector, _Packed
+from parl.collect import stream, weight_sync
+from parl.collect.collector import Collector
 from parl.collect.pools import Refreshed, engine_kinds
 from parl.collect.rerun import StepFailed
 from parl.collect.stream import EpisodeStream
+from parl.collect.weight_sync import Packed, PoolWeights
 from parl.config.schema import Config
 from rollouts.engine.base import Update
 from rollouts.episode import MACHINE, Episode, EpisodeStatus
@@ -78,18 +79,24 @@ def run(task: Task, indices: list[int], **settings: Any) -> list[Episode]:
 
 def collector(config: Config, monkeypatch: pytest.MonkeyPatch, **engines: list[Handle]) -> Collector:
     monkeypatch.setattr(collect, "ray", Ray)
+    monkeypatch.setattr(weight_sync, "ray", Ray)
+    weights = PoolWeights.__new__(PoolWeights)
+    weights.__dict__ |= {
+        "_config": config,
+        "_kinds": engine_kinds(config.rollouts),
+        "_sync_s": 1.0,
+        "_start_weights": {"w": np.zeros(1)},
+        "_start_ref": None,
+        "_refreshed": Refreshed(3, 2, None),
+        "_packed": {"frozen": Packed(Update(version=0))},
+    }
     out = Collector.__new__(Collector)
     out.__dict__ |= {
         "_config": config,
         "_workers": [Handle(run=run) for _ in range(2)],
         "_engines": {"policy": [], "frozen": [], **engines},
-        "_sync_s": 1.0,
-        "_start_weights": {"w": np.zeros(1)},
-        "_start_ref": None,
         "_kinds": engine_kinds(config.rollouts),
-        "_refreshed": Refreshed(3, 2, None),
-        "_frozen": _Packed(Update(version=0)),
-        "_policy": None,
+        "_weights": weights,
         "restarts": 0,
     }
     return out

@@ -1,0 +1,81 @@
+"""Weights on their way from the learner to the engines: packed once a version, then sent to every replica of a pool.
+
+The policy pool gets each version; the frozen pool keeps the starting policy, or a refreshed one. Embedded engines get
+arrays through Ray's store, servers a folder (``parl.serve.server_weights``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+
+from model.decoder import Weights
+from model.lora import is_adapters, merged
+from parl.collect.pools import Refreshed, engine_kinds, subagents
+from parl.config.schema import Config
+from parl.serve.server_weights import Deliveries
+from rollouts.engine.base import Update
+
+SYNC_S = 120.0  # deadline of one update, where no server needs more
+
+
+class Packed(NamedTuple):
+    """One version on its way to a pool. Arrays travel beside the update, as references that Ray resolves."""
+
+    update: Update
+    weights: Any = None
+    base: Any = None
+
+
+class PoolWeights:
+    """What each pool serves. ``start``: the starting policy; ``kept``: where a run keeps refreshed sub-agents'."""
+
+    def __init__(self, config: Config, tokenizer: Path, start: Weights, kept: Path | None = None) -> None:
+        self._config, self._kinds = config, engine_kinds(config.rollouts)
+        self._deliveries = Deliveries(config.run_dir / "served", config.model.shape, tokenizer)
+        servers = any(kind.servers for kind in self._kinds.values())
+        self._sync_s = SYNC_S + (config.rollouts.http.update_s if servers else 0)
+        self._start_weights = start  # what adapters are merged with, here or by the engines
+        self._start_ref = ray.put(start) if config.optimizer.lora else None
+        self.subagent_model, frozen = subagents(config, str(tokenizer.resolve()), start)
+        self._packed = {"frozen": self._pack("frozen", 0, frozen)}
+        back = config.trainer.checkpoint_every * config.trainer.keep_checkpoints
+        self._refreshed = Refreshed(config.rollouts.refresh_every, back, kept)
+
+    def forget(self) -> None:
+        """Another policy is served next: refreshed sub-agents are that one's."""
+        self._refreshed.forget()
+
+    def take(self, weights: Weights, version: int) -> bool:
+        """``weights``, a policy or adapters, are policy ``version`` now; whether the frozen pool has new ones, too."""
+        if is_adapters(weights) and self._kinds["policy"].adapters:
+            self._packed["policy"] = Packed(Update(version=version), ray.put(weights), self._start_ref)
+        else:
+            self._packed["policy"] = self._pack("policy", version, merged(self._start_weights, weights))
+        if self._config.rollouts.subagent_pool != "refreshed":
+            return False
+        due = self._refreshed.due(version, merged(self._start_weights, weights))
+        if due is not None:
+            self._packed["frozen"] = self._pack("frozen", *due)
+        return due is not None
+
+    def send(self, pool: str, replicas: Sequence[Any], *, in_flight: bool = False) -> None:
+        """Serve what is packed for ``pool`` on its ``replicas``, if anything is; RuntimeError for another version."""
+        packed = self._packed.get(pool)
+        if packed is None:
+            return
+        update = replace(packed.update, in_flight=in_flight)
+        calls = [replica.update.remote(update, packed.weights, packed.base) for replica in replicas]
+        served = ray.get(calls, timeout=self._sync_s)
+        if any(answer != update.version for answer in served):
+            raise RuntimeError(f"the {pool} pool serves versions {served}, not {update.version}")
+
+    def _pack(self, pool: str, version: int, weights: Weights) -> Packed:
+        """The weights in Ray's store, or a folder for the pool's servers."""
+        if self._kinds[pool].servers:
+            return Packed(Update(version=version, delivery=self._deliveries.write(pool, version, weights)))
+        return Packed(Update(version=version), ray.put(weights))
