@@ -48,7 +48,7 @@ class Checkpoints:
             shutil.rmtree(leftover)
 
     def begin(self, state: State, needed: int) -> Path:
-        """An empty folder to save ``needed`` bytes into. Raises UserError when the disk has no room for them."""
+        """An empty folder to save ``needed`` bytes into. Raises MachineError where the disk has no room for them."""
         path = self.folder / f"step-{state.step:06d}.partial"
         shutil.rmtree(path, ignore_errors=True)
         free = shutil.disk_usage(self.folder).free
