@@ -19,6 +19,7 @@ from model.decoder import check_weights, export_weights
 from model.kimi.decoder import weight_shapes
 from model.kimi.family import Kimi
 from model.kimi.vision.picture_size import K25_LIMITS
+from model.kimi.vision.pictures import KimiPictures
 from model.policy_files import load_policy, save_policy
 from parl.learn.batch import TextRow, lay
 from parl.learn.config import OptimizerConfig
@@ -251,13 +252,13 @@ def reading_row(seed: int) -> TextRow:
 def loss_before(rows: list[TextRow]) -> float:
     """Of the policy with ``WEIGHTS``."""
     policy = seeing_policy(CONFIG)
-    batch = lay(rows, lambda row: row.weights > 0, K25_LIMITS)
+    batch = lay(rows, lambda row: row.weights > 0, KimiPictures(K25_LIMITS))
     with torch.no_grad():
         return -float(policy(**batch.inputs)[0].mean())
 
 
 def loss_on(learner: Learner, rows: list[TextRow]) -> float:
-    batch = lay(rows, lambda row: row.weights > 0, K25_LIMITS)
+    batch = lay(rows, lambda row: row.weights > 0, KimiPictures(K25_LIMITS))
     learner.model.eval()
     with torch.no_grad():
         logprobs, _ = learner.model(**batch.inputs)

@@ -11,6 +11,7 @@ from envs.base import Gold, Role, Task, ToolCall, ToolResult, ToolSpec
 from model.chat.kimi import MEDIA_PAD, KimiChat, render
 from model.kimi.vision.config import MediaLimits
 from model.kimi.vision.picture_size import K25_LIMITS, picture_tokens, png_size
+from model.kimi.vision.pictures import KimiPictures
 from model.tokenizer.tokenizer import Tokenizer
 from parl.learn.rows import episode_rows
 from rollouts.config import BudgetConfig
@@ -58,7 +59,10 @@ def show(which: str) -> tuple[str, dict]:
     return ("show", {"which": which})
 
 
-async def play(tokenizer: Tokenizer, *plan, media: MediaLimits | None = K25_LIMITS) -> Episode:
+PICTURES = KimiPictures(K25_LIMITS)
+
+
+async def play(tokenizer: Tokenizer, *plan, media: KimiPictures | None = PICTURES) -> Episode:
     def pool(trace: Trace) -> ScriptedEngine:
         turns = plan if trace.role is Role.ORCHESTRATOR else ([show("one")], "seen")
         return ScriptedEngine(trace, KimiChat(tokenizer), lambda history: turns[len(history)])
