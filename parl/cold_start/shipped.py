@@ -96,10 +96,12 @@ def _why(config: Config) -> str:
 
 def _differences(wanted: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     missing = object()
-    return [
+    made, asked = (tree.get("envs.name", "world") for tree in (settings, wanted))
+    other = [f"envs.name = {made}, not {asked}"] if made != asked else []  # whose own keys say nothing then
+    return other + [
         f"{key} = {_shown(settings.get(key))}, not {_shown(wanted.get(key))}"
         for key in dict.fromkeys([*wanted, *settings])
-        if settings.get(key, missing) != wanted.get(key, missing)
+        if settings.get(key, missing) != wanted.get(key, missing) and not (other and key.startswith("envs."))
     ]
 
 

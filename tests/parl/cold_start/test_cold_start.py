@@ -9,6 +9,7 @@ import pytest
 
 from parl.cold_start.imitation import Fit
 from parl.cold_start.shipped import (
+    _differences,
     _settings,
     cold_start_folder,
     cold_start_hash,
@@ -85,3 +86,9 @@ def test_demonstrations_that_are_left_out_are_counted():
     assert "1 of 4 demonstrations" in (fit.note() or "")
     for _ in range(20):
         fit.count([200] * 48)  # one that fits is enough to go on
+
+
+def test_a_starter_of_another_environment_is_told_by_the_environment_alone():
+    settings = {"envs.config.widths": [2, 16], "sft.seed": 1}
+    wanted = {"envs.config.towns": 300, "envs.name": "town:Towns", "sft.seed": 2}
+    assert _differences(wanted, settings) == ["envs.name = world, not town:Towns", "sft.seed = 1, not 2"]
