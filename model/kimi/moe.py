@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.blocks.gate import gate_logits
 from model.blocks.mlp import SwiGLU
 from model.blocks.recompute import recomputing
 from model.kernels import ops
@@ -46,7 +46,7 @@ class Router(nn.Module):
         """
         c = self.config
         routing = ops.route(
-            F.linear(x_TD.float(), self.weight.float()),  # in float32 whatever the weights are
+            gate_logits(x_TD, self.weight),
             self.e_score_correction_bias,
             routes_TK,
             top_k=c.num_experts_per_tok,
