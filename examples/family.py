@@ -72,7 +72,7 @@ class DenseModel(Policy):
 class Dense(family.Family):
     Shape = DenseShape
 
-    def chat(self, tokenizer=None, *, thinking=False) -> KimiChat:
+    def chat(self, shape, tokenizer=None, *, thinking=False) -> KimiChat:
         return KimiChat(tokenizer, thinking=thinking)
 
     def policy(self, shape: DenseShape) -> Policy:

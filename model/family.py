@@ -112,8 +112,8 @@ class Family(ABC):
     # ---------------------------------------------------------------- what each writes
 
     @abstractmethod
-    def chat(self, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> ChatFormat:
-        """The format of its conversations; without a tokenizer one that renders text only."""
+    def chat(self, shape: Any, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> ChatFormat:
+        """How conversations of policies of ``shape`` are written; without a tokenizer one that renders text only."""
 
     @abstractmethod
     def policy(self, shape: Any) -> Policy:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from envs.base import Environment, Role, Session, Task
-from model.family import Family, Pictures
+from model.family import Shape, family_of
 from model.tokenizer.tokenizer import load_tokenizer
 from rollouts.beat import AsyncBeating
 from rollouts.config import RolloutsConfig
@@ -35,8 +35,7 @@ class EngineLost(Lost):
 class RolloutWorker(AsyncBeating):
     """Runs episodes of ``environment`` against a policy pool and a frozen pool. At most ``concurrency`` at once.
 
-    ``family``: the policies', which says how their conversations are written; ``media``: how pictures are cut for them,
-    None where they cannot see.
+    ``model``: the policies' shape, which says how their conversations are written and how pictures are cut for them.
     """
 
     def __init__(
@@ -48,12 +47,11 @@ class RolloutWorker(AsyncBeating):
         policy: Sequence[Any],
         frozen: Sequence[Any],
         name: str,
-        family: Family,
-        media: Pictures | None = None,
+        model: Shape,
     ) -> None:
         self._environment = environment
-        self._media = media
-        self._chat = family.chat(load_tokenizer(tokenizer_folder), thinking=config.thinking)
+        self._media = model.pictures
+        self._chat = family_of(model).chat(model, load_tokenizer(tokenizer_folder), thinking=config.thinking)
         self._config = config
         self._name = name
         self._co_trained = config.subagent_pool == "co_trained"

@@ -21,8 +21,8 @@ class Kimi(Family):
 
     Shape = ModelConfig
 
-    def chat(self, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> ChatFormat:
-        """K2.5's."""
+    def chat(self, shape: ModelConfig, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> ChatFormat:
+        """K2.5's, of any shape."""
         return KimiChat(tokenizer, thinking=thinking)
 
     def policy(self, shape: ModelConfig) -> Policy:

@@ -203,7 +203,7 @@ def check_placeholder(model: Shape, tokenizer: Tokenizer) -> None:
     """UserError where ``model`` takes another token for a picture's placeholder than the template writes."""
     if model.pictures is None:
         return
-    chat, given = family_of(model).chat(tokenizer), model.picture_id
+    chat, given = family_of(model).chat(model, tokenizer), model.picture_id
     if given != chat.picture_id:
         raise UserError(
             f"model.media_placeholder_token_id={given} is not the tokenizer's id of {chat.picture}: set it to"

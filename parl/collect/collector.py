@@ -18,7 +18,6 @@ from ray.exceptions import RayError
 
 from envs.base import Environment, Task
 from model.decoder import Weights
-from model.family import family_of
 from parl.collect.pools import change, engine_kinds, pool_sizes, servers_of
 from parl.collect.rerun import Group, StepFailed, whole
 from parl.collect.weight_sync import SYNC_S, PoolWeights
@@ -169,12 +168,11 @@ class Collector:
         self._workers, self._engines = [], {}
 
     def _start(self) -> None:
-        rollouts, model = self._config.rollouts, self._config.model
+        rollouts = self._config.rollouts
         self._engines = {pool: self._replicas(pool, count) for pool, count in pool_sizes(rollouts).items()}
         arguments = (self._environment, self._tokenizer, rollouts)
         pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
-        pools["family"] = family_of(model)
-        pools["media"] = model.pictures
+        pools["model"] = self._config.model.shape
         self._workers = [
             actor(RolloutWorker, *arguments, **pools, name=f"worker-{i}-{self.restarts}", _label=f"rollout worker {i}")
             for i in range(rollouts.workers)

@@ -13,7 +13,7 @@ from parl.config.schema import Config
 
 def chat_format(config: Config, tokenizer: Vocabulary | None = None) -> ChatFormat:
     """How conversations of the policies of ``config`` are written; without a tokenizer, to render text only."""
-    return family_of(config.model).chat(tokenizer, thinking=config.rollouts.thinking)
+    return family_of(config.model).chat(config.model, tokenizer, thinking=config.rollouts.thinking)
 
 
 def family_at(folder: Path) -> Family:

@@ -96,7 +96,7 @@ def serve(
             await chosen.update(Update(version=version, weights=weights))
         else:
             chosen = await _server(url, engine, model, tokenizer, weights, version)
-        chat = family_of(model).chat(tokenizer, thinking=thinking)
+        chat = family_of(model).chat(model, tokenizer, thinking=thinking)
         app = Gateway(chosen, chat, settings, store, access).app()
         echo(f"serving {folder} as {settings.model!r} at {where}")
         await uvicorn.Server(server_config(app)).serve(sockets=sockets)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
+from tiny import tiny_model
 
 from envs.base import Role
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy, subagent_act
 from model.chat.kimi import KimiChat
-from model.kimi.family import Kimi
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import RolloutsConfig
 from rollouts.engine.scripted import ScriptedEngine
@@ -69,7 +69,7 @@ def environment() -> Counting:
 def worker_of(environment: WorldEnvironment, path: str, frozen: object | None = None, **config) -> RolloutWorker:
     """A worker whose agents speak by scripts; ``frozen`` replaces the sub-agents' engine."""
     worker = RolloutWorker(
-        environment, path, RolloutsConfig(**config), policy=[None], frozen=[None], name="w", family=Kimi()
+        environment, path, RolloutsConfig(**config), policy=[None], frozen=[None], name="w", model=tiny_model()
     )
     tokenizer = Tokenizer.load(Path(path))
     task = environment.task_stream("train", 0)[0]
