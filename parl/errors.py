@@ -7,6 +7,10 @@ class UserError(Exception):
     """A mistake with a known fix; the text says what is wrong and what to do."""
 
 
+class ConfigError(UserError):
+    """The configuration is wrong; the text lists every problem by its dotted key."""
+
+
 class MachineError(UserError):
     """The machine failed a run: a full disk, a dead or hung process, a lost Ray. The run's folder is intact.
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from parl.cli.errors import reported, written_to
-from parl.config.errors import UserError
+from parl.errors import UserError
 from parl.shown.terminal import echo, line
 
 app = typer.Typer(help="List, show and search stored episodes; write and read other formats.", no_args_is_help=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from parl.config.errors import MachineError, UserError
+from parl.errors import MachineError, UserError
 from parl.machine.ending import signals
 from parl.machine.shell_variables import tidy
 from parl.shown.redaction import without_credentials

@@ -13,7 +13,7 @@ import parl
 from parl.cli import episodes as cli_episodes
 from parl.cli.episodes import AsJson, Family, Kind, Step, StoreArg
 from parl.cli.errors import reported, written_to
-from parl.config.errors import UserError
+from parl.errors import UserError
 from parl.own_packages import append, here
 from parl.shown.terminal import catch_warnings, echo, open_output
 

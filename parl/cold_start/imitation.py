@@ -23,8 +23,8 @@ from parl.cold_start.demos import Demonstrator
 from parl.cold_start.drills import drill_batches
 from parl.cold_start.shipped import cold_start_hash, cold_start_settings, shipped, starter_note
 from parl.cold_start.vocabulary import build_tokenizer
-from parl.config.errors import UserError
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.learn.batch import TextRow
 from parl.learn.config import OptimizerConfig
 from parl.learn.group import LearnerGroup

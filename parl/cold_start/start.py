@@ -11,9 +11,9 @@ from model.family import Shape, family_of
 from model.policy_files import SINGLE, save_policy
 from model.tokenizer.tokenizer import load_tokenizer
 from parl.cold_start.imitation import Report, check_placeholder, owning_cold_start, run_sft
-from parl.config.errors import UserError
 from parl.config.load import config_hash
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.track.progress import Progress
 
 

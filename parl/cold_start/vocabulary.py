@@ -9,9 +9,9 @@ from envs.base import Environment
 from envs.teacher import Teacher, Words
 from model.tokenizer.bpe import plain_texts, train_tokenizer
 from model.tokenizer.tokenizer import Tokenizer
-from parl.config.errors import UserError
 from parl.config.family import chat_format
 from parl.config.schema import Config
+from parl.errors import UserError
 
 _PROMPTS = 150  # times that each kind of prompt is shown
 

@@ -21,8 +21,8 @@ from model.decoder import Weights
 from parl.collect.pools import change, engine_kinds, pool_sizes, servers_of
 from parl.collect.rerun import Group, StepFailed, whole
 from parl.collect.weight_sync import SYNC_S, PoolWeights
-from parl.config.errors import MachineError
 from parl.config.schema import Config
+from parl.errors import MachineError
 from parl.machine.cluster import actor, stop
 from parl.machine.faults import curable, named, said, struck
 from parl.shown.terminal import echo

@@ -17,9 +17,9 @@ from model.family import Shape, family_of
 from model.files import replacing
 from model.policy_files import load_policy
 from model.tokenizer.tokenizer import load_tokenizer
-from parl.config.errors import UserError
 from parl.config.plugin_kinds import ENGINES
 from parl.config.schema import Config
+from parl.errors import UserError
 from rollouts.config import RolloutsConfig
 from rollouts.engine.base import PoolEngine
 from rollouts.engine.built_in import Embedded

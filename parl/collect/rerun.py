@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from envs.base import Task
-from parl.config.errors import MachineError
+from parl.errors import MachineError
 from parl.shown.terminal import echo
 from rollouts.episode import MACHINE, Episode, EpisodeStatus
 

@@ -12,8 +12,8 @@ from envs.base import Readings, Task
 from envs.tasks_io import TaskSource, is_there, names_file, read_tasks
 from parl.cold_start.vocabulary import teacher_of
 from parl.collect.fit import Context, demonstrations_that_fit, fitting
-from parl.config.errors import UserError
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.shown.terminal import echo
 from rewards.outcome.reach import unreachable
 

@@ -20,12 +20,12 @@ from pydantic.fields import FieldInfo
 
 from envs.tasks_io import file_problem, is_there, names_file
 from parl.config import yaml_text
-from parl.config.errors import ConfigError
 from parl.config.fields import section, takes_text, text_of, with_texts
 from parl.config.mistakes import explain, leaves, show
 from parl.config.plugin_kinds import FAMILIES
 from parl.config.plugin_sections import choose, plain
 from parl.config.schema import Config, ConfigFields
+from parl.errors import ConfigError
 from parl.presets import preset, preset_names
 from parl.shown.redaction import without_credentials
 from rollouts.engine.address import shown

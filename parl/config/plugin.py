@@ -21,7 +21,7 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from parl.config.errors import UserError
+from parl.errors import UserError
 
 
 class PluginError(UserError, ValueError):

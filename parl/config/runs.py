@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from model.json_file import read_json
-from parl.config.errors import ConfigError, UserError
 from parl.config.load import load_config
 from parl.config.schema import Config
+from parl.errors import ConfigError, UserError
 from parl.presets import preset, preset_names
 
 RUNS = Path("runs")

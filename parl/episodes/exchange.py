@@ -11,13 +11,13 @@ from typing import Any
 
 from envs.base import Task
 from envs.tasks_io import load_tasks
-from parl.config.errors import UserError
 from parl.episodes.formats.check import checked
 from parl.episodes.formats.common import ExportOptions, FormatError
 from parl.episodes.formats.documents import read_documents
 from parl.episodes.formats.registry import FORMATS, Format
 from parl.episodes.listing import Filter, list_episodes
 from parl.episodes.stores import readable
+from parl.errors import UserError
 from parl.machine.ownership import owning
 from parl.shown.redaction import redact
 from rollouts.episode import Episode

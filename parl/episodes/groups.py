@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import TaskGroup
-from parl.config.errors import UserError
 from parl.config.plugin_kinds import ENVIRONMENTS
 from parl.config.runs import CONFIG, run_config
 from parl.config.schema import Config
+from parl.errors import UserError
 
 KEY = "groups"  # where a summary keeps them
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from envs.base import ToolResult
 from model.tokenizer.tokenizer import Tokenizer
-from parl.config.errors import UserError
 from parl.episodes.stores import Store, find_stores, readable
+from parl.errors import UserError
 from rollouts.critical_path import critical_steps, total_steps
 from rollouts.episode import Episode, Trace, Turn
 from rollouts.store.outline import Outline, read_outlines

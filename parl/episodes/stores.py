@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from parl.config.errors import UserError
 from parl.config.runs import named_path, runs_there
+from parl.errors import UserError
 from rollouts.store import lookup
 from rollouts.store.outline import Outline, read_outlines, shard_paths
 from rollouts.store.store import SHARD_NAME, StoreError

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Environment, ErrorKind, Session, ToolCall, ToolResult
-from parl.config.errors import UserError
 from parl.config.runs import configuration, run_config
 from parl.episodes.exchange import whole_episodes
 from parl.episodes.listing import Filter, list_episodes
 from parl.episodes.stores import find_stores
+from parl.errors import UserError
 from parl.shown.terminal import console, echo, plain
 from rollouts.episode import Episode, Trace
 from rollouts.prompts import SPAWNING_NAMES

@@ -20,9 +20,9 @@ from envs.base import Role, Task
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from parl.cold_start.shipped import cold_start_hash
 from parl.cold_start.vocabulary import build_tokenizer
-from parl.config.errors import UserError
 from parl.config.family import chat_format
 from parl.config.schema import Config
+from parl.errors import UserError
 from rollouts.engine.address import check_key, host_of, shown
 from rollouts.engine.chat.client import KEY, ChatServer, ServerGone, Usage, api_root
 from rollouts.engine.chat.engine import ChatEngine, ChatModel

@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from parl.config.errors import UserError
 from parl.config.runs import named_path
 from parl.episodes.groups import families, run_groups
 from parl.episodes.stores import Store, final_stores, find_stores, kind_of, readable
+from parl.errors import UserError
 from parl.evaluate.measures import SCORE, Attempt, Sample, attempt, groups, latest
 from parl.evaluate.scoring import TRAIN
 from parl.evaluate.statistics import Bootstrap

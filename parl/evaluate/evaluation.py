@@ -21,10 +21,10 @@ from model.policy_files import load_policy
 from parl.cold_start.start import starting_policy
 from parl.collect.collector import Collector
 from parl.collect.tasks import check_tasks, held_out_tasks
-from parl.config.errors import UserError
 from parl.config.schema import Config
 from parl.episodes.groups import families, task_groups
 from parl.episodes.stores import readable
+from parl.errors import UserError
 from parl.evaluate.chat_model import ChatCollector, Served, find_model, is_url, used, vocabulary
 from parl.evaluate.measures import Sample, account, attempt, cost, estimates, groups, latest, plain
 from parl.evaluate.policies import Policy, local_policies, served_policies

@@ -15,8 +15,8 @@ from model.family import family_of
 from model.policy_files import INDEX, SINGLE
 from parl.cold_start.shipped import VERSION as TEXTS_VERSION
 from parl.cold_start.start import check_policy_files, starting_policy
-from parl.config.errors import UserError
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.evaluate.chat_model import Served
 from parl.evaluate.identity import EFFECTS, Effect, description, identity, policy_digest, policy_vocabulary
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parl.config.errors import UserError
 from parl.config.runs import configuration
 from parl.config.schema import Config
 from parl.episodes.stores import find_stores, readable
+from parl.errors import UserError
 from parl.evaluate.scoring import scoring_for
 from parl.shown.terminal import cell, console
 from rewards.base import TOTAL, Weights

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from parl.config.errors import UserError
 from parl.config.runs import lengths, run_config
 from parl.config.schema import Config
 from parl.episodes.stores import Store
+from parl.errors import UserError
 from rewards.base import Reward, Weights
 from rewards.score import score_episode
 from rollouts.episode import Episode

@@ -13,7 +13,7 @@ import difflib
 import re
 from dataclasses import dataclass, replace
 
-from parl.config.errors import UserError
+from parl.errors import UserError
 
 GB = 10**9
 _PLAIN = 5e9  # bytes a second between nodes: a network of 40 Gb/s

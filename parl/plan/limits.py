@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 
 from model.family import Shape
-from parl.config.errors import UserError
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.learn.config import OptimizerConfig, ParallelConfig, check_parallel
 from parl.plan.gpus import GB
 from parl.plan.plan import NODE, Layout, count, weights

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from model.costs import Costs
 from model.family import Shape, family_of
-from parl.config.errors import UserError
+from parl.errors import UserError
 from parl.plan.gpus import GB, Gpu
 
 RESERVE = 5 * GB  # of each GPU: context, communication buffers, fragmentation; assumed, not measured

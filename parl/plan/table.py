@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.table import Table
 
 from model.family import Shape
-from parl.config.errors import UserError
 from parl.config.family import family_at
 from parl.config.load import load_config
+from parl.errors import UserError
 from parl.learn.config import OptimizerConfig
 from parl.plan.gpus import GB, Given, Gpu, find_gpu
 from parl.plan.limits import gaps, size_of

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import TaskGroup
-from parl.config.errors import UserError
 from parl.config.runs import named_path
 from parl.episodes.groups import families, run_groups
+from parl.errors import UserError
 from parl.report.episodes import load_episodes
 from parl.report.spread import spread_charts
 from parl.track.tracker import read_rows

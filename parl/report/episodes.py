@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parl.config.errors import UserError
 from parl.episodes.stores import final_stores
+from parl.errors import UserError
 from parl.report.pack import LIMIT, find_tokenizer, heading, pack
 from rollouts.episode import Episode, EpisodeStatus
 from rollouts.store.lookup import read_columns, read_episodes, shards

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.files import write_text
-from parl.config.errors import MachineError, UserError
+from parl.errors import MachineError, UserError
 from parl.shown.terminal import echo
 
 if TYPE_CHECKING:  # torch, which reading a state does not need

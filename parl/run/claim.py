@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from model.files import remove_leftovers, write_text
-from parl.config.errors import ConfigError, UserError
 from parl.config.load import whole_yaml
 from parl.config.runs import run_config
 from parl.config.schema import Config
+from parl.errors import ConfigError, UserError
 from parl.machine.ownership import LOCK, owning
 from parl.run.resume import continue_run
 from parl.shown.terminal import echo

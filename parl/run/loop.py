@@ -21,9 +21,9 @@ from parl.collect.pools import pool_sizes
 from parl.collect.sampling import draw_groups, groups, informative
 from parl.collect.stream import EpisodeStream
 from parl.collect.tasks import TrainTasks
-from parl.config.errors import UserError
 from parl.config.runs import trained_steps
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.learn.group import LearnerGroup
 from parl.learn.rows import Row, step_rows
 from parl.learn.shard.learner_state import saved_weights

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from model.files import write_text
-from parl.config.errors import UserError
 from parl.config.load import to_yaml, whole_yaml
 from parl.config.runs import LENGTHS, lengths, run_config
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.run.checkpoints import newest_state
 from parl.shown.terminal import echo
 from rollouts.store.store import EpisodeStore

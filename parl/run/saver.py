@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from parl.config.errors import MachineError
+from parl.errors import MachineError
 from parl.learn.group import LearnerGroup
 from parl.run.checkpoints import Checkpoints, State
 from parl.shown.terminal import echo

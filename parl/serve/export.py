@@ -6,8 +6,8 @@ from pathlib import Path
 
 from model.policy_files import INDEX, SINGLE
 from model.tokenizer.tokenizer import load_tokenizer
-from parl.config.errors import UserError
 from parl.config.family import family_at
+from parl.errors import UserError
 
 FORMATS = ("hf", "kimi_k25")
 DTYPES = ("float32", "bfloat16")

@@ -18,8 +18,8 @@ from model.decoder import Weights
 from model.family import Shape, family_of
 from model.policy_files import load_policy, with_weights
 from model.tokenizer.tokenizer import Tokenizer
-from parl.config.errors import UserError
 from parl.config.family import family_at
+from parl.errors import UserError
 from parl.learn.rows import Row, step_rows
 from parl.machine.ownership import owning
 from parl.serve.export import policy_folder

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from parl.config.errors import UserError
 from parl.config.schema import Config
+from parl.errors import UserError
 from rollouts.engine.address import check_key, is_loopback
 from rollouts.engine.client import make_client
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from parl.config.errors import UserError
 from parl.config.schema import TrackingConfig
+from parl.errors import UserError
 from parl.machine.shell_variables import wandb_mode
 
 _NEEDS = {"tensorboard": "tensorboard", "prometheus_port": "prometheus-client"}

@@ -14,8 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from parl.config.errors import UserError
 from parl.config.runs import run_config, run_folder
+from parl.errors import UserError
 from parl.shown import terminal
 from parl.shown.terminal import cell, line
 from parl.track.progress import clock, sparkline

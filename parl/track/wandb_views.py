@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from parl.config.errors import UserError
 from parl.config.runs import configuration
 from parl.config.schema import Config
 from parl.episodes.groups import families, task_groups
+from parl.errors import UserError
 from parl.shown.terminal import echo
 from rewards.base import PERF, Reward
 

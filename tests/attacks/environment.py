@@ -115,7 +115,7 @@ def _loopback_is_spared(folder: Path) -> None:
 
 
 def _socks(folder: Path) -> None:
-    from parl.config.errors import UserError
+    from parl.errors import UserError
     from parl.machine.shell_variables import check_proxy
 
     with mock.patch("importlib.util.find_spec", return_value=None):

@@ -29,7 +29,7 @@ def _peak() -> float:
 
 def refused(call: Callable[[], Any], says: str) -> None:
     """``call`` must raise an error of ours that says ``says``, soon and small."""
-    from parl.config.errors import UserError
+    from parl.errors import UserError
     from rollouts.store.store import StoreError
 
     began, before = time.monotonic(), _peak()

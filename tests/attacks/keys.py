@@ -75,8 +75,8 @@ ADDRESSES = [
 
 def _address(url: str, folder: Path) -> None:
     """Refused wherever an address is given, before anything is written; the secret is not shown."""
-    from parl.config.errors import UserError
     from parl.config.load import load_config
+    from parl.errors import UserError
     from parl.evaluate.chat_model import find_model, is_url
 
     def said(asked: Callable[[], Any]) -> None:

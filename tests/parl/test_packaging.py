@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from parl.config.errors import UserError
 from parl.config.load import load_config
+from parl.errors import UserError
 from parl.own_packages import NAMES
 from parl.plan.table import MODELS
 from parl.presets import preset, preset_names, presets_folder

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parl.config.errors import ConfigError
 from parl.config.load import load_config, to_yaml
+from parl.errors import ConfigError
 
 WORDS = ["on", "off", "no", "yes", "true", "False", "y", "123", "007", "0x1F", "0o17", "1e3", "1_000", "1.5", ".5e1"]
 WORDS += ["2026-11-26", "null", "Null", "nan", "inf", "12.", "1.2.3", "a-b", "_", "x" * 200]

@@ -14,8 +14,8 @@ import yaml
 from typer.testing import CliRunner
 
 from parl.cli.main import app
-from parl.config.errors import UserError
 from parl.config.schema import Config
+from parl.errors import UserError
 
 HEAVY = ("torch", "ray", "wandb", "datasets", "deepspeed")
 

@@ -9,7 +9,7 @@ import pytest
 from attacks.torn import copy_of_a_run, parl
 
 from parl.cli.errors import written_to
-from parl.config.errors import UserError
+from parl.errors import UserError
 
 COMMANDS = (
     "report RUN --out OUT",

@@ -17,9 +17,9 @@ from parl.cold_start.shipped import (
     shipped,
     starter_note,
 )
-from parl.config.errors import UserError
 from parl.config.load import load_config
 from parl.config.schema import Config
+from parl.errors import UserError
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 

@@ -20,9 +20,9 @@ from model.policy_files import load_policy, save_policy
 from model.tokenizer.tokenizer import KimiTokenizer, Tokenizer
 from parl.cold_start.imitation import run_sft
 from parl.cold_start.start import starting_policy
-from parl.config.errors import UserError
 from parl.config.load import config_hash, load_config, to_yaml
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.run.job import run_training
 from parl.serve.export import export
 

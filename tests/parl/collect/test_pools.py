@@ -15,9 +15,9 @@ from model.policy_files import load_policy
 from parl.collect.collector import Collector
 from parl.collect.pools import Refreshed, change, pool_sizes, subagents
 from parl.collect.tasks import TrainTasks
-from parl.config.errors import UserError
 from parl.config.load import load_config
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.learn.rows import step_rows
 from rewards.parl_reward import Parl
 from rewards.score import score_episode

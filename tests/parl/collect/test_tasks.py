@@ -15,8 +15,8 @@ from envs.world.tasks import distinct_tasks
 from parl.cold_start.shipped import cold_start_folder
 from parl.collect.fit import Context
 from parl.collect.tasks import TrainTasks, check_tasks, data_notes, held_out_tasks
-from parl.config.errors import UserError
 from parl.config.schema import Config
+from parl.errors import UserError
 
 STARTERS = Path(__file__).parents[3] / "configs" / "starters"
 

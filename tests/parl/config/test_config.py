@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from parl.config.errors import ConfigError
 from parl.config.load import config_hash, load_config, to_yaml
 from parl.config.plugin_kinds import OBJECTIVES
 from parl.config.schema import Config
+from parl.errors import ConfigError
 from parl.learn.objective.grpo import Grpo
 from parl.learn.objective.k25 import K25
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tiny import SHAPE, tiny_config
 
-from parl.config.errors import ConfigError
 from parl.config.load import load_config
 from parl.config.schema import Config
+from parl.errors import ConfigError
 
 
 def config(ranks: int, parallel: dict[str, Any], **model: Any) -> Config:

@@ -9,10 +9,10 @@ import pytest
 from stored import make_run
 from tiny import tiny_config
 
-from parl.config.errors import UserError
 from parl.config.load import load_config
 from parl.config.runs import configuration, run_config
 from parl.config.yaml_text import cut_off
+from parl.errors import UserError
 
 
 @pytest.fixture

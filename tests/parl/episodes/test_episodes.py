@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from envs.base import ToolResult
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
-from parl.config.errors import UserError
 from parl.episodes.listing import Filter, find_episode, list_episodes, search
+from parl.errors import UserError
 from parl.report.timeline import episode_to_timeline
 from rollouts.store.store import EpisodeStore, read_shard
 

@@ -13,12 +13,12 @@ import pytest
 from rich_episode import difference, rich_episode
 
 from envs.tasks_io import save_tasks
-from parl.config.errors import UserError
 from parl.episodes.exchange import chosen_format, export_episodes, import_episodes
 from parl.episodes.formats import atif, verifiers
 from parl.episodes.formats.common import ExportOptions, FormatError
 from parl.episodes.formats.registry import FORMATS
 from parl.episodes.listing import Filter
+from parl.errors import UserError
 from parl.shown.redaction import REDACTED, redact
 from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode

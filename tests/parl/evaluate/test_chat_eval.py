@@ -19,9 +19,9 @@ from model.decoder import export_weights
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
 from parl.collect.tasks import held_out_tasks
-from parl.config.errors import UserError
 from parl.config.load import to_yaml
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.evaluate import evaluation as attempts
 from parl.evaluate.evaluation import run_eval
 from rollouts.engine.base import Update

@@ -11,7 +11,7 @@ from tiny import tiny_config
 from typer.testing import CliRunner
 
 from parl.cli.main import app
-from parl.config.errors import UserError
+from parl.errors import UserError
 from parl.evaluate.compare import compare, compare_pair, load_samples, pareto
 from parl.evaluate.compare_table import verdict
 from parl.evaluate.measures import Attempt, Sample, estimates, groups, latest, width_group

@@ -19,9 +19,9 @@ from envs.world.reference import ReferencePolicy, subagent_act
 from model.chat.kimi import KimiChat
 from model.policy_files import SINGLE
 from model.tokenizer.tokenizer import Tokenizer
-from parl.config.errors import UserError
 from parl.config.plugin_sections import built_in_sections
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.evaluate import identity as module
 from parl.evaluate.chat_model import Served
 from parl.evaluate.identity import EFFECTS, Effect, description, effect_of, identity, policy_digest, prompts_digest

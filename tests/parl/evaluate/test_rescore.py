@@ -14,8 +14,8 @@ from tiny import tiny_config
 from typer.testing import CliRunner
 
 from parl.cli.main import app
-from parl.config.errors import UserError
 from parl.episodes.stores import find_stores
+from parl.errors import UserError
 from parl.evaluate.rescore import rescore
 from rollouts.store.outline import read_outlines
 from rollouts.store.store import EpisodeStore, StoreError, read_shard

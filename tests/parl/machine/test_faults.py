@@ -21,7 +21,7 @@ from envs.base import Gold, Role, Task
 from parl.cli.errors import machine_cause
 from parl.collect.collector import Collector
 from parl.collect.rerun import TRIES, Group, StepFailed, whole
-from parl.config.errors import MachineError
+from parl.errors import MachineError
 from parl.machine.cluster import worst
 from parl.machine.faults import ActorLost, curable, is_machine, named, said
 from parl.machine.watch import BLOCKED_S, SILENT_S, STOPPED_S, WATCH, Watched

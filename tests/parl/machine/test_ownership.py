@@ -17,7 +17,7 @@ import pytest
 from stored import make_run
 from tiny import tiny_config
 
-from parl.config.errors import UserError
+from parl.errors import UserError
 from parl.machine import ownership
 from parl.machine.ownership import LOCK, Owner, owner_of, owning
 from parl.run.claim import claimed

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from model.kimi.config import ModelConfig
 from model.kimi.files.hf_layout import our_shapes
 from parl.cli.main import app
-from parl.config.errors import UserError
 from parl.config.load import load_config
+from parl.errors import UserError
 from parl.learn.config import LoraConfig, OptimizerConfig, ParallelConfig
 from parl.plan import limits as learner_limits
 from parl.plan.gpus import GB, GPUS, Given, find_gpu

@@ -24,9 +24,9 @@ from envs.world.groups import GROUPS
 from model.tokenizer.bpe import train_tokenizer
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
-from parl.config.errors import UserError
 from parl.episodes.groups import kept_groups
 from parl.episodes.stores import final_stores
+from parl.errors import UserError
 from parl.report import episode_to_timeline, write_report
 from parl.report.pack import pack
 from rollouts.critical_path import critical_path, critical_steps, makespan

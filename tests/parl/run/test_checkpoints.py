@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import tiny_config
 
-from parl.config.errors import UserError
+from parl.errors import UserError
 from parl.learn.shard.learner_state import Snapshot, restore, saved_weights, share_of, whole_pieces
 from parl.learn.shard.optimizer import MuonAdamW
 from parl.learn.shard.parts import PartsReader, Piece, part_name, write_part

@@ -9,9 +9,9 @@ import pytest
 from tiny import tiny_config
 
 from parl.collect.tasks import TrainTasks, held_out_tasks
-from parl.config.errors import UserError
 from parl.config.schema import Config
 from parl.episodes.stores import final_stores
+from parl.errors import UserError
 from parl.evaluate.evaluation import _Shards, run_eval
 from parl.track.wandb_reader import read_history
 from rollouts.episode import Episode

@@ -8,10 +8,10 @@ import pytest
 from stored import make_run
 from tiny import tiny_config
 
-from parl.config.errors import UserError
 from parl.config.load import load_config, to_yaml
 from parl.config.runs import lengths
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.evaluate.rescore import rescore
 from parl.run.checkpoints import Checkpoints, State
 from parl.run.resume import continue_run

@@ -20,8 +20,8 @@ from tiny import joining
 from model.decoder import NotFinite
 from model.kimi.family import Kimi
 from model.policy_files import load_policy
-from parl.config.errors import UserError
 from parl.config.schema import Config
+from parl.errors import UserError
 from parl.run.checkpoints import Checkpoints
 from parl.run.job import run_training
 from parl.run.loop import Training

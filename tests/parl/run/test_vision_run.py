@@ -21,9 +21,9 @@ from parl.cold_start.demos import Demonstrator
 from parl.cold_start.imitation import run_sft, text_rows
 from parl.cold_start.vocabulary import build_tokenizer
 from parl.collect.tasks import TrainTasks
-from parl.config.errors import UserError
 from parl.config.load import config_hash, load_config, to_yaml
 from parl.config.schema import Config, SftConfig
+from parl.errors import UserError
 from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner
 from parl.run.loop import Training

@@ -23,7 +23,7 @@ from model.kimi.vision.media import MediaBatch, picture
 from model.policy_files import save_policy
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
-from parl.config.errors import UserError
+from parl.errors import UserError
 from parl.serve.export import export
 
 CASES = Path(__file__).parents[2] / "data" / "kimi" / "chat_cases.jsonl"

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from envs.base import Gold, Role, Task
 from parl.cli.main import app
-from parl.config.errors import UserError
+from parl.errors import UserError
 from parl.serve.gateway import KEY_VARIABLE, access_of, bound_sockets, recorded_episodes, recorded_rows
 from rollouts.episode import Episode, EpisodeStatus, Trace
 from rollouts.gateway.app import KIND

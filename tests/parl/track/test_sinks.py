@@ -8,8 +8,8 @@ import socket
 import httpx
 import pytest
 
-from parl.config.errors import UserError
 from parl.config.schema import Config, TrackingConfig
+from parl.errors import UserError
 from parl.track.sinks import check_sinks
 from parl.track.tracker import Tracker
 
