@@ -64,7 +64,7 @@ def train(
             echo(f"# run folder: {resolved.run_dir}")
         from parl.plan.limits import check_memory
 
-        check_memory(resolved)
+        check_memory(resolved.model, resolved.optimizer, resolved.trainer)
         if dry_run:
             return
         from parl.run.job import run_training
@@ -90,7 +90,7 @@ def sft(
         from parl.config.schema import TrainerConfig
         from parl.plan.limits import check_memory
 
-        check_memory(resolved.model_copy(update={"trainer": TrainerConfig(ranks=1)}))  # one process trains it
+        check_memory(resolved.model, resolved.optimizer, TrainerConfig(ranks=1))  # one process trains it
         _check_surroundings(resolved)
         from parl.cold_start.imitation import run_sft
         from parl.collect.tasks import check_tasks

@@ -10,15 +10,15 @@ from typing import Any
 from envs.base import TaskGroup
 from parl.config.plugin_kinds import ENVIRONMENTS
 from parl.config.runs import CONFIG, run_config
-from parl.config.schema import Config
+from parl.config.schema import EnvsFields
 from parl.errors import UserError
 
 KEY = "groups"  # where a summary keeps them
 
 
-def task_groups(config: Config) -> tuple[TaskGroup, ...]:
-    """The groups of the configuration's environment, in its order."""
-    return tuple(getattr(ENVIRONMENTS.resolve(config.envs.name), "groups", ()))
+def task_groups(envs: EnvsFields) -> tuple[TaskGroup, ...]:
+    """The groups of the environment that is named, in its order."""
+    return tuple(getattr(ENVIRONMENTS.resolve(envs.name), "groups", ()))
 
 
 def kept_groups(groups: Iterable[TaskGroup]) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def run_groups(run: Path | None, summary: dict[str, Any] | None = None) -> tuple
     if run is None or not (run / CONFIG).is_file():
         return ()
     try:
-        return task_groups(run_config(run))
+        return task_groups(run_config(run).envs)
     except UserError:  # its environment is not installed here, or the file is damaged: names alone will do
         return ()
 

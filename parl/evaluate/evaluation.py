@@ -242,7 +242,7 @@ def _measure(
 ) -> dict[str, Any]:
     """The numbers of each policy, all computed from its store."""
     scoring = Scoring(reward=config.rewards, steps=config.trainer.steps)
-    known = task_groups(config)
+    known = task_groups(config.envs)
     episodes: dict[str, list[Episode]] = {}
     samples: dict[str, Sample] = {}
     for policy in policies:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from model.family import Shape
-from parl.config.schema import Config
+from parl.config.schema import TrainerConfig
 from parl.errors import UserError
 from parl.learn.config import OptimizerConfig, ParallelConfig, check_parallel
 from parl.plan.gpus import GB
@@ -46,15 +46,15 @@ def gaps(model: Shape, optimizer: OptimizerConfig, layout: Layout) -> Iterator[s
         yield "offloading moves nothing on a CPU learner, and was not run on GPUs"
 
 
-def check_memory(config: Config) -> None:
-    """UserError where not even weights, gradients and optimiser states of ``config`` fit into this machine's memory."""
-    parts, there = least_bytes(config), machine_bytes()
+def check_memory(model: Shape, optimizer: OptimizerConfig, trainer: TrainerConfig) -> None:
+    """UserError where not even a run's weights, gradients and optimiser states fit into this machine's memory."""
+    parts, there = least_bytes(model, optimizer, trainer), machine_bytes()
     need = sum(parts.values())
     if need <= there or os.environ.get("RAY_ADDRESS"):  # a cluster's memory is not known here
         return
     said = ", ".join(f"{name} {size_of(size)}" for name, size in parts.items() if size)
     raise UserError(
-        f"model: {weights(config.model)[0] / 1e9:,.2f} B parameters need at least {size_of(need)} of memory here"
+        f"model: {weights(model)[0] / 1e9:,.2f} B parameters need at least {size_of(need)} of memory here"
         f" ({said}), and this machine has {size_of(there)}: take a smaller model, or fewer trainer.ranks; the"
         " learner runs on one machine's CPUs (docs/scaling.md)"
     )
@@ -65,15 +65,15 @@ def size_of(size: float) -> str:
     return f"{size / GB:,.1f} GB" if size >= GB / 10 else f"{size / 1e6:,.1f} MB"
 
 
-def least_bytes(config: Config) -> dict[str, float]:
-    """What a run of ``config`` holds at the very least, by part: activations, caches and copies aside.
+def least_bytes(model: Shape, optimizer: OptimizerConfig, trainer: TrainerConfig) -> dict[str, float]:
+    """What a run holds at the very least, by part: activations, caches and copies aside.
 
     All ranks are processes here, so what they split is there once, and what they do not is there once a rank.
     """
-    trainer, (total, routed) = config.trainer, weights(config.model)
+    total, routed = weights(model)
     parallel = trainer.parallel
     whole = (total - routed) * trainer.ranks + routed * trainer.ranks / parallel.expert_parallel  # only experts split
-    trained = 0.0 if config.optimizer.lora else 1.0  # adapters' own are small
+    trained = 0.0 if optimizer.lora else 1.0  # adapters' own are small
     held = total if parallel.zero == 3 else whole
     gradients = trained * (total if parallel.zero >= 2 else whole)
     states = trained * (total if parallel.zero >= 1 else whole)  # one number a weight: Muon's; AdamW keeps two

@@ -44,7 +44,7 @@ def evaluate_policies(
     measured = evaluate(config, chosen, bar=progress.part)["policies"]
     summary: dict[str, Any] = {label: measured[label]["means"] for label in policies}
     summary |= {
-        KEY: kept_groups(task_groups(config)),
+        KEY: kept_groups(task_groups(config.envs)),
         STORES: {policy.label: policy.store.relative_to(run_dir).as_posix() for policy in chosen},
         "wall_s": round(time.monotonic() - began, 1),
         "peak_rss_gib": round(memory.peak_gib, 2),
@@ -62,7 +62,8 @@ def evaluate_policies(
 def track_evaluation(config: Config, run_dir: Path, tables: dict[str, dict[str, dict]]) -> None:
     """The held-out numbers and the report into the trained policy's W&B run."""
     state = newest_state(run_dir)
-    tracker = Tracker(run_dir, config, state.wandb_id, state.step)
+    settings = config.model_dump(mode="json")
+    tracker = Tracker(run_dir, config.tracking, state.wandb_id, state.step, settings=settings)
     try:
         flat = {
             f"{label}/{group}/{name}": value

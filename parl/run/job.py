@@ -25,7 +25,7 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
     check_tasks(config)
     check_sinks(config.tracking)
     reach_cluster()
-    check_servers(config)
+    check_servers(config.rollouts.http)
     with claimed(config, resume=resume) as run_dir:
         began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
         _run(config, run_dir, began, from_scratch)

@@ -75,7 +75,8 @@ class Training:
                 self.state.wandb_id = secrets.token_hex(4)
                 self._save()
                 self._saver.wait()
-            tracker = Tracker(self.folder, self.config, self.state.wandb_id, self.state.step)
+            shown, state = self.config.model_dump(mode="json"), self.state
+            tracker = Tracker(self.folder, self.config.tracking, state.wandb_id, state.step, settings=shown)
             try:
                 self.store.discard_after(self.state.step + (0 if self._stream else 1))
                 while self.state.step < self.config.trainer.steps:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 
-from parl.config.schema import Config
 from parl.errors import UserError
+from rollouts.config import HttpConfig
 from rollouts.engine.address import check_key, is_loopback
 from rollouts.engine.client import make_client
 
 
-def check_servers(config: Config) -> None:
+def check_servers(http: HttpConfig) -> None:
     """UserError where the servers' key is not there or may not be sent, or the environment's proxy cannot be used."""
-    http = config.rollouts.http
     name = http.api_key_env
     if name and not os.environ.get(name):
         raise UserError(f"rollouts.http.api_key_env = {name}: no such environment variable is set")

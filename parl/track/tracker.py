@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from model.files import write_text
-from parl.config.schema import Config
+from parl.config.schema import TrackingConfig
 from parl.machine.shell_variables import WandbMode, wandb_mode
 from parl.shown.redaction import redact
 from parl.track.progress import Progress
@@ -52,9 +52,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class Tracker:
-    """One run's numbers. Create it with the last checkpoint's ``run_id`` and step to continue a run."""
+    """One run's numbers. Create it with the last checkpoint's ``run_id`` and step to continue a run.
 
-    def __init__(self, run_dir: Path, config: Config, run_id: str | None = None, resumed_step: int = 0) -> None:
+    ``settings``: the whole configuration as W&B shows it beside the run.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        tracking: TrackingConfig,
+        run_id: str | None = None,
+        resumed_step: int = 0,
+        *,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.path = self.run_dir / "metrics.jsonl"
@@ -63,11 +74,11 @@ class Tracker:
         self._kept = {_identity(row) for row in kept}
         self._write_all(kept)
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
-        self._sinks = make_sinks(config.tracking, self.run_dir)
+        self._sinks = make_sinks(tracking, self.run_dir)
         self._run: Any = None
-        mode = wandb_mode(config.tracking.wandb)
+        mode = wandb_mode(tracking.wandb)
         self._off = mode == "disabled"
-        self._run = self._safely(lambda: self._start_or_offline(config, mode))
+        self._run = self._safely(lambda: self._start_or_offline(tracking.project, settings or {}, mode))
         self._safely(lambda: self._log_missing(kept))
 
     @property
@@ -133,21 +144,21 @@ class Tracker:
             warnings.warn(f"W&B failed ({type(error).__name__}: {error}); {self.path} goes on", stacklevel=3)
             return None
 
-    def _start_or_offline(self, config: Config, mode: WandbMode) -> Any:
+    def _start_or_offline(self, project: str, settings: Mapping[str, Any], mode: WandbMode) -> Any:
         """Without a network the run is kept on disk; ``wandb sync`` uploads it later."""
         if mode != "online":
-            return self._start(config, mode)
+            return self._start(project, settings, mode)
         try:
-            return self._start(config, mode)
+            return self._start(project, settings, mode)
         except Exception as error:
             text = f"W&B is out of reach ({type(error).__name__}: {error}); the run is kept offline in {self.run_dir}"
             warnings.warn(text, stacklevel=5)
             import wandb
 
             wandb.teardown()  # the failed attempt's service still holds the run's id
-            return self._start(config, "offline")
+            return self._start(project, settings, "offline")
 
-    def _start(self, config: Config, mode: WandbMode) -> Any:
+    def _start(self, project: str, shown: Mapping[str, Any], mode: WandbMode) -> Any:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -163,13 +174,13 @@ class Tracker:
             finish_timeout=120,
         )
         run = wandb.init(
-            project=config.tracking.project,
+            project=project,
             name=self.run_dir.name,
             id=self._run_id,
             resume="allow",
             mode=mode,
             dir=self.run_dir,
-            config=redact(config.model_dump(mode="json")),
+            config=redact(dict(shown)),
             settings=settings,
         )
         for kind in _KINDS:

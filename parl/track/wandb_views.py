@@ -104,7 +104,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         config = configuration(options.config, files=False) if options.config else Config()
-        known = families([group for group in task_groups(config) if group.always])
+        known = families([group for group in task_groups(config.envs) if group.always])
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     if options.list or not options.entity:

@@ -261,11 +261,11 @@ def test_a_plan_that_fits_is_not_called_trainable():
 def test_the_least_that_a_run_holds_by_hand():
     config = load_config(ROOT / "configs" / "recipes" / "one_24gb.yaml", None, files=False)
     n = count(config.model)
-    assert least_bytes(config) == dict.fromkeys(
+    assert least_bytes(config.model, config.optimizer, config.trainer) == dict.fromkeys(
         ("weights", "gradients", "optimiser states", "weights for engines"), 4.0 * n.total
     )
     split = config.trainer.model_copy(update={"ranks": 4, "parallel": ParallelConfig(zero=1, expert_parallel=2)})
-    parts = least_bytes(config.model_copy(update={"trainer": split}))
+    parts = least_bytes(config.model, config.optimizer, split)
     assert parts["weights"] == parts["gradients"] == 4.0 * (4 * n.rest + 2 * n.routed)
     assert parts["optimiser states"] == parts["weights for engines"] == 4.0 * n.total
 

@@ -57,8 +57,7 @@ def logged(one_ray: None, tiny_run: Config, cold_start: Path, tmp_path_factory: 
     weights = {"parallel": 0.3, "finish": 0.1, "critical": 0.25}
     for episode in episodes:
         score_episode(episode, Parl(), weights)
-    offline = config.model_copy(update={"tracking": TrackingConfig(wandb="offline")})
-    tracker = Tracker(folder / "run", offline)
+    tracker = Tracker(folder / "run", TrackingConfig(wandb="offline"))
     for row in read_rows(folder / "real" / "metrics.jsonl"):
         numbers = {name: value for name, value in row.items() if name not in ("step", "kind") and value is not None}
         tracker.log(row["step"], numbers | aggregate(episodes, Parl(), weights) | SERVERS)

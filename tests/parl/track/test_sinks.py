@@ -8,7 +8,7 @@ import socket
 import httpx
 import pytest
 
-from parl.config.schema import Config, TrackingConfig
+from parl.config.schema import TrackingConfig
 from parl.errors import UserError
 from parl.track.sinks import check_sinks
 from parl.track.tracker import Tracker
@@ -20,8 +20,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def config(**tracking) -> Config:
-    return Config(tracking=TrackingConfig(wandb="disabled", **tracking))
+def config(**tracking) -> TrackingConfig:
+    return TrackingConfig(wandb="disabled", **tracking)
 
 
 def test_tensorboard_reads_every_finite_number_back(tmp_path):

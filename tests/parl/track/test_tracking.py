@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from parl.config.schema import Config
+from parl.config.schema import TrackingConfig
 from parl.track.progress import Progress, sparkline
 from parl.track.tracker import Tracker, read_rows
 from parl.track.wandb_reader import read_history, read_records, wandb_files
 
-OFFLINE = Config.model_validate({"tracking": {"wandb": "offline"}})
-DISABLED = Config.model_validate({"tracking": {"wandb": "disabled"}})
+OFFLINE = TrackingConfig(wandb="offline")
+DISABLED = TrackingConfig(wandb="disabled")
 
 
 def _steps(rows: list[dict], key: str = "step") -> list[int]:
@@ -55,9 +55,9 @@ def test_offline_run_reads_back_every_step_on_its_own_axis(tmp_path: Path) -> No
 _CHILD = """
 import sys, time
 from pathlib import Path
-from parl.config.schema import Config
+from parl.config.schema import TrackingConfig
 from parl.track.tracker import Tracker
-tracker = Tracker(Path(sys.argv[1]), Config.model_validate({"tracking": {"wandb": "offline"}}), "abcd1234")
+tracker = Tracker(Path(sys.argv[1]), TrackingConfig(wandb="offline"), "abcd1234")
 for step in range(1, 6):
     tracker.log(step, {"reward/total": float(step)})
 print("logged", flush=True)
@@ -250,7 +250,7 @@ def test_online_without_a_key_is_kept_offline(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(wandb, "init", unreachable)
     with pytest.warns(UserWarning, match="kept offline"):
-        tracker = Tracker(tmp_path, Config.model_validate({"tracking": {"wandb": "online"}}))
+        tracker = Tracker(tmp_path, TrackingConfig(wandb="online"))
     tracker.log(1, {"a": 1.0})
     tracker.finish()
     assert _steps(read_history(tmp_path), "train/step") == [1]
