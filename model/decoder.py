@@ -9,8 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from model.arrays import to_numpy
+
 PAGE = 16
-Weights = dict[str, np.ndarray]
+Weights = dict[str, np.ndarray]  # float32, or bfloat16 as :data:`model.arrays.BFLOAT16`
 Shapes = dict[str, tuple[int, ...]]
 Features = tuple[np.ndarray, np.ndarray]  # batch rows int32 [F], and what stands there instead of embeddings, [F, D]
 
@@ -64,8 +66,18 @@ class Decoder(Protocol):
 
 
 def export_weights(model: Any) -> Weights:
-    """All parameters and persistent buffers of a torch module as float32 arrays (copies), keyed by their names."""
-    return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+    """All that a policy's state dict holds as arrays (copies), by name.
+
+    Parameters are of the type that its shape says (``weights_dtype``); buffers, such as routers' correction biases,
+    which move by less than bfloat16 can tell, are float32.
+    """
+    import torch
+
+    kinds = dict.fromkeys(dict(model.named_parameters()), getattr(torch, model.config.weights_dtype))
+    return {
+        name: to_numpy(tensor.detach().to("cpu", kinds.get(name, torch.float32), copy=True))
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def shapes_of(model: Any) -> Shapes:

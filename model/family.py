@@ -78,6 +78,11 @@ class Shape(BaseModel):
         max_position_embeddings: int
 
     @property
+    def weights_dtype(self) -> str:
+        """The type of the parameters on disk, on their way and in engines: "float32" or "bfloat16"."""
+        return "float32"
+
+    @property
     def routes(self) -> Routes | None:
         """What is recorded of each token; None where no layer routes."""
         return None

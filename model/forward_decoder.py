@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from model.arrays import fill
 from model.decoder import PAGE, Features, NotFinite, Weights, check_weights, sampled, shapes_of
 from model.policy import Policy
 
@@ -27,7 +28,7 @@ class ForwardDecoder:
     def load(self, weights: Weights) -> None:
         """See :meth:`model.decoder.Decoder.load`."""
         check_weights(self._shapes, weights)
-        self._policy.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+        fill(self._policy, weights)
         self._policy.weights_changed()
 
     def forward(

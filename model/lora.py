@@ -86,7 +86,8 @@ def is_adapters(weights: Weights) -> bool:
 def merged(base: Weights, adapters: Weights) -> Weights:
     """``base`` with the adapters' products added; ``adapters`` itself where it is a whole policy.
 
-    ValueError where they belong to another model. Arrays that no adapter touches are those of ``base``.
+    ValueError where they belong to another model. Arrays that no adapter touches are those of ``base``; the others
+    are of its types.
     """
     if not is_adapters(adapters):
         return adapters
@@ -98,5 +99,5 @@ def merged(base: Weights, adapters: Weights) -> Weights:
         name, down = path.removeprefix(PREFIX) + ".weight", adapters[f"{path}.down"]
         if name not in base or base[name].shape != (len(up), down.shape[1]):
             raise ValueError(f"adapters for {name} of shape {(len(up), down.shape[1])} do not fit this policy")
-        out[name] = base[name] + up @ down
+        out[name] = (base[name] + up @ down).astype(base[name].dtype)
     return out

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from model.arrays import fill, to_tensor
 from model.decoder import Weights, export_weights
 from model.family import Family, Shape, family_of
 from model.files import replacing
@@ -24,14 +25,20 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "co
 
 
 def save_policy(
-    folder: Path, shape: Shape, weights: Weights, tokenizer: Tokenizer, meta: dict[str, Any], *, dtype: str = "float32"
+    folder: Path,
+    shape: Shape,
+    weights: Weights,
+    tokenizer: Tokenizer,
+    meta: dict[str, Any],
+    *,
+    dtype: str | None = None,
 ) -> None:
-    """Write a policy; the folder is renamed into place when it is complete."""
+    """Write a policy; the folder is renamed into place when it is complete. ``dtype``: None = as the arrays are."""
     import torch
     from safetensors.torch import save_file
 
-    kind = getattr(torch, dtype)
-    tensors = {name: torch.from_numpy(array.copy()).to(kind).contiguous() for name, array in weights.items()}
+    kind = getattr(torch, dtype) if dtype else None
+    tensors = {name: to_tensor(array).to(kind).contiguous() for name, array in weights.items()}
     home = type(shape).home
     meta = meta if home == DEFAULT else {**meta, "family": home}
     with replacing(folder) as partial:
@@ -43,7 +50,7 @@ def save_policy(
 
 
 def load_policy(folder: Path, family: Family) -> tuple[Weights, Any, Tokenizer, dict[str, Any]]:
-    """(weights as float32, shape, tokenizer, meta). FileNotFoundError or ValueError name the bad file."""
+    """(weights, shape, tokenizer, meta). FileNotFoundError or ValueError name the bad file."""
     for name in ("config.json", SINGLE):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} is no policy: it lacks {name}{pickled(folder)}")
@@ -61,11 +68,8 @@ def meta_of(folder: Path) -> dict[str, Any]:
 
 def with_weights(shape: Shape, weights: Weights) -> Policy:
     """A policy of ``shape`` that holds ``weights``, not for training."""
-    import numpy as np
-    import torch
-
     policy = family_of(shape).policy(shape)
-    policy.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+    fill(policy, weights)
     return policy.eval()
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from model.arrays import fill
 from model.decoder import check_weights, shapes_of
 from model.json_file import read_json
 
@@ -29,19 +30,17 @@ def read_shape(folder: Path, kind: type[S]) -> S:
 
 def load(folder: Path, family: Family) -> Policy:
     """A policy of ``family`` as :func:`save_policy` writes it."""
-    import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.numpy import load_file
 
     policy = family.policy(family.read_shape(folder))
     try:
-        tensors = {name: tensor.float() for name, tensor in load_file(folder / SINGLE).items()}
+        weights = load_file(folder / SINGLE)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / SINGLE} cannot be read: {error}") from error
     try:
-        check_weights(shapes_of(policy), {name: tensor.numpy() for name, tensor in tensors.items()})
+        check_weights(shapes_of(policy), weights)
     except ValueError as error:
         raise ValueError(f"{folder / SINGLE}: {error}") from None
-    with torch.no_grad():
-        policy.load_state_dict(tensors)
+    fill(policy, weights)
     return policy

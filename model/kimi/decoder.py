@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from model.arrays import fill
 from model.blocks.mlp import SwiGLU
 from model.blocks.rotary import rotate
 from model.decoder import (
@@ -198,7 +199,7 @@ class ReferenceDecoder:
     def load(self, weights: Weights) -> None:
         """See :meth:`NativeDecoder.load`."""
         check_weights(self._shapes, weights)
-        self.model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+        fill(self.model, weights)
 
     @torch.no_grad()
     def forward(

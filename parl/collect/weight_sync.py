@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import ray
 
+from model.arrays import Sent
 from model.decoder import Weights
 from model.lora import is_adapters, merged
 from parl.collect.pools import Refreshed, engine_kinds, subagents
@@ -40,7 +41,7 @@ class PoolWeights:
         servers = any(kind.servers for kind in self._kinds.values())
         self._sync_s = SYNC_S + (config.rollouts.http.update_s if servers else 0)
         self._start_weights = start  # what adapters are merged with, here or by the engines
-        self._start_ref = ray.put(start) if config.optimizer.lora else None
+        self._start_ref = ray.put(Sent(start)) if config.optimizer.lora else None
         self.subagent_model, frozen = subagents(config, str(tokenizer.resolve()), start)
         self._packed = {"frozen": self._pack("frozen", 0, frozen)}
         back = config.trainer.checkpoint_every * config.trainer.keep_checkpoints
@@ -53,7 +54,7 @@ class PoolWeights:
     def take(self, weights: Weights, version: int) -> bool:
         """``weights``, a policy or adapters, are policy ``version`` now; whether the frozen pool has new ones, too."""
         if is_adapters(weights) and self._kinds["policy"].adapters:
-            self._packed["policy"] = Packed(Update(version=version), ray.put(weights), self._start_ref)
+            self._packed["policy"] = Packed(Update(version=version), ray.put(Sent(weights)), self._start_ref)
         else:
             self._packed["policy"] = self._pack("policy", version, merged(self._start_weights, weights))
         if self._config.rollouts.subagent_pool != "refreshed":
@@ -78,4 +79,4 @@ class PoolWeights:
         """The weights in Ray's store, or a folder for the pool's servers."""
         if self._kinds[pool].servers:
             return Packed(Update(version=version, delivery=self._deliveries.write(pool, version, weights)))
-        return Packed(Update(version=version), ray.put(weights))
+        return Packed(Update(version=version), ray.put(Sent(weights)))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from model.arrays import Sent
 from model.decoder import Weights
 from model.family import Shape
 from parl.learn.batch import TextRow
@@ -97,7 +98,7 @@ class LearnerGroup:
 
     def set_reference(self, weights: Weights) -> None:
         """The frozen policy that ``objective.kl`` measures from."""
-        self._all("set_reference", ray.put(weights))
+        self._all("set_reference", ray.put(Sent(weights)))
 
     def _logprobs(self, rows: list[Row], temperature: float, *, reference: bool) -> list[np.ndarray]:
         shares = deal_rows(rows, len(self._ranks))
@@ -127,7 +128,7 @@ class LearnerGroup:
 
     def load_weights(self, weights: Weights) -> None:
         """Replace all parameters on every rank."""
-        self._all("load_weights", ray.put(weights))
+        self._all("load_weights", ray.put(Sent(weights)))
 
     def snapshot(self) -> int:
         """Copy the state of all ranks to host memory; its bytes."""

@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from torch.distributed import HashStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.utils.rnn import pad_sequence
 
+from model.arrays import Sent, fill, to_numpy
 from model.decoder import Weights
 from model.family import Shape, family_of
 from model.lora import PREFIX, attach
@@ -238,11 +239,11 @@ class Learner(Beating):
     # ---------------------------------------------------------------- state
 
     def weights(self) -> Weights:
-        """What engines are sent: float32 copies of all parameters, with LoRA of the adapters alone.
+        """What engines are sent: copies of all parameters in the policy's type, with LoRA the adapters alone, float32.
 
         Where ranks share the policy all must call, and the first gets it.
         """
-        return self._lora.export() if self._lora else self._shards.export()
+        return Sent(self._lora.export() if self._lora else self._shards.export())
 
     def load_weights(self, weights: Weights) -> None:
         """Replace all parameters but the optimiser's state; with LoRA those under the adapters, which begin anew."""
@@ -250,11 +251,10 @@ class Learner(Beating):
             self._shards.load_weights(weights)
             self.model.weights_changed()
             return
-        state = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
         if self._lora:
             self._lora.reset()
-            state |= {PREFIX + name: tensor for name, tensor in self._lora.state_dict().items()}
-        self.model.load_state_dict(state)
+            weights = weights | {PREFIX + name: to_numpy(t) for name, t in self._lora.state_dict().items()}
+        fill(self.model, weights)
 
     def snapshot(self) -> int:
         """Copy this rank's part of the state to host memory; its bytes."""

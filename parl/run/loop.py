@@ -91,7 +91,8 @@ class Training:
                 base, model, tokenizer, _ = load_policy(self.cold, family_of(self.config.model))
                 best = self.checkpoints.best()
                 if best is not None and self.config.optimizer.lora is None:  # adapters are merged at a run's end only
-                    save_policy(self.folder / "policy_best", model, saved_weights(best), tokenizer, {"from": best.name})
+                    found = saved_weights(best, model.weights_dtype)
+                    save_policy(self.folder / "policy_best", model, found, tokenizer, {"from": best.name})
                 meta = {"step": self.state.step, "policy_version": self.state.policy_version}
                 save_policy(final, model, merged(base, self.weights), tokenizer, meta)
             except KeyboardInterrupt:

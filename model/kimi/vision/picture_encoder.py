@@ -11,6 +11,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
+from model.arrays import fill
 from model.kimi.vision.config import VisionConfig
 from model.kimi.vision.media import pack, picture
 from model.kimi.vision.tower import VisionModel
@@ -33,7 +34,7 @@ class PictureEncoder:
     def load(self, weights: dict[str, np.ndarray]) -> None:
         """Take the vision side of a policy's ``weights``; what was kept is stale and goes."""
         own = {name: array for name, array in weights.items() if name.startswith(PREFIX)}
-        self._model.load_state_dict({n.removeprefix(PREFIX): torch.from_numpy(a.copy()) for n, a in own.items()})
+        fill(self._model, {name.removeprefix(PREFIX): array for name, array in own.items()})
         self._kept.clear()
         self._bytes = 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from model.arrays import to_numpy
 from model.decoder import Weights
 from parl.learn.shard.parts import Part, PartsReader, Piece, write_part
 
@@ -55,11 +56,13 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, reader: PartsRea
             optimizer.state[parameter][key] = int(value) if scalar else value.to(parameter.device)
 
 
-def saved_weights(folder: Path) -> Weights:
-    """The policy that the checkpoint in ``folder`` holds, float32."""
+def saved_weights(folder: Path, dtype: str = "float32") -> Weights:
+    """The policy that the checkpoint in ``folder`` holds: what is trained in ``dtype``, the rest in float32."""
     reader = PartsReader(folder)
-    names = [name for name in reader.names() if name.startswith("weights/")]
-    return {name.removeprefix("weights/"): reader.read(name).float().numpy() for name in names}
+    names = [name.removeprefix("weights/") for name in reader.names() if name.startswith("weights/")]
+    trained = {name.split("/", 2)[2] for name in reader.names() if name.startswith("optimizer/")}
+    kinds = dict.fromkeys(trained, getattr(torch, dtype))
+    return {name: to_numpy(reader.read(f"weights/{name}").to(kinds.get(name, torch.float32))) for name in names}
 
 
 def _kept(model: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.arrays import fill, to_numpy, to_tensor
 from model.decoder import Weights, export_weights
 from model.family import family_of
 from model.policy import Policy
@@ -142,19 +143,20 @@ class Shards:
             self.engine.optimizer.refresh_fp32_params()
 
     def export(self) -> Weights:
-        """Float32 copies of everything in the state dict, whole, on rank 0; nothing elsewhere."""
+        """What :func:`model.decoder.export_weights` gives, of the whole policy, on rank 0; nothing elsewhere."""
         if not self.shared:
             return export_weights(self.model)
         found: Weights = {}
-        named = dict(self.model.named_parameters())
+        named, kind = dict(self.model.named_parameters()), getattr(torch, self.model.config.weights_dtype)
         for names in self._portions():
             with self.whole([named[name] for name in names], change=False):
                 for name in names:
                     value = self._all_experts(name, named[name].detach())
                     if dist.get_rank() == 0:
-                        found[name] = value.to(torch.float32).cpu().numpy().copy()
+                        found[name] = to_numpy(value.to("cpu", kind, copy=True))
         if dist.get_rank() == 0:
-            found |= {name: b.to(torch.float32).cpu().numpy().copy() for name, b in self._buffers().items()}
+            for name, buffer in self._buffers().items():
+                found[name] = to_numpy(buffer.to("cpu", torch.float32, copy=True))
         return found
 
     def _portions(self) -> Iterator[list[str]]:
@@ -189,7 +191,7 @@ class Shards:
     def frozen(self, weights: Weights) -> Policy:
         """Another policy with ``weights``, never trained, that the ranks share in the same way."""
         model = family_of(self.model.config).policy(self.model.config)
-        model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+        fill(model, weights)
         if self.experts is not None:
             for name in model.split_experts(self.experts.split):
                 mark_expert(model.get_parameter(name), self.experts)
@@ -314,4 +316,4 @@ class _Arrays:
         self.shapes = {name: tuple(array.shape) for name, array in weights.items()}
 
     def range(self, name: str, start: int, stop: int) -> Tensor:
-        return torch.from_numpy(np.array(self._weights[name].reshape(-1)[start:stop]))
+        return to_tensor(self._weights[name].reshape(-1)[start:stop])
