@@ -11,6 +11,7 @@ import typer
 
 import parl
 from parl.cli import episodes as cli_episodes
+from parl.cli import models as cli_models
 from parl.cli.episodes import AsJson, Family, Kind, Step, StoreArg
 from parl.cli.errors import reported, written_to
 from parl.errors import UserError
@@ -28,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(cli_episodes.app, name="episodes")
+app.add_typer(cli_models.app, name="model")
 
 ConfigArg = Annotated[
     Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, a preset's name, e.g. quickstart, or a run's")

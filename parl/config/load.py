@@ -196,7 +196,8 @@ def _with_shape(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
     family = FAMILIES.resolve(given.get("family", "kimi"))()
     folder = _beside(path, Path(given["init"]))
     if folder is None or not folder.is_dir():
-        raise ConfigError(f"{path}: model.init = {given['init']}: no such folder, neither beside {path} nor here")
+        cure = f"; make it with: parl model get {folder.name}" if folder and folder.parent.name == "models" else ""
+        raise ConfigError(f"{path}: model.init = {given['init']}: no such folder, neither beside {path} nor here{cure}")
     try:
         shape = family.read_shape(folder).model_dump(mode="json")
     except (ValueError, FileNotFoundError) as error:
