@@ -75,7 +75,7 @@ def main() -> int:
             if rows[-1]["outcome"] != "held":
                 print(f"{rows[-1]['outcome']}: {attack.area}: {attack.name}: {rows[-1]['said']}", flush=True)
     counts = Counter((row["area"], row["outcome"]) for row in rows)
-    print("\n| area | tried | held | not to be tried here |\n|---|---|---|---|")
+    print("\n| area | tried | held | not possible here |\n|---|---|---|---|")
     for area in dict.fromkeys(row["area"] for row in rows):
         held, away = counts[area, "held"], counts[area, "not here"]
         print(f"| {area} | {held + counts[area, 'fell']} | {held} | {away} |")

@@ -529,7 +529,7 @@ def main() -> int:
             try:
                 row = striker.strike(fault)
             except NotHere as lacks:
-                print(f"| {fault.name} | not to be tried here: {lacks} | | | | |", flush=True)
+                print(f"| {fault.name} | not possible here: {lacks} | | | | |", flush=True)
                 continue
             except Exception as error:  # the others are tried as well
                 said = f"{type(error).__name__}: {error}"
