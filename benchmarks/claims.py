@@ -22,14 +22,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from envs.base import Role, Task
-from envs.world.environment import WorldEnvironment
+from envs.base import Environment, Role, Task
 from envs.world.reference import ReferencePolicy
 from model.chat.kimi import KimiChat
-from parl.collect.tasks import held_out_tasks
+from model.tokenizer.tokenizer import Tokenizer
+from parl.collect.tasks import run_tasks
 from parl.config.load import load_config
-from parl.config.schema import Config
-from parl.evaluate.chat_model import vocabulary
 from parl.evaluate.evaluation import run_eval
 from parl.evaluate.scoring import Scoring
 from parl.evaluate.statistics import Bootstrap, Interval
@@ -65,9 +63,9 @@ def all_tokens(episode: Episode) -> int:
     return sum(turn.end - turn.start for trace in episode.traces for turn in trace.turns)
 
 
-async def scripted(config: Config, tasks: list[Task]) -> list[Episode]:
+async def scripted(environment: Environment, tokenizer: Tokenizer, tasks: list[Task]) -> list[Episode]:
     """The scripted single agent with parallel calls, through the same swarm code and tools."""
-    environment, tokenizer, policy = WorldEnvironment(config.envs.config), vocabulary(config), ReferencePolicy("direct")
+    policy = ReferencePolicy("direct")
     episodes = []
     for task in tasks:
 
@@ -110,7 +108,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config = load_config(options.config, options.overrides)
-    tasks = held_out_tasks(config)
+    own = run_tasks(config)
+    tasks = own.held_out()
     labels = options.policy or TRAINED
     result = run_eval(config, policies=labels)
     scoring = Scoring(reward=config.rewards, steps=config.trainer.steps)
@@ -121,7 +120,7 @@ def main() -> None:
         for episode in episodes.values():
             scoring.score_held_out(episode)
         numbers[label] = rows_of(episodes)
-    played = asyncio.run(scripted(config, tasks))
+    played = asyncio.run(scripted(own.environment, own.context.tokenizer, tasks))
     for episode in played:
         scoring.score_held_out(episode)
     numbers["scripted"] = rows_of({episode.task.key: episode for episode in played})

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -23,6 +24,7 @@ from envs.simulated import PROBE, Latency, SimulatedEnvironment, simulated_task
 from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from parl.collect.collector import Collector
+from parl.collect.pools import RolloutSide
 from parl.config.schema import Config
 from parl.machine.cluster import local_ray
 from rollouts.engine.base import Place, PoolEngine
@@ -62,7 +64,8 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as root, local_ray():
         config = Config.model_validate({"root": root, "rollouts": {**rollouts, "budget": budget}})
-        collector = Collector(config, SimulatedEnvironment(TOOL), STARTER, {})
+        side = replace(RolloutSide.of(config), environment=SimulatedEnvironment(TOOL))
+        collector = Collector(side, STARTER, {})
         collector.sync({}, 1)
         tasks = [simulated_task(number) for number in range(options.groups)]
         doomed = ["an engine"]

@@ -341,9 +341,9 @@ def _check_data(config: Config) -> None:
 
     notes = []
     if config.envs.tasks or config.envs.build().digest():
-        from parl.collect.tasks import data_notes
+        from parl.collect.tasks import data_notes, run_tasks
 
-        notes = [*data_notes(config, estimate=True)]
+        notes = [*data_notes(config, run_tasks(config, estimate=True))]
     for note in filter(None, [*notes, starter_note(config)]):
         echo(f"note: {note}", err=True)
 

@@ -24,7 +24,7 @@ class Demonstrator:
     """Makes demonstration ``i`` of a run: a pure function of (config, i)."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
-        self.config, self.chat = config, chat_format(config, tokenizer)
+        self.config, self.chat = config, chat_format(config.model, config.rollouts, tokenizer)
         self.environment = config.envs.build()
         self._teacher = teacher_of(config, self.environment)
 

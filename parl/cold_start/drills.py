@@ -55,7 +55,7 @@ def drill_batches(config: Config, tokenizer: Tokenizer) -> Iterator[list[TextRow
     numbers, rng = np.random.default_rng(sft.seed), Random(f"drills:{sft.seed}")
     copying, exercise = partial(copying_drill, tokenizer.vocab_size, numbers), partial(teacher.exercise, rng)
     yield from _batches(copying, sft.copying_tokens, sft.batch_tokens)
-    chat = chat_format(config, tokenizer)
+    chat = chat_format(config.model, config.rollouts, tokenizer)
     yield from _batches(lambda: exercise_row(chat, exercise()), sft.drill_tokens, sft.batch_tokens)
 
 

@@ -39,7 +39,7 @@ def build_tokenizer(config: Config) -> Tokenizer:
 def _texts(config: Config, environment: Environment, words: Words) -> Iterable[str]:
     """The teacher's text, and conversations' plain runs with their scaffolding as often as rollouts show it."""
     rng = Random(config.sft.seed)
-    chat, prompts, own = chat_format(config), config.rollouts.prompts, environment.tools()
+    chat, prompts, own = chat_format(config.model, config.rollouts), config.rollouts.prompts, environment.tools()
     names = [tool.name for tool in (*own, *prompts.spawning)]
     calls = list(words.calls) or [{}]
     yield from words.alone

@@ -16,12 +16,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from envs.base import Environment, Task
+from envs.base import Task
 from model.decoder import Weights
-from parl.collect.pools import change, engine_kinds, pool_sizes, servers_of
+from parl.collect.pools import RolloutSide, change, engine_kinds, pool_sizes, servers_of
 from parl.collect.rerun import Group, StepFailed, whole
 from parl.collect.weight_sync import SYNC_S, PoolWeights
-from parl.config.schema import Config
 from parl.errors import MachineError
 from parl.machine.cluster import actor, stop
 from parl.machine.faults import curable, named, said, struck
@@ -40,13 +39,11 @@ Progress = Callable[[int, int], None]  # groups done, groups in all
 class Collector:
     """The rollout side of one run. Close it when done."""
 
-    def __init__(
-        self, config: Config, environment: Environment, tokenizer: Path, frozen: Weights, kept: Path | None = None
-    ) -> None:
+    def __init__(self, side: RolloutSide, tokenizer: Path, frozen: Weights, kept: Path | None = None) -> None:
         """``frozen``: the starting policy; ``kept``: where the run keeps refreshed sub-agents' weights."""
-        self._config, self._environment, self._tokenizer = config, environment, str(tokenizer.resolve())
-        self._kinds = engine_kinds(config.rollouts)
-        self._weights = PoolWeights(config, tokenizer, frozen, kept)
+        self._side, self._rollouts, self._tokenizer = side, side.rollouts, str(tokenizer.resolve())
+        self._kinds = engine_kinds(side.rollouts)
+        self._weights = PoolWeights(side, tokenizer, frozen, kept)
         self.restarts = 0
         self._workers: list[Any] = []
         self._engines: dict[str, list[Any]] = {}
@@ -60,7 +57,7 @@ class Collector:
         began = time.monotonic()
         if self._weights.take(weights, version):
             self.retrying(self._serve_frozen)
-        if self._config.rollouts.rebalance:
+        if self._rollouts.rebalance:
             self.retrying(self._rebalance)
         self.retrying(lambda: self._serve_policy(in_flight))
         return time.monotonic() - began
@@ -75,20 +72,19 @@ class Collector:
 
         ``pause_s``: it waits first.
         """
-        config = self._config
         return self._workers[number % len(self._workers)].advance.remote(
             number,
             task,
             outcomes,
             pause_s=pause_s,
-            seed=config.seed,
-            temperature=config.rollouts.temperature,
-            critical_budget=critical_budget(task, config.rollouts.budget.critical_factor),
+            seed=self._side.seed,
+            temperature=self._rollouts.temperature,
+            critical_budget=critical_budget(task, self._rollouts.budget.critical_factor),
         )
 
     def suspend(self) -> None:
         """Halt all that :meth:`begin` has begun: its references come with what there is."""
-        deadline = self._config.rollouts.budget.call_s + _SETUP_S
+        deadline = self._rollouts.budget.call_s + _SETUP_S
         ray.get([worker.suspend.remote() for worker in self._workers], timeout=deadline)
 
     def snapshots(self) -> dict[int, bytes]:
@@ -120,7 +116,7 @@ class Collector:
         groups = [Group(task, list(numbers)) for task, numbers in zip(tasks, attempts or [], strict=False)]
         groups = groups or [Group(task, list(range(group_size))) for task in tasks]
         calls: dict[Any, Group] = {}
-        deadline = time.monotonic() + self._config.trainer.step_s
+        deadline = time.monotonic() + self._side.step_s
 
         def attempt() -> None:
             if self.restarts != began_with[0]:  # the actors were replaced: these calls will not come back
@@ -133,7 +129,7 @@ class Collector:
                 left = deadline - time.monotonic()
                 ready, _ = ray.wait(list(calls), timeout=max(left, 0.0))
                 if not ready:
-                    raise StepFailed(f"{len(calls)} groups unfinished at trainer.step_s={self._config.trainer.step_s}")
+                    raise StepFailed(f"{len(calls)} groups unfinished at trainer.step_s={self._side.step_s}")
                 for call in ready:
                     group = calls.pop(call)
                     group.take(ray.get(call, timeout=_SETUP_S))
@@ -168,11 +164,11 @@ class Collector:
         self._workers, self._engines = [], {}
 
     def _start(self) -> None:
-        rollouts = self._config.rollouts
+        rollouts = self._rollouts
         self._engines = {pool: self._replicas(pool, count) for pool, count in pool_sizes(rollouts).items()}
-        arguments = (self._environment, self._tokenizer, rollouts)
+        arguments = (self._side.environment, self._tokenizer, rollouts)
         pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
-        pools["model"] = self._config.model.shape
+        pools["model"] = self._side.model.shape
         self._workers = [
             actor(RolloutWorker, *arguments, **pools, name=f"worker-{i}-{self.restarts}", _label=f"rollout worker {i}")
             for i in range(rollouts.workers)
@@ -186,8 +182,8 @@ class Collector:
 
     def _replicas(self, pool: str, count: int) -> list[Any]:
         """Actors of ``pool``: one for each of its servers, else ``count`` of its engine's class."""
-        rollouts, kind = self._config.rollouts, self._kinds[pool]
-        model = self._config.model.shape if pool == "policy" else self._weights.subagent_model
+        rollouts, kind = self._rollouts, self._kinds[pool]
+        model = self._side.model.shape if pool == "policy" else self._weights.subagent_model
         urls = servers_of(rollouts, pool) if kind.servers else ("",) * count
         made = []
         for number, url in enumerate(urls):
@@ -223,7 +219,7 @@ class Collector:
         self._weights.send("policy", self._engines["policy"], in_flight=in_flight)
 
     def _submit(self, group: Group, number: int, settings: dict[str, Any]) -> Any:
-        budget = critical_budget(group.task, self._config.rollouts.budget.critical_factor)
+        budget = critical_budget(group.task, self._rollouts.budget.critical_factor)
         worker = self._workers[number % len(self._workers)]
         more = settings | {"critical_budget": budget, "pause_s": group.pause_s}
         return worker.run.remote(group.task, group.missing, **more)
@@ -246,7 +242,7 @@ class Collector:
         if not curable(error):
             raised = named(error)
             raise raised from (None if raised is error else error)
-        limit, who = self._config.rollouts.max_restarts, struck(self._actors()) or said(error)
+        limit, who = self._rollouts.max_restarts, struck(self._actors()) or said(error)
         if self.restarts >= limit:
             raise MachineError(f"{who}; rollouts.max_restarts={limit} is used up, nothing of this step was trained")
         self.restarts += 1

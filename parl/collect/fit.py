@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from functools import cached_property, lru_cache
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from envs.base import Gold, Task
+from envs.base import Gold, Task, ToolSpec
 from model.chat.base import Piece
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from parl.cold_start.shipped import cold_start_folder, shipped
 from parl.config.family import chat_format
-from parl.config.schema import Config
+from parl.config.schema import Config, PolicyFields
 from rewards.outcome.reach import ideal_answer
+from rollouts.config import RolloutsConfig
+
+if TYPE_CHECKING:
+    from parl.cold_start.demos import Demonstrator
 
 _LONGEST_TOKEN = 32  # characters: of a longer text than so many times the limit it is enough to see the beginning
 _FRAME = 32  # no fewer tokens than the template puts around a question
@@ -29,21 +33,26 @@ _ENOUGH, _PATIENCE_S = 8, 3.0  # so many do where all of them fit, or when they 
 
 
 class Context:
-    """The orchestrator's context under ``config``, and what of it a text takes."""
+    """The orchestrator's context, and what of it a text takes. ``tokenizer`` makes the policy's when it is needed."""
 
-    def __init__(self, config: Config, *, estimate: bool = False) -> None:
-        """``estimate``: take the tokenizer of any starter where the run's own is not there yet."""
-        self.config = config
-        own = config.rollouts.context.orchestrator_tokens
-        self.limit = min(filter(None, (config.model.max_position_embeddings, own)))
+    def __init__(
+        self,
+        model: PolicyFields,
+        rollouts: RolloutsConfig,
+        tools: Sequence[ToolSpec],
+        tokenizer: Callable[[], Tokenizer],
+    ) -> None:
+        own = rollouts.context.orchestrator_tokens
+        self.limit = min(filter(None, (model.max_position_embeddings, own)))
         less = own is not None and own == self.limit
         self.name = "rollouts.context.orchestrator_tokens" if less else "model.max_position_embeddings"
-        self._estimate = estimate
+        self._chat, self._prompts, self._tokenizer = chat_format(model, rollouts), rollouts.prompts, tokenizer
+        self._tools = (*tools, *(rollouts.prompts.spawning if rollouts.swarm else ()))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The policy's: of ``model.init``, of the cached or shipped cold start, or trained now."""
-        return _tokenizer(self.config, estimate=self._estimate)
+        """The policy's."""
+        return self._tokenizer()
 
     @cached_property
     def opening(self) -> int:
@@ -52,10 +61,8 @@ class Context:
 
     @cached_property
     def _pieces(self) -> list[Piece]:
-        prompts = self.config.rollouts.prompts
-        tools = [*self.config.envs.build().tools(), *(prompts.spawning if self.config.rollouts.swarm else ())]
-        declared = [tool.to_openai() for tool in tools]
-        return chat_format(self.config).opening([{"role": "system", "content": prompts.orchestrator}], declared)
+        declared = [tool.to_openai() for tool in self._tools]
+        return self._chat.opening([{"role": "system", "content": self._prompts.orchestrator}], declared)
 
     @cached_property
     def _most(self) -> int:
@@ -64,7 +71,7 @@ class Context:
 
     def prompt(self, text: str) -> int:
         """Tokens that an episode of the question ``text`` begins with."""
-        return self.opening + len(self.tokenizer.encode_segments(chat_format(self.config).user(text)))
+        return self.opening + len(self.tokenizer.encode_segments(self._chat.user(text)))
 
     def room(self, gold: Gold) -> int:
         """Tokens that have to be left to answer."""
@@ -87,19 +94,9 @@ class Context:
         return self.opening + len(self.tokenizer.encode(text[: _LONGEST_TOKEN * self.limit])) > self.limit
 
 
-def fitting(config: Config, tasks: Sequence[Task]) -> list[Task]:
-    """``tasks`` without those whose prompts do not fit."""
-    context = Context(config)
-    return [task for task in tasks if context.too_long(task) is None]
-
-
-def demonstrations_that_fit(config: Config, context: Context) -> tuple[int, int, int]:
+def demonstrations_that_fit(demos: Demonstrator, limit: int) -> tuple[int, int, int]:
     """Of the first demonstrations of the cold start: how many fit, how many were made, tokens of the shortest."""
-    from parl.cold_start.demos import Demonstrator
-
-    demos = Demonstrator(config, context.tokenizer)
-
-    limit, began = config.model.max_position_embeddings, time.monotonic()
+    began = time.monotonic()
 
     async def lengths() -> list[int]:
         found: list[int] = []
@@ -121,38 +118,18 @@ def _bytes(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
 
 
-def _tokenizer(config: Config, *, estimate: bool) -> Tokenizer:
+def policy_tokenizer(config: Config, *, estimate: bool = False) -> Tokenizer:
+    """That of a run's own policies: of ``model.init``, of the cached or shipped cold start, or trained now.
+
+    ``estimate``: any starter's where the run's own is not there yet.
+    """
     if config.model.init is not None:
         return load_tokenizer(config.model.init)
     exact = [cold_start_folder(config), shipped(config)]
     others = sorted(config.starter.glob("*/tokenizer.json")) if estimate and config.starter else []
     for folder in (*exact, *(file.parent for file in others)):
         if folder is not None and (folder / "tokenizer.json").is_file():
-            return _loaded(folder)
-    return _built(_Key(config))
-
-
-@lru_cache(maxsize=4)
-def _loaded(folder: Path) -> Tokenizer:
-    return Tokenizer.load(folder)
-
-
-class _Key:
-    """A configuration as far as its vocabulary goes."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self._text = f"{config.tokenizer!r} {config.sft.seed} {config.envs!r}"
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and other._text == self._text
-
-
-@lru_cache(maxsize=4)
-def _built(key: _Key) -> Tokenizer:
+            return Tokenizer.load(folder)
     from parl.cold_start.vocabulary import build_tokenizer
 
-    return build_tokenizer(key.config)
+    return build_tokenizer(config)

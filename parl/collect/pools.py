@@ -7,24 +7,59 @@ divides; those weights are kept in a folder of the run, so that a resumed run ha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
+from envs.base import Environment
 from model.decoder import Weights
 from model.family import Shape, family_of
 from model.files import replacing
 from model.policy_files import load_policy
 from model.tokenizer.tokenizer import load_tokenizer
 from parl.config.plugin_kinds import ENGINES
-from parl.config.schema import Config
+from parl.config.schema import Config, PolicyFields
 from parl.errors import UserError
 from rollouts.config import RolloutsConfig
 from rollouts.engine.base import PoolEngine
 from rollouts.engine.built_in import Embedded
 
 _BUSIER = 1.5  # requests a replica of one pool over the other's, from which on a replica changes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSide:
+    """What the rollout side of a run is made from.
+
+    ``environment`` goes to the workers; ``served`` is the folder in which servers find weights; ``adapters``: the
+    learner trains them; ``back``: versions that a resumed run may go back; ``step_s``: deadline of a step.
+    """
+
+    rollouts: RolloutsConfig
+    model: PolicyFields
+    environment: Environment
+    served: Path
+    adapters: bool
+    back: int
+    step_s: float
+    seed: int
+
+    @classmethod
+    def of(cls, config: Config) -> RolloutSide:
+        """That of a run of ``config``."""
+        trainer = config.trainer
+        return cls(
+            rollouts=config.rollouts,
+            model=config.model,
+            environment=config.envs.build(),
+            served=config.run_dir / "served",
+            adapters=config.optimizer.lora is not None,
+            back=trainer.checkpoint_every * trainer.keep_checkpoints,
+            step_s=trainer.step_s,
+            seed=config.seed,
+        )
 
 
 def pool_sizes(rollouts: RolloutsConfig) -> dict[str, int]:
@@ -45,16 +80,16 @@ def engine_kinds(rollouts: RolloutsConfig) -> dict[str, type[PoolEngine]]:
     return {"policy": kind, "frozen": kind if own else Embedded}
 
 
-def subagents(config: Config, tokenizer: str, start: Weights) -> tuple[Shape, Weights]:
+def subagents(rollouts: RolloutsConfig, policy: PolicyFields, tokenizer: str, start: Weights) -> tuple[Shape, Weights]:
     """Shape and weights of the sub-agents at a run's start. UserError where their vocabulary is another."""
-    folder = config.rollouts.subagent_policy
+    folder = rollouts.subagent_policy
     if folder is None:
-        return config.model.shape, start
+        return policy.shape, start
     if not (folder / "model.safetensors").exists():
         raise UserError(
             f"rollouts.subagent_policy={folder}: no policy there (parl train and parl sft write such folders)"
         )
-    weights, model, own, _ = load_policy(folder, family_of(config.model))
+    weights, model, own, _ = load_policy(folder, family_of(policy))
     if own.fingerprint != load_tokenizer(tokenizer).fingerprint:
         raise UserError(
             f"rollouts.subagent_policy={folder} has another vocabulary than the policy: they must share one"

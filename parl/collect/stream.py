@@ -22,8 +22,9 @@ from envs.base import Task
 from model.files import write_text
 from parl.collect.collector import Collector
 from parl.collect.rerun import StepFailed, Tries, whole
-from parl.collect.tasks import TrainTasks
-from parl.config.schema import Config
+from parl.collect.tasks import Tasks
+from parl.config.schema import TrainerConfig
+from rollouts.config import RolloutsConfig
 from rollouts.episode import Episode
 from rollouts.scheduler import End, Scheduler
 from rollouts.store.store import EpisodeStore, result_json, tool_result
@@ -50,23 +51,24 @@ class _Begun:
 class EpisodeStream:
     """Training episodes by the step, as old as ``trainer.staleness`` allows. ``version``: of the weights served."""
 
-    def __init__(self, config: Config, collector: Collector, tasks: TrainTasks, version: int) -> None:
-        rollouts = config.rollouts
+    def __init__(
+        self, rollouts: RolloutsConfig, trainer: TrainerConfig, collector: Collector, tasks: Tasks, version: int
+    ) -> None:
         self.scheduler = Scheduler(
             batch=rollouts.tasks_per_step,
             group_size=rollouts.group_size,
-            staleness=config.trainer.staleness,
-            steps=config.trainer.steps,
+            staleness=trainer.staleness,
+            steps=trainer.steps,
             version=version,
         )
-        self._config, self._collector, self._tasks = config, collector, tasks
+        self._step_s, self._collector, self._tasks = trainer.step_s, collector, tasks
         self._begun: dict[int, _Begun] = {}
         self._restarts = collector.restarts
         self._fruitless = 0  # groups in a row of which no episode is of use
 
     def take(self, progress: Callable[[int, int], None]) -> list[Episode]:
         """The episodes of the next step, groups in order. Waits for them, trainer.step_s at most (StepFailed)."""
-        deadline = time.monotonic() + self._config.trainer.step_s
+        deadline = time.monotonic() + self._step_s
         taken: list[int] | None = None
 
         def attempt() -> None:
@@ -160,7 +162,7 @@ class EpisodeStream:
         calls = self._calls()
         ready, _ = ray.wait(list(calls), timeout=max(deadline - time.monotonic(), 0.0))
         if not ready:
-            raise StepFailed(f"{len(calls)} groups unfinished at trainer.step_s={self._config.trainer.step_s}")
+            raise StepFailed(f"{len(calls)} groups unfinished at trainer.step_s={self._step_s}")
         for call in ready:
             self._arrived(calls[call], ray.get(call, timeout=_ANSWER_S))
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
-from envs.base import Readings, Task
+from envs.base import Environment, Readings, Repeated, Task, TaskStream
 from envs.tasks_io import TaskSource, is_there, names_file, read_tasks
+from parl.cold_start.demos import Demonstrator
 from parl.cold_start.vocabulary import teacher_of
-from parl.collect.fit import Context, demonstrations_that_fit, fitting
-from parl.config.schema import Config
+from parl.collect.fit import Context, demonstrations_that_fit, policy_tokenizer
+from parl.config.schema import Config, EnvsFields, EvalConfig
 from parl.errors import UserError
 from parl.shown.terminal import echo
 from rewards.outcome.reach import unreachable
@@ -21,46 +22,67 @@ _LISTED = 5
 _FAULTS = (ValueError, OSError, ModuleNotFoundError)  # the last: of Kimi's vocabulary, or of an extra
 
 
-class TrainTasks:
-    """Training tasks by position in a stream that is a function of the config's seed."""
+class Tasks:
+    """The tasks of one run: own ones, as far as they fit ``context``, else the environment's."""
 
-    def __init__(self, config: Config) -> None:
-        self._own = _own_tasks(config, "train")
-        self._stream = None if self._own else config.envs.build().task_stream("train", config.seed)
+    def __init__(
+        self, envs: EnvsFields, environment: Environment, evaluation: EvalConfig, context: Context, seed: int
+    ) -> None:
+        """``seed``: of the stream to train on."""
+        self.environment, self.context = environment, context
+        self._file, self._evaluation, self._seed = envs.tasks, evaluation, seed
 
     def take(self, start: int, count: int) -> list[Task]:
-        """Tasks ``start`` to ``start + count``; own tasks are gone through in order, again and again."""
-        if self._own:
-            return [self._own[i % len(self._own)] for i in range(start, start + count)]
-        assert self._stream is not None
+        """Training tasks ``start`` to ``start + count``; own tasks are gone through in order, again and again."""
         return [self._stream[i] for i in range(start, start + count)]
 
+    @cached_property
+    def _stream(self) -> TaskStream:
+        own = self._own("train")
+        return Repeated(own) if own else self.environment.task_stream("train", self._seed)
 
-def held_out_tasks(config: Config) -> list[Task]:
-    """The evaluation's tasks: the first ``eval.tasks`` distinct ones of its split, or as many as there are."""
-    own = _own_tasks(config, config.eval.split)
-    if own:
-        return own[: config.eval.tasks]
-    return config.envs.build().held_out(config.eval.split, config.eval.seed, config.eval.tasks)
+    def held_out(self) -> list[Task]:
+        """The evaluation's tasks: the first ``eval.tasks`` distinct ones of its split, or as many as there are."""
+        asked = self._evaluation
+        own = self._own(asked.split)
+        return own[: asked.tasks] if own else self.environment.held_out(asked.split, asked.seed, asked.tasks)
+
+    def _own(self, split: str) -> list[Task]:
+        if not self._file:
+            return []
+        try:
+            fit = [task for _, task in _rows(self._file, split)[1] if self.context.too_long(task) is None]
+        except _FAULTS as error:
+            raise UserError(str(error)) from error
+        if not fit:
+            raise UserError(f"envs.tasks = {self._file}: no prompt of split {split!r} fits the context")
+        return fit
 
 
-def check_tasks(config: Config) -> None:
-    """Raise UserError now, not after the cold start, when the environment's data or the task file are bad.
+def run_tasks(config: Config, *, estimate: bool = False) -> Tasks:
+    """The tasks of a run of ``config``; ``estimate`` as in :func:`data_notes`."""
+    environment = config.envs.build()
+    tokenizer = partial(policy_tokenizer, config, estimate=estimate)
+    context = Context(config.model, config.rollouts, environment.tools(), tokenizer)
+    return Tasks(config.envs, environment, config.eval, context, config.seed)
+
+
+def check_tasks(config: Config) -> Tasks:
+    """The run's tasks. UserError now, not after the cold start, when the environment's data or the task file are bad.
 
     What is worth a word but no mistake is printed to standard error, a line each, as soon as it is known.
     """
-    for note in data_notes(config):
+    tasks = run_tasks(config)
+    for note in data_notes(config, tasks):
         echo(f"note: {note}", err=True)
+    return tasks
 
 
-def data_notes(config: Config, *, estimate: bool = False) -> Iterator[str]:
-    """Check all data of ``config``; what its user should know before it is used. UserError with all mistakes.
-
-    ``estimate``: count tokens with another starter's vocabulary rather than train the run's own.
-    """
+def data_notes(config: Config, tasks: Tasks) -> Iterator[str]:
+    """Check all data of ``config``; what its user should know before it is used. UserError with all mistakes."""
     seen: set[str] = set()
     try:
-        for note in _checked(config, Context(config, estimate=estimate)):
+        for note in _checked(config, tasks):
             if note not in seen:
                 yield note
             seen.add(note)
@@ -68,37 +90,41 @@ def data_notes(config: Config, *, estimate: bool = False) -> Iterator[str]:
         raise UserError(str(error)) from error
 
 
-def _checked(config: Config, context: Context) -> Iterator[str]:
+def _checked(config: Config, tasks: Tasks) -> Iterator[str]:
     """What takes long comes last."""
-    environment, own = config.envs.build(), config.envs.tasks
+    environment, evaluation, scratch = tasks.environment, config.eval, config.model.init is None
     yield from environment.notes()
-    if config.model.init is None:
+    if scratch:
         teacher_of(config, environment)
-    if own:
-        for split in ("train", config.eval.split):
-            yield from _own_notes(config, split, context)
+    if own := config.envs.tasks:
+        wanted = ("rollouts.tasks_per_step", config.rollouts.tasks_per_step)
+        yield from _own_notes(own, "train", wanted, tasks.context)
+        yield from _own_notes(own, evaluation.split, ("eval.tasks", evaluation.tasks), tasks.context)
     else:
-        TrainTasks(config).take(0, 1)
-        found = len(held_out_tasks(config))
-        if found < config.eval.tasks:
+        tasks.take(0, 1)
+        found = len(tasks.held_out())
+        if found < evaluation.tasks:
             yield (
-                f"eval.tasks = {config.eval.tasks}: this environment has {found} distinct tasks of split"
-                f" {config.eval.split}; the evaluation takes these"
+                f"eval.tasks = {evaluation.tasks}: this environment has {found} distinct tasks of split"
+                f" {evaluation.split}; the evaluation takes these"
             )
-    if (own or environment.foreign) and config.model.init is None:
+    if (own or environment.foreign) and scratch:
         yield (
             "the policy is trained from scratch on the generated world's words and cannot read real ones: of your own"
             " words expect an item-F1 near 0; name a pretrained checkpoint with model.init to go beyond that"
         )
     if (readings := environment.readings()) is not None:
-        yield from _reading_notes(config, readings, context)
+        yield from _reading_notes(readings, tasks.context)
+        if scratch:
+            demos = Demonstrator(config, tasks.context.tokenizer)
+            yield from _demonstration_notes(readings.source, demos, config.model.max_position_embeddings)
 
 
 # ---------------------------------------------------------------- what agents read
 
 
-def _reading_notes(config: Config, readings: Readings, context: Context) -> Iterator[str]:
-    """Of texts and demonstrations, as far as they do not fit."""
+def _reading_notes(readings: Readings, context: Context) -> Iterator[str]:
+    """Of texts, as far as they do not fit."""
     source, texts = readings.source, readings.texts
     long = [name for name, text in texts if context.page_too_long(text)]
     if long:
@@ -107,10 +133,11 @@ def _reading_notes(config: Config, readings: Readings, context: Context) -> Iter
         if len(long) == len(texts):
             raise UserError(f"{said} ({shown}); nothing is left: shorten their cells or raise {context.name}")
         yield f"{said}, so nothing about them can be read: {shown}"
-    if config.model.init is not None:
-        return
-    fit, made, shortest = demonstrations_that_fit(config, context)
-    limit = config.model.max_position_embeddings
+
+
+def _demonstration_notes(source: str, demos: Demonstrator, limit: int) -> Iterator[str]:
+    """Of demonstrations, as far as they do not fit ``limit`` tokens."""
+    fit, made, shortest = demonstrations_that_fit(demos, limit)
     if not fit:
         raise UserError(
             f"{source}: none of {made} demonstrations over this table fits model.max_position_embeddings = {limit} (the"
@@ -127,9 +154,9 @@ def _reading_notes(config: Config, readings: Readings, context: Context) -> Iter
 # ---------------------------------------------------------------- own tasks
 
 
-def _own_notes(config: Config, split: str, context: Context) -> Iterator[str]:
-    assert config.envs.tasks
-    source, rows = _rows(config.envs.tasks, split)
+def _own_notes(file: str, split: str, wanted: tuple[str, int], context: Context) -> Iterator[str]:
+    """``wanted``: the key that says how many tasks are asked for, and how many."""
+    source, rows = _rows(file, split)
     yield from (f"{source.name}: {note}" for note in source.notes)
     long = [(where, tokens) for where, task in rows if (tokens := context.too_long(task)) is not None]
     if long:
@@ -141,14 +168,16 @@ def _own_notes(config: Config, split: str, context: Context) -> Iterator[str]:
             raise UserError(f"{said}; nothing is left: shorten the prompts or raise {context.name}")
         yield f"{said}; they are left out"
     left = len(rows) - len(long)
-    if split == "train" and left < config.rollouts.tasks_per_step:
+    key, number = wanted
+    if left >= number:
+        return
+    if split == "train":
         yield (
-            f"{source.name}: {left} tasks to train on, fewer than rollouts.tasks_per_step ="
-            f" {config.rollouts.tasks_per_step}: a step asks some twice and gets the same episodes; set it to {left} or"
-            " give more rows"
+            f"{source.name}: {left} tasks to train on, fewer than {key} = {number}: a step asks some twice and gets"
+            f" the same episodes; set it to {left} or give more rows"
         )
-    if split != "train" and left < config.eval.tasks:
-        yield f"eval.tasks = {config.eval.tasks}: {source.name} has {left} of split {split}; all are used"
+    else:
+        yield f"{key} = {number}: {source.name} has {left} of split {split}; all are used"
 
 
 def _rows(spec: str, split: str) -> tuple[TaskSource, list[tuple[str, Task]]]:
@@ -185,15 +214,3 @@ def _places(long: Sequence[tuple[str, int]]) -> str:
     numbers = ", ".join(f"{where.partition(' ')[2]} ({tokens} tokens)" for where, tokens in long[:_LISTED])
     more = f" and {len(long) - _LISTED} more" if len(long) > _LISTED else ""
     return f"{kind}{'s' if len(long) > 1 else ''} {numbers}{more}"
-
-
-def _own_tasks(config: Config, split: str) -> list[Task]:
-    if not config.envs.tasks:
-        return []
-    try:
-        fit = fitting(config, [task for _, task in _rows(config.envs.tasks, split)[1]])
-    except _FAULTS as error:
-        raise UserError(str(error)) from error
-    if not fit:
-        raise UserError(f"envs.tasks = {config.envs.tasks}: no prompt of split {split!r} fits the context")
-    return fit

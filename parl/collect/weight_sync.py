@@ -16,8 +16,7 @@ import ray
 from model.arrays import Sent
 from model.decoder import Weights
 from model.lora import is_adapters, merged
-from parl.collect.pools import Refreshed, engine_kinds, subagents
-from parl.config.schema import Config
+from parl.collect.pools import Refreshed, RolloutSide, engine_kinds, subagents
 from parl.serve.server_weights import Deliveries
 from rollouts.engine.base import Update
 
@@ -35,17 +34,17 @@ class Packed(NamedTuple):
 class PoolWeights:
     """What each pool serves. ``start``: the starting policy; ``kept``: where a run keeps refreshed sub-agents'."""
 
-    def __init__(self, config: Config, tokenizer: Path, start: Weights, kept: Path | None = None) -> None:
-        self._config, self._kinds = config, engine_kinds(config.rollouts)
-        self._deliveries = Deliveries(config.run_dir / "served", config.model.shape, tokenizer)
+    def __init__(self, side: RolloutSide, tokenizer: Path, start: Weights, kept: Path | None = None) -> None:
+        rollouts = side.rollouts
+        self._rollouts, self._kinds = rollouts, engine_kinds(rollouts)
+        self._deliveries = Deliveries(side.served, side.model.shape, tokenizer)
         servers = any(kind.servers for kind in self._kinds.values())
-        self._sync_s = SYNC_S + (config.rollouts.http.update_s if servers else 0)
+        self._sync_s = SYNC_S + (rollouts.http.update_s if servers else 0)
         self._start_weights = start  # what adapters are merged with, here or by the engines
-        self._start_ref = ray.put(Sent(start)) if config.optimizer.lora else None
-        self.subagent_model, frozen = subagents(config, str(tokenizer.resolve()), start)
+        self._start_ref = ray.put(Sent(start)) if side.adapters else None
+        self.subagent_model, frozen = subagents(rollouts, side.model, str(tokenizer.resolve()), start)
         self._packed = {"frozen": self._pack("frozen", 0, frozen)}
-        back = config.trainer.checkpoint_every * config.trainer.keep_checkpoints
-        self._refreshed = Refreshed(config.rollouts.refresh_every, back, kept)
+        self._refreshed = Refreshed(rollouts.refresh_every, side.back, kept)
 
     def forget(self) -> None:
         """Another policy is served next: refreshed sub-agents are that one's."""
@@ -57,7 +56,7 @@ class PoolWeights:
             self._packed["policy"] = Packed(Update(version=version), ray.put(Sent(weights)), self._start_ref)
         else:
             self._packed["policy"] = self._pack("policy", version, merged(self._start_weights, weights))
-        if self._config.rollouts.subagent_pool != "refreshed":
+        if self._rollouts.subagent_pool != "refreshed":
             return False
         due = self._refreshed.due(version, merged(self._start_weights, weights))
         if due is not None:

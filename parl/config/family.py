@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.chat.base import ChatFormat, Vocabulary
-from model.family import Family, family_of
+from model.family import Family, Shape, family_of
 from model.json_file import read_json
 from parl.config.plugin_kinds import FAMILIES
-from parl.config.schema import Config
+from rollouts.config import RolloutsConfig
 
 
-def chat_format(config: Config, tokenizer: Vocabulary | None = None) -> ChatFormat:
-    """How conversations of the policies of ``config`` are written; without a tokenizer, to render text only."""
-    return family_of(config.model).chat(config.model, tokenizer, thinking=config.rollouts.thinking)
+def chat_format(model: Shape, rollouts: RolloutsConfig, tokenizer: Vocabulary | None = None) -> ChatFormat:
+    """How conversations of a policy of shape ``model`` are written; without a tokenizer, to render text only."""
+    return family_of(model).chat(model, tokenizer, thinking=rollouts.thinking)
 
 
 def family_at(folder: Path) -> Family:

@@ -16,13 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from envs.base import Role, Task
-from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from parl.cold_start.shipped import cold_start_hash
-from parl.cold_start.vocabulary import build_tokenizer
-from parl.config.family import chat_format
-from parl.config.schema import Config
+from envs.base import Environment, Role, Task
+from model.chat.base import ChatFormat
+from parl.config.schema import EvalConfig
 from parl.errors import UserError
+from rollouts.config import RolloutsConfig
 from rollouts.engine.address import check_key, host_of, shown
 from rollouts.engine.chat.client import KEY, ChatServer, ServerGone, Usage, api_root
 from rollouts.engine.chat.engine import ChatEngine, ChatModel
@@ -57,9 +55,12 @@ def key_for(url: str) -> str | None:
     return os.environ.get(KEY) if not base or host_of(base) == host_of(url) else None
 
 
-def find_model(config: Config, url: str, name: str | None) -> Served:
-    """The model ``name`` at ``url``, without a name the first that the server lists. UserError for mistakes."""
-    if config.envs.config.pictures:
+def find_model(url: str, name: str | None, *, pictures: bool = False) -> Served:
+    """The model ``name`` at ``url``, without a name the first that the server lists. UserError for mistakes.
+
+    ``pictures``: the environment's tasks have some.
+    """
+    if pictures:
         raise UserError(f"envs.config asks for pictures, and pictures cannot be sent to {shown(url)}; leave them out")
     try:
         root = api_root(url)
@@ -86,31 +87,33 @@ async def _models(url: str) -> list[str]:
         await server.close()
 
 
-def vocabulary(config: Config) -> Tokenizer:
-    """The tokenizer that the run's own policies have: taken from their folders, else built."""
-    if config.model.init is not None:
-        return load_tokenizer(config.model.init)
-    key = cold_start_hash(config)
-    folders = [config.root / "cold_start" / key, *([config.starter / key] if config.starter else [])]
-    found = next((folder for folder in folders if (folder / "tokenizer.json").exists()), None)
-    return load_tokenizer(found) if found else build_tokenizer(config)
-
-
 class ChatCollector:
-    """Runs episodes by ``served``; their usage goes to ``store``. A context manager with an event loop of its own."""
+    """Runs episodes by ``served``; their usage goes to ``store``. A context manager with an event loop of its own.
 
-    def __init__(self, config: Config, served: Served, tokenizer: Tokenizer, store: Path, *, spawning: bool) -> None:
-        self._config, self._store, self._spawning = config, store, spawning
-        self._chat = chat_format(config, tokenizer)
+    ``chat``: in whose tokens the episodes are counted.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        store: Path,
+        environment: Environment,
+        chat: ChatFormat,
+        rollouts: RolloutsConfig,
+        evaluation: EvalConfig,
+        *,
+        spawning: bool,
+    ) -> None:
+        self._store, self._environment, self._chat, self._spawning = store, environment, chat, spawning
+        self._rollouts, self._evaluation = rollouts, evaluation
         self._runner = asyncio.Runner()
-        self._environment = config.envs.build()
         self._model = ChatModel(server=ChatServer(served.url, api_key=key_for(served.url)), name=served.name)
         own = [tool.to_openai() for tool in self._environment.tools()]
-        spawn = [tool.to_openai() for tool in config.rollouts.prompts.spawning] if spawning else []
+        spawn = [tool.to_openai() for tool in rollouts.prompts.spawning] if spawning else []
         self._tools = {Role.ORCHESTRATOR: own + spawn, Role.SUBAGENT: own}
-        limits = config.rollouts.limits
+        limits = rollouts.limits
         self._slots, self._switch = Slots(limits.subagents, limits.tool_calls), StopSwitch()
-        self._gate = asyncio.Semaphore(config.rollouts.concurrency)
+        self._gate = asyncio.Semaphore(rollouts.concurrency)
 
     def __enter__(self) -> ChatCollector:
         return self
@@ -141,8 +144,8 @@ class ChatCollector:
             if self._model.server.gone:
                 return
             usage, status = Usage(), "interrupted"
-            budget = critical_budget(task, self._config.rollouts.budget.critical_factor)
-            seed = self._config.eval.seed
+            budget = critical_budget(task, self._rollouts.budget.critical_factor)
+            seed = self._evaluation.seed
             try:
                 episode = await run_episode(
                     task, self._environment, self._settings(usage), index=index, seed=seed, critical_budget=budget
@@ -156,22 +159,22 @@ class ChatCollector:
                 arrived([episode])
 
     def _settings(self, usage: Usage) -> SwarmSettings:
-        config = self._config
+        rollouts = self._rollouts
 
         def pool(trace: Trace) -> ChatEngine:
             return ChatEngine(trace, self._chat, self._model, self._tools[trace.role], usage)
 
         return SwarmSettings(
             chat=self._chat,
-            prompts=config.rollouts.prompts,
+            prompts=rollouts.prompts,
             pool=pool,
-            budget=config.rollouts.budget,
+            budget=rollouts.budget,
             spawning=self._spawning,
-            temperature=config.eval.temperature,
-            top_p=config.eval.top_p,
-            subagent_temperature=config.rollouts.subagent_temperature,
-            limits=config.rollouts.limits,
-            context=config.rollouts.context,
+            temperature=self._evaluation.temperature,
+            top_p=self._evaluation.top_p,
+            subagent_temperature=rollouts.subagent_temperature,
+            limits=rollouts.limits,
+            context=rollouts.context,
             slots=self._slots,
             switch=self._switch,
         )

@@ -10,22 +10,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from envs.base import Task
+from envs.base import Environment, Task, TaskGroup
+from model.chat.base import ChatFormat
 from model.family import family_of
 from model.files import remove_leftovers, write_text
 from model.policy_files import load_policy
 from parl.cold_start.start import starting_policy
 from parl.collect.collector import Collector
-from parl.collect.tasks import check_tasks, held_out_tasks
-from parl.config.schema import Config
-from parl.episodes.groups import families, task_groups
+from parl.collect.pools import RolloutSide
+from parl.collect.tasks import Tasks, check_tasks, run_tasks
+from parl.config.family import chat_format
+from parl.config.schema import Config, EvalConfig
+from parl.episodes.groups import families
 from parl.episodes.stores import readable
 from parl.errors import UserError
-from parl.evaluate.chat_model import ChatCollector, Served, find_model, is_url, used, vocabulary
+from parl.evaluate.chat_model import ChatCollector, Served, find_model, is_url, used
 from parl.evaluate.measures import Sample, account, attempt, cost, estimates, groups, latest, plain
 from parl.evaluate.policies import Policy, local_policies, served_policies
 from parl.evaluate.scoring import Scoring
@@ -33,6 +37,7 @@ from parl.machine.cluster import local_ray
 from parl.machine.ownership import owning
 from parl.track.progress import EpisodeBar
 from rewards.aggregate import evaluation_table
+from rollouts.config import RolloutsConfig
 from rollouts.engine.address import shown
 from rollouts.episode import Episode
 from rollouts.store.outline import Outline, read_outlines, shard_paths
@@ -42,7 +47,6 @@ _SHARD = 16  # episodes that a kill can cost
 _SLICE = 8  # episodes handed to the workers at once, by the slots that they have
 
 Collect = Callable[[list[Task], list[list[int]], Callable[[list[Episode]], None]], object]  # tasks, attempts, arrived
-Todo = dict[str, dict[int, list[int]]]  # by label: position of a task -> attempts
 
 
 class Bar(Protocol):
@@ -54,6 +58,33 @@ class Bar(Protocol):
 
 
 ShowBar = Callable[[str, int], AbstractContextManager[Bar]]  # label, episodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The first ``n`` attempts at ``tasks`` that are asked of each policy, and how they are scored and shown."""
+
+    tasks: Sequence[Task]
+    n: int
+    scoring: Scoring
+    bar: ShowBar = EpisodeBar
+
+    def todo(self, policy: Policy) -> dict[int, list[int]]:
+        """Position of a task -> the attempts that are still to be run, or failed."""
+        return _missing(_stored(policy, self.tasks, self.n), self.tasks, self.n)
+
+    def run(self, policy: Policy, collect: Collect, slots: int) -> None:
+        """Run what is missing, about ``slots`` episodes at once; every few a shard: a kill costs little."""
+        todo = self.todo(policy)
+        count = sum(map(len, todo.values()))
+        with _Shards(policy, self.scoring) as shards, self.bar(policy.label, count) as shown_bar:
+
+            def arrived(episodes: list[Episode]) -> None:
+                shards.add(episodes)
+                shown_bar.advance(len(episodes))
+
+            for part in _slices(todo, slots):
+                collect([self.tasks[i] for i in part], list(part.values()), arrived)
 
 
 def run_eval(
@@ -79,17 +110,18 @@ def run_eval(
         raise UserError(f"--n and --limit are whole numbers of at least 1, not {n} and {limit}")
     if model_name and not is_url(model):
         raise UserError(f"--model-name {model_name} is for servers: also give --model URL")
-    check_tasks(config)
+    tasks = check_tasks(config)
     if is_url(model):
         if policies:
             raise UserError(
                 f"--policy {', '.join(policies)} names policies of the run: leave it out with --model"
                 f" {shown(str(model))}"
             )
-        chosen = served_policies(config, find_model(config, str(model), model_name), single_agent)
+        served = find_model(str(model), model_name, pictures=config.envs.config.pictures)
+        chosen = served_policies(config, served, single_agent)
     else:
         chosen = local_policies(config, Path(model) if model else None, single_agent, policies)
-    return evaluate(config, chosen, n=n, limit=limit, prices=prices)
+    return evaluate(config, chosen, n=n, limit=limit, prices=prices, tasks=tasks)
 
 
 def evaluate(
@@ -100,12 +132,16 @@ def evaluate(
     limit: int | None = None,
     prices: tuple[float, float] | None = None,
     bar: ShowBar = EpisodeBar,
+    tasks: Tasks | None = None,
 ) -> dict[str, Any]:
     """Run what the policies' stores lack and measure all of it; written to ``RUN/evals/summary.json`` and returned.
 
-    ``policies`` are all of weights, or all of a chat server's model. ``prices`` as in :func:`run_eval`.
+    ``policies`` are all of weights, or all of a chat server's model. ``prices`` as in :func:`run_eval`. ``tasks``: the
+    run's, where they have been read already.
     """
-    tasks = held_out_tasks(config)[:limit]
+    tasks = tasks or run_tasks(config)
+    scoring = Scoring(reward=config.rewards, steps=config.trainer.steps)
+    asked = _Asked(tasks=tasks.held_out()[:limit], n=n, scoring=scoring, bar=bar)
     folder = config.run_dir / "evals"
     with readable(), ExitStack() as stack:
         stack.enter_context(owning(folder, "an evaluation", "wait for it"))  # of one the summary is that of the last
@@ -113,12 +149,15 @@ def evaluate(
             stack.enter_context(owning(policy.store, "an evaluation", "wait for it, or evaluate another policy"))
             remove_leftovers(policy.store)
             write_text(policy.store / "about.json", json.dumps(policy.about, indent=1) + "\n")
-        todo = {policy.label: _missing(_stored(policy, tasks, n), tasks, n) for policy in policies}
-        if any(todo.values()):
-            run = _run_served if isinstance(policies[0].source, Served) else _run_local
-            run(config, [policy for policy in policies if todo[policy.label]], tasks, todo, bar)
-        measured = _measure(config, policies, tasks, n, prices)
-        settings = {"n": n, "tasks": len(tasks), "seed": config.eval.seed, "split": config.eval.split}
+        if missing := [policy for policy in policies if asked.todo(policy)]:
+            if isinstance(policies[0].source, Served):
+                chat = chat_format(config.model, config.rollouts, tasks.context.tokenizer)
+                for policy in missing:
+                    _run_served(policy, asked, config.envs.build(), chat, config.rollouts, config.eval)
+            else:
+                _run_local(missing, asked, RolloutSide.of(config), starting_policy(config), config.eval)
+        measured = _measure(policies, asked, tasks.environment.groups, prices)
+        settings = {"n": n, "tasks": len(asked.tasks), "seed": config.eval.seed, "split": config.eval.split}
         result = settings | {"policies": measured}
         write_text(folder / "summary.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
@@ -138,62 +177,46 @@ def _missing(found: dict[tuple[str, int], Outline], tasks: Sequence[Task], n: in
     return {i: attempts for i, attempts in missing.items() if attempts}
 
 
-def _run_local(config: Config, policies: Sequence[Policy], tasks: Sequence[Task], todo: Todo, bar: ShowBar) -> None:
+def _run_local(
+    policies: Sequence[Policy], asked: _Asked, side: RolloutSide, cold: Path, evaluation: EvalConfig
+) -> None:
     """Engines and workers for any number of policies; frozen sub-agents are the cold start."""
-    slots = _SLICE * config.rollouts.concurrency * config.rollouts.workers
-    cold, family = starting_policy(config), family_of(config.model)
+    slots = _SLICE * side.rollouts.concurrency * side.rollouts.workers
+    family = family_of(side.model)
+    sampling = {"seed": evaluation.seed, "temperature": evaluation.temperature, "top_p": evaluation.top_p}
     with local_ray():
-        collector = Collector(config, config.envs.build(), cold, load_policy(cold, family)[0])
+        collector = Collector(side, cold, load_policy(cold, family)[0])
         try:
             for policy in policies:
                 assert isinstance(policy.source, Path)
                 collector.serve(load_policy(policy.source, family)[0])
-                collect = partial(_collect_local, config, collector, policy.spawning)
-                _run(config, collect, policy, tasks, todo[policy.label], slots, bar)
+                asked.run(policy, partial(_collect_local, collector, sampling | {"spawning": policy.spawning}), slots)
         finally:
             collector.close()
 
 
 def _collect_local(
-    config: Config,
     collector: Collector,
-    spawning: bool,
+    settings: dict[str, Any],
     tasks: list[Task],
     attempts: list[list[int]],
     arrived: Callable[[list[Episode]], None],
 ) -> None:
-    settings = {"seed": config.eval.seed, "temperature": config.eval.temperature, "top_p": config.eval.top_p}
-    collector.collect(tasks, group_size=1, attempts=attempts, arrived=arrived, spawning=spawning, **settings)
+    collector.collect(tasks, group_size=1, attempts=attempts, arrived=arrived, **settings)
 
 
-def _run_served(config: Config, policies: Sequence[Policy], tasks: Sequence[Task], todo: Todo, bar: ShowBar) -> None:
-    tokenizer = vocabulary(config)
-    slots = _SLICE * config.rollouts.concurrency
-    for policy in policies:
-        assert isinstance(policy.source, Served)
-        with ChatCollector(config, policy.source, tokenizer, policy.store, spawning=policy.spawning) as collector:
-            _run(config, collector.collect, policy, tasks, todo[policy.label], slots, bar)
-
-
-def _run(
-    config: Config,
-    collect: Collect,
+def _run_served(
     policy: Policy,
-    tasks: Sequence[Task],
-    todo: dict[int, list[int]],
-    slots: int,
-    bar: ShowBar,
+    asked: _Asked,
+    environment: Environment,
+    chat: ChatFormat,
+    rollouts: RolloutsConfig,
+    evaluation: EvalConfig,
 ) -> None:
-    """Run what is missing, about ``slots`` episodes at once; every few a shard, so that little is lost to a kill."""
-    scoring = Scoring(reward=config.rewards, steps=config.trainer.steps)
-    with _Shards(policy, scoring) as shards, bar(policy.label, sum(map(len, todo.values()))) as shown_bar:
-
-        def arrived(episodes: list[Episode]) -> None:
-            shards.add(episodes)
-            shown_bar.advance(len(episodes))
-
-        for part in _slices(todo, slots):
-            collect([tasks[i] for i in part], list(part.values()), arrived)
+    assert isinstance(policy.source, Served)
+    settings = {"rollouts": rollouts, "evaluation": evaluation, "spawning": policy.spawning}
+    with ChatCollector(policy.source, policy.store, environment, chat, **settings) as collector:
+        asked.run(policy, collector.collect, _SLICE * rollouts.concurrency)
 
 
 def _slices(todo: dict[int, list[int]], episodes: int) -> list[dict[int, list[int]]]:
@@ -234,22 +257,17 @@ class _Shards:
 
 
 def _measure(
-    config: Config,
-    policies: Sequence[Policy],
-    tasks: Sequence[Task],
-    n: int,
-    prices: tuple[float, float] | None = None,
+    policies: Sequence[Policy], asked: _Asked, known: Sequence[TaskGroup], prices: tuple[float, float] | None
 ) -> dict[str, Any]:
-    """The numbers of each policy, all computed from its store."""
-    scoring = Scoring(reward=config.rewards, steps=config.trainer.steps)
-    known = task_groups(config.envs)
+    """The numbers of each policy, all computed from its store; ``known``: how its tasks are grouped."""
+    tasks, n = asked.tasks, asked.n
     episodes: dict[str, list[Episode]] = {}
     samples: dict[str, Sample] = {}
     for policy in policies:
-        found = _stored(policy, tasks, n, texts=config.rewards.texts)
+        found = _stored(policy, tasks, n, texts=asked.scoring.reward.texts)
         ordered = [found[task.key, k] for task in tasks for k in range(n)]
         for outline in ordered:
-            scoring.score_held_out(outline.episode)
+            asked.scoring.score_held_out(outline.episode)
         episodes[policy.label] = [outline.episode for outline in ordered]
         samples[policy.label] = Sample(policy.label, map(attempt, ordered), families(known))
     by_group = groups(list(samples.values()))

@@ -19,7 +19,7 @@ from envs.base import Environment, Task, ToolSpec
 from envs.tasks_io import load_tasks
 from model.chat.base import ChatFormat
 from parl.config.family import chat_format
-from parl.config.schema import Config
+from parl.config.schema import Config, EnvsFields
 from rollouts.prompts import PromptsConfig
 
 VERSION = 1  # raised when the code makes other episodes of the same settings; test_identity.py notices
@@ -112,6 +112,7 @@ def description(config: Config, policy: Mapping[str, str], *, spawning: bool, ch
     """
     wanted = {Effect.ALL, Effect.CHAT if chat else Effect.OWN}
     environment = config.envs.build()
+    shown = prompts_digest(environment.tools(), config.rollouts.prompts, chat_format(config.model, config.rollouts))
     settings = {
         key: _COUNTED.get(key, _same)(value)
         for key, value in _leaves(config.model_dump(mode="json", exclude={"envs"}))
@@ -125,8 +126,8 @@ def description(config: Config, policy: Mapping[str, str], *, spawning: bool, ch
     return {
         "policy": dict(policy),
         "settings": settings | own | {"rollouts.swarm": spawning},
-        "content": _contents(config, environment, chat),
-        "code": {"version": VERSION, "prompts": _shown(config, environment)},
+        "content": _contents(config.envs, environment, config.eval.split, config.model.init if chat else None),
+        "code": {"version": VERSION, "prompts": shown},
     }
 
 
@@ -167,17 +168,16 @@ def prompts_digest(tools: tuple[ToolSpec, ...], prompts: PromptsConfig, chat: Ch
     return _digest(json.dumps(shown, ensure_ascii=False).encode())[:16]
 
 
-def _shown(config: Config, environment: Environment) -> str:
-    return prompts_digest(environment.tools(), config.rollouts.prompts, chat_format(config))
+def _contents(envs: EnvsFields, environment: Environment, split: str, vocabulary: Path | None) -> dict[str, str]:
+    """Digests of the files that are named, but those of weights, which are part of the policy.
 
-
-def _contents(config: Config, environment: Environment, chat: bool) -> dict[str, str]:
-    """Digests of the files that the configuration names, but those of weights, which are part of the policy."""
-    found = {f"envs.{config.envs.name}.{key}": digest for key, digest in environment.digest().items()}
-    if config.envs.tasks is not None:
-        found["envs.tasks"] = tasks_digest(load_tasks(config.envs.tasks, config.eval.split))
-    if chat and config.model.init is not None:  # the vocabulary; our own policies bring theirs
-        found["model.init"] = policy_vocabulary(config.model.init)
+    ``vocabulary``: ``model.init`` where the episodes are counted in it; our own policies bring theirs.
+    """
+    found = {f"envs.{envs.name}.{key}": digest for key, digest in environment.digest().items()}
+    if envs.tasks is not None:
+        found["envs.tasks"] = tasks_digest(load_tasks(envs.tasks, split))
+    if vocabulary is not None:
+        found["model.init"] = policy_vocabulary(vocabulary)
     return found
 
 

@@ -15,7 +15,7 @@ from model.family import family_of
 from model.policy_files import INDEX, SINGLE
 from parl.cold_start.shipped import VERSION as TEXTS_VERSION
 from parl.cold_start.start import check_policy_files, starting_policy
-from parl.config.schema import Config
+from parl.config.schema import Config, EvalConfig, PolicyFields
 from parl.errors import UserError
 from parl.evaluate.chat_model import Served
 from parl.evaluate.identity import EFFECTS, Effect, description, identity, policy_digest, policy_vocabulary
@@ -39,7 +39,10 @@ class Policy:
 
 def local_policies(config: Config, model: Path | None, single_agent: bool, policies: Sequence[str]) -> list[Policy]:
     """Those called ``policies``, or the weights in ``model``. UserError: no such policy, or it does not fit the run."""
-    folders = _folders(config, model, single_agent, policies)
+    folders = _chosen(config.run_dir, config.rollouts.swarm, model, single_agent, policies)
+    for folder, _ in folders.values():
+        if folder:
+            _check_policy(config.model, folder)
     cold = starting_policy(config)
     for folder, _ in folders.values():
         if folder and policy_vocabulary(folder) != policy_vocabulary(cold):
@@ -53,16 +56,15 @@ def local_policies(config: Config, model: Path | None, single_agent: bool, polic
     ]
 
 
-def _folders(
-    config: Config, model: Path | None, single_agent: bool, labels: Sequence[str]
+def _chosen(
+    run_dir: Path, swarm: bool, model: Path | None, single_agent: bool, labels: Sequence[str]
 ) -> dict[str, tuple[Path | None, bool]]:
     """Label -> (folder, None for the cold start's; whether it may spawn)."""
-    swarm = config.rollouts.swarm
     known: dict[str, tuple[Path | None, bool]] = {
         "cold_start": (None, swarm),
         "cold_start_no_spawn": (None, False),
-        "trained": (config.run_dir / "policy", swarm),
-        "single_agent": (config.run_dir / "single_agent" / "policy", False),
+        "trained": (run_dir / "policy", swarm),
+        "single_agent": (run_dir / "single_agent" / "policy", False),
     }
     if model is not None:
         known = {"model": (model, swarm and not single_agent)}
@@ -75,9 +77,6 @@ def _folders(
     unknown = [label for label in labels if label not in known]
     if unknown:
         raise UserError(f"no policy is called {', '.join(unknown)}: --policy is one of {', '.join(known)}")
-    for label in labels:
-        if folder := known[label][0]:
-            _check_policy(config, folder)
     return {label: known[label] for label in dict.fromkeys(labels)}
 
 
@@ -85,7 +84,7 @@ def _complete(folder: Path) -> bool:
     return (folder / SINGLE).exists()
 
 
-def _check_policy(config: Config, folder: Path) -> None:
+def _check_policy(wanted: PolicyFields, folder: Path) -> None:
     """UserError unless ``folder`` holds a whole policy of the shape that the configuration's engines are built for."""
     if not _complete(folder):
         if (folder / INDEX).exists():
@@ -95,13 +94,12 @@ def _check_policy(config: Config, folder: Path) -> None:
             )
         raise UserError(f"no policy in {folder}: train it first (parl train), or name another folder with --model")
     try:
-        shape = family_of(config.model).read_shape(folder)
+        shape = family_of(wanted).read_shape(folder)
         policy_vocabulary(folder)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"{error}; a policy is weights, config.json and tokenizer in one folder") from None
     check_policy_files(folder, "train it again (parl train --resume, once the folder is gone), or name another")
-    wanted = config.model.shape
-    for name in type(wanted).model_fields:
+    for name in type(shape).model_fields:
         found, given = getattr(shape, name), getattr(wanted, name)
         if found != given and EFFECTS.get(f"model.{name}") is not Effect.NONE and name not in _RUN_DECIDES:
             raise UserError(
@@ -114,31 +112,34 @@ def local_policy(config: Config, cold: Path, label: str, folder: Path, *, spawni
     """The weights in ``folder``; its sub-agents are ``rollouts.subagent_policy`` or the cold start ``cold``."""
     subagents = config.rollouts.subagent_policy or cold
     weights = {"policy": policy_digest(folder), "subagents": policy_digest(subagents)}
+    about = {"policy": str(folder), "spawning": spawning, "weights": weights}
     parts = description(config, weights, spawning=spawning, chat=False)
-    about = _about(config, parts, {"policy": str(folder), "spawning": spawning, "weights": weights})
-    return Policy(label=label, source=folder, spawning=spawning, store=_store(config, label, parts), about=about)
+    return _kept(config.run_dir, config.eval, label, folder, parts, about)
 
 
 def served_policies(config: Config, served: Served, single_agent: bool) -> list[Policy]:
     """The model of a server as ``swarm``, where sub-agents are on, and as ``single_agent``."""
     server = {"url": served.url, "model": served.name}
+    counted = {**server, "texts": str(TEXTS_VERSION)}  # what its text is counted in is made from the world's texts
     chosen = []
     for label in ("swarm", "single_agent") if config.rollouts.swarm and not single_agent else ("single_agent",):
         spawning = label == "swarm"
-        # what its text is counted in is made from the world's texts
-        parts = description(config, {**server, "texts": str(TEXTS_VERSION)}, spawning=spawning, chat=True)
-        store, about = _store(config, label, parts), _about(config, parts, {**server, "spawning": spawning})
-        chosen.append(Policy(label=label, source=served, spawning=spawning, store=store, about=about))
+        parts = description(config, counted, spawning=spawning, chat=True)
+        about = {**server, "spawning": spawning}
+        chosen.append(_kept(config.run_dir, config.eval, label, served, parts, about))
     return chosen
 
 
-def _store(config: Config, label: str, parts: dict[str, Any]) -> Path:
-    """The folder of a policy's episodes."""
-    return config.run_dir / "evals" / f"{label}-{identity(parts)}"
-
-
-def _about(config: Config, parts: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """A note of what made a policy's episodes."""
-    evaluation = config.eval
+def _kept(
+    run_dir: Path,
+    evaluation: EvalConfig,
+    label: str,
+    source: Path | Served,
+    parts: dict[str, Any],
+    about: dict[str, Any],
+) -> Policy:
+    """A policy whose episodes depend on ``parts``, in a folder of their own."""
+    store = run_dir / "evals" / f"{label}-{identity(parts)}"
     sampling = {"seed": evaluation.seed, "temperature": evaluation.temperature, "top_p": evaluation.top_p}
-    return about | sampling | {"identity": parts}
+    about = about | sampling | {"identity": parts}
+    return Policy(label=label, source=source, spawning=about["spawning"], store=store, about=about)

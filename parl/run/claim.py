@@ -29,10 +29,11 @@ def claimed(config: Config, *, resume: bool) -> Iterator[Path]:
     run_dir = config.run_dir
     if resume and not (run_dir / "config.yaml").is_file():
         raise UserError(f"nothing to resume in {run_dir}: start without --resume")
-    _check_earlier(run_dir, config, resume)
+    whose = (config.name, config.seed)
+    _check_earlier(run_dir, whose, resume)
     with ExitStack() as stack:
         stack.enter_context(owning(run_dir, "a run", _CURE))
-        _check_earlier(run_dir, config, resume)  # another may have come and gone since
+        _check_earlier(run_dir, whose, resume)  # another may have come and gone since
         if resume:
             continue_run(run_dir, config)
         elif _holdings(run_dir):
@@ -64,8 +65,8 @@ def _holdings(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != LOCK and not path.name.endswith(".tmp"))
 
 
-def _check_earlier(run_dir: Path, config: Config, resume: bool) -> None:
-    """UserError where ``run_dir`` is not to be taken: no folder, no run's, or a run's of another name or seed."""
+def _check_earlier(run_dir: Path, whose: tuple[str, int], resume: bool) -> None:
+    """UserError where ``run_dir`` is no folder, no run's, or that of a run of another name and seed than ``whose``."""
     if not run_dir.exists():
         return
     if not run_dir.is_dir():
@@ -84,8 +85,8 @@ def _check_earlier(run_dir: Path, config: Config, resume: bool) -> None:
         if any(name in there for name in _MARKS):
             return  # it is moved aside like any other
         raise UserError(f"{run_dir} holds a config.yaml that is no run's: take another name=") from None
-    if (earlier.name, earlier.seed) != (config.name, config.seed):
-        was, now = (f"name={one.name} seed={one.seed}" for one in (earlier, config))
+    if (earlier.name, earlier.seed) != whose:
+        was, now = (f"name={name} seed={seed}" for name, seed in ((earlier.name, earlier.seed), whose))
         raise UserError(f"{run_dir} is the run {was}, and {now} would have the same folder: take another name=")
 
 

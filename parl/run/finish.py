@@ -9,7 +9,7 @@ from typing import Any
 
 from model.files import write_text
 from parl import __version__
-from parl.config.schema import Config
+from parl.config.schema import Config, TrackingConfig
 from parl.episodes.groups import KEY, kept_groups, task_groups
 from parl.episodes.stores import STORES
 from parl.evaluate.evaluation import evaluate
@@ -59,11 +59,12 @@ def evaluate_policies(
     return summary
 
 
-def track_evaluation(config: Config, run_dir: Path, tables: dict[str, dict[str, dict]]) -> None:
-    """The held-out numbers and the report into the trained policy's W&B run."""
+def track_evaluation(
+    run_dir: Path, tables: dict[str, dict[str, dict]], tracking: TrackingConfig, settings: dict[str, Any]
+) -> None:
+    """The held-out numbers and the report into the trained policy's W&B run; ``settings`` as in :class:`Tracker`."""
     state = newest_state(run_dir)
-    settings = config.model_dump(mode="json")
-    tracker = Tracker(run_dir, config.tracking, state.wandb_id, state.step, settings=settings)
+    tracker = Tracker(run_dir, tracking, state.wandb_id, state.step, settings=settings)
     try:
         flat = {
             f"{label}/{group}/{name}": value

@@ -45,7 +45,8 @@ def _run(config: Config, run_dir: Path, began: float, from_scratch: bool) -> Non
             summary = evaluate_policies(
                 config, run_dir, policies, cold=cold, began=began, memory=memory, progress=progress
             )
-    track_evaluation(config, run_dir, {label: summary[label] for label in policies})
+    tables = {label: summary[label] for label in policies}
+    track_evaluation(run_dir, tables, config.tracking, config.model_dump(mode="json"))
 
 
 def _train_time(folder: Path) -> float:

@@ -17,10 +17,10 @@ from model.lora import merged
 from model.policy_files import load_policy, save_policy
 from parl.cold_start.ptx import PtxTexts
 from parl.collect.collector import Collector
-from parl.collect.pools import pool_sizes
+from parl.collect.pools import RolloutSide, pool_sizes
 from parl.collect.sampling import draw_groups, groups, informative
 from parl.collect.stream import EpisodeStream
-from parl.collect.tasks import TrainTasks
+from parl.collect.tasks import run_tasks
 from parl.config.runs import trained_steps
 from parl.config.schema import Config
 from parl.errors import UserError
@@ -53,7 +53,7 @@ class Training:
         self.config, self.folder, self.cold = config, folder, cold
         self.checkpoints = Checkpoints(folder / "checkpoints", config.trainer.keep_checkpoints)
         self.store = EpisodeStore(folder / "episodes")
-        self.tasks = TrainTasks(config)
+        self.tasks = run_tasks(config)
         self.state = State()
         self.weights: Weights = {}
         self._learner: LearnerGroup
@@ -277,7 +277,7 @@ class Training:
         self._texts = PtxTexts(config, self.cold / "tokenizer.json")
         self._saver = Saver(self.checkpoints, self._learner)
         kept = self.folder / "subagents"
-        self._collector = Collector(config, config.envs.build(), self.cold, weights, kept=kept)
+        self._collector = Collector(RolloutSide.of(config), self.cold, weights, kept=kept)
         self._timeline = Timeline(self.folder / "timeline.jsonl", self._busy)
         try:
             self.weights = weights
@@ -299,7 +299,8 @@ class Training:
             self.weights = self._learner.weights()
         self._collector.sync(self.weights, self.state.policy_version)
         if self.config.trainer.staleness:
-            self._stream = EpisodeStream(self.config, self._collector, self.tasks, self.state.policy_version)
+            given = (self.config.rollouts, self.config.trainer, self._collector, self.tasks)
+            self._stream = EpisodeStream(*given, self.state.policy_version)
             if found:
                 self._stream.load(found[1], self.state.step)
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from model.files import replacing
 from model.policy_read import SINGLE
-from parl.config.errors import MachineError, UserError
+from parl.errors import MachineError, UserError
 from parl.serve.gguf import Gguf
 from parl.shown.terminal import echo
 

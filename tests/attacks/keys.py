@@ -94,7 +94,7 @@ def _address(url: str, folder: Path) -> None:
     ):
         said(lambda option=option: load_config(_QUICKSTART, ["rollouts.engine=vllm", option]))
     assert is_url(url)
-    said(lambda: find_model(load_config(_QUICKSTART), url, "m"))
+    said(lambda: find_model(url, "m"))
 
 
 def _address_by_command(folder: Path) -> None:

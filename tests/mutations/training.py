@@ -182,7 +182,7 @@ MUTANTS = [
     ),
     collect(
         "one-budget-for-all",
-        "critical_budget(group.task, self._config.rollouts.budget.critical_factor)",
+        "critical_budget(group.task, self._rollouts.budget.critical_factor)",
         "critical_budget(group.task, 1.5)",
     ),
     stream(
@@ -243,11 +243,11 @@ MUTANTS = [
     resume("rounding-in-silence", "if _within(key, ROUNDING):", "if _within(key, FREE):"),
     resume("runs-become-shorter", "    if new < old:\n", "    if new < 0:\n"),
     resume("not-kept", "    if changed:\n        write_text(", "    if not changed:\n        write_text("),
-    tasks("own-tasks-end", "self._own[i % len(self._own)]", "self._own[min(i, len(self._own) - 1)]"),
+    tasks("own-tasks-end", "return Repeated(own) if own", "return own if own"),
     tasks(
         "cursor-is-ignored",
         "[self._stream[i] for i in range(start, start + count)]",
         "[self._stream[i] for i in range(count)]",
     ),
-    tasks("too-many-held-out", "return own[: config.eval.tasks]", "return own"),
+    tasks("too-many-held-out", "own[: asked.tasks] if own", "own if own"),
 ]

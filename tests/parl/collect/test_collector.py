@@ -15,7 +15,7 @@ from envs.base import Task
 from parl.collect import collector as collect
 from parl.collect import stream, weight_sync
 from parl.collect.collector import Collector
-from parl.collect.pools import Refreshed, engine_kinds
+from parl.collect.pools import Refreshed, RolloutSide, engine_kinds
 from parl.collect.rerun import StepFailed
 from parl.collect.stream import EpisodeStream
 from parl.collect.weight_sync import Packed, PoolWeights
@@ -82,7 +82,7 @@ def collector(config: Config, monkeypatch: pytest.MonkeyPatch, **engines: list[H
     monkeypatch.setattr(weight_sync, "ray", Ray)
     weights = PoolWeights.__new__(PoolWeights)
     weights.__dict__ |= {
-        "_config": config,
+        "_rollouts": config.rollouts,
         "_kinds": engine_kinds(config.rollouts),
         "_sync_s": 1.0,
         "_start_weights": {"w": np.zeros(1)},
@@ -92,7 +92,8 @@ def collector(config: Config, monkeypatch: pytest.MonkeyPatch, **engines: list[H
     }
     out = Collector.__new__(Collector)
     out.__dict__ |= {
-        "_config": config,
+        "_side": RolloutSide.of(config),
+        "_rollouts": config.rollouts,
         "_workers": [Handle(run=run) for _ in range(2)],
         "_engines": {"policy": [], "frozen": [], **engines},
         "_kinds": engine_kinds(config.rollouts),
@@ -253,7 +254,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EpisodeStream:
     monkeypatch.setattr(stream, "ray", Ray)
     rollouts = {"tasks_per_step": 2, "group_size": 3}
     config = tiny_config(tmp_path, rollouts=rollouts, trainer={"steps": 9, "staleness": 1})
-    return EpisodeStream(config, Beside(), Drawn(), 0)  # pyright: ignore[reportArgumentType]
+    return EpisodeStream(config.rollouts, config.trainer, Beside(), Drawn(), 0)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_step_of_the_stream_takes_groups_in_order_and_each_has_its_own_task(running: EpisodeStream):

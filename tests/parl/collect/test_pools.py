@@ -9,12 +9,11 @@ import pytest
 from tiny import tiny_config
 
 from envs.base import Role
-from envs.world.environment import WorldEnvironment
 from model.kimi.family import Kimi
 from model.policy_files import load_policy
 from parl.collect.collector import Collector
-from parl.collect.pools import Refreshed, change, pool_sizes, subagents
-from parl.collect.tasks import TrainTasks
+from parl.collect.pools import Refreshed, RolloutSide, change, pool_sizes, subagents
+from parl.collect.tasks import run_tasks
 from parl.config.load import load_config
 from parl.config.schema import Config
 from parl.errors import UserError
@@ -102,7 +101,7 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path):
 def test_a_folder_without_a_policy_is_named(tmp_path: Path):
     config = tiny_config(tmp_path, rollouts={"subagent_policy": str(tmp_path / "none")})
     with pytest.raises(UserError, match="no policy there"):
-        subagents(config, str(tmp_path), {})
+        subagents(config.rollouts, config.model, str(tmp_path), {})
 
 
 # ---------------------------------------------------------------- with the shipped policy, on Ray
@@ -121,12 +120,12 @@ def quickstart(tmp_path: Path, **rollouts) -> Config:
 def collected(config: Config, starter: Path, versions: tuple[int, ...] = (1,)) -> list[Episode]:
     """Four groups of two at each version, all with the starter's weights."""
     start, _, _, _ = load_policy(starter, Kimi())
-    collector = Collector(config, WorldEnvironment(config.envs.config), starter, start)
+    collector = Collector(RolloutSide.of(config), starter, start)
     try:
         episodes = []
         for version in versions:
             collector.sync(start, version)
-            tasks = TrainTasks(config).take(0, 4)
+            tasks = run_tasks(config).take(0, 4)
             episodes += collector.collect(tasks, group_size=2, seed=1, temperature=1.0)
         return episodes
     finally:

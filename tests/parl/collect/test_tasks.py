@@ -13,8 +13,7 @@ from tiny import tiny_config
 from envs.world.environment import WorldEnvironment
 from envs.world.tasks import distinct_tasks
 from parl.cold_start.shipped import cold_start_folder
-from parl.collect.fit import Context
-from parl.collect.tasks import TrainTasks, check_tasks, data_notes, held_out_tasks
+from parl.collect.tasks import check_tasks, data_notes, run_tasks
 from parl.config.schema import Config
 from parl.errors import UserError
 
@@ -24,10 +23,8 @@ STARTERS = Path(__file__).parents[3] / "configs" / "starters"
 def test_a_generated_world_needs_nothing(tmp_path: Path):
     config = tiny_config(tmp_path)
     check_tasks(config)
-    assert [task.key for task in TrainTasks(config).take(3, 2)] == [
-        TrainTasks(config).take(i, 1)[0].key for i in (3, 4)
-    ]
-    held_out = held_out_tasks(config)
+    assert [task.key for task in run_tasks(config).take(3, 2)] == [run_tasks(config).take(i, 1)[0].key for i in (3, 4)]
+    held_out = run_tasks(config).held_out()
     assert len({task.key for task in held_out}) == len(held_out) == config.eval.tasks
 
 
@@ -64,11 +61,13 @@ def row(prompt: str, **fields: Any) -> dict:
 def test_a_small_table_has_the_distinct_tasks_that_it_has(tmp_path: Path):
     (tmp_path / "table.csv").write_text("name,age\nRome,1\nParis,2\nOslo,3\n")
     config = tiny_config(tmp_path, envs={"config": {"source": tmp_path / "table.csv"}}, eval={"tasks": 160})
-    held_out = held_out_tasks(config)
+    held_out = run_tasks(config).held_out()
     assert 50 < len(held_out) < 160 and len({task.key for task in held_out}) == len(held_out)
     fewer = tiny_config(tmp_path, envs={"config": {"source": tmp_path / "table.csv"}}, eval={"tasks": 20})
-    assert held_out_tasks(fewer) == held_out[:20]
-    assert any(f"{len(held_out)} distinct tasks" in note for note in data_notes(with_vocabulary(config)))
+    assert run_tasks(fewer).held_out() == held_out[:20]
+    assert any(
+        f"{len(held_out)} distinct tasks" in note for note in data_notes(config, run_tasks(with_vocabulary(config)))
+    )
 
 
 def test_distinct_tasks_are_those_of_the_stream_in_its_order(tmp_path: Path):
@@ -81,9 +80,9 @@ def test_distinct_tasks_are_those_of_the_stream_in_its_order(tmp_path: Path):
 
 def test_prompts_that_do_not_fit_are_left_out_of_training_and_evaluation(tmp_path: Path):
     config = own(tmp_path, row("short"), row("long " * 3000), row("brief"))
-    assert {task.prompt for task in TrainTasks(config).take(0, 6)} == {"short", "brief"}
-    assert [task.prompt for task in held_out_tasks(config)] == ["short", "brief"]
-    notes = " ".join(data_notes(config))
+    assert {task.prompt for task in run_tasks(config).take(0, 6)} == {"short", "brief"}
+    assert [task.prompt for task in run_tasks(config).held_out()] == ["short", "brief"]
+    notes = " ".join(data_notes(config, run_tasks(config)))
     assert "1 of 3 prompts of split train" in notes and "line 2 (" in notes and "1024" in notes and "left out" in notes
     with pytest.raises(UserError, match=r"2 of 2 prompts.*lines 1 .*, 2 .*nothing is left"):
         check_tasks(own(tmp_path, row("long " * 3000), row("longer " * 3000)))
@@ -91,7 +90,7 @@ def test_prompts_that_do_not_fit_are_left_out_of_training_and_evaluation(tmp_pat
 
 def test_the_context_that_rollouts_allow_counts_where_it_is_less(tmp_path: Path):
     rollouts = {"context": {"orchestrator_tokens": 300}}
-    assert Context(own(tmp_path, row("x"), rollouts=rollouts)).limit == 300
+    assert run_tasks(own(tmp_path, row("x"), rollouts=rollouts)).context.limit == 300
     with pytest.raises(UserError, match=r"rollouts\.context\.orchestrator_tokens = 300"):
         check_tasks(own(tmp_path, row("word " * 200), rollouts=rollouts))
 

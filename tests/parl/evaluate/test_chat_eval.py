@@ -18,11 +18,10 @@ from model.chat.kimi import KimiChat
 from model.decoder import export_weights
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
-from parl.collect.tasks import held_out_tasks
+from parl.collect.tasks import run_tasks
 from parl.config.load import to_yaml
 from parl.config.schema import Config
 from parl.errors import UserError
-from parl.evaluate import evaluation as attempts
 from parl.evaluate.evaluation import run_eval
 from rollouts.engine.base import Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
@@ -34,13 +33,13 @@ DEAD = "http://127.0.0.1:9"
 
 @pytest.fixture
 def config(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr(attempts, "vocabulary", lambda config: tokenizer)
+    monkeypatch.setattr("parl.collect.tasks.policy_tokenizer", lambda config, **options: tokenizer)
     return tiny_config(tmp_path, eval={"tasks": 6})
 
 
 @pytest.fixture
 def stand_in(config: Config) -> ChatStandIn:
-    return ChatStandIn(held_out_tasks(config))
+    return ChatStandIn(run_tasks(config).held_out())
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def test_an_evaluation_goes_on_with_what_is_missing_and_its_usage_with_it(config
     assert result["means"] == whole["means"] and result["failed"] == 0
     assert result["account"]["usage"]["requests"] == len(stand_in.requests) > needed  # what was spent in vain, too
     stored = [o.episode for o in read_outlines(shard_paths(Path(result["store"])))]
-    tasks = [task.key for task in held_out_tasks(config)]
+    tasks = [task.key for task in run_tasks(config).held_out()]
     assert sorted((e.task.key, e.index) for e in stored) == sorted((key, k) for key in tasks for k in range(2))
     asked = len(stand_in.requests)
     assert run_eval(config, n=2, **options)["policies"]["single_agent"] == result and len(stand_in.requests) == asked

@@ -11,14 +11,16 @@ from stored import chain_task, make_episode, make_trace, make_turn, wide_task
 from tiny import tiny_config
 
 from envs.base import Task
+from model.chat.kimi import KimiChat
+from parl.collect.pools import RolloutSide
+from parl.collect.tasks import Tasks
 from parl.config.schema import Config
 from parl.evaluate import evaluation as attempts
 from parl.evaluate.chat_model import ChatCollector, Served
-from parl.evaluate.evaluation import _missing, _run_local, _slices, evaluate
+from parl.evaluate.evaluation import _Asked, _missing, _run_local, _slices, evaluate
 from parl.evaluate.measures import Sample, account, attempt, cost, estimates, latest
 from parl.evaluate.policies import Policy
 from parl.evaluate.scoring import Scoring
-from parl.track.progress import EpisodeBar
 from rewards.parl_reward import Parl
 from rewards.score import score_episode
 from rollouts.engine.chat.client import Usage
@@ -91,7 +93,7 @@ def collector(tmp_path: Path, monkeypatch) -> Collector:
 def test_an_evaluation_asks_as_the_section_says_pays_for_no_spawning_and_asks_once(
     config, collector, tmp_path: Path, spawning: bool, monkeypatch
 ):
-    monkeypatch.setattr(attempts, "held_out_tasks", lambda config: [wide_task(1), chain_task(2)])
+    monkeypatch.setattr(Tasks, "held_out", lambda tasks: [wide_task(1), chain_task(2)])
     one = policy(tmp_path, "x", spawning=spawning)
     found = evaluate(config, [one])
     assert collector.served == ["weights-x"] and collector.closed
@@ -106,10 +108,15 @@ def test_an_evaluation_asks_as_the_section_says_pays_for_no_spawning_and_asks_on
     assert evaluate(config, [one]) == found and len(collector.asked) == 1
 
 
-def test_an_evaluation_runs_what_is_missing(config, collector, tmp_path: Path):
+def test_an_evaluation_runs_what_is_missing(config, collector, tmp_path: Path, monkeypatch):
     tasks = [wide_task(1), chain_task(2), wide_task(3)]
     policies = [policy(tmp_path, "a", spawning=True), policy(tmp_path, "b", spawning=False)]
-    _run_local(config, policies, tasks, {"a": {0: [1], 2: [0, 1]}, "b": {1: [0]}}, EpisodeBar)
+    todo = {"a": {0: [1], 2: [0, 1]}, "b": {1: [0]}}
+    monkeypatch.setattr(attempts, "_missing", lambda found, tasks, n: todo[next(labels)])
+    labels = iter("ab")
+    scoring = Scoring(reward=config.rewards, steps=config.trainer.steps)
+    asked = _Asked(tasks=tasks, n=2, scoring=scoring)
+    _run_local(policies, asked, RolloutSide.of(config), tmp_path, config.eval)
     assert collector.served == ["weights-a", "weights-b"]
     first, second = collector.asked
     assert first == {"tasks": ["wide-1", "wide-3"], "attempts": [[1], [0, 1]], "spawning": True, **WANTED}
@@ -125,7 +132,8 @@ def test_an_evaluation_runs_what_is_missing(config, collector, tmp_path: Path):
 def test_a_chat_servers_agents_sample_as_the_section_says(config, tokenizer, tmp_path: Path):
     for spawning in (True, False):
         served = Served(url="http://127.0.0.1:9/v1", name="m")
-        with ChatCollector(config, served, tokenizer, tmp_path, spawning=spawning) as collector:
+        given = (config.envs.build(), KimiChat(tokenizer), config.rollouts, config.eval)
+        with ChatCollector(served, tmp_path, *given, spawning=spawning) as collector:
             settings = collector._settings(Usage())
         assert (settings.temperature, settings.top_p, settings.subagent_temperature) == (0.3, 0.6, 0.1)
         assert settings.spawning == spawning

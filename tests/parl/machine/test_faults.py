@@ -284,7 +284,7 @@ def test_a_cancelled_or_finished_episode_is_not_run_again():
 
 def collector(limit: int = 2) -> Collector:
     found = Collector.__new__(Collector)
-    found._config = SimpleNamespace(rollouts=SimpleNamespace(max_restarts=limit))  # type: ignore[assignment]
+    found._rollouts = SimpleNamespace(max_restarts=limit)  # type: ignore[assignment]
     found.restarts, found._workers, found._engines = 0, [], {}
     found._start = lambda: None  # type: ignore[method-assign]
     return found

@@ -117,7 +117,7 @@ def training(actors: Training) -> Training:
     actors._collector.suspend()
     actors.state = State()
     actors._collector.sync(actors.weights, 0, in_flight=True)
-    actors._stream = EpisodeStream(actors.config, actors._collector, actors.tasks, 0)
+    actors._stream = EpisodeStream(actors.config.rollouts, actors.config.trainer, actors._collector, actors.tasks, 0)
     return actors
 
 
@@ -143,7 +143,7 @@ def test_what_was_saved_is_taken_up_as_it_was(training: Training, tmp_path: Path
     stream.save(tmp_path, 1)
     stream.halt()  # so that nothing changes while it is looked at; where it stood is in the outcomes
     stream.save(tmp_path, 1)
-    again = EpisodeStream(training.config, training._collector, training.tasks, 0)
+    again = EpisodeStream(training.config.rollouts, training.config.trainer, training._collector, training.tasks, 0)
     again.load(tmp_path, 1)
     assert again.scheduler == stream.scheduler
     kept, wanted = ({n: list(map(seen, b.outcomes)) for n, b in s._begun.items()} for s in (again, stream))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
-from parl.collect.tasks import TrainTasks, held_out_tasks
+from parl.collect.tasks import run_tasks
 from parl.config.schema import Config
 from parl.episodes.stores import final_stores
 from parl.errors import UserError
@@ -37,7 +37,7 @@ def test_the_summary_holds_every_number_of_every_policy(finished: Path, tiny_run
 
 @pytest.mark.slow
 def test_all_policies_see_the_same_tasks_and_the_report_stands_beside_them(finished: Path, tiny_run: Config):
-    wanted = [task.key for task in held_out_tasks(tiny_run)]
+    wanted = [task.key for task in run_tasks(tiny_run).held_out()]
     for policy in ("cold_start", "trained", "single_agent"):
         paths = shard_paths(final_stores(finished)[policy], policy)
         episodes = [episode for path in paths for episode in read_shard(path)[0]]
@@ -88,7 +88,7 @@ def test_an_evaluation_that_was_cut_short_runs_only_what_is_missing(finished: Pa
     cut = list(ran)
     monkeypatch.setattr(_Shards, "add", counting)
     result = run_eval(config, **options)
-    tasks = [task.key for task in held_out_tasks(config)]
+    tasks = [task.key for task in run_tasks(config).held_out()]
     assert sorted(ran) == sorted((key, k) for key in tasks for k in (1, 2)) and 4 <= len(cut) < len(ran)
     store = Path(result["policies"]["trained"]["store"])
     stored = [o.episode for o in read_outlines(shard_paths(store))]
@@ -119,11 +119,11 @@ def test_wandb_holds_the_evaluation_too(finished: Path):
 
 def test_held_out_tasks_are_distinct_and_none_is_trained_on(tmp_path: Path):
     config = tiny_config(tmp_path, eval={"tasks": 40})
-    held_out = held_out_tasks(config)
+    held_out = run_tasks(config).held_out()
     assert len({task.key for task in held_out}) == 40 and {task.split for task in held_out} == {"test"}
-    trained = TrainTasks(config).take(0, 200)
+    trained = run_tasks(config).take(0, 200)
     assert not {task.prompt for task in trained} & {task.prompt for task in held_out}
-    assert [task.key for task in TrainTasks(config).take(7, 5)] == [task.key for task in trained[7:12]]
+    assert [task.key for task in run_tasks(config).take(7, 5)] == [task.key for task in trained[7:12]]
 
 
 def test_own_tasks_are_gone_through_again_and_again(tmp_path: Path):
@@ -132,5 +132,5 @@ def test_own_tasks_are_gone_through_again_and_again(tmp_path: Path):
     path = tmp_path / "tasks.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     config = tiny_config(tmp_path, envs={"tasks": str(path)}, eval={"tasks": 1})
-    assert [task.prompt for task in TrainTasks(config).take(2, 3)] == ["Q2", "Q0", "Q1"]
-    assert [task.prompt for task in held_out_tasks(config)] == ["Q3"]
+    assert [task.prompt for task in run_tasks(config).take(2, 3)] == ["Q2", "Q0", "Q1"]
+    assert [task.prompt for task in run_tasks(config).held_out()] == ["Q3"]

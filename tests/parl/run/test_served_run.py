@@ -11,6 +11,7 @@ from vllm_stand_in import stand_in
 
 from model.kimi.family import Kimi
 from parl.collect.collector import Collector
+from parl.collect.pools import RolloutSide
 from parl.config.load import ConfigError, load_config
 from parl.config.schema import Config
 from parl.run.loop import Training
@@ -58,18 +59,17 @@ def test_a_run_trains_against_servers_of_both_pools(one_ray, cold_start: Path, t
 def test_episodes_of_a_server_that_lost_its_weights_or_lied_run_again(
     one_ray, cold_start: Path, tiny_run: Config, fault: str
 ):
-    from envs.world.environment import WorldEnvironment
     from model.policy_files import load_policy
-    from parl.collect.tasks import TrainTasks
+    from parl.collect.tasks import run_tasks
 
     weights, model, _, _ = load_policy(cold_start, Kimi())
     with stand_in(model) as (url, server):
         config = served_config(tiny_run, f"faulty-{fault}", {"urls": (url,), "tolerance": 1e-3})
-        collector = Collector(config, WorldEnvironment(config.envs.config), cold_start, weights)
+        collector = Collector(RolloutSide.of(config), cold_start, weights)
         try:
             collector.sync(weights, 5)
             setattr(server, fault, server.calls + 3)
-            tasks = TrainTasks(config).take(0, 2)
+            tasks = run_tasks(config).take(0, 2)
             episodes = collector.collect(tasks, group_size=2, seed=1, temperature=1.0)
         finally:
             collector.close()

@@ -20,7 +20,7 @@ from model.policy_files import load_policy, save_policy
 from parl.cold_start.demos import Demonstrator
 from parl.cold_start.imitation import run_sft, text_rows
 from parl.cold_start.vocabulary import build_tokenizer
-from parl.collect.tasks import TrainTasks
+from parl.collect.tasks import run_tasks
 from parl.config.load import config_hash, load_config, to_yaml
 from parl.config.schema import Config, SftConfig
 from parl.errors import UserError
@@ -112,7 +112,7 @@ def taught(config: Config, cold: Path, folder: Path) -> Path:
         return [await demos.episode(index) for index in range(2)]
 
     episodes = asyncio.run(first_two())
-    assert [episode.task for episode in episodes] == TrainTasks(config).take(0, 2)
+    assert [episode.task for episode in episodes] == run_tasks(config).take(0, 2)
     rows = [row for episode in episodes for row in text_rows(episode, 0.5, Random(0))]
     learner = Learner(model, OptimizerConfig(lr=0.01, muon_lr=0.02), seed=1)
     learner.load_weights(weights)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from parl.config.errors import MachineError, UserError
+from parl.errors import MachineError, UserError
 from parl.serve import pretrained
 from parl.serve.gguf import Gguf
 from parl.serve.pretrained import Package, get_model, write_llama
