@@ -78,8 +78,14 @@ class ChatFormat(ABC):
     """
 
     picture: str | None = None  # the control token that stands for one row of a picture; None: it shows none
+    control: tuple[str, ...] = ()  # control tokens that the tokenizer must have
 
     def __init__(self, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> None:
+        """ValueError where ``tokenizer`` lacks a control token of the format."""
+        missing = [name for name in self.control if tokenizer is not None and name not in tokenizer.special]
+        if missing:
+            kind = type(self).__name__
+            raise ValueError(f"the tokenizer lacks control tokens that {kind} writes: {', '.join(missing)}")
         self._tokenizer = tokenizer
         self.thinking = thinking
 

@@ -246,6 +246,7 @@ class KimiChat(ChatFormat):
     """K2.5's format over a tokenizer with its control tokens."""
 
     picture = MEDIA_PAD
+    control = SPECIAL_TOKENS
 
     def conversation(
         self, messages: Sequence[Message], tools: Iterable[Tool] = (), *, prompt: bool = True

@@ -56,7 +56,7 @@ def train_tokenizer(
     backend.pre_tokenizer = _splitter(pattern, "isolated")
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS])
-    return Tokenizer(backend)
+    return Tokenizer(backend.to_str(pretty=True))
 
 
 def name_pattern(atoms: Sequence[str]) -> str:

@@ -1,43 +1,28 @@
 """Control tokens of a tokenizer's file: each has one id, and no text that an agent reads may become one.
 
-A file can break that in many ways: a control token that is not marked as special, one with flags that reach beyond it,
-a normaliser that makes its spelling out of other letters, a vocabulary that learnt the spelling under the same id. So
-the flags are looked at, and then texts are encoded that must stay texts.
+A control token is an added token that the file marks as special or that is written like one (``<|im_end|>``,
+``[INST]``), whatever its other flags say. Added tokens that are neither, such as runs of blanks, are ordinary words.
+
+Plain text is encoded with :func:`plain_file`: the same tokenizer without its control tokens, neither as added tokens
+nor in the vocabulary. So no text can become one, whatever flags, normaliser and merges the file has.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from model.chat.kimi_tokens import SPECIAL_TOKENS
-
-_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+_MARKER = re.compile(r"<\S+>|\[[^\s\d]\S*\]|<\|[^<>]*\|>|[<＜][|｜].*[|｜][>＞]", re.DOTALL)
 
 
-def control_ids(backend: Backend) -> dict[str, int]:
-    """Control token -> id of a file's added tokens. ValueError names the token and what is wrong with it."""
-    decoder = backend.get_added_tokens_decoder()
-    added = {token.content: (index, token) for index, token in decoder.items()}
-    missing = [name for name in SPECIAL_TOKENS if name not in added]
-    if missing:
-        raise ValueError(f"not a parl tokenizer: it lacks the control tokens {', '.join(missing)}")
-    size = backend.get_vocab_size(with_added_tokens=True)
-    for name in SPECIAL_TOKENS:
-        index, token = added[name]
-        if not token.special:
-            raise ValueError(f"added_tokens: {name} has special=false: texts that spell it would become the token")
-        wrong = [flag for flag in _FLAGS if getattr(token, flag)]
-        if wrong:
-            raise ValueError(f"added_tokens: {name} has {wrong[0]}=true: a control token stands for its spelling alone")
-        if not 0 <= index < size or backend.id_to_token(index) != name:
-            raise ValueError(f"added_tokens: {name} has the id {index}, which is not its own among {size} ids")
-    ids = {name: added[name][0] for name in SPECIAL_TOKENS}
-    if len(set(ids.values())) < len(ids):
-        raise ValueError("added_tokens: two control tokens have one id")
-    return ids
+def control_ids(tree: Mapping[str, Any]) -> dict[str, int]:
+    """Control token -> id of a ``tokenizer.json``, in the order of the ids."""
+    added = sorted(tree.get("added_tokens") or [], key=lambda token: token["id"])
+    return {token["content"]: token["id"] for token in added if token["special"] or _MARKER.fullmatch(token["content"])}
 
 
 def check_ids(backend: Backend, tree: Mapping[str, Any]) -> None:
@@ -45,24 +30,52 @@ def check_ids(backend: Backend, tree: Mapping[str, Any]) -> None:
 
     The library numbers them anew where two share an id or one lies beyond the vocabulary; weights know the file's.
     """
+    seen: dict[int, str] = {}
     for token in tree.get("added_tokens") or []:
-        found = backend.token_to_id(token["content"])
-        if found != token["id"]:
-            raise ValueError(f"added_tokens: {token['content']!r} is given the id {token['id']}, it would be {found}")
+        content, index = token["content"], token["id"]
+        if not content:
+            raise ValueError(f"added_tokens: the token with the id {index} is empty")
+        if index in seen:
+            raise ValueError(f"added_tokens: {seen[index]!r} and {content!r} have the same id {index}")
+        seen[index] = content
+        if (found := backend.token_to_id(content)) != index:
+            raise ValueError(f"added_tokens: {content!r} is given the id {index}, it would be {found}")
+
+
+def plain_file(tree: Mapping[str, Any], control: Mapping[str, int]) -> str:
+    """The ``tokenizer.json`` that encodes plain text: ``tree`` without its ``control`` tokens.
+
+    Added tokens that are words stay, with their ids. A blank that the file puts before the first word of a text only is
+    not put anywhere: plain text always follows a control token.
+    """
+    ids = set(control.values())
+    words = [token for token in tree.get("added_tokens") or [] if token["id"] not in ids]
+    model = tree["model"]
+    gone = {symbols for symbols, index in model["vocab"].items() if index in ids}
+    vocab = {symbols: index for symbols, index in model["vocab"].items() if symbols not in gone}
+    vocab |= {token["content"]: token["id"] for token in words}
+    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+    if gone:
+        merges = [pair for pair in merges if gone.isdisjoint((*pair, "".join(pair)))]
+    kept = {**model, "vocab": vocab, "merges": merges, "unk_token": None}
+    plain = {"added_tokens": words, "model": kept, "truncation": None, "padding": None, "post_processor": None}
+    first = {"pre_tokenizer": _unprefixed(tree.get("pre_tokenizer"))}
+    return json.dumps({**tree, **plain, **first}, ensure_ascii=False)
+
+
+def _unprefixed(node: Any) -> Any:
+    """A pre-tokenizer that puts no blank before the first word of a text."""
+    if not isinstance(node, dict):
+        return node
+    if "pretokenizers" in node:
+        return {**node, "pretokenizers": [_unprefixed(one) for one in node["pretokenizers"]]}
+    return {**node, "prepend_scheme": "never"} if node.get("prepend_scheme") == "first" else node
 
 
 def probe(encode: Callable[[str], list[int]], control: Mapping[str, int]) -> None:
     """Encode texts that spell control tokens as plain text. ValueError where one becomes a control token."""
     ids = set(control.values())
     for name in control:
-        for text in _spellings(name):
+        for text in (name, f"a{name}b", f" {name}\n"):
             if not ids.isdisjoint(encode(text)):
                 raise ValueError(f"the text {text!r} becomes the control token {name}: it must stay text")
-
-
-def _spellings(name: str) -> list[str]:
-    """The token's name alone, among other text, and as normalisers might make it."""
-    wide = "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in name)
-    parted = "\u200b".join(name)
-    around = [f"a{name}b", f" {name} ", f"\n{name}\n", f"{name}{name}", f"say {name}: no"]
-    return [name, *around, name.upper(), name.lower(), name.swapcase(), wide, parted, f"{name[0]} {name[1:]}"]

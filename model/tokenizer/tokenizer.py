@@ -1,107 +1,130 @@
-"""Text to ids and back: the policy's own byte-level BPE (:mod:`model.tokenizer.bpe` trains it), and Kimi's vocabulary.
+"""Text to ids and back: any byte-exact ``tokenizer.json`` of Hugging Face, parl's own among them, and Kimi's files.
 
 Both treat control-token strings inside a text as plain text unless they are told to trust it. What an agent reads
 never becomes a control token: transcripts are encoded with ``encode_segments``, which makes control ids of those pieces
-only that the chat template marked as control.
+only that the chat format marked as control.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from model.chat.base import Piece
-from model.chat.kimi_tokens import IM_END, PAD, SPECIAL_TOKENS
+from model.chat.kimi_tokens import SPECIAL_TOKENS
 from model.files import write_text
-from model.json_file import read_json
-from model.tokenizer.control_tokens import check_ids, control_ids, probe
+from model.json_file import parse_json, read_json
+from model.tokenizer.bytes_of import check_kind, lacking_bytes, prefixed, token_bytes
+from model.tokenizer.control_tokens import check_ids, control_ids, plain_file, probe
+from model.tokenizer.kimi_files import MOST_BYTES, PATTERN, SLOTS, core, parts, read_ranks, read_special
 
 _CACHED_CHARS = 4096  # longer texts are not worth remembering
-_CONTROL = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
-
-# Kimi's vocabulary
-MOST_BYTES = 256 * 2**20  # of a tokenizer's file; the largest published ones have 40 MiB
-_SLOTS = 256  # special ids after the learned ones
-_MAX_CHARS = 400_000
-_MAX_RUN = 25_000  # characters in a row that are all whitespace, or all not
-_SUFFIX = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
-PATTERN = "|".join(
-    (
-        r"[\p{Han}]+",
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}",
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-)
+_CONFIG, _TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+_BESIDE = (_CONFIG, _TEMPLATE)  # files that are kept with the vocabulary
+MOST_TEMPLATE_BYTES = 2**20
+_TRIED = ("Hello, wörld: é 🚀\n\t  two  blanks", '日本語 {"a": [1, 2.5, null]}')  # must come back
 
 
 class Tokenizer:
-    """Text to ids and back, exactly: ``decode(encode(text)) == text`` for any text without lone surrogates."""
+    """Text to ids and back: ``decode(encode(text)) == text`` for any text without lone surrogates.
 
-    def __init__(self, backend: Backend) -> None:
-        """Wrap ``backend``; use :func:`train_tokenizer` or :meth:`load` to get one."""
-        self.special: dict[str, int] = control_ids(backend)
-        backend.encode_special_tokens = True  # control strings inside a text are plain text
-        self._backend = backend
-        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+    Where the file has a normaliser (Qwen: Unicode's form C), the normalised text comes back.
+
+    ``special``: control token -> id; ``vocab_size``: ids run below it; ``template``: the model's Jinja chat template.
+    """
+
+    def __init__(self, content: str, beside: Mapping[str, str] | None = None) -> None:
+        """Read the ``content`` of a ``tokenizer.json``; ``beside``: name -> content of the files that come with it.
+
+        ValueError says what is wrong. Use :func:`model.tokenizer.bpe.train_tokenizer` or :meth:`load` to get one.
+        """
+        self._content, self._beside = content, dict(beside or {})
+        tree = json.loads(content)
+        check_kind(tree)
+        check_ids(Backend.from_str(content), tree)
+        self.special: dict[str, int] = control_ids(tree)
+        self._lacking = lacking_bytes(tree, self.special)
+        self._backend = Backend.from_str(plain_file(tree, self.special))
+        self._bytes = token_bytes(tree)
+        self.vocab_size: int = len(self._bytes)
         self._names = {index: name for name, index in self.special.items()}
-        self._bytes = _token_bytes(backend, self._names)
         self._control = frozenset(self._names)
+        eaten = [token for token in tree.get("added_tokens") or () if token["lstrip"] or token["rstrip"]]
+        self._eats = {token["content"]: (token["lstrip"], token["rstrip"]) for token in eaten}
+        self._prefixed = prefixed(tree)
         self._cached = lru_cache(maxsize=8192)(self._encode)
         probe(self._backend_ids, self.special)
+        self._try_out()
+
+    def _try_out(self) -> None:
+        for text in _TRIED:
+            [(found, _)] = self.pieces(self._backend_ids(text))
+            if found != text:
+                raise ValueError(f"its ids do not give text back: {text!r} comes back as {found!r}")
 
     # ---------------------------------------------------------------- text to ids
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of ``text`` as plain text; with ``allow_special``, control-token strings in it become control ids.
 
-        A lone surrogate, which no encoding can carry, is read as U+FFFD.
+        A lone surrogate, which no encoding can carry, is read as U+FFFD, as is a character whose bytes have no ids.
         """
         if allow_special:
-            parts = enumerate(_CONTROL.split(text))
-            return self.encode_segments((part, bool(index % 2)) for index, part in parts if part)
+            return self.encode_segments(self.trusted(text))
         return list(self._cached(text) if len(text) <= _CACHED_CHARS else self._encode(text))
+
+    def trusted(self, text: str) -> list[Piece]:
+        """``text`` as pieces in which every spelling of a control token is one: for text that is the format's own."""
+        cut = enumerate(self._spelling.split(text))
+        return [(part, bool(index % 2)) for index, part in cut if part]
+
+    @cached_property
+    def _spelling(self) -> re.Pattern[str]:
+        names = sorted(self.special, key=len, reverse=True)
+        return re.compile("(" + ("|".join(map(re.escape, names)) or "(?!)") + ")")
 
     def encode_segments(self, pieces: Iterable[Piece]) -> list[int]:
         """Ids of rendered pieces: control pieces become control ids, all other text is plain.
 
-        Neighbouring plain pieces are joined first, so the ids do not depend on how the template cut its text.
+        Neighbouring plain pieces are joined first, so the ids do not depend on how the template cut its text. Blanks
+        beside a control token that eats them (``lstrip``, ``rstrip``) are left out, as the library does.
         """
         ids: list[int] = []
-        plain = ""
+        plain, after = "", False
         for text, is_control in pieces:
             if not is_control:
                 plain += text
                 continue
-            if plain:
-                ids += self.encode(plain, allow_special=False)
-                plain = ""
+            before, next_after = self._eats.get(text, (False, False))
+            ids += self._run(plain, after, before)
+            plain, after = "", next_after
             ids.append(self.special[text])
-        return ids + self.encode(plain, allow_special=False) if plain else ids
+        return ids + self._run(plain, after, False)
+
+    def _run(self, plain: str, after: bool, before: bool) -> list[int]:
+        plain = plain.lstrip() if after else plain
+        plain = plain.rstrip() if before else plain
+        return self.encode(plain, allow_special=False) if plain else []
 
     def _encode(self, text: str) -> tuple[int, ...]:
         if not text:
             return ()
         ids = self._backend_ids(text)
-        if not self._control.isdisjoint(ids):  # what the probe did not think of
+        if not self._control.isdisjoint(ids):  # cannot be: the plain vocabulary has none
             found = next(self._names[index] for index in ids if index in self._control)
             raise ValueError(f"the tokenizer reads a plain text of {len(text)} characters as the control token {found}")
         return tuple(ids)
 
     def _backend_ids(self, text: str) -> list[int]:
+        if self._lacking:
+            text = _without(text, self._lacking)
         try:
             return self._backend.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError):  # how the backend refuses a lone surrogate depends on its version
@@ -120,7 +143,10 @@ class Tokenizer:
         return b"".join([table[index] for index in ids])
 
     def pieces(self, ids: Iterable[int]) -> list[Piece]:
-        """``ids`` as pieces: control tokens by id, everything between them decoded as plain text."""
+        """``ids`` as pieces: control tokens by id, everything between them decoded as plain text.
+
+        The blank that some vocabularies put before every run of plain text is left out.
+        """
         pieces: list[Piece] = []
         run: list[int] = []
         names = self._names
@@ -129,61 +155,81 @@ class Tokenizer:
                 run.append(index)
                 continue
             if run:
-                pieces.append((self.decode(run), False))
+                pieces.append((self._plain(run), False))
                 run = []
             pieces.append((names[index], True))
         if run:
-            pieces.append((self.decode(run), False))
+            pieces.append((self._plain(run), False))
         return pieces
+
+    def _plain(self, run: list[int]) -> str:
+        text = self.decode(run)
+        return text.removeprefix(" ") if self._prefixed else text
 
     # ---------------------------------------------------------------- facts
 
     @property
-    def im_end_id(self) -> int:
-        """Id of ``<|im_end|>``, which ends a turn."""
-        return self.special[IM_END]
+    def config(self) -> dict[str, Any]:
+        """The ``tokenizer_config.json`` that came with the vocabulary; empty where none did."""
+        found = parse_json(self._beside.get(_CONFIG, "{}"))
+        return found if isinstance(found, dict) else {}
 
     @property
-    def pad_id(self) -> int:
-        """Id of ``[PAD]``."""
-        return self.special[PAD]
+    def template(self) -> str | None:
+        """The model's Jinja chat template (the one for tools where there are several); None where it has none."""
+        found = self._beside.get(_TEMPLATE) or self.config.get("chat_template")
+        if isinstance(found, list):  # several, by name
+            named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+            found = named.get("tool_use") or named.get("default")
+        return found if isinstance(found, str) else None
+
+    def named(self, role: str) -> str | None:
+        """The token that ``tokenizer_config.json`` names as ``role`` (``bos_token``, ``eos_token``); None without."""
+        found = self.config.get(role)
+        found = found.get("content") if isinstance(found, dict) else found
+        return found if isinstance(found, str) else None
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits that are equal exactly where the vocabulary, merges and splits are equal."""
-        content = json.loads(self._backend.to_str())
-        text = json.dumps({key: content[key] for key in ("added_tokens", "pre_tokenizer", "model")}, sort_keys=True)
+        content = json.loads(self._content)
+        keys = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+        text = json.dumps({key: content.get(key) for key in keys}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     # ---------------------------------------------------------------- disk, other processes
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled by its content; the cache stays behind."""
-        return _restore, (self._backend.to_str(),)
+        return Tokenizer, (self._content, self._beside)
 
     def save(self, path: str | Path) -> Path:
-        """Write one ``tokenizer.json`` (``path`` is that file or its folder) that Hugging Face loads as well."""
+        """Write ``tokenizer.json`` (``path`` is that file or its folder), which Hugging Face loads."""
         path = _file(path)
-        return write_text(path, self._backend.to_str(pretty=True))
+        for name, content in self._beside.items():
+            write_text(path.parent / name, content)
+        return write_text(path, self._content)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a ``tokenizer.json`` (``path`` is that file or its folder)."""
+        """Read a ``tokenizer.json`` (``path`` is that file or its folder) with the template beside it."""
         path = _file(path)
         if not path.is_file():
             raise FileNotFoundError(f"no tokenizer at {path}: train one with `parl sft`, or give its folder")
         try:
-            tree = read_json(path, MOST_BYTES)  # an object of bounded size and depth, each key once
-            backend = Backend.from_str(path.read_text(encoding="utf-8"))
+            read_json(path, MOST_BYTES)  # an object of bounded size and depth, each key once
+            content = path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise ValueError(f"{path} is not a tokenizer file: {error}") from error
+        beside = _read_beside(path.parent)
+        try:
+            return cls(content, beside)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the backend raises plain Exception for any bad file, or panics
-            raise ValueError(f"{path} is not a tokenizer file: {error}") from error
-        try:
-            check_ids(backend, tree)
-            return cls(backend)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{path} is not a tokenizer file: {error!r}") from error
 
 
 class KimiTokenizer(Tokenizer):
@@ -195,14 +241,16 @@ class KimiTokenizer(Tokenizer):
     def __init__(self, folder: str | Path) -> None:
         """Read ``tiktoken.model`` and ``tokenizer_config.json`` of ``folder``."""
         self.folder = Path(folder)
-        ranks = _read_ranks(self.folder / "tiktoken.model")
-        self.special = _read_special(self.folder / "tokenizer_config.json", len(ranks))
-        self._core = _core(ranks, self.special)
-        self.vocab_size = len(ranks) + _SLOTS
+        ranks = read_ranks(self.folder / "tiktoken.model")
+        self.special = read_special(self.folder / "tokenizer_config.json", len(ranks))
+        self._core = core(ranks, self.special)
+        self.vocab_size = len(ranks) + SLOTS
         self._names = {index: name for name, index in self.special.items()}
         by_id = {index: token for token, index in ranks.items()}
         self._bytes = [by_id[index] for index in range(len(ranks))]
         self._bytes += [self._names[index].encode() for index in range(len(ranks), self.vocab_size)]
+        self._control, self._eats, self._prefixed = frozenset(self._names), {}, False
+        self._beside = _read_beside(self.folder)
         self._cached = lru_cache(maxsize=8192)(self._encode)
         probe(lambda text: list(self._encode(text)), {name: self.special[name] for name in SPECIAL_TOKENS})
 
@@ -213,12 +261,12 @@ class KimiTokenizer(Tokenizer):
         or ``allow_special=False``, makes none.
         """
         if allow_special:
-            return [index for part in _parts(text) for index in self._core.encode(part, allowed_special="all")]
+            return [index for part in parts(text) for index in self._core.encode(part, allowed_special="all")]
         return super().encode(text)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         encode = self._core.encode_ordinary
-        return tuple(index for part in _parts(text) for index in encode(part))
+        return tuple(index for part in parts(text) for index in encode(part))
 
     @property
     def fingerprint(self) -> str:
@@ -233,10 +281,10 @@ class KimiTokenizer(Tokenizer):
         return KimiTokenizer, (self.folder,)
 
     def save(self, path: str | Path) -> Path:
-        """Copy the two files into the folder ``path``."""
+        """Copy the files into the folder ``path``."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        for name in ("tiktoken.model", "tokenizer_config.json"):
+        for name in ("tiktoken.model", *self._beside):
             (path / name).write_bytes((self.folder / name).read_bytes())
         return path
 
@@ -246,27 +294,27 @@ class KimiTokenizer(Tokenizer):
         return cls(path)
 
 
-def _restore(content: str) -> Tokenizer:
-    return Tokenizer(Backend.from_str(content))
+def _without(text: str, lacking: bytes) -> str:
+    """``text`` with U+FFFD for the characters that hold a byte of ``lacking``."""
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data.translate(None, lacking)) == len(data):
+        return text
+    bad = set(lacking)
+    return "".join("\ufffd" if bad.intersection(one.encode("utf-8", "surrogatepass")) else one for one in text)
 
 
-def _token_bytes(backend: Backend, names: dict[int, str]) -> list[bytes]:
-    table = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
-    result = []
-    for index in range(backend.get_vocab_size(with_added_tokens=True)):
-        token = backend.id_to_token(index)
-        if token is None:
-            raise ValueError(f"the vocabulary has no token with id {index}")
-        known = index not in names and all(symbol in table for symbol in token)
-        result.append(bytes(table[symbol] for symbol in token) if known else token.encode())
-    return result
-
-
-def _byte_symbols() -> list[str]:
-    """The printable stand-in of every byte, by byte value (the byte-level alphabet of GPT-2)."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
+def _read_beside(folder: Path) -> dict[str, str]:
+    """The files that come with a vocabulary; ValueError names one that cannot be read."""
+    found = {}
+    for name in _BESIDE:
+        file = folder / name
+        if file.is_file():
+            if name == _CONFIG:
+                read_json(file, finite=False)
+            elif file.stat().st_size > MOST_TEMPLATE_BYTES:
+                raise ValueError(f"{file} has more than {MOST_TEMPLATE_BYTES:,} bytes: it is no chat template")
+            found[name] = file.read_text(encoding="utf-8")
+    return found
 
 
 def _file(path: str | Path) -> Path:
@@ -275,77 +323,8 @@ def _file(path: str | Path) -> Path:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a policy or checkpoint: ``tokenizer.json`` of ours, or Kimi's ``tiktoken.model``."""
+    """The tokenizer of a policy or checkpoint: a ``tokenizer.json``, or Kimi's ``tiktoken.model``."""
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file() and (folder / "tiktoken.model").is_file():
         return KimiTokenizer(folder)
     return Tokenizer.load(folder)
-
-
-def _core(ranks: dict[bytes, int], special: dict[str, int]) -> Any:
-    try:
-        import tiktoken  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Kimi's vocabulary needs tiktoken: pip install tiktoken") from error
-    return tiktoken.Encoding("kimi", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
-
-
-def _read_ranks(path: Path) -> dict[bytes, int]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no Kimi vocabulary at {path}")
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{path} is not a tiktoken vocabulary: it has {path.stat().st_size:,} bytes")
-    lines = [line.split() for line in path.read_bytes().splitlines() if line]
-    try:
-        pairs = [(base64.b64decode(token, validate=True), int(rank)) for token, rank in lines]
-    except ValueError as error:
-        raise ValueError(f"{path} is not a tiktoken vocabulary: {error}") from error
-    ranks = dict(pairs)
-    if len(ranks) != len(pairs):
-        raise ValueError(f"{path} is not a tiktoken vocabulary: {len(pairs) - len(ranks)} tokens stand there twice")
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise ValueError(f"{path}: ranks must run from 0 to {len(ranks) - 1} without gaps")
-    lacking = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if lacking:
-        raise ValueError(f"{path} lacks {len(lacking)} of the 256 bytes, e.g. {lacking[0]}: not every text has ids")
-    return ranks
-
-
-def _read_special(path: Path, first: int) -> dict[str, int]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no names of special tokens at {path}")
-    added = read_json(path).get("added_tokens_decoder")
-    try:
-        named = {int(index): entry["content"] for index, entry in added.items()}  # type: ignore[union-attr]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: added_tokens_decoder must give ids their content ({error})") from None
-    names = [named.get(i, f"<|reserved_token_{i}|>") for i in range(first, first + _SLOTS)]
-    wrong = next((name for name in names if not isinstance(name, str) or not name or names.count(name) > 1), None)
-    if wrong is not None:
-        raise ValueError(f"{path}: {wrong!r} is no name of one special token: each has a text of its own")
-    special = {name: first + place for place, name in enumerate(names)}
-    missing = [name for name in SPECIAL_TOKENS if name not in special]
-    if missing:
-        raise ValueError(f"{path} lacks the control tokens {', '.join(missing)}")
-    return special
-
-
-def _parts(text: str) -> Iterator[str]:
-    """``text`` in the pieces that the official tokenizer encodes one by one."""
-    for start in range(0, len(text), _MAX_CHARS):
-        yield from _runs(text[start : start + _MAX_CHARS])
-
-
-def _runs(text: str) -> Iterator[str]:
-    if len(text) <= _MAX_RUN:
-        yield text
-        return
-    begin, length, was_space = 0, 0, text[0].isspace()
-    for position, character in enumerate(text):
-        is_space = character.isspace()
-        length = length + 1 if is_space == was_space else 1
-        was_space = is_space
-        if length > _MAX_RUN:
-            yield text[begin:position]
-            begin, length = position, 1
-    yield text[begin:]

@@ -75,6 +75,10 @@ def _take_over(init: Path, shape: Shape, folder: Path) -> None:
             f"model.init: the tokenizer of {init} has {tokenizer.vocab_size} ids, its config.json has"
             f" vocab_size={shape.vocab_size} rows of the embedding: they are not of one model"
         )
+    try:
+        family_of(shape).chat(shape, tokenizer)
+    except ValueError as error:
+        raise UserError(f"model.init = {init}: {error}") from error
     check_placeholder(shape, tokenizer)
     save_policy(folder, shape, export_weights(model), tokenizer, {"init": str(init)})
 

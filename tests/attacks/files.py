@@ -309,15 +309,17 @@ def _spelt(tree: dict[str, Any]) -> None:
     tree["pre_tokenizer"] = None
 
 
+HARMLESS: dict[str, Callable[[dict[str, Any]], Any]] = {  # read, and no text becomes a control token
+    "a control token that is text": partial(_flag, "special", False),
+    "a control token that eats blanks": partial(_flag, "lstrip", True),
+    "a control token that eats what follows": partial(_flag, "rstrip", True),
+    "a control token of whole words": partial(_flag, "single_word", True),
+    "a control token after normalising": partial(_flag, "normalized", True),
+    "full-width letters become a control token": _folding,
+}
 TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "a control token that is text": (partial(_flag, "special", False), "special=false"),
-    "a control token that eats blanks": (partial(_flag, "lstrip", True), "lstrip"),
-    "a control token that eats what follows": (partial(_flag, "rstrip", True), "rstrip"),
-    "a control token of whole words": (partial(_flag, "single_word", True), "single_word"),
-    "a control token after normalising": (partial(_flag, "normalized", True), "normalized"),
-    "full-width letters become a control token": (_folding, "normalized"),
     "a control token in the vocabulary alone": (_learnt, "im_end"),
-    "a text that spells a control token": (_spelt, "control token"),
+    "a text that spells a control token": (_spelt, "give text back"),
     "two control tokens of one id": (_twin, "added_tokens"),
     "an id beyond the vocabulary": (_far, "id"),
     "no added tokens": (lambda tree: tree.pop("added_tokens"), "tokenizer"),
@@ -335,12 +337,29 @@ TOKENIZER_RAW: dict[str, tuple[bytes, str]] = {
 
 
 def _spoilt(spoil: Callable[[dict[str, Any]], Any], says: str, folder: Path) -> None:
+    from model.chat.kimi import KimiChat
     from model.tokenizer.tokenizer import Tokenizer
 
     tree = _tokenizer()
     spoil(tree)
     (folder / "tokenizer.json").write_text(json.dumps(tree))
-    refused(lambda: Tokenizer.load(folder), says)
+    refused(lambda: KimiChat(Tokenizer.load(folder)), says)
+
+
+def _harmless(spoil: Callable[[dict[str, Any]], Any], folder: Path) -> None:
+    from model.chat.kimi import SPECIAL_TOKENS
+    from model.tokenizer.tokenizer import Tokenizer
+
+    tree = _tokenizer()
+    spoil(tree)
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    tokenizer = Tokenizer.load(folder)
+    control = set(tokenizer.special.values())
+    for name in SPECIAL_TOKENS:
+        wide = "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in name)
+        for text in (name, f"a{name}b", f" {name}\n", f"{name}{name}", name.upper(), wide):
+            if not control.isdisjoint(tokenizer.encode(text)):
+                raise AssertionError(f"the text {text!r} becomes a control token")
 
 
 def _tokenizer_raw(content: bytes, says: str, folder: Path) -> None:
@@ -631,6 +650,7 @@ def cases() -> list[Attack]:
     ):  # fmt: skip
         made += [(f"{title}: {name}", partial(run, *row)) for name, row in table.items()]
     made += [(f"quantisation {name}", partial(_quantized, given)) for name, given in QUANTIZED.items()]
+    made += [(f"tokenizer: {name}", partial(_harmless, spoil)) for name, spoil in HARMLESS.items()]
     outside = {
         "up": {"a": "../outside.safetensors"}, "absolute": {"a": "/etc/hostname"}, "empty": {}, "a list": ["a"],
         "a number": {"a": 7}, "not there": {f"t{i}": "model-00009.safetensors" for i in range(40)},

@@ -42,9 +42,9 @@ def write_folder(
     matrices = getattr(torch, dtype)
     checkpoint.save(model, out, format, dtype=matrices, int4_experts=int4, shard_bytes=shard_bytes)
     tokens = {
-        "bos_token_id": tokenizer.special["[BOS]"],
-        "eos_token_id": tokenizer.im_end_id,
-        "pad_token_id": tokenizer.pad_id,
+        "bos_token_id": tokenizer.special[kimi.BOS],
+        "eos_token_id": tokenizer.special[kimi.IM_END],
+        "pad_token_id": tokenizer.special[kimi.PAD],
     }
     _update(out / "config.json", tokens)
     _update(out / "generation_config.json", {**tokens, "do_sample": True, "temperature": 1.0})

@@ -85,7 +85,7 @@ def test_the_raw_stream_is_decoded_with_the_runs_vocabulary(run: Path, tokenizer
     assert missing.exit_code == 2 and "policy/tokenizer.json: no such file" in missing.stderr
     episodes, _ = read_shard(run / "eval" / "trained-000000.parquet")
     text = "Report the age of each."
-    episodes[0].orchestrator.tokens = ids = [*tokenizer.encode(text), tokenizer.im_end_id]
+    episodes[0].orchestrator.tokens = ids = [*tokenizer.encode(text), tokenizer.special["<|im_end|>"]]
     for name in ("mask", "logprobs", "versions"):
         setattr(episodes[0].orchestrator, name, [0] * len(ids))
     EpisodeStore(tmp_path / "s").write(0, episodes, policy_version=0)

@@ -67,7 +67,7 @@ def test_transformers_loads_the_folder_and_has_the_same_logits(
     with torch.no_grad():
         wanted = theirs.eval()(tokens).logits
     assert (logits_of(ours, tokens) - wanted).abs().max() < 2e-5  # 4.1e-6 measured, where logits reach 5
-    assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id == tokenizer.im_end_id
+    assert theirs.generation_config.eos_token_id == theirs.config.eos_token_id == tokenizer.special["<|im_end|>"]
 
 
 @configs
@@ -102,8 +102,8 @@ def test_config_json_says_what_inference_servers_ask_for(tokenizer: Tokenizer, t
         "topk_method": "noaux_tc",
         "scoring_func": "sigmoid",
         "dtype": "bfloat16",
-        "eos_token_id": tokenizer.im_end_id,
-        "pad_token_id": tokenizer.pad_id,
+        "eos_token_id": tokenizer.special["<|im_end|>"],
+        "pad_token_id": tokenizer.special["[PAD]"],
     }
     assert {key: tree[key] for key in wanted} == wanted
     kimi = json.loads((export(run, format="kimi_k25") / "config.json").read_text())
@@ -166,7 +166,7 @@ def test_transformers_tokenizer_gives_the_same_ids(tokenizer: Tokenizer, tmp_pat
     ids = tokenizer.encode(text, allow_special=True)
     assert theirs.encode(text, add_special_tokens=False) == ids
     assert theirs.decode(ids) == text
-    assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.im_end_id, tokenizer.pad_id)
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.special["<|im_end|>"], tokenizer.special["[PAD]"])
 
 
 def test_the_chat_template_writes_all_reference_conversations(tokenizer: Tokenizer, tmp_path: Path):

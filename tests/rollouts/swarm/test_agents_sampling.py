@@ -7,11 +7,11 @@ import pickle
 from pathlib import Path
 
 import pytest
+from tiny import tiny_model
 
 from envs.base import Role
 from envs.simulated import Latency, SimulatedEnvironment, simulated_task
 from model.chat.kimi import KimiChat
-from model.kimi.family import Kimi
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, RolloutsConfig
 from rollouts.engine.base import Sampling
@@ -43,7 +43,7 @@ def folder(tokenizer: Tokenizer, tmp_path: Path) -> str:
 def worker_of(folder: str, engine: Recording, **config) -> RolloutWorker:
     environment = SimulatedEnvironment(Latency(median_s=0.0))
     worker = RolloutWorker(
-        environment, folder, RolloutsConfig(**config), policy=[None], frozen=[None], name="w", family=Kimi()
+        environment, folder, RolloutsConfig(**config), policy=[None], frozen=[None], name="w", model=tiny_model()
     )
     worker._pool = lambda trace: engine
     return worker
@@ -85,7 +85,9 @@ async def test_noise_is_of_seed_task_attempt_and_agent(tokenizer: Tokenizer, fol
     key = simulated_task(0).key
     for agent, seen in engine.seen.items():
         assert {s.seed for s in seen} == {noise_key(3, key, 4, agent)}
-        assert {s.max_new_tokens for s in seen} == {99} and {s.stop for s in seen} == {(tokenizer.im_end_id,)}
+        assert {s.max_new_tokens for s in seen} == {99} and {s.stop for s in seen} == {
+            (tokenizer.special["<|im_end|>"],)
+        }
 
 
 class Handle:
@@ -169,7 +171,7 @@ async def test_whoever_speaks_for_a_role_is_its_pool(folder: str):
         policy=[None],
         frozen=[None],
         name="w",
-        family=Kimi(),
+        model=tiny_model(),
     )
     root, sub = Trace(agent_id="0", role=Role.ORCHESTRATOR), Trace(agent_id="0/0", role=Role.SUBAGENT, parent="0")
     assert (worker._pool(root), worker._pool(sub)) == (worker._policy, worker._frozen)

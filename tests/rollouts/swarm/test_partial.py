@@ -18,7 +18,6 @@ from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy, subagent_act
 from model.chat.kimi import KimiChat
 from model.decoder import Weights
-from model.kimi.family import Kimi
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, RolloutsConfig
 from rollouts.engine.base import Completion, Finish, Update
@@ -125,7 +124,7 @@ class Stage:
 
 def weights_that_end_turns(tokenizer: Tokenizer, seed: int) -> Weights:
     weights = random_weights(tiny_model(), seed)
-    weights["lm_head.weight"][tokenizer.im_end_id] *= 4
+    weights["lm_head.weight"][tokenizer.special["<|im_end|>"]] *= 4
     return weights
 
 
@@ -235,7 +234,13 @@ def worker(tokenizer: Tokenizer, tmp_path: Path) -> RolloutWorker:
     environment = Remembering(WorldConfig(entities=120, widths=(2, 4), mix={"wide": 1.0}))
     folder = str(tokenizer.save(tmp_path).parent)
     worker = RolloutWorker(
-        environment, folder, RolloutsConfig(concurrency=3), policy=[None], frozen=[None], name="worker", family=Kimi()
+        environment,
+        folder,
+        RolloutsConfig(concurrency=3),
+        policy=[None],
+        frozen=[None],
+        name="worker",
+        model=tiny_model(),
     )
     policies = {task.prompt: task for task in (environment.task_stream("train", 0)[i] for i in range(3))}
 

@@ -16,7 +16,6 @@ from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy
 from model.chat.kimi import KimiChat
-from model.kimi.family import Kimi
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, LimitsConfig, RolloutsConfig
 from rollouts.engine.base import Update
@@ -83,7 +82,7 @@ async def collected(tokenizer: Tokenizer, folder: str, count: int, seed: int) ->
     """Episodes of scripted orchestrators and sampled sub-agents on ``count`` workers, with delays of ``seed``."""
     config = tiny_model()
     weights = random_weights(config, 1)
-    weights["lm_head.weight"][tokenizer.im_end_id] *= 6  # turns end
+    weights["lm_head.weight"][tokenizer.special["<|im_end|>"]] *= 6  # turns end
     engine = EmbeddedEngine(config, pages=4096, record_routes=True)
     await engine.update(Update(version=1, weights=weights))
     world = WorldConfig(entities=120, widths=(3, 6), mix={"wide": 1.0})
@@ -94,7 +93,13 @@ async def collected(tokenizer: Tokenizer, folder: str, count: int, seed: int) ->
     workers = []
     for number in range(count):
         worker = RolloutWorker(
-            WorldEnvironment(world), folder, rollouts, policy=[None], frozen=[None], name=f"w{number}", family=Kimi()
+            WorldEnvironment(world),
+            folder,
+            rollouts,
+            policy=[None],
+            frozen=[None],
+            name=f"w{number}",
+            model=tiny_model(),
         )
         delayed = Delayed(engine, Random(100 * seed + number))
 
@@ -149,7 +154,7 @@ async def simulated(tokenizer: Tokenizer, folder: str, tool: Latency, **config) 
             policy=[None],
             frozen=[None],
             name=f"w{i}",
-            family=Kimi(),
+            model=tiny_model(),
         )
         for i in range(2)
     ]
@@ -199,6 +204,6 @@ async def test_tools_that_do_not_say_that_they_spread_are_not_spread(folder: str
         spreads = False
 
     shared = Shared(Latency(median_s=0.0))
-    worker = RolloutWorker(shared, folder, RolloutsConfig(), policy=[None], frozen=[None], name="w", family=Kimi())
+    worker = RolloutWorker(shared, folder, RolloutsConfig(), policy=[None], frozen=[None], name="w", model=tiny_model())
     with pytest.raises(ValueError, match="Shared does not say"):
         await worker.connect([None], 0)

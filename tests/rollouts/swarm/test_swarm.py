@@ -289,7 +289,7 @@ class Says:
 
 async def test_a_malformed_turn_ends_the_episode_with_its_reason(play: Play):
     t = play.tokenizer
-    end = t.im_end_id
+    end = t.special["<|im_end|>"]
     cases = {
         "no tool named 'fly'": [
             *t.encode_segments([(SECTION_BEGIN, True), (CALL_BEGIN, True), ("functions.fly:0", False)]),
@@ -350,7 +350,7 @@ async def test_a_trace_says_of_every_token_who_wrote_it(play: Play):
         written = {position for span in spans for position in span}
         assert [i in written for i in range(len(trace.tokens))] == trace.mask
         assert [version >= 0 for version in trace.versions] == trace.mask
-        assert all(trace.tokens[span[-1]] == play.tokenizer.im_end_id for span in spans)
+        assert all(trace.tokens[span[-1]] == play.tokenizer.special["<|im_end|>"] for span in spans)
 
 
 async def test_only_the_orchestrator_learns(play: Play):
@@ -418,7 +418,7 @@ async def collected(tokenizer: Tokenizer, concurrency: int, order_seed: int) -> 
     engines = {}
     for role, seed in ((Role.ORCHESTRATOR, 0), (Role.SUBAGENT, 1)):
         weights = random_weights(config, seed)
-        weights["lm_head.weight"][tokenizer.im_end_id] *= 6  # turns end
+        weights["lm_head.weight"][tokenizer.special["<|im_end|>"]] *= 6  # turns end
         engines[role] = EmbeddedEngine(config, pages=4096, record_routes=role is Role.ORCHESTRATOR)
         await engines[role].update(Update(version=1, weights=weights))
     environment = WorldEnvironment(WorldConfig(entities=120, widths=(2, 4), mix={"wide": 0.7, "chain": 0.3}))
