@@ -19,7 +19,7 @@ from parl.own_packages import append, here
 from parl.shown.terminal import catch_warnings, echo, open_output
 
 if TYPE_CHECKING:
-    from parl.config.schema import Config
+    from parl.config.schema import Config, TrackingConfig
 
 app = typer.Typer(
     name="parl",
@@ -59,7 +59,7 @@ def train(
         resolved = configuration(config, overrides, run_first=resume)
         if not resume and not dry_run and is_run(config):
             raise UserError(f"{config} is a run: --resume continues it, its config.yaml as CONFIG starts it anew")
-        _check_surroundings(resolved)
+        _check_surroundings(resolved.tracking, resolved.envs.tasks)
         if dry_run:
             _check_data(resolved)
             echo(to_yaml(resolved), nl=False)
@@ -93,7 +93,7 @@ def sft(
         from parl.plan.limits import check_memory
 
         check_memory(resolved.model, resolved.optimizer, TrainerConfig(ranks=1))  # one process trains it
-        _check_surroundings(resolved)
+        _check_surroundings(resolved.tracking, resolved.envs.tasks)
         from parl.cold_start.imitation import run_sft
         from parl.collect.tasks import check_tasks
 
@@ -129,7 +129,7 @@ def evaluate(
 
         settings = [*(overrides or []), *([] if seed is None else [f"eval.seed={seed}"])]
         resolved = configuration(config, settings)
-        _check_surroundings(resolved)
+        _check_surroundings(resolved.tracking, resolved.envs.tasks)
         from parl.evaluate.evaluation import run_eval
         from parl.evaluate.table import print_evaluation
 
@@ -348,14 +348,14 @@ def _check_data(config: Config) -> None:
         echo(f"note: {note}", err=True)
 
 
-def _check_surroundings(config: Config) -> None:
+def _check_surroundings(tracking: TrackingConfig, tasks: str | None) -> None:
     from envs.tasks_io import names_file
     from parl.machine.shell_variables import check_cluster, check_proxy
     from parl.track.sinks import check_sinks
 
-    check_sinks(config.tracking)
+    check_sinks(tracking)
     check_cluster()
-    if config.envs.tasks and not names_file(config.envs.tasks):  # a data set of the hub
+    if tasks and not names_file(tasks):  # a data set of the hub
         check_proxy()
 
 

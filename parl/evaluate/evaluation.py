@@ -23,7 +23,7 @@ from model.policy_files import load_policy
 from parl.cold_start.start import starting_policy
 from parl.collect.collector import Collector
 from parl.collect.pools import RolloutSide
-from parl.collect.tasks import Tasks, check_tasks, run_tasks
+from parl.collect.tasks import Tasks, check_tasks
 from parl.config.family import chat_format
 from parl.config.schema import Config, EvalConfig
 from parl.episodes.groups import families
@@ -121,25 +121,23 @@ def run_eval(
         chosen = served_policies(config, served, single_agent)
     else:
         chosen = local_policies(config, Path(model) if model else None, single_agent, policies)
-    return evaluate(config, chosen, n=n, limit=limit, prices=prices, tasks=tasks)
+    return evaluate(config, chosen, tasks, n=n, limit=limit, prices=prices)
 
 
 def evaluate(
     config: Config,
     policies: Sequence[Policy],
+    tasks: Tasks,
     *,
     n: int = 1,
     limit: int | None = None,
     prices: tuple[float, float] | None = None,
     bar: ShowBar = EpisodeBar,
-    tasks: Tasks | None = None,
 ) -> dict[str, Any]:
     """Run what the policies' stores lack and measure all of it; written to ``RUN/evals/summary.json`` and returned.
 
-    ``policies`` are all of weights, or all of a chat server's model. ``prices`` as in :func:`run_eval`. ``tasks``: the
-    run's, where they have been read already.
+    ``policies`` are all of weights, or all of a chat server's model. ``prices`` as in :func:`run_eval`.
     """
-    tasks = tasks or run_tasks(config)
     scoring = Scoring(reward=config.rewards, steps=config.trainer.steps)
     asked = _Asked(tasks=tasks.held_out()[:limit], n=n, scoring=scoring, bar=bar)
     folder = config.run_dir / "evals"

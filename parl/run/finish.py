@@ -9,8 +9,9 @@ from typing import Any
 
 from model.files import write_text
 from parl import __version__
+from parl.collect.tasks import Tasks
 from parl.config.schema import Config, TrackingConfig
-from parl.episodes.groups import KEY, kept_groups, task_groups
+from parl.episodes.groups import KEY, kept_groups
 from parl.episodes.stores import STORES
 from parl.evaluate.evaluation import evaluate
 from parl.evaluate.policies import local_policy
@@ -31,6 +32,7 @@ def evaluate_policies(
     config: Config,
     run_dir: Path,
     policies: Policies,
+    tasks: Tasks,
     *,
     cold: Path,
     began: float,
@@ -41,10 +43,10 @@ def evaluate_policies(
     chosen = [
         local_policy(config, cold, label, folder, spawning=spawns) for label, (folder, spawns) in policies.items()
     ]
-    measured = evaluate(config, chosen, bar=progress.part)["policies"]
+    measured = evaluate(config, chosen, tasks, bar=progress.part)["policies"]
     summary: dict[str, Any] = {label: measured[label]["means"] for label in policies}
     summary |= {
-        KEY: kept_groups(task_groups(config.envs)),
+        KEY: kept_groups(tasks.environment.groups),
         STORES: {policy.label: policy.store.relative_to(run_dir).as_posix() for policy in chosen},
         "wall_s": round(time.monotonic() - began, 1),
         "peak_rss_gib": round(memory.peak_gib, 2),

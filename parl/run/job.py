@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from parl.cold_start.start import shown_start
-from parl.collect.tasks import check_tasks
+from parl.collect.tasks import Tasks, check_tasks
 from parl.config.schema import Config
 from parl.machine.cluster import local_ray, reach_cluster
 from parl.machine.memory import PeakMemory
@@ -22,17 +22,17 @@ from parl.track.sinks import check_sinks
 def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False) -> Path:
     """Everything that ``parl train`` does; returns the run's folder. Raises UserError for mistakes with a fix."""
     began = time.monotonic()
-    check_tasks(config)
+    tasks = check_tasks(config)
     check_sinks(config.tracking)
     reach_cluster()
     check_servers(config.rollouts.http)
     with claimed(config, resume=resume) as run_dir:
         began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
-        _run(config, run_dir, began, from_scratch)
+        _run(config, tasks, run_dir, began, from_scratch)
     return run_dir
 
 
-def _run(config: Config, run_dir: Path, began: float, from_scratch: bool) -> None:
+def _run(config: Config, tasks: Tasks, run_dir: Path, began: float, from_scratch: bool) -> None:
     with PeakMemory() as memory, local_ray():
         cold = shown_start(config, from_scratch)
         policies = {
@@ -43,7 +43,7 @@ def _run(config: Config, run_dir: Path, began: float, from_scratch: bool) -> Non
             policies["single_agent"] = (_train(single_agent(config), run_dir / "single_agent", cold), False)
         with Progress(len(policies), "held-out evaluation") as progress:
             summary = evaluate_policies(
-                config, run_dir, policies, cold=cold, began=began, memory=memory, progress=progress
+                config, run_dir, policies, tasks, cold=cold, began=began, memory=memory, progress=progress
             )
     tables = {label: summary[label] for label in policies}
     track_evaluation(run_dir, tables, config.tracking, config.model_dump(mode="json"))

@@ -13,7 +13,7 @@ from tiny import tiny_config
 from envs.base import Task
 from model.chat.kimi import KimiChat
 from parl.collect.pools import RolloutSide
-from parl.collect.tasks import Tasks
+from parl.collect.tasks import Tasks, run_tasks
 from parl.config.schema import Config
 from parl.evaluate import evaluation as attempts
 from parl.evaluate.chat_model import ChatCollector, Served
@@ -95,7 +95,7 @@ def test_an_evaluation_asks_as_the_section_says_pays_for_no_spawning_and_asks_on
 ):
     monkeypatch.setattr(Tasks, "held_out", lambda tasks: [wide_task(1), chain_task(2)])
     one = policy(tmp_path, "x", spawning=spawning)
-    found = evaluate(config, [one])
+    found = evaluate(config, [one], run_tasks(config))
     assert collector.served == ["weights-x"] and collector.closed
     [asked] = collector.asked
     assert asked == {"tasks": ["wide-1", "chain-2"], "attempts": [[0], [0]], "spawning": spawning, **WANTED}
@@ -105,7 +105,7 @@ def test_an_evaluation_asks_as_the_section_says_pays_for_no_spawning_and_asks_on
         again = made(episode.task)
         score_episode(again, Parl(parallel_cap=4), Parl().held_out())
         assert episode.rewards == again.rewards
-    assert evaluate(config, [one]) == found and len(collector.asked) == 1
+    assert evaluate(config, [one], run_tasks(config)) == found and len(collector.asked) == 1
 
 
 def test_an_evaluation_runs_what_is_missing(config, collector, tmp_path: Path, monkeypatch):
