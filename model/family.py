@@ -66,12 +66,13 @@ class Shape(BaseModel):
     """The shape of a policy, as a section of the configuration. ``home``: ``module:Class`` of its family.
 
     ``optional``: fields that are left out of dumps at their defaults, so that hashes and files of policies that do not
-    use them stay what they were.
+    use them stay what they were. ``chosen``: fields that a configuration may set beside ``model.init``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     home: ClassVar[str]
     optional: ClassVar[tuple[str, ...]] = ()
+    chosen: ClassVar[tuple[str, ...]] = ()
 
     if TYPE_CHECKING:  # what every shape has
         vocab_size: int

@@ -30,10 +30,16 @@ def read_shape(folder: Path, kind: type[S]) -> S:
 
 def load(folder: Path, family: Family) -> Policy:
     """A policy of ``family`` as :func:`save_policy` writes it."""
+    policy = family.policy(family.read_shape(folder))
+    load_weights(policy, folder)
+    return policy
+
+
+def load_weights(policy: Policy, folder: Path) -> None:
+    """Give ``policy`` the weights in ``folder``; ValueError names the file, and the tensor that is wrong."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    policy = family.policy(family.read_shape(folder))
     try:
         weights = load_file(folder / SINGLE)
     except (SafetensorError, OSError) as error:
@@ -43,4 +49,3 @@ def load(folder: Path, family: Family) -> Policy:
     except ValueError as error:
         raise ValueError(f"{folder / SINGLE}: {error}") from None
     fill(policy, weights)
-    return policy

@@ -37,11 +37,13 @@ def causal_attention(
 ) -> Tensor:
     """Causal attention within each of the rows that lie end to end in T, ``lengths`` long: [T, H, V].
 
-    Neighbours of equal length share a call. ``scale`` None: over the root of Q, in SDPA's own rounding.
+    Neighbours of equal length share a call. ``scale`` None: over the root of Q, in SDPA's own rounding. Keys and values
+    may have fewer heads, each for as many neighbouring ones of the queries.
     """
     outs = []
     for parts in zip(*(runs(x, lengths) for x in (query_THQ, key_THQ, value_THV)), strict=True):
-        out = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale)
+        grouped = parts[0].shape[1] != parts[1].shape[1]
+        out = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale, enable_gqa=grouped)
         outs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outs)
 

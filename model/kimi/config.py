@@ -57,6 +57,8 @@ class ModelConfig(Shape):
         *("vision", "media_placeholder_token_id"),
     )
 
+    chosen: ClassVar[tuple[str, ...]] = ("quantize_experts",)
+
     vocab_size: int = Field(default=1152, gt=0, description="rows of the embedding; the tokenizer may use fewer")
     hidden_size: int = Field(default=128, gt=0)
     num_hidden_layers: int = Field(default=4, gt=0)

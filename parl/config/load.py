@@ -207,7 +207,7 @@ def _with_shape(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
     problems = [
         f"model.{key} = {show(value)}: {folder} has {show(shape.get(key, defaults[key]))}; leave the key out"
         for key, value in given.items()
-        if key in fields and key != "quantize_experts" and value != shape.get(key, defaults[key])
+        if key in fields and key not in family.Shape.chosen and value != shape.get(key, defaults[key])
     ]
     if problems:
         raise _error(path, problems)

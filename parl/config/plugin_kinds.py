@@ -57,7 +57,7 @@ OBJECTIVES = Kind(
 
 REWARDS = Kind(what="reward", built_in={"parl": "rewards.parl_reward:Parl"}, check=check_reward)
 
-FAMILIES = Kind(what="family", built_in={"kimi": "model.kimi.family:Kimi"}, check=_family)
+FAMILIES = Kind(what="family", built_in={"kimi": "model.kimi.family:Kimi", "hf": "model.hf.family:Hf"}, check=_family)
 
 ENGINES = Kind(
     what="engine",

@@ -1,0 +1,194 @@
+"""Decoders of transformers as policies, against transformers itself: what differs, family by family.
+
+    python benchmarks/families.py [--only llama qwen3_moe] [--json FILE]
+
+Each row is a family at a tiny random size, a check, the largest difference found and what is tolerated. The reference
+is transformers' own model with its plain attention and experts, each row by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from model.hf.policy import HfPolicy  # noqa: E402
+from model.hf.shape import HfShape  # noqa: E402
+
+VOCAB = 96
+_DENSE: dict[str, Any] = {
+    **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256},
+    **{"bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
+}
+_EXPERTS = _DENSE | {"head_dim": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_SHARED = _EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+_LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 12}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _DENSE | {"model_type": "llama"},
+    "llama_tied": _DENSE | {"model_type": "llama", "tie_word_embeddings": True},
+    "qwen2": _DENSE | {"model_type": "qwen2"},
+    "qwen3": _DENSE | {"model_type": "qwen3", "head_dim": 16},
+    "qwen3_moe": _EXPERTS | {"model_type": "qwen3_moe", "num_experts": 4, "norm_topk_prob": True},
+    "mixtral": _EXPERTS | {"model_type": "mixtral", "num_local_experts": 4, "sliding_window": 8},
+    "glm4_moe": _SHARED | {"model_type": "glm4_moe", "routed_scaling_factor": 1.7},
+    "deepseek_v3": _SHARED
+    | _LATENT
+    | {"model_type": "deepseek_v3", "num_key_value_heads": 4, "head_dim": None, "n_group": 2, "topk_group": 2},
+    "gpt_oss": _EXPERTS
+    | {"model_type": "gpt_oss", "num_local_experts": 4, "sliding_window": 8, "rope_parameters": {"rope_theta": 1e4}},
+    "gemma3_text": _DENSE
+    | {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}
+    | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+}
+LENGTHS = (20, 7, 7, 33, 2)  # of rows laid end to end; some longer than the windows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """The largest difference that a check found."""
+
+    family: str
+    check: str
+    value: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether that is tolerated."""
+        return self.value <= self.tolerance
+
+
+# ---------------------------------------------------------------- the two models
+
+
+def shape_of(family: str) -> HfShape:
+    """Its tiny shape."""
+    return HfShape(transformers=FAMILIES[family])
+
+
+def policy_of(family: str) -> HfPolicy:
+    """A policy with weights that make its logits differ widely, gains and biases that are not the neutral ones."""
+    policy, draw = HfPolicy(shape_of(family)), torch.Generator().manual_seed(0)
+    for tensor in policy.state_dict().values():
+        noise = torch.randn(tensor.shape, generator=draw)
+        if tensor.dim() > 1:
+            tensor.copy_(noise * 0.3)
+        else:
+            tensor.add_(noise * 0.1)
+    return policy.eval()
+
+
+def reference_of(family: str, policy: HfPolicy) -> Any:
+    """transformers' own model with the same weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**FAMILIES[family])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+    missing, unknown = model.load_state_dict(policy.state_dict(), strict=False)
+    assert not unknown and set(missing) <= {"lm_head.weight"}, (missing, unknown)
+    return model.eval()
+
+
+@lru_cache(maxsize=2)
+def models(family: str) -> tuple[HfPolicy, Any]:
+    """Both."""
+    policy = policy_of(family)
+    return policy, reference_of(family, policy)
+
+
+def tokens_and_mask() -> tuple[list[Tensor], Tensor]:
+    """Rows [1, T] and, for all of them end to end, which tokens are trained."""
+    draw = torch.Generator().manual_seed(1)
+    rows = [torch.randint(0, VOCAB, (1, length), generator=draw) for length in LENGTHS]
+    mask = torch.rand(1, sum(LENGTHS), generator=draw) < 0.5
+    mask[0, torch.tensor([0, *LENGTHS[:-1]]).cumsum(0)] = False
+    return rows, mask
+
+
+def reference_logprobs(model: Any, rows: list[Tensor], mask_BT: Tensor) -> Tensor:
+    """Of the trained tokens, row by row."""
+    found = []
+    for row in rows:
+        logprobs = torch.log_softmax(model(row, use_cache=False).logits[:, :-1], dim=-1)
+        found += [torch.zeros(1, 1), logprobs.gather(2, row[:, 1:, None])[..., 0]]
+    return torch.cat(found, dim=1)[mask_BT]
+
+
+# ---------------------------------------------------------------- checks
+
+
+def logits(family: str) -> Row:
+    """Log-probs of rows laid end to end against the reference's, row by row."""
+    policy, reference = models(family)
+    rows, mask = tokens_and_mask()
+    with torch.no_grad():
+        ours, _ = policy(torch.cat(rows, dim=1), mask, lengths=LENGTHS)
+        gap = (ours - reference_logprobs(reference, rows, mask)).abs().max()
+    return Row(family=family, check="log-probs", value=float(gap), tolerance=2e-5)
+
+
+def packing(family: str) -> Row:
+    """Hidden states of rows laid end to end against those of each row by itself."""
+    policy, _ = models(family)
+    rows, _ = tokens_and_mask()
+    with torch.no_grad():
+        together = policy.hidden(torch.cat(rows, dim=1), lengths=LENGTHS)
+        alone = torch.cat([policy.hidden(row) for row in rows], dim=1)
+    return Row(family=family, check="packed rows", value=float((together - alone).abs().max()), tolerance=2e-5)
+
+
+def gradients(family: str) -> Row:
+    """Of every parameter, relative to its largest; with recomputation."""
+    policy, reference = models(family)
+    rows, mask = tokens_and_mask()
+    policy.zero_grad(), reference.zero_grad()
+    policy.train()
+    policy.recompute = True
+    ours, _ = policy(torch.cat(rows, dim=1), mask, lengths=LENGTHS)
+    ours.sum().backward()
+    policy.recompute = False
+    policy.eval()
+    reference_logprobs(reference, rows, mask).sum().backward()
+    theirs, worst = dict(reference.named_parameters()), 0.0
+    for name, parameter in policy.named_parameters():
+        grad, wanted = parameter.grad, theirs[name].grad
+        assert grad is not None and wanted is not None, name
+        worst = max(worst, float((grad - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)))
+    return Row(family=family, check="gradients", value=worst, tolerance=2e-5)
+
+
+CHECKS: dict[str, Callable[[str], Row]] = {"logits": logits, "packing": packing, "gradients": gradients}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    for family in arguments.only:
+        for check in CHECKS.values():
+            row = check(family)
+            rows.append({**asdict(row), "ok": row.ok})
+            print(f"{family:14} {row.check:24} {row.value:9.1e}  of {row.tolerance:.0e}  {'ok' if row.ok else 'BAD'}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if not all(row["ok"] for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

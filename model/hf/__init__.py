@@ -1,0 +1,1 @@
+"""Any decoder that transformers has as the learner's policy: the family ``hf``."""

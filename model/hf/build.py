@@ -1,0 +1,153 @@
+"""transformers' own configuration and model of a shape, and the reasons why some are refused.
+
+What a model cannot do is asked of its class and of its numbers, not of a list of names: see :func:`check_class` and
+:func:`check_numbers`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from model.hf.shape import HfShape
+
+NEEDED = "model.family=hf needs transformers: pip install 'parl-swarm[hf]'"
+ATTENTION = "parl"  # the name under which model.hf.attention is registered
+_STATES = ("linear", "mamba", "conv", "recurrent", "delta")  # kinds of layers that carry a state along the row
+
+
+def library() -> Any:
+    """The module transformers; ModuleNotFoundError says how to install it."""
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(NEEDED) from None
+    return transformers
+
+
+def own_config(tree: dict[str, Any]) -> Any:
+    """transformers' configuration object of a ``config.json``; ValueError for an architecture that it does not have."""
+    auto = library().AutoConfig
+    kind = tree.get("model_type")
+    if "auto_map" in tree and kind not in library().CONFIG_MAPPING:
+        raise ValueError(f"model_type={kind!r} brings its own code, which is never run: transformers must have it")
+    try:
+        return auto.for_model(**{key: value for key, value in tree.items() if key != "transformers_version"})
+    except ValueError as error:
+        raise ValueError(f"model_type={kind!r}: {error}") from None
+
+
+def dtype_of(shape: HfShape) -> torch.dtype:
+    """Of the weights."""
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[shape.dtype]
+
+
+def new_model(shape: HfShape) -> Any:
+    """A causal language model with weights drawn from torch's generator, on the current device."""
+    config = own_config(shape.transformers)
+    check_config(config)
+    try:
+        return library().AutoModelForCausalLM.from_config(config, dtype=dtype_of(shape), attn_implementation=ATTENTION)
+    except (KeyError, ImportError) as error:
+        raise _refused(config, f"transformers cannot build it with our attention function ({error})") from error
+
+
+def stored_model(shape: HfShape, folder: Path) -> Any:
+    """The model in a Hugging Face folder, read shard by shard; ValueError where a tensor is missing or misshapen."""
+    from safetensors import SafetensorError
+
+    check_config(own_config(shape.transformers))
+    try:
+        model, found = library().AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype_of(shape),
+            attn_implementation=ATTENTION,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder} cannot be read: {error}") from error
+    for what in ("missing_keys", "mismatched_keys"):
+        if names := sorted(str(name) for name in found[what]):
+            raise ValueError(f"{folder}: {what.replace('_', ' ')}: {', '.join(names[:3])}")
+    return model
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def _refused(config: Any, reason: str) -> ValueError:
+    return ValueError(f"model_type={config.model_type!r} cannot be a policy: {reason}")
+
+
+def check_config(config: Any) -> None:
+    """ValueError with the reason where a model of this configuration cannot be served correctly."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise _refused(config, "it is an encoder-decoder, whose prompt is no prefix of its answer")
+    if config.get_text_config() is not config:
+        raise _refused(config, "it has parts that see or hear; take the configuration and weights of its text model")
+    if type(config) not in library().AutoModelForCausalLM._model_mapping:
+        raise _refused(config, "transformers has no causal language model of that type")
+    if getattr(config, "quantization_config", None):
+        raise _refused(config, "its weights are quantised: convert the checkpoint to bfloat16 first")
+    states = [kind for kind in getattr(config, "layer_types", None) or () if any(name in kind for name in _STATES)]
+    if states:
+        raise _refused(config, f"layers of type {states[0]} carry a state, in which packed rows would mix")
+
+
+def check_class(causal: Any) -> None:
+    """The same for what the class itself tells."""
+    config = causal.config
+    if getattr(causal, "_is_stateful", False):
+        raise _refused(config, "its layers carry a state along the row, in which packed rows would mix")
+    if not causal._supports_attention_backend:
+        raise _refused(
+            config, f"{type(causal).__name__} has no attention interface, so packed rows cannot be kept apart"
+        )
+    head: nn.Module | None = causal.get_output_embeddings()
+    if head is None or head is not getattr(causal, "lm_head", None):
+        raise _refused(config, "its head is not called lm_head")
+    if getattr(head, "bias", None) is not None:
+        raise _refused(config, "its head has a bias")
+
+
+def check_numbers(causal: Any, hidden: Any) -> None:
+    """ValueError where ``hidden`` (of packed rows) through the head is not what ``causal`` itself says of single rows.
+
+    Two short rows, by transformers' plain attention against ours. What a model does to its logits behind the head (a
+    cap, a factor) shows because the head's output is made large.
+    """
+    import torch
+
+    lengths = (5, 11)
+    device = causal.get_output_embeddings().weight.device
+    tokens = torch.arange(sum(lengths), device=device)[None] * 7919 % causal.config.vocab_size
+    training = causal.training
+    causal.eval()
+    hook = causal.lm_head.register_forward_hook(lambda _, __, out: out * 1e3)
+    try:
+        with torch.no_grad():
+            ours: Tensor = causal.lm_head(hidden(tokens, lengths=lengths))
+            causal.set_attn_implementation("eager")
+            theirs = torch.cat([causal(row, use_cache=False).logits for row in tokens.split(lengths, 1)], dim=1)
+    except (TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise _refused(causal.config, f"its forward pass does not take packed rows ({error})") from error
+    finally:
+        hook.remove()
+        causal.set_attn_implementation(ATTENTION)
+        causal.train(training)
+    gap = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max().clamp(min=1e-30))
+    if not gap < (2e-4 if ours.dtype == torch.float32 else 5e-2):
+        raise _refused(
+            causal.config,
+            f"its logits of rows laid end to end differ by {gap:.1e} of the largest from those that it says alone: its"
+            " layers look across rows, or it changes its logits behind the head",
+        )

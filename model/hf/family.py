@@ -1,0 +1,40 @@
+"""transformers' decoders as a family: Llama, Qwen, GLM, Mixtral, DeepSeek, gpt-oss, Gemma and what else it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.chat.base import ChatFormat, Vocabulary
+from model.chat.kimi import KimiChat
+from model.family import Family
+from model.hf.shape import HfShape, read_shape
+
+if TYPE_CHECKING:
+    from model.policy import Policy
+
+
+class Hf(Family):
+    """See :class:`model.family.Family`."""
+
+    Shape = HfShape
+
+    def chat(self, shape: HfShape, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> ChatFormat:
+        """K2.5's, of any shape."""
+        return KimiChat(tokenizer, thinking=thinking)
+
+    def policy(self, shape: HfShape) -> Policy:
+        """A :class:`model.hf.policy.HfPolicy`; ValueError with the reason where the model cannot be one."""
+        from model.hf.policy import HfPolicy
+
+        return HfPolicy(shape)
+
+    def read_shape(self, folder: Path) -> HfShape:
+        """A Hugging Face folder, or a run's policy."""
+        return read_shape(folder)
+
+    def load(self, folder: Path) -> Policy:
+        """The same."""
+        from model.hf.files import load
+
+        return load(folder)

@@ -1,0 +1,124 @@
+"""transformers' decoders as policies: each check of ``benchmarks/families.py`` for each family, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers", minversion="5.24", reason="the family hf needs transformers")
+
+from benchmarks.families import CHECKS, FAMILIES, ROOT, VOCAB, models, policy_of, shape_of
+from model.decoder import export_weights
+from model.family import family_of
+from model.hf.policy import HfPolicy
+from model.hf.shape import HfShape
+from model.policy_files import load_policy, save_policy
+from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from parl.learn.config import OptimizerConfig, ParallelConfig
+from parl.learn.learner import Learner
+from parl.learn.objective.k25 import K25
+from parl.learn.rows import Row, denominator
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_agrees_with_transformers(family: str, check: str):
+    row = CHECKS[check](family)
+    assert row.ok, row
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "t5"}, "encoder-decoder"),
+        ({"model_type": "mamba"}, "carry a state"),
+        ({"model_type": "qwen3_next"}, "carry a state"),
+        ({"model_type": "gemma3"}, "see or hear"),
+        ({"model_type": "bloom"}, "no attention interface"),
+        ({"model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 16}, "cap"),
+        ({"model_type": "cohere", "logit_scale": 0.5}, "behind the head"),
+        ({"model_type": "no_such_model"}, "no_such_model"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_refused_by_name_with_the_reason(config: dict[str, Any], reason: str):
+    tiny = {key: FAMILIES["llama"][key] for key in FAMILIES["llama"] if key != "model_type"}
+    with pytest.raises(ValueError, match=reason) as raised:
+        HfPolicy(HfShape(transformers=tiny | {"num_hidden_layers": 2} | config))
+    assert config["model_type"] in str(raised.value)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "mixtral"])
+def test_a_folder_that_transformers_wrote_comes_back(family: str, tmp_path: Path):
+    policy, reference = models(family)
+    reference.save_pretrained(tmp_path, max_shard_size="20KB")
+    shape = family_of(policy.config).read_shape(tmp_path)
+    assert (shape.vocab_size, shape.max_position_embeddings) == (VOCAB, 256)
+    loaded = family_of(shape).load(tmp_path)
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_a_tied_head_has_no_weight_of_its_own():
+    policy = policy_of("llama_tied")
+    assert "lm_head.weight" not in policy.state_dict()
+    assert not [name for name, _ in policy.named_parameters() if "lm_head" in name]
+
+
+def test_a_row_beyond_the_context_is_refused():
+    policy = HfPolicy(shape_of("llama").model_copy(update={"max_position_embeddings": 16}))
+    with pytest.raises(ValueError, match="row of 17 tokens exceeds max_position_embeddings=16"):
+        policy.hidden(torch.zeros(1, 17, dtype=torch.long))
+
+
+# ---------------------------------------------------------------- the learner
+
+
+def some_row(number: int, length: int = 40) -> Row:
+    draw = np.random.default_rng(number)
+    mask = draw.random(length) < 0.5
+    mask[0], mask[-1] = False, True
+    return Row(
+        key=("t", number, "0"),
+        tokens=draw.integers(0, VOCAB, length).astype(np.int32),
+        mask=mask,
+        logprobs=np.where(mask, draw.normal(-4.5, 0.1, length), 0).astype(np.float32),
+        advantages=np.where(mask, np.float32(1 - 2 * (number % 2)), np.float32(0)),
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied"])
+def test_a_learner_takes_a_step_and_comes_back_from_its_files(family: str, tmp_path: Path):
+    def step(learner: Learner) -> dict[str, float]:
+        rows = [some_row(number) for number in range(4)]
+        settings = {"denominator": float(denominator(rows)), "temperature": 1.0, "micro_tokens": 100}
+        return learner.policy_step(rows, K25(log_ratio_min=-9.0, log_ratio_max=9.0), **settings)
+
+    shape, optimizer = shape_of(family), OptimizerConfig()
+    first = Learner(shape, optimizer, seed=0, parallel=ParallelConfig(recompute=True))
+    before = first.weights()
+    assert np.isfinite(step(first)["grad_norm"])
+    assert before.keys() == first.model.state_dict().keys()
+    assert all(np.abs(before[name] - array).max() > 0 for name, array in first.weights().items())
+    first.save(tmp_path, "a")
+    second = Learner(shape, optimizer, seed=1)
+    second.load(tmp_path, "a")
+    assert step(first) == step(second)
+    for name, array in first.weights().items():
+        assert np.array_equal(array, second.weights()[name]), name
+
+
+def test_a_run_s_policy_comes_back_from_its_folder(tmp_path: Path):
+    policy = policy_of("llama_tied")
+    save_policy(tmp_path / "p", policy.config, export_weights(policy), starter_tokenizer(), {})
+    weights, shape, _, _ = load_policy(tmp_path / "p", family_of(policy.config))
+    assert shape == policy.config
+    assert all(np.array_equal(weights[name], array) for name, array in export_weights(policy).items())
+
+
+def starter_tokenizer() -> Tokenizer:
+    (folder,) = (ROOT / "configs" / "starters").iterdir()
+    return load_tokenizer(folder)
