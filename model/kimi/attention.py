@@ -122,10 +122,11 @@ class LatentAttention(nn.Module):
         key = torch.cat((k_nope, k_rope), dim=-1).flatten(0, 1)
         if real_BT is not None and not recomputing():
             self._collect(query.detach(), key.detach(), real_BT.flatten(), lengths)
-        # equal widths let scaled_dot_product_attention take its fused CPU path
-        padded = F.pad(value, (0, c.qk_head_dim - c.v_head_dim)) if c.v_head_dim < c.qk_head_dim else value
+        if not x_BTD.is_cuda and c.v_head_dim < c.qk_head_dim:
+            # equal widths let scaled_dot_product_attention take its fused CPU path
+            value = F.pad(value, (0, c.qk_head_dim - c.v_head_dim))
         scale = c.softmax_scale if c.rope_scaling else None
-        out = causal_attention(query, key, padded.flatten(0, 1), lengths, scale)
+        out = causal_attention(query, key, value.flatten(0, 1), lengths, scale)
         return self.o_proj(out[..., : c.v_head_dim].reshape(rows, length, -1))
 
     def _collect(self, query_THQ: Tensor, key_THQ: Tensor, real_T: Tensor, lengths: Sequence[int]) -> None:
