@@ -32,6 +32,16 @@ SMALL = {
     "n_routed_experts": 8,
     "num_experts_per_tok": 2, "num_hidden_layers": 2, "max_position_embeddings": 256,
 }  # fmt: skip
+QWEN: dict[str, Any] = {  # Qwen3-8B's, with fewer layers
+    "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "num_hidden_layers": 6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}, "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "attention_bias": False,
+}  # fmt: skip
+SMALL_QWEN = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2, "max_position_embeddings": 256,
+}  # fmt: skip
 MICRO, ROWS, LENGTH = 8, 4, 4096  # micro-batches of rows of tokens
 STEPS = 4
 
@@ -39,9 +49,9 @@ Step = Callable[[Tensor, Tensor], Tensor]  # tokens [B, T], mask of trained toke
 
 
 def same_weights(module: nn.Module, given: dict[str, Tensor]) -> None:
-    """Give transformers' model the weights of ours, whose names differ by a prefix and whose gate and up are one."""
+    """Give transformers' model the weights of ours, where names may lack a prefix and gate and up be one."""
     for name, parameter in module.named_parameters():
-        key, half = name.removeprefix("model."), None
+        key, half = name if name in given else name.removeprefix("model."), None
         for part, old in enumerate(("gate_proj.weight", "up_proj.weight")):
             if key.endswith("." + old) and key not in given:
                 key, half = key.removesuffix(old) + "gate_up_proj.weight", part
@@ -60,6 +70,30 @@ def ours(sizes: dict[str, Any]) -> tuple[nn.Module, Step]:
     return model, lambda tokens, mask: model(tokens, mask)[0]
 
 
+def ours_qwen(sizes: dict[str, Any]) -> tuple[nn.Module, Step]:
+    """transformers' Qwen3 as our policy: our attention over packed rows, our log-probs."""
+    from model.hf.policy import HfPolicy
+    from model.hf.shape import HfShape
+
+    model = HfPolicy(HfShape.model_validate({"transformers": sizes}))
+
+    def step(tokens: Tensor, mask: Tensor) -> Tensor:
+        rows = [tokens.shape[1]] * len(tokens)
+        return model(tokens.view(1, -1), mask.view(1, -1), lengths=rows)[0]
+
+    return model, step
+
+
+def theirs_qwen(sizes: dict[str, Any]) -> tuple[nn.Module, Step]:
+    """transformers' Qwen3 as it comes, with torch's attention."""
+    from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
+
+    config = Qwen3Config(**{name: size for name, size in sizes.items() if name != "model_type"}, use_cache=False)
+    config._attn_implementation = "sdpa"
+    return _with_step(Qwen3ForCausalLM(config))
+
+
 def theirs(sizes: dict[str, Any]) -> tuple[nn.Module, Step]:
     """transformers' DeepSeek-V3 of the same shape, made on the default device."""
     from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
@@ -70,8 +104,10 @@ def theirs(sizes: dict[str, Any]) -> tuple[nn.Module, Step]:
     }
     config = DeepseekV3Config(**sizes, num_key_value_heads=sizes["num_attention_heads"], use_cache=False)
     config._attn_implementation, config._experts_implementation = "sdpa", "grouped_mm"
-    model = DeepseekV3ForCausalLM(config)
+    return _with_step(DeepseekV3ForCausalLM(config))
 
+
+def _with_step(model: Any) -> tuple[nn.Module, Step]:
     def step(tokens: Tensor, mask: Tensor) -> Tensor:
         hidden = model.model(input_ids=tokens).last_hidden_state.flatten(0, 1)
         chosen = hidden[:-1][mask.flatten()[1:]]
@@ -119,6 +155,12 @@ class Trainer:
 def flops(sizes: dict[str, Any], rows: int, length: int, trained: int) -> float:
     """FLOP of a micro-batch, as the module's docstring counts them."""
     s = sizes
+    if "model_type" in s:
+        width, layers = s["head_dim"], s["num_hidden_layers"]
+        attention = s["hidden_size"] * width * 2 * (s["num_attention_heads"] + s["num_key_value_heads"])
+        each = layers * (attention + 3 * s["hidden_size"] * s["intermediate_size"])
+        looking = layers * s["num_attention_heads"] * 2 * width * length**2 * rows
+        return 3 * (2 * (each * rows * length + s["hidden_size"] * s["vocab_size"] * trained) + looking)
     hidden, heads, layers = s["hidden_size"], s["num_attention_heads"], s["num_hidden_layers"]
     query, latent = s["qk_nope_head_dim"] + s["qk_rope_head_dim"], s["kv_lora_rank"]
     attention = hidden * heads * query + hidden * (latent + s["qk_rope_head_dim"])
@@ -133,8 +175,17 @@ def flops(sizes: dict[str, Any], rows: int, length: int, trained: int) -> float:
 
 
 def learner(bench: Bench) -> None:
-    """A step of each, tokens/s, share of the peak, memory."""
-    sizes, length, micro = (SIZES | SMALL, 64, 1) if bench.small else (SIZES, LENGTH, MICRO)
+    """A step of each model in ours and in transformers' form: tokens/s, share of the peak, memory."""
+    moonlight, qwen = (SIZES | SMALL, QWEN | SMALL_QWEN) if bench.small else (SIZES, QWEN)
+    experts = f"E{moonlight['n_routed_experts']} K{moonlight['num_experts_per_tok']} D{moonlight['hidden_size']}"
+    compare(bench, f"{moonlight['num_hidden_layers']} layers of Moonlight's, {experts}", moonlight, ours, theirs)
+    dense = f"{qwen['num_hidden_layers']} layers of Qwen3-8B's, D{qwen['hidden_size']}"
+    compare(bench, dense, qwen, ours_qwen, theirs_qwen)
+
+
+def compare(bench: Bench, named: str, sizes: dict[str, Any], our: Callable, their: Callable) -> None:
+    """The rows of one model."""
+    length, micro = (64, 1) if bench.small else (LENGTH, MICRO)
     g = torch.Generator().manual_seed(0)
     shape = micro, ROWS, length
     tokens = list(torch.randint(0, sizes["vocab_size"], shape, generator=g).to(bench.device))
@@ -142,18 +193,17 @@ def learner(bench: Bench) -> None:
     mask[:, length // 2 : length * 3 // 4] = True
     mask, trained = mask.to(bench.device), ROWS * (length // 4)
     found: dict[str, dict[str, Any]] = {}
-    for name, make in (("ours", ours), ("transformers", theirs)):
+    for name, make in (("ours", our), ("transformers", their)):
         try:
             weights = found["ours"].pop("weights") if name == "transformers" else None
             found[name] = _measured(bench, make, sizes, tokens, mask, weights)
         except Exception as error:
-            bench.skip("learner step", f"{name}: {error!r}"[:300], dtype="bfloat16")
+            bench.skip("learner step", f"{name}: {error!r}"[:300], shape=named, dtype="bfloat16")
         if not bench.small:
             torch.cuda.empty_cache()
     if "ours" not in found:
         return
-    experts = f"E{sizes['n_routed_experts']} K{sizes['num_experts_per_tok']} D{sizes['hidden_size']}"
-    shape = f"{sizes['num_hidden_layers']} layers of Moonlight's, {experts}, {micro} x {ROWS} rows of {length} tokens"
+    shape = f"{named}, {micro} x {ROWS} rows of {length} tokens"
     work, peer = micro * flops(sizes, ROWS, length, trained), found.get("transformers", {})
     columns = {"shape": shape, "dtype": "bfloat16", "peer": "transformers + torch" if peer else None}
     same = None
