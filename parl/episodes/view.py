@@ -58,7 +58,7 @@ def print_episode(store: Store, outline: Outline, console: Console | None = None
         console.print(cell(line(" · ".join(f"{name} {value:.3f}" for name, value in episode.rewards.items()))))
     if episode.error:
         console.print(cell(episode.error, "red"))
-    console.print(_tree(episode, None if full else _CUT))
+    console.print(episode_tree(episode, None if full else _CUT))
 
 
 def print_hits(hits: Iterable[Hit], console: Console | None = None) -> int:
@@ -73,7 +73,8 @@ def print_hits(hits: Iterable[Hit], console: Console | None = None) -> int:
     return count
 
 
-def _tree(episode: Episode, cut: int | None) -> Tree:
+def episode_tree(episode: Episode, cut: int | None = _CUT) -> Tree:
+    """The agents with their turns, finished or under way; texts of ``cut`` characters at most, None: all of them."""
     by_id = {trace.agent_id: trace for trace in episode.traces}
     tree = Tree(styled("[bold]orchestrator[/] {}", _text(episode.task.prompt, cut)), guide_style="dim")
     _grow(tree, episode.orchestrator, by_id, True, cut)

@@ -42,7 +42,7 @@ def local_policies(config: Config, model: Path | None, single_agent: bool, polic
     folders = _chosen(config.run_dir, config.rollouts.swarm, model, single_agent, policies)
     for folder, _ in folders.values():
         if folder:
-            _check_policy(config.model, folder)
+            check_policy(config.model, folder)
     cold = starting_policy(config)
     for folder, _ in folders.values():
         if folder and policy_vocabulary(folder) != policy_vocabulary(cold):
@@ -84,7 +84,7 @@ def _complete(folder: Path) -> bool:
     return (folder / SINGLE).exists()
 
 
-def _check_policy(wanted: PolicyFields, folder: Path) -> None:
+def check_policy(wanted: PolicyFields, folder: Path) -> None:
     """UserError unless ``folder`` holds a whole policy of the shape that the configuration's engines are built for."""
     if not _complete(folder):
         if (folder / INDEX).exists():

@@ -1,0 +1,155 @@
+"""``parl chat``: a policy tried by hand, with the tools of an environment, its swarm shown live in the terminal.
+
+Each question is an episode of its own: the orchestrator remembers nothing of the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from envs.base import Environment, Gold, Role, Task
+from model.family import family_of
+from model.policy_files import load_policy
+from model.tokenizer.tokenizer import load_tokenizer
+from parl.cold_start.start import shown_start
+from parl.config.family import chat_format
+from parl.config.schema import Config
+from parl.episodes.view import episode_tree
+from parl.errors import UserError
+from parl.evaluate.policies import check_policy
+from parl.shown import terminal
+from parl.shown.terminal import cell, echo, styled
+from rollouts.critical_path import critical_steps
+from rollouts.engine.base import Engine, Update
+from rollouts.engine.embedded.engine import EmbeddedEngine
+from rollouts.episode import Episode, Trace
+from rollouts.swarm.partial import Flight
+from rollouts.swarm.settings import SwarmSettings
+from rollouts.swarm.swarm import run_episode
+
+_LOOKS_A_SECOND = 4
+Show = Callable[[Flight], None]
+
+
+def chat(
+    config: Config,
+    *,
+    model: Path | None = None,
+    spawning: bool | None = None,
+    temperature: float = 1.0,
+    questions: Iterable[str] | None = None,
+) -> None:
+    """Ask for questions until the input ends, and answer each. UserError: no such policy, or it does not fit.
+
+    ``model``: a policy's folder; without it the trained policy of the run, or else what training would begin with.
+    ``spawning`` overrides ``rollouts.swarm``. ``questions`` are those of the command line, asked one after another.
+    """
+    cold = shown_start(config, False)
+    trained = config.run_dir / "policy"
+    folder = model or (trained if trained.is_dir() else cold)
+    check_policy(config.model, folder)
+    echo(f"policy: {folder}; sub-agents: {config.rollouts.subagent_policy or cold}")
+    asyncio.run(_talk(config, folder, cold, spawning, temperature, questions))
+
+
+async def _talk(
+    config: Config,
+    folder: Path,
+    cold: Path,
+    spawning: bool | None,
+    temperature: float,
+    questions: Iterable[str] | None,
+) -> None:
+    rollouts = config.rollouts
+    policy = await _engine(config, folder)
+    others = rollouts.subagent_policy or cold
+    frozen = policy if others == folder else await _engine(config, others)
+    settings = _settings(config, folder, policy, frozen)
+    settings = replace(settings, spawning=rollouts.swarm if spawning is None else spawning, temperature=temperature)
+    environment = config.envs.build()
+    try:
+        for number, question in enumerate(questions if questions is not None else _typed()):
+            print_answer(await answered(question, environment, settings, number, config.seed))
+    finally:
+        await environment.close()
+
+
+async def _engine(config: Config, folder: Path) -> EmbeddedEngine:
+    weights, shape, _, meta = load_policy(folder, family_of(config.model))
+    if shape.pictures is not None:
+        raise UserError(f"{folder} sees, and a terminal shows no pictures: try it with parl gateway")
+    engine = EmbeddedEngine(shape, record_routes=False)
+    await engine.update(Update(version=int(meta.get("policy_version", 0)), weights=weights))
+    return engine
+
+
+def _settings(config: Config, folder: Path, policy: Engine, frozen: Engine) -> SwarmSettings:
+    rollouts = config.rollouts
+
+    def pool(trace: Trace) -> Engine:
+        return policy if trace.role is Role.ORCHESTRATOR else frozen
+
+    return SwarmSettings(
+        chat=chat_format(config.model, rollouts, load_tokenizer(folder)),
+        pool=pool,
+        budget=rollouts.budget,
+        prompts=rollouts.prompts,
+        subagent_temperature=rollouts.subagent_temperature,
+        limits=rollouts.limits,
+        context=rollouts.context,
+    )
+
+
+def _typed() -> Iterator[str]:
+    """Lines of the terminal, or of what is piped in; empty ones are left out."""
+    shown = sys.stdin.isatty()
+    if shown:
+        echo("one question a line; ctrl-d ends")
+    while True:
+        try:
+            line = input("> " if shown else "").strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+
+
+async def answered(
+    question: str,
+    environment: Environment,
+    settings: SwarmSettings,
+    number: int,
+    seed: int,
+    console: Console | None = None,
+) -> Episode:
+    """The episode of a question, its agents shown while they work where the output is a terminal."""
+    task = Task(key=f"chat-{number}", family="chat", split="test", prompt=question, gold=Gold(kind="exact"))
+    console, flight = console or terminal.console(), Flight()
+    running = asyncio.ensure_future(
+        run_episode(task, environment, settings, index=0, seed=seed, critical_budget=0, flight=flight)
+    )
+    with Live(console=console, refresh_per_second=_LOOKS_A_SECOND, transient=True) as live:
+        while not running.done():
+            await asyncio.wait([running], timeout=1 / _LOOKS_A_SECOND)
+            if not running.done() and console.is_terminal and flight.state is not None:
+                live.update(episode_tree(flight.state().episode))
+    return running.result()
+
+
+def print_answer(episode: Episode, console: Console | None = None) -> None:
+    """The whole tree, the answer, and what it cost."""
+    console = console or terminal.console()
+    console.print(episode_tree(episode, None))
+    console.print(styled("[bold]{}[/]", episode.answer or f"no answer: {episode.status} {episode.limit}"))
+    steps = sum(trace.steps for trace in episode.traces)
+    cost = f"{critical_steps(episode)} critical steps, {steps} in all, {len(episode.traces) - 1} sub-agents"
+    console.print(cell(f"{cost}, {episode.wall_s:.1f} s", "dim"))
+    if episode.error:
+        console.print(cell(episode.error, "red"))
