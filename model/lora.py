@@ -22,22 +22,27 @@ PREFIX = "lora."
 
 
 class Lora(nn.Module):
-    """Adapters of ``names``, the linear layers of ``model``: ``down`` random [r, I], ``up`` zero [O, r]."""
+    """Adapters of ``names``, the linear layers of ``model``: ``down`` random [r, I], ``up`` zero [O, r].
+
+    Adapters are float32, whatever the policy is, and compute in its type.
+    """
 
     def __init__(self, model: Policy, names: list[str], *, rank: int, alpha: float) -> None:
         super().__init__()
         self.names, self.scale = names, alpha / rank
         layers = [model.get_submodule(name) for name in names]
         linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        self.down = nn.ParameterList(layer.weight.new_empty(rank, layer.in_features) for layer in linears)
-        self.up = nn.ParameterList(layer.weight.new_zeros(layer.out_features, rank) for layer in linears)
+        new = {"dtype": torch.float32, "device": linears[0].weight.device}
+        self.down = nn.ParameterList(torch.empty(rank, layer.in_features, **new) for layer in linears)
+        self.up = nn.ParameterList(torch.zeros(layer.out_features, rank, **new) for layer in linears)
         for index, (layer, down) in enumerate(zip(linears, self.down, strict=True)):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))  # as LoRA's authors begin
             layer.register_forward_hook(self._add(index))
 
     def _add(self, index: int):
         def add(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            return out + F.linear(F.linear(inputs[0], self.down[index]), self.up[index]) * self.scale
+            x = inputs[0]
+            return out + F.linear(F.linear(x, self.down[index].to(x.dtype)), self.up[index].to(x.dtype)) * self.scale
 
         return add
 

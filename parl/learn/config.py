@@ -58,6 +58,17 @@ class ParallelConfig(Section):
 NOT_PARALLEL = ParallelConfig()
 
 
+def settled(parallel: ParallelConfig, model: Shape, optimizer: OptimizerConfig) -> ParallelConfig:
+    """``parallel`` as it is carried out: a policy in bfloat16 trains at ZeRO 2 at least, also on one rank.
+
+    DeepSpeed keeps float32 masters of the weights and sums the gradients of micro-batches in float32 from there on.
+    Adapters are float32 themselves and need none.
+    """
+    if model.weights_dtype == "float32" or optimizer.lora:
+        return parallel
+    return parallel.model_copy(update={"zero": max(parallel.zero, 2)})
+
+
 def check_parallel(ranks: int, parallel: ParallelConfig, model: Shape, optimizer: OptimizerConfig) -> None:
     """ValueError for what does not compose (docs/scaling.md), with what to change."""
     at = "trainer.parallel"

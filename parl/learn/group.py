@@ -18,7 +18,7 @@ from model.arrays import Sent
 from model.decoder import Weights
 from model.family import Shape
 from parl.learn.batch import TextRow
-from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig
+from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig, settled
 from parl.learn.learner import Learner, free_port
 from parl.learn.objective.base import Objective
 from parl.learn.objective.loss import check_rows
@@ -48,6 +48,7 @@ class LearnerGroup:
         parallel: ParallelConfig = NOT_PARALLEL,
     ) -> None:
         self._micro_tokens, self._deadline_s = micro_tokens, deadline_s
+        parallel = settled(parallel, model, optimizer)
         self._shared = parallel.zero > 0 or parallel.expert_parallel > 1
         shared = {"seed": seed, "threads": threads, "ranks": ranks, "port": free_port(), "parallel": parallel}
         hosted = {"_threads": threads, "_beside": _IO}

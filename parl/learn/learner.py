@@ -27,7 +27,7 @@ from model.family import Shape, family_of
 from model.lora import PREFIX, attach
 from model.policy import Policy
 from parl.learn.batch import Batch, TextRow, lay, micro_batches
-from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig
+from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig, settled
 from parl.learn.objective.base import Objective
 from parl.learn.objective.common import k3
 from parl.learn.objective.entropy import entropy_stats
@@ -73,7 +73,7 @@ class Learner(Beating):
         self._lora = attach(self.model, **lora.model_dump()) if lora else None
         self.model.recompute = parallel.recompute
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
-        self._shards = Shards(self.model, optimizer, parallel, ranks=ranks)
+        self._shards = Shards(self.model, optimizer, settled(parallel, model, optimizer), ranks=ranks)
         self.engine, self.optimizer = self._shards.engine, self._shards.optimizer
         self._lockstep = ranks > 1 and self._shards.shared  # ranks meet in every pass, not at its end only
         self.model.train()

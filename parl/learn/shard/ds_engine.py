@@ -176,6 +176,9 @@ def _config(model: Policy, parallel: ParallelConfig, grad_clip: float) -> dict[s
         "gradient_clipping": grad_clip if parallel.zero else 0.0,
         "zero_optimization": zero,
     }
+    if model.config.weights_dtype == "bfloat16" and not model.lora:
+        # casts parameters, not buffers; a norm that is not finite is found by the caller, as in float32
+        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     if parallel.zero:
         config |= {
             "zero_allow_untested_optimizer": True,  # MuonAdamW, tested here
