@@ -12,17 +12,14 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from tiny import SHAPE, random_weights, tiny_model
+from tiny import random_weights, tiny_model
 from torch import Tensor
 
-from model.arrays import BFLOAT16, to_tensor
-from model.kimi.config import ModelConfig
 from parl.learn.batch import TextRow
 from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner, NotFiniteLoss
 from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator, split_row
-from parl.learn.shard.learner_state import saved_weights
 from parl.learn.shard.optimizer import MuonAdamW, orthogonalise
 from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
@@ -397,30 +394,3 @@ def test_a_gradient_is_clipped_to_the_configured_norm_and_to_no_other(rows: list
     gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
     total = sum(float(gradient.double().square().sum()) for gradient in gradients) ** 0.5
     assert not gradients or total == pytest.approx(5.0, rel=1e-3)
-
-
-class Short(ModelConfig):
-    """The tiny policy, served in bfloat16 and trained in float32."""
-
-    @property
-    def weights_dtype(self) -> str:
-        return "bfloat16"
-
-
-def test_weights_travel_in_the_policys_type_and_the_learner_keeps_the_whole_ones(rows: list[Row], tmp_path: Path):
-    learner = Learner(Short(**SHAPE), OPTIMIZER, seed=0)
-    learner.load_weights(WEIGHTS)
-    step(learner, rows)
-    sent, masters = learner.weights(), learner.model.state_dict()
-    assert {array.dtype for name, array in sent.items() if not name.endswith("bias")} == {BFLOAT16}
-    for name, array in sent.items():
-        wanted = masters[name] if name.endswith("bias") else masters[name].bfloat16()
-        assert torch.equal(to_tensor(array), wanted)
-    learner.save(tmp_path, "a")
-    saved = saved_weights(tmp_path / "a", "bfloat16")
-    assert all(np.array_equal(saved[name], array) and saved[name].dtype == array.dtype for name, array in sent.items())
-    step(learner, rows)
-    wanted = learner.weights()
-    learner.load(tmp_path, "a")
-    step(learner, rows)
-    assert all(np.array_equal(array, wanted[name]) for name, array in learner.weights().items())
