@@ -1,4 +1,4 @@
-"""Weights between torch and numpy, in their own type: numpy's bfloat16 is that of ``ml_dtypes``. torch comes lazily."""
+"""Weights between torch and numpy in their own dtype (bfloat16 by ``ml_dtypes``). torch is imported lazily."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class Sent(dict[str, np.ndarray]):
-    """Weights on their way to another process: pickled as views, so that Ray neither copies nor converts them.
+    """Weights for another process: pickled as views, so that Ray neither copies nor converts them.
 
-    There they arrive as a plain dict, whose arrays are read-only where Ray maps them from its store. (Pickle itself
-    would write an array of ``ml_dtypes`` byte by byte into its stream.)
+    They arrive as a plain dict, whose arrays are read-only if Ray maps them from its store. (Plain pickle
+    writes an array of ``ml_dtypes`` byte by byte into its stream.)
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -31,7 +31,7 @@ def _arrived(arrays: dict[str, np.ndarray], short: list[str]) -> dict[str, np.nd
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """``tensor`` as an array of its own type; shares the memory of a tensor on the CPU."""
+    """``tensor`` as an array of the same dtype; shares the memory of a CPU tensor."""
     import torch
 
     tensor = tensor.detach().cpu()
@@ -41,7 +41,7 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """``array`` as a tensor of its own type that shares its memory: only to be read, since the array may be so."""
+    """``array`` as a read-only tensor of the same dtype that shares its memory."""
     import torch
 
     if array.dtype == BFLOAT16:
@@ -50,9 +50,9 @@ def to_tensor(array: np.ndarray) -> Tensor:
 
 
 def fill(module: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
-    """Copy ``weights`` into everything that the state dict of ``module`` holds, which keeps its types.
+    """Copy ``weights`` into the state dict of ``module``, which keeps its dtypes, one tensor at a time.
 
-    One tensor at a time. ValueError where they are another module's.
+    ValueError if they belong to another module.
     """
     import torch
 

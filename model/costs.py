@@ -1,4 +1,4 @@
-"""What a policy costs, as arithmetic over its shape: what ``parl plan`` counts with. No torch."""
+"""Parameter, memory and cache counts of a policy from its shape, for ``parl plan``. No torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Counts of the language model, to the unit. What is not trained, such as routers' correction biases, is left out.
+    """Exact counts of the language model, without untrained numbers such as routers' correction biases.
 
-    ``heads``: elements of a token's queries, keys, values and result in one layer; ``inside``: elements that the widest
-    layer holds of a token while it computes; ``cache``: bytes that a token takes in the engine's cache, in bfloat16.
+    ``heads``: elements of a token's queries, keys, values and result in one layer. ``inside``: elements per
+    token of the widest layer. ``cache``: bytes per token in the engine's cache, in bfloat16.
     """
 
     total: int  # parameters
     routed: int  # of them in routed experts
     embedding: int  # of them in the input embedding
-    active: int  # of them that a token passes, the row of the embedding aside
+    active: int  # of them that a token passes, without the embedding
     layers: int
     hidden: int
     vocabulary: int

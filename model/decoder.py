@@ -1,4 +1,4 @@
-"""What an inference engine needs of a policy: feed any mix of tokens, get logits, sample. Types and checks. No torch.
+"""The decoder contract: feed any mix of tokens, get logits, sample. Types and checks. No torch.
 
 The cache is a pool of pages of 16 positions. ``tables`` [S, M] lists each sequence's pages in order.
 """
@@ -14,7 +14,7 @@ from model.arrays import to_numpy
 PAGE = 16
 Weights = dict[str, np.ndarray]  # float32, or bfloat16 as :data:`model.arrays.BFLOAT16`
 Shapes = dict[str, tuple[int, ...]]
-Features = tuple[np.ndarray, np.ndarray]  # batch rows int32 [F], and what stands there instead of embeddings, [F, D]
+Features = tuple[np.ndarray, np.ndarray]  # batch rows int32 [F], and their values instead of embeddings, [F, D]
 
 
 class NotFinite(FloatingPointError):
@@ -22,15 +22,15 @@ class NotFinite(FloatingPointError):
 
 
 class Decoder(Protocol):
-    """Stateful in its pages only, exact, and batch-invariant: a row's result does not depend on the others.
+    """A batch-invariant decoder with its pages as only state.
 
-    ``routes`` int16 [pages, 16, L, K]: the experts chosen at each cached position; L = 0 where there are none.
+    ``routes`` int16 [pages, 16, L, K]: the experts of each cached position; L = 0 without routed layers.
     """
 
     routes: np.ndarray
 
     def load(self, weights: Weights) -> None:
-        """Take new weights; the cache's contents are stale from here on. Raises ValueError, NotFinite."""
+        """Take new weights; the cache's contents become stale. Raises ValueError, NotFinite."""
         ...
 
     def forward(
@@ -42,10 +42,10 @@ class Decoder(Protocol):
         rows: np.ndarray,
         features: Features | None = None,
     ) -> np.ndarray:
-        """Feed T tokens (int32 each: id, position, sequence); logits float32 [len(rows), V] for batch rows ``rows``.
+        """Feed T tokens (int32 each: id, position, sequence); logits float32 [len(rows), V] of ``rows``.
 
-        A sequence's tokens must follow its cached ones in order. ``features`` take the place of the embeddings of
-        their batch rows. Raises NotFinite.
+        A sequence's tokens must follow its cached ones in order. ``features`` replace the embeddings of their
+        rows. Raises NotFinite.
         """
         ...
 
@@ -57,19 +57,19 @@ class Decoder(Protocol):
         positions: np.ndarray,
         top_p: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(token ids int32, log-probs float32) a row; the noise is a function of (key uint64, position int32) alone.
+        """(token ids int32, log-probs float32) per row; noise depends on (key uint64, position int32) only.
 
-        ``top_p`` float32: only the likeliest tokens that together reach this probability are drawn; None or 1: all.
-        Log-probs are those before that cut.
+        ``top_p`` float32: sample among the likeliest tokens that together reach it; None or 1: all. Log-probs
+        are those before the cut.
         """
         ...
 
 
 def export_weights(model: Any) -> Weights:
-    """All that a policy's state dict holds as arrays (copies), by name.
+    """A policy's state dict as arrays (copies) by name.
 
-    Parameters are of the type that its shape says (``weights_dtype``); buffers, such as routers' correction biases,
-    which move by less than bfloat16 can tell, are float32.
+    Parameters have the dtype of the shape (``weights_dtype``). Buffers, such as routers' correction biases,
+    are float32: their updates are too small for bfloat16.
     """
     import torch
 
@@ -81,12 +81,12 @@ def export_weights(model: Any) -> Weights:
 
 
 def shapes_of(model: Any) -> Shapes:
-    """Name and shape of everything that a torch module's state dict holds."""
+    """Name and shape of every entry of a torch module's state dict."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def check_weights(shapes: Shapes, weights: Weights) -> None:
-    """ValueError where ``weights`` are not a whole policy of these ``shapes``, NotFinite where one is broken."""
+    """ValueError unless ``weights`` are a whole policy of these ``shapes``; NotFinite if one is not finite."""
     odd = sorted(shapes.keys() ^ weights.keys())
     if odd:
         raise ValueError(f"not the weights of this model: {', '.join(odd[:3])} are missing or unknown")
@@ -107,7 +107,7 @@ def sampled(
     positions: np.ndarray,
     top_p: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """:meth:`Decoder.sample` in numpy, in float64: the specification of what decoders do."""
+    """:meth:`Decoder.sample` in numpy, in float64: the specification for decoders."""
     tokens, logprobs = [], []
     top_p = np.ones(len(logits), np.float32) if top_p is None else top_p
     for row, heat, key, position, share in zip(logits, temperature, keys, positions, top_p, strict=True):
@@ -124,7 +124,7 @@ def sampled(
 
 
 def _nucleus(weights: np.ndarray, share: float) -> np.ndarray:
-    """``weights`` with 0 for all but the largest that together reach ``share`` of the sum (ties: the lowest index)."""
+    """``weights`` with 0 for all but the largest that together reach ``share`` (ties: lowest index)."""
     order = np.argsort(-weights, kind="stable")
     before = np.cumsum(weights[order]) - weights[order]
     return np.where(np.isin(np.arange(len(weights)), order[before < share * weights.sum()]), weights, 0.0)

@@ -1,8 +1,8 @@
-"""The contract of a model family: a shape, and how policies of that shape are made, kept, run and spoken to.
+"""The contract of a model family: a shape, and how its policies are built, stored, run and prompted.
 
-A family is one class, named in the configuration as ``model.family``. Its ``Shape`` is the pydantic section that
-``model`` is validated with; the rest is methods, of which a family with nothing special writes two: :meth:`Family.chat`
-and :meth:`Family.policy`. Nothing here imports torch: a family imports it where it needs it.
+A family is one class, named by ``model.family``. Its ``Shape`` is the pydantic section that validates
+``model``. A minimal family implements :meth:`Family.chat` and :meth:`Family.policy`. Nothing here imports
+torch; families import it lazily.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routes:
-    """What a mixture-of-experts policy records of each token: ``chosen`` of ``experts`` in each of ``layers``.
+    """Routes of a mixture-of-experts policy: ``chosen`` of ``experts`` in each of ``layers``.
 
-    ``first``: layers without experts that come before.
+    ``first``: number of layers without experts before them.
     """
 
     layers: int
@@ -39,19 +39,19 @@ class Routes:
 
 
 class Pictures(Protocol):
-    """How pictures are cut for a policy that sees."""
+    """How pictures are cut for a policy with vision."""
 
     def tokens(self, png: bytes) -> int:
-        """How many tokens the picture takes. ValueError for what is no PNG."""
+        """Number of tokens of the picture. ValueError if it is not a PNG."""
         ...
 
     def batch(self, pngs: Sequence[bytes], places_BT: Any) -> Any:
-        """The pictures as the policy takes them, their rows at ``places_BT`` (bool)."""
+        """The pictures as the policy's input, their rows at ``places_BT`` (bool)."""
         ...
 
 
 class PictureEncoder(Protocol):
-    """The side of a policy that sees, as an engine needs it."""
+    """The vision tower of a policy, for an engine."""
 
     def load(self, weights: Weights) -> None:
         """Take a policy's weights."""
@@ -65,8 +65,8 @@ class PictureEncoder(Protocol):
 class Shape(BaseModel):
     """The shape of a policy, as a section of the configuration. ``home``: ``module:Class`` of its family.
 
-    ``optional``: fields that are left out of dumps at their defaults, so that hashes and files of policies that do not
-    use them stay what they were. ``chosen``: fields that a configuration may set beside ``model.init``.
+    ``optional``: fields left out of dumps at their defaults, so that hashes and files of policies without them do
+    not change. ``chosen``: fields that a configuration may set beside ``model.init``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,28 +74,28 @@ class Shape(BaseModel):
     optional: ClassVar[tuple[str, ...]] = ()
     chosen: ClassVar[tuple[str, ...]] = ()
 
-    if TYPE_CHECKING:  # what every shape has
+    if TYPE_CHECKING:  # fields of every shape
         vocab_size: int
         max_position_embeddings: int
 
     @property
     def weights_dtype(self) -> str:
-        """The type of the parameters on disk, on their way and in engines: "float32" or "bfloat16"."""
+        """The dtype of parameters on disk, in transfers and in engines: "float32" or "bfloat16"."""
         return "float32"
 
     @property
     def routes(self) -> Routes | None:
-        """What is recorded of each token; None where no layer routes."""
+        """Which routes are recorded per token; None without routed layers."""
         return None
 
     @property
     def pictures(self) -> Pictures | None:
-        """How pictures are cut; None where the policy cannot see."""
+        """How pictures are cut; None for a policy without vision."""
         return None
 
     @property
     def picture_id(self) -> int | None:
-        """The token that stands for one row of a picture."""
+        """The placeholder token for one row of a picture."""
         return None
 
     @model_serializer(mode="wrap")
@@ -106,7 +106,7 @@ class Shape(BaseModel):
 
 
 class Family(ABC):
-    """A model family. It holds no state: what it needs of a policy stands in the policy's shape."""
+    """A model family. It holds no state: everything it needs is in the policy's shape."""
 
     Shape: ClassVar[type[Shape]]
 
@@ -115,30 +115,30 @@ class Family(ABC):
         if "Shape" in vars(cls):
             cls.Shape.home = f"{cls.__module__}:{cls.__qualname__}"
 
-    # ---------------------------------------------------------------- what each writes
+    # ---------------------------------------------------------------- required
 
     @abstractmethod
     def chat(self, shape: Any, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> ChatFormat:
-        """How conversations of policies of ``shape`` are written; without a tokenizer one that renders text only."""
+        """The chat format of policies of ``shape``; without a tokenizer it renders text only."""
 
     @abstractmethod
     def policy(self, shape: Any) -> Policy:
-        """A policy of ``shape`` with the weights that training begins with, drawn from torch's generator."""
+        """A policy of ``shape`` with its initial weights, drawn from torch's generator."""
 
-    # ---------------------------------------------------------------- what it may write
+    # ---------------------------------------------------------------- optional
 
     def decoder(self, shape: Any, pages: int) -> Decoder:
-        """What the embedded engine runs, with ``pages`` cache pages. By default the policy itself, slow."""
+        """The embedded engine's decoder, with ``pages`` cache pages. By default the policy itself (slow)."""
         from model.forward_decoder import ForwardDecoder
 
         return ForwardDecoder(self.policy(shape), pages)
 
     def costs(self, shape: Any) -> Costs | None:
-        """What a policy of ``shape`` costs, for ``parl plan``; None where nobody counted."""
+        """Costs of a policy of ``shape``, for ``parl plan``; None if unknown."""
         return None
 
     def picture_encoder(self, shape: Any) -> PictureEncoder:
-        """The side that sees, of a shape that has ``pictures``."""
+        """The vision tower of a shape that has ``pictures``."""
         raise ValueError(f"{type(self).__name__} has no encoder of pictures")
 
     def read_shape(self, folder: Path) -> Shape:
@@ -148,13 +148,13 @@ class Family(ABC):
         return read_shape(folder, self.Shape)
 
     def load(self, folder: Path) -> Policy:
-        """The policy in ``folder``, a run's or a published one. FileNotFoundError and ValueError name what is wrong."""
+        """The policy in ``folder``, a run's or published. FileNotFoundError, ValueError: what is wrong."""
         from model.policy_read import load
 
         return load(folder, self)
 
     def export(self, policy: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
-        """Write the policy, which is changed on the way, to the empty ``folder`` as other libraries read it."""
+        """Write the policy to the empty ``folder`` for other libraries; changes ``policy`` on the way."""
         raise ValueError(f"{type(self).__name__} says no layout that other libraries read: its policies stay in parl's")
 
     def parameters(self, shape: Any) -> int:
@@ -180,7 +180,7 @@ def _family(home: str) -> Family:
 
 
 def check_family(found: type) -> None:
-    """ValueError where ``found`` is no family that a run can use."""
+    """ValueError unless ``found`` is a family that a run can use."""
     if not issubclass(found, Family):
         raise ValueError("it must derive from model.family.Family")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):

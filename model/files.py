@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside, made durable, renamed into place. No torch."""
+"""Atomic file writes: written under a temporary name, flushed, renamed. No torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_LEFT = ".tmp"  # a leading dot and this ending: what a killed process has not renamed
+_LEFT = ".tmp"  # a leading dot and this suffix: temporary files of a killed process
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, for a file or a folder; renamed to ``path`` when the block ends well.
+    """A temporary path next to ``path``, for a file or a folder; renamed to ``path`` when the block succeeds.
 
-    A reader sees the old one or the new one. A folder that is there is moved aside first and then deleted: a kill in
-    between leaves none, never half of one.
+    A reader sees the old one or the new one. An existing folder is moved aside first and then deleted: a kill
+    in between leaves none, never half of one.
     """
     path = path.resolve() if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_LEFT}")
@@ -38,14 +38,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """``text`` as UTF-8 in ``path``, whole or not at all; half surrogates are kept as escapes. Returns ``path``."""
+    """Write ``text`` as UTF-8 to ``path`` atomically; lone surrogates are kept as escapes. Returns ``path``."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what killed processes left of ``name`` in ``folder`` and below. Only for their owner."""
+    """Delete temporary files of killed processes for ``name`` in ``folder`` and below. Only for its owner."""
     for path in list(folder.rglob(f".{name}{_LEFT}")):
         _remove(path)
 
@@ -58,7 +58,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Make a file, or a folder's files and names, durable."""
+    """Flush a file, or a folder's files and names, to disk."""
     for inner in path.iterdir() if path.is_dir() and path.suffix == _LEFT else ():
         _sync(inner)
     handle = os.open(path, os.O_RDONLY)

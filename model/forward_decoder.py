@@ -1,7 +1,7 @@
-"""A decoder for families without one of their own: the whole policy over the whole sequence, for each token. Slow.
+"""A decoder for families without their own: the whole policy over the whole sequence, for each token. Slow.
 
-Exact and batch-invariant, since each sequence is computed by itself. Pages hold the tokens that were fed, so sequences
-share them as they do with a cache of keys.
+Batch-invariant, since each sequence is computed separately. Pages hold the tokens, so sequences share them as
+they would share a cache of keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from model.policy import Policy
 
 
 class ForwardDecoder:
-    """See :class:`model.decoder.Decoder`. ``policy`` routes nothing and sees nothing."""
+    """See :class:`model.decoder.Decoder`. ``policy`` has neither routes nor vision."""
 
     def __init__(self, policy: Policy, pages: int) -> None:
         if policy.routers():

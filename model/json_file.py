@@ -1,4 +1,4 @@
-"""JSON objects from files that a stranger may have written: size, depth, repeated keys and numbers are looked at."""
+"""Read JSON objects from untrusted files: limits size and depth, refuses repeated keys and bad numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_BYTES = 32 * 2**20
 def read_json(file: Path, most: int = MOST_BYTES, *, finite: bool = True) -> dict[str, Any]:
     """The object in ``file`` of at most ``most`` bytes; FileNotFoundError and ValueError name the file.
 
-    ``finite``: NaN and infinity, which Python writes and JSON has not, are refused.
+    ``finite``: refuse NaN and infinity, which Python writes but JSON does not have.
     """
     if not file.exists():
         raise FileNotFoundError(f"{file} is not there: {file.parent} is no policy and no Hugging Face checkpoint")
@@ -31,7 +31,7 @@ def read_json(file: Path, most: int = MOST_BYTES, *, finite: bool = True) -> dic
 
 
 def parse_json(text: str, *, finite: bool = True) -> Any:
-    """``text`` as JSON. ValueError for what is none: also NaN, a key that stands twice, and endless nesting."""
+    """Parse ``text`` as JSON. ValueError if it is not: also for NaN, repeated keys, and endless nesting."""
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant if finite else float)
     except RecursionError:

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): y = W x + (α / r) · up (down x), with W frozen.
 
-Base weights keep their names, so that policies, engines and files do not know of adapters: they ride on the linear
-layers as forward hooks, and :func:`merged` adds their product to the weights where a policy is served or saved.
+Adapters are forward hooks on linear layers and base weights keep their names, so policies, engines and files
+need not know them. :func:`merged` adds their product to the weights of a policy that is served or saved.
 
 Shapes: r rank, I inputs, O outputs of a matrix.
 """
@@ -36,7 +36,7 @@ class Lora(nn.Module):
         self.down = nn.ParameterList(torch.empty(rank, layer.in_features, **new) for layer in linears)
         self.up = nn.ParameterList(torch.zeros(layer.out_features, rank, **new) for layer in linears)
         for index, (layer, down) in enumerate(zip(linears, self.down, strict=True)):
-            nn.init.kaiming_uniform_(down, a=math.sqrt(5))  # as LoRA's authors begin
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))  # LoRA's initialisation
             layer.register_forward_hook(self._add(index))
 
     def _add(self, index: int):
@@ -48,13 +48,13 @@ class Lora(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Make the adapters add nothing; what ``down`` holds stays."""
+        """Make the adapters add nothing; ``down`` keeps its values."""
         for up in self.up:
             up.zero_()
 
     @torch.no_grad()
     def export(self) -> Weights:
-        """The adapters as float32 arrays (copies), α / r already in ``up``: what :func:`merged` takes."""
+        """The adapters as float32 arrays (copies), with α / r multiplied into ``up``; see :func:`merged`."""
         out = {}
         for name, down, up in zip(self.names, self.down, self.up, strict=True):
             out[f"{PREFIX}{name}.down"] = down.detach().float().cpu().numpy().copy()
@@ -63,9 +63,9 @@ class Lora(nn.Module):
 
 
 def attach(model: Policy, *, rank: int, alpha: float, targets: Collection[str]) -> Lora:
-    """Freeze ``model`` and give its linear layers in ``targets`` adapters, its module ``lora``.
+    """Freeze ``model`` and attach adapters to its linear layers in ``targets``, as its module ``lora``.
 
-    ``targets``: names in ``Policy.adapter_owners``. ValueError where it has no such layers.
+    ``targets``: names in ``Policy.adapter_owners``. ValueError if it has no such layers.
     """
     owners = tuple(owner for target in targets for owner in model.adapter_owners.get(target, ()))
     names = [
@@ -89,10 +89,10 @@ def is_adapters(weights: Weights) -> bool:
 
 
 def merged(base: Weights, adapters: Weights) -> Weights:
-    """``base`` with the adapters' products added; ``adapters`` itself where it is a whole policy.
+    """``base`` with the adapters' products added; ``adapters`` itself if it is a whole policy.
 
-    ValueError where they belong to another model. Arrays that no adapter touches are those of ``base``; the others
-    are of its types.
+    ValueError if they belong to another model. Arrays without an adapter are those of ``base``; the others
+    have its dtypes.
     """
     if not is_adapters(adapters):
         return adapters

@@ -1,4 +1,4 @@
-"""What is known of pictures whoever looks at them. No torch."""
+"""What all users of pictures share. No torch."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import hashlib
 
 
 def content_key(png: bytes) -> int:
-    """64 bits that two pictures share only if they are the same file."""
+    """A 64-bit content hash of the picture's file."""
     return int.from_bytes(hashlib.blake2b(png, digest_size=8).digest(), "little")

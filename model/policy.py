@@ -1,9 +1,9 @@
-"""A policy as the learner takes it: hidden states in, log-probs of given tokens out, and what a family may add to that.
+"""The policy contract for the learner: log-probs of given tokens, and optional traits.
 
-A family's own model derives from :class:`Policy`, makes ``lm_head`` and :meth:`Policy.hidden`; the other methods are
-traits that it has or leaves out.
+A family's model derives from :class:`Policy` and defines ``lm_head`` and :meth:`Policy.hidden`.
 
-Shapes: B rows, T positions, D hidden, V vocabulary, L routed layers, K experts a token, M tokens under the mask.
+Shapes: B rows, T positions, D hidden, V vocabulary, L routed layers, K experts per token, M tokens under the
+mask.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class Router(Protocol):
-    """What the learner asks of a router: a module called as ``router(x_TD, routes_TK)``, whose result has ``ids``."""
+    """A router: a module called as ``router(x_TD, routes_TK)``, whose result has ``ids``."""
 
     training: bool
     load_E: Tensor  # tokens of each expert in training passes since the last balancing
 
     def forward(self, x_TD: Tensor, routes_TK: Tensor | None = None) -> Any:
-        """Choose experts, or take those of ``routes_TK`` (a row of -1 = choose)."""
+        """Choose experts, or use those of ``routes_TK`` (a row of -1 = choose)."""
         ...
 
     def register_forward_pre_hook(self, hook: Any) -> Any:
@@ -37,14 +37,14 @@ class Router(Protocol):
         ...
 
     def balance(self, rate: float) -> None:
-        """Nudge the choice against the load, and forget the load."""
+        """Adjust the correction bias against the load, and reset the load."""
         ...
 
 
 class ClippedAttention(Protocol):
-    """What QK-clip asks of an attention layer."""
+    """An attention layer that QK-clip can rescale."""
 
-    max_logit_H: Tensor | None  # largest logit of each head since it was last set to None, where it is collected
+    max_logit_H: Tensor | None  # largest logit of each head since it was last set to None, if collected
 
     @property
     def heads(self) -> int:
@@ -56,12 +56,12 @@ class ClippedAttention(Protocol):
         ...
 
     def scale_logits(self, factor_H: Tensor) -> None:
-        """Multiply the logits of each head, by its weights."""
+        """Multiply the logits of each head, through its weights."""
         ...
 
 
 class Policy(nn.Module):
-    """A language model that is trained. ``config``: its shape; ``recompute``: in training, keep layers' inputs only."""
+    """A trainable language model. ``config``: its shape; ``recompute``: keep only layers' inputs."""
 
     layer_classes: ClassVar[tuple[str, ...]] = ()  # layers whose weights ZeRO 3 gathers together, "module.Class"
     adapter_owners: ClassVar[dict[str, tuple[type[nn.Module], ...]]] = {}  # optimizer.lora.targets -> their modules
@@ -72,7 +72,7 @@ class Policy(nn.Module):
         super().__init__()
         self.config: Any = config
         self.recompute = False
-        self.collect_logits = False  # in training, keep the heads' largest attention logits (QK-clip)
+        self.collect_logits = False  # in training, record the heads' largest attention logits (QK-clip)
         self.lora: nn.Module | None = None  # adapters (model.lora)
 
     @abstractmethod
@@ -84,10 +84,10 @@ class Policy(nn.Module):
         media: Any = None,
         lengths: Sequence[int] | None = None,
     ) -> Tensor:
-        """Final hidden states [B, T, D], what :attr:`lm_head` reads.
+        """Final hidden states [B, T, D], the input of :attr:`lm_head`.
 
-        Either every B is a row, or B is 1 and rows lie end to end, ``lengths`` long: then no position looks into
-        another row, and each row begins at position 0. ``real_BT``: positions that the loss depends on.
+        Either each of B is a row, or B is 1 and T packs rows of ``lengths``: then no position attends to
+        another row, and each row starts at position 0. ``real_BT``: positions that the loss depends on.
         """
 
     def forward(
@@ -109,12 +109,12 @@ class Policy(nn.Module):
             raise ValueError("mask covers position 0, which has no prefix to predict it from")
         real = _up_to_last(mask, rows).view_as(mask_BT) if self.collect_logits and self.training else None
         hidden = self.hidden(tokens_BT, routes_BTLK, real, media, lengths).flatten(0, 1)
-        chosen = hidden[:-1][mask[1:]]  # no row's first token is under the mask, so none looks into the row before
+        chosen = hidden[:-1][mask[1:]]  # no row's first token is under the mask, so none reads the previous row
         return self.lm_head(chosen, tokens_BT.flatten()[mask], temperature)  # type: ignore[return-value]
 
     @torch.no_grad()
     def next_logits(self, tokens_T: Tensor) -> Tensor:
-        """Logits [V] of what follows ``tokens_T``."""
+        """Logits [V] of the token after ``tokens_T``."""
         return self.lm_head(self.hidden(tokens_T[None])[0, -1])  # type: ignore[return-value]
 
     # ---------------------------------------------------------------- traits
@@ -124,26 +124,26 @@ class Policy(nn.Module):
         return ()
 
     def attention_layers(self) -> Sequence[ClippedAttention]:
-        """Attention layers whose logits can be scaled (QK-clip), first to last."""
+        """Attention layers whose logits can be rescaled (QK-clip), first to last."""
         return ()
 
     def freeze_tower(self, frozen: bool = True) -> None:
-        """Stop or resume training the part that sees; nothing where there is none."""
+        """Stop or resume training the vision tower; does nothing without one."""
 
     def weights_changed(self) -> None:
-        """After parameters were written behind autograd's back, as DeepSpeed does."""
+        """Called after parameters were written without autograd, as DeepSpeed does."""
 
     def split_experts(self, group: dist.ProcessGroup) -> list[str]:
-        """Leave each rank of ``group`` its share of every layer's experts; the names of the parameters cut."""
+        """Leave each rank of ``group`` its share of each layer's experts; names of the split parameters."""
         raise ValueError(f"{type(self).__name__} has no experts to split: set trainer.parallel.expert_parallel to 1")
 
     def muon_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """(matrices for Muon, the rest for AdamW). By default all matrices of linear layers but the head's."""
+        """(matrices for Muon, the rest for AdamW). By default all linear layers' matrices except the head's."""
         matrices = {id(layer.weight) for layer in self.modules() if type(layer) is nn.Linear}
         trained = [p for p in self.parameters() if p.requires_grad]
         return [p for p in trained if id(p) in matrices], [p for p in trained if id(p) not in matrices]
 
 
 def _up_to_last(mask_T: Tensor, lengths: Sequence[int]) -> Tensor:
-    """True up to each row's last True: what stands behind, padding among it, has no influence on the loss."""
+    """True up to each row's last True: later positions, padding included, do not affect the loss."""
     return torch.cat([row.flip(0).cumsum(0).flip(0) > 0 for row in mask_T.split(list(lengths))])

@@ -1,7 +1,6 @@
-"""A run's policy on disk: ``model.safetensors``, ``config.json`` (the shape), ``meta.json`` and the tokenizer.
+"""A run's policy folder: ``model.safetensors``, ``config.json`` (shape), ``meta.json`` and the tokenizer.
 
-One folder, which is renamed into place when it is complete. ``meta.json`` names the family of whoever is not the
-first one (``family``: ``module:Class``).
+The folder is renamed into place when complete. ``meta.json`` names the family unless it is the default.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from model.policy_read import SINGLE
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 INDEX = "model.safetensors.index.json"
-DEFAULT = "model.kimi.family:Kimi"  # of policies whose meta.json names none
+DEFAULT = "model.kimi.family:Kimi"  # family of policies whose meta.json names none
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
@@ -33,7 +32,7 @@ def save_policy(
     *,
     dtype: str | None = None,
 ) -> None:
-    """Write a policy; the folder is renamed into place when it is complete. ``dtype``: None = as the arrays are."""
+    """Write a policy folder atomically. ``dtype`` None: that of the arrays."""
     import torch
     from safetensors.torch import save_file
 
@@ -62,18 +61,18 @@ def load_policy(folder: Path, family: Family) -> tuple[Weights, Any, Tokenizer, 
 
 
 def meta_of(folder: Path) -> dict[str, Any]:
-    """What a policy's folder says about how it came to be; empty where it says nothing."""
+    """The contents of a policy folder's ``meta.json``; empty without one."""
     return read_json(folder / "meta.json", finite=False) if (folder / "meta.json").exists() else {}
 
 
 def with_weights(shape: Shape, weights: Weights) -> Policy:
-    """A policy of ``shape`` that holds ``weights``, not for training."""
+    """A policy of ``shape`` with ``weights``, not for training."""
     policy = family_of(shape).policy(shape)
     fill(policy, weights)
     return policy.eval()
 
 
 def pickled(folder: Path) -> str:
-    """What to say of weights that are there and are not read."""
+    """A note on pickled weights in ``folder``, which are never read; empty without any."""
     found = next((name for name in _PICKLES if (folder / name).exists()), None)
     return f"; {found} is a pickle, which can run code and is never read: convert it to safetensors" if found else ""

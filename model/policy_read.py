@@ -1,4 +1,4 @@
-"""A policy's shape and weights from the folder that ``model/policy_files.py`` writes."""
+"""Read a policy's shape and weights from a folder of ``model/policy_files.py``."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def read_shape(folder: Path, kind: type[S]) -> S:
 
 
 def load(folder: Path, family: Family) -> Policy:
-    """A policy of ``family`` as :func:`save_policy` writes it."""
+    """A policy of ``family`` as written by :func:`save_policy`."""
     policy = family.policy(family.read_shape(folder))
     load_weights(policy, folder)
     return policy
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
-    """Give ``policy`` the weights in ``folder``; ValueError names the file, and the tensor that is wrong."""
+    """Load the weights in ``folder`` into ``policy``; ValueError names the file and the tensor."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

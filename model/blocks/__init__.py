@@ -1,1 +1,1 @@
-"""What families share: norms, feed-forward parts, log-probs, recomputation. No block knows a family."""
+"""Blocks that families share: norms, feed-forward, log-probs, recomputation. No block knows a family."""

@@ -1,4 +1,4 @@
-"""Causal attention over rows that lie end to end, and the largest logits of its heads.
+"""Causal attention over packed rows, and the largest logits per head.
 
 Shapes: B rows, T positions, H heads, Q/V widths of a head's queries and values.
 """
@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_QUERIES = 256  # positions whose logits are held at once where the largest are collected
+_QUERIES = 256  # queries whose logits are held at once when the largest are collected
 
 
 @torch.no_grad()
 def max_logits(query_BHTQ: Tensor, key_BHTQ: Tensor, real_BT: Tensor, scale: float) -> Tensor:
-    """Each head's largest logit scale · q_i · k_j with j <= i, over the queries where ``real_BT`` is True: [H].
+    """Each head's largest logit scale · q_i · k_j, j <= i, over the queries in ``real_BT``: [H].
 
-    Padding stands on the right, so a real query has real keys before it. -inf without a real query.
+    Padding is on the right, so a real query has real keys before it. -inf without a real query.
     """
     length = query_BHTQ.shape[2]
     best_H = query_BHTQ.new_full((query_BHTQ.shape[1],), -torch.inf)
@@ -35,10 +35,10 @@ def max_logits(query_BHTQ: Tensor, key_BHTQ: Tensor, real_BT: Tensor, scale: flo
 def causal_attention(
     query_THQ: Tensor, key_THQ: Tensor, value_THV: Tensor, lengths: Sequence[int], scale: float | None
 ) -> Tensor:
-    """Causal attention within each of the rows that lie end to end in T, ``lengths`` long: [T, H, V].
+    """Causal attention within each of the rows packed in T, ``lengths`` long: [T, H, V].
 
-    Neighbours of equal length share a call. ``scale`` None: over the root of Q, in SDPA's own rounding. Keys and values
-    may have fewer heads, each for as many neighbouring ones of the queries.
+    Neighbours of equal length share a call. ``scale`` None: 1 / sqrt(Q), with SDPA's rounding. Keys and values may
+    have fewer heads, each shared by as many neighbouring query heads.
     """
     outs = []
     for parts in zip(*(runs(x, lengths) for x in (query_THQ, key_THQ, value_THV)), strict=True):
@@ -49,7 +49,7 @@ def causal_attention(
 
 
 def runs(x_THQ: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """[rows, H, length, Q] of each run of rows of one length; one split, so that the gradient is put together once."""
+    """[rows, H, length, Q] of each run of rows of one length; one split, so the gradient is assembled once."""
     runs = [(len(list(same)), length) for length, same in groupby(lengths)]
     parts = x_THQ.split([count * length for count, length in runs])
     return [part.unflatten(0, run).transpose(1, 2) for part, run in zip(parts, runs, strict=True)]

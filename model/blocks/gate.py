@@ -1,4 +1,4 @@
-"""A router's logits: a product whose sums are float32 whatever its inputs are.
+"""A router's logits: a product with float32 sums whatever the dtype of its inputs.
 
 Shapes: T tokens, D hidden, E experts.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 def gate_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
     """x Wᵀ [T, E] in float32.
 
-    On a GPU inputs in bfloat16 or float16 are multiplied as they are: products of two such numbers are exact
-    in float32. Elsewhere they are widened first, which gives the same sums.
+    On a GPU bfloat16 and float16 inputs are multiplied directly: products of two such numbers are exact in
+    float32. Elsewhere they are widened first, which gives the same sums.
     """
     narrow = x_TD.dtype == weight_ED.dtype and x_TD.dtype in (torch.bfloat16, torch.float16)
     if x_TD.is_cuda and narrow:
@@ -25,7 +25,7 @@ def gate_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
 
 
 class _Gate(torch.autograd.Function):
-    """The backward pass splits the gradient of the logits in two narrow terms, which keep 16 of its bits."""
+    """The backward pass splits the gradient of the logits into two narrow terms, which keep 16 of its bits."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_ED: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The head of a language model, and log-probs of given tokens without holding tokens × vocabulary.
 
-Where the product of tokens and vocabulary is large it is computed in chunks of tokens, in the forward pass and once
-more in the backward pass, so that memory holds a few copies of one chunk. Where it is small, autograd does it at once.
+If tokens × vocabulary is large it is computed in chunks of tokens, in the forward pass and again in the
+backward pass, so memory holds a few copies of one chunk. If it is small, autograd computes it at once.
 
 Shapes: M tokens, D hidden, V vocabulary.
 """
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from model.kernels import ops
 
-CHUNK = 2**24  # elements of tokens × vocabulary that are held at a time: 64 MiB in float32
-GPU_CHUNK = 2**31  # the same on a GPU, where the logits are held once, in the model's dtype: 4 GiB in bfloat16
+CHUNK = 2**24  # elements of tokens × vocabulary held at a time: 64 MiB in float32
+GPU_CHUNK = 2**31  # the same on a GPU, which holds logits once, in the model's dtype: 4 GiB in bfloat16
 
 
 class Head(nn.Linear):
-    """The matrix [V, D] behind the last norm. Whatever is asked, one module reads it: ZeRO 3 gathers it once."""
+    """The output matrix [V, D]. All uses read it through this module, so ZeRO 3 gathers it once."""
 
     def __init__(self, hidden: int, vocabulary: int) -> None:
         super().__init__(hidden, vocabulary, bias=False)
@@ -36,13 +36,13 @@ class Head(nn.Linear):
 def token_logprobs(
     hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, temperature: float = 1.0, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs [M] of ``targets_M`` and entropies [M] (detached), float32 or float64 as ``hidden_MD`` is.
+    """Log-probs [M] of ``targets_M`` and entropies [M] (detached), float32 or float64 like ``hidden_MD``.
 
-    ``chunk``: elements of tokens × vocabulary from which on it is computed in pieces of that size.
+    ``chunk``: above this many elements of tokens × vocabulary, compute in chunks of that size.
     """
     if hidden_MD.is_cuda and len(hidden_MD) * len(weight_VD) <= GPU_CHUNK:
         return ops.token_logprobs(F.linear(hidden_MD, weight_VD), targets_M, temperature)
-    if hidden_MD.is_cuda:  # small chunks would starve it
+    if hidden_MD.is_cuda:  # small chunks would underuse it
         chunk = GPU_CHUNK
     if len(hidden_MD) * len(weight_VD) > chunk:
         return _Chunked.apply(hidden_MD, weight_VD, targets_M, temperature, max(1, chunk // len(weight_VD)))
@@ -60,7 +60,7 @@ def _entropy(logprobs_MV: Tensor) -> Tensor:
 
 
 class _Chunked(torch.autograd.Function):
-    """:func:`token_logprobs`, ``rows`` tokens at a time; keeps its arguments alone."""
+    """:func:`token_logprobs`, ``rows`` tokens at a time; saves only its arguments."""
 
     @staticmethod
     def forward(ctx, hidden_MD, weight_VD, targets_M, temperature, rows):

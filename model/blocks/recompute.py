@@ -1,8 +1,8 @@
-"""Activation recomputation: a layer keeps its input, and its inside is computed again for the backward pass.
+"""Activation recomputation: a layer keeps its input and is computed again in the backward pass.
 
-What a layer counts while it runs (the experts' load, the largest logits) is counted in the first pass only:
-:func:`recomputing`. Routes are an argument of the layer, so both passes take the same ones; live choices are computed
-from the same numbers.
+Counters of a layer (the experts' load, the largest logits) count in the first pass only
+(:func:`recomputing`). Routes are an argument of the layer, so both passes use the same ones; live choices are
+computed from the same numbers.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class _SecondPass(AbstractContextManager):
 
 
 def recomputed(function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """``function(*args)`` that keeps its arguments alone.
+    """``function(*args)``, saving only its arguments.
 
-    The second pass runs to its end, and does not stop at the last tensor needed: other ranks may wait for an exchange.
+    The second pass runs to its end, not only to the last tensor needed: other ranks may wait for an exchange.
     """
     return checkpoint(
         function,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def frequencies(width: int, theta: float) -> Tensor:
-    """Radians a position of each pair, float64 [width / 2]."""
+    """Radians per position of each pair, float64 [width / 2]."""
     return theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
 
 
@@ -20,7 +20,7 @@ def tables(frequencies: Tensor, positions: int, scale: float = 1.0) -> tuple[Ten
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = True) -> Tensor:
-    """Rotate pairs of the last dimension, (2i, 2i + 1) or else (i, i + R / 2), the result laid out as ``x`` is.
+    """Rotate pairs of the last dimension, (2i, 2i + 1) or else (i, i + R / 2), in the layout of ``x``.
 
     ``cos`` and ``sin``, in float32, broadcast against [..., R / 2].
     """

@@ -1,1 +1,1 @@
-"""Routing and experts: a specification in PyTorch, the same in C++ and in Triton."""
+"""Routing and experts: a specification in PyTorch, and kernels in C++ and Triton."""

@@ -1,6 +1,6 @@
-"""The kernels on the CPU: C++ (``cpu/moe.cpp``) through ctypes, float32 and bfloat16, as many threads as torch has.
+"""CPU kernels: C++ (``cpu/moe.cpp``) through ctypes, float32 and bfloat16, with torch's threads.
 
-Functions and shapes are those of :mod:`model.kernels.reference`; :mod:`model.kernels.ops` has checked their arguments.
+Functions and shapes as in :mod:`model.kernels.reference`; :mod:`model.kernels.ops` has checked the arguments.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def usable(dtype: torch.dtype) -> bool:
-    """Whether these kernels take ``dtype`` and could be built."""
+    """Whether these kernels support ``dtype`` and could be built."""
     return dtype in DTYPES and load_library() is not None
 
 
@@ -64,7 +64,7 @@ def route_fwd(
 
 
 def _threads(work: int) -> int:
-    """One for what takes less time than waking another."""
+    """1 for work that takes less time than waking a thread."""
     return torch.get_num_threads() if work > 20_000 else 1
 
 
@@ -79,7 +79,7 @@ def route_bwd(dweights_TK: Tensor, scores_TK: Tensor, ids_TK: Tensor, experts: i
 
 
 def dispatch(ids_TK: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(order int32 [S], inverse int32 [T, K], offsets int32 [E + 1]); ValueError for an id that is no expert's."""
+    """(order int32 [S], inverse int32 [T, K], offsets int32 [E + 1]); ValueError for an invalid expert id."""
     ids = ids_TK.to(torch.int16).contiguous()
     inverse = torch.empty(ids.shape, dtype=torch.int32)
     order, offsets = inverse.new_empty(ids.numel()), inverse.new_empty(len(counts_E) + 1)
@@ -120,14 +120,14 @@ def expert_mlp_fwd(
 @cache
 def _experts() -> Callable[..., int]:
     function = _library().parl_experts
-    function.argtypes = [ctypes.c_int] * 7 + [ctypes.c_void_p] * 7  # plain ints pass without being wrapped
+    function.argtypes = [ctypes.c_int] * 7 + [ctypes.c_void_p] * 7  # plain ints need no wrapping
     return function
 
 
 def experts(
     x_TD: Tensor, w13_E2ID: Tensor, w2_EDI: Tensor, ids_TK: Tensor, weights_TK: Tensor, base_TD: Tensor | None
 ) -> Tensor:
-    """[T, D]: :func:`dispatch` and :func:`expert_mlp_fwd` in one call, the same bits, nothing kept for gradients."""
+    """[T, D]: :func:`dispatch` and :func:`expert_mlp_fwd` in one call, the same bits, without gradients."""
     x, w13, w2 = x_TD.contiguous(), w13_E2ID.contiguous(), w2_EDI.contiguous()
     ids, weights = ids_TK.to(torch.int16).contiguous(), weights_TK.float().contiguous()
     base = None if base_TD is None else base_TD.contiguous()

@@ -1,4 +1,4 @@
-"""Builds and binds the C++ kernels: compiled once with the machine's compiler, cached, reached through ctypes."""
+"""Builds and binds the C++ kernels: compiled once with the local compiler, cached, called through ctypes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", 
 
 
 def _cpu_signature() -> str:
-    """What -march=native depends on: a cached build must not travel to another processor."""
+    """What -march=native depends on: a cached build must not be used on another processor."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
@@ -29,7 +29,7 @@ def _cpu_signature() -> str:
 
 
 def cache_dir() -> Path:
-    """Where compiled kernels are kept: $PARL_CACHE or ~/.cache/parl."""
+    """Cache folder of compiled kernels: $PARL_CACHE or ~/.cache/parl."""
     return Path(os.environ.get("PARL_CACHE") or Path.home() / ".cache" / "parl")
 
 
@@ -39,7 +39,7 @@ class _BuildError(RuntimeError):
 
 @cache
 def load_library() -> ctypes.CDLL | None:
-    """The kernels, or None (with one warning that says why) where they cannot be built."""
+    """The kernels, or None (with one warning that says why) if they cannot be built."""
     try:
         library = ctypes.CDLL(str(_built()))
     except (_BuildError, OSError, subprocess.TimeoutExpired) as error:
@@ -51,7 +51,7 @@ def load_library() -> ctypes.CDLL | None:
 
 
 def _built() -> Path:
-    """The shared library, compiled now if no earlier build fits these sources, compiler and processor."""
+    """The shared library, compiled now unless a build for these sources, compiler and processor exists."""
     compiler = shlex.split(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or "")
     if not compiler:
         raise _BuildError("no C++ compiler found (g++ or clang++)")
@@ -62,7 +62,7 @@ def _built() -> Path:
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # renamed whole: builders never see half a file
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # renamed when complete
         built = Path(folder) / target.name
         command = [*compiler, *_FLAGS, "-o", str(built), *map(str, sources)]
         run = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -1,6 +1,6 @@
-"""The kernels as torch operators ``parl::…``: autograd, fake kernels (shapes without data), an implementation a device.
+"""The kernels as torch operators ``parl::…``: autograd, fake kernels, one implementation per device.
 
-The implementations are modules with the same plain functions: :mod:`model.kernels.reference` (the specification),
+Implementations are modules with the same plain functions: :mod:`model.kernels.reference` (the specification),
 ``cpu_ops`` (C++) and, on CUDA devices, Triton's. Shapes as in the reference.
 """
 
@@ -18,9 +18,9 @@ from model.kernels import cpu_ops, reference
 
 
 class Routing(NamedTuple):
-    """What a router decides: ``weights`` [T, K], ``ids`` int16 [T, K], ``counts`` int32 [E] of assignments.
+    """A router's result: ``weights`` [T, K], ``ids`` int16 [T, K], ``counts`` int32 [E] of assignments.
 
-    In this order, which is what DeepSpeed's AutoEP asks of a router.
+    In the order that DeepSpeed's AutoEP expects.
     """
 
     weights: Tensor
@@ -37,15 +37,15 @@ class Plan(NamedTuple):
 
 
 def implementation(tensor: Tensor) -> Any:
-    """The module that computes on ``tensor``'s device and dtype."""
+    """The implementation for ``tensor``'s device and dtype."""
     dtype = tensor.dtype if tensor.is_floating_point() else torch.float32
     if tensor.is_cuda and dtype != torch.float64 and importlib.util.find_spec("triton"):
-        return importlib.import_module("model.kernels.triton")  # only here: the CPU needs no triton
+        return importlib.import_module("model.kernels.triton")  # imported lazily: the CPU needs no triton
     return cpu_ops if tensor.device.type == "cpu" and cpu_ops.usable(dtype) else reference
 
 
 def _call(name: str, plain: Callable, function: type[torch.autograd.Function] | None, *arguments: Any) -> Any:
-    """Operator ``name``; without its overhead, which is as long as a small decode, where nothing is being traced."""
+    """Call operator ``name``, or the plain function unless traced: the overhead equals a small decode."""
     if type(arguments[0]) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling():
         return getattr(torch.ops.parl, name)(*arguments)
     if function is None or not torch.is_grad_enabled():
@@ -67,10 +67,10 @@ def route(
     norm: bool = True,
     scale: float = 1.0,
 ) -> Routing:
-    """Choose experts and weigh them, see :func:`model.kernels.reference.route_fwd`; gradients reach the logits.
+    """Choose experts and weigh them, see :func:`model.kernels.reference.route_fwd`.
 
-    ``forced_TK`` replays choices; a row of -1 routes live. ValueError (on the CPU, where looking costs nothing) for a
-    row with some -1, or for experts that do not exist.
+    Differentiable in the logits. ``forced_TK`` replays choices; a row of -1 routes live. ValueError (CPU
+    only, where checking is cheap) for a row with some -1, or for experts that do not exist.
     """
     if forced_TK is not None:
         forced_TK = forced_TK.to(torch.int16)
@@ -134,7 +134,7 @@ def _(dweights, scores, ids, experts, norm, scale):
 def _route_setup(ctx: Any, inputs: tuple, output: tuple) -> None:
     _, ids, scores, counts = output
     ctx.mark_non_differentiable(ids, scores, counts)
-    ctx.set_materialize_grads(False)  # else zeros as large as the outputs
+    ctx.set_materialize_grads(False)  # otherwise zeros as large as the outputs
     ctx.save_for_backward(scores, ids)
     ctx.settings = inputs[0].shape[1], inputs[6], inputs[7]
 
@@ -154,7 +154,7 @@ class _Route(torch.autograd.Function):
     backward = staticmethod(_route_grad)
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple:  # without setup_context, which binds a signature at each call
+    def forward(ctx: Any, *inputs: Any) -> tuple:  # without setup_context, which binds a signature per call
         output = _route(*inputs)
         _route_setup(ctx, inputs, output)
         return output
@@ -164,9 +164,9 @@ class _Route(torch.autograd.Function):
 
 
 def token_logprobs(logits_MV: Tensor, targets_M: Tensor, heat: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(log-probs [M] of the targets, entropies [M]) of softmax(logits / heat), float32; gradients reach the logits.
+    """(log-probs [M] of the targets, entropies [M]) of softmax(logits / heat), float32.
 
-    On a CPU by torch's operators, on a GPU in one pass over the logits each way, see
+    On a CPU with torch's operators, on a GPU in one pass over the logits each way, see
     :func:`model.kernels.reference.token_logprobs_fwd`. The entropies have no gradient.
     """
     if logits_MV.is_cuda and logits_MV.dtype != torch.float64:
@@ -218,7 +218,7 @@ torch.library.register_autograd("parl::token_logprobs", _logprobs_grad, setup_co
 
 
 def dispatch(ids_TK: Tensor, counts_E: Tensor) -> Plan:
-    """Sort assignments by expert, see :func:`model.kernels.reference.dispatch`; ``counts_E`` is the router's."""
+    """Sort assignments by expert, see :func:`model.kernels.reference.dispatch`."""
     return Plan(*_call("dispatch", _dispatch, None, ids_TK, counts_E))
 
 
@@ -248,13 +248,13 @@ def expert_mlp(
 ) -> Tensor:
     """Σ_k weight_k · expert_k(x) + base, [T, D], see :func:`model.kernels.reference.expert_mlp_fwd`.
 
-    Kept for the backward pass: the inputs, and hidden [S, 2 I]. ``x``, matrices and ``base`` share a dtype.
+    Saved for the backward pass: the inputs, and hidden [S, 2 I]. ``x``, matrices and ``base`` share a dtype.
     """
     arguments = x_TD, w13_E2ID, w2_EDI, *plan, weights_TK, base_TD
     return _call("expert_mlp", _expert_mlp, _ExpertMlp, *arguments)[0]
 
 
-DECODING = 64  # tokens; with more of them the calls' overhead no longer counts
+DECODING = 64  # tokens; beyond, the calls' overhead no longer counts
 
 
 def experts(
@@ -266,15 +266,15 @@ def experts(
     base_TD: Tensor | None = None,
     counts_E: Tensor | None = None,
 ) -> Tensor:
-    """:func:`dispatch` and :func:`expert_mlp`; decoding on a CPU, without gradients, is one call with the same bits.
+    """:func:`dispatch` and :func:`expert_mlp`; CPU decoding without gradients is one call, the same bits.
 
-    ``counts_E`` is the router's, counted here if it is not given.
+    ``counts_E`` comes from the router, or is computed here.
     """
     plain = type(x_TD) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
     if plain and len(x_TD) <= DECODING and implementation(x_TD) is cpu_ops:
         return cpu_ops.experts(x_TD, w13_E2ID, w2_EDI, ids_TK, weights_TK, base_TD)
     if counts_E is None:
-        flat = ids_TK.flatten().int()  # no bincount, which waits for the device
+        flat = ids_TK.flatten().int()  # no bincount, which synchronises with the device
         counts_E = flat.new_zeros(len(w13_E2ID)).index_add_(0, flat, torch.ones_like(flat))
     return expert_mlp(x_TD, w13_E2ID, w2_EDI, dispatch(ids_TK, counts_E), weights_TK, base_TD)
 

@@ -1,11 +1,11 @@
-"""The kernels' specification in plain torch: what every other implementation must compute; also in float64.
+"""The kernels' specification in plain torch, which every implementation must match; also in float64.
 
-Nothing here is differentiable; gradients are functions of their own and :mod:`model.kernels.ops` ties them together.
-Sums run in float32 (float64 for float64 inputs) and are rounded once, to the dtype of the result.
+Nothing here is differentiable; gradients are separate functions, combined in :mod:`model.kernels.ops`. Sums
+run in float32 (float64 for float64 inputs) and are rounded once, to the dtype of the result.
 
-Shapes: T tokens, D hidden, E experts, K experts a token, I expert width, S = T · K assignments; assignment t · K + k is
-token t's k-th expert. Sources: DeepSeek-V3 (arXiv 2412.19437, 2.1.2) for the router and its losses, SonicMoE (arXiv
-2512.14080) for what is kept and for the weights' gradient.
+Shapes: T tokens, D hidden, E experts, K experts per token, I expert width, S = T · K assignments; assignment
+t · K + k is token t's k-th expert. Sources: DeepSeek-V3 (arXiv 2412.19437, 2.1.2) for the router and its
+losses, SonicMoE (arXiv 2512.14080) for the saved tensors and the weights' gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TINY = 1e-20  # keeps the division finite where all chosen scores underflow
+TINY = 1e-20  # keeps the division finite if all chosen scores underflow
 
 
 def route_fwd(
@@ -31,11 +31,11 @@ def route_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(ids int16 [T, K], weights [T, K], scores [T, K], counts int32 [E]).
 
-    Chosen are the ``top_k`` largest sigmoid(logit) + bias, in falling order, equal ones by rising index; a NaN is the
-    least. With ``n_group`` > 1 only experts of the ``topk_group`` groups with the largest sum of their two best are
-    open. A row of ``forced_TK`` is taken as it stands, in its order, unless its first column is negative: it routes
-    live. ``scores`` are the sigmoids at ``ids``, without bias; ``weights`` are these, divided by their sum if ``norm``,
-    times ``scale``. ``counts`` is the number of assignments of each expert.
+    Chosen are the ``top_k`` largest sigmoid(logit) + bias, in falling order, equal ones by rising index; NaN
+    ranks last. With ``n_group`` > 1 only experts of the ``topk_group`` groups with the largest sum of their
+    two best are candidates. A row of ``forced_TK`` is used unchanged, in its order, unless its first column
+    is negative: it routes live. ``scores`` are the sigmoids at ``ids``, without bias; ``weights`` are these,
+    divided by their sum if ``norm``, times ``scale``. ``counts`` is the number of assignments of each expert.
     """
     scores_TE = torch.sigmoid(logits_TE)
     biased = scores_TE + bias_E
@@ -51,7 +51,7 @@ def route_fwd(
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
-    """Indices of the ``count`` largest of the last axis, equal ones by rising index (``topk`` promises no order)."""
+    """Indices of the ``count`` largest of the last axis, equal ones by rising index (unlike ``topk``)."""
     return values.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
@@ -75,7 +75,7 @@ def route_bwd(dweights_TK: Tensor, scores_TK: Tensor, ids_TK: Tensor, experts: i
         dscores = (dscores - (dscores * scores_TK).sum(-1, keepdim=True) / total) / total
     dlogits = dscores * scores_TK * (1 - scores_TK)
     out = torch.zeros(len(ids_TK), experts, dtype=dlogits.dtype, device=dlogits.device)
-    return out.scatter_add_(1, ids_TK.long(), dlogits)  # a forced row may name an expert twice
+    return out.scatter_add_(1, ids_TK.long(), dlogits)  # a forced row may repeat an expert
 
 
 def token_logprobs_fwd(logits_MV: Tensor, targets_M: Tensor, heat: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,10 +96,10 @@ def token_logprobs_bwd(
 
 
 def dispatch(ids_TK: Tensor, counts_E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(order int32 [S], inverse int32 [T, K], offsets int32 [E + 1]): assignments sorted by expert, tokens rising.
+    """(order int32 [S], inverse int32 [T, K], offsets int32 [E + 1]): assignments by expert, tokens rising.
 
-    ``order[i]`` is the assignment at sorted place i, ``inverse`` the place of each assignment; expert e has the places
-    ``offsets[e]`` to ``offsets[e + 1]``.
+    ``order[i]`` is the assignment at sorted place i, ``inverse`` the place of each assignment; expert e has
+    the places ``offsets[e]`` to ``offsets[e + 1]``.
     """
     order = ids_TK.flatten().sort(stable=True).indices
     inverse = torch.empty_like(order)
@@ -124,7 +124,7 @@ def expert_mlp_fwd(
 ) -> tuple[Tensor, Tensor]:
     """(out [T, D], hidden [S, 2 I] in sorted order): Σ_k weight_k · W2 (silu(gate) · up) + base.
 
-    ``hidden``, gate first, is kept for the backward pass, in x's dtype; its unrounded value makes the output.
+    ``hidden``, gate first, is saved for the backward pass in x's dtype; the output uses its unrounded value.
     """
     acc, top_k = _acc(x_TD.dtype), inverse_TK.shape[1]
     hidden = x_TD.new_empty(len(order_S), w13_E2ID.shape[1])
@@ -172,6 +172,6 @@ def expert_mlp_bwd(
 
 
 def _segments(offsets: Tensor) -> list[tuple[int, slice]]:
-    """The experts that have rows, each with its places in the sorted order."""
+    """The experts with rows, each with its places in the sorted order."""
     ends = offsets.tolist()
     return [(e, slice(a, b)) for e, (a, b) in enumerate(pairwise(ends)) if b > a]

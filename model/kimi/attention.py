@@ -1,7 +1,7 @@
-"""Multi-head latent attention (DeepSeek-V2/V3, as K2.5 configures it), the form used for training.
+"""Multi-head latent attention (DeepSeek-V2/V3, as configured in K2.5), in the form for training.
 
-Shapes: B rows, T positions, D hidden, H heads, N/R/V widths of a head's part without position, rotary part and value,
-C latent rank.
+Shapes: B rows, T positions, D hidden, H heads, N/R/V widths of a head's part without position, rotary part
+and value, C latent rank.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def yarn_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
-    """``frequencies`` [R / 2] after YaRN: fast pairs as they are, slow ones over the factor, a ramp between."""
+    """``frequencies`` [R / 2] after YaRN: fast pairs unchanged, slow ones over the factor, a ramp between."""
     yarn = config.rope_scaling
     assert yarn is not None
     width = config.qk_rope_head_dim
 
     def pair_of(turns: float) -> float:
-        """Index of the pair that turns so often within the pretrained context."""
+        """Index of the pair that makes ``turns`` rotations within the pretrained context."""
         wavelength = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
         return width * math.log(wavelength) / (2 * math.log(config.rope_theta))
 
@@ -49,7 +49,7 @@ def yarn_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
 
 
 class LatentAttention(nn.Module):
-    """Queries and keys-values through low-rank latents; all heads share one rotary key. Parameter names are HF's."""
+    """Queries and keys-values through low-rank latents; heads share one rotary key. Hugging Face's names."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class LatentAttention(nn.Module):
         self.kv_a_layernorm = RMSNorm(c.kv_lora_rank, c.latent_eps)
         self.kv_b_proj = nn.Linear(c.kv_lora_rank, heads * (c.qk_nope_head_dim + c.v_head_dim), bias=False)
         self.o_proj = nn.Linear(heads * c.v_head_dim, hidden, bias=False)
-        self.max_logit_H: Tensor | None = None  # largest logits of the forward passes that collected, until it is reset
+        self.max_logit_H: Tensor | None = None  # largest logits of the forward passes since the last reset
 
     def query(self, x: Tensor) -> Tensor:
         """Queries of all heads before rotation, [..., D] to [..., H (N + R)]."""
@@ -80,10 +80,10 @@ class LatentAttention(nn.Module):
 
     @torch.no_grad()
     def scale_logits(self, gamma_H: Tensor) -> None:
-        """Multiply each head's attention logits by its ``gamma_H``, in the weights.
+        """Multiply each head's attention logits by its ``gamma_H``, in the weights, as QK-clip does.
 
-        As QK-clip does in latent attention (Kimi K2, arXiv 2507.20534, 2.1): √γ on a head's queries and keys without
-        position, γ on its rotary queries, nothing on the rotary key, which all heads share, nor on the values.
+        For latent attention (Kimi K2, arXiv 2507.20534, 2.1): √γ on a head's queries and keys without
+        position, γ on its rotary queries; the rotary key, which all heads share, and the values stay.
         """
         c = self.config
         gamma_H11 = gamma_H[:, None, None]
@@ -104,8 +104,8 @@ class LatentAttention(nn.Module):
     ) -> Tensor:
         """Causal attention over each row; the tables hold the positions of T, [T, R / 2].
 
-        ``real_BT``: also collect the heads' largest logits, of queries at these positions, in ``max_logit_H``.
-        ``lengths``: of rows that lie end to end in a single B; None: every B is one row.
+        ``real_BT``: also record the heads' largest logits, of queries at these positions, in ``max_logit_H``.
+        ``lengths``: of rows packed in a single B; None: every B is one row.
         """
         c = self.config
         rows, length, _ = x_BTD.shape

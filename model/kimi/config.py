@@ -1,4 +1,4 @@
-"""Shape of the policy: DeepSeek-V3's architecture as Kimi K2.5 configures it. Hugging Face's field names. No torch."""
+"""Shape of the policy: DeepSeek-V3's architecture as configured in K2.5; Hugging Face's names. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.family import Routes, Shape
 from model.kimi.vision.config import VisionConfig, check_sizes
 from model.kimi.vision.pictures import KimiPictures
 
-# More than any model has: a file that says so is damaged or hostile, and nothing is to be allocated for it
+# Larger than any real model: such a file is damaged or hostile, and nothing is allocated for it
 LARGEST = {
     "vocab_size": 2**24, "hidden_size": 2**17, "num_hidden_layers": 1024, "intermediate_size": 2**20,
     "num_attention_heads": 2**12, "q_lora_rank": 2**17, "kv_lora_rank": 2**17, "qk_nope_head_dim": 2**14,
@@ -21,7 +21,7 @@ LARGEST = {
 
 
 class YarnScaling(BaseModel):
-    """YaRN (arXiv 2309.00071): a context ``factor`` times the pretrained one. Names and defaults as in transformers."""
+    """YaRN (arXiv 2309.00071): extends the pretrained context by ``factor``. transformers' names, defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,7 +34,7 @@ class YarnScaling(BaseModel):
 
     @property
     def rotation_scale(self) -> float:
-        """Factor on cos and sin; 1 where both mscales are equal, as DeepSeek-V3 and K2.5 have them."""
+        """Factor on cos and sin; 1 if both mscales are equal, as in DeepSeek-V3 and K2.5."""
         if self.mscale and self.mscale_all_dim:
             return self._gain(self.mscale) / self._gain(self.mscale_all_dim)
         return self._gain(1.0)
@@ -52,7 +52,7 @@ class ModelConfig(Shape):
     """A K2.5-shaped decoder. The defaults are the quickstart's tiny one (about 1.5 M parameters)."""
 
     home = "model.kimi.family:Kimi"
-    optional: ClassVar[tuple[str, ...]] = (  # what the small policy does not use
+    optional: ClassVar[tuple[str, ...]] = (  # unused by the small policy
         *("n_group", "topk_group", "rope_scaling", "rope_interleave", "latent_norm_eps", "quantize_experts"),
         *("vision", "media_placeholder_token_id"),
     )
@@ -134,7 +134,7 @@ class ModelConfig(Shape):
         return self
 
     def _check_vision(self) -> None:
-        """The projector must end in our width, and the placeholder be one of our tokens."""
+        """The projector's width must be ours, and the placeholder one of our tokens."""
         if self.vision is None:
             return
         if self.vision.text_hidden_size != self.hidden_size:
@@ -150,7 +150,7 @@ class ModelConfig(Shape):
             )
 
     def _check_groups(self) -> None:
-        """Each group gives the sum of its two best scores, and the groups taken must hold enough experts."""
+        """A group's score is the sum of its two best, and the chosen groups must hold enough experts."""
         size, rest = divmod(self.n_routed_experts, self.n_group)
         if rest or (self.n_group > 1 and size < 2):
             raise ValueError(
@@ -165,7 +165,7 @@ class ModelConfig(Shape):
 
     @property
     def softmax_scale(self) -> float:
-        """What the products of queries and keys are multiplied by."""
+        """Factor on the products of queries and keys."""
         return self.qk_head_dim**-0.5 * (self.rope_scaling.softmax_gain if self.rope_scaling else 1.0)
 
     @property
@@ -180,12 +180,12 @@ class ModelConfig(Shape):
 
     @property
     def num_moe_layers(self) -> int:
-        """Layers whose tokens carry routes."""
+        """Number of layers with routes."""
         return max(0, self.num_hidden_layers - self.first_k_dense_replace)
 
     @property
     def routes(self) -> Routes | None:
-        """The experts of each token; None where all layers are dense."""
+        """The experts of each token; None if all layers are dense."""
         if not self.num_moe_layers:
             return None
         return Routes(
@@ -197,10 +197,10 @@ class ModelConfig(Shape):
 
     @property
     def pictures(self) -> KimiPictures | None:
-        """As the tower cuts them."""
+        """How the tower cuts pictures."""
         return KimiPictures(self.vision.limits) if self.vision else None
 
     @property
     def picture_id(self) -> int | None:
-        """``<|media_pad|>``, of a policy that sees."""
+        """``<|media_pad|>``, for a policy with vision."""
         return self.media_placeholder_token_id if self.vision else None

@@ -1,4 +1,4 @@
-"""What a policy of the family costs. No torch."""
+"""Costs of the family's policies. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from model.kimi.config import ModelConfig
 
 
 def costs(config: ModelConfig) -> Costs:
-    """Of the language model: tower and projector are not counted."""
+    """Of the language model, without tower and projector."""
     c, hidden = config, config.hidden_size
     head = c.qk_head_dim * c.num_attention_heads
     query = hidden * head if c.q_lora_rank is None else c.q_lora_rank * (hidden + 1 + head)

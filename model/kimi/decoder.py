@@ -1,7 +1,7 @@
 """Kimi's decoders (:class:`model.decoder.Decoder`), exact and batch-invariant.
 
-``NativeDecoder`` runs the C++ kernels, ``ReferenceDecoder`` the same function in plain PyTorch, one sequence at a time:
-it is the specification in tests and the fallback where there is no compiler.
+``NativeDecoder`` runs the C++ kernels. ``ReferenceDecoder`` computes the same in plain PyTorch, one sequence
+at a time: the specification in tests and the fallback without a compiler.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from model.kimi.vision.picture_encoder import PREFIX
 
 
 def weight_shapes(config: ModelConfig) -> Shapes:
-    """Name and shape of everything that a policy of ``config`` holds."""
+    """Name and shape of all weights of a policy of ``config``."""
     return shapes_of(Transformer(config))
 
 
@@ -45,7 +45,7 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
 
 
 class _Shape(ctypes.Structure):
-    """``DecoderShape`` of decoder.cpp, under our shape's names."""
+    """``DecoderShape`` of decoder.cpp, with our shape's names."""
 
     _fields_ = (
         *((name, ctypes.c_int) for name in (
@@ -61,7 +61,7 @@ class _Shape(ctypes.Structure):
 
     @classmethod
     def of(cls, config: ModelConfig) -> _Shape:
-        """That of ``config``; null is 0."""
+        """The struct of ``config``; null becomes 0."""
         return cls(**{field[0]: getattr(config, field[0]) or 0 for field in cls._fields_})
 
 
@@ -90,10 +90,10 @@ class NativeDecoder:
             self._model = None
 
     def load(self, weights: Weights) -> None:
-        """Take new weights; the cache's contents are stale from here on. Raises ValueError, NotFinite."""
+        """Take new weights; the cache's contents become stale. Raises ValueError, NotFinite."""
         check_weights(self._shapes, weights)
         for name, array in weights.items():
-            if name.startswith(PREFIX):  # features come from outside (model.picture_encoder)
+            if name.startswith(PREFIX):  # features come from outside (model.kimi.vision.picture_encoder)
                 continue
             layer, key = _native_name(name)
             if self.config.quantize_experts and ".experts." in name:
@@ -113,11 +113,7 @@ class NativeDecoder:
         rows: np.ndarray,
         features: Features | None = None,
     ) -> np.ndarray:
-        """Feed T tokens (int32 each: id, position, sequence); logits float32 [len(rows), V] for batch rows ``rows``.
-
-        A sequence's tokens must follow its cached ones in order. ``features`` take the place of the embeddings of
-        their batch rows. Raises NotFinite.
-        """
+        """See :meth:`model.decoder.Decoder.forward`."""
         logits = np.empty((len(rows), self.config.vocab_size), np.float32)
         places, values = _checked(features, self.config)
         bad = self._lib.parl_decoder_forward(
@@ -137,11 +133,7 @@ class NativeDecoder:
         positions: np.ndarray,
         top_p: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(token ids int32, log-probs float32) a row; the noise is a function of (key uint64, position int32) alone.
-
-        ``top_p`` float32: only the likeliest tokens that together reach this probability are drawn; None or 1: all.
-        Log-probs are those before that cut.
-        """
+        """See :meth:`model.decoder.Decoder.sample`."""
         count = len(logits)
         top_p = np.ones(count, np.float32) if top_p is None else top_p
         token, logprob = np.empty(count, np.int32), np.empty(count, np.float32)
@@ -171,7 +163,7 @@ def _native_name(name: str) -> tuple[int, str]:
 
 
 def _interleaved(key: str, array: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """Rows that make rotary parts in halves, (i, i + R / 2), reordered to the pairs (2i, 2i + 1) of decoder.cpp.
+    """Rows of rotary parts in halves, (i, i + R / 2), reordered to the pairs (2i, 2i + 1) of decoder.cpp.
 
     Queries and keys change together, so their products stay.
     """
@@ -186,7 +178,7 @@ def _interleaved(key: str, array: np.ndarray, config: ModelConfig) -> np.ndarray
 
 
 class ReferenceDecoder:
-    """The same contract in plain PyTorch, a token at a time, each sequence's attention from a cache of latents."""
+    """The same contract in plain PyTorch, one token at a time, with attention from a cache of latents."""
 
     def __init__(self, config: ModelConfig, pages: int) -> None:
         self.config = config
@@ -270,5 +262,5 @@ class ReferenceDecoder:
 
 
 def make_decoder(config: ModelConfig, pages: int) -> Decoder:
-    """The native decoder where it can be built, else the reference one (a warning says why)."""
+    """The native decoder if it can be built, else the reference one (a warning says why)."""
     return NativeDecoder(config, pages) if load_library() is not None else ReferenceDecoder(config, pages)

@@ -1,11 +1,11 @@
-"""Expert parallelism: each rank of a group holds some of the routed experts, and tokens travel to them and back.
+"""Expert parallelism: each rank of a group holds some of the routed experts, and tokens are sent to them.
 
-Every copy of a token (one for each of its K experts) is sent to the rank that holds the expert, computed there, and
-sent back; both ways are an all-to-all of rows, whose gradient is the all-to-all the other way. Nothing is dropped and
-nothing padded, and the ids are the router's, recorded routes among them. All ranks of the group must call the same
-layers in the same order, also one that has nothing to send.
+Every copy of a token (one for each of its K experts) goes to the rank that holds the expert and back; both
+ways are an all-to-all of rows, whose gradient is the reverse all-to-all. There is no dropping and no padding;
+recorded routes work as live ones. All ranks of the group must call the same layers in the same order, even
+with nothing to send.
 
-Shapes: T tokens, K experts a token, D hidden, R rows received.
+Shapes: T tokens, K experts per token, D hidden, R rows received.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ExpertGroup:
     ) -> Tensor:
         """Σ_k weight_k · expert_k(x) + base, [T, D], as :meth:`Experts.forward`.
 
-        ``local(rows, ids, weights)`` computes the ``here`` experts of this rank, whose ids begin at 0.
+        ``local(rows, ids, weights)`` computes the ``here`` experts of this rank, whose ids start at 0.
         """
         top_k = ids_TK.shape[1]
         flat = ids_TK.flatten().long()  # the router's are int16
@@ -82,14 +82,14 @@ class ExpertGroup:
 
 def _computed(local: Callable[[Tensor, Tensor, Tensor], Tensor], rows_RD: Tensor, ids_R: Tensor) -> Tensor:
     count = len(rows_RD)
-    if not count:  # experts and exchange stay in the graph: peers wait for the gradient, which is nothing here
+    if not count:  # keep experts and exchange in the graph: peers wait for the gradient, which is zero here
         rows_RD, ids_R = torch.cat((rows_RD, rows_RD.new_zeros(1, rows_RD.shape[1]))), ids_R.new_zeros(1)
     weights_RK = torch.ones(len(rows_RD), 1, device=rows_RD.device)  # float32 as the router's
     return local(rows_RD, ids_R[:, None].to(torch.int16), weights_RK)[:count]
 
 
 def split_experts(model: Transformer, group: dist.ProcessGroup) -> list[str]:
-    """Leave each rank of ``group`` its share of every layer's experts; the names of the parameters that were cut."""
+    """Leave each rank of ``group`` its share of each layer's experts; names of the split parameters."""
     shared, names = ExpertGroup(group), []
     for name, module in model.named_modules():
         if isinstance(module, Experts):
@@ -101,5 +101,5 @@ def split_experts(model: Transformer, group: dist.ProcessGroup) -> list[str]:
 
 
 def share(stack: Tensor, rank: int, ranks: int) -> Tensor:
-    """The experts of ``rank`` in a whole stack [E, ...]."""
+    """The experts of ``rank`` from a whole stack [E, ...]."""
     return stack.chunk(ranks)[rank]

@@ -1,4 +1,4 @@
-"""Kimi K2.5 as a family: DeepSeek-V3's architecture, K2.5's vision side and its chat format."""
+"""Kimi K2.5 as a family: DeepSeek-V3's architecture, K2.5's vision tower and chat format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Kimi(Family):
     Shape = ModelConfig
 
     def chat(self, shape: ModelConfig, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> ChatFormat:
-        """K2.5's, of any shape."""
+        """K2.5's format, for any shape."""
         return KimiChat(tokenizer, thinking=thinking)
 
     def policy(self, shape: ModelConfig) -> Policy:
@@ -32,13 +32,13 @@ class Kimi(Family):
         return Transformer(shape)
 
     def decoder(self, shape: ModelConfig, pages: int) -> Decoder:
-        """The native decoder where it can be built, else the reference one."""
+        """The native decoder if it can be built, else the reference one."""
         from model.kimi.decoder import make_decoder
 
         return make_decoder(shape, pages)
 
     def costs(self, shape: ModelConfig) -> Costs:
-        """Of the language model."""
+        """Costs of the language model."""
         from model.kimi.costs import costs
 
         return costs(shape)
@@ -52,13 +52,13 @@ class Kimi(Family):
         return PictureEncoder(shape.vision)
 
     def read_shape(self, folder: Path) -> ModelConfig:
-        """A run's policy, or ``deepseek_v3``, ``kimi_k2`` and ``kimi_k25`` checkpoints."""
+        """The shape of a run's policy, or of a ``deepseek_v3``, ``kimi_k2`` or ``kimi_k25`` checkpoint."""
         from model.kimi.files.hf_config import read_shape
 
         return read_shape(folder)
 
     def load(self, folder: Path) -> Policy:
-        """The same."""
+        """A policy from the same folders."""
         from model.kimi.files.checkpoint import load
 
         return load(folder)

@@ -1,7 +1,7 @@
-"""INT4 weights as compressed-tensors' ``pack-quantized`` format has them, which K2.5's routed experts are published in.
+"""INT4 weights in compressed-tensors' ``pack-quantized`` format, as in K2.5's published routed experts.
 
-Symmetric, a scale for each group of 32 neighbouring inputs. A weight is code times scale, the code 4 bits, -8 to 7.
-Shapes: O outputs, I inputs of a matrix, G = I / 32 groups.
+Symmetric, one scale per group of 32 neighbouring inputs. A weight is code times scale; codes have 4 bits, -8
+to 7. Shapes: O outputs, I inputs of a matrix, G = I / 32 groups.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True
 
 
 def quantize(weight_OI: Tensor, group_size: int = GROUP_SIZE) -> tuple[Tensor, Tensor]:
-    """(codes int8 [O, I] from -7 to 7, scales bfloat16 [O, G]): the scale is the largest of a group over 7.
+    """(codes int8 [O, I] from -7 to 7, scales bfloat16 [O, G]): a group's scale is its largest value over 7.
 
-    Scales are rounded to bfloat16 before they divide, so :func:`dequantize` of the result quantises to the same codes
-    and scales again. Whether the published weights follow this rule is not known.
+    Scales are rounded to bfloat16 before the division, so quantising the dequantised result gives the same
+    codes and scales. Whether the published weights follow this rule is unknown.
     """
     outputs, inputs = weight_OI.shape
     if inputs % group_size:
         raise ValueError(f"a matrix with {inputs} inputs has no whole groups of {group_size}: it cannot be INT4")
     groups = weight_OI.float().view(outputs, -1, group_size)
-    scale = (groups.abs().amax(-1) / 7).clamp(min=1e-5).to(torch.bfloat16)  # the floor keeps groups of zeros finite
+    scale = (groups.abs().amax(-1) / 7).clamp(min=1e-5).to(torch.bfloat16)  # the minimum keeps groups of zeros finite
     codes = (groups / scale.float()[..., None]).round().clamp(-7, 7)
     return codes.to(torch.int8).view(outputs, inputs), scale
 
@@ -43,11 +43,11 @@ def dequantize(codes_OI: Tensor, scale_OG: Tensor) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Another value in place of a weight; the gradient passes as if nothing had happened."""
+    """Another value in place of a weight; the gradient passes straight through."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, value: Tensor) -> Tensor:
-        return value.detach()  # the same memory, in a tensor that autograd may mark
+        return value.detach()  # the same memory, in a tensor for autograd
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -62,7 +62,7 @@ def _what_int4_makes_of(weight: Tensor) -> Tensor:
 
 
 def fake_quant(weight: Tensor) -> Tensor:
-    """Matrices [..., O, I] with the values that an INT4 checkpoint of them gives back, bit for bit.
+    """Matrices [..., O, I] with the values of their INT4 checkpoint, bit for bit.
 
     For quantisation-aware training: the gradient with respect to ``weight`` is that of the result.
     """
@@ -70,10 +70,10 @@ def fake_quant(weight: Tensor) -> Tensor:
 
 
 class QuantizedCopy:
-    """:func:`fake_quant` of one parameter, computed once for each of its values instead of in every forward pass.
+    """:func:`fake_quant` of a parameter, recomputed only when the parameter changes.
 
-    A change is seen by the parameter's version counter, memory and dtype. Writing through ``parameter.data`` moves none
-    of them: call :meth:`forget` then. The copy takes as much memory as the parameter.
+    Changes are detected by version counter, memory and dtype. Writes through ``parameter.data`` change none
+    of them: then call :meth:`forget`. The copy takes as much memory as the parameter.
     """
 
     def __init__(self) -> None:
@@ -81,11 +81,11 @@ class QuantizedCopy:
         self._of: tuple | None = None
 
     def forget(self) -> None:
-        """The next :meth:`of` quantises again, and until then nothing is held."""
+        """Free the copy; the next :meth:`of` quantises again."""
         self._copy = self._of = None
 
     def of(self, weight: Tensor) -> Tensor:
-        """What INT4 makes of ``weight``; the gradient passes straight through to it."""
+        """The INT4 values of ``weight``; the gradient passes straight through to it."""
         now = weight._version, weight.data_ptr(), weight.dtype, weight.shape
         if self._copy is None or self._of != now:
             self._copy, self._of = _what_int4_makes_of(weight), now
@@ -107,14 +107,14 @@ def unpack(words: Tensor) -> Tensor:
 
 
 def packed(name: str, weight_OI: Tensor) -> dict[str, Tensor]:
-    """The three tensors of a checkpoint that stand for matrix ``name``."""
+    """The three checkpoint tensors of matrix ``name``."""
     codes, scale = quantize(weight_OI)
     shape = torch.tensor(weight_OI.shape, dtype=torch.int32)
     return {name + suffix: tensor for suffix, tensor in zip(SUFFIXES, (pack(codes), scale, shape), strict=True)}
 
 
 def unpacked(name: str, words: Tensor, scale: Tensor, shape: Tensor, group_size: int) -> Tensor:
-    """The matrix in float32 that three tensors of a checkpoint stand for; ValueError where they do not fit together."""
+    """The float32 matrix of three checkpoint tensors; ValueError if they do not fit together."""
     if shape.numel() != 2 or shape.is_floating_point() or scale.dim() != 2 or words.dim() != 2:
         raise ValueError(f"{name}: _shape must hold two whole numbers, _packed and _scale must be matrices")
     outputs, inputs = size = tuple(shape.flatten().tolist())
@@ -127,7 +127,7 @@ def unpacked(name: str, words: Tensor, scale: Tensor, shape: Tensor, group_size:
 
 
 def quantization_config() -> dict[str, Any]:
-    """``quantization_config`` of a checkpoint whose routed experts, and nothing else, are packed."""
+    """``quantization_config`` of a checkpoint in which only routed experts are packed."""
     weights = {**_WEIGHTS, "group_size": GROUP_SIZE, "dynamic": False, "observer": "minmax", "actorder": None}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
     ignored = ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"]
@@ -142,7 +142,7 @@ def quantization_config() -> dict[str, Any]:
 
 
 def group_size_of(config: Any) -> int:
-    """Inputs that share a scale under this ``quantization_config``; ValueError names what cannot be read."""
+    """Inputs per scale in this ``quantization_config``; ValueError names what cannot be read."""
     if not isinstance(config, dict):
         raise ValueError(f"quantization_config={config!r:.80} must be an object")
     for key, only in (("quant_method", "compressed-tensors"), ("format", "pack-quantized")):

@@ -1,14 +1,14 @@
-"""A start with heads that copy: some look a fixed number of positions back, others find where the same stood before.
+"""Initialise heads that copy: some look a fixed number of positions back, others match earlier occurrences.
 
-Nearly everything that a small policy must learn first is copying. It takes two layers: a head that tells each position
-what stood just before it, and one that looks for a position before which the same stood as here (an induction head,
-Olsson et al. 2022). A small model spends most of its training to find them, and by chance; here it begins with them,
-and is free to change them.
+Most of what a small policy must learn first is copying, which takes two layers: a head that tells each
+position its previous token, and one that looks for a position with the same previous token (an induction
+head, Olsson et al. 2022). A small model spends most of its training on finding them, if it does; here it
+starts with them, and they are trained like all weights.
 
-The residual stream is cut in six blocks of W dimensions, beside the direction that all embeddings share. A token's code
-is its embedding's part in block 0; head h of the first layer writes the code of the token h + 1 positions back into
-block h + 1; the matching heads of the next layers write the code of what they found into block 5, where the output
-matrix reads it.
+The residual stream is divided into six blocks of W dimensions, besides the direction that all embeddings
+share. A token's code is its embedding's part in block 0. Head h of the first layer writes the code of the
+token h + 1 positions back into block h + 1; the matching heads of the next layers write the code of their
+match into block 5, where the output matrix reads it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from torch import Tensor, nn
 
 from model.kimi.attention import LatentAttention
 
-_HEADS = 4  # heads that look back, and matching heads of a layer
+_HEADS = 4  # look-back heads, and matching heads per layer
 _BLOCKS = _HEADS + 2
-_NARROWEST = 8  # dimensions of a block, below which codes of tokens are too much alike
-_LOGIT = 6.0  # of each frequency at the wanted distance: its neighbours get about 3 % of the weight each
-_MATCH = 12.0  # of a match: some hundred other positions together weigh about a tenth of it
-_LOUDNESS = 3.0  # of the codes that are carried, next to the embedding they lie on
-_PREDICTED = 8.0  # of the token that a matching head found, if all agree
-# For each matching head (positions back from here, positions back from there) whose codes must be equal, for one layer
-# after the other: what stands behind the same token, behind the same last two, one or two tokens further; and what
-# stands one or two tokens behind the same name, which says whether a list goes on, and with which number
+_NARROWEST = 8  # dimensions of a block, below which codes are too similar
+_LOGIT = 6.0  # per frequency at the wanted distance: its neighbours get about 3 % of the weight each
+_MATCH = 12.0  # per match: some hundred other positions together weigh about a tenth of it
+_LOUDNESS = 3.0  # of the carried codes, relative to the embedding
+_PREDICTED = 8.0  # of the token found by a matching head, if all agree
+# For each matching head of each layer: pairs of (positions back from here, positions back from there) whose
+# codes must be equal. The first layer matches the same token, the same last two tokens, and one or two tokens
+# further; the second what is one and two tokens behind the same name, which shows whether a list goes on and
+# with which number
 _MATCHING = (
     (((0, 1),), ((1, 2),), ((0, 1), (1, 2)), ((1, 2), (2, 3))),
     (((2, 1),), ((2, 1), (3, 2)), ((3, 2),), ((3, 2), (4, 3))),
@@ -36,19 +37,19 @@ _MATCHING = (
 
 @torch.no_grad()
 def look_back(layers: list[LatentAttention], mean_D: Tensor, spread: float) -> None:
-    """Let head h of the first of ``layers`` look h + 1 positions back, whatever token stands there.
+    """Let head h of the first of ``layers`` look h + 1 positions back, whatever token is there.
 
-    ``mean_D`` is what all embeddings share and ``spread`` what they do not: their common direction is a constant from
-    which queries and the shared rotary keys get fixed vectors, the key's unrotated, head h's turned back by h + 1
-    positions, so that their product is largest at that distance. The other layers get the constant key only: their
-    heads find out themselves which distances matter.
+    ``mean_D`` is what all embeddings share and ``spread`` what they do not. Their common direction is a
+    constant that gives fixed vectors to queries and the shared rotary keys: the key's unrotated, head h's
+    turned back by h + 1 positions, so that their product is largest at that distance. The other layers get
+    the constant key only and learn their distances.
     """
     c = layers[0].config
     rank = c.q_lora_rank
     assert rank is not None, "the constant travels in the query's latent"
     size = float(mean_D.norm())
     unit_D = mean_D / size
-    constant = size / (size**2 / len(mean_D) + spread**2) ** 0.5  # the share of a normed embedding along unit_D
+    constant = size / (size**2 / len(mean_D) + spread**2) ** 0.5  # share of a normed embedding along unit_D
     amplitude = (_LOGIT * c.qk_head_dim**0.5) ** 0.5
     key_R = torch.zeros(c.qk_rope_head_dim)
     key_R[0::2] = amplitude / constant
@@ -68,9 +69,9 @@ def look_back(layers: list[LatentAttention], mean_D: Tensor, spread: float) -> N
 
 @torch.no_grad()
 def match(layers: list[LatentAttention], embedding_VD: Tensor, output: nn.Linear, mean_D: Tensor) -> None:
-    """Let the heads of the first layer carry the codes of what they see, and those of the next layers match them.
+    """Let the first layer's heads carry codes, and those of the next layers match them.
 
-    Nothing is changed where the shape leaves no room for it.
+    Does nothing if the shape is too small.
     """
     c = layers[0].config
     assert c.q_lora_rank is not None
@@ -80,7 +81,7 @@ def match(layers: list[LatentAttention], embedding_VD: Tensor, output: nn.Linear
         return
     basis, _ = torch.linalg.qr(torch.cat((mean_D[:, None], torch.randn(len(mean_D), len(mean_D) - 1)), 1))
     blocks = [basis[:, 1 + i * width : 1 + (i + 1) * width].T for i in range(_BLOCKS)]  # each [W, D], orthonormal
-    embedding_VD -= embedding_VD @ blocks[-1].T @ blocks[-1]  # what is found stands there alone
+    embedding_VD -= embedding_VD @ blocks[-1].T @ blocks[-1]  # only matches are written there
     _carry(layers[0], blocks)
     for layer, heads in zip(layers[1:], _MATCHING, strict=False):
         _find(layer, blocks, heads)
@@ -89,7 +90,7 @@ def match(layers: list[LatentAttention], embedding_VD: Tensor, output: nn.Linear
 
 
 def _carry(layer: LatentAttention, blocks: list[Tensor]) -> None:
-    """Head h writes the code of the token that it looks at into block h + 1."""
+    """Head h writes the code of the token it attends to into block h + 1."""
     c, width = layer.config, len(blocks[0])
     latent = layer.kv_a_proj_with_mqa.weight[: c.kv_lora_rank]
     latent[:width] = blocks[0] * float(latent.std()) * len(blocks[0].T) ** 0.5
@@ -101,10 +102,10 @@ def _carry(layer: LatentAttention, blocks: list[Tensor]) -> None:
 
 
 def _find(layer: LatentAttention, blocks: list[Tensor], heads: tuple[tuple[tuple[int, int], ...], ...]) -> None:
-    """Each head looks for the positions where the codes of all its pairs are equal, and writes the code it finds."""
+    """Each head looks for positions where the codes of all its pairs are equal, and copies their code."""
     c, width = layer.config, len(blocks[0])
     assert c.q_lora_rank is not None
-    seen = torch.cat((_LOUDNESS * blocks[0], *blocks[1:-1]))  # what is carried is louder
+    seen = torch.cat((_LOUDNESS * blocks[0], *blocks[1:-1]))  # carried codes are louder
     layer.q_a_proj.weight[: len(seen)] = seen
     layer.q_a_proj.weight[len(seen) :] *= 0.1
     kept = (_BLOCKS - 2) * width

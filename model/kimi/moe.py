@@ -1,6 +1,6 @@
-"""The mixture of experts of DeepSeek-V3: sigmoid router with a correction bias, SwiGLU experts, a shared expert.
+"""DeepSeek-V3's mixture of experts: sigmoid router with correction bias, SwiGLU experts, a shared expert.
 
-Shapes: T tokens (rows and positions flattened), D hidden, E experts, K experts a token, I expert width.
+Shapes: T tokens (rows and positions flattened), D hidden, E experts, K experts per token, I expert width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Router(nn.Module):
     """noaux_tc routing: choose by sigmoid score + correction bias, weigh by the score alone.
 
-    With ``n_group`` > 1 a token first chooses ``topk_group`` groups of neighbouring experts, then experts within them.
+    With ``n_group`` > 1 a token first chooses ``topk_group`` groups of neighbours, then experts in them.
     """
 
     e_score_correction_bias: Tensor
@@ -39,10 +39,10 @@ class Router(nn.Module):
         self.register_buffer("load_E", torch.zeros(config.n_routed_experts), persistent=False)  # since last balancing
 
     def forward(self, x_TD: Tensor, routes_TK: Tensor | None = None) -> Routing:
-        """Weights [T, K] of the chosen experts, their ids int16 [T, K], and each expert's number of tokens int32 [E].
+        """Weights [T, K] of the chosen experts, their ids int16 [T, K], and tokens per expert int32 [E].
 
-        ``routes_TK`` replays recorded choices (a row of -1 = choose live); weights always come from the live scores, so
-        that the router keeps its gradient.
+        ``routes_TK`` replays recorded choices (a row of -1 = choose live); weights always come from the live
+        scores, so the router keeps its gradient.
         """
         c = self.config
         routing = ops.route(
@@ -61,7 +61,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def balance(self, rate: float) -> None:
-        """Auxiliary-loss-free balancing (DeepSeek-V3, 2.1.2): nudge the bias against the load seen since last time."""
+        """Auxiliary-loss-free balancing (DeepSeek-V3, 2.1.2): adjust the bias against the load and reset it."""
         self.e_score_correction_bias += rate * torch.sign(self.load_E.mean() - self.load_E)
         self.load_E.zero_()
 
@@ -79,16 +79,16 @@ class Experts(nn.Module):
         self.group: ExpertGroup | None = None  # ranks that share the stacks; None: all experts are here
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """(gate and up, down) as they are computed with: under ``quantize_experts`` what INT4 makes of them.
+        """(gate and up, down) as used in computation: with ``quantize_experts`` their INT4 values.
 
-        Quantised once after each change of the parameters, for all forward passes until the next, recomputed ones too.
+        Quantised once per change of the parameters, for all forward passes until the next.
         """
         if not self.quantized:
             return self.gate_up_proj, self.down_proj
         return self._copies[0].of(self.gate_up_proj), self._copies[1].of(self.down_proj)
 
     def weights_changed(self) -> None:
-        """To be called after the parameters were written through ``.data``, which autograd does not count."""
+        """Call this after the parameters were written through ``.data``, which autograd does not count."""
         for copy in self._copies:
             copy.forget()
 
@@ -100,9 +100,9 @@ class Experts(nn.Module):
         counts_E: Tensor | None = None,
         base_TD: Tensor | None = None,
     ) -> Tensor:
-        """Σ_k weight_k · expert_k(x) for the K experts of each token, [T, D], + ``base_TD``; wherever the experts are.
+        """Σ_k weight_k · expert_k(x) for the K experts of each token, [T, D], + ``base_TD``, on all ranks.
 
-        ``counts_E``: assignments of each expert, as the router counted them.
+        ``counts_E``: assignments per expert, from the router.
         """
         if self.group is not None:
             return self.group.forward(self.local, len(self.gate_up_proj), x_TD, ids_TK, weights_TK, base_TD)
@@ -116,7 +116,7 @@ class Experts(nn.Module):
         counts_E: Tensor | None = None,
         base_TD: Tensor | None = None,
     ) -> Tensor:
-        """:meth:`forward` by the experts that this rank holds, numbered from 0."""
+        """:meth:`forward` with this rank's experts, numbered from 0."""
         return ops.experts(x_TD, *self.matrices(), ids_TK, weights_TK, base_TD, counts_E)
 
 

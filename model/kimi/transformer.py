@@ -1,8 +1,8 @@
-"""The policy: a DeepSeek-V3-shaped decoder as Kimi K2.5 uses it, in the form that the learner trains.
+"""The policy: a DeepSeek-V3-shaped decoder as in Kimi K2.5, in the form for training.
 
-With a vision section in its config it also holds K2.5's tower and projector, and takes pictures and video chunks.
+With a vision section it includes K2.5's tower and projector, and takes pictures and video chunks.
 
-Shapes: B rows, T positions, D hidden, V vocabulary, L mixture-of-experts layers, K experts a token.
+Shapes: B rows, T positions, D hidden, V vocabulary, L routed layers, K experts per token.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class DecoderLayer(nn.Module):
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
 
     def forward(self, *args: Any, recompute: bool = False) -> Tensor:
-        """:meth:`inside`; ``recompute``: keep its arguments only, and compute it again for the backward pass.
+        """:meth:`inside`; ``recompute``: keep only its arguments and compute it again in the backward pass.
 
-        The second pass begins within this module, not before it: ZeRO 3 has the whole layer's weights here by then.
+        The second pass starts inside this module: there ZeRO 3 has the whole layer's weights.
         """
         return recomputed(self.inside, *args) if recompute else self.inside(*args)
 
@@ -63,8 +63,8 @@ class DecoderLayer(nn.Module):
 class Transformer(Policy):
     """Token ids in, hidden states or log-probs out (:class:`model.policy.Policy`).
 
-    Either every B is a row (padding, if any, stands on the right, where nothing looks back at it), or B is 1 and rows
-    lie end to end: then ``lengths`` says where they begin, each with position 0.
+    Either every B is a row (with padding on the right, if any), or B is 1 and T packs rows of ``lengths``,
+    each with positions from 0.
     """
 
     layer_classes = ("model.kimi.transformer.DecoderLayer",)
@@ -85,12 +85,12 @@ class Transformer(Policy):
         self.register_buffer("rope_sin", sin, persistent=False)
         self.vision: VisionModel | None = None
         self.reset_parameters()
-        if config.vision is not None:  # last, so that the language model begins as it would without
+        if config.vision is not None:  # last, so that the language model's initial weights do not depend on it
             self.vision = VisionModel(config.vision)
             self._start_projector(self.vision)
 
     def reset_parameters(self) -> None:
-        """Normal initialisation with the config's ranges; matrices that write the residual stream scaled by depth."""
+        """Normal initialisation with the config's ranges; residual outputs are scaled by depth."""
         config = self.config
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
@@ -101,7 +101,7 @@ class Transformer(Policy):
             elif name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
                 std *= (2 * config.num_hidden_layers) ** -0.5
             elif name == "lm_head.weight":
-                std = config.hidden_size**-1.0  # nearly uniform predictions at first
+                std = config.hidden_size**-1.0  # nearly uniform initial predictions
             nn.init.normal_(parameter, std=std)
         with torch.no_grad():
             mean = config.embedding_mean * torch.randn(config.hidden_size)
@@ -113,7 +113,7 @@ class Transformer(Policy):
 
     @torch.no_grad()
     def _start_projector(self, vision: VisionModel) -> None:
-        """Let rows of pictures begin about as large as embeddings, and with what all embeddings share."""
+        """Let picture rows start about as large as embeddings, with the direction that all embeddings share."""
         if not self.config.embedding_mean:
             return
         out = vision.mm_projector.out_proj
@@ -121,7 +121,7 @@ class Transformer(Policy):
         out.bias.copy_(self.embed_tokens.weight.mean(0))
 
     def embedded(self, tokens_BT: Tensor, media: MediaBatch | None = None) -> Tensor:
-        """Embeddings [B, T, D] with the rows of ``media`` in their places; ValueError where these do not fit."""
+        """Embeddings [B, T, D] with the rows of ``media`` in place; ValueError if these do not fit."""
         x = self.embed_tokens(tokens_BT)
         if media is None:
             return x
@@ -144,8 +144,8 @@ class Transformer(Policy):
     ) -> Tensor:
         """Final-norm hidden states [B, T, D]; ``routes_BTLK`` replays expert choices (-1 = live).
 
-        ``real_BT``: also collect the largest attention logits, of queries at these positions.
-        ``media``: the pictures and video chunks that the rows show, in the order of their placeholders.
+        ``real_BT``: also record the largest attention logits, of queries at these positions. ``media``: the
+        pictures and video chunks of the rows, in the order of their placeholders.
         """
         cos, sin = (self._positions(table, lengths or tokens_BT.shape[1:]) for table in (self.rope_cos, self.rope_sin))
         x = self.embedded(tokens_BT, media)
@@ -156,7 +156,7 @@ class Transformer(Policy):
         return self.norm(x)
 
     def _positions(self, table: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The rows of ``table`` for positions 0, 1, ... of each row; ValueError for a row beyond the context."""
+        """The rows of ``table`` for positions 0, 1, ... of each row; ValueError beyond the context."""
         longest, limit = max(lengths), self.config.max_position_embeddings
         if longest > limit:
             raise ValueError(f"row of {longest} tokens exceeds max_position_embeddings={limit}")
@@ -167,7 +167,7 @@ class Transformer(Policy):
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     def freeze_tower(self, frozen: bool = True) -> None:
-        """Stop or resume training the vision tower; its projector learns on. Nothing where there is none."""
+        """Stop or resume training the vision tower; the projector is always trained."""
         if self.vision is not None:
             self.vision.freeze_tower(frozen)
 
@@ -176,13 +176,13 @@ class Transformer(Policy):
         return [layer.mlp.gate for layer in self.blocks() if isinstance(layer.mlp, MixtureOfExperts)]
 
     def weights_changed(self) -> None:
-        """After parameters were written behind autograd's back, as DeepSpeed does: quantised copies are made again."""
+        """Called after parameters were written without autograd, as DeepSpeed does: drops quantised copies."""
         for module in self.modules():
             if isinstance(module, Experts):
                 module.weights_changed()
 
     def attention_layers(self) -> list[LatentAttention]:
-        """Those of all layers."""
+        """The attention of all layers."""
         return [block.self_attn for block in self.blocks()]
 
     def split_experts(self, group: dist.ProcessGroup) -> list[str]:

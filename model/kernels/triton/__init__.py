@@ -1,7 +1,7 @@
-"""The kernels on a GPU, in Triton: the functions of :mod:`model.kernels.reference` for tensors on a CUDA device.
+"""GPU kernels in Triton: the functions of :mod:`model.kernels.reference` for tensors on a CUDA device.
 
-Importing this needs the package ``triton``, which CUDA builds of torch bring along; nothing else imports it before a
-tensor on a GPU asks for it. With ``TRITON_INTERPRET=1`` set before the first import the kernels run on the CPU, slowly.
+Needs the package ``triton``, which CUDA builds of torch bring; imported only when a GPU tensor needs it. With
+``TRITON_INTERPRET=1`` set before the first import the kernels run on the CPU, slowly.
 """
 
 from model.kernels.triton.dispatch import dispatch

@@ -1,13 +1,13 @@
-"""How the router chooses on a GPU: the exact top-k of a token's scores plus bias, all within one warp.
+"""The router's choice on a GPU: the exact top-k of a token's scores plus bias, within one warp.
 
-A token's row never leaves the warp's registers: it is cut into up to four pieces that lie above each other, and the
-columns are sorted first, so that a round of selection looks at the top of each column only, and taking
-an expert lifts its column by one. Scores are compared twice. First on a grid of 2^-21, as integers that carry
-the expert in their lowest bits: a round is one integer reduction, for which Hopper has an instruction. Only where two
-of the best K + 1 meet on the grid (or lie beyond its ends) the row is done again with keys that compare as the floats
-do, and lower experts first among equals.
+A token's row stays in the warp's registers. It is cut into up to four stacked pieces whose columns are sorted
+first: a round of selection looks only at the top of each column, and taking an expert moves its column up by
+one. Scores are compared twice. First on a grid of 2^-21, as integers with the expert in their lowest bits: a
+round is one integer reduction, for which Hopper has an instruction. Only if two of the best K + 1 share a
+grid point (or lie beyond its ends) is the row chosen again with keys that compare as the floats do, lower
+experts first among equals.
 
-Shapes: T tokens, E experts, K experts a token. Semantics: :mod:`model.kernels.reference`.
+Shapes: T tokens, E experts, K experts per token. Semantics: :mod:`model.kernels.reference`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _piece(
 
 @triton.jit
 def _ordered(key_a, at_a, key_b, at_b):
-    """Both, the larger key first; equal ones stay, and the lower piece has the lower expert."""
+    """Both, larger key first; equal ones keep their order, and the first piece has the lower expert."""
     swap = key_b > key_a
     high, low = tl.where(swap, key_b, key_a), tl.where(swap, key_a, key_b)
     return high, tl.where(swap, at_b, at_a), low, tl.where(swap, at_a, at_b)
@@ -82,7 +82,7 @@ def _ordered(key_a, at_a, key_b, at_b):
 
 @triton.jit
 def _on_a_grid(x):
-    """float32 bits from 1 to below 2 that rise with ``x`` in steps of 2^-21, for x from -2 to 2; beyond: the ends."""
+    """float32 bits from 1 to below 2 that rise with ``x`` in steps of 2^-21, for x from -2 to 2, clamped."""
     if NUMPY:
         x = tl.where(x == x, tl.minimum(tl.maximum(x * 0.25 + 0.5, 0.0), 1.0), 0.0)
         return (x * 0.99999976158142 + 1.0).to(tl.int32, bitcast=True)
@@ -99,11 +99,11 @@ def _on_a_grid(x):
 
 @triton.jit
 def _packed(logits, bias, token, tokens, FIRST: tl.constexpr, E: tl.constexpr, COLUMNS: tl.constexpr):
-    """Biased scores on a grid above 511 - expert in the lowest nine bits, int32 [ROWS, COLUMNS]."""
+    """Biased scores on a grid, with 511 - expert in the lowest nine bits, int32 [ROWS, COLUMNS]."""
     expert = FIRST + tl.arange(0, COLUMNS)
     real = expert < E
     if FIRST + COLUMNS <= E:
-        real = expert >= 0  # folded away
+        real = expert >= 0  # constant-folded
     row = tl.load(
         logits + token.to(tl.int64)[:, None] * E + expert[None, :], mask=real[None, :] & (token < tokens)[:, None]
     )
@@ -124,7 +124,7 @@ def _choose_quickly(
     COLUMNS: tl.constexpr,
     PIECES: tl.constexpr,
 ):
-    """(what :func:`_choose_slowly` chooses, rows where two scores in question met on the grid: these may err)."""
+    """(the choices of :func:`_choose_slowly`, rows with a collision on the grid: these may be wrong)."""
     key0 = _packed(logits, bias, token, tokens, 0, E, COLUMNS)
     if PIECES > 1:
         key1 = _packed(logits, bias, token, tokens, COLUMNS, E, COLUMNS)
@@ -153,7 +153,7 @@ def _choose_quickly(
         if PIECES > 3:
             key3 = tl.where(taken, _LEAST, key3)
         best = tl.max(key0, axis=1)
-        met = tl.where((best ^ before) < 512, 1, met)  # both on the same point; best <= before, so it is not negative
+        met = tl.where((best ^ before) < 512, 1, met)  # both on one grid point; best <= before, so not negative
         before = best
     return ids, met
 
@@ -241,7 +241,7 @@ def choose_in_groups(
     WIDTH: tl.constexpr,
     OPEN: tl.constexpr,
 ):
-    """As :func:`choose`, among the experts of each token's best groups, or of more than four pieces."""
+    """Like :func:`choose`, among the experts of each token's best groups, or of more than four pieces."""
     COLUMNS: tl.constexpr = GROUPS_PAD * WIDTH
     column = tl.arange(0, COLUMNS)  # groups are padded one by one, so columns rise with the experts they stand for
     expert = column // WIDTH * (E // GROUPS) + column % WIDTH

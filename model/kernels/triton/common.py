@@ -1,4 +1,4 @@
-"""What the Triton kernels share: rounding, products, and the order in which persistent programs take their tiles."""
+"""Shared by the Triton kernels: rounding, products, and the order of tiles in persistent programs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)  # decided when triton is imported, as its own decorators do
+INTERPRETED = bool(triton.knobs.runtime.interpret)  # decided when triton is imported, as in its decorators
 NUMPY = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
 def narrow(x, DTYPE: tl.constexpr):
-    """``x`` float32 rounded to ``DTYPE``, ties to even. The interpreter cuts bfloat16 off instead of rounding it."""
+    """``x`` float32 rounded to ``DTYPE``, ties to even. (The interpreter truncates bfloat16 instead.)"""
     if NUMPY and tl.bfloat16 == DTYPE:
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
@@ -23,7 +23,7 @@ def narrow(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def product(a, b, acc):
-    """acc + a b in float32. The interpreter's bfloat16 product is wrong (it multiplies bit patterns), so it widens."""
+    """acc + a b in float32; widens in the interpreter, whose bfloat16 product multiplies bit patterns."""
     if NUMPY:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
@@ -31,7 +31,7 @@ def product(a, b, acc):
 
 @triton.jit
 def quick_sigmoid(x):
-    """sigmoid(x) within 3e-7 of it, in four instructions instead of fourteen."""
+    """sigmoid(x) within 3e-7, in four instructions instead of fourteen."""
     if NUMPY:
         return tl.sigmoid(x)
     return tl.inline_asm_elementwise(
@@ -47,7 +47,7 @@ def quick_sigmoid(x):
 
 @triton.jit
 def place(tile, row_tiles, column_tiles, BAND: tl.constexpr):
-    """(row tile, column tile) of a linear tile: bands of ``BAND`` row tiles, columns outside, so that L2 is reused."""
+    """(row tile, column tile) of a linear tile: bands of ``BAND`` row tiles, columns outside, to reuse L2."""
     band = tile // (BAND * column_tiles)
     first = band * BAND
     size = tl.minimum(row_tiles - first, BAND)
@@ -56,7 +56,7 @@ def place(tile, row_tiles, column_tiles, BAND: tl.constexpr):
 
 
 def power_of_two(number: int) -> int:
-    """The smallest power of two that is not below ``number``: tiles have no other sides."""
+    """The smallest power of two that is at least ``number``, as tile sides must be."""
     return 1 << max(number - 1, 0).bit_length()
 
 

@@ -1,9 +1,9 @@
-"""Assignments sorted by expert on a GPU: a stable counting sort in three kernels, without waiting for the device.
+"""Assignments sorted by expert on a GPU: a stable counting sort in three kernels, asynchronous.
 
-Each block of assignments is counted; a scan over the blocks gives every (block, expert) its first place; each block
-then sorts its assignments by (expert, position), whose rank within the expert is the distance from that place.
+Each block of assignments is counted; a scan over the blocks gives every (block, expert) its first place; each
+block then sorts its assignments by (expert, position).
 
-Shapes: T tokens, K experts a token, S = T · K assignments, E experts. Semantics: :mod:`model.kernels.reference`.
+Shapes: T tokens, K experts per token, S = T · K, E experts. Semantics: :mod:`model.kernels.reference`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from model.kernels.triton.common import INTERPRETED, power_of_two
 
-BLOCK = 32 if INTERPRETED else 1024  # assignments that are sorted together
+BLOCK = 32 if INTERPRETED else 1024  # assignments sorted together
 SCANNED = 4 if INTERPRETED else 128  # blocks, and
 EXPERTS = 8  # experts that one program scans at a time
 
 
 @triton.jit(do_not_specialize=["assignments"])
 def _count(ids, counted, starts, assignments, E: tl.constexpr, E_PAD: tl.constexpr, BLOCK: tl.constexpr):
-    """Of each block: the number of each expert's assignments, and how many have a lower expert."""
+    """Per block: the number of each expert's assignments, and how many have a lower expert."""
     block = tl.program_id(0)
     at = block * BLOCK + tl.arange(0, BLOCK)
     real = at < assignments
@@ -44,7 +44,7 @@ def _scan(
     EXPERTS: tl.constexpr,
     SCANNED: tl.constexpr,
 ):
-    """``starts`` becomes what added to a rank in the sorted block is the place in the whole order."""
+    """Turn ``starts`` into the offset from a rank in the sorted block to the place in the whole order."""
     expert = tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS)
     other = tl.arange(0, E_PAD)
     loads = tl.load(counts + other, mask=other < E, other=0)
@@ -65,7 +65,7 @@ def _scatter(ids, starts, order, inverse, assignments, E: tl.constexpr, BLOCK: t
     block = tl.program_id(0)
     rank = tl.arange(0, BLOCK)
     at = block * BLOCK + rank
-    expert = tl.load(ids + at, mask=at < assignments, other=32767).to(tl.int32)  # the rest of the last block: last
+    expert = tl.load(ids + at, mask=at < assignments, other=32767).to(tl.int32)  # padding of the last block sorts last
     keys = tl.sort(expert * BLOCK + rank)
     assignment = block * BLOCK + keys % BLOCK
     real = assignment < assignments

@@ -1,12 +1,12 @@
-"""The experts on a GPU, backward: kernels that recompute the activation from hidden and keep nothing else.
+"""The experts on a GPU, backward: kernels that recompute the activation from hidden and save nothing else.
 
-``dact``: dA = dout W2, and in its epilogue the activation's gradient, weight · activation for dW2, and <dA, A>, the
-weights' gradient, as one partial sum a column tile. ``dw`` twice: dW2 and dW13, contracted over each expert's rows.
-``dx`` (grouped.py) and ``combine`` (expert_mlp.py): the rows' gradients, summed over a token's experts in the order of
-the slots. No atomics, so every run gives the same bits. Where the copy engine can be had, rows of dout and x are first
-copied to their experts' places (``spread``): it cannot gather, and the products gain more than the copies cost.
+``dact``: dA = dout W2, and in its epilogue the activation's gradient, weight · activation for dW2, and <dA,
+A>, the weights' gradient, as one partial sum per column tile. ``dw`` twice: dW2 and dW13, contracted over
+each expert's rows. ``dx`` (grouped.py) and ``combine`` (expert_mlp.py): the rows' gradients, summed over a
+token's experts in slot order. No atomics, so every run gives the same bits. If the copy engine is available,
+rows of dout and x are first copied to their experts' places (``spread``), since it cannot gather.
 
-Shapes: T tokens, D hidden, E experts, K experts a token, I expert width, S = T · K. Semantics and sources:
+Shapes: T tokens, D hidden, E experts, K experts per token, I expert width, S = T · K. Semantics and sources:
 :mod:`model.kernels.reference`.
 """
 
@@ -32,14 +32,14 @@ def halves(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _dact_tile(da, row, inside, column, weight, hidden, dhidden, weighted, WIDTH: tl.constexpr):
-    """From a tile of dA: its part of <dA, A>; stored are dhidden and weight · activation."""
+    """From a tile of dA: its part of <dA, A>; stores dhidden and weight · activation."""
     real = inside[:, None] & (column < WIDTH)[None, :]
     at = row.to(tl.int64)[:, None] * (2 * WIDTH) + column[None, :]
     gate = tl.load(hidden + at, mask=real, other=0.0).to(tl.float32)
     up = tl.load(hidden + at + WIDTH, mask=real, other=0.0).to(tl.float32)
     sigmoid = quick_sigmoid(gate)
     silu = gate * sigmoid
-    active = silu * up  # zero outside: hidden was read as zero there
+    active = silu * up  # zero outside, as hidden was read
     into = weighted + row.to(tl.int64)[:, None] * WIDTH + column[None, :]
     tl.store(into, narrow(active * weight[:, None], weighted.dtype.element_ty), mask=real)
     total = tl.sum(da * active, axis=1)
@@ -94,7 +94,7 @@ def _dact(
             da = product(rows, matrix, da)
         weight = tl.load(weights + assignment)
         inside, first_column = row < end, n * BN
-        low, high = halves(da, BM, BN)  # in parts: else registers spill
+        low, high = halves(da, BM, BN)  # in halves: otherwise registers spill
         if BN > 128:
             quarter = first_column + tl.arange(0, BN // 4)
             one, two = halves(low, BM, BN // 2)
@@ -141,7 +141,7 @@ def _dw(
         begin, end = tl.load(offsets + expert), tl.load(offsets + expert + 1)
         row, column = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN)
         acc = tl.zeros([BM, BN], tl.float32)
-        if DESCRIPTORS:  # whole blocks of rows come through the copy engine, the rest after them
+        if DESCRIPTORS:  # whole blocks of rows through the copy engine, then the rest
             whole = begin + (end - begin) // BK * BK
             for start in range(begin, whole, BK):
                 acc = product(left_tiles.load([start, m * BM]).T, right_tiles.load([start, n * BN]), acc)
@@ -164,7 +164,7 @@ def _dw(
 def _weight_grad(
     left: Tensor, right: Tensor, order_S: Tensor, offsets: Tensor, out: Tensor, top_k: int, gathered: str | None
 ) -> Tensor:
-    """``out`` [E, M, N] filled with leftᵀ right over each expert's rows; ``gathered``: the side with a row a token."""
+    """Fill ``out`` [E, M, N] with leftᵀ right over each expert's rows; ``gathered``: the side by token."""
     experts, rows, columns = out.shape
     tiles = tiles_for("dw", left, 0)
     descriptors = gathered is None
@@ -208,7 +208,7 @@ def _activation_grad(
     """(dhidden [S, 2 I], weight · activation [S, I], partial sums [column tiles, S] of the weights' gradient)."""
     rows, (experts, hidden_size, width) = len(order), w2.shape
     tiles = tiles_for("dact", dout, rows / experts)
-    descriptors = descriptors and hidden_size % tiles.depth == 0  # else a tile would reach into the next expert
+    descriptors = descriptors and hidden_size % tiles.depth == 0  # otherwise a tile would reach into the next expert
     dhidden, weighted = torch.empty_like(hidden), hidden.new_empty(rows, width)
     partial = torch.empty(triton.cdiv(width, tiles.columns), rows, device=dout.device)
     _dact[(programs(hidden),)](

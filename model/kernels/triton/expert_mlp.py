@@ -1,11 +1,11 @@
-"""The experts on a GPU, forward: rows gathered as they are loaded, SwiGLU in the product's epilogue, one sum a token.
+"""The experts on a GPU, forward: gathering loads, SwiGLU in the product's epilogue, one sum per token.
 
-Three kernels: ``up`` (x W13ᵀ, hidden and activation out), ``down`` (W2, grouped.py), ``combine`` (Σ_k weight · y + base
-in the order of the slots). Only x and hidden outlive the forward pass.
+Three kernels: ``up`` (x W13ᵀ, hidden and activation out), ``down`` (W2, grouped.py), ``combine`` (Σ_k weight
+· y + base in slot order). Only x and hidden outlive the forward pass.
 
-Shapes: T tokens, D hidden, E experts, K experts a token, I expert width, S = T · K. Semantics:
-:mod:`model.kernels.reference`; what differs: the activation is rounded to x's dtype before the second product, as
-matrix units take it.
+Shapes: T tokens, D hidden, E experts, K experts per token, I expert width, S = T · K. Semantics:
+:mod:`model.kernels.reference`, except that the activation is rounded to x's dtype before the second product,
+as matrix units require.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _combine(
     if BASED:
         acc += tl.load(base + at, mask=real, other=0.0).to(tl.float32)
     tl.store(out + at, narrow(acc, out.dtype.element_ty), mask=real)
-    if PARTIALS > 0 and tl.program_id(1) == 0:  # the weights' gradient: one partial sum a column tile
+    if PARTIALS > 0 and tl.program_id(1) == 0:  # the weights' gradient: one partial sum per column tile
         slot = tl.arange(0, K_PAD)
         rows = tl.load(inverse + token * K + slot, mask=slot < K, other=0).to(tl.int64)
         total = tl.zeros([K_PAD], tl.float32)
@@ -139,12 +139,12 @@ def combine(
     partial: Tensor | None = None,
     dweights_TK: Tensor | None = None,
 ) -> Tensor:
-    """``out_TD`` filled with each token's weighted sum over its rows, in the order of the slots, plus ``base_TD``.
+    """Fill ``out_TD`` with each token's weighted sum over its rows, in slot order, plus ``base_TD``.
 
-    ``partial`` float32 [parts, S] given, ``dweights_TK`` is filled with its sums in rising order.
+    With ``partial`` float32 [parts, S], ``dweights_TK`` is filled with its sums in rising order.
     """
     (tokens, hidden), top_k = out_TD.shape, inverse_TK.shape[1]
-    columns = min(512, power_of_two(hidden))  # wider ones in float32 reach 60 % of this speed
+    columns = min(512, power_of_two(hidden))  # wider float32 loads reach 60 % of this speed
     _combine[(tokens, triton.cdiv(hidden, columns))](
         rows_SD,
         inverse_TK,

@@ -1,6 +1,6 @@
-"""INT4 fake quantisation in groups of 32 on a GPU: one pass reads the weights and writes what INT4 makes of them.
+"""INT4 fake quantisation in groups of 32 on a GPU, in one pass over the weights.
 
-The same operations in the same order as :func:`model.kimi.int4.quantize`, so codes and scales are equal to the bit.
+The same operations in the same order as :func:`model.kimi.int4.quantize`, so codes and scales are bit-equal.
 Shapes: O rows, I inputs, G = I / 32 groups.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from model.kernels.triton.common import INTERPRETED, narrow
 
 _SIZE = tl.constexpr(32)
-_GROUPS = 64 if INTERPRETED else 128  # groups of a program
-_MAGIC = tl.constexpr(12582912.0)  # 1.5 · 2^23: adding it leaves float32 no place for fractions, ties go to even
+_GROUPS = 64 if INTERPRETED else 128  # groups per program
+_MAGIC = tl.constexpr(12582912.0)  # 1.5 · 2^23: adding it rounds a float32 to an integer, ties to even
 
 
 @triton.jit
@@ -41,9 +41,9 @@ def _quantise(weight, out, words, scales, groups, PACK: tl.constexpr, GROUPS: tl
 def fake_quant_int4_g32(
     weight: Tensor, out: Tensor | None = None, *, pack: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(what INT4 makes of ``weight`` [..., I], packed int32 [..., I / 8] or None, scales bfloat16 [..., G] or None).
+    """(INT4 values of ``weight`` [..., I], packed int32 [..., I / 8] or None, scales [..., G] or None).
 
-    ``out`` receives the first. Bit for bit :func:`model.kimi.int4.fake_quant` and
+    ``out`` receives the first. Bit-equal with :func:`model.kimi.int4.fake_quant`,
     :func:`model.kimi.int4.packed`. ValueError for rows without whole groups.
     """
     if weight.shape[-1] % 32:

@@ -1,8 +1,8 @@
-"""Grouped products on a GPU: rows sorted by expert times their expert's matrix, tiles taken by persistent programs.
+"""Grouped products on a GPU: rows sorted by expert times their expert's matrix, by persistent programs.
 
-A table of row tiles, made on the device, lists (expert, first row) of every tile of rows that one expert shares; its
-length is read on the device too, so nothing waits. Tiles of an expert's last rows are partly empty: their rows are read
-from the last real row instead and never stored.
+A table of row tiles, built on the device, lists (expert, first row) of every tile of one expert's rows; its
+length is read on the device too, so nothing synchronises. Tiles of an expert's last rows are partly empty:
+these rows repeat the last real row and are never stored.
 
 Shapes: S sorted rows, E experts, N columns of the result, C the contraction.
 """
@@ -20,7 +20,7 @@ from model.kernels.triton.settings import Tiles, row_tiles
 
 @triton.jit
 def _list_tiles(offsets, table, E: tl.constexpr, E_PAD: tl.constexpr, BM: tl.constexpr, CHUNK: tl.constexpr):
-    """Program e lists its expert's tiles from table[1 + 2 i] on; the last one writes their number to table[0]."""
+    """Program e lists its expert's tiles from table[1 + 2 i] on; the last one writes their number."""
     mine = tl.program_id(0)
     expert = tl.arange(0, E_PAD)
     loads = tl.load(offsets + expert + 1, mask=expert < E, other=0) - tl.load(
@@ -124,10 +124,10 @@ def rows_times(
     descriptors: bool,
     table: Tensor | None = None,
 ) -> Tensor:
-    """``out_SN`` filled with each sorted row times its expert's matrix, [E, N, C] if ``transposed``, else [E, C, N].
+    """Fill ``out_SN`` with each row times its expert's matrix, [E, N, C] if ``transposed``, else [E, C, N].
 
-    With descriptors a tile of a [C, N] matrix may reach into the next expert's rows: C must be a multiple of the tile's
-    depth there, else pointers are used. ``table``: of tiles with as many rows, if there is one.
+    With descriptors a tile of a [C, N] matrix may reach into the next expert's rows: then C must be a
+    multiple of the tile's depth, or pointers are used. ``table``: an existing one for such tiles.
     """
     contraction, columns = rows_SC.shape[1], out_SN.shape[1]
     descriptors = descriptors and (transposed or contraction % tiles.depth == 0)
@@ -150,7 +150,7 @@ def rows_times(
         C=contraction,
         TRANSPOSED=transposed,
         DESCRIPTORS=descriptors,
-        FLATTEN=descriptors and tiles.flatten and out_SN.element_size() == 2,  # no shared memory is left beside float32
+        FLATTEN=descriptors and tiles.flatten and out_SN.element_size() == 2,  # float32 leaves no shared memory for it
         BAND=tiles.band,
         **tiles.constants(),
     )

@@ -1,6 +1,6 @@
-"""Log-probs of given tokens and entropies on a GPU, straight from the head's logits: one pass over them each way.
+"""Log-probs of given tokens and entropies on a GPU, in one pass over the head's logits each way.
 
-Nothing of their size is kept beside them: the gradient is computed again from the logits and each row's logsumexp.
+Nothing else of that size is kept: the gradient is recomputed from the logits and each row's logsumexp.
 Shapes: M rows, V vocabulary.
 """
 
@@ -26,7 +26,7 @@ def _forward(logits, targets, logprobs, entropies, sums, heat, V: tl.constexpr, 
     for start in range(0, V, BLOCK):
         column = start + tl.arange(0, BLOCK)
         x = tl.load(base + column, mask=column < V, other=float("-inf")).to(tl.float32) / heat
-        higher = tl.maximum(tl.maximum(top, x), -3.0e38)  # a column of -inf alone must not give NaN
+        higher = tl.maximum(tl.maximum(top, x), -3.0e38)  # a column of only -inf must not give NaN
         shrink, grow = tl.exp(top - higher), tl.exp(x - higher)
         total = total * shrink + grow
         mean = mean * shrink + tl.where(grow > 0, grow * x, 0.0)

@@ -1,10 +1,10 @@
 """The router on a GPU: sigmoid, exact top-k, weights and histogram in one pass, and its gradient.
 
-A program is one warp; choose.py says how it chooses. The counts are sums of integers, so their order is nothing; many
-copies of them are added to, which a second kernel adds up. Where all tokens of a program replay, the logits are read at
-the replayed experts only.
+A program is one warp (choose.py has the selection). Counts are integers, so their order does not matter:
+programs add to many copies, which a second kernel sums. If all tokens of a program replay, the logits are
+read only at the replayed experts.
 
-Shapes: T tokens, E experts, K experts a token. Semantics: :mod:`model.kernels.reference`.
+Shapes: T tokens, E experts, K experts per token. Semantics: :mod:`model.kernels.reference`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from model.kernels.triton.choose import choose, choose_in_groups
 from model.kernels.triton.common import power_of_two, programs
 
 _TINY = tl.constexpr(1e-20)
-ROWS = 4  # tokens of a program, which is a warp, at a time; half as many where rows are long, for registers' sake
-PER_PROCESSOR = 64  # programs: the tokens of a warp wait for each other
-MANY, COUNTS = 1024, 16384  # from MANY tokens on, copies of the counts, COUNTS in all: else all programs wait for one
+ROWS = 4  # tokens of a program (one warp) at a time; half as many for long rows, to save registers
+PER_PROCESSOR = 64  # programs per processor: the tokens of a warp wait for each other
+MANY, COUNTS = 1024, 16384  # from MANY tokens on, COUNTS counters in all, so that programs do not wait for one
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -64,7 +64,7 @@ def _forward(
                         logits, bias, token, tokens, ROWS, E, K, K_PAD, GROUPS, GROUPS_PAD, WIDTH, OPEN
                     )  # fmt: skip
                 ids = tl.where(live[:, None], chosen, ids)
-            ids = tl.minimum(tl.maximum(ids, 0), E - 1)  # what does not exist must not be read
+            ids = tl.minimum(tl.maximum(ids, 0), E - 1)  # ids out of range must not be read
         elif PIECES > 0:
             ids = choose(logits, bias, token, tokens, ROWS, E, K, K_PAD, COLUMNS, PIECES)
         else:
@@ -77,7 +77,7 @@ def _forward(
         tl.store(ids_out + at, ids.to(tl.int16), mask=real)
         tl.store(scores_out + at, score, mask=real)
         tl.store(weights_out + at, weight * scale, mask=real)
-        own = counts + (tl.program_id(0) % COPIES) * E  # integers: the order of their sums is nothing
+        own = counts + (tl.program_id(0) % COPIES) * E  # integer sums: the order does not matter
         tl.atomic_add(own + ids, 1, mask=real, sem="relaxed")
 
 
@@ -105,7 +105,7 @@ def _backward(
     K_PAD: tl.constexpr,
     NORM: tl.constexpr,
 ):
-    """Zeros in the whole row, then the slots: an expert that is named twice gets the same sum from both."""
+    """Zeros in the whole row, then the slots: an expert named twice gets the same sum from both."""
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     expert, slot = tl.arange(0, E_PAD)[None, :], tl.arange(0, K_PAD)[None, :]
     row = dlogits + token.to(tl.int64)[:, None] * E
@@ -123,7 +123,7 @@ def _backward(
     others = tl.load(ids + other, mask=((token < tokens)[:, None] & (slot < K))[:, None, :], other=-1).to(tl.int32)
     grads = tl.trans(grad[:, :, None] + tl.zeros([ROWS, K_PAD, K_PAD], tl.float32), 0, 2, 1)
     summed = tl.sum(tl.where(chosen[:, :, None] == others, grads, 0.0), axis=2)
-    tl.debug_barrier()  # the zeros are there
+    tl.debug_barrier()  # after the zeros
     tl.store(row + chosen, summed, mask=real)
 
 
@@ -139,7 +139,7 @@ def route_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(ids int16 [T, K], weights [T, K], scores [T, K], counts int32 [E]), see the reference's ``route_fwd``.
 
-    Forced ids beyond the last expert become the last one: to refuse them would wait for the device.
+    Forced ids beyond the last expert are clamped: refusing them would synchronise with the device.
     """
     tokens, experts = logits_TE.shape
     ids = torch.empty(tokens, top_k, dtype=torch.int16, device=logits_TE.device)

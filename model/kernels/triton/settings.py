@@ -1,7 +1,7 @@
-"""Tile sizes of the expert kernels, and the two settings that choose between exactness and speed.
+"""Tile sizes of the expert kernels, and the two settings that trade exactness for speed.
 
-The default is batch-invariant and deterministic: tiles depend on dtype and device only, never on the number of tokens,
-so each row's sum runs in the same order alone and among thousands. ``fast`` gives that up, see :class:`Settings`.
+By default tiles depend on dtype and device only, never on the number of tokens, so a row's sum has the same
+order alone and among thousands. ``fast`` gives that up, see :class:`Settings`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from model.kernels.triton.common import INTERPRETED
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``exact_sums``: each assignment's output waits in float32 for the sum over a token's experts, not in x's dtype.
+    """``exact_sums``: sum a token's expert outputs in float32, not in x's dtype.
 
-    ``fast``: small row tiles where experts have few rows. ``spread``: the backward pass copies rows to their experts'
-    places, so that the copy engine can fetch them. ``descriptors``: weights and sorted rows through Hopper's copy
-    engine; None decides by device and alignment. ``tiles`` replaces the tile sizes of a kernel by name, for tuning.
+    ``fast``: small row tiles for experts with few rows. ``spread``: the backward pass copies rows for the
+    copy engine. ``descriptors``: load weights and sorted rows by Hopper's copy engine; None decides by device
+    and alignment. ``tiles`` replaces a kernel's tile sizes by name, for tuning.
     """
 
     exact_sums: bool = False
@@ -58,8 +58,8 @@ class Tiles:
         }
 
 
-# Registers bound them: 128 x 256 float32 sums are half of what 256 threads have. ``up`` has two sums of half the width.
-# Chosen among 35 by time on an H200 (docs/notes/gpu.md).
+# Bounded by registers: 128 x 256 float32 sums are half of what 256 threads have. ``up`` has two sums of half
+# the width. Chosen among 35 by time on an H200 (docs/notes/gpu.md).
 _SIXTEEN = {
     "up": Tiles(128, 128, 64),
     "down": Tiles(128, 256, 64, stages=3, flatten=True),
@@ -69,20 +69,20 @@ _SIXTEEN = {
 }
 _THIRTY_TWO = dict.fromkeys(_SIXTEEN, Tiles(64, 64, 32, warps=4, stages=3))  # no matrix unit multiplies these exactly
 _THIRTY_TWO |= {"up": Tiles(64, 32, 32, warps=4, stages=3)}
-_INTERPRETED = dict.fromkeys(_SIXTEEN, Tiles(16, 32, 32, flatten=True))  # several tiles even for a test's small shapes
-_FAST_ROWS = ((16, 16), (48, 32), (96, 64))  # up to so many rows an expert, tiles of so many rows
+_INTERPRETED = dict.fromkeys(_SIXTEEN, Tiles(16, 32, 32, flatten=True))  # several tiles even for small test shapes
+_FAST_ROWS = ((16, 16), (48, 32), (96, 64))  # up to so many rows per expert, tiles of so many rows
 
 _current = Settings()
 
 
 def current() -> Settings:
-    """The settings in force."""
+    """The current settings."""
     return _current
 
 
 @contextmanager
 def using(**changes: object) -> Iterator[Settings]:
-    """Other settings inside; a backward pass must see those of its forward pass."""
+    """Change settings inside the block; a backward pass must see those of its forward pass."""
     global _current
     before, _current = _current, replace(_current, **changes)
     try:
@@ -110,7 +110,7 @@ def _shared_bytes(x: Tensor) -> int:
 
 
 def descriptors_for(*tensors: Tensor) -> bool:
-    """Whether matrices and sorted rows come through tensor descriptors: Hopper or newer, 16 bits, aligned rows."""
+    """Whether matrices and sorted rows use tensor descriptors: Hopper or newer, 16 bits, aligned rows."""
     if _current.descriptors is not None:
         return _current.descriptors
     x = tensors[0]
@@ -120,15 +120,15 @@ def descriptors_for(*tensors: Tensor) -> bool:
 
 
 def spread_for(descriptors: bool, x: Tensor) -> bool:
-    """Whether the backward pass copies rows to their experts' places first, so that the copy engine can fetch them."""
+    """Whether the backward pass first copies rows to their experts' places for the copy engine."""
     return descriptors and _current.spread and x.shape[1] % tiles_for("dact", x, 0).depth == 0
 
 
 def staging(x: Tensor) -> torch.dtype:
-    """The dtype in which each assignment's output waits for the sum over a token's experts."""
+    """The dtype of each assignment's output before the sum over a token's experts."""
     return torch.float32 if _current.exact_sums else x.dtype
 
 
 def row_tiles(assignments: int, experts: int, rows: int) -> int:
-    """Row tiles at most: each expert's last one may be partly empty."""
+    """Upper bound on row tiles: each expert's last one may be partly empty."""
     return assignments // rows + min(experts, assignments)

@@ -1,9 +1,9 @@
-"""Policies on disk, in Hugging Face's layouts and in a run's own.
+"""Policies on disk, in Hugging Face's layouts and in that of a run.
 
-``deepseek_v3`` and ``kimi_k25`` are ``config.json`` and safetensors, one file or shards with an index. They are read
-and written one shard at a time: beside the model itself, memory holds one tensor when reading and one shard when
-writing. A ``kimi_k25`` checkpoint whose ``config.json`` has a vision section brings tower and projector with it. A
-run's own layout is that of :mod:`model.policy_files`, read here as well.
+``deepseek_v3`` and ``kimi_k25`` are ``config.json`` and safetensors, one file or shards with an index. They
+are read and written one shard at a time: besides the model, memory holds one tensor when reading and one
+shard when writing. A ``kimi_k25`` checkpoint with a vision section includes tower and projector. A run's
+layout (:mod:`model.policy_files`) is read here as well.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from model.kimi.transformer import Transformer
 from model.policy_files import INDEX, SINGLE, pickled
 
 MODEL_TYPES = {"hf": "deepseek_v3", "kimi_k25": "kimi_k25"}
-_INDEX_BYTES = 256 * 2**20  # K2.5's, of 200,000 tensors, has 20 MiB
+_INDEX_BYTES = 256 * 2**20  # K2.5's, with 200,000 tensors, has 20 MiB
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_BIAS = "e_score_correction_bias"  # kept in float32: balancing moves it by less than bfloat16 can tell
+_BIAS = "e_score_correction_bias"  # kept in float32: its updates are too small for bfloat16
 
 
 class _Described(NamedTuple):
@@ -39,16 +39,15 @@ class _Described(NamedTuple):
 
     config: ModelConfig
     slots: dict[str, Slot]
-    skipped: tuple[str, ...] = ()  # prefixes of tensors that are known and not ours
-    group_size: int | None = None  # inputs that share a scale where matrices are INT4
+    skipped: tuple[str, ...] = ()  # prefixes of known tensors that are skipped
+    group_size: int | None = None  # inputs that share a scale in INT4 matrices
 
 
 def load(path: str | Path, dtype: torch.dtype = torch.float32, *, vision: bool = True) -> Transformer:
     """The policy in folder ``path``, Hugging Face's or a run's, its matrices in ``dtype``.
 
-    Without ``vision`` its language model alone.
-
-    FileNotFoundError and ValueError name the file and the tensor that are missing, unknown, misshapen or cut off.
+    ``vision=False`` loads the language model alone. FileNotFoundError and ValueError name the file and the
+    tensor that is missing, unknown, misshapen or truncated.
     """
     path = Path(path)
     config, slots, skipped, group_size = _described(path, vision)
@@ -99,9 +98,9 @@ def _described(path: Path, vision: bool) -> _Described:
 
 
 def _check_count(path: Path, config: ModelConfig, *, one_by_one: bool) -> None:
-    """ValueError where ``config.json`` asks for more tensors than the files hold, before anything is made for them.
+    """ValueError if ``config.json`` asks for more tensors than the files hold, before anything is allocated.
 
-    ``one_by_one``: each expert has tensors of its own.
+    ``one_by_one``: each expert has its own tensors.
     """
     places = _places(path)
     held = len(places)
@@ -117,18 +116,18 @@ def _check_count(path: Path, config: ModelConfig, *, one_by_one: bool) -> None:
 
 
 def _assembled(config: ModelConfig, ours: dict[str, Tensor]) -> Transformer:
-    """A model that holds the tensors of ``ours`` themselves: nothing is initialised or copied."""
+    """A model that holds the tensors of ``ours`` themselves, without initialisation or copies."""
     with torch.device("meta"):
         model = Transformer(config)
     model.load_state_dict(ours, assign=True)
-    model.rope_cos, model.rope_sin = rope_tables(config)  # what no checkpoint holds
+    model.rope_cos, model.rope_sin = rope_tables(config)  # not in any checkpoint
     for router in model.routers():
         router.load_E = torch.zeros(config.n_routed_experts)
     return model
 
 
 def _skipped(config: ModelConfig, text: dict[str, Any], kimi: bool) -> tuple[str, ...]:
-    """Prefixes of tensors that are known and not ours: unwanted vision, layers that predict further tokens."""
+    """Prefixes of known tensors that are skipped: unwanted vision, multi-token prediction layers."""
     first, prefix = config.num_hidden_layers, PREFIXES["kimi_k25" if kimi else "hf"]
     unwanted = VISION if kimi and config.vision is None else ()
     more = text.get("num_nextn_predict_layers") or 0
@@ -141,7 +140,7 @@ def _skipped(config: ModelConfig, text: dict[str, Any], kimi: bool) -> tuple[str
 def _tensors(
     path: Path, slots: dict[str, Slot], skipped: tuple[str, ...], group_size: int | None
 ) -> Iterator[tuple[Path, str, Tensor]]:
-    """(file, name, tensor) of everything in the checkpoint that is ours, INT4 matrices unpacked."""
+    """(file, name, tensor) of every tensor of ours in the checkpoint, INT4 matrices unpacked."""
     places = _places(path)
     for file in sorted(set(places.values())) or [path / SINGLE]:
         with _opened(file) as reader:
@@ -167,7 +166,7 @@ def _tensors(
 
 
 def _unpacked(reader: Any, file: Path, weight: str, places: dict[str, Path], group_size: int) -> Tensor:
-    """Matrix ``weight`` from its three tensors, of which the scale and the shape may lie in other shards."""
+    """Matrix ``weight`` from its three tensors; scale and shape may be in other shards."""
 
     def companion(name: str) -> Tensor:
         with _opened(places.get(name, file)) as other:
@@ -183,7 +182,7 @@ def _unpacked(reader: Any, file: Path, weight: str, places: dict[str, Path], gro
 
 
 def _places(path: Path) -> dict[str, Path]:
-    """Name -> file as the index has it; empty where there is no index."""
+    """Name -> file from the index; empty without one."""
     if not (path / INDEX).exists():
         return {}
     places = read_json(path / INDEX, _INDEX_BYTES).get("weight_map")
@@ -200,14 +199,14 @@ def _opened(file: Path) -> Any:
         raise FileNotFoundError(f"{file} is not there: the checkpoint is incomplete{pickled(file.parent)}")
     try:
         return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:  # also a file that was cut off: its header says how long it is
+    except (SafetensorError, OSError) as error:  # includes a truncated file: its header states the length
         raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def _tensor(reader: Any, file: Path, name: str) -> Tensor:
     try:
         return reader.get_tensor(name)
-    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:  # a kind that torch has not
+    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:  # a dtype that torch does not have
         raise ValueError(f"{file}: {name} cannot be read: {error}") from error
 
 
@@ -225,10 +224,10 @@ def save(
     int4_experts: bool = False,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Write ``model`` to folder ``path`` as ``hf`` (deepseek_v3, which has no place for a vision side) or ``kimi_k25``.
+    """Write ``model`` to folder ``path`` as ``hf`` (deepseek_v3, without vision) or ``kimi_k25``.
 
-    ``dtype``: of the matrices, None as they are. ``int4_experts``: routed experts packed as K2.5's are.
-    ``config.json`` comes last. A folder that holds weights is refused.
+    ``dtype``: of the matrices, None: unchanged. ``int4_experts``: pack routed experts as K2.5 does.
+    ``config.json`` is written last. A folder with weights is refused.
     """
     if format not in PREFIXES:
         raise ValueError(f"format={format!r} is not one of {', '.join(PREFIXES)}")
@@ -250,7 +249,7 @@ def save(
             parts = {part.removeprefix(OURS): state[part].detach().cpu() for part in slot.parts}
             tensor = to_published(parts, model.config.vision)[name]
             return {name: tensor.to(kinds[slot.name], copy=True).contiguous()}
-        # a copy even where nothing is converted: safetensors refuses views of one storage
+        # copy even without conversion: safetensors refuses views of one storage
         return {name: slot.of(state[slot.name]).detach().to("cpu", kinds[slot.name], copy=True).contiguous()}
 
     shards = _planned(slots, kinds, shard_bytes)
@@ -273,7 +272,7 @@ def save(
 
 
 def _planned(slots: dict[str, Slot], kinds: dict[str, torch.dtype], shard_bytes: int) -> list[list[str]]:
-    """Names by shard, filled in order up to ``shard_bytes`` (one tensor may be larger), as if nothing were packed."""
+    """Names by shard, filled in order up to ``shard_bytes`` (one tensor may be larger), before packing."""
     shards: list[list[str]] = []
     filled = 0
     for name, slot in slots.items():

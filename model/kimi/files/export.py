@@ -1,4 +1,4 @@
-"""A policy as a folder that transformers, vLLM and whatever reads their format can load."""
+"""Export a policy as a folder for transformers, vLLM and other readers of their format."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def write_folder(
     server: bool = False,
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Write ``model``, which is changed on the way, with tokenizer and chat template to the empty folder ``out``.
+    """Write ``model`` (which is changed), tokenizer and chat template to the empty folder ``out``.
 
-    ``latent_eps``: the epsilon that readers give the latents' norms, None for transformers', or
-    with ``server`` for vLLM's and SGLang's, which is that of the other norms.
+    ``latent_eps``: the epsilon that readers give the latents' norms. None: transformers', or with ``server``
+    that of vLLM and SGLang, which use the other norms' epsilon.
     """
     usual = model.config.rms_norm_eps if server else LATENT_NORM_EPS
     with_latent_eps(model, usual if latent_eps is None else latent_eps)
@@ -53,7 +53,7 @@ def write_folder(
 
 @torch.no_grad()
 def with_latent_eps(model: Transformer, eps: float) -> None:
-    """Give the latents' norms another epsilon and the matrices before them another scale, so that the function stays.
+    """Give the latents' norms another epsilon, and rescale the matrices before them to keep the function.
 
     x / sqrt(mean(x²) + a) is s·x / sqrt(mean((s·x)²) + b) with s = sqrt(b / a).
     """
@@ -72,7 +72,7 @@ def with_latent_eps(model: Transformer, eps: float) -> None:
 
 @torch.no_grad()
 def settle(model: Transformer) -> None:
-    """Give routed experts the values that the model computes with, where it was trained as if they were INT4."""
+    """Give routed experts the values that the model computes with, if it was trained with INT4 experts."""
     for module in model.modules():
         if isinstance(module, Experts):
             for parameter, value in zip((module.gate_up_proj, module.down_proj), module.matrices(), strict=True):
@@ -82,7 +82,7 @@ def settle(model: Transformer) -> None:
 def _write_tokenizer(tokenizer: Tokenizer, out: Path, longest: int) -> None:
     tokenizer.save(out)
     template = {"chat_template": _TEMPLATE.read_text(encoding="utf-8")}
-    if not isinstance(tokenizer, KimiTokenizer):  # Kimi's own file says the rest
+    if not isinstance(tokenizer, KimiTokenizer):  # KimiTokenizer's own file has the rest
         template |= {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": longest,

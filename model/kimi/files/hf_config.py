@@ -1,8 +1,8 @@
-"""``config.json`` of Hugging Face's ``deepseek_v3`` and of Kimi's ``kimi_k25`` to and from our shape. No torch.
+"""Convert ``config.json`` of ``deepseek_v3`` and ``kimi_k25`` to and from our shape. No torch.
 
-What decides the numbers is taken over or refused; everything else in the file (token ids, training losses, versions)
-is ignored. Two keys are about the weights rather than the shape and are left to :mod:`model.kimi.files.checkpoint`:
-``quantization_config``, and ``num_nextn_predict_layers``, whose extra layers are not built.
+Keys that affect the numbers are converted or refused; all others (token ids, training losses, versions) are
+ignored. Two keys are handled in :mod:`model.kimi.files.checkpoint`: ``quantization_config``, and
+``num_nextn_predict_layers``, whose extra layers are not built.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from model.json_file import read_json
 from model.kimi.config import ModelConfig, YarnScaling
 from model.kimi.files.hf_vision import vision_from_hf, vision_to_hf
 
-TEXT_TYPES = ("deepseek_v3", "kimi_k2")  # kimi_k2 (K2, K2.6) is the same architecture under another name
-LATENT_NORM_EPS = 1e-6  # DeepSeek's and transformers' modelling code: the latents' norms do not get rms_norm_eps
+TEXT_TYPES = ("deepseek_v3", "kimi_k2")  # kimi_k2 (K2, K2.6) is the same architecture by another name
+LATENT_NORM_EPS = 1e-6  # of DeepSeek's and transformers' code: latents' norms do not use rms_norm_eps
 
 _SAME = (
     "vocab_size", "hidden_size", "num_hidden_layers", "first_k_dense_replace", "intermediate_size",
@@ -27,7 +27,7 @@ _SAME = (
     "n_routed_experts", "num_experts_per_tok", "n_shared_experts", "moe_intermediate_size", "n_group", "topk_group",
     "routed_scaling_factor", "norm_topk_prob", "rms_norm_eps", "max_position_embeddings", "initializer_range",
 )  # fmt: skip
-_ONLY: dict[str, Any] = {  # the one value of each that we compute; absent means this one
+_ONLY: dict[str, Any] = {  # the only value that we support of each; absent means this one
     "hidden_act": "silu",
     "attention_bias": False,
     "attention_dropout": 0,
@@ -36,14 +36,14 @@ _ONLY: dict[str, Any] = {  # the one value of each that we compute; absent means
     "topk_method": "noaux_tc",
     "moe_layer_freq": 1,
 }
-# of the start, and one constant: written only where they are not what HF's code has
+# of the initialisation, and one constant: written only if they differ from HF's code
 _OURS = ("embedding_range", "embedding_mean", "latent_norm_eps", "look_back", "quantize_experts")
 
 
 def read_shape(folder: str | Path) -> ModelConfig:
-    """The shape of the policy in ``folder``: Hugging Face's ``config.json``, or a run's own, which has no model_type.
+    """The shape of the policy in ``folder``: Hugging Face's ``config.json``, or a run's (no model_type).
 
-    FileNotFoundError and ValueError name the file, and the key with the value that cannot be had.
+    FileNotFoundError and ValueError name the file, the key and the unsupported value.
     """
     file = Path(folder) / "config.json"
     tree = read_json(file)
@@ -72,7 +72,7 @@ def text_section(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_hf(hf: dict[str, Any]) -> ModelConfig:
-    """The shape in a ``config.json``; ValueError names the key and the value that cannot be had."""
+    """The shape in a ``config.json``; ValueError names the key and the unsupported value."""
     text = text_section(hf)
     for key, value in _ONLY.items():
         if text.get(key, value) != value:
@@ -88,7 +88,7 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
         raise ValueError(f"config.json lacks {', '.join(missing)}: write every key of the shape out")
     values = {key: text[key] for key in _SAME} | _rotary(text)
     values |= {key: 1 for key in ("n_group", "topk_group") if values[key] is None}
-    # HF initialises embeddings like any matrix; a checkpoint brings its own anyway
+    # HF initialises embeddings like any matrix; a checkpoint overwrites them anyway
     spread = text["initializer_range"]
     values |= _assumed(spread)
     values |= {key: text[key] for key in _OURS if key in text}
@@ -98,7 +98,7 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _validated(values: dict[str, Any]) -> ModelConfig:
-    """Strictly, as a configuration is: ``"4"``, ``4.0`` and ``true`` are no numbers of layers."""
+    """Validate strictly, as a configuration: ``"4"``, ``4.0`` and ``true`` are no numbers of layers."""
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key}={value!r} must be a finite number")
@@ -109,7 +109,7 @@ def _validated(values: dict[str, Any]) -> ModelConfig:
 
 
 def _assumed(spread: float) -> dict[str, Any]:
-    """What HF's code has for our own keys; without a mean, looking back changes nothing."""
+    """HF's values of our own keys; without a mean, look-back changes nothing."""
     start = {"embedding_range": spread, "embedding_mean": 0.0, "look_back": True}
     return start | {"latent_norm_eps": LATENT_NORM_EPS, "quantize_experts": None}
 
@@ -120,7 +120,7 @@ def _explained(detail: dict[str, Any]) -> str:
 
 
 def _rotary(text: dict[str, Any]) -> dict[str, Any]:
-    """The rotary keys, as published (``rope_theta``, ``rope_scaling``) or as transformers 5 has them."""
+    """The rotary keys, as published (``rope_theta``, ``rope_scaling``) or in transformers 5's form."""
     given: dict[str, Any] = {}
     for name in ("rope_scaling", "rope_parameters"):
         section = text.get(name)
@@ -151,9 +151,9 @@ def _rotary(text: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_hf(config: ModelConfig, model_type: str = "deepseek_v3") -> dict[str, Any]:
-    """Contents of a ``config.json`` that transformers builds the same model from; :func:`from_hf` reads it back.
+    """A ``config.json`` from which transformers builds the same model; :func:`from_hf` reads it back.
 
-    ``model_type``: ``deepseek_v3`` (the language model alone), or ``kimi_k25`` with it in ``text_config``.
+    ``model_type``: ``deepseek_v3`` (language model only), or ``kimi_k25`` with it in ``text_config``.
     """
     if model_type == "kimi_k25":
         whole = {

@@ -1,7 +1,7 @@
-"""Where each tensor of a Hugging Face ``deepseek_v3`` or ``kimi_k25`` checkpoint lies in our state dictionary.
+"""Map the tensors of a ``deepseek_v3`` or ``kimi_k25`` checkpoint to our state dict.
 
-Names are theirs up to a prefix. Gate and up are two matrices in the files and one of ours, gate first; the files hold a
-matrix for each expert, ours are stacked. The vision side's queries, keys and values are one matrix in the files.
+Names agree up to a prefix. Files hold gate and up separately, and a matrix per expert; ours are one matrix,
+gate first, and stacked experts. The vision tower's queries, keys and values are one matrix in the files.
 Shapes: E experts, I width of the feed-forward part, D hidden.
 """
 
@@ -19,8 +19,8 @@ from model.kimi.transformer import Transformer
 
 PREFIXES = {"hf": "", "kimi_k25": "language_model."}
 VISION = ("vision_tower.", "mm_projector.")  # the rest of a kimi_k25 checkpoint
-OURS = "vision."  # what begins our names of it
-# How transformers 5.23 writes some of kimi_k25's tensors: it turns its renaming of published names round without care.
+OURS = "vision."  # the same in our names
+# How transformers 5.23 writes some of kimi_k25's tensors: it inverts its renaming of published names wrongly.
 _AS_WRITTEN = {
     "language_model.model.blocks.": "language_model.model.layers.",
     "vision_tower.encoder.patch_embed.": "vision_tower.patch_embed.",
@@ -33,7 +33,7 @@ Shape = tuple[int, ...]
 class Slot(NamedTuple):
     """A file's tensor as a part of one of ours: all of it, some rows, or an expert's rows.
 
-    ``parts``: of the vision side, all of ours that the file's tensor is converted to and from; it is no view then.
+    ``parts``: for the vision tower, all our tensors that it is converted to and from; then it is not a view.
     """
 
     name: str
@@ -57,13 +57,13 @@ def published_name(name: str) -> str:
 
 
 def our_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Name and shape of everything in our state dictionary; takes no memory, however large the model."""
+    """Name and shape of our state dict; allocates nothing."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
 
 
 def layout(config: ModelConfig, prefix: str = "") -> dict[str, Slot]:
-    """File name of a tensor -> its slot, in the order of the layers, the vision side last."""
+    """File name of a tensor -> its slot, in the order of the layers, vision last."""
     slots: dict[str, Slot] = {}
     shapes = our_shapes(config)
     for name, shape in shapes.items():
@@ -75,7 +75,7 @@ def layout(config: ModelConfig, prefix: str = "") -> dict[str, Slot]:
 
 
 def _vision_layout(config: ModelConfig, shapes: dict[str, Shape]) -> dict[str, Slot]:
-    """The published tensors of the vision side, shapes without memory."""
+    """The published tensors of the vision tower, as shapes without memory."""
     if config.vision is None:
         return {}
     with torch.device("meta"):

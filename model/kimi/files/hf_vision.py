@@ -1,7 +1,7 @@
-"""The vision side's part of a ``kimi_k25`` ``config.json``, to and from our shape. No torch.
+"""Convert the vision part of a ``kimi_k25`` ``config.json`` to and from our shape. No torch.
 
-Two spellings are read: the published one (``vt_hidden_size``), which inference engines read, and transformers'
-(``hidden_size``). Both are written. What decides the numbers is taken over or refused.
+Two spellings are read: the published one (``vt_hidden_size``), used by inference engines, and transformers'
+(``hidden_size``). Both are written. Keys that affect the numbers are converted or refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from model.kimi.vision.config import VisionConfig
 
 PLACEHOLDER_ID = 163_605  # Kimi's id of <|media_pad|>
 
-_PUBLISHED = {  # our name, which is transformers', and the published one
+_PUBLISHED = {  # our name, as in transformers, and the published one
     "patch_size": "patch_size",
     "pos_emb_height": "init_pos_emb_height",
     "pos_emb_width": "init_pos_emb_width",
@@ -24,7 +24,7 @@ _PUBLISHED = {  # our name, which is transformers', and the published one
     "merge_kernel_size": "merge_kernel_size",
     "text_hidden_size": "text_hidden_size",
 }
-_ONLY = {  # the one value of each that we compute; absent means this one
+_ONLY = {  # the only value that we support of each; absent means this one
     "hidden_act": "gelu_pytorch_tanh",
     "pos_emb_type": "divided_fixed",
     "merge_type": "sd2_tpool",
@@ -35,9 +35,9 @@ _ONLY = {  # the one value of each that we compute; absent means this one
 
 
 def vision_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
-    """Our ``vision`` and ``media_placeholder_token_id`` of a ``kimi_k25`` ``config.json``; nothing without the section.
+    """Our ``vision`` and ``media_placeholder_token_id`` from a ``kimi_k25`` ``config.json``; else empty.
 
-    An absent key has K2.5's value, as in transformers, whose files leave those out. ValueError names key and value.
+    An absent key has K2.5's value, as in transformers. ValueError names key and value.
     """
     given = hf.get("vision_config")
     if not given:
@@ -62,7 +62,7 @@ def vision_from_hf(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one(ours: str, given: dict[str, Any], names: tuple[str, ...], where: str = "") -> dict[str, Any]:
-    """The value that stands under one of ``names``, or under several alike."""
+    """The value under one of ``names``, or under several if equal."""
     found = {name: given[name] for name in names if given.get(name) is not None}
     values = [list(value) if isinstance(value, (list, tuple)) else value for value in found.values()]
     if any(value != values[0] for value in values):
@@ -72,7 +72,7 @@ def _one(ours: str, given: dict[str, Any], names: tuple[str, ...], where: str = 
 
 
 def vision_to_hf(vision: VisionConfig, placeholder: int, vocab_size: int) -> dict[str, Any]:
-    """The keys of a ``kimi_k25`` ``config.json`` beside ``text_config``, in both spellings."""
+    """The keys of a ``kimi_k25`` ``config.json`` besides ``text_config``, in both spellings."""
     values = vision.model_dump(mode="json")
     section = {published: values[ours] for ours, published in _PUBLISHED.items()}
     section |= {ours: values[ours] for ours in _PUBLISHED}
@@ -87,6 +87,6 @@ def vision_to_hf(vision: VisionConfig, placeholder: int, vocab_size: int) -> dic
         "projection_layer_norm_eps": vision.projection_layer_norm_eps,
         "media_placeholder_token_id": placeholder,
         "image_token_id": placeholder,
-        "video_token_id": vocab_size,  # transformers wants one; K2.5 has no token of its own for chunks
+        "video_token_id": vocab_size,  # transformers requires one; K2.5 has no token for video chunks
         "use_unified_vision_chunk": True,
     }

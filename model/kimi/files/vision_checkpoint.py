@@ -1,8 +1,8 @@
-"""The vision side's weights as published with Kimi K2.5, to and from the names and the layout of ``model.vision``.
+"""Convert the published weights of Kimi K2.5's vision tower to and from our names and layout.
 
-The published names are older: layers are ``encoder.blocks``, norms and linear layers count from 0, queries, keys and
-values are one matrix. And its heads are rotated in neighbouring pairs (dimensions 2i and 2i + 1), ours in halves (i and
-i + half), as in transformers: even rows of each head move to its first half, odd rows to its second.
+Published layers are ``encoder.blocks``, norms and linear layers count from 0, queries, keys and values are
+one matrix. Published heads are rotated in neighbouring pairs (2i, 2i + 1), ours, as in transformers, in
+halves (i, i + half): even rows of each head move to its first half, odd rows to its second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ELSEWHERE = {
 
 
 def from_published(weights: Mapping[str, Tensor], config: VisionConfig) -> dict[str, Tensor]:
-    """A state dict for ``VisionModel`` from published tensors; names of the language model are left out."""
+    """A state dict for ``VisionModel`` from published tensors, ignoring the language model's."""
     state: dict[str, Tensor] = {}
     for name in filter(lambda name: name.startswith(PREFIXES), weights):
         ours = _renamed(name, _BLOCK, _LAYER, _IN_LAYER, _ELSEWHERE)

@@ -1,6 +1,6 @@
-"""Shape of the vision side: MoonViT-3D and its projector, as Kimi K2.5 configures them. No torch.
+"""Shape of the vision tower MoonViT-3D and its projector, as configured in Kimi K2.5. No torch.
 
-The fields carry the names of Hugging Face's ``kimi_k25``; the defaults are K2.5's own.
+Field names are those of Hugging Face's ``kimi_k25``; the defaults are K2.5's.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class Grid:
 
     @property
     def patches(self) -> int:
-        """Patches of all frames: what the tower attends over."""
+        """Patches of all frames, over which the tower attends."""
         return self.t * self.h * self.w
 
     def tokens(self, merge: tuple[int, int] = (2, 2)) -> int:
-        """Positions in the language model: frames are pooled, patches merged ``merge[0]`` x ``merge[1]``."""
+        """Positions in the language model: frames are averaged, patches merged ``merge[0]`` x ``merge[1]``."""
         return (self.h // merge[0]) * (self.w // merge[1])
 
 
-# More than any tower has
+# Larger than any real tower
 LARGEST = {
     "patch_size": 2**10, "pos_emb_height": 2**12, "pos_emb_width": 2**12, "pos_emb_time": 2**12,
     "num_hidden_layers": 1024, "hidden_size": 2**17, "intermediate_size": 2**20, "num_attention_heads": 2**12,
@@ -37,7 +37,7 @@ LARGEST = {
 
 
 def check_sizes(config: BaseModel, largest: dict[str, int]) -> None:
-    """ValueError where a size is beyond all sense."""
+    """ValueError if a size is unreasonable."""
     for name, most in largest.items():
         value = getattr(config, name)
         if value is not None and value > most:
@@ -83,17 +83,17 @@ class VisionConfig(BaseModel):
 
     @property
     def limits(self) -> MediaLimits:
-        """How pictures are cut for this tower: K2.5's limits, its own patches and tokens."""
+        """Limits of this tower: K2.5's, with its own patches and tokens."""
         return MediaLimits(patch_size=self.patch_size, merge_size=self.merge_kernel_size[0])
 
     @property
     def merged_size(self) -> int:
-        """Width of the patches that become one token, side by side."""
+        """Width of the patches of one token, side by side."""
         return self.hidden_size * self.merge_kernel_size[0] * self.merge_kernel_size[1]
 
 
 class MediaLimits(BaseModel):
-    """How large pictures may be, and how they are cut. The defaults are K2.5's (``preprocessor_config.json``)."""
+    """Limits on pictures and how they are cut. The defaults are K2.5's (``preprocessor_config.json``)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

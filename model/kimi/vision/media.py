@@ -1,14 +1,13 @@
 """Pictures and video chunks to patches, and their features into the language model's embeddings.
 
-The way of a picture: shrink it (never enlarge) to its limits, pad right and bottom with black to whole tokens,
-normalise, cut into patches. ``pack`` lays items one
-after the other for ``model.vision``; ``expand_placeholders`` gives each item as many placeholder tokens as it has rows,
-and ``merge_media`` puts the rows there.
+A picture is shrunk (never enlarged) to its limits, padded right and bottom with black to whole tokens,
+normalised and cut into patches. ``pack`` packs items for the tower; ``expand_placeholders`` gives each item
+as many placeholder tokens as it has rows, and ``merge_media`` puts the rows there.
 
 Shapes: P patches, C = 3 colours, S patch side in pixels, B rows, T positions, E hidden size, M media tokens.
 
-Source: the preprocessor published with Kimi K2.5. Pixels and grids equal those of transformers' ``kimi_k25`` to the
-bit; the published preprocessor shrinks with Pillow, which rounds one byte in some hundred the other way.
+Source: the preprocessor published with Kimi K2.5. Pixels and grids equal those of transformers' ``kimi_k25``
+to the bit; the published preprocessor shrinks with Pillow, which rounds one byte in some hundred differently.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ class Media:
 
 
 def open_image(source: Path | bytes) -> Any:
-    """A Pillow picture in RGB, turned as its camera was held; of an animation the first. Needs the extra ``vision``.
+    """A Pillow picture in RGB, upright; the first frame of an animation. Needs the extra ``vision``.
 
-    ValueError for what is no picture, is cut off, or has more pixels than any that is worth reading.
+    ValueError if it is not a picture, is truncated, or has too many pixels.
     """
     try:
         from PIL import Image, ImageOps
@@ -55,9 +54,9 @@ def open_image(source: Path | bytes) -> Any:
         raise ImportError("pictures are opened with Pillow: pip install pillow") from error
     what = f"a picture of {len(source)} bytes" if isinstance(source, bytes) else str(source)
     try:
-        # only what the library decodes itself: others start programs, or fetch
+        # only formats that the library decodes itself: others start programs, or fetch
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            check_size(image.height, image.width)  # before a single pixel is decoded
+            check_size(image.height, image.width)  # before any pixel is decoded
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
         raise ValueError(f"{what} cannot be read: {error}") from error
@@ -71,17 +70,17 @@ def preprocess_image(image: Any, limits: MediaLimits = K25_LIMITS) -> Media:
 
 
 def picture(png: bytes, limits: MediaLimits = K25_LIMITS) -> Media:
-    """A PNG file as patches: ``open_image``, then ``preprocess_image``. The last few are kept: do not change them."""
+    """A PNG file as patches: ``open_image``, then ``preprocess_image``. Cached: do not change the result."""
     return _picture(png, limits)  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
 
 
-@lru_cache(256)  # the episodes of a group show the same pictures
+@lru_cache(256)  # the episodes of a group share pictures
 def _picture(png: bytes, limits: MediaLimits) -> Media:
     return preprocess_image(open_image(png), limits)
 
 
 def pack(items: Sequence[Media]) -> tuple[Tensor, list[Grid]]:
-    """All items' patches one after the other [P, C, S, S], and their grids."""
+    """All items' patches packed [P, C, S, S], and their grids."""
     if not items:
         raise ValueError("items is empty: leave the tower out where a batch has no media")
     return torch.cat([item.pixels_PCSS for item in items]), [item.grid for item in items]
@@ -89,9 +88,9 @@ def pack(items: Sequence[Media]) -> tuple[Tensor, list[Grid]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaBatch:
-    """The items of a batch of token rows, first row first, packed for the tower.
+    """The items of a batch of token rows, in order, packed for the tower.
 
-    ``places_BT`` marks the positions that their rows of features take; None: wherever the placeholder token stands.
+    ``places_BT`` marks the positions of their feature rows; None: wherever the placeholder token is.
     """
 
     pixels_PCSS: Tensor
@@ -106,7 +105,7 @@ class MediaBatch:
 
 
 def _frame(image: Any) -> np.ndarray:
-    """uint8 [height, width, 3] of a Pillow picture (transparency is dropped) or of an array that is one already."""
+    """uint8 [height, width, 3] of a Pillow picture (without transparency) or of such an array."""
     array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(
@@ -120,7 +119,7 @@ def _patches(frames: np.ndarray, max_patches: int, limits: MediaLimits) -> Media
     """Frames of one size, uint8 [t, height, width, 3], as one item."""
     size = fit(*frames.shape[1:3], max_patches=max_patches, limits=limits)
     x = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
-    if x.shape[2:] != (size.height, size.width):  # on bytes: clamps and rounds after each axis, as Pillow does
+    if x.shape[2:] != (size.height, size.width):  # on bytes: clamps and rounds after each axis, like Pillow
         x = F.interpolate(x, (size.height, size.width), mode="bicubic", align_corners=False, antialias=True)
     x = F.pad(x, (0, size.padded_width - size.width, 0, size.padded_height - size.height))
     x = (x.float() - limits.mean * 255) / (limits.std * 255)
@@ -136,7 +135,7 @@ def _patches(frames: np.ndarray, max_patches: int, limits: MediaLimits) -> Media
 def expand_placeholders(tokens: Sequence[int], counts: Iterable[int], *, placeholder: int) -> list[int]:
     """``tokens`` with the n-th placeholder repeated ``counts[n]`` times (``Grid.tokens`` of the n-th item).
 
-    The chat template writes one placeholder an item; the language model needs one a media token.
+    The chat template writes one placeholder per item; the language model needs one per media token.
     """
     wanted = list(counts)
     found = sum(token == placeholder for token in tokens)
@@ -149,12 +148,12 @@ def expand_placeholders(tokens: Sequence[int], counts: Iterable[int], *, placeho
 
 
 def merge_media(embeddings_BTE: Tensor, tokens_BT: Tensor, features_ME: Tensor, *, placeholder: int) -> Tensor:
-    """Embeddings with the rows of ``features_ME`` at the placeholders, batch row by batch row; both get gradients."""
+    """Embeddings with ``features_ME`` at the placeholders, batch row by batch row; both get gradients."""
     return place_media(embeddings_BTE, tokens_BT == placeholder, features_ME, what=f"placeholders (id {placeholder})")
 
 
 def place_media(embeddings_BTE: Tensor, places_BT: Tensor, features_ME: Tensor, *, what: str = "places") -> Tensor:
-    """:func:`merge_media` where the positions are known, and a placeholder's token may stand elsewhere as well."""
+    """:func:`merge_media` with known positions; the placeholder's token may also occur elsewhere."""
     if embeddings_BTE.shape[:2] != places_BT.shape:
         shapes = f"embeddings {tuple(embeddings_BTE.shape)}, tokens {tuple(places_BT.shape)}"
         raise ValueError(f"{shapes}: rows and positions must be the same; embed these very tokens")

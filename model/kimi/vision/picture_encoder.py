@@ -1,7 +1,7 @@
-"""The vision side as an inference engine needs it: a PNG file in, its rows of features out, kept by content.
+"""The vision tower for an inference engine: a PNG file in, its feature rows out, cached by content.
 
-Each picture goes through tower and projector alone and on one thread, so that its rows have the same bits whatever
-else is asked for and however many threads the process has.
+Each picture is encoded separately on one thread, so its rows have the same bits whatever else is requested
+and however many threads the process has.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from model.kimi.vision.media import pack, picture
 from model.kimi.vision.tower import VisionModel
 from model.pictures import content_key
 
-PREFIX = "vision."  # of its weights among a policy's
+PREFIX = "vision."  # of its weights in a policy
 _KEPT_BYTES = 256 * 2**20
 
 
 class PictureEncoder:
-    """Features of pictures under the weights loaded last; at most 256 MiB of them are kept, the oldest go first."""
+    """Features of pictures under the current weights; caches up to 256 MiB, oldest dropped first."""
 
     def __init__(self, config: VisionConfig) -> None:
         self.config = config
-        self.encoded = 0  # pictures that went through the tower
+        self.encoded = 0  # pictures encoded
         self._model = VisionModel(config).eval().requires_grad_(False)
         self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
         self._bytes = 0
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
-        """Take the vision side of a policy's ``weights``; what was kept is stale and goes."""
+        """Take the vision weights of a policy; clears the cache."""
         own = {name: array for name, array in weights.items() if name.startswith(PREFIX)}
         fill(self._model, {name.removeprefix(PREFIX): array for name, array in own.items()})
         self._kept.clear()
         self._bytes = 0
 
     def rows(self, png: bytes) -> np.ndarray:
-        """Features of one picture, float32 [M, E]. ValueError where they are not finite."""
+        """Features of one picture, float32 [M, E]. ValueError if they are not finite."""
         key = content_key(png)
         if key in self._kept:
             self._kept.move_to_end(key)

@@ -1,4 +1,4 @@
-"""How large a picture becomes, and how many tokens it takes, without opening it. No torch: transcripts need it.
+"""The size of a shrunk picture and its number of tokens, from the header alone. No torch.
 
 Source: the preprocessor published with Kimi K2.5.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from model.kimi.vision.config import Grid, MediaLimits
 
 K25_LIMITS = MediaLimits()
-MOST_PIXELS = 2**26  # 8192 x 8192; what is larger is shrunk to a fraction of it anyway
+MOST_PIXELS = 2**26  # 8192 x 8192; larger pictures would be shrunk to a fraction anyway
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -27,7 +27,7 @@ class Fit:
 
 
 def fit(height: int, width: int, *, max_patches: int, limits: MediaLimits = K25_LIMITS) -> Fit:
-    """The size that a picture gets. ``max_patches`` counts whole patches before padding, as K2.5 does."""
+    """The size of a picture after shrinking. ``max_patches``: whole patches before padding, as in K2.5."""
     if height < 1 or width < 1:
         raise ValueError(f"picture of {height} x {width} pixels: both sides must be positive")
     patch, longest = limits.patch_size, limits.side_patches * limits.patch_size
@@ -44,7 +44,7 @@ def fit(height: int, width: int, *, max_patches: int, limits: MediaLimits = K25_
 
 
 def picture_tokens(png: bytes, limits: MediaLimits = K25_LIMITS) -> int:
-    """Positions that a picture takes in the language model; ValueError for what is no PNG file."""
+    """Positions of a picture in the language model; ValueError if it is not a PNG file."""
     height, width = png_size(png)
     size = fit(height, width, max_patches=limits.image_patches, limits=limits)
     grid = Grid(1, size.padded_height // limits.patch_size, size.padded_width // limits.patch_size)
@@ -61,6 +61,6 @@ def png_size(png: bytes) -> tuple[int, int]:
 
 
 def check_size(height: int, width: int) -> None:
-    """ValueError for a picture that nobody should decode: its header may claim any size at no cost."""
+    """ValueError for a picture too large to decode: its header may claim any size."""
     if height < 1 or width < 1 or height * width > MOST_PIXELS:
         raise ValueError(f"a picture of {height} x {width} pixels: it must have some, and at most {MOST_PIXELS:,}")

@@ -1,4 +1,4 @@
-"""How pictures are cut for the family's policies, see :class:`model.family.Pictures`. Torch comes with a batch."""
+"""How the family cuts pictures, see :class:`model.family.Pictures`. Imports torch only for batches."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from model.kimi.vision.picture_size import picture_tokens
 
 @dataclass(frozen=True, slots=True)
 class KimiPictures:
-    """By ``limits``."""
+    """With ``limits``."""
 
     limits: MediaLimits
 
     def tokens(self, png: bytes) -> int:
-        """How many tokens the picture takes. ValueError for what is no PNG."""
+        """Number of tokens of the picture. ValueError if it is not a PNG."""
         return picture_tokens(png, self.limits)
 
     def batch(self, pngs: Sequence[bytes], places_BT: Any) -> Any:
-        """The pictures as the policy takes them (:class:`model.kimi.vision.media.MediaBatch`), at ``places_BT``."""
+        """The pictures as a :class:`model.kimi.vision.media.MediaBatch`, at ``places_BT``."""
         from model.kimi.vision.media import MediaBatch, picture
 
         return MediaBatch.of([picture(png, self.limits) for png in pngs], places_BT)

@@ -1,12 +1,11 @@
-"""MoonViT-3D and its projector (Kimi K2.5's vision side): patches in, rows for the language model's embedding out.
+"""MoonViT-3D and its projector (Kimi K2.5's vision): patches in, rows for the language model's embedding out.
 
-Pictures and video chunks of any size are packed one after the other, NaViT style, and each attends to itself only.
-Parameters are named as in Hugging Face's ``kimi_k25``, so its state dict loads after removing the prefix ``model.``;
-queries and keys are in its layout too (each head's first half is rotated against its second).
+Pictures and video chunks of any size are packed, NaViT style, and each attends to itself only. Parameter
+names are those of Hugging Face's ``kimi_k25`` without the prefix ``model.``; queries and keys have its layout
+(each head's first half is rotated against its second).
 
-Shapes: P patches of all items together, C = 3 colours, S patch side in pixels, D the tower's hidden size, H heads,
-R head width, M tokens of all items together, E the language model's hidden size. An item's patches lie frame by frame,
-row by row.
+Shapes: P patches of all items, C = 3 colours, S patch side in pixels, D the tower's hidden size, H heads, R
+head width, M tokens of all items, E the language model's hidden size. Patches are ordered by frame, then row.
 
 Source: the Kimi K2.5 report, section 4, and the implementation in transformers 5.13 and later.
 """
@@ -22,15 +21,14 @@ from torch import Tensor, nn
 
 from model.kimi.vision.config import Grid, VisionConfig
 
-LAYER_NORM_EPS = 1e-5  # the tower's; not a field of the published configuration
-TIME_THETA = 10_000.0  # of the fixed embedding of frames
+LAYER_NORM_EPS = 1e-5  # not a field of the published configuration
+TIME_THETA = 10_000.0  # of the fixed frame embedding
 
 
 def rope_tables(config: VisionConfig, grids: Sequence[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin of all patches, float32 [P, 1, R]. Frequencies alternate: column, row, column, row, ...
 
-    Computed on each call, not kept as buffers: they stay float32 when the module is cast, and exist when the module
-    was made on the meta device.
+    Not buffers: they stay float32 when the module is cast, and exist for a module made on the meta device.
     """
     quarter = torch.arange(0, config.head_dim // 2, 2, dtype=torch.float32, device=device) / (config.head_dim // 2)
     frequencies = 1.0 / config.rope_theta**quarter
@@ -40,7 +38,7 @@ def rope_tables(config: VisionConfig, grids: Sequence[Grid], device: torch.devic
         rows = torch.arange(grid.h, device=device)[:, None] * frequencies
         shape = (grid.h, grid.w, len(frequencies))
         pairs = torch.stack((columns[None].expand(shape), rows[:, None].expand(shape)), dim=-1)
-        angles.append(pairs.view(grid.h * grid.w, -1).repeat(grid.t, 2))  # both halves of a head alike, every frame too
+        angles.append(pairs.view(grid.h * grid.w, -1).repeat(grid.t, 2))  # both halves of a head and all frames alike
     angles_P1R = torch.cat(angles)[:, None]
     return angles_P1R.cos(), angles_P1R.sin()
 
@@ -59,7 +57,7 @@ def time_embedding(frames: int, width: int, device: torch.device) -> Tensor:
 
 
 class PositionEmbedding(nn.Module):
-    """A learned table stretched to each item's grid, plus a fixed embedding of the frame."""
+    """A learned table interpolated to each item's grid, plus a fixed frame embedding."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -78,14 +76,14 @@ class PositionEmbedding(nn.Module):
                 fitted = F.interpolate(table, size, mode="bicubic") if size != table.shape[2:] else table
                 stretched[size] = fitted[0].flatten(1).T
             place = stretched[size]
-            if grid.t > 1:  # a picture has no time, and a chunk of one frame is a picture
+            if grid.t > 1:  # one frame is a picture, without time
                 place = (place + time_embedding(grid.t, place.shape[1], place.device)[:, None]).flatten(0, 1)
             positions.append(place)
         return x_PD + torch.cat(positions).to(x_PD.dtype)
 
 
 class PatchEmbedding(nn.Module):
-    """Pixels of a patch to a vector, and its position."""
+    """A patch's pixels to a vector, with its position."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -114,7 +112,7 @@ class VisionAttention(nn.Module):
             layer(x_PD).unflatten(1, (self.heads, -1)) for layer in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate_halves(query, cos, sin), rotate_halves(key, cos, sin)
-        # one call an item: exact block-diagonal attention without a mask of P x P
+        # one call per item: exact block-diagonal attention without a mask of P x P
         items = zip(
             *(packed.transpose(0, 1).split(list(lengths), dim=1) for packed in (query, key, value)), strict=True
         )
@@ -162,7 +160,7 @@ class VisionTower(nn.Module):
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
 
     def forward(self, pixels_PCSS: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """The merged patches of each token side by side, [M, patches a token, D]."""
+        """The merged patches of each token side by side, [M, patches per token, D]."""
         check_packing(self.config, pixels_PCSS, grids)
         x_PD = self.patch_embed(pixels_PCSS, grids)
         cos, sin = rope_tables(self.config, grids, x_PD.device)
@@ -182,7 +180,7 @@ def merge_patches(x_PD: Tensor, grids: Sequence[Grid], merge: tuple[int, int]) -
 
 
 def check_packing(config: VisionConfig, pixels_PCSS: Tensor, grids: Sequence[Grid]) -> None:
-    """ValueError where pixels and grids do not belong together."""
+    """ValueError unless pixels and grids fit together."""
     patch, (rows, columns) = (3, config.patch_size, config.patch_size), config.merge_kernel_size
     if pixels_PCSS.dim() != 4 or tuple(pixels_PCSS.shape[1:]) != patch:
         raise ValueError(
@@ -216,12 +214,12 @@ class Projector(nn.Module):
         self.out_proj = nn.Linear(config.merged_size, config.text_hidden_size)
 
     def forward(self, merged: Tensor) -> Tensor:
-        """[M, patches a token, D] to [M, E]."""
+        """[M, patches per token, D] to [M, E]."""
         return self.out_proj(F.gelu(self.in_proj(self.pre_norm(merged).flatten(1))))
 
 
 class VisionModel(nn.Module):
-    """Tower and projector. ``freeze_tower`` trains the projector alone, and keeps no activations of the tower."""
+    """Tower and projector. ``freeze_tower`` trains the projector alone, without the tower's activations."""
 
     def __init__(self, config: VisionConfig, *, freeze_tower: bool = False) -> None:
         super().__init__()
@@ -237,7 +235,7 @@ class VisionModel(nn.Module):
         self.vision_tower.requires_grad_(not frozen)
 
     def forward(self, pixels_PCSS: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """One row for each media token of the language model, items in order, [M, E]."""
+        """One row per media token of the language model, items in order, [M, E]."""
         with torch.no_grad() if self.tower_frozen else nullcontext():
             merged = self.vision_tower(pixels_PCSS, grids)
         return self.mm_projector(merged)
