@@ -48,6 +48,11 @@ class HfShape(Shape):
             raise ValueError(f"vocab_size={self.vocab_size} is not the model's {self.transformers['vocab_size']}")
         return self
 
+    @property
+    def weights_dtype(self) -> str:
+        """``dtype``."""
+        return self.dtype
+
 
 def read_shape(folder: Path) -> HfShape:
     """Of a Hugging Face folder or of a run's policy; FileNotFoundError and ValueError name the file and the key."""
