@@ -1,8 +1,8 @@
 """What coordination costs: makespan over what an infinitely fast coordinator would take, for swarms of any width.
 
-    python benchmarks/swarm.py                      # all rows, on the wall clock: needs an otherwise idle machine
-    python benchmarks/swarm.py --quick --json rows.json
-    python benchmarks/swarm.py --clock cpu          # the same as on an idle core, on a busy machine
+    python -m benchmarks.swarm                      # all rows, on the wall clock: needs an otherwise idle machine
+    python -m benchmarks.swarm --quick --json rows.json
+    python -m benchmarks.swarm --clock cpu          # the same as on an idle core, on a busy machine
 
 Engine and tools are simulated: each call sleeps for a time drawn from a log-normal with tails (rendering, parsing,
 budgets and transcripts are real). ``critical_path_s`` comes from the drawn times alone: the critical path, or under a
@@ -28,13 +28,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from envs.simulated import PROBE, Latency, SimulatedEnvironment, simulated_task
+from benchmarks.simulated import (
+    PROBE,
+    Latency,
+    SimulatedEngine,
+    SimulatedEnvironment,
+    SkippingLoop,
+    fan_out,
+    run_on,
+    simulated_task,
+)
 from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
-from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig
 from rollouts.critical_path import makespan
-from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, Trace
 from rollouts.noise import noise_key
 from rollouts.swarm.limits import Slots

@@ -1,6 +1,6 @@
 """One training step's rollouts with everything going wrong at once: Ray actors, simulated engines and tools.
 
-    python benchmarks/swarm_faults.py
+    python -m benchmarks.swarm_faults
 
 1 % of the tool calls fail, 5 % of all calls take 20 times as long, one of two workers is killed while it works, and
 then one of three engines. Prints what became of every episode; exits 1 where the counters do not add up.
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import ray
 
+from benchmarks.simulated import PROBE, Latency, SimulatedEngine, SimulatedEnvironment, fan_out, simulated_task
 from envs.base import ErrorKind
-from envs.simulated import PROBE, Latency, SimulatedEnvironment, simulated_task
 from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from parl.collect.collector import Collector
@@ -28,7 +28,6 @@ from parl.collect.pools import RolloutSide
 from parl.config.schema import Config
 from parl.machine.cluster import local_ray
 from rollouts.engine.base import Place, PoolEngine
-from rollouts.engine.simulated import SimulatedEngine, fan_out
 
 WIDTH, CALLS = 20, 100
 MODEL = Latency(median_s=0.1, sigma=0.25, stragglers=0.05, factor=20.0)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -38,7 +38,6 @@ class Row:
     media: tuple[tuple[int, bytes], ...] = ()  # pictures: position of the first placeholder, PNG file
     proximal: np.ndarray | None = None  # float32 [T], of the learner before the step's first update
     reference: np.ndarray | None = None  # float32 [T], of the reference policy
-    whole: bool = True  # False for a piece of a trace (split_row)
 
     @property
     def trained(self) -> int:
@@ -95,42 +94,6 @@ def episode_rows(
 def denominator(rows: Iterable[Row]) -> int:
     """N of K2.5 Eq. 1: trained tokens of all rows of the step, over all ranks."""
     return sum(row.trained for row in rows)
-
-
-def split_row(row: Row, pieces: int) -> list[Row]:
-    """Cut the loss of ``row`` in at most ``pieces`` rows of (nearly) equally many trained tokens.
-
-    Every piece keeps all tokens before its last trained one, the last piece all tokens; the masks are disjoint and
-    cover the mask of ``row``. Fewer pieces come back where there are fewer trained tokens.
-    """
-    if pieces < 1:
-        raise ValueError(f"pieces must be at least 1, not {pieces}")
-    trained = np.flatnonzero(row.mask)
-    chunks = [chunk for chunk in np.array_split(trained, min(pieces, max(len(trained), 1))) if len(chunk)]
-    if len(chunks) < 2:
-        return [row]
-    rows = []
-    for chunk in chunks:
-        end = len(row.mask) if chunk is chunks[-1] else int(chunk[-1]) + 1
-        mask = np.zeros(end, dtype=bool)
-        mask[chunk] = True
-        rows.append(
-            replace(
-                row,
-                tokens=row.tokens[:end],
-                mask=mask,
-                logprobs=np.where(mask, row.logprobs[:end], np.float32(0)),
-                advantages=np.where(mask, row.advantages[:end], np.float32(0)),
-                **{name: _first(getattr(row, name), end) for name in ("routes", "proximal", "reference")},
-                media=tuple(shown for shown in row.media if shown[0] < end),
-                whole=False,
-            )
-        )
-    return rows
-
-
-def _first(values: np.ndarray | None, end: int) -> np.ndarray | None:
-    return None if values is None else values[:end]
 
 
 def _row(episode: Episode, trace: Trace, advantage: float, routed: bool, span: tuple[int, int]) -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 
 from model.files import write_text
 from parl.config.load import to_yaml, whole_yaml
+from parl.config.mistakes import leaves
 from parl.config.runs import LENGTHS, lengths, run_config
 from parl.config.schema import Config
 from parl.errors import UserError
@@ -36,7 +36,7 @@ def continue_run(run_dir: Path, config: Config) -> None:
     only, or where it becomes longer.
     """
     earlier = run_config(run_dir)
-    before, now = (dict(_leaves(yaml.safe_load(to_yaml(one)))) for one in (earlier, config))
+    before, now = (dict(leaves(yaml.safe_load(to_yaml(one)))) for one in (earlier, config))
     changed = [key for key in before | now if before.get(key) != now.get(key)]
     said = {key: f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}" for key in changed}
     other = [said[key] for key in changed if key != _STEPS and not _within(key, (*ROUNDING, *FREE))]
@@ -92,14 +92,6 @@ def _scheduled(earlier: Config, config: Config, done: int) -> dict[str, tuple[fl
 
 def _within(key: str, names: tuple[str, ...]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _shown(value: Any) -> str:

@@ -92,15 +92,6 @@ MUTANTS = [
         "return sum(len(row.tokens) for row in rows)",
     ),
     rows("denominator-counts-rows", "return sum(row.trained for row in rows)", "return len(list(rows))"),
-    rows(
-        "pieces-repeat-the-mask",
-        "        mask[chunk] = True\n",
-        "        mask[: int(chunk[-1]) + 1] = row.mask[: int(chunk[-1]) + 1]\n",
-    ),
-    rows("pieces-lose-their-prefix", "tokens=row.tokens[:end],", "tokens=np.where(mask, row.tokens[:end], 0),"),
-    mutants_of("rows", "parl/learn/rows.py", "tests/parl/learn/test_objectives.py")(
-        "pieces-pass-for-wholes", "whole=False", "whole=True"
-    ),
     contexts("contexts-are-one-row", "for span in trace.contexts", "for span in [(0, len(trace.tokens))]"),
     contexts(
         "rows-of-a-context-begin-at-0",

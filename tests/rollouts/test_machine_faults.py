@@ -12,18 +12,24 @@ import httpx
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
+from benchmarks.simulated import (
+    Latency,
+    SimulatedEngine,
+    SimulatedEnvironment,
+    SkippingLoop,
+    fan_out,
+    run_on,
+    simulated_task,
+)
 from envs.base import ErrorKind, ToolResult
-from envs.simulated import Latency, SimulatedEnvironment, simulated_task
 from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts import faults
-from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig, LimitsConfig
 from rollouts.engine import remote
 from rollouts.engine.client import BadAnswer, EngineGone
 from rollouts.engine.embedded.pages import CacheFull
 from rollouts.engine.remote import RemoteEngine
-from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 from rollouts.faults import EngineFailed, EngineSilent, Lost, MachineFault, Pulse, Stalled, ToolsLost, machine_fault
 from rollouts.swarm.partial import Flight

@@ -100,7 +100,6 @@ class MediaLimits(BaseModel):
     patch_size: int = Field(default=14, gt=0, description="side of a patch in pixels")
     merge_size: int = Field(default=2, gt=0, description="sides are padded to multiples of merge_size patches")
     image_patches: int = Field(default=16_384, gt=0, description="most patches of a picture, before padding")
-    frame_patches: int = Field(default=4096, gt=0, description="most patches of a video frame, before padding")
     side_patches: int = Field(default=512, gt=0, description="most patches along one side")
     mean: float = Field(default=0.5, description="subtracted from every channel, of the range 0 to 1")
     std: float = Field(default=0.5, gt=0, description="by which every channel is divided then")

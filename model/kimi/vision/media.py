@@ -1,8 +1,8 @@
 """Pictures and video chunks to patches, and their features into the language model's embeddings.
 
 A picture is shrunk (never enlarged) to its limits, padded right and bottom with black to whole tokens,
-normalised and cut into patches. ``pack`` packs items for the tower; ``expand_placeholders`` gives each item
-as many placeholder tokens as it has rows, and ``merge_media`` puts the rows there.
+normalised and cut into patches. ``pack`` packs items for the tower, and ``merge_media`` puts the rows of their
+features at the placeholders.
 
 Shapes: P patches, C = 3 colours, S patch side in pixels, B rows, T positions, E hidden size, M media tokens.
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -132,21 +132,6 @@ def _patches(frames: np.ndarray, max_patches: int, limits: MediaLimits) -> Media
 # ------------------------------------------------------------------------------------------ tokens
 
 
-def expand_placeholders(tokens: Sequence[int], counts: Iterable[int], *, placeholder: int) -> list[int]:
-    """``tokens`` with the n-th placeholder repeated ``counts[n]`` times (``Grid.tokens`` of the n-th item).
-
-    The chat template writes one placeholder per item; the language model needs one per media token.
-    """
-    wanted = list(counts)
-    found = sum(token == placeholder for token in tokens)
-    if found != len(wanted):
-        raise ValueError(
-            f"tokens hold {found} placeholders (id {placeholder}) but counts has {len(wanted)} entries: one each"
-        )
-    remaining = iter(wanted)
-    return [copy for token in tokens for copy in [token] * (next(remaining) if token == placeholder else 1)]
-
-
 def merge_media(embeddings_BTE: Tensor, tokens_BT: Tensor, features_ME: Tensor, *, placeholder: int) -> Tensor:
     """Embeddings with ``features_ME`` at the placeholders, batch row by batch row; both get gradients."""
     return place_media(embeddings_BTE, tokens_BT == placeholder, features_ME, what=f"placeholders (id {placeholder})")
@@ -166,6 +151,6 @@ def place_media(embeddings_BTE: Tensor, places_BT: Tensor, features_ME: Tensor, 
     if found != len(features_ME):
         raise ValueError(
             f"tokens hold {found} {what} but features has {len(features_ME)} rows:"
-            " expand each item's placeholder to Grid.tokens() copies (expand_placeholders)"
+            " expand each item's placeholder to Grid.tokens() copies"
         )
     return embeddings_BTE.masked_scatter(places_BT[..., None], features_ME.to(embeddings_BTE.dtype))

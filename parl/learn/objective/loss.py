@@ -50,12 +50,12 @@ def statistic_names(objective: Objective) -> tuple[str, ...]:
 
 
 def check_rows(objective: Objective, rows: Iterable[Row]) -> None:
-    """ValueError if ``objective`` looks at whole traces and a row is only a part of one."""
+    """ValueError if ``objective`` looks at whole traces and one comes in several rows."""
     if not objective.whole_traces:
         return
     seen = set()
     for row in rows:
-        if not row.whole or row.key in seen:
+        if row.key in seen:
             raise ValueError(
                 f"the trace {row.key} comes in several rows, but objective.name={objective.name} weighs whole traces:"
                 " do not split its rows"

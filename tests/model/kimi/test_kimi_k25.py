@@ -12,7 +12,7 @@ from torch import Tensor
 from model.kimi.config import ModelConfig
 from model.kimi.transformer import Transformer
 from model.kimi.vision.config import Grid, VisionConfig
-from model.kimi.vision.media import MediaBatch, expand_placeholders
+from model.kimi.vision.media import MediaBatch
 
 PAD = 9
 VISION = VisionConfig(
@@ -95,9 +95,8 @@ def media_inputs(theirs: Any, pixels: Tensor, grids: list[Grid]) -> dict[str, An
 @pytest.fixture(scope="module")
 def tokens() -> Tensor:
     """Two rows with three items between words; a chunk has as many tokens as a picture of its size."""
-    rows = [[1, 2, PAD, 3, PAD, 4, 5], [6, PAD, 7, 8]]
-    counts = [[PICTURES[0].tokens(), PICTURES[1].tokens()], [PICTURES[2].tokens()]]
-    filled = [expand_placeholders(row, count, placeholder=PAD) for row, count in zip(rows, counts, strict=True)]
+    first, second, third = ([PAD] * grid.tokens() for grid in PICTURES)
+    filled = [[1, 2, *first, 3, *second, 4, 5], [6, *third, 7, 8]]
     length = max(map(len, filled))
     return torch.tensor([row + list(range(10, 10 + length - len(row))) for row in filled])
 

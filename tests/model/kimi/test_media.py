@@ -13,7 +13,6 @@ from kimi_reference import processors
 from model.kimi.vision.config import Grid, MediaLimits
 from model.kimi.vision.media import (
     Media,
-    expand_placeholders,
     fit,
     merge_media,
     open_image,
@@ -21,7 +20,7 @@ from model.kimi.vision.media import (
     preprocess_image,
 )
 
-SMALL = MediaLimits(image_patches=40, frame_patches=12, side_patches=8)
+SMALL = MediaLimits(image_patches=40, side_patches=8)
 THEIR_SMALL: dict[str, Any] = {"size": {"max_height": 8, "max_width": 8}}
 SIZES = [(30, 45), (28, 56), (1, 1), (5, 200), (300, 211), (113, 112), (211, 300)]
 
@@ -51,16 +50,13 @@ def test_pictures_are_those_of_transformers_bit_by_bit(limits: MediaLimits, thei
 
 
 def test_sizes_of_all_shapes_are_those_of_transformers():
-    image_processor, video_processor = processors()
+    image_processor, _ = processors()
     sides = [[1, 20_000], [20_000, 1], [7168, 7168], *np.random.default_rng(0).integers(1, 12_000, (300, 2)).tolist()]
     limits = MediaLimits()
     for height, width in sides:
-        for processor, most in ((image_processor, limits.image_patches), (video_processor, limits.frame_patches)):
-            size = fit(height, width, max_patches=most)
-            patches = (size.padded_height // 14) * (size.padded_width // 14)
-            kwargs = (1, height, width) if processor is video_processor else (height, width)
-            name = "get_num_of_video_patches" if processor is video_processor else "get_number_of_image_patches"
-            assert patches == getattr(processor, name)(*kwargs), (height, width)
+        size = fit(height, width, max_patches=limits.image_patches)
+        patches = (size.padded_height // 14) * (size.padded_width // 14)
+        assert patches == image_processor.get_number_of_image_patches(height, width), (height, width)
 
 
 # ------------------------------------------------------------------------------------- what holds without it
@@ -126,13 +122,6 @@ def test_what_is_no_picture_is_told(call: Any, message: str):
 # ------------------------------------------------------------------------------------- placeholders
 
 PAD = 9
-
-
-def test_each_placeholder_is_repeated_for_its_item():
-    assert expand_placeholders([1, PAD, 2, PAD, PAD], [3, 1, 2], placeholder=PAD) == [1, *[PAD] * 3, 2, *[PAD] * 3]
-    assert expand_placeholders([1, 2], [], placeholder=PAD) == [1, 2]
-    with pytest.raises(ValueError, match=r"2 placeholders \(id 9\) but counts has 1 entries"):
-        expand_placeholders([PAD, PAD], [3], placeholder=PAD)
 
 
 def test_features_replace_the_placeholders_in_order_and_gradients_go_to_both():

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from cut_rows import split_row
 
 from envs.base import Gold, Role, Task
 from parl.learn.advantage import group_advantages
-from parl.learn.rows import denominator, episode_rows, split_row, step_rows
+from parl.learn.rows import denominator, episode_rows, step_rows
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 
 

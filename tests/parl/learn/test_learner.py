@@ -12,6 +12,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from cut_rows import split_row
 from tiny import random_weights, tiny_model
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from parl.learn.batch import TextRow
 from parl.learn.config import OptimizerConfig
 from parl.learn.learner import Learner, NotFiniteLoss
 from parl.learn.objective.k25 import K25
-from parl.learn.rows import Row, denominator, split_row
+from parl.learn.rows import Row, denominator
 from parl.learn.shard.optimizer import MuonAdamW, orthogonalise
 from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cut_rows import split_row
 from tiny import random_weights, tiny_model
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from parl.learn.objective.grpo import Grpo
 from parl.learn.objective.gspo import Gspo
 from parl.learn.objective.k25 import K25
 from parl.learn.objective.loss import policy_loss
-from parl.learn.rows import Row, denominator, split_row
+from parl.learn.rows import Row, denominator
 
 CONFIG = tiny_model()
 WEIGHTS, OTHER = random_weights(CONFIG), random_weights(CONFIG, seed=1)

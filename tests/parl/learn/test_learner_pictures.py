@@ -10,6 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from cut_rows import split_row
 from seeing import PAD, a_picture, seeing_model, seeing_policy, with_pictures
 from tiny import random_weights, tiny_model
 from torch import Tensor
@@ -29,7 +30,7 @@ from parl.learn.objective.cispo import Cispo
 from parl.learn.objective.grpo import Grpo
 from parl.learn.objective.gspo import Gspo
 from parl.learn.objective.k25 import K25
-from parl.learn.rows import Row, denominator, split_row
+from parl.learn.rows import Row, denominator
 from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from cut_rows import split_row
 
 from parl.learn.objective.k25 import K25
 from parl.learn.objective.sft import sft_loss
-from parl.learn.rows import Row, denominator, split_row
+from parl.learn.rows import Row, denominator
 
 torch.set_num_threads(1)
 LIMITS = {"log_ratio_min": -0.5, "log_ratio_max": 0.4, "tau": 0.1}

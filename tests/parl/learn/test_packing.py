@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from cut_rows import split_row
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import random_policy, random_weights, tiny_model
@@ -20,7 +21,7 @@ from parl.learn.objective.base import Objective
 from parl.learn.objective.cispo import Cispo
 from parl.learn.objective.gspo import Gspo
 from parl.learn.objective.k25 import K25
-from parl.learn.rows import Row, denominator, split_row
+from parl.learn.rows import Row, denominator
 
 CONFIG = tiny_model()
 MASK: Callable = lambda row: row.mask  # noqa: E731

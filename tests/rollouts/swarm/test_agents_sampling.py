@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model
 
+from benchmarks.simulated import Latency, SimulatedEngine, SimulatedEnvironment, fan_out, simulated_task
 from envs.base import Role
-from envs.simulated import Latency, SimulatedEnvironment, simulated_task
 from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from rollouts.config import BudgetConfig, RolloutsConfig
 from rollouts.engine.base import Sampling
-from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus, Trace
 from rollouts.noise import noise_key
 from rollouts.worker import RolloutWorker

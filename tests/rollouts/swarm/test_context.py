@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from tiny import random_weights, tiny_model
 
+from benchmarks.simulated import Latency, SimulatedEngine, SimulatedEnvironment, fan_out, simulated_task
 from envs.base import Role
-from envs.simulated import Latency, SimulatedEnvironment, simulated_task
 from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from parl.learn.rows import episode_rows
 from rollouts.config import BudgetConfig, ContextConfig
 from rollouts.engine.base import Sampling, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
-from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 from rollouts.store.outline import read_outlines
 from rollouts.store.store import EpisodeStore

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from benchmarks.simulated import Latency, SimulatedEnvironment, SkippingLoop, run_on, simulated_task
 from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult
-from envs.simulated import Latency, SimulatedEnvironment, simulated_task
 from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
-from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig
 from rollouts.engine.base import Completion, Finish, Sampling
 from rollouts.engine.scripted import render_action

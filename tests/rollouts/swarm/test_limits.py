@@ -7,14 +7,20 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.simulated import (
+    Latency,
+    SimulatedEngine,
+    SimulatedEnvironment,
+    SkippingLoop,
+    fan_out,
+    run_on,
+    simulated_task,
+)
 from envs.base import ErrorKind
-from envs.simulated import Latency, SimulatedEnvironment, simulated_task
 from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
-from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig, LimitsConfig
 from rollouts.critical_path import makespan
-from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 from rollouts.store.store import EpisodeStore
 from rollouts.swarm.limits import Deadline, Slots, StopSwitch

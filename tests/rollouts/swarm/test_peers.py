@@ -6,13 +6,19 @@ import asyncio
 
 import pytest
 
+from benchmarks.simulated import (
+    Latency,
+    SimulatedEngine,
+    SimulatedEnvironment,
+    SkippingLoop,
+    fan_out,
+    run_on,
+    simulated_task,
+)
 from envs.base import Role
-from envs.simulated import Latency, SimulatedEnvironment, simulated_task
 from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
-from rollouts.clock import SkippingLoop, run_on
 from rollouts.config import BudgetConfig, LimitsConfig
-from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Trace, TraceStatus
 from rollouts.swarm.limits import StopSwitch
 from rollouts.swarm.placement import Job, Placement

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny import random_weights, tiny_model
 
+from benchmarks.simulated import Latency, SimulatedEngine, SimulatedEnvironment, fan_out, simulated_task
 from envs.base import Role
-from envs.simulated import Latency, SimulatedEnvironment, simulated_task
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
 from envs.world.reference import ReferencePolicy
@@ -21,7 +21,6 @@ from rollouts.config import BudgetConfig, LimitsConfig, RolloutsConfig
 from rollouts.engine.base import Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
 from rollouts.engine.scripted import ScriptedEngine
-from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 from rollouts.swarm.limits import STOPPED
 from rollouts.worker import RolloutWorker

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from envs.simulated import Latency, SimulatedEnvironment, simulated_task
+from benchmarks.simulated import Latency, SimulatedEngine, SimulatedEnvironment, fan_out, simulated_task
 from model.chat.kimi import END_THINK, THINK, KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from parl.episodes.formats.common import system_prompt
 from rollouts.config import BudgetConfig, ContextConfig
-from rollouts.engine.simulated import SimulatedEngine, fan_out
 from rollouts.episode import Episode, EpisodeStatus
 from rollouts.prompts import PromptsConfig
 from rollouts.swarm.settings import SwarmSettings
