@@ -1,7 +1,7 @@
 """The contract between tasks, tools and rollouts.
 
-An ``Environment`` yields ``Task`` rows and opens one ``Session`` per episode. A session owns whatever its agents
-may touch; state that one agent must not see is keyed by the agent's id. Tool failures are data (``ToolResult.error``),
+An ``Environment`` yields ``Task`` rows and opens one ``Session`` per episode. A session owns its agents'
+state; state that one agent must not see is keyed by agent id. Tool failures are data (``ToolResult.error``),
 never exceptions; only cancellation propagates. Nothing here imports torch.
 """
 
@@ -57,7 +57,7 @@ class ToolSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """One call as the model wrote it. ``id`` is ``functions.NAME:INDEX``; ``arguments`` is the parsed JSON object."""
+    """One call from the model. ``id`` is ``functions.NAME:INDEX``; ``arguments`` is the parsed JSON object."""
 
     id: str
     name: str
@@ -66,11 +66,10 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult:
-    """What a call returned. ``text`` is what the agent reads, also when ``error`` is set. ``latency_s`` in seconds.
+    """A call's result. ``text`` is what the agent reads, also with an ``error``. ``latency_s`` in seconds.
 
-    ``images`` (PNG files) are shown after the text, to a policy that can see. ``machine``: the call failed because the
-    tools' machine did (no connection, a dead server), not because the world answers so: no agent reads such a result,
-    the episode is run again.
+    ``images`` (PNG files) follow the text, for a policy with vision. ``machine``: the call failed because of
+    the tools' machine (no connection, a dead server): no agent reads it, and the episode is run again.
     """
 
     text: str
@@ -81,16 +80,16 @@ class ToolResult:
 
     @property
     def readable(self) -> str:
-        """The text, and a word for each picture."""
+        """The text, with a word for each picture."""
         return "\n".join(filter(None, (self.text, *("[picture]" for _ in self.images))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Oracle:
-    """Best possible costs of a task in critical steps, the final answer's turn included.
+    """Lowest costs of a task in critical steps, the answer's turn included.
 
-    ``serial_steps``: one agent, one tool call a turn. ``parallel_steps``: the best plan with sub-agents (equal to
-    ``serial_steps`` where spawning cannot help). ``width``: sub-agents in that best plan, 0 where none pays.
+    ``serial_steps``: one agent, one call per turn. ``parallel_steps``: the best plan with sub-agents, if
+    better. ``width``: sub-agents in that plan, 0 if spawning does not pay.
     """
 
     serial_steps: int
@@ -112,10 +111,10 @@ class Gold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is asked. ``gold``, ``oracle`` and ``plan`` never reach a prompt or a log of an agent.
+    """A question. ``gold``, ``oracle`` and ``plan`` never reach a prompt or an agent's log.
 
-    ``plan`` is what the reference policies need to solve the task through the tools (the environment's own format);
-    empty for tasks that a user brings.
+    ``plan`` is input for the reference policies, in the environment's own format; empty for tasks that a user
+    brings.
     """
 
     key: str
@@ -124,7 +123,7 @@ class Task:
     prompt: str
     gold: Gold
     oracle: Oracle | None = None
-    width: int = 1  # independent parts of the task (rows of a wide table), 1 where there is one
+    width: int = 1  # independent parts of the task (rows of a wide table)
     plan: dict[str, Any] = field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
@@ -136,7 +135,9 @@ class Task:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Task:
-        """Inverse of :meth:`to_row`; a row without ``key`` gets its content hash, other absent fields a default."""
+        """Inverse of :meth:`to_row`; without ``key`` it is the content hash, other absent fields have
+        defaults.
+        """
         gold = _loads(row["gold"])
         tuples = {name: tuple(gold.get(name) or ()) for name in ("columns", "unique_columns", "answers")}
         rows = tuple(tuple(r) for r in gold.get("rows") or ())
@@ -155,11 +156,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskGroup:
-    """Tasks that results are shown together for: those of ``family`` (None: of any) from ``least_width`` on.
+    """Tasks whose results are shown together: those of ``family`` (None: any) from ``least_width`` on.
 
-    ``title``: what a page calls it, the name without one. ``highlight``: its number that heads a run's report, one of
-    ``critical_steps`` (how many times fewer than a single agent's), ``item_f1`` and ``spawn_rate``. ``always``: it has
-    a row in an evaluation's table also where no such task was asked.
+    ``title``: its name on pages, by default ``name``. ``highlight``: its number at the top of a run's report,
+    one of ``critical_steps`` (single agent's divided by the policy's), ``item_f1`` and ``spawn_rate``.
+    ``always``: show its row also without such tasks.
     """
 
     name: str
@@ -170,7 +171,7 @@ class TaskGroup:
     always: bool = True
 
     def holds(self, family: str, width: int) -> bool:
-        """Whether a task of this family and width belongs to it: all that is stored of a task with its episodes."""
+        """Whether a task of this family and width, which episodes store, belongs to the group."""
         return self.family in (None, family) and width >= self.least_width
 
 
@@ -193,7 +194,7 @@ class Session(Protocol):
         ...
 
     async def call(self, agent_id: str, call: ToolCall, *, deadline_s: float) -> ToolResult:
-        """Run ``call`` for ``agent_id``; gives up after ``deadline_s`` seconds with ``ErrorKind.TIMEOUT``."""
+        """Run ``call`` for ``agent_id``; returns ``ErrorKind.TIMEOUT`` after ``deadline_s`` seconds."""
         ...
 
     async def close(self) -> None:
@@ -203,38 +204,38 @@ class Session(Protocol):
 
 @runtime_checkable
 class Cancellable(Protocol):
-    """What a session may also offer: to be told that an agent was ended from outside and wants nothing any more."""
+    """An optional part of a session: it is told when an agent was stopped from outside."""
 
     async def cancel(self, agent_id: str) -> None:
-        """Stop what runs for ``agent_id``, whose call under way has been cancelled already. Must be quick."""
+        """Stop what runs for ``agent_id``, whose current call is already cancelled. Must be quick."""
         ...
 
 
 class Section(BaseModel):
-    """The part of a configuration that a class brings: an unknown key is an error, and nobody changes it later.
+    """The section of a configuration that a class brings: frozen, and unknown keys are errors.
 
-    A field of type ``Path`` names a file that must be there; it is looked for beside the configuration first.
+    A field of type ``Path`` names a file that must exist; it is looked up beside the configuration first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @property
     def pictures(self) -> bool:
-        """Whether tasks are asked that only a policy that sees can solve."""
+        """Whether some tasks need a policy with vision."""
         return False
 
 
 class TaskStream(Protocol):
-    """Tasks by position, without end."""
+    """An endless stream of tasks by position."""
 
     def __getitem__(self, index: int) -> Task:
-        """Task ``index``, a function of the stream's seed and the index alone."""
+        """Task ``index``, a function of the stream's seed and the index."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
-    """A finite list of tasks, gone through in order again and again."""
+    """A finite list of tasks, repeated in order."""
 
     tasks: Sequence[Task]
 
@@ -244,9 +245,10 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
-    """Texts that an agent gets from one call, by name, to be held against the policy's context before a run starts.
+    """Texts that one call may return, by name, to check against the policy's context before a run.
 
-    ``source`` is who brings them and ``what`` says what each is made of, both for messages: "12 of 80 rows make ...".
+    ``source`` (who brings them), ``what`` (what each is made of): for messages such as "12 of 80 rows make
+    ...".
     """
 
     source: str
@@ -255,23 +257,23 @@ class Readings:
 
 
 class Environment:
-    """A source of tasks and the tools to solve them: derive from it, and name the class in ``envs.name``.
+    """A source of tasks and the tools to solve them; derive from it, and name the class in ``envs.name``.
 
-    ``tasks`` and ``open`` are what an environment must have; the rest has defaults. It is pickled to rollout workers,
-    so clients and heavy imports come with the first ``open``.
+    ``tasks`` and ``open`` are required, the rest has defaults. It is pickled to rollout workers, so clients
+    and heavy imports come with the first ``open``.
     """
 
     Config: ClassVar[type[Section]] = Section  # the class of ``envs.config``
-    neutral: ClassVar[frozenset[str]] = frozenset()  # its keys that change no episode, such as a transport
-    # What an agent gets depends on its own calls alone, so that agents of one episode may use sessions of their own, on
+    neutral: ClassVar[frozenset[str]] = frozenset()  # its keys that affect no episode, such as a transport
+    # An agent's results depend on its own calls alone, so agents of one episode may use separate sessions on
     # several machines (``rollouts.placement: spread``).
     spreads: ClassVar[bool] = False
-    # No call changes what later ones answer: those of an episode that goes on elsewhere are not made again.
+    # No call changes later ones: a continued episode need not repeat its calls.
     stateless: ClassVar[bool] = False
     # Its texts are not made of the words that a policy from scratch learns from its teacher.
     foreign: bool = False
-    # How tables and reports group results, in their order. Families in no group are a group each, after those; all
-    # tasks together come last.
+    # How tables and reports group results, in order. Families without a group follow, a group each; all tasks
+    # together come last.
     groups: ClassVar[tuple[TaskGroup, ...]] = ()
 
     def __init__(self, config: Any) -> None:
@@ -286,33 +288,33 @@ class Environment:
         raise NotImplementedError(f"{type(self).__name__} has no method open")
 
     async def close(self) -> None:
-        """Release the environment's own resources (servers, clients)."""
+        """Release the environment's resources (servers, clients)."""
 
     def tools(self) -> tuple[ToolSpec, ...]:
-        """The tools that every session offers: what a prompt takes of the context is counted with them."""
+        """The tools that every session offers, to count their tokens in a prompt."""
         return ()
 
     def task_stream(self, split: str, seed: int) -> TaskStream:
-        """Endless tasks of ``split`` to train on; by default those of :meth:`tasks` again and again."""
+        """Endless training tasks of ``split``; by default those of :meth:`tasks`, repeated."""
         return Repeated(list(self.tasks(split)))
 
     def held_out(self, split: str, seed: int, count: int) -> list[Task]:
-        """The first ``count`` tasks of an evaluation, or as many as there are."""
+        """The first ``count`` tasks of an evaluation, or as many as exist."""
         return list(islice(self.tasks(split), count))
 
     def digest(self) -> dict[str, str]:
-        """Hashes of what its section only names, a file's content for one, by the section's key."""
+        """Hashes of what the section only names, such as a file's content, by key of the section."""
         return {}
 
     def notes(self) -> Iterator[str]:
-        """Check the environment's own data; what its user should know before a run. ValueError for what is wrong."""
+        """Check the environment's data: yields notes for the user, raises ValueError for mistakes."""
         yield from ()
 
     def readings(self) -> Readings | None:
-        """Long texts that its tools return, where they are known beforehand."""
+        """Long texts that its tools return, if they are known beforehand."""
         return None
 
     @property
     def teacher(self) -> Teacher | None:
-        """Who shows a policy from scratch how it is done; without one a run needs ``model.init``."""
+        """The teacher of a policy from scratch; without one a run needs ``model.init``."""
         return None

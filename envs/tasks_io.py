@@ -1,6 +1,6 @@
 """Tasks as rows: JSON Lines, JSON, CSV, TSV and Parquet files, and data sets of the hub.
 
-The form of a row is in ``envs.data.task_row``. A source is read as a whole, and all its mistakes are told at once.
+The form of a row is in ``envs.data.task_row``. All mistakes of a source are reported at once.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _NOT_READ = (
 )
 _SAVED = (".jsonl", ".parquet")
 _LONG_ANSWER = 200  # characters
-_LONGEST_NAME = 200  # characters; longer ones the file system may refuse to look up
+_LONGEST_NAME = 200  # characters; file systems may refuse longer ones
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 Check = Callable[[Task], str | None]
 
 
 @dataclass(slots=True)
 class TaskSource:
-    """Tasks of all splits as a file or data set holds them, each with its line or row, and what is worth a word."""
+    """Tasks of all splits in a file or data set, each with its line or row, and notes."""
 
     name: str
     tasks: list[Task] = field(default_factory=list)
@@ -42,10 +42,10 @@ class TaskSource:
 
 
 def load_tasks(spec: str, split: str, check: Check | None = None) -> list[Task]:
-    """Tasks of ``split`` from a file (``FILES``), or from the hub data set named ``spec``.
+    """Tasks of ``split`` from a file (``FILES``), or from the hub data set ``spec``.
 
-    All rows are checked, those of other splits too; :func:`read_tasks` says how. Raises DataError (a ValueError) that
-    names file, line, field, value and cure of every mistake.
+    Checks all rows, those of other splits too (:func:`read_tasks`). Raises DataError (a ValueError) with
+    file, line, field, value and fix of every mistake.
     """
     source = read_tasks(spec, split, check)
     chosen = [task for task in source.tasks if task.split == split]
@@ -60,8 +60,8 @@ def load_tasks(spec: str, split: str, check: Check | None = None) -> list[Task]:
 def read_tasks(spec: str, split: str, check: Check | None = None) -> TaskSource:
     """The tasks of all rows; those without a split belong to ``split``. DataError with all mistakes.
 
-    ``check`` says what is wrong with a well-formed task, or None. A row that repeats an earlier one of its split is
-    left out, with a note.
+    ``check`` returns what is wrong with a well-formed task, or None. A row that repeats an earlier one of its
+    split is left out, with a note.
     """
     problems = Problems(spec if names_file(spec) else f"{spec}[{split}]")
     source = TaskSource(problems.name)
@@ -91,7 +91,7 @@ def save_tasks(tasks: Iterable[Task], path: str | Path) -> None:
 
 
 def file_problem(spec: str) -> str | None:
-    """Why ``spec`` can be neither a file of tasks nor the name of a data set, None where it may be one."""
+    """Why ``spec`` can be neither a task file nor the name of a data set; None if it may be one."""
     path = Path(spec)
     if not spec.strip():
         return "is empty; name a file, or leave the key out for generated tasks"
@@ -106,7 +106,7 @@ def file_problem(spec: str) -> str | None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is something at ``path``; also where the file system refuses to look."""
+    """Whether ``path`` exists; False if the file system refuses the name."""
     try:
         return path.exists()
     except OSError:
@@ -114,14 +114,14 @@ def is_there(path: Path) -> bool:
 
 
 def names_file(spec: str) -> bool:
-    """Whether ``spec`` means a file, and no data set of the hub."""
+    """Whether ``spec`` means a file rather than a data set of the hub."""
     if Path(spec).suffix.lower() in (*FILES, *_NOT_READ) or spec.startswith(("/", "./", "../", "~")):
         return True
     return bool(spec.strip()) and len(spec) < _LONGEST_NAME and Path(spec).exists()
 
 
 def _rows(spec: str, split: str, problems: Problems) -> tuple[Iterable[tuple[str, Any]], bool]:
-    """The rows with their places, and whether all their values are texts."""
+    """The rows with their places, and whether all values are texts."""
     if fault := file_problem(spec):
         problems.add("", fault)
         return [], False
@@ -151,7 +151,7 @@ def _read(
     as_text: bool,
     check: Check | None,
 ) -> None:
-    first: dict[tuple[str, str], tuple[int, bool]] = {}  # (split, key) -> the row, and whether it gave the key itself
+    first: dict[tuple[str, str], tuple[int, bool]] = {}  # (split, key) -> the row, and whether it had a key
     repeated: list[str] = []
     for where, row in rows:
         task = task_of(row, where, split, problems, as_text=as_text)
@@ -178,7 +178,7 @@ def _read(
 
 
 def _doubtful(source: TaskSource) -> Iterable[str]:
-    """What is well formed and yet is hardly meant."""
+    """Notes on well-formed tasks that are probably mistakes."""
     asked: dict[str, Task] = {}
     other, leaked, long = [], [], []
     for where, task in zip(source.where, source.tasks, strict=True):
@@ -211,7 +211,7 @@ def _hub_rows(spec: str, split: str) -> Iterable[dict[str, Any]]:
 
     try:
         return load_dataset(spec, split=split)  # type: ignore[return-value]
-    except Exception as fault:  # the library raises many kinds; all mean that these rows cannot be had
+    except Exception as fault:  # the library raises many kinds; all mean that the rows are not available
         raise ValueError(
             f"tasks {spec!r}, split {split!r}: neither a file ({', '.join(FILES)}) nor a data set that can be loaded"
             f" ({type(fault).__name__}: {fault})"

@@ -1,7 +1,7 @@
-"""What an environment may teach a policy that starts from nothing: words, exercises and demonstrations.
+"""What an environment teaches a policy from scratch: words, exercises and demonstrations.
 
-A :class:`Teacher` knows its environment; the cold start (``parl/cold_start``) knows the policy, its vocabulary and its
-chat format. Between them travel plain texts and tool calls. Without a teacher a run begins with ``model.init``.
+A :class:`Teacher` knows its environment, the cold start (``parl/cold_start``) the policy, its vocabulary and
+chat format. They exchange plain texts and tool calls. Without a teacher a run starts from ``model.init``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Action = list[Asked] | str  # tool calls of one turn, or the final answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """What a vocabulary is trained on.
+    """Training text of a vocabulary.
 
-    ``texts`` stand in conversations and come with the scaffolding of calls and results, ``alone`` without. ``atoms``
-    are never cut or joined (syllables of names), ``values`` are one token each, and so are the numbers of lists up to
-    ``items``. ``calls`` are arguments that recur.
+    ``texts`` occur in conversations and come with the markup of calls and results, ``alone`` without.
+    ``atoms`` (syllables of names) are never split or merged; ``values`` and list numbers up to ``items`` are
+    one token each. ``calls`` are recurring arguments.
     """
 
     texts: Iterable[str]
@@ -40,11 +40,11 @@ class Words:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A stretch of an exercise; of ``pieces``, ``said``, ``calls`` and ``results`` one is given.
+    """A part of an exercise: exactly one of ``pieces``, ``said``, ``calls`` and ``results`` is given.
 
-    ``pieces``: texts, each with its loss weight. ``said``: a text; ``calls``: (number, tool, arguments) of one turn in
-    the chat format; ``results``: (number, tool, text) of results in it. Of these three only the tokens of ``wanted``,
-    texts that occur within, are trained.
+    ``pieces``: texts with loss weights. ``said``: a text. ``calls``: (number, tool, arguments) of one turn in
+    the chat format. ``results``: (number, tool, text) of results in it. Of the last three only tokens of
+    ``wanted``, texts that occur in them, are trained.
     """
 
     pieces: Sequence[tuple[str, float]] = ()
@@ -56,9 +56,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
-    """A task, and the next turn of its agents: ``orchestrator(history, pictures)`` and ``subagent(prompt, history)``.
+    """A task and its agents' policies: ``orchestrator(history, pictures)`` and ``subagent(prompt, history)``.
 
-    ``spawning``: whether the orchestrator is offered the spawning tools.
+    ``spawning``: whether the orchestrator has the spawning tools.
     """
 
     task: Task
@@ -68,16 +68,16 @@ class Demonstration:
 
 
 class Teacher(Protocol):
-    """Who shows how it is done; every method is a function of its arguments alone."""
+    """Shows how tasks are solved; every method is a function of its arguments."""
 
     def words(self, seed: int) -> Words:
-        """What the vocabulary is trained on."""
+        """Training text of the vocabulary."""
         ...
 
     def exercise(self, rng: Random) -> list[Part]:
-        """A short practice of what demonstrations teach too thinly, drawn by ``rng``; one row of the cold start."""
+        """A short exercise drawn by ``rng``, one row of the cold start, for skills rare in demonstrations."""
         ...
 
     def demonstration(self, index: int, *, seed: int, parallel: float, wrong: float) -> Demonstration:
-        """Demonstration ``index``; ``parallel``, ``wrong``: shares that spawn where it pays, and where it does not."""
+        """Demonstration ``index``; ``parallel``, ``wrong``: shares that spawn where it pays, and where not."""
         ...

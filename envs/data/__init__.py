@@ -1,1 +1,1 @@
-"""A user's data, read strictly: files, tables and task rows, with every mistake named by file, line, field and cure."""
+"""A user's data, read strictly: files, tables, task rows; mistakes have file, line, field and fix."""

@@ -1,4 +1,4 @@
-"""Names of fields: which are ours, which other trainers' rows have, and what a slip of the pen was meant to be."""
+"""Names of fields: ours, those of other trainers' rows, and likely misspellings of ours."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 REQUIRED = ("prompt", "gold")
 OPTIONAL = ("split", "family", "width", "oracle", "plan", "key")
-ANSWERS = ("ground_truth", "answers", "answer", "solution", "completion")  # read as gold where there is none; in order
+ANSWERS = ("ground_truth", "answers", "answer", "solution", "completion")  # read as gold if there is none; in order
 PROMPTS = ("question", "query", "instruction", "input", "problem", "text", "task")  # what others call a prompt
 _CLOSE = 0.8
 _GSM8K = re.compile(r"^####[ \t]*(\S.*?)\s*\Z", re.MULTILINE)
-_SHORT = ("plan", "key")  # too short to guess at: a column "planet" is no slip
+_SHORT = ("plan", "key")  # too short to guess: a column "planet" is not a misspelling
 
 
 def near(name: str, known: Iterable[str], cutoff: float = _CLOSE) -> str | None:
-    """The name among ``known`` that ``name`` was probably meant to be, None where it is none of them."""
+    """The name in ``known`` that ``name`` was probably meant to be, else None."""
     known = list(known)
     folded = "".join(c for c in name.casefold() if c.isalnum())
     same = [one for one in known if one.replace("_", "") == folded and one != name]
@@ -25,7 +25,7 @@ def near(name: str, known: Iterable[str], cutoff: float = _CLOSE) -> str | None:
 
 
 def slips(row: dict[str, Any]) -> dict[str, str]:
-    """Columns of ``row`` whose names are nearly those of absent fields of ours: the column -> the field."""
+    """Columns of ``row`` that look like misspellings of absent fields of ours: column -> field."""
     absent = [name for name in (*REQUIRED, *OPTIONAL) if empty(row.get(name))]
     known = {*REQUIRED, *OPTIONAL, *ANSWERS, *PROMPTS, "messages", "reward_model", "data_source", "extra_info"}
     found = {name: near(name, absent) for name in row if isinstance(name, str) and name not in known}
@@ -33,13 +33,13 @@ def slips(row: dict[str, Any]) -> dict[str, str]:
 
 
 def last_line(answer: Any) -> Any:
-    """What GSM8K's answers say after the working: the rest of a last line ``#### 72``; else ``answer`` as it is."""
+    """The final answer of GSM8K's answers (a last line ``#### 72``); else ``answer`` unchanged."""
     found = _GSM8K.search(answer) if isinstance(answer, str) else None
     return found[1] if found else answer
 
 
 def empty(value: Any) -> bool:
-    """Whether a field counts as not given: absent, null, blank text, or Parquet's NaN."""
+    """Whether a field is not given: absent, null, blank text, or Parquet's NaN."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and value != value)

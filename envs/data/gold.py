@@ -1,4 +1,4 @@
-"""The hidden answer of a row: its form, and whether any answer can reach it as far as the form tells."""
+"""The hidden answer of a row: its form, and whether any answer can reach it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXAMPLE = {
 
 
 def gold_of(gold: dict[str, Any], say: Say, field: str = "gold") -> Gold | None:
-    """The checked gold; None where it cannot be used, after ``say`` was told why."""
+    """The checked gold; None if it cannot be used, after reporting to ``say``."""
     for name in gold:
         if name not in _FIELDS:
             close = near(name, _FIELDS) or ("answers" if name in ("target", "value", "text", "solution") else None)
@@ -55,7 +55,7 @@ def _unused(gold: dict[str, Any], names: tuple[str, ...], kind: str, say: Say, f
 
 
 def _texts(value: Any, say: Say, field: str, example: str) -> tuple[str, ...]:
-    """A list of texts; one value alone means a list of it."""
+    """A list of texts; a single value means a list of one."""
     values = value if isinstance(value, list | tuple) else [value]
     if value is None or not values:
         say(field, f"{'is missing' if value is None else 'is empty'}, so no answer can be right; write {example}")
@@ -72,7 +72,7 @@ def _texts(value: Any, say: Say, field: str, example: str) -> tuple[str, ...]:
 
 
 def _rows(value: Any, columns: tuple[str, ...], say: Say, field: str) -> dict[int, tuple[str, ...]]:
-    """Rows of as many cells as there are columns, by their number in the file."""
+    """Rows of as many cells as there are columns, by row number in the file."""
     if not isinstance(value, list | tuple) or not value:
         said = "is missing" if value is None else "is empty" if value in ([], ()) else f"{show(value)}: must be a list"
         say(field, f"{said}; write one list of cells for each row, {_EXAMPLE['table']}")
@@ -122,7 +122,7 @@ def _check_keys(
     say: Say,
     field: str,
 ) -> None:
-    """Rows are found by their key columns: these must be filled, and differ."""
+    """Rows are found by their key columns, which must be filled and distinct."""
     folded = [_column(name) for name in columns]
     keys = [folded.index(_column(name)) for name in unique or columns[:1] if _column(name) in folded]
     spelled = {_cell(alias): _cell(name) for alias, name in aliases.items()}

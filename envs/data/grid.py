@@ -13,9 +13,9 @@ from envs.data.problems import Problems, show
 from envs.data.scalars import scalar_text
 
 _SEPARATORS = (",", ";", "\t")
-_SAMPLE = 20  # records that the separator is judged by
+_SAMPLE = 20  # records from which the separator is inferred
 _LONGEST = 2**31 - 1  # characters of a field; csv's own limit is 131072
-_UNNAMED = re.compile(r"unnamed: ?\d+", re.IGNORECASE)  # what pandas calls a column without a name
+_UNNAMED = re.compile(r"unnamed: ?\d+", re.IGNORECASE)  # pandas' name for a column without one
 Line = tuple[str, list[str]]  # where, cells
 
 
@@ -31,13 +31,13 @@ class Grid:
 def read_csv(
     text: str, problems: Problems, suffix: str = ".csv", clean: Callable[[str], str] = str.strip
 ) -> Grid | None:
-    """The table of ``text``; None where there is none. Ragged rows are problems and left out.
+    """The table of ``text``; None without one. Ragged rows are reported and left out.
 
-    Empty columns without a name at the right (trailing commas) are dropped, and so is the row index that pandas writes
-    as a first column without a name; one that holds names is kept and called ``name``. ``clean`` is done to each cell.
+    Empty unnamed columns at the right (trailing commas) and the unnamed first column with pandas' row index
+    are dropped; an unnamed first column of names is called ``name``. ``clean`` is applied to each cell.
     """
     first, _, rest = text.partition("\n")
-    told = re.fullmatch(r"\"?sep=(.)\"?", first.strip(" \r"))  # how Excel is told the separator
+    told = re.fullmatch(r"\"?sep=(.)\"?", first.strip(" \r"))  # how Excel states the separator
     skipped = int(bool(told))
     body = rest if told else text
     separator = told[1] if told else "\t" if suffix == ".tsv" else _separator(body)
@@ -58,7 +58,7 @@ def read_csv(
 def grid_of(
     rows: Iterable[tuple[str, Any]], problems: Problems, clean: Callable[[str], str] = str.strip
 ) -> Grid | None:
-    """Objects as a table: their keys are the columns, in the order of their first use; null is an empty cell."""
+    """Objects as a table: their keys are the columns, in order of first use; null is an empty cell."""
     header: dict[str, None] = {}
     found: list[tuple[str, dict[str, str]]] = []
     for where, row in rows:
@@ -83,7 +83,7 @@ def grid_of(
 
 
 def read_parquet(path: Path, problems: Problems) -> list[tuple[str, dict[str, Any]]] | None:
-    """``("row 3", {...})`` of every row; None, and a problem, where it is no Parquet file."""
+    """``("row 3", {...})`` of every row; None, and a problem, if it is not a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -105,12 +105,12 @@ def read_parquet(path: Path, problems: Problems) -> list[tuple[str, dict[str, An
 
 
 def _label(name: str, clean: Callable[[str], str]) -> str:
-    """A column's name; one of punctuation alone (``%``, ``#``) is a name, though such a cell is no value."""
+    """A column's name; punctuation alone (``%``, ``#``) is a valid name, though not a valid value."""
     return clean(name) or " ".join(name.split()).replace("|", "/")
 
 
 def _separator(text: str) -> str:
-    """The separator that makes most columns of the header; among equals the one that fits most rows."""
+    """The separator with most columns in the header; among equals the one that fits most rows."""
 
     def merit(separator: str) -> tuple[int, int]:
         sample = [row for _, row in zip(range(_SAMPLE), _lenient(text, separator), strict=False) if any(row)]
@@ -132,7 +132,7 @@ def _lenient(text: str, separator: str) -> Iterable[list[str]]:
 
 
 def _records(text: str, separator: str, skipped: int, problems: Problems) -> Iterable[tuple[str, list[str]]]:
-    """Records with the line on which each begins. A field may be as long as it likes."""
+    """Records with the line on which each begins. Fields may have any length."""
     limit = csv.field_size_limit(_LONGEST)
     lines = (line + "\n" for line in text.split("\n"))
     reader = csv.reader(lines, delimiter=separator, strict=True)
@@ -196,10 +196,10 @@ def _with_index(grid: Grid, problems: Problems) -> Grid:
 
 
 def _counts(cells: list[str]) -> bool:
-    """Whether ``cells`` count the rows, from 0 or 1 on."""
+    """Whether ``cells`` count the rows from 0 or 1."""
     return cells in ([str(number) for number in range(first, first + len(cells))] for first in (0, 1))
 
 
 def _numbers(cells: list[str]) -> bool:
-    """Whether ``cells`` are an index of rows of which some were dropped or sorted: whole numbers, all different."""
+    """Whether ``cells`` are a row index after dropping or sorting: distinct whole numbers."""
     return len(set(cells)) == len(cells) and all(re.fullmatch(r"\d+", cell) for cell in cells)

@@ -1,7 +1,7 @@
-"""Rows of JSON and JSON Lines, whichever the suffix says: each with the line on which it begins.
+"""Rows of JSON and JSON Lines, whatever the suffix: each with the line on which it begins.
 
-Stricter than ``json``: a name that is given twice, ``NaN`` and ``Infinity`` are refused; numbers remember how they were
-written, since ``12.50`` as an answer is not ``12.5``.
+Stricter than ``json``: repeated names, ``NaN`` and ``Infinity`` are refused; numbers keep their text, since
+``12.50`` as an answer is not ``12.5``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from envs.data.problems import Problems, show
 
-_WRAPPERS = ("tasks", "data", "rows")  # an object with one of them holds the list there
+_WRAPPERS = ("tasks", "data", "rows")  # keys of an object that may hold the list of rows
 _BAD = object()
 _BLANK = re.compile(r"\s*")
 
@@ -25,7 +25,7 @@ class Written(float):
     written: str
 
     def __new__(cls, text: str) -> Written:
-        """The number that ``text`` is; ValueError where it is beyond all floats."""
+        """The number in ``text``; ValueError if it is beyond all floats."""
         number = super().__new__(cls, text)
         if math.isinf(number):
             raise ValueError(f"the number {text[:40]} is too large")
@@ -42,7 +42,7 @@ def parse_json(text: str) -> Any:
 
 
 def json_rows(text: str, problems: Problems) -> Iterator[tuple[str, Any]]:
-    """``("line 3", value)`` of every row; what is no JSON becomes a problem, and reading goes on with the next line."""
+    """``("line 3", value)`` of every row; bad JSON is reported, and reading goes on with the next line."""
     start = _skip(text, 0)
     if start == len(text):
         problems.add("", "the file is empty; write one object a line")
@@ -57,14 +57,14 @@ def json_rows(text: str, problems: Problems) -> Iterator[tuple[str, Any]]:
 
 
 class _Reader:
-    """Walks over a text and counts its lines."""
+    """Walks over a text, counting lines."""
 
     def __init__(self, text: str, problems: Problems) -> None:
         self.text, self.problems = text, problems
         self._at, self._line = 0, 1
 
     def lines(self, at: int) -> Iterator[tuple[str, Any]]:
-        """One value after the other, each ending its line; after a fault the next line that opens an object."""
+        """One value per line; after a fault the next line that opens an object."""
         while at < len(self.text):
             where = self.where(at)
             found = self.value(at, where, "write one object a line")
@@ -84,7 +84,7 @@ class _Reader:
             at = _skip(self.text, stop)
 
     def whole_list(self, at: int) -> Iterator[tuple[str, Any]]:
-        """The elements of the list at ``at``, or lines where more than one value follows."""
+        """The elements of the list at ``at``, or lines if more than one value follows."""
         end = self._end(at)
         if end is not None and _skip(self.text, end) < len(self.text):
             yield from self.lines(at)
@@ -115,7 +115,7 @@ class _Reader:
             at = _skip(self.text, at + 1)
 
     def value(self, at: int, where: str, cure: str) -> tuple[Any, int] | None:
-        """The value at ``at`` (``_BAD`` where it is JSON that cannot be used) and where it ends; None for no JSON."""
+        """The value at ``at`` (``_BAD`` if it is unusable JSON) and its end; None if it is not JSON."""
         try:
             return _DECODER.raw_decode(self.text, at)
         except json.JSONDecodeError as fault:
@@ -155,7 +155,7 @@ class _Reader:
 
 
 def _wrapped(text: str, at: int) -> int | None:
-    """Where the list of rows begins in an object such as ``{"tasks": [...]}``; None where there is no such list."""
+    """Where the list of rows begins in an object such as ``{"tasks": [...]}``; None without such a list."""
     at = _skip(text, at + 1)
     while text[at : at + 1] == '"':
         try:

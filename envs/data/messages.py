@@ -1,4 +1,4 @@
-"""Prompts and answers as chat messages, the way verl's and TRL's data sets hold them."""
+"""Prompts and answers as chat messages, in the form of verl's and TRL's data sets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from envs.data.problems import Say
 
 _CURE = 'write {"role": "user", "content": "..."}'
 _SEEN = ("image", "images", "video", "videos", "audio", "audios")  # columns of pictures and sounds
-_PLACE = re.compile("<(image|video|audio)>")  # where one belongs in the text, as verl and LLaVA write it
+_PLACE = re.compile("<(image|video|audio)>")  # their place in the text, as verl and LLaVA write it
 _ROLES = ("system", "developer", "user", "assistant")
 
 
 def prompt_of(messages: list[Any], field: str, say: Say) -> str | None:
-    """The question of ``messages``; None where there is none, after ``say`` was told why.
+    """The question of ``messages``; None if there is none, after reporting to ``say``.
 
-    It is what system and user say, a blank line between them. An answer behind it (TRL's ``messages``) does not belong
-    to it; a conversation of several turns is no task.
+    It is the text of system and user, separated by a blank line. A final answer (TRL's ``messages``) is not
+    part of it; a conversation of several turns is refused.
     """
     parts: list[str] = []
     asked = answered = False
@@ -42,7 +42,7 @@ def prompt_of(messages: list[Any], field: str, say: Say) -> str | None:
 
 
 def no_pictures(row: dict[str, Any], say: Say) -> None:
-    """Tell ``say`` of pictures and sounds beside a prompt: nothing would show them, and the rest is another task."""
+    """Report pictures and sounds beside a prompt: they would not be shown, and the rest is another task."""
     for name, value in row.items():
         if str(name).casefold() in _SEEN and isinstance(value, list | dict | bytes) and value:
             say(str(name), "only text can be asked; leave rows with pictures and sounds out")
@@ -53,7 +53,7 @@ def no_pictures(row: dict[str, Any], say: Say) -> None:
 
 
 def answer_of(messages: list[Any], field: str, say: Say) -> str | None:
-    """What the last of ``messages`` says, the assistant's; None where it is not one."""
+    """The text of the last of ``messages``, the assistant's; None if it is not one."""
     at = f"{field}[{len(messages) - 1}]"
     read = _message(messages[-1], at, say)
     if read is None:

@@ -1,4 +1,4 @@
-"""The mistakes of one source of data, collected, so that all of them are told at once."""
+"""Collects the mistakes of one source of data, to report them all at once."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import json
 from collections import Counter
 from typing import Any, Protocol
 
-NOTHING: Any = object()  # where no value is to be shown
+NOTHING: Any = object()  # no value to show
 MOST_SHOWN = 20
-_STOP = 1000  # problems after which no more rows are looked at
+_STOP = 1000  # problems after which reading stops
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the text names the file and, for each mistake, line, field, value and cure."""
+    """Unusable data; the text names the file and, for each mistake, line, field, value and fix."""
 
 
 class TooMany(Exception):
-    """So many mistakes that the rest of the file is not looked at."""
+    """Raised to stop reading after too many mistakes."""
 
 
 class Say(Protocol):
-    """Takes a mistake of one row."""
+    """Reports a mistake of one row."""
 
     def __call__(self, field: str, text: str, value: Any = ...) -> None:
-        """``field``'s ``value`` is shown where it is given; ``text`` says what is wrong and how to mend it."""
+        """``text`` says what is wrong with ``field`` and how to fix it; ``value`` is shown if given."""
 
 
 class Problems:
-    """Mistakes of the source ``name``, in the order in which they are found, and what is worth a word besides."""
+    """Mistakes of the source ``name``, in order of discovery, and notes."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -41,15 +41,15 @@ class Problems:
         return len(self._found)
 
     def add(self, where: str, text: str) -> None:
-        """One mistake. ``where`` is the line or row, empty where the whole file is meant."""
+        """Add a mistake. ``where`` is the line or row, empty for the whole file."""
         self._found.append((where, text))
         if len(self._found) >= _STOP:
             raise TooMany
 
     def check(self) -> None:
-        """Raise :class:`DataError` where there are mistakes: the first 20 of them and the number of the others.
+        """Raise :class:`DataError` if there are mistakes: the first 20 and the number of the others.
 
-        Where rows that share one mistake (a column that is called otherwise) would hide another, they are told once.
+        A mistake shared by many rows (a misnamed column) is reported once if it would hide others.
         """
         if not self._found:
             return
@@ -75,7 +75,7 @@ def _shared(where: str, text: str, count: int) -> str:
 
 def show(value: Any, most: int = 80) -> str:
     """``value`` in one short line of ASCII-safe JSON, for a message."""
-    if written := getattr(value, "written", None):  # a number, as the file has it
+    if written := getattr(value, "written", None):  # a number as written in the file
         return str(written)
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)

@@ -1,4 +1,4 @@
-"""Single values of a user's rows as text, and what no text may hold."""
+"""Single values of a user's rows as text, and what no text may contain."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from envs.data.fields import ANSWERS
 from envs.data.json_rows import Written, parse_json
 from envs.data.problems import Say
 
-_PRINTED = re.compile(r"\s*(\[\s*['\"\[{]|\{\s*['\"])")  # how a list of texts or an object begins
+_PRINTED = re.compile(r"\s*(\[\s*['\"\[{]|\{\s*['\"])")  # how a printed Python list or object begins
 _CHAT = re.compile(r"\s*\[\s*\{\s*['\"](role|content)['\"]")
 _HALF = re.compile("[\ud800-\udfff]")
 
 
 def scalar_text(value: Any, *, empty: bool = False) -> tuple[str, str]:
-    """``value`` as text, and what is wrong with it ("" where nothing is).
+    """``value`` as text, and what is wrong with it ("" if nothing).
 
-    Numbers are written as the file has them (a whole float of Parquet without its ``.0``, a day without
-    its midnight), truth values as ``true`` and
-    ``false``. ``empty``: null and NaN are an empty text, no mistake.
+    Numbers are written as in the file (whole floats of Parquet without ``.0``, days without midnight), truth
+    values as ``true`` and ``false``. ``empty``: null and NaN are an empty text instead of a mistake.
     """
     if isinstance(value, str):
         return value, text_fault(value)
@@ -35,7 +34,7 @@ def scalar_text(value: Any, *, empty: bool = False) -> tuple[str, str]:
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value), ""
     if isinstance(value, datetime.datetime) and value.time() == datetime.time() and value.tzinfo is None:
-        return str(value.date()), ""  # a day, for which Parquet and pandas have no other type
+        return str(value.date()), ""  # a day: Parquet and pandas have no type for it
     if isinstance(value, int | decimal.Decimal | datetime.date | datetime.time):
         return str(value), ""
     if value is None:
@@ -45,9 +44,9 @@ def scalar_text(value: Any, *, empty: bool = False) -> tuple[str, str]:
 
 
 def parsed(text: Any, field: str, say: Say) -> Any:
-    """The list or object of which a text file holds the JSON, else ``text``; ``say`` is told of what Python prints.
+    """The list or object whose JSON a text file holds, else ``text``; reports Python's form to ``say``.
 
-    pandas writes lists as Python does (``['Rome', 'Roma']``); taken as text, no answer would be what was meant.
+    pandas writes lists as Python does (``['Rome', 'Roma']``); as text they would be wrong answers.
     """
     asked = field in ("prompt", "messages")  # a question may quote anything but a conversation
     if not isinstance(text, str) or not (_CHAT if asked else _PRINTED).match(text):
@@ -63,7 +62,7 @@ def parsed(text: Any, field: str, say: Say) -> Any:
 
 
 def text_fault(text: str) -> str:
-    """What ``text`` holds that no file of episodes and no model can carry; "" where there is nothing."""
+    """Why ``text`` cannot be stored or given to a model; "" if it can."""
     if found := _HALF.search(text):
         return f"holds half of a character (\\u{ord(found[0]):04x}); write the whole character"
     if "\0" in text:

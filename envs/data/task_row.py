@@ -22,15 +22,15 @@ from envs.data.scalars import parsed, scalar_text, text_fault
 
 SPLITS = ("train", "val", "test")
 _SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "eval": "val", "testing": "test"}
-_GOLDS = ("label", "target", "output", "response", "expected", "reference", "chosen")  # what others call an answer
+_GOLDS = ("label", "target", "output", "response", "expected", "reference", "chosen")  # other names for an answer
 _TAKEN = re.compile(r"all|width \d+(-\d+)?")
 _LONGEST_NAME = 200  # characters of a key or a family
 
 
 def task_of(row: Any, where: str, split: str, problems: Problems, *, as_text: bool = False) -> Task | None:
-    """The task of ``row``; None where a mistake of it went to ``problems``.
+    """The task of ``row``, of ``split`` if it names none; None if a mistake went to ``problems``.
 
-    A row without a split belongs to ``split``. ``as_text``: the file holds texts only (CSV), numbers among them.
+    ``as_text``: the file holds only texts (CSV), also for numbers.
     """
     before = len(problems)
 
@@ -91,7 +91,7 @@ def _prompt(row: dict[str, Any], slips: dict[str, str], say: Say) -> str:
 
 
 def _given_gold(row: dict[str, Any], slips: dict[str, str], say: Say) -> tuple[Any, str]:
-    """The row's gold as an object, and the field that it comes from; None where it has none."""
+    """The row's gold as an object, and its field; None without one."""
     if not fields.empty(row.get("gold")) and row["gold"] != {}:
         gold = _object(row["gold"], "gold", say, 'write {"kind": "exact", "answers": ["Paris"]}')
         return gold, "gold"
@@ -138,7 +138,7 @@ def _missing(field: str, row: dict[str, Any], slips: dict[str, str], say: Say) -
 
 
 def _object(value: Any, field: str, say: Say, cure: str = "write an object") -> dict[str, Any] | None:
-    """An object, or the one whose JSON is given; None where there is none."""
+    """An object, or the one in a JSON text; None if it is neither."""
     if fields.empty(value):
         return None
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Files as text: every encoding is read that says what it is, and the others are named with their cure."""
+"""Files as text: every self-declared encoding is read, others are reported with the fix."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from envs.data.problems import Problems
 
-_BOMS = (  # the longer ones first: UTF-32's begins with that of UTF-16
+_BOMS = (  # longer ones first: UTF-32's begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_KINDS = (  # what a file begins with, what it is then, and what to do
+_KINDS = (  # first bytes of a file, its kind, and the fix
     (b"\x1f\x8b", "gzip", "unpack it (gunzip)"),
     (b"\x28\xb5\x2f\xfd", "zstd", "unpack it (zstd -d)"),
     (b"BZh", "bzip2", "unpack it (bunzip2)"),
@@ -30,7 +30,7 @@ _LISTED = 5
 
 
 def read_bytes(path: Path, problems: Problems) -> bytes | None:
-    """The file's content; None, and a problem, where there is none to be read."""
+    """The file's content; None, and a problem, if it cannot be read."""
     if path.is_dir():
         problems.add("", "is a folder; name one file in it")
     elif not path.exists():
@@ -46,7 +46,7 @@ def read_bytes(path: Path, problems: Problems) -> bytes | None:
 
 
 def read_text(path: Path, problems: Problems) -> str | None:
-    """The file's text with ``\\n`` as its only line end; None, and a problem, where it is no text.
+    """The file's text with ``\\n`` as its only line end; None, and a problem, if it is not text.
 
     UTF-8 with or without a byte-order mark, UTF-16 and UTF-32 with one.
     """
@@ -77,7 +77,7 @@ def read_text(path: Path, problems: Problems) -> str | None:
 
 
 def _name_lines(data: bytes, problems: Problems) -> None:
-    """Say which lines are not UTF-8, and how the first would read in Windows' encoding."""
+    """Report which lines are not UTF-8, and how the first would read in Windows' encoding."""
     lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     bad = [number for number, line in enumerate(lines, 1) if not _is_utf8(line)]
     if not bad:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from envs.base import Section
 
 FAMILIES = ("wide", "chain", "list", "swap", "single_fact")
-PICTURE = "picture"  # asked only where `mix` names it, and only of a policy that can see (envs/world/pictures.py)
+PICTURE = "picture"  # only if `mix` names it, for a policy with vision (envs/world/pictures.py)
 
 
 class WorldConfig(Section):
@@ -57,5 +57,5 @@ class WorldConfig(Section):
 
     @property
     def pictures(self) -> bool:
-        """Whether tasks are asked that need to see."""
+        """Whether some tasks need vision."""
         return self.mix.get(PICTURE, 0.0) > 0

@@ -1,4 +1,4 @@
-"""Text of the world for training a tokenizer. Names are fresh in every sample, so merges stop at syllables."""
+"""Training text of the world for a tokenizer. Names are fresh in every sample, so merges stop at syllables."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from envs.world.wording import (
 
 
 def corpus_texts(seed: int, count: int) -> Iterator[str]:
-    """``count`` samples: questions, calls' arguments, hits, pages, delegated prompts, returned lines, answer tables.
+    """``count`` samples: questions, arguments, hits, pages, delegated prompts, returned lines, answer tables.
 
-    Only train wordings and names; no chat markup (whoever renders conversations adds that).
+    Only train wordings and names; no chat markup.
     """
     rng = Random(f"corpus:{seed}")
     kinds = (_question, _question, _hits, _page, _page, _calls, _returned, _table, _table, _group)
@@ -123,18 +123,16 @@ def _table(rng: Random) -> str:
     return answer_table(("name", *attributes), rows)
 
 
-Piece = tuple[str, float]  # text, and how much it matters that the reader knows it
-_FORM = 0.3  # punctuation around names and values: learned in passing
+Piece = tuple[str, float]  # text, and its loss weight
+_FORM = 0.3  # punctuation around names and values: easy to learn
 
 
 def reading_pieces(rng: Random, count: int, longest: int) -> list[Piece]:
-    """A reading exercise: ``count`` facts of one kind, then what tasks ask about them, tables and single values.
+    """A reading exercise: ``count`` facts of one kind, then tables and single values asked from them.
 
-    Lists' numbers end at ``longest`` or before.
-
-    Where a demonstration makes two calls for each value, every fact here is read about twice. The lists are pieces of
-    one order, or an earlier question would say that another name comes next; a table begins somewhere in its list, and
-    a list with some number, so that nothing can be found by counting.
+    Every fact is read about twice. List numbers are at most ``longest``. The lists follow one order, so that
+    no earlier question contradicts the next name; tables and lists start anywhere, so that nothing can be
+    found by counting.
     """
     kind = rng.choice(list(KINDS))
     label = rng.choice(KINDS[kind][0])
@@ -162,9 +160,9 @@ def reading_pieces(rng: Random, count: int, longest: int) -> list[Piece]:
 
 
 def agenda(rng: Random, count: int, longest: int) -> tuple[str, str, list[tuple[str, str, str]]]:
-    """A question about ``count`` names: its text, the label asked for, and each item with its name and value.
+    """A question about ``count`` names: its text, the label asked for, and each item with name and value.
 
-    The list is a piece of one of ``longest`` items, so that short lists show large numbers as well.
+    The list is a part of one of ``longest`` items, so that short lists show large numbers too.
     """
     names, first = _names(rng, count), rng.randint(1, max(longest - count, 0) + 1)
     label = rng.choice(_attributes(rng))

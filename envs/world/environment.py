@@ -1,4 +1,4 @@
-"""The embedded world as an environment: tasks, and tools that are reached through httpx only."""
+"""The embedded world as an environment: tasks, and tools called through httpx only."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from envs.world.tasks import TaskStream, distinct_tasks, generate_tasks
 from envs.world.teacher import WorldTeacher
 
 TASKS_PER_SPLIT = 512
-_LEAST_ROWS = 140  # of a table whose splits are kept apart: the smallest gets about 15 %
+_LEAST_ROWS = 140  # rows of a table with separate splits: the smallest gets about 15 %
 _JSON = {"content-type": "application/json"}
-_GONE = (502, 503, 504)  # a proxy's answers in place of a server that is not there
+_GONE = (502, 503, 504)  # a proxy's answers for a missing server
 
 
 class World:
-    """Knowledge and index of every split, each built on first use and then shared by the whole process."""
+    """Knowledge and index of every split, built on first use and shared by the whole process."""
 
     _shared: dict[str, World] = {}  # noqa: RUF012 - the process-wide cache, guarded by _lock
     _lock = threading.RLock()
@@ -51,7 +51,7 @@ class World:
             return cls._shared.setdefault(config.model_dump_json(), cls(config))
 
     def knowledge(self, split: str) -> Knowledge:
-        """What is true in ``split``; ValueError for an unknown split or a bad table."""
+        """The knowledge base of ``split``; ValueError for an unknown split or a bad table."""
         with self._lock:
             if check_split(split) not in self._knowledge:
                 source = self.config.source
@@ -75,12 +75,12 @@ class World:
 
 
 class WorldEnvironment(Environment):
-    """Tasks and sessions of the embedded world. Cheap to make and to pickle: the world is built on first use."""
+    """Tasks and sessions of the embedded world. Cheap to create and pickle: the world is built on first use."""
 
     Config = WorldConfig
     neutral = frozenset({"transport"})
     spreads = True  # the world is read-only
-    stateless = True  # no call changes what later ones answer
+    stateless = True  # no call changes later ones
     groups = GROUPS
 
     def __init__(self, config: WorldConfig) -> None:
@@ -97,12 +97,12 @@ class WorldEnvironment(Environment):
 
     @property
     def world(self) -> World:
-        """Knowledge and indices behind the tools (for tests and for making demonstrations)."""
+        """Knowledge and indices behind the tools (for tests and demonstrations)."""
         return World.of(self.config)
 
     @property
     def foreign(self) -> bool:
-        """Whether pages are made of a user's table, whose words no cold start has seen."""
+        """Whether pages come from a user's table, whose words no cold start has seen."""
         return self.config.source is not None
 
     @property
@@ -111,11 +111,11 @@ class WorldEnvironment(Environment):
         return WorldTeacher(self.config, self.world.knowledge("train"))
 
     def tasks(self, split: str) -> list[Task]:
-        """Up to ``TASKS_PER_SPLIT`` distinct tasks of ``split`` in a fixed order (the order of the world's seed)."""
+        """Up to ``TASKS_PER_SPLIT`` distinct tasks of ``split`` in the order of the world's seed."""
         return generate_tasks(self.world.knowledge(split), split, TASKS_PER_SPLIT, self.config.seed, self.config)
 
     def task_stream(self, split: str, seed: int) -> TaskStream:
-        """Endless tasks of ``split``: iterate, or index (task ``i`` depends on (seed, i) alone)."""
+        """Endless tasks of ``split``: iterate, or index (task ``i`` depends on (seed, i) only)."""
         return TaskStream(self.world.knowledge(split), self.config, seed)
 
     def held_out(self, split: str, seed: int, count: int) -> list[Task]:
@@ -123,16 +123,16 @@ class WorldEnvironment(Environment):
         return distinct_tasks(self.task_stream(split, seed), count)
 
     def tools(self) -> tuple[ToolSpec, ...]:
-        """search, open_page and find_in_page; open_picture as well where tasks are asked that need it."""
+        """search, open_page and find_in_page; open_picture if tasks need it."""
         return (*TOOLS, OPEN_PICTURE) if self.config.pictures else TOOLS
 
     def digest(self) -> dict[str, str]:
-        """Of the table its content, wherever it lies."""
+        """The hash of the table's content."""
         source = self.config.source
         return {} if source is None else {"source": hashlib.sha256(source.read_bytes()).hexdigest()}
 
     def notes(self) -> Iterator[str]:
-        """What is worth knowing of a user's table."""
+        """Notes on a user's table."""
         source = self.config.source
         if source is not None and smallest_split(entities := read_table(source)) < ENOUGH:
             yield (
@@ -150,12 +150,12 @@ class WorldEnvironment(Environment):
         return Readings(source=str(source), what="rows make pages", texts=texts)
 
     async def open(self, task: Task) -> WorldSession:
-        """A session for one episode of ``task``; ValueError when the task's split is unknown."""
+        """A session for one episode of ``task``; ValueError for an unknown split."""
         check_split(task.split)
         return WorldSession(self._http(), task.split, self.tools())
 
     async def close(self) -> None:
-        """Close the client and, with ``transport: socket``, the server. The environment may be used again."""
+        """Close the client and, with ``transport: socket``, the server. The environment can be used again."""
         client, server = self._client, self._server
         self._client = self._server = self._loop = None
         if client is not None:
@@ -165,7 +165,7 @@ class WorldEnvironment(Environment):
 
     def _http(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:  # a pool belongs to the event loop that opened it
+        if self._client is None or self._loop is not loop:  # a pool belongs to its event loop
             self._client, self._loop = self._make_client(), loop
         return self._client
 
@@ -176,7 +176,7 @@ class WorldEnvironment(Environment):
             return httpx.AsyncClient(transport=transport, base_url="http://world", timeout=None, trust_env=False)
         if self._server is None:
             self._server = SocketServer(self.world.app)
-        # A small pool: httpx scans every connection for each request, so a large one is slower, not faster.
+        # A small pool: httpx scans every connection for each request, so a large one is slower.
         limits = httpx.Limits(max_connections=16, max_keepalive_connections=16)
         return httpx.AsyncClient(base_url=self._server.url, timeout=None, limits=limits, trust_env=False)
 
@@ -188,11 +188,11 @@ class WorldSession:
         self._client, self._split, self._tools, self._closed = client, split, tools, False
 
     def tools(self, role: Role) -> list[ToolSpec]:
-        """The world's tools (``WorldEnvironment.tools``), the same for both roles."""
+        """The world's tools, the same for both roles."""
         return list(self._tools)
 
     async def call(self, agent_id: str, call: ToolCall, *, deadline_s: float) -> ToolResult:
-        """Run ``call``; failures come back as results, only cancellation propagates. ``deadline_s`` in seconds."""
+        """Run ``call`` within ``deadline_s`` seconds; failures are results, only cancellation propagates."""
         started = time.perf_counter()
         images: tuple[bytes, ...] = ()
         machine = False
@@ -213,7 +213,7 @@ class WorldSession:
         self._closed = True
 
     async def _post(self, call: ToolCall, deadline_s: float) -> tuple[str, ErrorKind | None, tuple[bytes, ...]]:
-        """Text, error and pictures; httpx.TransportError where there is no server."""
+        """Text, error and pictures; httpx.TransportError without a server."""
         try:
             body = json.dumps(call.arguments)
         except (TypeError, ValueError):
@@ -231,5 +231,5 @@ class WorldSession:
             return payload["text"], None if error is None else ErrorKind(error), images
         except TimeoutError:
             return "error: timeout", ErrorKind.TIMEOUT, ()
-        except (ValueError, KeyError, TypeError):  # a reply that is not ours
+        except (ValueError, KeyError, TypeError):  # a reply of another server
             return "error: server", ErrorKind.SERVER, ()

@@ -1,4 +1,4 @@
-"""The world's groups of tasks, in the order in which tables and reports show them."""
+"""The world's groups of tasks, in the order of tables and reports."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The generated knowledge base: typed entities, their values and relations, and groups of them.
 
-Values are drawn independently of names, so nothing can be answered from a name alone. Everything follows from
+Values are independent of names, so nothing can be answered from a name alone. Everything is a function of
 (world seed, split).
 """
 
@@ -44,7 +44,7 @@ GROUP_SIZES = (2, 10)
 
 @dataclass(slots=True, kw_only=True)
 class Entity:
-    """One thing of the world. ``archive``: values of its outdated page, None where it has no such page."""
+    """One thing of the world. ``archive``: values of its outdated page, None without one."""
 
     name: str
     kind: str
@@ -68,7 +68,7 @@ class Group:
 
 @dataclass(slots=True, kw_only=True)
 class Knowledge:
-    """Everything that is true in one split of one world."""
+    """All facts of one split of one world."""
 
     split: str
     seed: int
@@ -84,14 +84,14 @@ def draw_value(attribute: str, rng: Random) -> str:
 
 
 def other_value(attribute: str, value: str, rng: Random) -> str:
-    """A random value of ``attribute`` that differs from ``value``."""
+    """A random value of ``attribute`` other than ``value``."""
     while (other := draw_value(attribute, rng)) == value:
         pass
     return other
 
 
 def split_size(config: WorldConfig, split: str) -> int:
-    """Entities of ``split``: all of ``config.entities`` for train, a quarter (at least 4) for the others."""
+    """Entities of ``split``: ``config.entities`` for train, a quarter (at least 4) for the others."""
     return config.entities if check_split(split) == "train" else max(4, config.entities // 4)
 
 
@@ -122,7 +122,7 @@ def _relate(entities: list[Entity], rng: Random) -> None:
 
 
 def _blur(entities: list[Entity], names: Iterator[str], config: WorldConfig, rng: Random) -> None:
-    """Outdated pages and aliases; one draw an entity whatever the shares, so that a share changes nothing else."""
+    """Outdated pages and aliases; one draw per entity whatever the shares, so a share changes nothing else."""
     for entity in entities:
         draws = rng.random(), rng.random(), rng.random()
         outdated = {a: other_value(a, value, rng) for a, value in entity.values.items()}
@@ -133,7 +133,7 @@ def _blur(entities: list[Entity], names: Iterator[str], config: WorldConfig, rng
 
 
 def _groups(entities: dict[str, Entity], kinds: list[str], names: Iterator[str], rng: Random) -> list[Group]:
-    """As many chained as listed groups, every size about equally often; an entity is in one chain at most."""
+    """Equally many chained and listed groups, of all sizes; an entity is in at most one chain."""
     of_kind = {kind: [e.name for e in entities.values() if e.kind == kind] for kind in kinds}
     unchained = {kind: rng.sample(members, len(members)) for kind, members in of_kind.items()}
     low, high = GROUP_SIZES

@@ -1,7 +1,7 @@
 """Names of the generated world: two syllables, split by a stable hash of the pair.
 
-Train, validation and test never share a name, yet every syllable occurs in each of them: a small model that copies
-known tokens can copy a name that it has never seen.
+Splits share no name, yet every syllable occurs in each of them: a small model that copies known tokens can
+copy a name that it has never seen.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIRSTS, SECONDS = _syllables()  # 90 each: 'Bar', 'Bel', ... and 'aba', 'ebo', .
 
 
 def check_split(split: str) -> str:
-    """``split`` itself; ValueError when it is none of train, val, test."""
+    """``split`` itself; ValueError unless it is train, val or test."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     return split
@@ -48,7 +48,7 @@ def names_of_split(split: str) -> tuple[str, ...]:
 
 
 def draw_names(split: str, rng: Random) -> Iterator[str]:
-    """Distinct names of ``split`` in random order; names of three syllables once those of two are used up."""
+    """Distinct names of ``split`` in random order; three syllables once those of two are used up."""
     names = list(names_of_split(split))
     rng.shuffle(names)
     yield from names

@@ -1,8 +1,8 @@
-"""Pictures of small tables, a tool that shows them, and tasks that nothing but the picture answers.
+"""Pictures of small tables, a tool that shows them, and tasks about them.
 
-A picture has two to four rows, each a row's number and a number of two digits, one character in each square of 28
-pixels (a token of the vision side at its usual sizes). Ink, paper and the place in the square vary. Everything follows
-from (world seed, split, url); no page states what a picture shows.
+A picture has two to four rows, each a row's number and a two-digit number, one character per square of 28
+pixels (a token of the vision tower at its usual sizes). Ink, paper and the place in the square vary.
+Everything is a function of (world seed, split, url); no page states what a picture shows.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ OPEN_PICTURE = ToolSpec(
     description="Look at a picture.",
     parameters={"type": "object", "properties": {"url": {"type": "string"}}, "required": ["url"]},
 )
-COUNT = 5000  # pictures of a split
+COUNT = 5000  # pictures per split
 SQUARE = 28  # pixels of one character's square
 ROWS = (2, 4)
 
-_SCALE = 3  # pixels of a dot of the font
-_FONT = {  # 5 x 7 dots, a row of dots in each number
+_SCALE = 3  # pixels per dot of the font
+_FONT = {  # 5 x 7 dots, one number per row of dots
     "0": (14, 17, 19, 21, 25, 17, 14),
     "1": (4, 12, 4, 4, 4, 4, 14),
     "2": (14, 17, 1, 2, 4, 8, 31),
@@ -42,7 +42,7 @@ _FONT = {  # 5 x 7 dots, a row of dots in each number
 
 
 def picture_table(world_seed: int, split: str, url: str) -> list[str] | None:
-    """The numbers in the rows of picture ``url`` (``i0`` to ``i4999``), None where there is no such picture."""
+    """The numbers in the rows of picture ``url`` (``i0`` to ``i4999``), None if there is none."""
     number = url[1:]
     if url[:1] != "i" or not (number.isascii() and number.isdigit()) or number != str(int(number)):
         return None
@@ -53,7 +53,7 @@ def picture_table(world_seed: int, split: str, url: str) -> list[str] | None:
 
 
 def draw_picture(world_seed: int, split: str, url: str) -> bytes | None:
-    """Picture ``url`` as PNG, 84 pixels wide and 28 for each row high; None where there is no such picture."""
+    """Picture ``url`` as PNG, 84 pixels wide and 28 per row high; None if there is none."""
     table = picture_table(world_seed, split, url)
     if table is None:
         return None
@@ -61,7 +61,7 @@ def draw_picture(world_seed: int, split: str, url: str) -> bytes | None:
 
 
 def draw_table(table: Sequence[str], rng: Random) -> bytes:
-    """The rows of ``table`` with their numbers, as PNG. ImportError without Pillow names the fix."""
+    """The rows of ``table`` with their numbers, as PNG. ImportError names the fix if Pillow is missing."""
     image = _pillow().new("L", (3 * SQUARE, len(table) * SQUARE), rng.randint(190, 255))
     dots = image.load()
     assert dots is not None
@@ -85,7 +85,7 @@ def _dot(dots: Any, left: int, top: int, ink: int) -> None:
 
 
 def read_table(png: bytes) -> list[str]:
-    """Inverse of :func:`draw_table`, by comparing dots: how scripted policies see. ValueError for other pictures."""
+    """Inverse of :func:`draw_table`, for scripted policies. ValueError for other pictures."""
     image = _pillow().open(io.BytesIO(png)).convert("L")
     threshold = 135  # between the darkest paper and the lightest ink
     rows = []
@@ -117,7 +117,7 @@ def _character(square: Any) -> str:
 
 
 def picture_task(world_seed: int, split: str, rng: Random) -> Task:
-    """One row of one picture is asked for: look, answer. Nobody can do it faster, so nothing pays to delegate."""
+    """A task about one row of one picture: look, answer. Nothing is faster, so delegating does not pay."""
     url = f"i{rng.randrange(COUNT)}"
     table = picture_table(world_seed, split, url)
     assert table is not None
@@ -136,7 +136,7 @@ def picture_task(world_seed: int, split: str, rng: Random) -> Task:
 
 
 def picture_act(task: Task, seen: Sequence[tuple[int, bytes]]) -> list[tuple[str, dict[str, Any]]] | str:
-    """The scripted policy of a picture task: open it, then answer from the pictures ``seen`` alone.
+    """The scripted policy of a picture task: open it, then answer from the pictures ``seen``.
 
     ``seen`` as in a trace: (position, PNG).
     """
@@ -148,7 +148,7 @@ def picture_act(task: Task, seen: Sequence[tuple[int, bytes]]) -> list[tuple[str
 
 
 def picture_texts(rng: Random, count: int) -> list[str]:
-    """What is said about pictures, for the tokenizer: questions, answers, and the word that the template writes."""
+    """Texts about pictures, for the tokenizer: questions, answers, and the word that the template writes."""
     texts = ["image"] * count
     for _ in range(count):
         task = picture_task(0, "train", rng)
@@ -160,7 +160,7 @@ def _label(row: int) -> str:
     return f"number {row + 1}"
 
 
-# ---------------------------------------------------------------- pictures on their way
+# ---------------------------------------------------------------- pictures in JSON
 
 
 def encoded(images: Sequence[bytes]) -> list[str]:
@@ -169,12 +169,12 @@ def encoded(images: Sequence[bytes]) -> list[str]:
 
 
 def decoded(texts: Sequence[str]) -> tuple[bytes, ...]:
-    """Inverse of :func:`encoded`; ValueError for what is not base64."""
+    """Inverse of :func:`encoded`; ValueError for invalid base64."""
     return tuple(base64.b64decode(text, validate=True) for text in texts)
 
 
 def check_pillow() -> None:
-    """ValueError that names the fix, where pictures could not be drawn."""
+    """ValueError with the fix if Pillow is missing."""
     try:
         _pillow()
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Scripted policies that solve tasks through the tools alone: demonstrations to learn from, and a check of oracles.
+"""Scripted policies that solve tasks with the tools alone: for demonstrations, and to check oracles.
 
-A policy is a pure function of (task, history, seed): it replays the history into notes, asks for the first thing that
-it still misses, and answers when nothing is missing.
+A policy is a pure function of (task, history, seed): it turns the history into notes, asks for the first
+thing that is missing, and answers when nothing is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CREATE: Call = ("create_subagent", {"name": WORKER, "system_prompt": "Look up fa
 
 
 def pick_hit(query: str, result: str) -> str | None:
-    """The page to open for ``query``: its exact title, else the first page that is not an outdated one."""
+    """The page to open for ``query``: its exact title, else the first page that is not outdated."""
     hits = read_hits(result)
     wanted = {query.casefold(), subject(query).casefold()}
     exact = [page for title, page in hits if title.casefold() in wanted]
@@ -46,7 +46,7 @@ def pick_hit(query: str, result: str) -> str | None:
 
 @dataclass(slots=True)
 class _Notes:
-    """What a history has shown: search results by query, pages by url, their lines by pattern, messages by prompt."""
+    """Notes on a history: search results by query, pages by url, their lines by pattern, messages by prompt."""
 
     searches: dict[str, str]
     pages: dict[str, str]
@@ -72,7 +72,7 @@ class _Notes:
         return notes
 
     def read(self, name: str, labels: Sequence[str] = ()) -> str | None:
-        """What was read of the page of ``name``; "" where it cannot be had, None where it was not yet looked up."""
+        """What was read of the page of ``name``; "" if it does not exist, None if not yet looked up."""
         if name not in self.searches:
             return None
         url = pick_hit(name, self.searches[name])
@@ -82,7 +82,7 @@ class _Notes:
         return self.pages.get(url) if found is None else found
 
     def look_up(self, name: str, labels: Sequence[str] = (), *, query: str | None = None) -> list[Call]:
-        """The next call towards ``labels`` of ``name``: they are looked for in its page; without any it is opened.
+        """The next call towards ``labels`` of ``name``: find them in its page; without labels open it.
 
         ``query``: what to search instead of the name.
         """
@@ -94,7 +94,7 @@ class _Notes:
         return [("open_page", {"url": url})]
 
     def assign(self, prompts: Sequence[str], *, create_first: bool = False) -> list[Call]:
-        """One turn that hands out ``prompts``, making the sub-agent before (or, ``create_first``, only making it)."""
+        """One turn that assigns ``prompts``, creating the sub-agent first (or, ``create_first``, only that)."""
         calls: list[Call] = [("assign_task", {"agent": WORKER, "prompt": prompt}) for prompt in prompts]
         if self.created:
             return calls
@@ -103,12 +103,12 @@ class _Notes:
 
 @dataclass(frozen=True, slots=True)
 class ReferencePolicy:
-    """An orchestrator of fixed habits.
+    """A scripted orchestrator.
 
-    ``serial``: one call a turn. ``direct``: the same, but the calls of independent rows in one turn (which
-    ``rollouts.budget.direct_calls`` must allow). ``parallel``: independent rows by sub-agents at once, all else
-    serial (so it meets ``Task.oracle.parallel_steps``). ``partial``: some rows by sub-agents, the rest itself.
-    ``wrong``: spawns where it does not pay - a sub-agent for one row, or for each hop of a chain in turn.
+    ``serial``: one call per turn. ``direct``: the same, but the calls of independent rows in one turn (if
+    ``rollouts.budget.direct_calls`` allows it). ``parallel``: independent rows by sub-agents at once, all
+    else serial (so it meets ``Task.oracle.parallel_steps``). ``partial``: some rows by sub-agents, the rest
+    itself. ``wrong``: spawns where it does not pay, for one row, or for each hop of a chain in turn.
     """
 
     style: Style
@@ -127,14 +127,16 @@ class ReferencePolicy:
         return self._members(task, notes, attributes)
 
     def creates_first(self, task: Task) -> bool:
-        """Whether the sub-agent is made in a turn of its own (a quarter of the seeds), one step above the oracle."""
+        """Whether creating the sub-agent takes its own turn (a quarter of the seeds), one step above the
+        oracle.
+        """
         return self._rng(task, "create").random() < 0.25
 
     def _rng(self, task: Task, purpose: str) -> Random:
         return Random(f"{purpose}:{self.seed}:{task.key}")
 
     def _delegated(self, task: Task, names: Sequence[str]) -> list[str]:
-        """The rows that sub-agents look up."""
+        """The rows for sub-agents."""
         if self.style in ("serial", "direct") or (self.style == "parallel" and len(names) == 1):
             return []
         if self.style == "parallel":
@@ -207,7 +209,7 @@ class ReferencePolicy:
 
 
 def subagent_act(prompt: str, history: Sequence[Turn]) -> Action:
-    """The scripted sub-agent: search, look, then the asked lines (``mass | Karona | 47``) or ``not found``."""
+    """The scripted sub-agent: search, look, then the lines asked for, or ``not found``."""
     notes = _Notes.of(history)
     name = subject(prompt)
     if name != prompt:  # an item of a list
@@ -217,7 +219,7 @@ def subagent_act(prompt: str, history: Sequence[Turn]) -> Action:
         name = query
     if query not in notes.searches:
         return [("search", {"query": query})] if query else NOT_FOUND
-    for title, _ in read_hits(notes.searches[query]):  # a name may hold " of " itself; a title says where it begins
+    for title, _ in read_hits(notes.searches[query]):  # a name may contain " of "; a title shows where it begins
         if prompt.endswith(f" of {title}"):
             notes.searches[title] = notes.searches[query]
             asked, name = prompt[: -len(title) - 4], title
@@ -230,7 +232,7 @@ def subagent_act(prompt: str, history: Sequence[Turn]) -> Action:
 
 
 def _report(page: str, asked: str, labels: Sequence[str]) -> str:
-    """The lines of ``page`` that state ``asked`` (one label that reads like several), else those of ``labels``."""
+    """The lines of ``page`` about ``asked`` (one label that reads like several), else those of ``labels``."""
     wanted = [asked] if read_fact(page, asked) is not None else labels
     lines = [line for label in wanted for line in page.splitlines() if line.startswith(f"{label} | ")]
     return "\n".join(dict.fromkeys(lines))

@@ -14,22 +14,21 @@ from envs.data.text import read_text
 from envs.world.knowledge import Entity, Knowledge
 from envs.world.lexicon import SPLITS, split_of
 
-ENOUGH = 16  # rows that every split needs before the splits are kept apart
+ENOUGH = 16  # rows that every split needs for separate splits
 FILES = (".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson")
 _NUMBER = re.compile(r"[-+]?(?=.*\d)[\d.,%]+")
 _YEAR = re.compile(r"[12]\d{3}")
-_ITEM = re.compile(r", \d+\. ")  # how a question's list goes on to its next item
+_ITEM = re.compile(r", \d+\. ")  # separator of the items in a question's list
 _DROPPED = frozenset(string.punctuation + "–—… ")
-_ARTICLES = {"a", "an", "the"}  # scoring drops them: an answer of nothing else is empty
+_ARTICLES = {"a", "an", "the"}  # dropped by scoring: an answer of nothing else is empty
 
 
 def table_knowledge(path: Path, split: str) -> Knowledge:
     """The entities of ``split`` in the table at ``path``.
 
-    Rows go to splits by a stable hash of their name. Where that would leave a split with fewer than 16 rows, the
-    table is too small to be divided: then ALL SPLITS SHARE ALL ROWS, and held-out scores measure the skill of looking
-    up, not unseen names. An empty cell is a fact that the world does not know. Raises DataError (a ValueError) that
-    names file, line, what is wrong and how to mend it, for all mistakes at once.
+    Rows go to splits by a stable hash of their name. If a split would get fewer than 16 rows, ALL SPLITS
+    SHARE ALL ROWS, and held-out scores measure the skill of looking up, not unseen names. An empty cell is an
+    unknown fact. Raises DataError (a ValueError) with file, line, mistake and fix, for all mistakes at once.
     """
     entities = read_table(path)
     chosen = entities if smallest_split(entities) < ENOUGH else [e for e in entities if split_of(e.name) == split]
@@ -37,7 +36,7 @@ def table_knowledge(path: Path, split: str) -> Knowledge:
 
 
 def smallest_split(entities: list[Entity]) -> int:
-    """Rows of the split that gets fewest of them."""
+    """Rows of the smallest split."""
     owners = [split_of(entity.name) for entity in entities]
     return min(owners.count(split) for split in SPLITS)
 
@@ -45,8 +44,7 @@ def smallest_split(entities: list[Entity]) -> int:
 def read_table(path: Path) -> list[Entity]:
     """The rows of a table as entities, in file order.
 
-    CSV (also with ``;`` or tabs), TSV, Parquet, JSON and JSON Lines. DataError (file, line, fault, cure) of all that is
-    wrong with it.
+    CSV (also with ``;`` or tabs), TSV, Parquet, JSON and JSON Lines. Raises DataError with all mistakes.
     """
     path = Path(path)
     problems = Problems(str(path))
@@ -129,7 +127,7 @@ def _entities(grid: Grid, problems: Problems) -> list[Entity]:
 def _clean(cell: str) -> str:
     """One line, single spaces, no pipe: pages are read by lines and answers are tables with pipes.
 
-    A cell of punctuation alone (``-``, ``?``) is an empty one: scoring drops punctuation.
+    A cell of punctuation alone (``-``, ``?``) is empty: scoring drops punctuation.
     """
     text = " ".join(cell.split()).replace("|", "/")
     return text if set(text) - _DROPPED else ""

@@ -1,7 +1,7 @@
-"""Task families over a knowledge base: a stream in which task ``i`` depends on (seed, i) alone, and fixed lists.
+"""Task families over a knowledge base: a stream in which task ``i`` depends on (seed, i), and fixed lists.
 
-Oracles count critical steps, a step being one turn: a direct look-up is two turns (search, open), the answer is one,
-and a stage of sub-agents is one turn plus the three of the longest sub-agent (search, open, answer).
+Oracles count critical steps (turns): a direct look-up is two (search, open), the answer one, and a stage of
+sub-agents one plus the three of the longest sub-agent (search, open, answer).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from envs.world.wording import items, numbered, path_words, question
 
 LOOKUP, FAN_OUT, ANSWER = 2, 4, 1  # critical steps
 _TRIES = 50
-_REPEATS = 1000  # draws in a row without a new task, after which a small world is taken to have no more
+_REPEATS = 1000  # draws in a row without a new task, after which a small world counts as exhausted
 
 
 class TaskStream:
@@ -113,7 +113,7 @@ class TaskStream:
         return self._task(family, what, attributes, gold, _oracle(serial, serial, 1), 1, plan, rng)
 
     def _walk(self, length: int, rng: Random) -> tuple[Entity, list[str], Entity]:
-        """A path that meets no entity twice (else a page is read already and the oracle would be too high)."""
+        """A path without repeated entities (a page already read would make the oracle too high)."""
         best: tuple[Entity, list[str], Entity] | None = None
         for _ in range(_TRIES):
             start = end = rng.choice(self._entities)
@@ -156,9 +156,9 @@ class TaskStream:
 
 
 def generate_tasks(knowledge: Knowledge, split: str, count: int, seed: int, config: WorldConfig) -> list[Task]:
-    """``count`` distinct tasks of the stream, in its order; fewer where a small world cannot ask so many.
+    """``count`` distinct tasks of the stream, in order; fewer in a small world.
 
-    Raises ValueError when ``knowledge`` is not that of ``split``.
+    Raises ValueError if ``knowledge`` is of another split.
     """
     if knowledge.split != split:
         raise ValueError(f"knowledge of split {knowledge.split!r} cannot give tasks of {split!r}")
@@ -173,9 +173,9 @@ def generate_tasks(knowledge: Knowledge, split: str, count: int, seed: int, conf
 
 
 def distinct_tasks(stream: TaskStream, count: int) -> list[Task]:
-    """The first ``count`` distinct tasks of ``stream``; all that it has where these are fewer.
+    """The first ``count`` distinct tasks of ``stream``, or all that it has.
 
-    It is taken to have no more once ``count`` draws in a row, and a thousand at least, brought nothing new.
+    It counts as exhausted after ``count`` draws in a row, at least a thousand, without a new task.
     """
     tasks: dict[str, Task] = {}
     repeated = 0
@@ -201,7 +201,7 @@ def _oracle(serial: int, parallel: int, width: int) -> Oracle:
 
 
 def _table(rows: Sequence[Entity], attributes: Sequence[str], listed: Sequence[str]) -> Gold:
-    """The gold table. A row may also be named as the list of the question or of a page has it (``3. Karona``)."""
+    """The gold table. A row may also be named as in the list of the question or page (``3. Karona``)."""
     numbered_rows = {item: e.name for item, e in zip(items(listed), rows, strict=False)}
     return Gold(
         kind="table",

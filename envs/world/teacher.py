@@ -1,7 +1,7 @@
-"""The world's teacher: its words, drills in reading and in going through lists, and scripted demonstrations.
+"""The world's teacher: its words, drills in reading and in going through lists, and demonstrations.
 
-Most demonstrations are serial, some spawn where it pays, some spawn where it does not: the cold start must leave the
-choice open, or reinforcement learning would have nothing to show.
+Most demonstrations are serial, some spawn where it pays, some where it does not: the cold start must not
+decide when to spawn.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from envs.world.tasks import TaskStream
 from envs.world.wording import answer_table, asking, fact_line
 
 Style = Literal["serial", "parallel", "partial", "wrong"]
-FORMS = ("table", "assign", "search")  # of what goes through a list, as often
-_CALLS = (  # the recurring scaffolding of a call should cost a token or two
+FORMS = ("table", "assign", "search")  # what goes through a list, equally often
+_CALLS = (  # recurring parts of a call that should cost one or two tokens
     {"query": ""},
     {"url": ""},
     {"url": "", "pattern": ""},
     {"agent": WORKER, "prompt": ""},
     CREATE[1],
 )
-_STREAM = 10_000  # added to the cold start's seed: its tasks are others than those of the training
+_STREAM = 10_000  # added to the cold start's seed, so that its tasks differ from those of training
 _TEXTS, _PICTURES = 8000, 1000  # samples for the vocabulary
 
 
 class WorldTeacher:
-    """Shows how the world's tasks are solved. ``knowledge``: what is true in the train split."""
+    """Shows how the world's tasks are solved. ``knowledge``: the facts of the train split."""
 
     def __init__(self, config: WorldConfig, knowledge: Knowledge) -> None:
         self.config, self._knowledge = config, knowledge
@@ -43,9 +43,9 @@ class WorldTeacher:
         self._streams: dict[int, TaskStream] = {}
 
     def words(self, seed: int) -> Words:
-        """Text of the world. Values, labels and the numbers of lists are one token each: what is asked, what a page
-        says and what a table's head says must be the same token, or a small policy has to learn a dictionary before it
-        can look anything up."""
+        """Text of the world. A label or value must be one token everywhere, or a small policy needs a
+        dictionary.
+        """
         values = [value for values in CATEGORIES.values() for value in values]
         return Words(
             texts=corpus_texts(seed, _TEXTS),
@@ -57,8 +57,7 @@ class WorldTeacher:
         )
 
     def exercise(self, rng: Random) -> list[Part]:
-        """Reading values out of facts, or going through a list. Lists have every length from the first on, or short
-        ones are counted."""
+        """Reading values out of facts, or going through a list, of any length (see docs/cold_start.md)."""
         count = rng.randint(2, self._longest)
         if rng.random() < 0.5:
             return [Part(pieces=reading_pieces(rng, count, self._longest))]
@@ -79,7 +78,7 @@ class WorldTeacher:
 
 
 def _see(task: Task, history: History, seen: Seen) -> Action:
-    """What it sees is in no history of texts."""
+    """Picture tasks need ``seen``: text histories do not contain pictures."""
     return picture_act(task, seen)
 
 
@@ -88,7 +87,7 @@ def _act(policy: ReferencePolicy, task: Task, history: History, seen: Seen) -> A
 
 
 def draw_style(task: Task, rng: Random, *, parallel: float, wrong: float) -> Style:
-    """How the demonstration of ``task`` goes."""
+    """The style of the demonstration of ``task``."""
     useful = task.oracle is not None and task.oracle.width > 0
     roll = rng.random()
     if useful:
@@ -100,9 +99,9 @@ def draw_style(task: Task, rng: Random, *, parallel: float, wrong: float) -> Sty
 def agenda_parts(rng: Random, count: int, longest: int, form: str) -> list[Part]:
     """A question about a numbered list of ``count`` names, then what goes through it.
 
-    ``form``: a ``table``; or calls, those of one turn (``assign``) or of many, each followed by a fact (``search``).
-    Only the number that comes next and the name behind it are trained, for only they have to be found. All begin
-    anywhere in the list, the calls with any number, and the list's own numbers end at ``longest`` or before.
+    ``form``: a ``table``; or calls, in one turn (``assign``) or in many, each followed by a fact
+    (``search``). Only the next number and its name are trained. All start anywhere in the list, the calls
+    with any number, and the list's numbers are at most ``longest``.
     """
     text, label, rows = agenda(rng, count, longest)
     todo, index = rows[rng.randrange(count - 1) :], rng.randrange(24)

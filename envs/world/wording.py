@@ -1,7 +1,7 @@
-"""Every text format of the world in one place: pages, hits, questions, delegated prompts, answer tables.
+"""All text formats of the world: pages, hits, questions, delegated prompts, answer tables.
 
-A question is a verb and a connector. Pairs of them are disjoint over the splits, while every verb and every connector
-occurs in train.
+A question is a verb and a connector. Their pairs are disjoint over the splits, while every verb and every
+connector occurs in train.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEMBERS = (  # list and swap
     "the {a} of each in {x}.", "the {a} for each in {x}.", "the {a} of all in {x}.",
     "the {a} for all in {x}.", "the {a} in {x}.", "the {a} within {x}.",
 )  # fmt: skip
-ONE = (  # chain and single fact; a verb keeps out two neighbours, so that train has each way to begin after each verb
+ONE = (  # chain and single fact; val and test get other pairs, so that train has every beginning after every verb
     "the {a} of {x}.", "the known {a} of {x}.", "{a} of {x}.",
     "the {a} for {x}.", "the known {a} for {x}.", "{a} for {x}.",
 )  # fmt: skip
@@ -60,11 +60,10 @@ def split_words(text: str) -> list[str]:
 
 
 def numbered(names: Iterable[str], first: int = 1) -> str:
-    """``1. Karona, 2. Belmo``: a list, as questions and pages write it.
+    """``1. Karona, 2. Belmo``: a list, as in questions and pages.
 
-    A number says which item comes next; without one an agent has to find the last item again to see what stands
-    behind it, which a small policy learns late or never. A table may name its rows
-    by their items as well (``Gold.aliases``).
+    The number tells the next item; without it a small policy has to find its place in the list. A table may
+    name its rows by their items as well (``Gold.aliases``).
     """
     return ", ".join(items(names, first))
 
@@ -75,7 +74,7 @@ def items(names: Iterable[str], first: int = 1) -> list[str]:
 
 
 def members(names: Sequence[str]) -> str:
-    """What the page of a group says: ``2 in all, 1. Karona, 2. Belmo``."""
+    """The text of a group's page: ``2 in all, 1. Karona, 2. Belmo``."""
     return f"{len(names)} in all, {numbered(names)}"
 
 
@@ -85,17 +84,17 @@ def read_members(text: str) -> list[str]:
 
 
 def subject(query: str) -> str:
-    """``Karona`` of ``mass, 3. Karona`` or ``3. Karona``; any other text as it is."""
+    """``Karona`` of ``mass, 3. Karona`` or ``3. Karona``; any other text unchanged."""
     return re.sub(r"^(.*, )?[0-9]+\. (?=.)", "", query)
 
 
 def fact_line(name: str, label: str, value: str) -> str:
-    """``mass | Karona | 47``: a record. What stands before the value is the name, as in the row of an answer."""
+    """``mass | Karona | 47``: a record, with the value after the name as in a row of an answer."""
     return f"{label} | {name} | {value}"
 
 
 def read_fact(text: str, label: str) -> str | None:
-    """The value of ``label`` in lines of facts about one name, None where no line states it."""
+    """The value of ``label`` in lines of facts about one name, None if no line states it."""
     records = (line.split(" | ", 2) for line in text.splitlines())
     return next((record[2] for record in records if len(record) == 3 and record[0] == label), None)
 
@@ -112,12 +111,12 @@ def read_hits(text: str) -> list[tuple[str, str]]:
 
 
 def asking(attributes: Sequence[str], item: str) -> str:
-    """What a sub-agent is asked, and what is searched for an item: ``mass, 3. Karona``, or ``mass of Karona``."""
+    """A sub-agent's prompt, or the query for an item: ``mass, 3. Karona``, or ``mass of Karona``."""
     return f"{join_words(attributes)}{', ' if subject(item) != item else ' of '}{item}"
 
 
 def conclusion(fact: str, value: str) -> str:
-    """The answer of a task that asks for one value: the fact it rests on, then the value alone."""
+    """The answer of a single-value task: the fact that supports it, then the value alone."""
     return f"{fact}\nAnswer: {value}"
 
 

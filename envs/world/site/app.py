@@ -1,7 +1,7 @@
-"""The world's tools as an HTTP application: ``POST /{split}/{tool}`` takes JSON arguments, answers ``{text, error}``.
+"""The world's tools as an HTTP application: ``POST /{split}/{tool}`` takes JSON, returns ``{text, error}``.
 
-A picture is answered as ``{text, error, images}``, base64 of PNG files.
-Status 200 for a result, 404 for an unknown page or path, 422 for arguments that do not fit the tool.
+Pictures are returned as ``{text, error, images}``, base64 of PNG files. Status 200 for a result, 404 for an
+unknown page or path, 422 for arguments that do not fit the tool.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _spec(name: str, description: str, *arguments: str) -> ToolSpec:
     return ToolSpec(name=name, description=description, parameters=schema)
 
 
-TOOLS = (  # descriptions are short because every agent reads them
+TOOLS = (  # short descriptions: every agent reads them
     _spec("search", "Search.", "query"),
     _spec("open_page", "Open a page.", "url"),
     _spec("find_in_page", "Find text in a page.", "url", "pattern"),  # several patterns: a|b
@@ -44,9 +44,9 @@ def build_app(
     search_results: int,
     pictures: Pictures | None = None,
 ) -> Starlette:
-    """The application over the index of each split; ``index_of`` and ``pictures`` get a known split only.
+    """The application over the index of each split; ``index_of`` and ``pictures`` only get known splits.
 
-    Without ``pictures`` there is no tool to look at them.
+    Without ``pictures`` there is no open_picture.
     """
     tools = TOOLS if pictures is None else (*TOOLS, OPEN_PICTURE)
 
@@ -66,7 +66,7 @@ def build_app(
 
 
 def _arguments(body: bytes, spec: ToolSpec) -> dict[str, str] | str:
-    """The arguments, or in one phrase what is wrong with them."""
+    """The arguments, or what is wrong with them in one phrase."""
     try:
         arguments: Any = json.loads(body)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Pages of the world: compact text, one fact a line, the name on every line."""
+"""Pages of the world: compact text, one fact per line, with the name on every line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from envs.world.wording import ARCHIVE, fact_line, members
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """One page. ``keywords`` (aliases) are indexed but not shown; ``authority`` scales its rank (1 is neutral)."""
+    """A page. ``keywords`` (aliases) are indexed, not shown; ``authority`` scales its rank (1: neutral)."""
 
     page_id: str
     title: str
@@ -20,11 +20,11 @@ class Document:
     authority: float = 1.0
 
 
-_ARCHIVE_BEHIND, _ARCHIVE_AHEAD = 0.7, 1.4  # wide enough to outweigh what a page's length does to its BM25 score
+_ARCHIVE_BEHIND, _ARCHIVE_AHEAD = 0.7, 1.4  # outweighs the effect of a page's length on its BM25 score
 
 
 def profile_lines(entity: Entity) -> list[str]:
-    """What is true of ``entity``, a fact a line, in the order of its fields."""
+    """The facts about ``entity``, one per line, in the order of its fields."""
     labels = {**entity.values, **entity.relations}
     if entity.next:
         labels["next"] = entity.next
@@ -34,7 +34,7 @@ def profile_lines(entity: Entity) -> list[str]:
 
 
 def group_text(group: Group) -> str:
-    """The page of ``group``: its members, or the first one where they are chained."""
+    """The page of ``group``: its members, or only the first if they are chained."""
     if group.chained:
         return fact_line(group.name, "first", group.members[0])
     return fact_line(group.name, "members", members(group.members))

@@ -1,4 +1,4 @@
-"""Full-text index over pages: SQLite FTS5, in memory or in a file, one read-only connection a thread."""
+"""Full-text index over pages: SQLite FTS5, in memory or in a file, one read-only connection per thread."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SEARCH = """
 SELECT title, id, bm25(hits, 0.0, 10.0, 0.1, 10.0) * authority AS score
 FROM hits WHERE hits MATCH ? ORDER BY score, id LIMIT ?
 """
-_COMMON_SHARE, _COMMON_FLOOR = 0.05, 50  # BM25 scores every hit, so a word on 5 % of the pages makes a query slow
-_CUT = 0.5  # hits below this share of the best score only mention the name; they would cost the reader tokens
+_COMMON_SHARE, _COMMON_FLOOR = 0.05, 50  # BM25 scores every hit, so a word on 5 % of the pages is slow
+_CUT = 0.5  # hits below this share of the best score only mention the name
 _MAX_TERMS = 16
 
 
 class PageIndex:
-    """Searchable pages. Safe to share between threads; nothing is written after it is built."""
+    """Searchable pages. Thread-safe; nothing is written after it is built."""
 
     def __init__(self, documents: Iterable[Document], *, path: Path | None = None) -> None:
         """Index ``documents`` in memory, or in a new file at ``path`` (FileExistsError if there is one)."""
@@ -57,7 +57,7 @@ class PageIndex:
         return "\n".join(lines) or NO_RESULTS
 
     def page(self, page_id: str) -> str | None:
-        """The text of a page, None where there is none."""
+        """The text of a page, None if there is none."""
         try:
             row = self._connection().execute("SELECT text FROM pages WHERE id = ?", (page_id,)).fetchone()
         except UnicodeEncodeError:  # lone surrogates, which JSON allows and SQLite refuses
@@ -65,9 +65,9 @@ class PageIndex:
         return row[0] if row else None
 
     def _expression(self, query: str) -> str:
-        """An FTS5 query of quoted words joined by OR: operators lose their meaning, very common words are dropped.
-
-        Of an item of a list (``mass, 3. Karona``) only the name is looked for."""
+        """An FTS5 query of quoted words joined by OR, without very common words; of ``mass, 3. Karona`` the
+        name.
+        """
         words = list(dict.fromkeys(re.findall(r"\w+", _fold(subject(query)))))[:_MAX_TERMS]
         rare = [word for word in words if word not in self._common]
         if not rare and words:

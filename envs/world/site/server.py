@@ -1,4 +1,4 @@
-"""A real HTTP server for the world's application: uvicorn on a free local port, in a thread of this process."""
+"""An HTTP server for the world's application: uvicorn on a free local port, in a thread of this process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _STOP_S = 10.0
 
 
 class SocketServer:
-    """Serves ``app`` on 127.0.0.1 from construction until :meth:`close`; ``url`` says where."""
+    """Serves ``app`` on 127.0.0.1 at ``url`` from construction until :meth:`close`."""
 
     def __init__(self, app: Starlette) -> None:
-        """Start serving; RuntimeError when the server is not up within 20 seconds."""
-        # asyncio switches Nagle's algorithm off only where the protocol is named; with it on, a call takes 40 ms
+        """Start serving; RuntimeError if the server is not up within 20 seconds."""
+        # asyncio disables Nagle's algorithm only if the protocol is named; with it a call takes 40 ms
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
