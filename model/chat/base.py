@@ -6,7 +6,7 @@ token; prompts, tool results and arguments are plain text whatever they contain.
 A trace only ever grows: its opening, then after each sampled turn what answers it. So each method below renders one
 segment, which is appended to what stands there; sampled tokens are never rendered again.
 
-    opening + user → turn → results → turn → ... , each of the last three ending in the prompt of the next turn
+    opening + question → turn → results → turn → ... , each but the turns ending in the prompt of the next turn
 
 Messages and tools are dictionaries as OpenAI's API has them. No torch.
 """
@@ -102,18 +102,26 @@ class ChatFormat(ABC):
     def conversation(
         self, messages: Sequence[Message], tools: Iterable[Tool] = (), *, prompt: bool = True
     ) -> list[Piece]:
-        """Declaration of ``tools``, then ``messages`` with their reasoning kept; ``prompt``: then that of a turn.
-
-        Where messages are appended to a conversation that is there already, ``tools`` are left out.
-        """
+        """Declaration of ``tools``, then ``messages`` with their reasoning kept; ``prompt``: then that of a turn."""
 
     def opening(self, messages: Sequence[Message], tools: Iterable[Tool] = ()) -> list[Piece]:
         """How a trace begins: tools and system prompt. Ends in a control token, so that anything may follow."""
         return self.conversation(messages, tools, prompt=False)
 
+    def question(self, content: str, messages: Sequence[Message], tools: Iterable[Tool] = ()) -> list[Piece]:
+        """The first user's message after :meth:`opening` (``messages``, ``tools``), and the prompt of a turn."""
+        return self.user(content)
+
     def user(self, content: str) -> list[Piece]:
         """A user's message (or the harness's in the user's place), and the prompt of the next turn."""
         return self.conversation([{"role": "user", "content": content}])
+
+    def more(self, messages: Sequence[Message], after: int) -> list[Piece]:
+        """``messages`` after a turn whose last token is ``after``, and the prompt of the next one.
+
+        It begins with what the turn lacks where it was cut short.
+        """
+        return [*self.closing(after), *self.conversation(messages)]
 
     @abstractmethod
     def results(self, results: Iterable[tuple[str, str, Any]]) -> list[Piece]:
@@ -148,10 +156,11 @@ class ChatFormat(ABC):
     # ---------------------------------------------------------------- reading
 
     @abstractmethod
-    def parse(self, ids: Sequence[int], *, tools: Collection[str] | None = None) -> ParsedTurn:
+    def parse(self, ids: Sequence[int], *, tools: Collection[str] | None = None, first: int = 0) -> ParsedTurn:
         """Read a sampled turn; what broke the format is said in ``malformed``, nothing raises and nothing is guessed.
 
-        ``tools``: names on offer, any other is malformed; None: any is taken.
+        ``tools``: names on offer, any other is malformed; None: any is taken. ``first``: calls of the trace before this
+        turn, from where a format that writes no ids counts them.
         """
 
     @abstractmethod

@@ -282,7 +282,7 @@ class KimiChat(ChatFormat):
             return call_id.removeprefix("functions.").rpartition(":")[0]
         return None
 
-    def parse(self, ids: Sequence[int], *, tools: Collection[str] | None = None) -> ParsedTurn:
+    def parse(self, ids: Sequence[int], *, tools: Collection[str] | None = None, first: int = 0) -> ParsedTurn:
         """See :func:`parse_assistant_ids`; also ids that no token has are malformed."""
         if max(ids, default=0) >= self.tokenizer.vocab_size:
             return ParsedTurn(malformed="a token of an unused embedding row")

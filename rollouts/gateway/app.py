@@ -185,7 +185,7 @@ class Gateway:
             completion = await self._generate(chat, recording, conversation)
             if not all(map(math.isfinite, completion.logprobs)):
                 raise ValueError("a log-prob is not finite")
-            turn = self._parsed(chat, completion)
+            turn = self._parsed(chat, completion, conversation.trace.tool_calls)
             known = [token for token in completion.tokens if token < self.chat.tokenizer.vocab_size]
             message = assistant_message(turn, self.chat.tokenizer.decode(known) if turn.malformed else "")
             self.recorder.answered(recording, conversation, completion, turn, normal_message(message, "answer"))
@@ -229,8 +229,9 @@ class Gateway:
             trace.tokens, sampling, session=conversation.session, deadline_s=self.settings.deadline_s
         )
 
-    def _parsed(self, chat: ChatRequest, completion: Completion) -> ParsedTurn:
-        turn = self.chat.parse(completion.tokens, tools={tool["function"]["name"] for tool in chat.tools})
+    def _parsed(self, chat: ChatRequest, completion: Completion, first: int) -> ParsedTurn:
+        names = {tool["function"]["name"] for tool in chat.tools}
+        turn = self.chat.parse(completion.tokens, tools=names, first=first)
         wrong = next((said for call in turn.tool_calls if (said := not_carried(call.arguments))), "")
         return (
             replace(turn, tool_calls=(), malformed=f"arguments that no request can carry: {wrong}") if wrong else turn

@@ -120,8 +120,7 @@ class Recorder:
 
     def _prompt(self, known: list[int], rest: list[Message], tools: Sequence[Any]) -> list[int]:
         """Ids of what is new after ``known``; BadRequest where the whole exceeds the context."""
-        more = [*self._chat.closing(known[-1]), *self._more(rest)] if known else []
-        pieces = more or self._chat.conversation(rest, tools)
+        pieces = self._more(rest, known[-1]) if known else self._chat.conversation(rest, tools)
         characters = sum(len(text) for text, _ in pieces)
         if characters > self._longest * self._token_bytes:  # not worth counting
             count = f"more than {characters // self._token_bytes}"
@@ -272,16 +271,16 @@ class Recorder:
             trace.prompt = of.trace.prompt
         return conversation
 
-    def _more(self, messages: Sequence[Message]) -> list[Piece]:
-        """What comes after an answered turn. Results get their tools' names, where the policy's ids of calls hold one,
-        else what Kimi writes."""
+    def _more(self, messages: Sequence[Message], after: int) -> list[Piece]:
+        """What comes after a turn that ended in the token ``after``. Results get their tools' names, where the policy's
+        ids of calls hold one, else what Kimi writes."""
         named = [
             {**m, "name": self._chat.tool_name(m["tool_call_id"]) or "tool"}
             if m["role"] == "tool" and "name" not in m
             else m
             for m in messages
         ]
-        return self._chat.conversation(named)
+        return self._chat.more(named, after)
 
     def _results(self, conversation: Conversation, messages: Sequence[Message]) -> None:
         """Put tool messages beside the calls that they answer, for whoever looks at the episode."""

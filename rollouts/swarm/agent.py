@@ -39,8 +39,8 @@ class Agent:
         if trace.tokens:  # it goes on
             self._opening = trace.turns[0].start if trace.turns else turn_start(trace)
         else:
-            opening = swarm.opening(trace.role, system, tools)
-            self.transcript.observe(self.settings.chat.user(trace.prompt), after=opening)
+            opening, question = swarm.opening(trace.role, system, tools, trace.prompt)
+            self.transcript.observe(question, after=opening)
             self._opening = len(trace.tokens)
         self._begin_context()
 
@@ -153,7 +153,7 @@ class Agent:
     def _parse(self, tokens: list[int], finish: Finish) -> ParsedTurn:
         if finish is Finish.LENGTH:
             return ParsedTurn(malformed="the turn did not end within its tokens")
-        return self.settings.chat.parse(tokens, tools=self._names)
+        return self.settings.chat.parse(tokens, tools=self._names, first=self.trace.tool_calls)
 
     async def _execute(self, turn: Turn, answers: Answers) -> None:
         """Fill ``answers``, all but those of sub-agents that are halted. Registrations take effect in the order of the

@@ -14,6 +14,7 @@ from dataclasses import fields
 from functools import partial
 
 from envs.base import Cancellable, Environment, ErrorKind, Role, Session, Task, ToolCall, ToolResult, ToolSpec
+from model.chat.base import Piece
 from rollouts.critical_path import CriticalMeter
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.faults import EngineFailed, MachineFault, Stalled, first_cause, machine_fault
@@ -186,14 +187,14 @@ class Swarm:
                 return "total_tokens"
         return ""
 
-    def opening(self, role: Role, system: str, tools: list[ToolSpec]) -> list[int]:
-        """Token ids of what all agents of ``role`` under the prompt ``system`` read first: tools and system prompt."""
+    def opening(self, role: Role, system: str, tools: list[ToolSpec], question: str) -> tuple[list[int], list[Piece]]:
+        """What an agent reads first: token ids of tools and system prompt, which all of ``role`` under the prompt
+        ``system`` share, and the pieces of its own ``question``."""
+        declared = [tool.to_openai() for tool in tools]
+        messages, chat = [{"role": "system", "content": system}], self.settings.chat
         if (role, system) not in self._openings:
-            declared = [tool.to_openai() for tool in tools]
-            message = {"role": "system", "content": system}
-            chat = self.settings.chat
-            self._openings[role, system] = chat.encode(chat.opening([message], declared))
-        return self._openings[role, system]
+            self._openings[role, system] = chat.encode(chat.opening(messages, declared))
+        return self._openings[role, system], chat.question(question, messages, declared)
 
     def stage_done(self, turn: Turn) -> None:
         """The orchestrator's turn is over: charge it with its longest sub-agent."""

@@ -1,0 +1,1 @@
+"""Chat formats of other people: any Jinja template, and the `renderers` package."""
