@@ -17,11 +17,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 Piece = tuple[str, bool]  # text, and whether the format wrote it as one control token
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
+FormatName = Literal["auto", "kimi", "hermes", "hermes-short"]  # see model.chat.choose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,15 +11,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
-from model.chat.base import ChatFormat
+from model.chat.base import ChatFormat, FormatName
 from model.chat.bridge.jinja import render
 from model.chat.hermes import HermesChat, Reasoning
 from model.chat.hermes_parser import IM_END, IM_START
 from model.chat.kimi import KimiChat, join
 
-FORMATS = ("auto", "kimi", "hermes", "hermes-short")
+FORMATS = get_args(FormatName)
 _TOOL = {
     "type": "function",
     "function": {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.chat.base import ChatFormat, Vocabulary
-from model.chat.kimi import KimiChat
+from model.chat.choose import chat_format
 from model.family import Family
 from model.hf.shape import HfShape, read_shape
 
@@ -20,8 +20,8 @@ class Hf(Family):
     Shape = HfShape
 
     def chat(self, shape: HfShape, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> ChatFormat:
-        """K2.5's, of any shape."""
-        return KimiChat(tokenizer, thinking=thinking)
+        """``shape.chat``; see :mod:`model.chat.choose`."""
+        return chat_format(shape.chat, tokenizer, thinking=thinking)
 
     def policy(self, shape: HfShape) -> Policy:
         """A :class:`model.hf.policy.HfPolicy`; ValueError with the reason where the model cannot be one."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from model.chat.base import FormatName
 from model.family import Shape
 from model.json_file import read_json
 
@@ -27,7 +28,9 @@ class HfShape(Shape):
     max_position_embeddings: int = Field(
         gt=0, le=LARGEST["max_position_embeddings"], description="longest trace in tokens; may be less than the model's"
     )
-    chat: str = Field(default="auto", description="the format of conversations; `auto`: what fits the vocabulary")
+    chat: FormatName = Field(
+        default="auto", description="the format of conversations; `auto`: what fits vocabulary and chat template"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the weights and of computing")
 
     @model_validator(mode="before")

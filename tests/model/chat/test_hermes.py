@@ -15,6 +15,8 @@ from model.chat.base import Call, ChatFormat, ParsedTurn
 from model.chat.choose import chat_format, disagreement
 from model.chat.hermes import HermesChat
 from model.chat.kimi import join
+from model.family import family_of
+from model.hf.shape import HfShape
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="the reference is not installed")
@@ -78,8 +80,10 @@ def trace_of(chat: ChatFormat, tools: Any, *, safely: bool) -> tuple[list[int], 
 
 
 def test_the_format_is_chosen_by_template_and_control_tokens(folder: Path):
-    chat = chat_format("auto", load_tokenizer(folder))
-    assert isinstance(chat, HermesChat)
+    tokenizer = load_tokenizer(folder)
+    shape = HfShape(transformers={"model_type": "llama"}, vocab_size=400, max_position_embeddings=64)
+    assert isinstance(family_of(shape).chat(shape, tokenizer), HermesChat)
+    assert isinstance(family_of(shape).chat(shape), HermesChat)  # text only
 
 
 def test_a_trace_has_the_ids_of_transformers(family: Family, folder: Path):
