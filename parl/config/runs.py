@@ -100,9 +100,9 @@ def _meant(given: Path) -> str:
     return f"{runs_there()}; presets: {presets}"
 
 
-def runs_there() -> str:
-    """``; there are: ...``, the runs below ``runs/``; empty where there are none."""
-    runs = sorted(str(file.parent) for file in RUNS.glob(f"*/{CONFIG}"))
+def runs_there(beside: Path = RUNS) -> str:
+    """``; there are: ...``, the runs below ``runs/`` and in ``beside``; empty where there are none."""
+    runs = sorted({str(file.parent) for folder in (beside, RUNS) for file in folder.glob(f"*/{CONFIG}")})
     return f"; there are: {', '.join(runs[:8])}" if runs else ""
 
 

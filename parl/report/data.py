@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import TaskGroup
-from parl.config.runs import named_path
+from parl.config.runs import named_path, runs_there
 from parl.episodes.groups import families, run_groups
 from parl.errors import UserError
 from parl.report.episodes import load_episodes
 from parl.report.spread import spread_charts
-from parl.track.tracker import read_rows
+from parl.track.tracker import train_rows
 from rollouts.store.lookup import shards
 from rollouts.store.store import StoreError
 
@@ -53,7 +53,7 @@ def report_source(given: Path) -> Path:
     source = named_path(given)
     of_a_run = any((source / name).exists() for name in _OF_A_RUN)
     if source.exists() and not source.is_file() and not of_a_run and not shards(source):
-        raise UserError(f"no run or store in {source}: nothing that a report is made of{_other_runs(source)}")
+        raise UserError(f"no run or store in {source}: nothing that a report is made of{runs_there(source.parent)}")
     return source
 
 
@@ -64,7 +64,7 @@ def load_run(source: Path, wanted: Sequence[str] = ()) -> RunData:
     """
     source = Path(source)
     if not source.exists():
-        raise UserError(f"no run folder {source}{_other_runs(source)}")
+        raise UserError(f"no run folder {source}{runs_there(source.parent)}")
     run = RunData(name=source.resolve().name)
     run.episodes = load_episodes(source, wanted, run.notes)
     if source.is_file() or shards(source):
@@ -91,12 +91,6 @@ def _spread(source: Path) -> list[dict[str, Any]]:
         raise UserError(str(error)) from None
 
 
-def _other_runs(run_dir: Path) -> str:
-    parents = [folder for folder in (run_dir.parent, Path("runs")) if folder.is_dir()]
-    runs = sorted({str(file.parent) for folder in parents for file in folder.glob("*/metrics.jsonl")})
-    return f"; there are: {', '.join(runs[:8])}" if runs else "; train one first: parl train CONFIG"
-
-
 def _read_json(path: Path, notes: list[str], what: str, empty: Any) -> Any:
     if not path.is_file():
         notes.append(f"Without {path.name} the page lacks {what}.")
@@ -111,14 +105,8 @@ def _read_json(path: Path, notes: list[str], what: str, empty: Any) -> Any:
 
 
 def _by_metric(path: Path) -> dict[str, list[list[float]]]:
-    try:
-        rows = read_rows(path)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     series: dict[str, dict[int, float]] = {}
-    for row in rows:
-        if row.get("kind") != "train":
-            continue
+    for row in train_rows(path):
         for name, value in row.items():
             if name not in ("step", "kind") and isinstance(value, int | float):
                 series.setdefault(name, {})[row["step"]] = value

@@ -15,11 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from parl.config.runs import run_config, run_folder
-from parl.errors import UserError
 from parl.shown import terminal
 from parl.shown.terminal import cell, line
 from parl.track.progress import clock, sparkline
-from parl.track.tracker import read_rows
+from parl.track.tracker import train_rows
 from rollouts.store.lookup import read_columns, shards
 from rollouts.store.store import StoreError
 
@@ -61,8 +60,8 @@ def show(given: Path, *, once: bool = False, every_s: float = 2.0, console: Cons
 def frame(folder: Path, now: float | None = None) -> RenderableType:
     """Everything about the run as it stands; ``now`` in seconds since the epoch."""
     config = run_config(folder)
-    rows = _rows(folder / "metrics.jsonl")
-    single = _rows(folder / "single_agent" / "metrics.jsonl")
+    rows = train_rows(folder / "metrics.jsonl")
+    single = train_rows(folder / "single_agent" / "metrics.jsonl")
     now = time.time() if now is None else now
     parts: list[RenderableType] = [_head(folder, rows, config.trainer.steps, now)]
     if single:
@@ -107,13 +106,6 @@ def warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
     if any(last.get(name, 0.0) is None for name in ("policy/loss", "policy/grad_norm")):
         out.append("a loss or a gradient norm is not a number")
     return out
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [row for row in read_rows(path) if row.get("kind") == "train"]
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _finished(folder: Path) -> bool:

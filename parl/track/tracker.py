@@ -18,13 +18,11 @@ from typing import IO, Any, TypeVar
 
 from model.files import write_text
 from parl.config.schema import TrackingConfig
+from parl.errors import UserError
 from parl.machine.shell_variables import WandbMode, wandb_mode
 from parl.shown.redaction import redact
-from parl.track.progress import Progress
 from parl.track.sinks import make_sinks
 from parl.track.wandb_reader import is_complete, read_history
-
-__all__ = ["Progress", "Tracker", "read_rows"]
 
 _T = TypeVar("_T")
 _OWN_AXIS = {"sft"}  # kinds that do not count the trainer's steps: never cut back on resume
@@ -49,6 +47,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}:{number + 1}: no row of metrics: {line[:80]!r}")
         rows.append(row)
     return rows
+
+
+def train_rows(path: Path) -> list[dict[str, Any]]:
+    """Those of training steps; UserError where the file is damaged."""
+    try:
+        return [row for row in read_rows(path) if row["kind"] == "train"]
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 class Tracker:

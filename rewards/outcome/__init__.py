@@ -27,12 +27,7 @@ def score_answer(task: Task, answer: str) -> Outcome:
     """
     if task.gold.kind == "table":
         table = item_f1(answer, task.gold)
-        details = {
-            "item_f1": table.f1,
-            "row_f1": table.row_f1,
-            "item_precision": table.precision,
-            "item_recall": table.recall,
-        }
+        details = {"item_f1": table.f1, "row_f1": table.row_f1}
         return Outcome(score=table.f1, success=table.success, details=details)
     if task.gold.kind == "exact":
         match = exact_match(answer, task.gold)
