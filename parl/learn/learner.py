@@ -71,6 +71,8 @@ class Learner(Beating):
         self._reference: Policy | None = None
         lora = optimizer.lora
         self._lora = attach(self.model, **lora.model_dump()) if lora else None
+        # what adapters ride on is in no checkpoint
+        self._beneath = {n for n, p in self.model.named_parameters() if lora and not p.requires_grad}
         self.model.recompute = parallel.recompute
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
         self._shards = Shards(self.model, optimizer, settled(parallel, model, optimizer), ranks=ranks)
@@ -261,7 +263,7 @@ class Learner(Beating):
         if self._shards.shared:
             pieces = self._shards.pieces()
         else:
-            pieces = share_of(whole_pieces(self.model, self.optimizer), self.rank, self.ranks)
+            pieces = share_of(whole_pieces(self.model, self.optimizer, self._beneath), self.rank, self.ranks)
         self._snapshot = Snapshot(pieces, self.rank, self.ranks)
         return self._snapshot.bytes
 
@@ -287,7 +289,7 @@ class Learner(Beating):
         if self._shards.shared:
             self._shards.restore(reader)
         else:
-            restore(self.model, self.optimizer, reader)
+            restore(self.model, self.optimizer, reader, self._beneath)
         self.model.weights_changed()
 
     def ready(self) -> int:

@@ -6,6 +6,7 @@ share; where a rank holds a range of a tensor, it writes that (:class:`parl.lear
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -16,9 +17,12 @@ from model.decoder import Weights
 from parl.learn.shard.parts import Part, PartsReader, Piece, write_part
 
 
-def whole_pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Piece]:
-    """Parameters, persistent buffers and the optimiser's state, all whole, in one order on every rank."""
-    pieces = [Piece.whole(f"weights/{name}", tensor) for name, tensor in _kept(model).items()]
+def whole_pieces(model: nn.Module, optimizer: torch.optim.Optimizer, without: Collection[str] = ()) -> list[Piece]:
+    """Parameters, persistent buffers and the optimiser's state, all whole, in one order on every rank.
+
+    ``without``: names that a checkpoint leaves out.
+    """
+    pieces = [Piece.whole(f"weights/{name}", tensor) for name, tensor in _kept(model, without).items()]
     for name, parameter in model.named_parameters():
         for key, value in sorted(optimizer.state.get(parameter, {}).items()):
             tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.int64)
@@ -38,9 +42,11 @@ def share_of(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
 
 
 @torch.no_grad()
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, reader: PartsReader) -> None:
+def restore(
+    model: nn.Module, optimizer: torch.optim.Optimizer, reader: PartsReader, without: Collection[str] = ()
+) -> None:
     """Take weights and optimiser over from ``reader``; ValueError when they are another model's."""
-    state, names = _kept(model), dict(model.named_parameters())
+    state, names = _kept(model, without), dict(model.named_parameters())
     here = {name: tuple(tensor.shape) for name, tensor in state.items()}
     check_shapes(str(reader.folder), weight_shapes(reader), here)
     for name, tensor in state.items():
@@ -65,14 +71,8 @@ def saved_weights(folder: Path, dtype: str = "float32") -> Weights:
     return {name: to_numpy(reader.read(f"weights/{name}").to(kinds.get(name, torch.float32))) for name in names}
 
 
-def _kept(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of a model: all of it, or with adapters (``model.lora``) not what they ride on."""
-    frozen = (
-        {name for name, p in model.named_parameters() if not p.requires_grad}
-        if getattr(model, "lora", None) is not None
-        else set()
-    )
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+def _kept(model: nn.Module, without: Collection[str]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in without}
 
 
 def weight_shapes(reader: PartsReader) -> dict[str, tuple[int, ...]]:
