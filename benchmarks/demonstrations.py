@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from parl.cold_start.imitation import DemoWorker
+from parl.cold_start.rows import DemoWorker
 from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.schema import Config
 from parl.learn.batch import TextRow

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from model.kimi.transformer import Transformer
-from parl.cold_start.imitation import DemoWorker
+from parl.cold_start.rows import DemoWorker
 from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.load import load_config
 from parl.learn.batch import TextRow, lay, micro_batches

@@ -92,10 +92,12 @@ def sft(
         check_memory(resolved.model, resolved.optimizer, TrainerConfig(ranks=1))  # one process trains it
         _check_surroundings(resolved.tracking, resolved.envs.tasks)
         from parl.cold_start.imitation import run_sft
+        from parl.collect.free_running import free_running
         from parl.collect.tasks import check_tasks
 
         check_tasks(resolved)
-        echo(f"done: {run_sft(resolved, from_scratch=from_scratch, out=out)}")
+        check = free_running(resolved)
+        echo(f"done: {run_sft(resolved, from_scratch=from_scratch, out=out, check=check)}")
 
 
 @app.command("eval")

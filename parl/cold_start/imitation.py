@@ -1,26 +1,31 @@
-"""The cold start: imitation of scripted demonstrations, until the policy speaks the format and can do every plan.
+"""The cold start: imitation of demonstrations, until the policy speaks the format and can do every plan.
 
-The result is cached by a hash of all that it depends on; a shipped starter with the same hash saves the time.
+From scratch, or over the weights that ``model.init`` names. The result is cached by a hash of all that it depends on;
+a shipped starter with the same hash saves the time.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
 from model.decoder import Weights
-from model.family import Shape, family_of
-from model.files import remove_leftovers, replacing
+from model.family import family_of
+from model.files import replacing
+from model.lora import merged
 from model.policy_files import SINGLE, load_policy, save_policy
 from model.tokenizer.tokenizer import Tokenizer
-from parl.cold_start.demos import Demonstrator
 from parl.cold_start.drills import drill_batches
+from parl.cold_start.given import check_placeholder, owning_cold_start, taken_over
+from parl.cold_start.kept import Kept, State
+from parl.cold_start.rows import CHUNK, row_maker
 from parl.cold_start.shipped import cold_start_hash, cold_start_settings, shipped, starter_note
 from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.schema import Config
@@ -29,30 +34,37 @@ from parl.learn.batch import TextRow
 from parl.learn.config import OptimizerConfig
 from parl.learn.group import LearnerGroup
 from parl.machine.cluster import actor, local_ray, stop, wait
-from parl.machine.ownership import owning
 from parl.shown.terminal import echo
-from rollouts.beat import AsyncBeating
-from rollouts.episode import EpisodeStatus, Trace
 
 Report = Callable[[int, int, dict[str, float]], None]  # tokens done, tokens in all, metrics
+Check = Callable[
+    [Weights, Path], dict[str, float]
+]  # weights and a policy's folder with their tokenizer -> "score", ...
 
-_CHUNK = 48  # demonstrations that one call makes
 _AHEAD = 3  # calls under way
-_SUBAGENTS = 2  # sub-agent traces kept of one demonstration: they are all alike
 _POOL = 49_152  # tokens that are shuffled together
 _ENOUGH = 480  # demonstrations of which one has to fit
 _DEADLINE_S = 300.0
 
 
 def run_sft(
-    config: Config, *, from_scratch: bool = False, out: Path | None = None, report: Report | None = None
+    config: Config,
+    *,
+    from_scratch: bool = False,
+    out: Path | None = None,
+    report: Report | None = None,
+    check: Check | None = None,
 ) -> Path:
     """The folder of the cold start (weights and tokenizer): cached, shipped, or trained now.
 
-    ``out``: also write it to ``out``/HASH in bfloat16, to be shipped as a starter.
+    ``out``: also write it to ``out``/HASH in bfloat16, to be shipped as a starter. ``check`` lets a policy run freely
+    on val, for ``sft.enough``.
     """
-    if config.model.init is not None:
-        raise UserError(f"model.init = {config.model.init}: there is no cold start to train; leave the key out")
+    if config.model.init is not None and config.sft.data is None:
+        raise UserError(
+            f"model.init = {config.model.init}: there is no cold start to train; set sft.data to what is to be imitated"
+            " (teacher, or a file), or leave model.init out"
+        )
     key = cold_start_hash(config)
     folder = config.root / "cold_start" / key
     starter = shipped(config)
@@ -64,9 +76,13 @@ def run_sft(
             elif from_scratch or not (folder / SINGLE).exists():
                 if not from_scratch and (note := starter_note(config)):
                     echo(f"note: {note}", err=True)
-                weights, tokenizer, metrics = _train(config, report or print_report())
+                kept = Kept(folder.with_name(f"{key}.kept"))
+                if from_scratch:
+                    kept.drop()
+                weights, tokenizer, metrics = _train(config, kept, report or print_report(), check)
                 meta = {"hash": key, **metrics, "settings": cold_start_settings(config)}
                 save_policy(folder, config.model.shape, weights, tokenizer, meta)
+                kept.drop()
     if out is not None:
         weights, _, tokenizer, meta = load_policy(folder, family_of(config.model))
         save_policy(out / key, config.model.shape, weights, tokenizer, meta, dtype="bfloat16")
@@ -74,59 +90,14 @@ def run_sft(
     return folder
 
 
-@contextmanager
-def owning_cold_start(folder: Path) -> Iterator[None]:
-    """To make the cold start in ``folder``; UserError where another process is making it."""
-    cure = "start again when it is there: runs of the same configuration share it"
-    with owning(folder.parent, f"the cold start {folder.name}", cure, name=f".{folder.name}.lock"):
-        remove_leftovers(folder.parent, f"{folder.name}.*")
-        yield
-
-
 def learning_rate(done: float) -> float:
-    """Multiplier at ``done`` of the training: 2 % warm-up, then 1; over the last 40 % linear to 0."""
+    """From scratch, the multiplier at ``done`` of the training: 2 % warm-up, then 1; over the last 40 % linear to 0."""
     return min(done / 0.02, 1.0) * min(max(1.0 - done, 0.02) / 0.4, 1.0)
 
 
-def text_rows(demonstration, observation_weight: float, rng: Random) -> list[TextRow]:
-    """The traces of a demonstration as rows; of its sub-agents a few at random."""
-    subagents = demonstration.subagents
-    chosen = rng.sample(subagents, min(_SUBAGENTS, len(subagents)))
-    return [_row(trace, observation_weight) for trace in (demonstration.orchestrator, *chosen)]
-
-
-def _row(trace: Trace, observation_weight: float) -> TextRow:
-    weights = np.where(np.array(trace.mask), np.float32(1), np.float32(observation_weight))
-    if trace.media:  # that a placeholder follows the last one teaches nothing
-        weights[np.array(trace.tokens) == trace.tokens[trace.media_at[0]]] = 0
-    return TextRow(tokens=np.array(trace.tokens, np.int32), weights=weights, media=tuple(trace.media))
-
-
-class DemoWorker(AsyncBeating):
-    """Ray actor: demonstrations as rows."""
-
-    def __init__(self, config: Config, tokenizer_path: str) -> None:
-        self._config = config
-        self._demos = Demonstrator(config, Tokenizer.load(tokenizer_path))
-
-    async def rows(self, start: int, count: int = _CHUNK) -> list[TextRow]:
-        """Rows of ``count`` demonstrations from ``start`` on: a function of its arguments alone."""
-        return (await self.chunk(start, count))[0]
-
-    async def chunk(self, start: int, count: int = _CHUNK) -> tuple[list[TextRow], list[int]]:
-        """The same, and the lengths of the orchestrators' traces, those that do not fit among them."""
-        rng = Random(f"rows:{self._config.sft.seed}:{start}")
-        rows: list[TextRow] = []
-        lengths = []
-        for index in range(start, start + count):
-            episode = await self._demos.episode(index)
-            if episode.status is not EpisodeStatus.ANSWERED:
-                raise RuntimeError(f"demonstration {index} ended {episode.status}: {episode.error or episode.limit}")
-            limit = self._config.model.max_position_embeddings
-            fitting = text_rows(episode, self._config.sft.observation_weight, rng)
-            rows += [row for row in fitting if len(row.tokens) <= limit]
-            lengths.append(len(episode.orchestrator.tokens))
-        return rows, lengths
+def fine_tuning_rate(done: float) -> float:
+    """Over given weights: 5 % warm-up, then linear to a twentieth."""
+    return min((done + 0.005) / 0.05, 1.0) * max(1.0 - 0.95 * done, 0.05)
 
 
 @dataclass(slots=True)
@@ -160,60 +131,101 @@ class Fit:
         )
 
 
-def _train(config: Config, report: Report) -> tuple[Weights, Tokenizer, dict]:
-    sft = config.sft
-    tokenizer = build_tokenizer(config)
-    check_placeholder(config.model, tokenizer)
-    work = config.root / "cold_start"
-    work.mkdir(parents=True, exist_ok=True)
-    path = tokenizer.save(work / f"tokenizer-{cold_start_hash(config)}.json")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """What imitation begins with. ``vocabulary``: where actors read it; ``weights`` None: from scratch."""
+
+    tokenizer: Tokenizer
+    vocabulary: Path
+    weights: Weights | None
+
+    @classmethod
+    def of(cls, config: Config) -> _Start:
+        work = config.root / "cold_start"
+        if config.model.init is not None:
+            folder = taken_over(config.model, work)
+            weights, _, tokenizer, _ = load_policy(folder, family_of(config.model))
+            return cls(tokenizer=tokenizer, vocabulary=folder, weights=weights)
+        tokenizer = build_tokenizer(config)
+        check_placeholder(config.model, tokenizer)
+        work.mkdir(parents=True, exist_ok=True)
+        path = tokenizer.save(work / f"tokenizer-{cold_start_hash(config)}.json")
+        return cls(tokenizer=tokenizer, vocabulary=path, weights=None)
+
+
+def _train(config: Config, kept: Kept, report: Report, check: Check | None) -> tuple[Weights, Tokenizer, dict]:
+    sft, start = config.sft, _Start.of(config)
+    given = start.weights is not None
+    rate = fine_tuning_rate if given else learning_rate
+    fit = Fit(config.model.max_position_embeddings)
+    metrics: dict[str, float] = {}
     with local_ray():
-        optimizer = OptimizerConfig(lr=sft.lr, muon_lr=sft.muon_lr)
-        learner = LearnerGroup(
-            config.model,
-            optimizer,
-            seed=sft.seed,
-            ranks=config.trainer.ranks,
-            threads=config.trainer.threads,
-            micro_tokens=config.trainer.micro_tokens,
-            deadline_s=_DEADLINE_S,
-            parallel=config.trainer.parallel,
-        )
-        worker = actor(DemoWorker, config, str(path.resolve()), _label="the maker of demonstrations")
-        done, metrics = 0, {}
-        fit = Fit(config.model.max_position_embeddings)
-        for batch in _batches(config, tokenizer, worker, fit):
-            scale = learning_rate(done / sft.tokens)
-            metrics = learner.text_step(batch, lr_scale=scale)
-            done += sum(len(row.tokens) for row in batch)
-            report(min(done, sft.tokens), sft.tokens, metrics)
-            if done >= sft.tokens:
-                break
+        learner = _learner(config)
+        if given:
+            learner.load_weights(start.weights)
+        worker = actor(*row_maker(config, start.vocabulary), _label="the maker of demonstrations")
+        state = kept.resume(learner) if given else State()
+        batches = islice(_batches(config, start.tokenizer, worker, fit), state.batches, None)
+        enough = False
+        while state.tokens < sft.tokens and not enough:
+            batch, before = next(batches), state.tokens
+            metrics |= learner.text_step(batch, lr_scale=rate(state.tokens / sft.tokens))
+            state.batches, state.tokens = state.batches + 1, before + sum(len(row.tokens) for row in batch)
+            report(min(state.tokens, sft.tokens), sft.tokens, metrics)
+            over = state.tokens >= sft.tokens
+            if given and (over or state.tokens // sft.check_tokens > before // sft.check_tokens):
+                kept.save(learner, state)
+                if sft.enough is not None:
+                    metrics |= _checked(config, start, learner, state, check)
+                    enough = metrics["score"] >= sft.enough
         weights = learner.weights()
         learner.close()
         stop([worker])
     if note := fit.note():
         echo(f"note: {note}", err=True)
-    if not np.isfinite(metrics["loss"]):
+    if not np.isfinite(metrics.get("loss", 0.0)):
         raise UserError("the cold start diverged: lower sft.lr and sft.muon_lr")
-    return weights, tokenizer, metrics
+    meta: dict[str, Any] = {**metrics, "tokens": state.tokens} if given else metrics
+    if state.scores:
+        meta["scores"] = state.scores
+    return merged(start.weights or {}, weights), start.tokenizer, meta
 
 
-def check_placeholder(model: Shape, tokenizer: Tokenizer) -> None:
-    """UserError where ``model`` takes another token for a picture's placeholder than the template writes."""
-    if model.pictures is None:
-        return
-    chat, given = family_of(model).chat(model, tokenizer), model.picture_id
-    if given != chat.picture_id:
-        raise UserError(
-            f"model.media_placeholder_token_id={given} is not the tokenizer's id of {chat.picture}: set it to"
-            f" {chat.picture_id}"
-        )
+def _learner(config: Config) -> LearnerGroup:
+    sft, trainer = config.sft, config.trainer
+    return LearnerGroup(
+        config.model,
+        OptimizerConfig(lr=sft.lr, muon_lr=sft.muon_lr, lora=sft.lora),
+        seed=sft.seed,
+        ranks=trainer.ranks,
+        threads=trainer.threads,
+        micro_tokens=trainer.micro_tokens,
+        deadline_s=max(_DEADLINE_S, trainer.step_s),
+        parallel=trainer.parallel,
+    )
+
+
+def _checked(
+    config: Config, start: _Start, learner: LearnerGroup, state: State, check: Check | None
+) -> dict[str, float]:
+    """Let the policy run freely on val, and say how it did."""
+    if check is None:
+        raise ValueError("sft.enough needs a check")
+    sft = config.sft
+    found = check(merged(start.weights or {}, learner.weights()), start.vocabulary)
+    state.scores.append((state.tokens, found["score"]))
+    said = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+    left = "" if found["score"] >= (sft.enough or 0) else f", {sft.enough} is enough"
+    if left and state.tokens >= sft.tokens:
+        left += ": sft.tokens are used up; raise them where reinforcement does not find enough to reward"
+    echo(f"cold start after {state.tokens / 1e3:.0f} k tokens, free-running on val: {said}{left}")
+    return found
 
 
 def _batches(config: Config, tokenizer: Tokenizer, worker, fit: Fit) -> Iterator[list[TextRow]]:
-    """Batches of at least ``batch_tokens`` tokens: drills, then mixed traces in a seeded order."""
-    yield from drill_batches(config, tokenizer)
+    """Batches of at least ``batch_tokens`` tokens: from scratch drills, then mixed traces in a seeded order."""
+    if config.model.init is None:
+        yield from drill_batches(config, tokenizer)
     rng = Random(config.sft.seed)
     size, start = config.sft.batch_tokens, 0
     pending: list = []
@@ -221,7 +233,7 @@ def _batches(config: Config, tokenizer: Tokenizer, worker, fit: Fit) -> Iterator
     while True:
         while len(pending) < _AHEAD:
             pending.append(worker.chunk.remote(start))
-            start += _CHUNK
+            start += CHUNK
         rows, lengths = wait(pending.pop(0), _DEADLINE_S, [worker])
         fit.count(lengths)
         pool += rows

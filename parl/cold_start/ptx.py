@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
 
-from parl.cold_start.imitation import DemoWorker
+from parl.cold_start.rows import row_maker
 from parl.config.schema import Config
 from parl.learn.batch import TextRow
 from parl.machine.cluster import actor, stop, wait
@@ -26,7 +26,7 @@ class PtxTexts:
 
     def __init__(self, config: Config, tokenizer: Path) -> None:
         self._deadline_s = config.trainer.step_s
-        made = (DemoWorker, config, str(tokenizer.resolve()))
+        made = row_maker(config, tokenizer)
         self._worker = actor(*made, _label="the maker of texts") if config.objective.ptx else None
 
     def batches(self, step: int, count: int) -> Iterator[list[TextRow]]:

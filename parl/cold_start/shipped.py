@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from parl.config.load import config_hash
-from parl.config.schema import Config
+from parl.config.schema import Config, PolicyFields
 
 VERSION = 9  # part of the hash: raised when the demonstrations or the recipe change in code
 WEIGHTS = "model.safetensors"
@@ -22,7 +22,26 @@ def cold_start_hash(config: Config) -> str:
     own = config.envs.config.model_copy(update=dict.fromkeys(digest))
     parts = [config.envs.name] if config.envs.name != "world" else []
     parts += [f"{name}={value}" for name, value in _shown_to_agents(config).items()]
-    return config_hash(config.model, config.tokenizer, own, config.sft, VERSION, *digest.values(), *parts)
+    model, sft = config.model, config.sft
+    if model.init is not None:
+        parts.append(f"init={init_key(model)}")
+        model = model.model_copy(update={"init": None})
+    if sft.data is not None and Path(sft.data).exists():
+        parts.append(f"data={_stamps(Path(sft.data))}")
+        sft = sft.model_copy(update={"data": None})
+    return config_hash(model, config.tokenizer, own, sft, VERSION, *digest.values(), *parts)
+
+
+def init_key(model: PolicyFields) -> str:
+    """Changes when ``model.init`` names another folder, or when its files change."""
+    assert model.init is not None
+    return config_hash(model.shape, str(model.init.resolve()), *_stamps(model.init))
+
+
+def _stamps(path: Path) -> list[str]:
+    """Name, size and time of change of a file, or of all files in a folder."""
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    return [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
 
 
 def _shown_to_agents(config: Config) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from envs.base import Environment, Readings, Repeated, Task, TaskStream
 from envs.tasks_io import TaskSource, is_there, names_file, read_tasks
+from parl.cold_start.conversations import read_conversations
 from parl.cold_start.demos import Demonstrator
+from parl.cold_start.rows import TEACHER
 from parl.cold_start.vocabulary import teacher_of
 from parl.collect.fit import Context, demonstrations_that_fit, policy_tokenizer
 from parl.config.schema import Config, EnvsFields, EvalConfig
@@ -93,13 +95,18 @@ def data_notes(config: Config, tasks: Tasks) -> Iterator[str]:
 def _checked(config: Config, tasks: Tasks) -> Iterator[str]:
     """What takes long comes last."""
     environment, evaluation, scratch = tasks.environment, config.eval, config.model.init is None
+    taught = scratch or config.sft.data == TEACHER
     yield from environment.notes()
-    if scratch:
+    if taught:
         teacher_of(config, environment)
+    elif config.sft.data is not None:
+        read_conversations(Path(config.sft.data))
     if own := config.envs.tasks:
         wanted = ("rollouts.tasks_per_step", config.rollouts.tasks_per_step)
         yield from _own_notes(own, "train", wanted, tasks.context)
         yield from _own_notes(own, evaluation.split, ("eval.tasks", evaluation.tasks), tasks.context)
+        if config.sft.enough is not None:
+            yield from _own_notes(own, "val", ("sft.check_tasks", config.sft.check_tasks), tasks.context)
     else:
         tasks.take(0, 1)
         found = len(tasks.held_out())
@@ -115,7 +122,7 @@ def _checked(config: Config, tasks: Tasks) -> Iterator[str]:
         )
     if (readings := environment.readings()) is not None:
         yield from _reading_notes(readings, tasks.context)
-        if scratch:
+        if taught:
             demos = Demonstrator(config, tasks.context.tokenizer)
             yield from _demonstration_notes(readings.source, demos, config.model.max_position_embeddings)
 

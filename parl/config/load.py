@@ -253,6 +253,10 @@ def _resolve_paths(path: Path, config: Config) -> Config:
         for name, file in found.items()
         if file and not is_there(file)
     ]
+    data = config.sft.data
+    imitated = _beside(path, Path(data)) if data not in (None, "teacher") else None
+    if imitated is not None and not is_there(imitated):
+        problems.append(f"sft.data = {data}: neither teacher nor a file or folder, beside {path} or here")
     if spec is not None and not problems and (fault := file_problem(str(found["tasks"] or spec))):
         problems.append(f"envs.tasks = {show(spec, 1000)}: {fault}")  # a path is shown whole
     if problems:
@@ -260,7 +264,8 @@ def _resolve_paths(path: Path, config: Config) -> Config:
     own = own.model_copy(update={name: found[f"config.{name}"] for name in named})
     new_tasks = str(found["tasks"]) if found["tasks"] else spec
     envs = config.envs.model_copy(update={"config": own, "tasks": new_tasks})
-    return config.model_copy(update={"envs": envs, "starter": _beside(path, config.starter)})
+    sft = config.sft if imitated is None else config.sft.model_copy(update={"data": str(imitated)})
+    return config.model_copy(update={"envs": envs, "sft": sft, "starter": _beside(path, config.starter)})
 
 
 def _beside(config_path: Path, file: Path | None) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -12,9 +12,11 @@ from pydantic import (
     Field,
     PrivateAttr,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     create_model,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -23,7 +25,7 @@ from model.family import Shape
 from parl.config.engines import check_engine_fits
 from parl.config.plugin import Kind
 from parl.config.plugin_kinds import ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
-from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig, check_parallel
+from parl.learn.config import NOT_PARALLEL, LoraConfig, OptimizerConfig, ParallelConfig, check_parallel
 from parl.learn.objective.base import Objective
 from parl.learn.objective.k25 import K25
 from rewards.base import Reward
@@ -107,9 +109,16 @@ class TokenizerConfig(_Section):
 
 
 class SftConfig(_Section):
-    """The cold start: imitation of scripted demonstrations."""
+    """The cold start: imitation of demonstrations. What a policy from scratch does not use is left out of dumps."""
+
+    optional: ClassVar[tuple[str, ...]] = ("data", "lora", "enough", "check_tokens", "check_tasks")
 
     seed: int = Field(default=1, ge=0)
+    data: str | None = Field(
+        default=None,
+        description="what a policy from `model.init` imitates first: `teacher` (the environment's), a file of"
+        " conversations, or a folder of recorded episodes; null = nothing",
+    )
     tokens: int = Field(default=6_000_000, gt=0, description="training tokens, the drills among them")
     copying_tokens: int = Field(default=160_000, ge=0, description="the first of them: random text that repeats itself")
     drill_tokens: int = Field(
@@ -117,12 +126,32 @@ class SftConfig(_Section):
     )
     batch_tokens: int = Field(default=4096, gt=0, description="tokens of one optimiser step")
     lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
-    muon_lr: float = Field(default=6e-3, gt=0, description="Muon: matrices")
+    muon_lr: float | None = Field(default=6e-3, gt=0, description="Muon: matrices; null: AdamW for them, too")
+    lora: LoraConfig | None = Field(default=None, description="over `model.init`, train adapters and merge them then")
     parallel: float = Field(default=0.3, ge=0, le=1, description="share of demonstrations that spawn where it pays")
     wrong: float = Field(default=0.15, ge=0, le=1, description="share of demonstrations that spawn where it does not")
     observation_weight: float = Field(
         default=0.5, ge=0, description="loss weight of tokens that the agent did not write"
     )
+    enough: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="over `model.init`, end at this mean score of free episodes on val; null = train all tokens",
+    )
+    check_tokens: int = Field(
+        default=100_000, gt=0, description="over `model.init`, tokens between two checks, from which a kill goes on"
+    )
+    check_tasks: int = Field(default=32, gt=0, description="tasks of val that a check asks")
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in handler(self).items()
+            if name not in self.optional or getattr(self, name) != fields[name].default
+        }
 
 
 class TrainerConfig(_Section):
@@ -253,13 +282,28 @@ class ConfigFields(_Section):
         check_engine_fits(self.rollouts, pictures=self.model.pictures is not None, staleness=self.trainer.staleness)
         self._check_stream()
         check_parallel(self.trainer.ranks, self.trainer.parallel, self.model, self.optimizer)
-        drills = self.sft.copying_tokens + self.sft.drill_tokens
-        if drills >= self.sft.tokens:
-            raise ValueError(
-                f"sft.copying_tokens + sft.drill_tokens = {drills} leave nothing of sft.tokens={self.sft.tokens}"
-                " for demonstrations: lower them or raise sft.tokens"
-            )
+        self._check_sft()
         return self
+
+    def _check_sft(self) -> None:
+        """What is imitated: over given weights conversations, from scratch drills first."""
+        sft = self.sft
+        if self.model.init is None:
+            drills = sft.copying_tokens + sft.drill_tokens
+            if drills >= sft.tokens:
+                raise ValueError(
+                    f"sft.copying_tokens + sft.drill_tokens = {drills} leave nothing of sft.tokens={sft.tokens}"
+                    " for demonstrations: lower them or raise sft.tokens"
+                )
+            if given := [name for name in ("data", "lora", "enough") if getattr(sft, name) is not None]:
+                raise ValueError(
+                    f"sft.{given[0]}={getattr(sft, given[0])} is for a cold start over given weights: name them with"
+                    " model.init, or leave the key out"
+                )
+        elif sft.data is None and (given := [name for name in ("lora", "enough") if getattr(sft, name) is not None]):
+            raise ValueError(
+                f"sft.{given[0]}={getattr(sft, given[0])} needs something to imitate: set sft.data to teacher or a file"
+            )
 
     def _check_stream(self) -> None:
         """What a staleness does not go with: episodes that run on beside the learner."""

@@ -22,6 +22,7 @@ from model.files import remove_leftovers, write_text
 from model.policy_files import load_policy
 from parl.cold_start.start import starting_policy
 from parl.collect.collector import Collector
+from parl.collect.free_running import free_running
 from parl.collect.pools import RolloutSide
 from parl.collect.tasks import Tasks, check_tasks
 from parl.config.family import chat_format
@@ -153,7 +154,13 @@ def evaluate(
                 for policy in missing:
                     _run_served(policy, asked, config.envs.build(), chat, config.rollouts, config.eval)
             else:
-                _run_local(missing, asked, RolloutSide.of(config), starting_policy(config), config.eval)
+                _run_local(
+                    missing,
+                    asked,
+                    RolloutSide.of(config),
+                    starting_policy(config, check=free_running(config)),
+                    config.eval,
+                )
         measured = _measure(policies, asked, tasks.environment.groups, prices)
         settings = {"n": n, "tasks": len(asked.tasks), "seed": config.eval.seed, "split": config.eval.split}
         result = settings | {"policies": measured}

@@ -71,7 +71,9 @@ _TABLE: dict[Effect, dict[str, str]] = {
     Effect.NONE: {
         "": "name root seed baseline starter",  # the starter acts through the cold start's weights
         "model": "initializer_range embedding_range embedding_mean look_back",  # the start of training alone
-        "sft": "tokens copying_tokens drill_tokens batch_tokens lr muon_lr parallel wrong observation_weight",
+        "sft": "data tokens copying_tokens drill_tokens batch_tokens lr muon_lr parallel wrong observation_weight"
+        " enough check_tokens check_tasks",
+        "sft.lora": "rank alpha targets",
         "rollouts": "group_size tasks_per_step dynamic_sampling temperature concurrency workers policy_engines"
         " frozen_engines refresh_every rebalance placement max_restarts",
         "rollouts.http": "urls api_key_env weights restart without_routes tolerance update_s",

@@ -15,6 +15,7 @@ from model.family import family_of
 from model.policy_files import INDEX, SINGLE
 from parl.cold_start.shipped import VERSION as TEXTS_VERSION
 from parl.cold_start.start import check_policy_files, starting_policy
+from parl.collect.free_running import free_running
 from parl.config.schema import Config, EvalConfig, PolicyFields
 from parl.errors import UserError
 from parl.evaluate.chat_model import Served
@@ -43,7 +44,7 @@ def local_policies(config: Config, model: Path | None, single_agent: bool, polic
     for folder, _ in folders.values():
         if folder:
             check_policy(config.model, folder)
-    cold = starting_policy(config)
+    cold = starting_policy(config, check=free_running(config))
     for folder, _ in folders.values():
         if folder and policy_vocabulary(folder) != policy_vocabulary(cold):
             raise UserError(

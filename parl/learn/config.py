@@ -24,7 +24,7 @@ class OptimizerConfig(Section):
     """The learner's optimiser in RL: Muon on the matrices, AdamW on the rest."""
 
     lr: float = Field(default=5e-4, gt=0, description="AdamW")
-    muon_lr: float = Field(default=1.5e-3, gt=0, description="Muon")
+    muon_lr: float | None = Field(default=1.5e-3, gt=0, description="Muon; null: AdamW for the matrices, too")
     final_lr: float = Field(default=0.1, ge=0, le=1, description="both learning rates fall linearly to this share")
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)

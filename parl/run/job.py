@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from parl.cold_start.start import shown_start
+from parl.collect.free_running import free_running
 from parl.collect.tasks import Tasks, check_tasks
 from parl.config.schema import Config
 from parl.machine.cluster import local_ray, reach_cluster
@@ -34,7 +35,7 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
 
 def _run(config: Config, tasks: Tasks, run_dir: Path, began: float, from_scratch: bool) -> None:
     with PeakMemory() as memory, local_ray():
-        cold = shown_start(config, from_scratch)
+        cold = shown_start(config, from_scratch, free_running(config))
         policies = {
             "cold_start": (cold, config.rollouts.swarm),
             "trained": (_train(config, run_dir, cold), config.rollouts.swarm),

@@ -274,7 +274,7 @@ class Training:
         )
         if config.objective.kl:
             self._learner.set_reference(weights)
-        self._texts = PtxTexts(config, self.cold / "tokenizer.json")
+        self._texts = PtxTexts(config, self.cold)
         self._saver = Saver(self.checkpoints, self._learner)
         kept = self.folder / "subagents"
         self._collector = Collector(RolloutSide.of(config), self.cold, weights, kept=kept)

@@ -118,7 +118,7 @@ def _whole() -> Path:
     from tiny import random_weights, tiny_config
 
     from model.policy_files import save_policy
-    from parl.cold_start.imitation import cold_start_hash
+    from parl.cold_start.shipped import cold_start_hash
     from parl.cold_start.vocabulary import build_tokenizer
     from parl.run.checkpoints import Checkpoints, State
     from parl.track.tracker import _dumps

@@ -200,15 +200,15 @@ MUTANTS = [
     optimizer("matrices-are-one", "x.norm(dim=(-2, -1), keepdim=True)", "x.norm()"),
     cold("cold-start-without-warm-up", "return min(done / 0.02, 1.0) * min(", "return min("),
     cold("cold-start-never-falls", " * min(max(1.0 - done, 0.02) / 0.4, 1.0)", ""),
-    cold(
+    mutants_of("learner", "parl/cold_start/rows.py", "tests/parl/cold_start/test_sft.py")(
         "read-tokens-weigh-as-written-ones",
         "np.where(np.array(trace.mask), np.float32(1), np.float32(observation_weight))",
         "np.full(len(trace.mask), 1, np.float32)",
     ),
     recipe(
         "hash-forgets-the-recipe",
-        "config_hash(config.model, config.tokenizer, own, config.sft, VERSION,",
-        "config_hash(config.model, config.tokenizer, own, VERSION,",
+        "config_hash(model, config.tokenizer, own, sft, VERSION,",
+        "config_hash(model, config.tokenizer, own, VERSION,",
     ),
     recipe(
         "hash-forgets-the-table",

@@ -78,6 +78,8 @@ class NotFiniteLoss(FloatingPointError):
 class MuonAdamW(torch.optim.Optimizer):
     """Parameter groups carry ``muon: bool`` and ``lr``; betas and momentum are shared.
 
+    ``muon_lr`` None: AdamW for the matrices, too.
+
     ``experts`` are those that this rank holds of a stack; ``expert_groups``: DeepSpeed's name, the ranks that share the
     stack, those that hold the same experts. ``grad_clip`` None: whoever calls clips. Under ZeRO parameters are flat
     ranges, and :attr:`splits` says how their matrices become whole.
@@ -88,7 +90,7 @@ class MuonAdamW(torch.optim.Optimizer):
         matrices: Iterable[torch.nn.Parameter],
         rest: Iterable[torch.nn.Parameter],
         *,
-        muon_lr: float,
+        muon_lr: float | None,
         lr: float,
         grad_clip: float | None = float("inf"),
         weight_decay: float = 0.0,
@@ -99,8 +101,9 @@ class MuonAdamW(torch.optim.Optimizer):
         experts: Iterable[torch.nn.Parameter] = (),
         expert_groups: tuple[str, dist.ProcessGroup, dist.ProcessGroup] | None = None,
     ) -> None:
+        muon = {"muon": muon_lr is not None, "lr": lr if muon_lr is None else muon_lr}
         groups = [
-            {"params": list(matrices), "muon": True, "lr": muon_lr},
+            {"params": list(matrices), **muon},
             {"params": list(rest), "muon": False, "lr": lr},
         ]
         self._share = share  # ranks with the same gradients (ZeRO 0) orthogonalise together
@@ -108,7 +111,7 @@ class MuonAdamW(torch.optim.Optimizer):
         if expert_groups is not None:
             name, self._split_over, self._replicas = expert_groups
             moe = {"moe": True, "name": name}  # DeepSpeed's mark
-            groups.insert(1, {"params": list(experts), "muon": True, "lr": muon_lr, **moe})
+            groups.insert(1, {"params": list(experts), **muon, **moe})
         self.splits: dict[int, SplitMuon] = {}  # by the flat tensor's id
         self.grad_clip = grad_clip
         self.grad_norm = 0.0  # of the last step, before clipping

@@ -26,7 +26,8 @@ from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start import imitation as sft
 from parl.cold_start.demos import Demonstrator
 from parl.cold_start.drills import copying_drill, drill_batches, exercise_row
-from parl.cold_start.imitation import learning_rate, run_sft, text_rows
+from parl.cold_start.imitation import learning_rate, run_sft
+from parl.cold_start.rows import text_rows
 from parl.cold_start.shipped import cold_start_hash
 from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.load import load_config

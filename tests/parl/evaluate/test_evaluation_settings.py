@@ -83,7 +83,7 @@ def policy(root: Path, label: str, *, spawning: bool) -> Policy:
 def collector(tmp_path: Path, monkeypatch) -> Collector:
     made = Collector()
     monkeypatch.setattr(attempts, "load_policy", lambda folder, family: (folder.name, None, None, None))
-    monkeypatch.setattr(attempts, "starting_policy", lambda config: tmp_path)
+    monkeypatch.setattr(attempts, "starting_policy", lambda config, **_: tmp_path)
     monkeypatch.setattr(attempts, "local_ray", nullcontext)
     monkeypatch.setattr(attempts, "Collector", lambda *given: made)
     return made

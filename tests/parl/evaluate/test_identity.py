@@ -272,7 +272,7 @@ def with_policies(root: Path, **sections: Any) -> Config:
 
 def stand_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made-up files pass for a cold start and for policies."""
-    monkeypatch.setattr("parl.evaluate.policies.starting_policy", lambda config: root / "cold")
+    monkeypatch.setattr("parl.evaluate.policies.starting_policy", lambda config, **_: root / "cold")
     monkeypatch.setattr("parl.evaluate.policies.check_policy_files", lambda folder, cure: None)
 
 

@@ -13,8 +13,8 @@ from tiny import tiny_config
 
 from envs.base import Role
 from parl.cold_start import ptx
-from parl.cold_start.imitation import _CHUNK, DemoWorker
 from parl.cold_start.ptx import PtxTexts
+from parl.cold_start.rows import CHUNK, DemoWorker
 from parl.config.schema import Config
 from parl.learn.rows import Row
 from parl.run.job import single_agent
@@ -321,7 +321,7 @@ def test_texts_are_demonstrations_that_the_cold_start_never_sees_and_none_comes_
     every = [number for numbers in seen for number in numbers]
     assert len(set(every)) == len(every) == 3 * 4 * len(seen[0])
     tokens_of_one = 50  # fewer than any demonstration has
-    assert min(every) > 6_000_000 / tokens_of_one + 4 * _CHUNK  # the cold start counts from 0
+    assert min(every) > 6_000_000 / tokens_of_one + 4 * CHUNK  # the cold start counts from 0
     again, _ = ptx_texts(tmp_path, monkeypatch)
     assert [numbers for [numbers] in again.batches(1, 4)] == seen[4:8]  # a function of the step
 

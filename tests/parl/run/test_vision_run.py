@@ -18,7 +18,8 @@ from model.chat.kimi import MEDIA_PAD, SPECIAL_TOKENS
 from model.kimi.family import Kimi
 from model.policy_files import load_policy, save_policy
 from parl.cold_start.demos import Demonstrator
-from parl.cold_start.imitation import run_sft, text_rows
+from parl.cold_start.imitation import run_sft
+from parl.cold_start.rows import text_rows
 from parl.cold_start.vocabulary import build_tokenizer
 from parl.collect.tasks import run_tasks
 from parl.config.load import config_hash, load_config, to_yaml
