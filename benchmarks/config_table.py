@@ -120,7 +120,8 @@ def tables() -> str:
         seen |= {prefix + name for name in fields}
         heading = f"### `{prefix.rstrip('.')}`" if prefix else "### Top level"
         if len(built_in_sections(prefix.rstrip("."))) > 1:
-            heading += f" with `name: {_default(fields['name'])}`"
+            chooses = "name" if "name" in fields else "family"
+            heading += f" with `{chooses}: {_default(fields[chooses])}`"
         summary = (model.__doc__ or "").strip().splitlines()[0].split(". ")[0].rstrip(".") + "."
         rows = [_row(prefix + name, field) for name, field in fields.items()]
         head = ["| key | default | allowed | unit | meaning |", "|---|---|---|---|---|"]
@@ -136,7 +137,8 @@ def _row(key: str, field: FieldInfo) -> str:
     if meaning is None:
         raise SystemExit(f"{key} has no description: add one to its Field, or to NOTES")
     unit = UNITS.get(key) or ("seconds" if key.endswith("_s") else "")
-    cells = (f"`{key}`", f"`{_text(_default(field))}`", _allowed(field), unit, meaning)
+    default = "required" if field.is_required() else f"`{_text(_default(field))}`"
+    cells = (f"`{key}`", default, _allowed(field), unit, meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

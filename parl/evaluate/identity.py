@@ -53,7 +53,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         " q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim n_routed_experts num_experts_per_tok"
         " n_shared_experts moe_intermediate_size n_group topk_group routed_scaling_factor norm_topk_prob rms_norm_eps"
         " latent_norm_eps quantize_experts rope_theta rope_interleave max_position_embeddings"
-        " media_placeholder_token_id",
+        " media_placeholder_token_id transformers chat dtype",
         "model.rope_scaling": "factor original_max_position_embeddings beta_fast beta_slow mscale mscale_all_dim",
         "model.vision": "patch_size pos_emb_height pos_emb_width pos_emb_time num_hidden_layers hidden_size"
         " intermediate_size num_attention_heads merge_kernel_size rope_theta text_hidden_size"

@@ -94,7 +94,7 @@ def test_sft_and_eval_pass_their_options_on(config: Path, fake) -> None:
     sft = fake("parl.cold_start.imitation", "run_sft", Path("w.safetensors"))
     evaluate = fake("parl.evaluate.evaluation", "run_eval", {"n": 4, "tasks": 60, "policies": {}})
     assert _run("sft", config, "--out", "x.bin", "--from-scratch").exit_code == 0
-    assert sft[0][1] == {"from_scratch": True, "out": Path("x.bin")}
+    assert sft[0][1] | {"check": None} == {"from_scratch": True, "out": Path("x.bin"), "check": None}
     done = _run("eval", config, "--single-agent", "--model", "m", "--n", 4, "--limit", 60, "--seed", 3, "--json")
     assert done.exit_code == 0, done.output
     ((seen, options),) = evaluate

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import tiny_config
+from tiny import random_weights, tiny_config, tiny_model
 
 from envs.base import Role
 from model.chat.kimi import KimiChat
 from model.decoder import Weights
 from model.kimi.family import Kimi
-from model.policy_files import load_policy
+from model.policy_files import load_policy, save_policy
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start.conversations import Conversation, conversation_row, read_conversations
 from parl.cold_start.demos import Demonstrator
@@ -158,6 +158,13 @@ def test_recorded_conversations_go_round_each_time_in_another_order(tokenizer: T
 # ---------------------------------------------------------------- settings
 
 
+@pytest.fixture
+def given(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """A policy's folder."""
+    save_policy(tmp_path / "given", tiny_model(), random_weights(tiny_model()), tokenizer, {})
+    return tmp_path / "given"
+
+
 def test_the_rate_warms_up_and_falls_to_a_twentieth():
     assert 0 < fine_tuning_rate(0.0) < fine_tuning_rate(0.04) < 1
     assert fine_tuning_rate(0.06) > fine_tuning_rate(0.5) > fine_tuning_rate(1.0) == pytest.approx(0.05)
@@ -172,10 +179,10 @@ def test_the_rate_warms_up_and_falls_to_a_twentieth():
         (["sft.lora={}", "model.init=INIT"], "sft.lora=.* needs something to imitate"),
     ],
 )
-def test_settings_that_do_not_go_together(cold_start: Path, tmp_path: Path, settings: list[str], said: str):
+def test_settings_that_do_not_go_together(given: Path, tmp_path: Path, settings: list[str], said: str):
     (tmp_path / "run.yaml").write_text("{}")
     with pytest.raises(UserError, match=said):
-        load_config(tmp_path / "run.yaml", [text.replace("INIT", str(cold_start)) for text in settings])
+        load_config(tmp_path / "run.yaml", [text.replace("INIT", str(given)) for text in settings])
 
 
 def over(tiny_yaml: Path, init: Path, root: Path, *more: str) -> Config:
@@ -188,17 +195,15 @@ def over(tiny_yaml: Path, init: Path, root: Path, *more: str) -> Config:
     return load_config(root / "over.yaml", [f"root={root}", f"model.init={init}", *sft, *more])
 
 
-def test_the_hash_depends_on_the_given_weights_and_on_what_is_imitated(
-    cold_start: Path, tiny_yaml: Path, tmp_path: Path
-):
+def test_the_hash_depends_on_the_given_weights_and_on_what_is_imitated(given: Path, tiny_yaml: Path, tmp_path: Path):
     rows = write(tmp_path / "rows.jsonl", {"messages": QUESTION})
     first, *others = (
-        cold_start_hash(over(tiny_yaml, cold_start, tmp_path, *more))
+        cold_start_hash(over(tiny_yaml, given, tmp_path, *more))
         for more in ([], [f"sft.data={rows}"], ["sft.enough=0.5"], ["sft.lora={rank: 2}"], ["sft.check_tasks=4"])
     )
     assert len({first, *others}) == 5
     write(rows, {"messages": QUESTION}, {"messages": QUESTION})
-    assert cold_start_hash(over(tiny_yaml, cold_start, tmp_path, f"sft.data={rows}")) not in (first, *others)
+    assert cold_start_hash(over(tiny_yaml, given, tmp_path, f"sft.data={rows}")) not in (first, *others)
 
 
 # ---------------------------------------------------------------- training
