@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
@@ -23,6 +25,7 @@ sys.path[:0] = [str(ROOT)]
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from model.hf.build import EXPERTS  # noqa: E402
 from model.hf.policy import HfPolicy  # noqa: E402
 from model.hf.shape import HfShape  # noqa: E402
 
@@ -161,15 +164,93 @@ def gradients(family: str) -> Row:
     policy.recompute = False
     policy.eval()
     reference_logprobs(reference, rows, mask).sum().backward()
+    return Row(family=family, check="gradients", value=_gradient_gap(policy, reference), tolerance=2e-5)
+
+
+def _gradient_gap(policy: HfPolicy, reference: Any) -> float:
     theirs, worst = dict(reference.named_parameters()), 0.0
     for name, parameter in policy.named_parameters():
         grad, wanted = parameter.grad, theirs[name].grad
         assert grad is not None and wanted is not None, name
         worst = max(worst, float((grad - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)))
-    return Row(family=family, check="gradients", value=worst, tolerance=2e-5)
+    return worst
 
 
-CHECKS: dict[str, Callable[[str], Row]] = {"logits": logits, "packing": packing, "gradients": gradients}
+def experts(family: str) -> Row:
+    """Our fused experts in transformers' own model: its log-probs and gradients with and without them."""
+    _, reference = models(family)
+    rows, mask = tokens_and_mask()
+    found = []
+    for implementation in ("eager", EXPERTS):
+        reference.set_experts_implementation(implementation)
+        reference.zero_grad()
+        logprobs = reference_logprobs(reference, rows, mask)
+        logprobs.sum().backward()
+        stacks = [p.grad for p in reference.parameters() if p.dim() == 3]
+        found.append([logprobs.detach(), *(grad / grad.abs().max() for grad in stacks if grad is not None)])
+    reference.set_experts_implementation("eager")
+    worst = max(float((one - other).abs().max()) for one, other in zip(*found, strict=True))
+    return Row(family=family, check="experts", value=worst, tolerance=2e-5)
+
+
+def some_routes(family: str, length: int, seed: int = 2) -> Tensor:
+    """[length, L, K] int16: experts drawn for each token."""
+    routes = shape_of(family).routes
+    assert routes is not None
+    noise = torch.rand(length, routes.layers, routes.experts, generator=torch.Generator().manual_seed(seed))
+    return noise.argsort(-1)[..., : routes.chosen].to(torch.int16)
+
+
+@contextmanager
+def told(routes_TLK: Tensor, experts: int) -> Iterator[None]:
+    """While entered, transformers' routers choose these experts, one layer after the other: its top-k is not asked."""
+    plain, layer = torch.topk, iter(routes_TLK.long().unbind(1))
+
+    def topk(scores: Tensor, k: int, *arguments: Any, **options: Any) -> Any:
+        if scores.shape[-1] != experts:  # of groups
+            return plain(scores, k, *arguments, **options)
+        ids_TK = next(layer)
+        return scores.gather(-1, ids_TK), ids_TK
+
+    with patch.object(torch, "topk", topk):
+        yield
+
+
+def replay(family: str) -> Row:
+    """Given routes: log-probs and all gradients, routers' among them, against the reference with these."""
+    policy, reference = models(family)
+    rows, mask = tokens_and_mask()
+    routes_TLK, experts = some_routes(family, sum(LENGTHS)), len(policy.routers()[0].weight)
+    policy.zero_grad(), reference.zero_grad()
+    ours, _ = policy(torch.cat(rows, dim=1), mask, routes_TLK[None], lengths=LENGTHS)
+    ours.sum().backward()
+    theirs = []
+    for row, routes in zip(rows, routes_TLK.split(LENGTHS), strict=True):
+        with told(routes, experts):
+            logprobs = torch.log_softmax(reference(row, use_cache=False).logits[:, :-1], dim=-1)
+        theirs += [torch.zeros(1, 1), logprobs.gather(2, row[:, 1:, None])[..., 0]]
+    wanted = torch.cat(theirs, dim=1)[mask]
+    wanted.sum().backward()
+    assert all(float(router.weight.grad.abs().max()) > 0 for router in policy.routers())
+    worst = max(float((ours - wanted).detach().abs().max()), _gradient_gap(policy, reference))
+    return Row(family=family, check="replayed routes", value=worst, tolerance=2e-5)
+
+
+def greedy(family: str) -> Row:
+    """Tokens of 24 that differ from transformers' greedy ``generate``."""
+    policy, reference = models(family)
+    prompt = tokens_and_mask()[0][0][0, :10]
+    wanted = reference.generate(prompt[None], do_sample=False, max_new_tokens=24, min_new_tokens=24)[0]
+    tokens = prompt
+    for _ in range(24):
+        tokens = torch.cat([tokens, policy.next_logits(tokens).argmax()[None]])
+    return Row(family=family, check="greedy tokens", value=float((tokens != wanted).sum()), tolerance=0)
+
+
+def checks_of(family: str) -> dict[str, Callable[[str], Row]]:
+    """Those that the family has."""
+    routed = {"experts": experts, "replay": replay} if shape_of(family).routes else {}
+    return {"logits": logits, "packing": packing, "gradients": gradients, "greedy": greedy, **routed}
 
 
 def main() -> None:
@@ -180,7 +261,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for family in arguments.only:
-        for check in CHECKS.values():
+        for check in checks_of(family).values():
             row = check(family)
             rows.append({**asdict(row), "ok": row.ok})
             print(f"{family:14} {row.check:24} {row.value:9.1e}  of {row.tolerance:.0e}  {'ok' if row.ok else 'BAD'}")

@@ -9,8 +9,8 @@ mask.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -63,8 +63,8 @@ class ClippedAttention(Protocol):
 class Policy(nn.Module):
     """A trainable language model. ``config``: its shape; ``recompute``: keep only layers' inputs."""
 
-    layer_classes: ClassVar[tuple[str, ...]] = ()  # layers whose weights ZeRO 3 gathers together, "module.Class"
-    adapter_owners: ClassVar[dict[str, tuple[type[nn.Module], ...]]] = {}  # optimizer.lora.targets -> their modules
+    layer_classes: tuple[str, ...] = ()  # layers whose weights ZeRO 3 gathers together, "module.Class"
+    adapter_owners: Mapping[str, tuple[type[nn.Module], ...]] = {}  # optimizer.lora.targets -> their modules
 
     lm_head: Head
 

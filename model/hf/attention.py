@@ -1,15 +1,15 @@
 """The attention function that keeps rows apart which lie end to end, in any of transformers' decoders.
 
 Registered as ``parl``, beside a mask function of that name: what a layer lets its positions see (causal, a sliding
-window, chunks) arrives as a :class:`Seen`, and is worked out only where it is not plain causality. Row lengths travel
-as the keyword ``rows``. Dropout is never applied: log-probs that differ from call to call would be of no use.
+window, chunks) arrives as a :class:`Seen`, and is worked out only where it is not plain causality. Row lengths
+travel as the keyword ``packed``. Dropout is never applied: log-probs that differ from call to call would be of no use.
 
 Shapes: B batch, T positions, H heads of queries, K of keys, Q width of a head's queries, V of its values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,20 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from model.blocks.attention import causal_attention
 from model.hf.build import ATTENTION
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What a forward pass is about, handed to every layer: rows' ``lengths``, and the routes that they replay."""
+
+    lengths: tuple[int, ...]
+    routes_TLK: Tensor | None
+    routers: tuple[Any, ...]  # of model.hf.routers, first to last
+
+    def replay(self) -> None:
+        """Tell the routers."""
+        for layer, router in enumerate(self.routers):
+            router.routes_TK = None if self.routes_TLK is None else self.routes_TLK[:, layer]
 
 
 @dataclass
@@ -68,20 +82,20 @@ def attention(
     attention_mask: Seen | None = None,
     scaling: float | None = None,
     *,
-    rows: Sequence[int] | None = None,
+    packed: Packed | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """[B, T, H, V]. ``rows``: lengths of what lies end to end, B being 1; None: each of B is a row.
+    """[B, T, H, V]. Without ``packed`` each of B is a row.
 
     ``s_aux`` [H]: logits of a key without a value that every query sees (attention sinks).
     """
     if softcap is not None or position_bias is not None:
         raise NotImplementedError(f"{type(module).__name__} changes its attention logits by a cap or a bias")
     length = query_BHTQ.shape[2]
-    lengths = list(rows or [length])
+    lengths = packed.lengths if packed else (length,)
     seen = attention_mask
     if s_aux is None and (seen is None or all(seen.causal(n) for n in lengths)):
         if len(lengths) > 1:

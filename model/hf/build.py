@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from model.hf.shape import HfShape
 
 NEEDED = "model.family=hf needs transformers: pip install 'parl-swarm[hf]'"
-ATTENTION = "parl"  # the name under which model.hf.attention is registered
+ATTENTION = EXPERTS = "parl"  # names under which model.hf.attention and model.hf.experts are registered
+_OURS = {"attn_implementation": ATTENTION, "experts_implementation": EXPERTS}
 _STATES = ("linear", "mamba", "conv", "recurrent", "delta")  # kinds of layers that carry a state along the row
 
 
@@ -53,9 +54,9 @@ def new_model(shape: HfShape) -> Any:
     config = own_config(shape.transformers)
     check_config(config)
     try:
-        return library().AutoModelForCausalLM.from_config(config, dtype=dtype_of(shape), attn_implementation=ATTENTION)
+        return library().AutoModelForCausalLM.from_config(config, dtype=dtype_of(shape), **_OURS)
     except (KeyError, ImportError) as error:
-        raise _refused(config, f"transformers cannot build it with our attention function ({error})") from error
+        raise refused(config, f"transformers cannot build it with our attention function ({error})") from error
 
 
 def stored_model(shape: HfShape, folder: Path) -> Any:
@@ -67,7 +68,7 @@ def stored_model(shape: HfShape, folder: Path) -> Any:
         model, found = library().AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype_of(shape),
-            attn_implementation=ATTENTION,
+            **_OURS,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -84,39 +85,40 @@ def stored_model(shape: HfShape, folder: Path) -> Any:
 # ---------------------------------------------------------------- what is refused
 
 
-def _refused(config: Any, reason: str) -> ValueError:
+def refused(config: Any, reason: str) -> ValueError:
+    """The error that names the model and says why it cannot be a policy."""
     return ValueError(f"model_type={config.model_type!r} cannot be a policy: {reason}")
 
 
 def check_config(config: Any) -> None:
     """ValueError with the reason where a model of this configuration cannot be served correctly."""
     if getattr(config, "is_encoder_decoder", False):
-        raise _refused(config, "it is an encoder-decoder, whose prompt is no prefix of its answer")
+        raise refused(config, "it is an encoder-decoder, whose prompt is no prefix of its answer")
     if config.get_text_config() is not config:
-        raise _refused(config, "it has parts that see or hear; take the configuration and weights of its text model")
+        raise refused(config, "it has parts that see or hear; take the configuration and weights of its text model")
     if type(config) not in library().AutoModelForCausalLM._model_mapping:
-        raise _refused(config, "transformers has no causal language model of that type")
+        raise refused(config, "transformers has no causal language model of that type")
     if getattr(config, "quantization_config", None):
-        raise _refused(config, "its weights are quantised: convert the checkpoint to bfloat16 first")
+        raise refused(config, "its weights are quantised: convert the checkpoint to bfloat16 first")
     states = [kind for kind in getattr(config, "layer_types", None) or () if any(name in kind for name in _STATES)]
     if states:
-        raise _refused(config, f"layers of type {states[0]} carry a state, in which packed rows would mix")
+        raise refused(config, f"layers of type {states[0]} carry a state, in which packed rows would mix")
 
 
 def check_class(causal: Any) -> None:
     """The same for what the class itself tells."""
     config = causal.config
     if getattr(causal, "_is_stateful", False):
-        raise _refused(config, "its layers carry a state along the row, in which packed rows would mix")
+        raise refused(config, "its layers carry a state along the row, in which packed rows would mix")
     if not causal._supports_attention_backend:
-        raise _refused(
+        raise refused(
             config, f"{type(causal).__name__} has no attention interface, so packed rows cannot be kept apart"
         )
     head: nn.Module | None = causal.get_output_embeddings()
     if head is None or head is not getattr(causal, "lm_head", None):
-        raise _refused(config, "its head is not called lm_head")
+        raise refused(config, "its head is not called lm_head")
     if getattr(head, "bias", None) is not None:
-        raise _refused(config, "its head has a bias")
+        raise refused(config, "its head has a bias")
 
 
 def check_numbers(causal: Any, hidden: Any) -> None:
@@ -137,16 +139,18 @@ def check_numbers(causal: Any, hidden: Any) -> None:
         with torch.no_grad():
             ours: Tensor = causal.lm_head(hidden(tokens, lengths=lengths))
             causal.set_attn_implementation("eager")
+            causal.set_experts_implementation("eager")
             theirs = torch.cat([causal(row, use_cache=False).logits for row in tokens.split(lengths, 1)], dim=1)
     except (TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
-        raise _refused(causal.config, f"its forward pass does not take packed rows ({error})") from error
+        raise refused(causal.config, f"its forward pass does not take packed rows ({error})") from error
     finally:
         hook.remove()
         causal.set_attn_implementation(ATTENTION)
+        causal.set_experts_implementation(EXPERTS)
         causal.train(training)
     gap = float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max().clamp(min=1e-30))
     if not gap < (2e-4 if ours.dtype == torch.float32 else 5e-2):
-        raise _refused(
+        raise refused(
             causal.config,
             f"its logits of rows laid end to end differ by {gap:.1e} of the largest from those that it says alone: its"
             " layers look across rows, or it changes its logits behind the head",

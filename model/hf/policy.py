@@ -9,15 +9,20 @@ Shapes: B rows, T positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.blocks.expert_parallel import ExpertGroup, cut
 from model.blocks.logprobs import Head
 from model.blocks.recompute import recomputed
-from model.hf import attention as _registered  # noqa: F401  the attention function, before a model asks for it
-from model.hf.build import check_class, check_numbers, new_model
+from model.hf.attention import Packed
+from model.hf.build import check_class, check_numbers, new_model, refused
+from model.hf.experts import fused
+from model.hf.routers import make_routed
 from model.hf.shape import HfShape
 from model.policy import Policy
 
@@ -56,6 +61,13 @@ class HfPolicy(Policy):
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+        try:
+            self._routers = make_routed(self)
+        except ValueError as error:
+            raise refused(causal.config, str(error)) from None
+        check_routes(self, self._routers)
+        self.layer_classes = tuple({f"{type(layer).__module__}.{type(layer).__name__}" for layer in self.layers()})
+        self.adapter_owners = adapter_owners(self.layers())
         if not self.lm_head.weight.is_meta:
             check_numbers(causal, self.hidden)
 
@@ -79,22 +91,91 @@ class HfPolicy(Policy):
         if max(rows) > self.config.max_position_embeddings:
             limit = self.config.max_position_embeddings
             raise ValueError(f"row of {max(rows)} tokens exceeds max_position_embeddings={limit}")
+        packed = Packed(tuple(rows), None if routes_BTLK is None else routes_BTLK.flatten(0, 1), tuple(self._routers))
+        packed.replay()
         self._recompute(self.recompute)
         positions = torch.cat([torch.arange(row, device=tokens_BT.device) for row in rows])[None]
         base: nn.Module = getattr(self, self._base)
-        return base(input_ids=tokens_BT, position_ids=positions, use_cache=False, rows=rows).last_hidden_state
+        return base(input_ids=tokens_BT, position_ids=positions, use_cache=False, packed=packed).last_hidden_state
 
     def _recompute(self, on: bool) -> None:
         """Let transformers' layers keep their inputs alone; they do so in training only."""
         for layer in self.layers():
             layer.gradient_checkpointing = on
-            layer._gradient_checkpointing_func = recomputed  # pyright: ignore[reportAttributeAccessIssue]
+            layer._gradient_checkpointing_func = _recomputed
 
     def layers(self) -> list[Any]:
         """The decoder's layers, first to last."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         return [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+    def routers(self) -> list[Any]:
+        """Those of :mod:`model.hf.routers`."""
+        return self._routers
+
+    def split_experts(self, group: dist.ProcessGroup) -> list[str]:
+        """See :mod:`model.blocks.expert_parallel`. ValueError where transformers computes the experts."""
+        shared, names = ExpertGroup(group), []
+        for name, module in self._stacks():
+            if not fused(module):
+                raise ValueError(
+                    f"trainer.parallel.expert_parallel: {type(module).__name__} is computed by transformers, which"
+                    " splits no experts here; set it to 1"
+                )
+            names += [f"{name}.{key}" for key in cut(module, shared)]
+            module.group = shared
+        return names or super().split_experts(group)
+
+    def _stacks(self) -> list[tuple[str, Any]]:
+        """Stacks of routed experts, by their names."""
+        found = [(name, getattr(module, "experts", None)) for name, module in self.named_modules()]
+        return [(f"{name}.experts", experts) for name, experts in found if isinstance(experts, nn.Module)]
+
+    def muon_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """(matrices for Muon, the rest for AdamW): linear layers and stacks of experts, without head and routers."""
+        linear = {id(layer.weight) for layer in self.modules() if type(layer) is nn.Linear}
+        stacked = {id(p) for _, experts in self._stacks() for p in experts.parameters() if p.dim() == 3}
+        trained = [p for p in self.parameters() if p.requires_grad]
+        chosen = linear | stacked
+        return [p for p in trained if id(p) in chosen], [p for p in trained if id(p) not in chosen]
+
+
+def check_routes(policy: HfPolicy, routers: list[Any]) -> None:
+    """ValueError where the shape says otherwise than the routers what is recorded of a token."""
+    said = policy.config.routes
+    told = (said.layers, said.experts) if said else (0, 0)
+    found = (len(routers), len(routers[0].weight) if routers else 0)
+    if told != found:
+        raise ValueError(
+            f"model_type={policy.config.transformers['model_type']!r}: its configuration tells of {told[0]} layers of"
+            f" {told[1]} routed experts, the model has {found[0]} of {found[1]}: recorded routes would not fit"
+        )
+
+
+def adapter_owners(layers: list[Any]) -> dict[str, tuple[type[nn.Module], ...]]:
+    """Classes whose linear layers are ``attention``, and those of all feed-forward parts (``shared_experts``)."""
+    attention: set[type[nn.Module]] = set()
+    others: set[type[nn.Module]] = set()
+    for layer in layers:
+        for name, part in layer.named_children():
+            if "attn" in name or "attention" in name:
+                attention.add(type(part))
+                continue
+            linear = [owner for owner in part.modules() if any(type(c) is nn.Linear for c in owner.children())]
+            others |= {type(owner) for owner in linear}
+    return {"attention": tuple(attention), "shared_experts": tuple(others)}
+
+
+def _recomputed(function: partial[Any], *inputs: Any) -> Any:
+    """What transformers calls to run a layer that keeps its inputs alone; the second pass replays the same routes."""
+    packed: Packed = function.keywords["packed"]
+
+    def run(*given: Any) -> Any:
+        packed.replay()
+        return function(*given)
+
+    return recomputed(run, *inputs)
 
 
 def _head(causal: Any) -> Head:

@@ -8,10 +8,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from model.chat.base import FormatName
-from model.family import Shape
+from model.family import Routes, Shape
 from model.json_file import read_json
 
 LARGEST = {"vocab_size": 2**24, "max_position_embeddings": 2**28}  # a file that says more is damaged or hostile
+_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")  # names of one number in different models
+_DENSE = ("dense", "mlp")  # kinds of feed-forward parts in `mlp_layer_types`
 _OWN = ("vocab_size", "max_position_embeddings")  # what the model's own configuration says as well
 
 
@@ -55,6 +57,24 @@ class HfShape(Shape):
     def weights_dtype(self) -> str:
         """``dtype``."""
         return self.dtype
+
+    @property
+    def routes(self) -> Routes | None:
+        """The experts of each token, as the configuration says; a policy is compared with it when it is made."""
+        own = self.transformers
+        experts = next((own[key] for key in _EXPERTS if own.get(key)), None)
+        routed = [layer for layer in range(own.get("num_hidden_layers", 0)) if self._routes(layer)]
+        if experts is None or not own.get("num_experts_per_tok") or not routed:
+            return None
+        return Routes(layers=len(routed), chosen=own["num_experts_per_tok"], experts=experts, first=routed[0])
+
+    def _routes(self, layer: int) -> bool:
+        own = self.transformers
+        if own.get("mlp_layer_types"):
+            return own["mlp_layer_types"][layer] not in _DENSE
+        if layer < (own.get("first_k_dense_replace") or 0) or layer in (own.get("mlp_only_layers") or ()):
+            return False
+        return (layer + 1) % (own.get("decoder_sparse_step") or 1) == 0
 
 
 def read_shape(folder: Path) -> HfShape:

@@ -5,11 +5,10 @@ Shapes: T tokens (rows and positions flattened), D hidden, E experts, K experts 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from model.blocks.expert_parallel import ExpertGroup
 from model.blocks.gate import gate_logits
 from model.blocks.mlp import SwiGLU
 from model.blocks.recompute import recomputing
@@ -17,9 +16,6 @@ from model.kernels import ops
 from model.kernels.ops import Routing
 from model.kimi.config import ModelConfig
 from model.kimi.int4 import QuantizedCopy
-
-if TYPE_CHECKING:
-    from model.kimi.expert_parallel import ExpertGroup
 
 
 class Router(nn.Module):

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.blocks.expert_parallel import ExpertGroup, cut
 from model.blocks.logprobs import Head
 from model.blocks.mlp import SwiGLU
 from model.blocks.norms import RMSNorm
@@ -186,10 +187,13 @@ class Transformer(Policy):
         return [block.self_attn for block in self.blocks()]
 
     def split_experts(self, group: dist.ProcessGroup) -> list[str]:
-        """See :func:`model.kimi.expert_parallel.split_experts`."""
-        from model.kimi.expert_parallel import split_experts
-
-        return split_experts(self, group)
+        """See :mod:`model.blocks.expert_parallel`."""
+        shared, names = ExpertGroup(group), []
+        for name, module in self.named_modules():
+            if isinstance(module, Experts):
+                names += [f"{name}.{key}" for key in cut(module, shared)]
+                module.group = shared
+        return names
 
     def muon_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(matrices for Muon, the rest for AdamW): embeddings, head, router and gains are not orthogonalised."""

@@ -11,16 +11,10 @@ Shapes: T tokens, K experts per token, D hidden, R rows received.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from model.kimi.moe import Experts
-
-if TYPE_CHECKING:
-    from model.kimi.transformer import Transformer
 
 
 class _Exchange(torch.autograd.Function):
@@ -59,7 +53,7 @@ class ExpertGroup:
         weights_TK: Tensor,
         base_TD: Tensor | None = None,
     ) -> Tensor:
-        """Σ_k weight_k · expert_k(x) + base, [T, D], as :meth:`Experts.forward`.
+        """Σ_k weight_k · expert_k(x) + base, [T, D].
 
         ``local(rows, ids, weights)`` computes the ``here`` experts of this rank, whose ids start at 0.
         """
@@ -88,15 +82,12 @@ def _computed(local: Callable[[Tensor, Tensor, Tensor], Tensor], rows_RD: Tensor
     return local(rows_RD, ids_R[:, None].to(torch.int16), weights_RK)[:count]
 
 
-def split_experts(model: Transformer, group: dist.ProcessGroup) -> list[str]:
-    """Leave each rank of ``group`` its share of each layer's experts; names of the split parameters."""
-    shared, names = ExpertGroup(group), []
-    for name, module in model.named_modules():
-        if isinstance(module, Experts):
-            for key, parameter in list(module.named_parameters()):
-                setattr(module, key, nn.Parameter(share(parameter.detach(), shared.rank, shared.ranks).clone()))
-                names.append(f"{name}.{key}")
-            module.group = shared
+def cut(module: nn.Module, shared: ExpertGroup) -> list[str]:
+    """Leave this rank its share of the stacks of ``module``, all of whose parameters are such; their names in it."""
+    names = []
+    for key, parameter in list(module.named_parameters()):
+        setattr(module, key, nn.Parameter(share(parameter.detach(), shared.rank, shared.ranks).clone()))
+        names.append(key)
     return names
 
 
