@@ -25,8 +25,7 @@ from parl.track.sinks import make_sinks
 from parl.track.wandb_reader import is_complete, read_history
 
 _T = TypeVar("_T")
-_OWN_AXIS = {"sft"}  # kinds that do not count the trainer's steps: never cut back on resume
-_KINDS = ("train", "eval", "sft")
+_KINDS = ("train", "eval")
 _SETTLE_S = 5.0
 
 
@@ -75,7 +74,7 @@ class Tracker:
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.path = self.run_dir / "metrics.jsonl"
-        self._run_id = run_id or secrets.token_hex(4)
+        self._run_id = run_id or secrets.token_hex(4)  # of the W&B run
         kept = self._cut(resumed_step) if run_id or resumed_step else []
         self._kept = {_identity(row) for row in kept}
         self._write_all(kept)
@@ -87,13 +86,8 @@ class Tracker:
         self._run = self._safely(lambda: self._start_or_offline(tracking.project, settings or {}, mode))
         self._safely(lambda: self._log_missing(kept))
 
-    @property
-    def run_id(self) -> str:
-        """The W&B run's id; keep it in the checkpoint."""
-        return self._run_id
-
     def log(self, step: int, metrics: Mapping[str, float], kind: str = "train") -> None:
-        """One row of numbers at ``step`` on the axis of ``kind`` (``train``, ``eval``, ``sft``)."""
+        """One row of numbers at ``step`` on the axis of ``kind`` (``train``, ``eval``)."""
         row = {"step": int(step), "kind": kind, **{name: float(value) for name, value in metrics.items()}}
         if _identity(row) in self._kept:  # already there from before the resume
             return
@@ -221,8 +215,7 @@ class Tracker:
                 self._log_wandb(row)
 
     def _cut(self, resumed_step: int) -> list[dict[str, Any]]:
-        rows = read_rows(self.path)
-        return [row for row in rows if row["kind"] in _OWN_AXIS or row["step"] <= resumed_step]
+        return [row for row in read_rows(self.path) if row["step"] <= resumed_step]
 
     def _write_all(self, rows: list[dict[str, Any]]) -> None:
         write_text(self.path, "".join(_dumps(row) + "\n" for row in rows))

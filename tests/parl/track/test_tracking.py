@@ -45,7 +45,7 @@ def test_offline_run_reads_back_every_step_on_its_own_axis(tmp_path: Path) -> No
     assert [row["train/reward/total"] for row in rows if "train/step" in row] == [0.1, 0.2, 0.3]
     assert [row["eval/item_f1"] for row in rows if "eval/step" in row] == [0.5]
     assert [row["verdict"]["_type"] for row in rows if "verdict" in row] == ["table-file"]
-    assert read_history(tmp_path, tracker.run_id) == rows
+    assert read_history(tmp_path, tracker._run_id) == rows
     assert read_history(tmp_path, "another") == []
     jsonl = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["kind"]) for row in jsonl] == [(1, "train"), (2, "train"), (3, "train"), (3, "eval")]
@@ -76,7 +76,7 @@ def test_sigkilled_run_continues_and_no_step_is_missing_or_doubled(tmp_path: Pat
     path.write_text(path.read_text() + '{"step": 6, "ki')
 
     tracker = Tracker(tmp_path, OFFLINE, "abcd1234", resumed_step=3)
-    assert tracker.run_id == "abcd1234"
+    assert tracker._run_id == "abcd1234"
     assert _steps(read_rows(path)) == [1, 2, 3]
     tracker.log(3, {"reward/total": 99.0})  # a row from before the kill is not written twice
     for step in range(4, 7):
@@ -116,13 +116,13 @@ def test_wandb_failure_is_one_warning_and_the_jsonl_goes_on(tmp_path: Path, monk
     assert _steps(read_rows(tmp_path / "metrics.jsonl")) == [1]
 
 
-def test_fresh_run_starts_an_empty_file_and_cold_start_rows_outlive_a_resume(tmp_path: Path) -> None:
+def test_a_fresh_run_starts_an_empty_file_and_a_resumed_one_at_its_step(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, DISABLED)
-    tracker.log(500, {"loss": 1.0}, kind="sft")
-    tracker.log(1, {"a": 1.0})
+    for step in (1, 2):
+        tracker.log(step, {"a": 1.0})
     tracker.finish()
-    Tracker(tmp_path, DISABLED, tracker.run_id, resumed_step=0).finish()
-    assert [row["kind"] for row in read_rows(tracker.path)] == ["sft"]
+    Tracker(tmp_path, DISABLED, tracker._run_id, resumed_step=1).finish()
+    assert [row["step"] for row in read_rows(tracker.path)] == [1]
     Tracker(tmp_path, DISABLED).finish()
     assert read_rows(tracker.path) == []
 
