@@ -1,1 +1,1 @@
-"""What an episode is worth: its outcome, the reward's parts and their weights, and means of many."""
+"""Rewards of episodes: outcome scores, reward parts and their weights, and means over many."""

@@ -1,6 +1,6 @@
 """Means over scored episodes: one training step's metrics, and the table of an evaluation.
 
-Every episode must have been through :func:`rewards.score.score_episode`.
+Every episode must have passed :func:`rewards.score.score_episode`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from rollouts.episode import Episode, EpisodeStatus
 def aggregate(
     episodes: Sequence[Episode], reward: Reward | None = None, weights: Weights | None = None
 ) -> dict[str, float]:
-    """Metrics of a training step, by the names under which they are tracked. ``reward``, ``weights``: also its
-    weighted parts.
+    """Metrics of a training step by tracked name; with ``reward`` and ``weights`` also its weighted parts.
 
     ``episodes/<status>`` counts all episodes; everything else is a mean over those that did not end FAILED or
-    CANCELLED, whose numbers are not the policy's. ``swarm/finish_rate`` is the mean over episodes that spawned,
-    ``swarm/useless_spawn_rate`` the spawn rate over tasks where the oracle's width is 0. A mean over nothing is left
-    out. ``perf/item_f1`` of exact-match tasks is their exact match.
+    CANCELLED. ``swarm/finish_rate`` is the mean over episodes that spawned, ``swarm/useless_spawn_rate`` the
+    spawn rate over tasks with oracle width 0. A mean over nothing is left out. ``perf/item_f1`` of
+    exact-match tasks is their exact match.
     """
     out = {f"episodes/{status}": float(sum(e.status is status for e in episodes)) for status in EpisodeStatus}
     valid = [e for e in episodes if not e.void]
@@ -63,18 +62,18 @@ def aggregate(
 
 
 def _names(episodes: Sequence[Episode]) -> list[str]:
-    """Of the parts that any of them has, the total first; one that an episode lacks counts 0 there."""
+    """Names of the parts of any episode, the total first; a missing part counts 0."""
     return list(dict.fromkeys([TOTAL, *(name for episode in episodes for name in episode.rewards)]))
 
 
 def duplicate_rate(episode: Episode) -> float:
-    """Share of an episode's sub-agents that were asked what an earlier one had been asked, case and spaces aside."""
+    """Share of an episode's sub-agents with the prompt of an earlier one, ignoring case and spaces."""
     asked = [" ".join(trace.prompt.lower().split()) for trace in episode.subagents]
     return 1.0 - len(set(asked)) / len(asked) if asked else 0.0
 
 
 def _latencies(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Median and 95th percentile of a model's answer and of a tool's, seconds; the share of tool calls that failed."""
+    """Median and 95th percentile of model and tool latency in seconds, and the share of failed tool calls."""
     turns = [turn for episode in episodes for trace in episode.traces for turn in trace.turns]
     launching = {call for turn in turns if turn.spawned for call in map(id, turn.calls)}
     called = [
@@ -99,13 +98,13 @@ def _latencies(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def evaluation_table(episodes: Sequence[Episode], groups: Sequence[TaskGroup] = ()) -> dict[str, dict[str, Any]]:
-    """The evaluation by group of tasks: the environment's ``groups``, then families that are in none, then all.
+    """The evaluation by group of tasks: the environment's ``groups``, then families without a group, then
+    all.
 
     Each holds the means ``item_f1`` (exact-match tasks: their exact match), ``success``, ``critical_steps``,
-    ``total_steps``, ``subagents``, ``spawn_rate``; ``finish_rate``, the mean over episodes that spawned, None where
-    none did; and ``n_tasks``, the number of distinct tasks. A group without tasks has ``n_tasks`` 0 and None elsewhere,
-    or no row (``TaskGroup.always``). FAILED episodes count, with the 0 that they scored: an evaluation may not drop
-    its failures.
+    ``total_steps``, ``subagents``, ``spawn_rate``; ``finish_rate``, the mean over episodes that spawned, or
+    None; and ``n_tasks``, the number of distinct tasks. A group without tasks has ``n_tasks`` 0 and None
+    elsewhere, or no row (``TaskGroup.always``). FAILED episodes count with their score of 0.
     """
     found = {group.name: [e for e in episodes if group.holds(e.task.family, e.task.width)] for group in groups}
     table = {group.name: _row(found[group.name]) for group in groups if group.always or found[group.name]}

@@ -1,8 +1,8 @@
-"""The contract of a reward: one class holds its section, its parts, their weights over time and their sum. No torch.
+"""The contract of a reward: one class with its section, its parts, their weights and their sum. No torch.
 
-A new reward is one file: a class below :class:`Reward`, named in a configuration by ``rewards.name:
-package.module:Class``. Its fields are the keys of the section. Whatever it is asked is a pure function of an episode or
-of the training step, so that a resumed run and ``parl rescore`` find the same; examples/reward.py is one of one's own.
+A reward is a class derived from :class:`Reward`, named by ``rewards.name: package.module:Class``; its fields
+are the section's keys. Methods are pure functions of the episode or the training step, so that a resumed run
+and ``parl rescore`` compute the same. Example: examples/reward.py.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from rewards.outcome import Outcome
 from rollouts.episode import Episode
 
 Parts = dict[str, float]  # by name, unweighted
-Weights = dict[str, float]  # by the names under which they are tracked: lambda/NAME
+Weights = dict[str, float]  # by tracked name: lambda/NAME
 
 PERF, TOTAL = "perf", "total"
 
 
 class Reward(BaseModel):
-    """r = perf + Σ weight · part, where ``perf`` is the score of the answer; a class may say anything else.
+    """r = perf + Σ weight · part, where ``perf`` is the score of the answer; a class may override it.
 
-    Rewards compare the episodes of one task with each other, so only differences count.
+    Rewards compare the episodes of one task with each other, so only differences matter.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    texts: ClassVar[bool] = False  # reads messages, tool calls or tool results: then they are read from stores, too
+    texts: ClassVar[bool] = False  # set to read messages, tool calls or results, also of stored episodes
 
     name: str = Field(description="the reward: parl, package.module:Class, or an installed entry point")
 
     def parts(self, episode: Episode, outcome: Outcome) -> Parts:
-        """What counts besides ``perf``, unweighted, by name; ``perf`` here replaces the answer's score.
+        """The parts besides ``perf``, unweighted, by name; a ``perf`` here replaces the answer's score.
 
-        ``outcome``: the score of the answer, 0 unless the episode ended ANSWERED. Of traces only the turns, their
-        spans and statuses are there when a stored episode is scored again, not the tokens; see ``texts``.
+        ``outcome``: the score of the answer, 0 unless the episode ended ANSWERED. When a stored episode is
+        scored again, its traces have turns, spans and statuses but no tokens; see ``texts``.
         """
         return {}
 
     def weights(self, step: int, steps: int) -> Weights:
-        """The weights of training step ``step``, counted from 0, of ``steps`` steps in all. Each is tracked."""
+        """The weights of training step ``step`` (from 0) of ``steps`` steps. Each is tracked."""
         return {}
 
     def held_out(self) -> Weights:
-        """The weights of an evaluation: those at which training ends."""
+        """The weights of an evaluation: those at the end of training."""
         return self.weights(1, 1)
 
     def weighted(self, parts: Parts, weights: Weights) -> Parts:
-        """What each part adds to the total; a part without a weight counts once. Also asked of means of parts."""
+        """What each part adds to the total, also for means of parts; a part without a weight counts once."""
         return {name: weights.get(name, 1.0) * value for name, value in parts.items()}
 
     def total(self, parts: Parts, weights: Weights) -> float:
@@ -57,7 +57,7 @@ class Reward(BaseModel):
         return sum(self.weighted(parts, weights).values())
 
     def alone(self) -> Self:
-        """The same for a single agent, which cannot spawn: without what pays for it."""
+        """The reward of a single agent, which cannot spawn."""
         return self
 
 

@@ -1,21 +1,16 @@
 """The PARL reward, ``rewards.name: parl``: pure functions of an ``Episode``.
 
-Kimi K2.5 report, Agent Swarm:  r = λ1 · r_parallel + λ2 · r_finish + r_perf, with λ1, λ2 annealed to 0. The report
-gives the terms but not their formulas; these are ours, all without unit:
+Kimi K2.5 report, Agent Swarm:  r = λ1 · r_parallel + λ2 · r_finish + r_perf, with λ1, λ2 annealed to 0. The
+report gives the terms but not their formulas; these are ours (docs/reward.md has the reasons):
 
     perf      score of the answer in [0, 1] (item-F1 or exact match); 0 unless the episode ended ANSWERED
-    parallel  min(sub-agents, cap) / cap, in [0, 1]: pays for instantiating, against serial collapse
+    parallel  min(sub-agents, cap) / cap, in [0, 1]: against serial collapse
     finish    sub-agents that returned a valid message / sub-agents launched, in [0, 1]: against spurious parallelism
     critical  min(critical steps / reference, 2), in [0, 2]: enters the total with a minus sign; 0 without a reference
 
-``finish`` is 0, not 1, where nothing was launched. A vacuous 1 would pay every episode that spawns nothing the full
-term, more than one that spawns and loses a single sub-agent: the term would buy the serial collapse that ``parallel``
-is there to prevent. With 0, one launched and finished sub-agent earns it; not spawning never earns more than spawning.
-
-The reference of ``critical`` is the oracle's serial cost: 1 means as slow as one agent that makes no mistake. Tasks
-without an oracle use the episode's critical-step budget instead; without either the term is 0. It is cut at 2 so that
-one runaway episode cannot dominate the baseline of its group. An episode without an answer pays the full 2: otherwise
-giving up at once would be cheaper than trying.
+``finish`` is 0 if nothing was launched: not spawning never earns more than spawning. The reference of
+``critical`` is the oracle's serial cost, or without an oracle the episode's critical-step budget. An episode
+without an answer pays the full 2: otherwise giving up at once would be cheaper than trying.
 """
 
 from __future__ import annotations
@@ -44,7 +39,7 @@ class Parl(Reward):
     critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
 
     def parts(self, episode: Episode, outcome: Outcome) -> Parts:
-        """The module's text has the formulas."""
+        """See the module docstring for the formulas."""
         return {
             "parallel": min(len(episode.subagents), self.parallel_cap) / self.parallel_cap,
             "finish": finish_rate(episode) or 0.0,
@@ -76,14 +71,14 @@ class Parl(Reward):
 
 
 def finish_rate(episode: Episode) -> float | None:
-    """Sub-agents that returned a valid message / sub-agents launched; None where none was launched."""
+    """Sub-agents that returned a valid message / sub-agents launched; None if none was launched."""
     launched = episode.subagents
     finished = sum(trace.status is TraceStatus.FINISHED for trace in launched)
     return finished / len(launched) if launched else None
 
 
 def critical_share(episode: Episode) -> float:
-    """min(critical steps / reference, 2), 2 without an answer; the reference is the module's text's, 0 without one."""
+    """min(critical steps / reference, 2), 2 without an answer, 0 without a reference (module docstring)."""
     oracle = episode.task.oracle
     reference = oracle.serial_steps if oracle else episode.critical_budget
     if reference <= 0:

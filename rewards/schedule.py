@@ -1,4 +1,4 @@
-"""How λ1 and λ2 fall. The only state of a schedule is the training step, so a resumed run needs nothing else."""
+"""The schedule of λ1 and λ2. Its only state is the training step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearAnneal:
-    """λ(step) = start · max(0, 1 − step / horizon), horizon = min(anneal_fraction · total_steps, total_steps − 1).
+    """λ(step) = start · max(0, 1 − step / horizon), horizon = min(anneal_fraction · total, total − 1).
 
-    ``step`` counts from 0. λ is 0 from ``anneal_fraction · total_steps`` on; the K2.5 report anneals to 0 without
-    giving a schedule. The second bound makes the last step a λ = 0 step even with ``anneal_fraction`` 1: an
-    orchestrator that is still paid for spawning when training stops is what spawn farming looks like.
+    ``step`` counts from 0 to ``total_steps`` - 1. The K2.5 report anneals to 0 without a schedule. The second
+    bound makes the last step a λ = 0 step even with ``anneal_fraction`` 1, against spawn farming.
     """
 
     start: float

@@ -14,9 +14,9 @@ from rollouts.episode import Episode, EpisodeStatus
 
 
 def score_episode(episode: Episode, reward: Reward, weights: Weights) -> None:
-    """Fill ``episode.rewards`` (``perf``, the reward's own parts, all unweighted, and the ``total``) and ``.metrics``.
+    """Fill ``episode.rewards`` (``perf``, the reward's parts, unweighted, and ``total``) and ``.metrics``.
 
-    Scoring again replaces the earlier values. ValueError names a part that is no finite number.
+    Replaces earlier values. ValueError names a part that is not a finite number.
     """
     outcome = measure(episode)
     parts = {PERF: outcome.score} | reward.parts(episode, outcome)
@@ -37,11 +37,10 @@ def _number(value: object, name: str, reward: Reward, episode: Episode) -> float
 def measure(episode: Episode) -> Outcome:
     """Fill ``episode.metrics``, which do not depend on the reward; returns the answer's score.
 
-    Metrics: ``item_f1``, ``row_f1`` (an exact-match task's exact match, 0 or 1), ``success`` (0 or 1),
-    ``critical_steps``, ``total_steps`` in turns, ``tool_calls``, ``subagents``, ``spawned`` (0 or 1), ``finish_rate``
-    (None where nothing was launched), ``tokens_orchestrator`` and ``tokens_subagent`` (sampled tokens),
-    ``useless_spawn`` (1 where it spawned on a task of which the oracle says that spawning cannot pay).
-    Answers count only where the episode ended ANSWERED.
+    Metrics: ``item_f1``, ``row_f1`` (exact-match tasks: 0 or 1), ``success`` (0 or 1), ``critical_steps``,
+    ``total_steps`` in turns, ``tool_calls``, ``subagents``, ``spawned`` (0 or 1), ``finish_rate`` (None if
+    nothing was launched), ``tokens_orchestrator``, ``tokens_subagent`` (sampled tokens), ``useless_spawn`` (1
+    if it spawned on a task with oracle width 0). Answers count only if the episode ended ANSWERED.
     """
     answered = episode.status is EpisodeStatus.ANSWERED
     outcome = score_answer(episode.task, episode.answer) if answered else Outcome()
@@ -66,5 +65,5 @@ def measure(episode: Episode) -> Outcome:
 
 
 def _sampled(episode: Episode, role: Role) -> int:
-    # by turns, not by the mask, which an outline does not have: what was sampled is a turn, always
+    # counted by turns, since an outline has no mask: all sampled tokens belong to a turn
     return sum(turn.end - turn.start for trace in episode.traces if trace.role is role for turn in trace.turns)

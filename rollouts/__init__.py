@@ -1,1 +1,1 @@
-"""Episodes: one attempt at a task by an orchestrator and its sub-agents, made, stored and served."""
+"""Episodes: attempts at a task by an orchestrator and its sub-agents; running, storing and serving them."""

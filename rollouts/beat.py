@@ -1,7 +1,7 @@
-"""What an actor answers when it is asked whether it is alive: light, beside all its work, from another thread.
+"""Heartbeats of actors: a cheap answer from another thread, whatever the actor is doing.
 
-``beat`` runs in a concurrency group of its own (``parl.machine.cluster.actor``), so a long kernel or a blocked event
-loop does not keep it from answering; what it says tells the two apart. Who asks is ``parl.machine.watch``.
+``beat`` runs in its own concurrency group (``parl.machine.cluster.actor``), so a long kernel or a blocked
+event loop does not block it; its values tell these two apart. ``parl.machine.watch`` calls it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ GROUP = "beat"  # the concurrency group
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """What a process and all below it have used: one that waits for the compiler which it started is not hung."""
-    total = sum(process.cpu_times()[:4])  # its own, and that of children that have ended
+    """CPU seconds of a process and all below it: a process that waits for its compiler is not hung."""
+    total = sum(process.cpu_times()[:4])  # its own and that of ended children
     for child in process.children(recursive=True):
         with suppress(psutil.Error):
             total += sum(child.cpu_times()[:4])
@@ -28,9 +28,9 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 
 class Beat(NamedTuple):
-    """``loop_s``: seconds that the event loop has been silent; ``step_s``: that the work of now has taken so far.
+    """``loop_s``: seconds that the event loop has been silent; ``step_s``: seconds of the current work.
 
-    Both are 0 where nothing is under way. ``cpu_s``: CPU seconds of the process and its children so far.
+    Both are 0 when idle. ``cpu_s``: CPU seconds of the process and its children so far.
     """
 
     pid: int
@@ -43,11 +43,11 @@ class Beat(NamedTuple):
 class Beating:
     """A mixin for actors."""
 
-    asynchronous = False  # whether its calls share an event loop, which may be blocked
+    asynchronous = False  # whether its calls share an event loop, which may block
     _pulse: Pulse | None = None
 
     def beat(self) -> Beat:
-        """Still here."""
+        """The current heartbeat."""
         return Beat(os.getpid(), socket.gethostname(), cpu_seconds(psutil.Process()), self._loop_s(), self._step_s())
 
     def _loop_s(self) -> float:
@@ -63,5 +63,5 @@ class AsyncBeating(Beating):
     asynchronous = True
 
     async def pulse(self) -> None:
-        """Watch the event loop from here on."""
+        """Start watching the event loop."""
         self._pulse = self._pulse or Pulse()

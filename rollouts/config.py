@@ -13,7 +13,7 @@ from rollouts.prompts import PromptsConfig
 
 
 class BudgetConfig(BaseModel):
-    """Limits of one episode. Hitting one ends it, named in ``Episode.limit``."""
+    """Limits of one episode. Reaching one ends it; ``Episode.limit`` names it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +33,7 @@ class BudgetConfig(BaseModel):
 
 
 class ContextConfig(BaseModel):
-    """What happens when an agent's context has grown beyond its limit (``rollouts.swarm.context``)."""
+    """What happens when an agent's context exceeds its limit (``rollouts.swarm.context``)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,7 +53,7 @@ class ContextConfig(BaseModel):
 
 
 class LimitsConfig(BaseModel):
-    """Bounds by time and by number at once. Deadlines make episodes depend on timing; None = none."""
+    """Bounds on time and concurrency; None = none. Deadlines make episodes depend on timing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -64,7 +64,7 @@ class LimitsConfig(BaseModel):
 
 
 class HttpConfig(BaseModel):
-    """Inference servers, where ``engine`` asks for them (docs/engines.md)."""
+    """Inference servers, for engines behind HTTP (docs/engines.md)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,14 +1,14 @@
-"""What an episode cost: critical steps, total steps, and the time it would take under a concurrency cap.
+"""The cost of an episode: critical steps, total steps, and its duration under a concurrency cap.
 
-Pure functions of an ``Episode``; training, evaluation and report all use these and no others. Unit of a step: one turn
-(one model call). The critical steps are those of the Kimi K2.5 report, section on Agent Swarm:
+Pure functions of an ``Episode``. A step is one turn (one model call). The critical steps are those of the
+Kimi K2.5 report, section on Agent Swarm:
 
     CriticalSteps = Σ_t ( S_main(t) + max_i S_sub,i(t) )
 
-over the stages t of the orchestrator, with S_main(t) = 1 turn and the maximum over the sub-agents launched in that turn
-(0 where none was). A sub-agent that itself spawns costs by the same sum instead of its bare number of turns.
+over the stages t of the orchestrator, with S_main(t) = 1 turn and the maximum over the sub-agents launched in
+that turn (0 if none). A sub-agent that itself spawns costs by the same sum instead of its number of turns.
 
-Steps do not see queueing. ``makespan`` does: it replays the measured durations with at most C sub-agents at once.
+Steps ignore queueing. ``makespan`` replays the measured durations with at most C sub-agents at once.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rollouts.episode import Episode, Trace, Turn
 
 
 def critical_steps(episode: Episode) -> int:
-    """K2.5's critical steps of the whole episode, in turns: Σ over stages of (1 + longest sub-agent launched in it)."""
+    """K2.5's critical steps of the episode, in turns: Σ over stages of (1 + longest sub-agent)."""
     return trace_cost(episode.orchestrator, {trace.agent_id: trace for trace in episode.traces})
 
 
 def trace_cost(trace: Trace, by_id: Mapping[str, Trace]) -> int:
-    """Critical steps of one agent with all that it launched; ``by_id`` maps agent ids to the episode's traces."""
+    """Critical steps of one agent and all that it launched; ``by_id``: the episode's traces by agent id."""
     meter = CriticalMeter()
     for turn in trace.turns:
         meter.stage(trace_cost(by_id[agent_id], by_id) for agent_id in turn.spawned)
@@ -36,7 +36,7 @@ def trace_cost(trace: Trace, by_id: Mapping[str, Trace]) -> int:
 
 @dataclass(slots=True)
 class CriticalMeter:
-    """The same sum, kept online by a swarm while an agent runs. ``steps`` counts the finished stages."""
+    """The same sum, updated while an agent runs. ``steps`` counts the finished stages."""
 
     steps: int = 0
 
@@ -46,19 +46,19 @@ class CriticalMeter:
         return self.steps
 
     def running(self, subagent_costs: Iterable[int] = ()) -> int:
-        """Critical steps if the current turn ended now, its sub-agents having cost ``subagent_costs`` so far."""
+        """Critical steps if the current turn ended now, with sub-agents at ``subagent_costs``."""
         return self.steps + 1 + max(subagent_costs, default=0)
 
     def allowance(self, budget: int) -> int | None:
-        """Steps that every sub-agent launched in the current turn may take so that one turn is left to answer.
+        """Steps for each sub-agent launched in the current turn that leave one turn to answer.
 
-        None where ``budget`` is 0 (unlimited); never negative.
+        None if ``budget`` is 0 (unlimited); never negative.
         """
         return max(budget - self.steps - 2, 0) if budget else None
 
 
 def total_steps(episode: Episode) -> int:
-    """Turns of all agents together: what a serial machine would have to run."""
+    """Turns of all agents together."""
     return sum(trace.steps for trace in episode.traces)
 
 
@@ -68,18 +68,18 @@ def tool_calls(episode: Episode) -> int:
 
 
 def longest_subagent(traces: Iterable[Trace]) -> Trace | None:
-    """The trace with most steps of its own, the first of equals; None where there is none."""
+    """The trace with most steps of its own, the first of equals; None without any."""
     return max(traces, key=lambda trace: trace.steps, default=None)
 
 
 def makespan(episode: Episode, concurrency: int | None = None) -> float:
-    """Seconds that the episode's turns take with at most ``concurrency`` sub-agents running (None = no cap).
+    """Seconds of the episode's turns with at most ``concurrency`` sub-agents running (None = no cap).
 
-    Greedy list schedule: a sub-agent starts as soon as it is launched and a slot is free, waiting ones in the order of
-    their launch. An agent that waits for its own sub-agents holds no slot meanwhile; the orchestrator never needs one.
-    A turn that spawns nothing lasts ``t_end - t_start``; one that spawns lasts its model time and then the longer of
-    its direct tool calls (``latency_s``) and its sub-agents. Gaps between turns count nothing, so without a cap this is
-    the true critical path in seconds.
+    Greedy list schedule: a sub-agent starts as soon as it is launched and a slot is free, in the order of
+    launches. An agent that waits for its own sub-agents holds no slot; the orchestrator never needs one. A
+    turn without spawning lasts ``t_end - t_start``; one that spawns lasts its model time and then the longer
+    of its direct tool calls (``latency_s``) and its sub-agents. Gaps between turns do not count, so without a
+    cap this is the critical path in seconds.
     """
     if concurrency is not None and concurrency < 1:
         raise ValueError(f"concurrency must be at least 1 or None, not {concurrency}")
@@ -87,11 +87,11 @@ def makespan(episode: Episode, concurrency: int | None = None) -> float:
 
 
 def critical_path(episode: Episode, *, seconds: bool = False) -> list[tuple[str, int]]:
-    """The turns that made the episode as long as it is, as (agent id, index of its turn) in the order they ran.
+    """The turns on the critical path, as (agent id, index of its turn), in order.
 
-    By steps, their number is ``critical_steps``. With ``seconds``, their own seconds (and, where a turn waited for a
-    direct tool call longer than for any sub-agent, that call's) add up to the ``makespan`` without a cap. Of equally
-    long sub-agents the first counts.
+    By steps, their number is ``critical_steps``. With ``seconds``, their own seconds (and a direct tool
+    call's, where a turn waited longer for it than for any sub-agent) add up to the ``makespan`` without a
+    cap. Of equally long sub-agents the first counts.
     """
     by_id = {trace.agent_id: trace for trace in episode.traces}
     costs: dict[str, float] = {}
@@ -117,7 +117,7 @@ def _path(trace: Trace, by_id: Mapping[str, Trace], costs: dict[str, float], sec
 
 
 def busy_seconds(turn: Turn) -> tuple[float, float]:
-    """(own seconds, seconds of direct tools that run beside the sub-agents) of a turn."""
+    """(own seconds, seconds of direct tools in parallel to the sub-agents) of a turn."""
     if not turn.spawned:
         return turn.t_end - turn.t_start, 0.0
     direct = [r.latency_s for c, r in zip(turn.calls, turn.results, strict=False) if c.name != "assign_task"]
@@ -125,15 +125,15 @@ def busy_seconds(turn: Turn) -> tuple[float, float]:
 
 
 class _Schedule:
-    """Event simulation behind ``makespan``: every agent alternates between a turn and the join of what it spawned."""
+    """Event simulation for ``makespan``: every agent alternates between a turn and joining what it spawned."""
 
     def __init__(self, episode: Episode, concurrency: int | None) -> None:
         self.by_id = {trace.agent_id: trace for trace in episode.traces}
         self.root = episode.orchestrator.agent_id
         self.free = float("inf") if concurrency is None else concurrency
-        self.waiting: deque[str] = deque()  # sub-agents that are ready for a slot
+        self.waiting: deque[str] = deque()  # sub-agents ready for a slot
         self.turn = dict.fromkeys(self.by_id, 0)  # next turn of each agent
-        self.joining = dict.fromkeys(self.by_id, 0)  # children and direct tools that an agent still waits for
+        self.joining = dict.fromkeys(self.by_id, 0)  # children and direct tools that an agent waits for
         self.events: list[tuple[float, int, str, str]] = []  # (time, order, what happens, agent)
         self.order = 0
         self.now = 0.0
@@ -156,7 +156,7 @@ class _Schedule:
         heapq.heappush(self.events, (self.now + seconds, self.order, what, agent))
 
     def _begin(self, agent: str) -> None:
-        """Run the agent's next turn, or finish it where it has none."""
+        """Run the agent's next turn, or finish it after the last."""
         turns = self.by_id[agent].turns
         if self.turn[agent] < len(turns):
             self._at(busy_seconds(turns[self.turn[agent]])[0], "turn", agent)

@@ -1,11 +1,12 @@
-"""Episodes: what a rollout leaves behind, and all that rewards, learner, store and report may look at.
+"""Episodes: the result of a rollout, and the only input of rewards, learner, store and report.
 
-An ``Episode`` is one attempt at a task: a tree of ``Trace`` objects, the orchestrator's first. A ``Trace`` is one
-agent's append-only token stream, cut into ``Turn`` records. Sampled tokens are stored exactly as sampled. Nothing here
-imports torch.
+An ``Episode`` is one attempt at a task: a tree of ``Trace`` objects, the orchestrator's first. A ``Trace`` is
+one agent's append-only token stream, divided into ``Turn`` records. Sampled tokens are stored as sampled. No
+torch.
 
-Shapes: a trace with T tokens holds ``tokens``, ``mask``, ``logprobs`` and ``versions`` of length T, and ``routes`` of
-shape [T, L, K] (L mixture-of-experts layers, K experts a token), or None for a dense policy or scripted agent.
+Shapes: a trace with T tokens holds ``tokens``, ``mask``, ``logprobs`` and ``versions`` of length T, and
+``routes`` [T, L, K] (L mixture-of-experts layers, K experts per token), or None for a dense policy or
+scripted agent.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ import numpy as np
 
 from envs.base import Role, Task, ToolCall, ToolResult
 
-MACHINE = "machine"  # Episode.limit of one that the machine made fail: it is run again, not trained without
+MACHINE = "machine"  # Episode.limit after a machine fault: the episode is run again
 
 
 class EpisodeStatus(StrEnum):
     """How an episode ended; exactly one of these."""
 
     ANSWERED = "answered"  # the orchestrator gave a final answer
-    OVER_BUDGET = "over_budget"  # a step, token or sub-agent budget was hit first (Episode.limit names it)
-    MALFORMED = "malformed"  # the orchestrator wrote something that is neither a valid call nor an answer
-    FAILED = "failed"  # an exception or deadline outside the policy's power (Episode.error)
-    CANCELLED = "cancelled"  # the run was stopped; what there is is kept
+    OVER_BUDGET = "over_budget"  # a step, token or sub-agent budget was hit (Episode.limit names it)
+    MALFORMED = "malformed"  # the orchestrator wrote neither a valid call nor an answer
+    FAILED = "failed"  # an exception or deadline that is not the policy's fault (Episode.error)
+    CANCELLED = "cancelled"  # the run was stopped; turns so far are kept
 
 
 class TraceStatus(StrEnum):
@@ -47,8 +48,9 @@ class TraceStatus(StrEnum):
 class Turn:
     """One model call and the tool results that answer it: one step.
 
-    ``start:end`` are the sampled tokens' positions in the trace. ``spawned`` are the ids of the traces that this turn
-    launched (they ran in parallel); a turn with its spawned traces is a stage. Times: seconds since the episode began.
+    ``start:end`` are the sampled tokens' positions in the trace. ``spawned`` are the ids of the traces
+    launched by this turn, in parallel; together they are a stage. Times: seconds since the start of the
+    episode.
     """
 
     start: int
@@ -57,44 +59,44 @@ class Turn:
     calls: list[ToolCall] = field(default_factory=list)
     results: list[ToolResult] = field(default_factory=list)
     spawned: list[str] = field(default_factory=list)
-    malformed: str = ""  # why the parser refused the turn, empty when it did not
+    malformed: str = ""  # the parser's error, empty if none
     t_start: float = 0.0  # the model was asked
     t_model: float = 0.0  # the model had answered
     t_end: float = 0.0  # all tool results were in
-    deadline: str = ""  # the deadline that a tool call of this turn ran into
+    deadline: str = ""  # the deadline that a tool call of this turn exceeded
 
 
 @dataclass(slots=True, kw_only=True)
 class Trace:
-    """One agent's token stream. ``agent_id`` is a path: ``0`` for the orchestrator, ``0/3`` for its fourth spawn."""
+    """One agent's token stream. ``agent_id``: ``0`` for the orchestrator, ``0/3`` for its fourth spawn."""
 
     agent_id: str
     role: Role
-    name: str = ""  # the sub-agent configuration it was made from
+    name: str = ""  # the sub-agent's configuration
     parent: str | None = None
-    parent_turn: int | None = None  # index of the turn in the parent that launched it
+    parent_turn: int | None = None  # index of the parent's turn that launched it
     prompt: str = ""
     status: TraceStatus = TraceStatus.RUNNING
-    message: str = ""  # the one message that returned to the parent, or the final answer
+    message: str = ""  # its message to the parent, or the final answer
     tokens: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)  # True where the token was sampled by this agent's policy
     logprobs: list[float] = field(default_factory=list)  # 0.0 where mask is False
-    versions: list[int] = field(default_factory=list)  # policy version that sampled the token, -1 where mask is False
+    versions: list[int] = field(default_factory=list)  # policy version of the token, -1 where mask is False
     routes: np.ndarray | None = None  # int16 [T, L, K]
     turns: list[Turn] = field(default_factory=list)
-    media_at: list[int] = field(default_factory=list)  # first position of each picture that tools showed, in order
+    media_at: list[int] = field(default_factory=list)  # first position of each picture of the tool results, in order
     trainable: bool = False
     limit: str = ""  # the budget or deadline that ended it, e.g. "steps", "agent_s"
-    cuts: list[int] = field(default_factory=list)  # positions where a new context begins (rollouts.context)
+    cuts: list[int] = field(default_factory=list)  # positions where a new context starts (rollouts.context)
 
     @property
     def contexts(self) -> list[tuple[int, int]]:
-        """Spans of ``tokens`` that the policy saw in one piece: one, or one more for each cut."""
+        """Spans of ``tokens`` that the policy saw as one context: one more than ``cuts``."""
         ends = [*self.cuts, len(self.tokens)]
         return list(zip([0, *self.cuts], ends, strict=True))
 
     def context_of(self, position: int) -> int:
-        """Where the context begins that ``position`` lies in."""
+        """The start of the context of ``position``."""
         return max((cut for cut in self.cuts if cut <= position), default=0)
 
     @property
@@ -103,11 +105,11 @@ class Trace:
         if not self.media_at:
             return []
         shown = [image for turn in self.turns for result in turn.results for image in result.images]
-        return list(zip(self.media_at, shown, strict=False))  # a turn's results are there just before they are read
+        return list(zip(self.media_at, shown, strict=False))  # a turn's results are added just before they are read
 
     @property
     def steps(self) -> int:
-        """Turns taken: K2.5's step."""
+        """Number of turns: K2.5's step."""
         return len(self.turns)
 
     @property
@@ -118,10 +120,10 @@ class Trace:
 
 @dataclass(slots=True, kw_only=True)
 class Episode:
-    """One attempt at ``task``. ``traces[0]`` is the orchestrator's; the others follow in order of their agent ids."""
+    """One attempt at ``task``. ``traces[0]`` is the orchestrator's; the others follow in order of agent ids."""
 
     task: Task
-    index: int  # which attempt of the group
+    index: int  # number of the attempt in its group
     seed: int
     traces: list[Trace]
     status: EpisodeStatus
@@ -135,7 +137,7 @@ class Episode:
 
     @property
     def void(self) -> bool:
-        """Whether it ended by the machine's doing or the run's, so that it says nothing about the policy."""
+        """Whether the machine or the run ended it, so that it says nothing about the policy."""
         return self.status in (EpisodeStatus.FAILED, EpisodeStatus.CANCELLED)
 
     @property
@@ -145,7 +147,7 @@ class Episode:
 
     @property
     def subagents(self) -> list[Trace]:
-        """All traces but the root."""
+        """All traces except the root."""
         return self.traces[1:]
 
     def trace(self, agent_id: str) -> Trace:
@@ -156,7 +158,7 @@ class Episode:
         raise KeyError(f"episode {self.task.key}#{self.index} has no agent {agent_id!r}")
 
     def launched(self, turn: Turn) -> list[str | None]:
-        """For each call of ``turn`` the agent that it launched, if it did: calls and launches are in the same order."""
+        """For each call of ``turn`` the agent that it launched, or None."""
         if not turn.spawned:
             return [None] * len(turn.calls)
         by_id = {trace.agent_id: trace for trace in self.traces}

@@ -1,9 +1,8 @@
-"""Whose fault a failure is: the machine's, the policy's, or the program's.
+"""Faults of the machine, as opposed to those of the policy and the program.
 
-Machine faults say nothing about the policy, and strike long and wide episodes more often than short ones: training on
-what they leave over would teach what survives a broken machine. So an episode that one of them hurt is run again, with
-the same seed and therefore the same result. The policy's own ends (budgets, malformed turns, the episode's own time)
-stay what they are. Ray is not imported here: its exceptions can only come from where it is.
+Machine faults hit long and wide episodes more often: training on the remaining ones would be biased. So an
+affected episode is run again with the same seed and therefore the same result. The policy's own ends
+(budgets, malformed turns, the episode's own time) stay. Ray is not imported here.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ import httpx
 
 _PLAIN_OS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _MACHINE = (OSError, MemoryError, EOFError, BrokenExecutor, httpx.TransportError)
-STALL_S = 3.0  # an event loop or a replica that is silent for longer is the machine's doing
+STALL_S = 3.0  # an event loop or replica silent for longer is a machine fault
 
 
 class MachineFault(RuntimeError):
-    """Something broke that is not the policy: what it hurt is run again."""
+    """A fault other than the policy's: affected episodes are run again."""
 
 
 class Lost(MachineFault):
-    """An actor or server is no more, or does not answer: it has to be started again first."""
+    """An actor or server is dead or does not answer: it must be restarted first."""
 
 
 class EngineSilent(Lost, TimeoutError):
-    """A replica did not answer in the time that its own deadline and the way there and back take."""
+    """A replica did not answer within its deadline plus transfer time."""
 
 
 class ToolsLost(MachineFault):
@@ -37,15 +36,15 @@ class ToolsLost(MachineFault):
 
 
 class Stalled(MachineFault):
-    """A deadline passed because the worker or an engine stood still meanwhile."""
+    """A deadline passed because the worker or an engine stood still."""
 
 
 class EngineFailed(MachineFault):
-    """An engine refused or failed where the policy has no say: a full cache, an answer that cannot be believed."""
+    """An engine refused or failed independently of the policy: a full cache, an invalid answer."""
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """What went wrong first, without the groups and the wrappers of Ray that report it."""
+    """The first cause, without exception groups and Ray's wrappers."""
     while True:
         inner: object = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else getattr(error, "cause", None)
         wraps = isinstance(error, BaseExceptionGroup) or is_ray(error, "RayTaskError")
@@ -61,7 +60,7 @@ def is_ray(error: BaseException, name: str = "RayError") -> bool:
 
 
 def machine_fault(error: BaseException) -> MachineFault | None:
-    """``error`` as a fault of the machine; None where it is the program's or a tool's own."""
+    """``error`` as a machine fault; None if it is the program's or a tool's."""
     cause = first_cause(error)
     if isinstance(cause, MachineFault):
         return cause
@@ -74,9 +73,9 @@ def machine_fault(error: BaseException) -> MachineFault | None:
 
 
 class Pulse:
-    """Ticks on the event loop that starts it, and remembers when the loop stood still.
+    """Ticks on the event loop that starts it, and records when the loop stood still.
 
-    ``now`` is the loop's clock. Start it on the loop that it watches; it may be read from any thread.
+    ``now`` is the loop's clock. Start it on the loop that it watches; any thread may read it.
     """
 
     def __init__(self, every_s: float = 0.5) -> None:
@@ -95,16 +94,16 @@ class Pulse:
             self._last = now
 
     def age(self) -> float:
-        """Seconds since the loop last ran this."""
+        """Seconds since its last tick."""
         return self._now() - self._last
 
     def stalled(self, since: float) -> float:
-        """The longest time that the loop stood still in, after ``since``; 0 where it did not."""
+        """The longest stall of the loop after ``since``; 0 without one."""
         return longest(self._gaps, since, self._last, self._now())
 
 
 def longest(gaps: list[tuple[float, float]], since: float, open_since: float, now: float) -> float:
-    """The longest of ``gaps`` that ended after ``since``, or of the one under way; 0 where all are short."""
+    """The longest of ``gaps`` that ended after ``since``, or of the current one; 0 if all are short."""
     spans: Iterator[float] = (end - begin for begin, end in gaps if end > since)
     worst = max([*spans, now - open_since])
     return worst if worst > STALL_S else 0.0

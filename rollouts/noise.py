@@ -6,5 +6,5 @@ import hashlib
 
 
 def noise_key(*parts: object) -> int:
-    """64-bit sampling key of (seed, episode, agent): equal parts, equal noise."""
+    """64-bit sampling key of (seed, episode, agent): equal parts give equal noise."""
     return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest(), "little")

@@ -1,4 +1,4 @@
-"""What agents are told, and the spawning tools of K2.5's orchestrator (report, E.8). Short: words cost tokens."""
+"""System prompt and spawning tools of K2.5's orchestrator (report, E.8), kept short for all agents."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from envs.base import ToolSpec
 
 CREATE_SUBAGENT, ASSIGN_TASK = "create_subagent", "assign_task"
 SPAWNING_NAMES = frozenset((CREATE_SUBAGENT, ASSIGN_TASK))
-PROMPT_METRIC = "swarm/prompt"  # of an episode: its orchestrator's system prompt, where that is not the default one
+PROMPT_METRIC = "swarm/prompt"  # metric: the orchestrator's system prompt, unless it is the default
 _STRING = {"type": "string"}
 
 
 class PromptsConfig(BaseModel):
-    """What the orchestrator is told, and how the two spawning tools are described to it."""
+    """The orchestrator's system prompt, and descriptions of the two spawning tools."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,7 +25,7 @@ class PromptsConfig(BaseModel):
 
     @property
     def spawning(self) -> tuple[ToolSpec, ToolSpec]:
-        """The two tools that spawn."""
+        """The two spawning tools."""
         return (
             _tool(CREATE_SUBAGENT, self.create_subagent, "name", "system_prompt"),
             _tool(ASSIGN_TASK, self.assign_task, "agent", "prompt"),

@@ -1,18 +1,18 @@
-"""Which groups may begin, and which are trained next. Pure: no clock, no Ray, no episodes, only numbers.
+"""Which groups may begin, and which are trained next. Pure: only numbers, no clock, no Ray, no episodes.
 
-A step at learner version V trains ``batch`` groups and makes version V + 1. A group that begins at version v has no
-token older than v, so it must be trained by a learner of version v + ``staleness`` at the latest: that is its due
-version. Nothing is ever discarded or begun again because of its age. Instead
+A step at learner version V trains ``batch`` groups and makes version V + 1. A group that begins at version v
+has no token older than v, so it must be trained at version v + ``staleness`` at the latest: its due version.
+Nothing is discarded or restarted because of its age. Instead
 
-* **admission is paced**: a group begins only while there is a place for it in the steps up to its due version, that is
-  while fewer than ``batch * (staleness + 1)`` groups are begun and untrained (those in training count for their step);
-* **the oldest are trained first**: of the finished groups the ``batch`` oldest make a step, as soon as those that
-  remain fit into the steps before they are due; until then the step waits for a slow one.
+* **admission is limited**: a group begins only while fewer than ``batch * (staleness + 1)`` groups are begun
+and untrained (those in training count for their step), so that it has a place in the steps up to its due
+version; * **the oldest are trained first**: the ``batch`` oldest finished groups make a step, as soon as the
+rest fit into the steps before they are due; until then the step waits for a slow group.
 
-Both together keep the bound whatever the delays: earliest due first is a feasible order, and admission keeps it so.
-With ``staleness`` 0 all groups of a step begin at its version and are trained in it, in order.
+Together they keep the bound whatever the delays: earliest due first is a feasible order, and admission keeps
+it so. With ``staleness`` 0 all groups of a step begin at its version and are trained in it, in order.
 
-Every episode ends in exactly one outcome, and ``submitted == accepted + filtered + failed + cancelled + running`` is
+Every episode has exactly one outcome; ``submitted == accepted + filtered + failed + cancelled + running`` is
 checked after every change.
 """
 
@@ -24,26 +24,26 @@ from typing import Any
 
 
 class End(StrEnum):
-    """What became of an episode."""
+    """The outcome of an episode."""
 
     ACCEPTED = "accepted"  # goes to the learner
-    FILTERED = "filtered"  # finished, but its group has nothing to compare it with
+    FILTERED = "filtered"  # finished, but its group has no baseline
     FAILED = "failed"
     CANCELLED = "cancelled"  # the run ended first
 
 
 @dataclass(slots=True, kw_only=True)
 class Group:
-    """The episodes of one task. ``number`` is its place in the stream of tasks."""
+    """The episodes of one task. ``number`` is its position in the stream of tasks."""
 
     number: int
     version: int  # served when it began
     running: int  # episodes that have not ended
-    ready: bool = False  # all ended, and it is to be trained
+    ready: bool = False  # all ended, and it will be trained
 
     @property
     def ended(self) -> bool:
-        """Nothing of it runs any more."""
+        """Whether all its episodes have ended."""
         return self.running == 0
 
 
@@ -59,20 +59,20 @@ class Counts:
 
 
 class Imbalance(RuntimeError):
-    """An episode was lost, or ended twice, or grew older than the bound: a bug, and the run must not go on."""
+    """An episode was lost, ended twice, or exceeded the age bound: a bug, which must end the run."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Scheduler:
-    """``batch`` groups of ``group_size`` episodes a step; none older than ``staleness`` versions when trained."""
+    """``batch`` groups of ``group_size`` episodes per step, none older than ``staleness`` when trained."""
 
     batch: int
     group_size: int
     staleness: int
-    steps: int  # version of the last weights: nothing begins that no step would train
+    steps: int  # version of the last weights: no group begins for later steps
     version: int = 0  # of the weights that are served
     next: int = 0  # number of the next group
-    training: int = 0  # groups of this version's step that are taken
+    training: int = 0  # groups taken for this version's step
     groups: dict[int, Group] = field(default_factory=dict)  # begun and not taken
     counts: Counts = field(default_factory=Counts)
 
@@ -89,7 +89,7 @@ class Scheduler:
         return begun
 
     def end(self, number: int, ends: list[End]) -> None:
-        """All episodes of group ``number`` have ended, in ``ends``; it is trained if any of them was accepted."""
+        """All episodes of group ``number`` have ended with ``ends``; it is trained if any was accepted."""
         group = self.groups[number]
         if group.ended or len(ends) != group.running:
             raise Imbalance(f"group {number}: {len(ends)} episodes ended, {group.running} were running")
@@ -115,11 +115,11 @@ class Scheduler:
         return sorted(group.number for group in chosen)
 
     def advance(self) -> None:
-        """The step that was taken is trained: the next version is served."""
+        """The taken step is trained: serve the next version."""
         self.version, self.training = self.version + 1, 0
 
     def cancel(self) -> None:
-        """The run ends: what still runs is cancelled."""
+        """End the run: running episodes are cancelled."""
         for group in self.groups.values():
             self.counts.cancelled += group.running
             group.running = 0
@@ -127,7 +127,7 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Episodes that have begun and not ended, halted ones among them."""
+        """Episodes begun and not ended, halted ones included."""
         return sum(group.running for group in self.groups.values())
 
     def check(self) -> None:
@@ -140,7 +140,7 @@ class Scheduler:
             raise Imbalance(f"version {self.version}: {len(self.groups)} groups do not fit before they are due")
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for a checkpoint."""
+        """The whole state, for a checkpoint."""
         return asdict(self)
 
     @classmethod
@@ -153,6 +153,6 @@ class Scheduler:
         return sorted(self.groups.values(), key=lambda group: (group.version, group.number))
 
     def _fits(self, groups: list[Group], first: int | None = None) -> bool:
-        """Whether ``groups``, by due version, can be trained in time if the next step is of version ``first``."""
+        """Whether ``groups``, by due version, are trained in time if the next step is of version ``first``."""
         first = self.version + 1 if first is None else first
         return all(group.version + self.staleness >= first + i // self.batch for i, group in enumerate(groups))

@@ -1,4 +1,4 @@
-"""The rollout worker: one Ray actor that runs many episodes, and all their agents, as coroutines of one event loop."""
+"""The rollout worker: one Ray actor that runs many episodes, and all their agents, as coroutines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rollouts.swarm.remote_subagents import run_job
 from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 
-GC_THRESHOLDS = (50_000, 20, 100)  # episodes are large trees without cycles: Python's (700, 10, 10) walks them in vain
+GC_THRESHOLDS = (50_000, 20, 100)  # episodes are large trees without cycles: Python's (700, 10, 10) scans them in vain
 _HALT_S = 60.0  # beyond the tools' own deadline
 
 
@@ -33,9 +33,9 @@ class EngineLost(Lost):
 
 
 class RolloutWorker(AsyncBeating):
-    """Runs episodes of ``environment`` against a policy pool and a frozen pool. At most ``concurrency`` at once.
+    """Runs episodes of ``environment`` with a policy pool and a frozen pool, at most ``concurrency`` at once.
 
-    ``model``: the policies' shape, which says how their conversations are written and how pictures are cut for them.
+    ``model``: the policies' shape, which determines chat format and how pictures are cut.
     """
 
     def __init__(
@@ -61,34 +61,34 @@ class RolloutWorker(AsyncBeating):
         self._slots = asyncio.Semaphore(config.concurrency)  # first come, first served: the oldest groups first
         self._places = Slots(config.limits.subagents, config.limits.tool_calls)
         self._switch = StopSwitch()
-        self._groups: dict[int, list[Outcome | Flight]] = {}  # under way
+        self._groups: dict[int, list[Outcome | Flight]] = {}  # running
         self._sessions: dict[tuple[str, int, int], Session] = {}  # of halted episodes
         self._halting = False
 
     async def ready(self) -> bool:
-        """True once the worker stands. What it holds by now is taken out of garbage collection."""
+        """True once the worker is up. Freezes its current objects for garbage collection."""
         await self.pulse()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         return True
 
     async def connect(self, workers: Sequence[Any], mine: int) -> None:
-        """Place sub-agents on any of ``workers``, of which this is number ``mine``. ValueError if tools forbid it."""
+        """Place sub-agents on ``workers``, this one being ``mine``. ValueError if the tools forbid it."""
         if not self._environment.spreads:
             kind = type(self._environment).__name__
             raise ValueError(f"rollouts.placement=spread: {kind} does not say that its agents' sessions may be apart")
         self._placement = Placement(workers, mine)
 
     async def serve(self, policy: Sequence[Any], frozen: Sequence[Any]) -> None:
-        """Use these replicas from here on; nothing may be running."""
+        """Use these replicas from now on; nothing may be running."""
         self._serve(policy, frozen)
 
     async def loads(self) -> dict[str, float]:
-        """Mean number of requests under way at each pool since the last call."""
+        """Mean number of running requests at each pool since the last call."""
         return {"policy": self._policy.load(), "frozen": self._frozen.load()}
 
     async def subagent(self, job: Job) -> Trace:
-        """Run a sub-agent of another worker's episode; what engine or tools raise comes back as it is."""
+        """Run a sub-agent of another worker's episode; raises errors of engine and tools."""
         self._jobs[job.name] = switch = StopSwitch()
         settings = self._settings(job.temperature, job.top_p, spawning=False, switch=switch)
         settings = replace(settings, subagent_temperature=job.temperature, subagent_top_p=job.top_p)
@@ -98,7 +98,7 @@ class RolloutWorker(AsyncBeating):
             del self._jobs[job.name]
 
     async def end_subagent(self, name: str) -> None:
-        """The episode of that job ends: hand over what there is."""
+        """The episode of that job ends: return the trace so far."""
         if name in self._jobs:
             self._jobs[name].stop()
 
@@ -114,9 +114,9 @@ class RolloutWorker(AsyncBeating):
         spawning: bool | None = None,
         pause_s: float = 0.0,
     ) -> list[Episode]:
-        """Attempts ``indices`` at ``task``, in that order; ``spawning`` overrides the configuration's ``swarm``.
+        """Attempts ``indices`` at ``task``, in order; ``spawning`` overrides the configuration's ``swarm``.
 
-        ``pause_s``: wait first. Raises EngineLost when an engine died meanwhile.
+        ``pause_s``: wait first. Raises EngineLost if an engine died meanwhile.
         """
         await asyncio.sleep(pause_s)
         spawns = self._config.swarm if spawning is None else spawning
@@ -125,7 +125,7 @@ class RolloutWorker(AsyncBeating):
         return list(await asyncio.gather(*attempts))
 
     async def stop(self) -> None:
-        """End all episodes at once: they return CANCELLED, with what there is. Later ones run again."""
+        """End all episodes at once: they return CANCELLED, with their turns so far. Later ones run again."""
         self._switch.stop()
         self._switch = StopSwitch()
 
@@ -140,8 +140,9 @@ class RolloutWorker(AsyncBeating):
         critical_budget: int,
         pause_s: float = 0.0,
     ) -> list[Outcome]:
-        """The attempts of group ``number`` from where ``outcomes`` stand to their ends, or as far as they have come
-        when :meth:`suspend` is called. Raises EngineLost."""
+        """Run the attempts of group ``number`` from ``outcomes`` until they end or :meth:`suspend`;
+        EngineLost.
+        """
         settings = self._settings(temperature, 1.0, spawning=self._config.swarm, switch=self._switch)
         group: list[Any] = list(outcomes)
         self._groups[number] = group
@@ -167,19 +168,19 @@ class RolloutWorker(AsyncBeating):
         return group
 
     async def suspend(self) -> None:
-        """Halt everything that :meth:`advance` runs, and return when it has; raises TimeoutError where it does not."""
+        """Halt everything that :meth:`advance` runs; returns when done, raises TimeoutError if that fails."""
         self._halting = True
         async with asyncio.timeout(self._config.budget.call_s + _HALT_S):
             while self._groups:
                 for flight in self._flights():
                     flight.halting = True
-                await self._policy.interrupt()  # again and again: a request may still be on its way
+                await self._policy.interrupt()  # repeatedly: a request may still be on its way
                 await self._frozen.interrupt()
                 await asyncio.sleep(0.02)
         self._halting = False
 
     async def snapshot(self) -> dict[int, bytes]:
-        """All groups under way as they stand, pickled outcomes by number: nothing is halted."""
+        """Current state of all running groups, as pickled outcomes by number, without halting them."""
         return {number: pickle.dumps(list(map(_now, group))) for number, group in self._groups.items()}
 
     def _flights(self) -> list[Flight]:
@@ -190,7 +191,9 @@ class RolloutWorker(AsyncBeating):
         self._frozen = self._policy if self._co_trained else RemoteEngine(list(frozen), self._name)
 
     def _settings(self, temperature: float, top_p: float, *, spawning: bool, switch: StopSwitch) -> SwarmSettings:
-        """Co-trained sub-agents sample as the policy does: the learner weighs their tokens with its temperature."""
+        """Settings of a call. Co-trained sub-agents sample like the policy, whose temperature the learner
+        uses.
+        """
         frozen = (self._config.subagent_temperature, 1.0)
         subagent_temperature, subagent_top_p = (temperature, top_p) if self._co_trained else frozen
         return SwarmSettings(
@@ -229,12 +232,12 @@ class RolloutWorker(AsyncBeating):
         )
         if isinstance(flight.fault, Lost):
             raise EngineLost(str(flight.fault))
-        if flight.fault is not None:  # it is run again, by whoever asked (parl.collect.collector)
+        if flight.fault is not None:  # it is run again by the caller (parl.collect.collector)
             episode.limit, episode.error = MACHINE, str(flight.fault)
         return episode
 
     def _stalled(self, since: float) -> str:
-        """What stood still after ``since``, in words; empty where nothing did."""
+        """What stood still after ``since``, in words; empty if nothing did."""
         if self._pulse and (seconds := self._pulse.stalled(since)):
             return f"the rollout worker stood still for {seconds:.1f} s"
         for name, pool in (("policy", self._policy), ("frozen", self._frozen)):

@@ -1,4 +1,4 @@
-"""Outcome scores: how good an answer is, whatever it cost."""
+"""Outcome scores: the quality of an answer, whatever it cost."""
 
 from __future__ import annotations
 

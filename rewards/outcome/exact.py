@@ -13,9 +13,9 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def exact_match(answer: str, gold: Gold) -> bool:
-    """Whether the :func:`final_answer` in ``answer`` is one of ``gold.answers``, or an alias of one, once normalised.
+    """Whether the :func:`final_answer` in ``answer`` equals one of ``gold.answers`` or aliases, normalised.
 
-    An answer of which nothing is left never matches.
+    An empty normalised answer never matches.
     """
     given = normalise_answer(final_answer(answer))
     accepted = {normalise_answer(text) for text in gold.answers}
@@ -24,7 +24,7 @@ def exact_match(answer: str, gold: Gold) -> bool:
 
 
 def final_answer(text: str) -> str:
-    """What follows the last ``Answer:`` that begins a line (any case; also ``Exact Answer:``), else all of ``text``."""
+    """The text after the last ``Answer:`` (or ``Exact Answer:``) at a line's start, else the whole text."""
     return _MARKER.split(text)[-1]
 
 

@@ -1,18 +1,17 @@
 """WideSearch item-F1 of a table answer, without pandas and without a judge.
 
-The rule (ByteDance-Seed/WideSearch, ``evaluation``): take the table out of the reply, normalise the header, give 0 for
-everything where its columns are not exactly the required ones, match rows on the key columns, and then
+The rule (ByteDance-Seed/WideSearch, ``evaluation``): extract the table from the reply, normalise the header,
+score 0 unless its columns are exactly the required ones, match rows on the key columns, and then
 
     tp_item = Σ matched rows (key cells, 1.0 each, + value cells that are equal)     tp_row = rows that are all right
     P = tp / (answer rows [x columns])    R = tp / (gold rows [x columns])    F1 = 2 P R / (P + R)
 
-all in [0, 1]. Cells compare case-folded, stripped, with runs of white space as one blank, after ``Gold.aliases`` (which
-stands in for the official language-model alignment of keys).
+all in [0, 1]. Cells compare case-folded, stripped, with white space collapsed, after ``Gold.aliases`` (which
+replace the official language-model alignment of keys).
 
-Where the official script is exploitable or an artefact of its CSV reader, this one differs on purpose. Rows whose keys
-differ as written but name the same entity are refused: the first counts, the others are wrong rows (officially they
-push recall above 1). A row with too many cells is a wrong row (officially the whole table becomes unreadable). A quote
-character or a blank cell is ordinary text (officially 0, or a whole column failing).
+Three differences from the official script, which is exploitable or depends on its CSV reader there. Rows that
+name an entity again are wrong rows (officially they push recall above 1). A row with too many cells is a
+wrong row (officially the table becomes unreadable). Quotes and blank cells are ordinary text (officially 0).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from envs.base import Gold
 
 _FENCE = re.compile(r"```markdown(.*?)```", re.DOTALL)
 _RULE = set("|-: \t\r")
-_MIN_PIPES = 4  # WideSearch: fewer pipes than this are no table
+_MIN_PIPES = 4  # WideSearch: fewer pipes are no table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +39,14 @@ class ItemF1:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table as read from an answer: normalised column names, stripped cells; None stands for an unreadable row."""
+    """A table from an answer: normalised column names, stripped cells; None for an unreadable row."""
 
     columns: list[str]
     rows: list[list[str] | None]
 
 
 def item_f1(answer: str, gold: Gold) -> ItemF1:
-    """Score ``answer`` against the table of ``gold``; all zeros where no table with the right columns is found."""
+    """Score ``answer`` against the table of ``gold``; all zeros without a table with the right columns."""
     table = extract_table(answer)
     columns = [_column(name) for name in gold.columns]
     if table is None or sorted(table.columns) != sorted(columns):
@@ -119,7 +118,7 @@ def _cells(row: list[str] | tuple[str, ...], aliases: dict[str, str]) -> list[st
 
 
 def _distinct(rows: list[list[str] | None], keys: list[int]) -> list[list[str] | None]:
-    """Rows without the later ones that repeat a key exactly as written (dropped officially, too)."""
+    """Rows without later ones that repeat a key exactly as written (dropped officially too)."""
     seen: set[tuple[str, ...]] = set()
     kept: list[list[str] | None] = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Whether a hidden answer can be reached at all: the scorer is asked about the best answer that there can be."""
+"""Whether a gold answer can be reached at all: scores the best possible answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def ideal_answer(gold: Gold) -> str:
 
 
 def unreachable(gold: Gold) -> str | None:
-    """Why no answer earns the full score, with the field; None where one does."""
+    """Why no answer earns the full score, with the field; None if one does."""
     if gold.kind == "exact":
         return _exact(gold)
     cells = {normalise_cell(cell) for row in gold.rows for cell in row}

@@ -1,4 +1,4 @@
-"""An engine as a Ray actor: one replica of a pool. Workers reach it through ``rollouts.engine.remote``. No torch."""
+"""An engine as a Ray actor: one replica of a pool, called through ``rollouts.engine.remote``. No torch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rollouts.engine.remote import POLL_S, Request
 
 
 class EngineActor(AsyncBeating):
-    """One replica: ``kind``'s engine for ``place``. Clients are known by name, so that several workers can share it."""
+    """One replica: ``kind``'s engine for ``place``, shared by several workers (clients) by name."""
 
     def __init__(self, kind: type[PoolEngine], place: Place) -> None:
         self._kind, self._place = kind, place
         self._engine = kind.open(place)
         self._done: dict[str, asyncio.Queue[tuple[int, Completion | Exception]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._asking: dict[str, set[str]] = {}  # sessions that generate now, by client
-        self._told: dict[str, int] = {}  # positions of a session whose experts the learner has been left to choose
+        self._asking: dict[str, set[str]] = {}  # running sessions by client
+        self._told: dict[str, int] = {}  # positions per session whose experts the learner must choose
 
     async def update(
         self,
@@ -30,7 +30,7 @@ class EngineActor(AsyncBeating):
         weights: Mapping[str, np.ndarray] | None = None,
         base: Mapping[str, np.ndarray] | None = None,
     ) -> int:
-        """Take ``update``, with its arrays beside it, as Ray carries them; returns the version now served."""
+        """Apply ``update``, whose arrays Ray carries beside it; returns the version now served."""
         await self._engine.update(replace(update, weights=weights, base=base))
         return self._engine.policy_version
 
@@ -41,7 +41,7 @@ class EngineActor(AsyncBeating):
         return True
 
     async def submit(self, client: str, requests: list[Request], released: list[str]) -> None:
-        """Begin ``requests`` and forget the sessions ``released``."""
+        """Start ``requests`` and forget the sessions ``released``."""
         for session in released:
             self._told.pop(session, None)
             await self._engine.release(session)
@@ -51,7 +51,7 @@ class EngineActor(AsyncBeating):
             task.add_done_callback(self._tasks.discard)
 
     async def poll(self, client: str) -> list[tuple[int, Completion | Exception]]:
-        """All that has finished for ``client`` since the last poll; waits up to two seconds for something."""
+        """All results for ``client`` since the last poll; waits up to two seconds for one."""
         queue = self._queue(client)
         try:
             items = [await asyncio.wait_for(queue.get(), POLL_S)]
@@ -62,7 +62,7 @@ class EngineActor(AsyncBeating):
         return items
 
     async def interrupt(self, client: str) -> None:
-        """End what ``client``'s sessions generate now; they get what there is."""
+        """Interrupt the running requests of ``client``; they return their tokens so far."""
         await self._engine.interrupt(self._asking.get(client, set()))
 
     async def statistics(self) -> dict[str, float]:
@@ -91,7 +91,7 @@ class EngineActor(AsyncBeating):
         self._queue(client).put_nowait((identifier, result))
 
     def _with_free_routes(self, answer: Completion, session: str, read: int) -> Completion:
-        """-1 for every expert of the positions fed since the last answer: the learner chooses its own."""
+        """Set every expert of positions fed since the last answer to -1: the learner chooses its own."""
         start, end = self._told.get(session, 0), read + len(answer.tokens) - 1
         self._told[session] = max(start, end)
         routes = self._place.model.routes

@@ -1,7 +1,7 @@
-"""Addresses of servers: which are taken, how they are shown, and where a key may be sent. No torch.
+"""Server addresses: validation, display, and where a key may be sent. No torch.
 
-An address is kept in config.yaml, in logs and by trackers, so it must hold no secret: credentials and queries are
-refused, and no text shows them. A key goes over TLS, or to this machine.
+Addresses are stored in config.yaml, logs and trackers, so they must hold no secret: credentials and queries
+are refused and never shown. A key goes over TLS, or to this machine.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 
 def shown(text: str) -> str:
-    """``text`` with no credentials, query or fragment in its addresses, as messages may show it."""
+    """``text`` without credentials, queries and fragments in its addresses."""
     return _LIKE_ONE.sub(lambda found: _QUERY.sub("?***", _USER.sub("***@", found[0])), str(text))
 
 
 def check_address(url: str, cure: str) -> None:
-    """ValueError where ``url`` is no plain http address of a server; ``cure``: how its key is given instead."""
+    """ValueError unless ``url`` is a plain http address; ``cure``: how to give its key instead."""
     if _USER.search(url):
         raise ValueError(f"{shown(url)} has credentials in it, which would be stored and logged: {cure}")
     if re.search(r"[?#]", url):
@@ -38,7 +38,7 @@ def check_address(url: str, cure: str) -> None:
 
 
 def check_key(url: str, key: str | None, name: str) -> None:
-    """ValueError where ``key``, of the environment variable ``name``, cannot be sent to ``url``."""
+    """ValueError if ``key``, from the environment variable ``name``, may not be sent to ``url``."""
     if not key:
         return
     if not _KEY.fullmatch(key):
@@ -51,7 +51,7 @@ def check_key(url: str, key: str | None, name: str) -> None:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether ``url`` names this machine by ``localhost`` or a loopback address, written in full."""
+    """Whether ``url`` names this machine by ``localhost`` or a full loopback address."""
     host = host_of(url)
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -60,13 +60,13 @@ def is_loopback(url: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """The host in ``url``, in small letters and without brackets; empty where it is no address."""
+    """The host in ``url``, in lower case without brackets; empty if it is not an address."""
     found = _ADDRESS.fullmatch(url)
     return found["host"].lower().strip("[]") if found else ""
 
 
 def _host_is_one(url: str) -> bool:
-    """A host in brackets is an IPv6 address, and one of digits and dots alone a whole IPv4 address."""
+    """A host in brackets must be an IPv6 address, one of digits and dots a whole IPv4 address."""
     host = host_of(url)
     if ":" in host or re.fullmatch(r"[\d.]+", host):
         try:

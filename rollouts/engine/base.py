@@ -1,9 +1,8 @@
-"""The contract of inference engines: token ids in, token ids with log-probs, routes and version out. No torch.
+"""The contract of inference engines: token ids in; token ids, log-probs, routes and version out. No torch.
 
-:class:`Engine` is what a swarm asks. :class:`PoolEngine` is what a run plugs in: one replica of a pool, in an actor of
-its own (``rollouts.engine.actor``), named in a configuration by ``rollouts.engine: package.module:Class``. A new engine
-is one file: a class below :class:`PoolEngine` with ``generate`` and ``update``, whose traits say what else it can do
-(examples/engine.py).
+Swarms call :class:`Engine`. A run plugs in a :class:`PoolEngine`: one replica of a pool, in its own actor
+(``rollouts.engine.actor``), named by ``rollouts.engine: package.module:Class``. A new engine derives from it
+with ``generate`` and ``update``; its traits declare what else it supports (examples/engine.py).
 """
 
 from __future__ import annotations
@@ -26,37 +25,36 @@ Pictures = Sequence[tuple[int, bytes]]  # (position of the first placeholder, PN
 class Finish(StrEnum):
     """Why generation stopped."""
 
-    STOP = "stop"  # a stop token was sampled (it is part of the tokens)
+    STOP = "stop"  # a stop token was sampled (included in the tokens)
     LENGTH = "length"  # max_new_tokens or the context window was reached
-    INTERRUPTED = "interrupted"  # the client asked for what there is so far; the turn goes on in a later call
+    INTERRUPTED = "interrupted"  # by the client; the turn continues in a later call
 
 
 class EngineFull(RuntimeError):
-    """There is no room for a stream, or for more of one: later there may be."""
+    """No room for a stream, or for more of one; there may be later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to sample. Noise is a function of (``seed``, position in the stream), never of a shared random stream."""
+    """How to sample. Noise is a function of (``seed``, position in the stream)."""
 
     seed: int  # 64-bit key of (run seed, episode, agent)
     temperature: float = 1.0  # 0 = greedy
-    top_p: float = 1.0  # sample from the likeliest tokens that together have this probability; 1 = from all
+    top_p: float = 1.0  # sample among the likeliest tokens that together have this probability; 1 = all
     max_new_tokens: int = 256
     stop: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What came back. For N new tokens: ``tokens`` and ``logprobs`` of length N, under the sampling temperature
-    (whatever ``top_p`` leaves out).
+    """A completion of N tokens; ``logprobs`` [N] under the sampling temperature (ignoring ``top_p``).
 
-    ``versions``: the policy version that sampled each token, where weights changed in flight; empty where all are
+    ``versions``: the policy version of each token, if weights changed in flight; empty if all are
     ``policy_version``, the one served at the end.
 
-    ``routes``: int16 [F, L, K], the experts of the stream's positions ``routes_start`` to ``routes_start + F``: all
-    positions fed since the session's last completion, so that consecutive completions tile the stream (the last
-    sampled token has not been fed yet and comes with the next one). None for a dense or frozen policy.
+    ``routes``: int16 [F, L, K], the experts of the stream's positions ``routes_start`` to
+    ``routes_start + F``: all positions fed since the session's last completion, so that completions tile the
+    stream (the last sampled token is fed with the next one). None for a dense or frozen policy.
     """
 
     tokens: list[int]
@@ -70,31 +68,30 @@ class Completion:
 
 @runtime_checkable
 class Engine(Protocol):
-    """One pool of replicas that serves one model."""
+    """A pool of replicas that serves one model."""
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
     ) -> Completion:
-        """Continue ``prompt``. Calls of one ``session`` extend one stream. Raises ``TimeoutError`` at the deadline,
-        :class:`EngineFull`.
+        """Continue ``prompt``. Calls of one ``session`` extend one stream. Raises TimeoutError, EngineFull.
 
-        ``media``: all pictures that ``prompt`` shows, in order; placeholders stand where their features go.
+        ``media``: all pictures of ``prompt``, in order; placeholders mark the positions of their features.
         """
         ...
 
     async def release(self, session: str) -> None:
-        """The session is over; its cache may go."""
+        """End the session; its cache may be freed."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One version of the weights for a server: a Hugging Face folder, and what the trainer computes with it."""
+    """One version of the weights for a server: a Hugging Face folder, and a probe to verify it."""
 
     version: int
     folder: Path
     probe: list[int]  # token ids
-    logprobs: list[float]  # the trainer's, of all probe tokens but the first
+    logprobs: list[float]  # the trainer's, of all probe tokens except the first
 
     def files(self) -> list[Path]:
         """The buckets: the folder's shards."""
@@ -103,11 +100,11 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """One version of the weights on its way to an engine.
+    """One version of the weights for an engine.
 
-    ``weights``: arrays by name; low-rank adapters where ``base`` is given, to engines with the trait ``adapters``.
-    ``delivery``: a folder in their place, to engines with the trait ``servers``. ``in_flight``: requests may be
-    running, and go on under the new weights.
+    ``weights``: arrays by name; low-rank adapters if ``base`` is given, for engines with the trait
+    ``adapters``. ``delivery``: a folder instead, for engines with the trait ``servers``. ``in_flight``:
+    requests may be running, and continue under the new weights.
     """
 
     version: int
@@ -119,56 +116,56 @@ class Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What a replica is made for: replica ``number`` of ``pool`` (``policy`` or ``frozen``)."""
+    """The place of a replica: number ``number`` of ``pool`` (``policy`` or ``frozen``)."""
 
     pool: str
     number: int
-    model: Any  # the shape of the policy that it serves
+    model: Any  # the shape of its policy
     rollouts: RolloutsConfig
-    tokenizer: str  # folder of the vocabulary
-    url: str = ""  # of its server, where the engine has the trait ``servers``
+    tokenizer: str  # folder of the tokenizer
+    url: str = ""  # of its server, with the trait ``servers``
 
     @property
     def routes(self) -> bool:
-        """Whether completions must carry the experts of every position: of a policy with experts that is trained."""
+        """Whether completions must carry routes: for a trained policy with experts."""
         return self.pool == "policy" and self.model.routes is not None
 
 
 class EngineConfig(BaseModel):
-    """The section of an engine without settings of its own; those with settings derive theirs from it."""
+    """The section of an engine without settings; others derive theirs from it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class PoolEngine:
-    """One replica of a pool. ``rollouts.engine_config`` is a ``Config``; the traits are what a run may ask of it.
+    """One replica of a pool. ``Config`` is the section ``rollouts.engine_config``; traits: what it supports.
 
-    Its methods are called on one event loop. An error of ``generate`` ends the episode that asked; a
-    ``rollouts.faults.Lost`` makes the run start all replicas anew, any other ``MachineFault`` runs the episode again.
+    Methods are called on one event loop. An error of ``generate`` ends its episode; ``rollouts.faults.Lost``
+    restarts all replicas; any other ``MachineFault`` runs the episode again.
     """
 
     Config: ClassVar[type[EngineConfig]] = EngineConfig
-    servers: ClassVar[bool] = False  # one replica for each of rollouts.http's addresses, which weights reach by folder
-    routes: ClassVar[bool] = True  # completions carry experts; without, the learner chooses them anew for each token
-    pictures: ClassVar[bool] = False  # prompts may show pictures
-    in_flight: ClassVar[bool] = False  # weights may come while requests run, which may be interrupted
+    servers: ClassVar[bool] = False  # one replica per address of rollouts.http; weights come as folders
+    routes: ClassVar[bool] = True  # completions carry routes; otherwise the learner chooses experts anew
+    pictures: ClassVar[bool] = False  # prompts may hold pictures
+    in_flight: ClassVar[bool] = False  # weights may change while requests run; requests can be interrupted
     rebalance: ClassVar[bool] = False  # a replica may change its pool
     adapters: ClassVar[bool] = False  # takes low-rank adapters, and merges them itself
-    temperature_one: ClassVar[bool] = False  # log-probs are of temperature 1, whatever was sampled with
+    temperature_one: ClassVar[bool] = False  # log-probs are of temperature 1, whatever the sampling temperature
 
-    policy_version: int = -1  # that is served; -1 before the first update
+    policy_version: int = -1  # being served; -1 before the first update
 
     def __init__(self, place: Place) -> None:
         self.place = place
 
     @classmethod
     def open(cls, place: Place) -> PoolEngine:
-        """The engine for ``place``, made in its actor: the place for heavy imports."""
+        """The engine for ``place``, created in its actor; import heavy modules here."""
         return cls(place)
 
     @classmethod
     def check(cls, rollouts: RolloutsConfig) -> None:
-        """ValueError for settings that the class cannot run with, each named in full. Before anything starts."""
+        """ValueError for unsupported settings, each named in full. Called before anything starts."""
         if rollouts.http.urls or rollouts.http.frozen_urls:
             raise ValueError(
                 f"rollouts.http.urls is for servers, but rollouts.engine={rollouts.engine}: set the engine to vllm or"
@@ -185,33 +182,33 @@ class PoolEngine:
         """See :class:`Engine`."""
 
     async def update(self, update: Update) -> None:
-        """Serve ``update.version``, as ``policy_version`` says, when this returns."""
+        """Serve ``update.version``, as ``policy_version`` says, on return."""
         raise NotImplementedError(f"{type(self).__name__} takes no weights")
 
     async def interrupt(self, sessions: Container[str]) -> None:
-        """End what ``sessions`` generate now: they answer with what there is. Asked with the trait ``in_flight``."""
+        """Interrupt running requests of ``sessions``: they return their tokens so far. Trait ``in_flight``."""
         raise NotImplementedError(f"{type(self).__name__} cannot be interrupted")
 
     async def assign(self, pool: str) -> None:
-        """Serve ``pool`` from here on; its weights come with the next update. Asked with the trait ``rebalance``."""
+        """Serve ``pool`` from now on; its weights come with the next update. Trait ``rebalance``."""
         raise NotImplementedError(f"{type(self).__name__} cannot change its pool")
 
     def statistics(self) -> dict[str, float]:
-        """Counters since the start, added up over a pool. ``busy_s``, ``prefix_hits``, ``prefix_asked`` are tracked."""
+        """Counters, summed over a pool. ``busy_s``, ``prefix_hits`` and ``prefix_asked`` are tracked."""
         return {}
 
     def step_s(self) -> float:
-        """Seconds that the step under way has taken; 0 between two. A step that is too long counts as hung."""
+        """Seconds of the current decoding step; 0 between steps. A step that takes too long counts as hung."""
         return 0.0
 
 
 def check_engine(kind: type) -> None:
-    """ValueError unless ``kind`` is an engine that can be plugged in."""
+    """ValueError unless ``kind`` is a valid engine."""
     if not issubclass(kind, PoolEngine):
         raise ValueError("it must derive from rollouts.engine.base.PoolEngine")
     if not issubclass(kind.Config, EngineConfig):
         raise ValueError("its class Config must derive from rollouts.engine.base.EngineConfig")
-    if kind.open.__func__ is not PoolEngine.open.__func__:  # makes another class's object
+    if kind.open.__func__ is not PoolEngine.open.__func__:  # returns another class's object
         return
     for name in ("generate", "update"):
         if getattr(kind, name) is getattr(PoolEngine, name):

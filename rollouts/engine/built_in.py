@@ -1,4 +1,4 @@
-"""The engines that parl brings, as a configuration names them. No torch: what computes is imported where it is made."""
+"""The built-in engines by configuration name. No torch: heavy modules are imported in :meth:`open`."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from rollouts.engine.embedded.traits import EmbeddedTraits
 
 
 class Embedded(EmbeddedTraits):
-    """Our own engine, over the decoder of the policy's family, in its actor's process."""
+    """The embedded engine over the family's decoder, in its actor's process."""
 
     @classmethod
     def open(cls, place: Place) -> PoolEngine:
-        """The engine on this machine's kernels."""
+        """The engine on this machine."""
         from rollouts.engine.embedded.engine import EmbeddedEngine
 
         return EmbeddedEngine(place.model, record_routes=place.routes)
 
 
 class Server(PoolEngine):
-    """The client of one server behind HTTP, whose kind ``dialect`` names (``rollouts.engine.servers.dialects``)."""
+    """The client of one HTTP server of the kind ``dialect`` (``rollouts.engine.servers.dialects``)."""
 
     servers = True
     dialect: ClassVar[str]
-    buckets: ClassVar[bool] = False  # takes weights over the wire, ``rollouts.http.weights: transfer``
+    buckets: ClassVar[bool] = False  # supports ``rollouts.http.weights: transfer``
 
     @classmethod
     def open(cls, place: Place) -> PoolEngine:
-        """The client; the server itself is running already."""
+        """The client; the server is already running."""
         from rollouts.engine.servers.served import ServedEngine
 
         return ServedEngine.of(place, cls.dialect)
 
     @classmethod
     def check(cls, rollouts: RolloutsConfig) -> None:
-        """Addresses, and a way for weights to reach them."""
+        """Check addresses, and that weights can reach them."""
         http, named = rollouts.http, f"rollouts.engine={rollouts.engine}"
         if not http.urls:
             raise ValueError(f"{named} needs rollouts.http.urls, e.g. [http://127.0.0.1:8000]")

@@ -1,12 +1,12 @@
-"""The one HTTP client of inference servers: requests that end at their deadline, and answers that are not believed.
+"""The HTTP client of inference servers: deadlines for whole exchanges, and validated answers.
 
-An answer's bytes are counted while they stream, after decompression, and the deadline is that of the whole exchange:
-no server can hold a caller longer, or fill its memory, by sending slowly, without end, or packed. Redirects are not
-followed, so that a key stays with the host that it was given for; this machine's servers are reached past any proxy.
+Answers are limited in size while they stream, after decompression, and the deadline covers the whole
+exchange. Redirects are not followed, so that a key stays with its host; servers on this machine are reached
+without a proxy.
 
-What may pass (no connection, 429, 5xx, broken HTTP) is tried again by ``tenacity``: back-off with full jitter, or what
-the server asks for in ``Retry-After``. What a server does wrong is a :class:`ServerFault`: nobody's turn, nothing to
-train on.
+Transient failures (no connection, 429, 5xx, broken HTTP) are retried by ``tenacity``: back-off with full
+jitter, or the server's ``Retry-After``. A server's mistake is a :class:`ServerFault`, which ends no episode
+and is not trained on.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from rollouts.faults import Lost, MachineFault
 
 LOG = logging.getLogger(__name__)
 MIB = 2**20
-_TOLD_S = 2.0  # a server that is out of reach so long is said, once until it answers
-_CONNECTIONS = 32  # of one client: httpx looks through all of its connections for every request
+_TOLD_S = 2.0  # a server unreachable for so long is reported, once until it answers
+_CONNECTIONS = 32  # per client: httpx scans all connections for every request
 _CONNECT_S = 10.0
 _MAY_PASS = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _ERROR_BYTES = 2**16
@@ -42,19 +42,19 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class ServerFault(MachineFault):
-    """The server is at fault, not the policy: what was asked of it has to be asked again, or the run ends."""
+    """The server is at fault, not the policy: the request is repeated, or the run ends."""
 
 
 class EngineGone(ServerFault, Lost):
-    """The server cannot be reached, or is no longer the one that was given its weights."""
+    """The server is unreachable, or is no longer the one that got the weights."""
 
 
 class BadAnswer(ServerFault, ValueError):
-    """A server answered something that cannot be used; the text says what, in which field, and what to do."""
+    """An unusable answer; the text names the problem, the field and the fix."""
 
 
 class ServerRefused(ServerFault, ValueError):
-    """A server answered a request with an error. ``status``: its code; ``said``: its text, safe to show."""
+    """A server answered with an error. ``status``: its code; ``said``: its text, safe to show."""
 
     def __init__(self, text: str, status: int = 0, said: str = "", retry_after: float | None = None) -> None:
         super().__init__(text)
@@ -62,11 +62,11 @@ class ServerRefused(ServerFault, ValueError):
 
 
 class NoConnection(ServerFault):
-    """The server was not reached, or went away before it answered."""
+    """The server was not reached, or disconnected before it answered."""
 
 
 class _BrokenHttp(BadAnswer):
-    """What came is no HTTP; may pass."""
+    """The answer is not HTTP; may be transient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +81,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long a request is tried. ``unreached``: says of a count and of seconds without any answer: give up."""
+    """How long to retry. ``unreached(count, seconds)``: whether to give up on a server without any answer."""
 
     unreached: Callable[[int, float], bool]
-    tries: int = 5  # of a request that gets answers, all of them errors
-    pause_s: float = 0.2  # the first pause is up to so long, each next one up to twice the one before
+    tries: int = 5  # of a request that gets only errors
+    pause_s: float = 0.2  # upper bound of the first pause; doubled for each next one
     longest_pause_s: float = 5.0
 
 
@@ -108,10 +108,7 @@ class Client:
         self._busy: list[int] = []
 
     async def ask(self, request: Request, deadline_s: float, *, most: int, patience: Patience) -> bytes:
-        """The body, of at most ``most`` bytes, of an answer with a status of 200 to 299.
-
-        Raises TimeoutError, NoConnection, ServerRefused, BadAnswer.
-        """
+        """The body, of at most ``most`` bytes, of an answer with status 200 to 299."""
         what = f"{self.url}{request.path}"
         last: list[str] = []
         retrying = AsyncRetrying(
@@ -132,7 +129,7 @@ class Client:
             raise
 
     async def status(self, path: str, deadline_s: float) -> int | str:
-        """The status of a GET of ``path``, or why there is none. Never raises for a server's doing."""
+        """The status of a GET of ``path``, or why there is none. Never raises for a server's mistake."""
         try:
             async with asyncio.timeout(deadline_s):
                 await self._once(Request(path=path, get=True), deadline_s, MIB)
@@ -144,7 +141,7 @@ class Client:
         return 200
 
     def text(self, data: bytes | str) -> str:
-        """A server's words as an error may quote them: short, printable, without the key that it was sent."""
+        """A server's text for an error message: short, printable, without the key."""
         text = data if isinstance(data, str) else data[: 8 * _SHOWN].decode(errors="replace")
         if self._key:
             text = text.replace(self._key, "***")
@@ -162,7 +159,7 @@ class Client:
         self._missed(_error(state))
 
     def _missed(self, error: BaseException | None) -> None:
-        """Say, once, that the server has been out of reach for a while: nobody should wait for it in silence."""
+        """Report, once, that the server has been unreachable for a while."""
         if not isinstance(error, NoConnection):
             return
         now = time.monotonic()
@@ -213,11 +210,11 @@ class Client:
 
 
 class _TooMuch(Exception):
-    """An answer is larger than any that was asked for, or packed in a way that is not read."""
+    """An answer is too large, or packed in an unsupported way."""
 
 
 async def _body(response: httpx.Response, most: int) -> bytes:
-    """The unpacked body; _TooMuch beyond ``most`` bytes, zlib.error where it is not whole."""
+    """The unpacked body; _TooMuch beyond ``most`` bytes, zlib.error if truncated."""
     packing = response.headers.get("content-encoding", "").strip().lower()
     if packing not in ("", "identity", "gzip", "x-gzip"):
         raise _TooMuch(f"the answer has Content-Encoding {shown_text(packing)!r}, and only gzip was offered")
@@ -227,7 +224,7 @@ async def _body(response: httpx.Response, most: int) -> bytes:
         return response.content
     unpack = zlib.decompressobj(31) if "gzip" in packing else None  # 31: gzip's frame
     out = bytearray()
-    if response.status_code >= 300:  # an error's page: its beginning is enough
+    if response.status_code >= 300:  # an error's page: its beginning suffices
         async for chunk in response.aiter_raw():
             out += chunk if unpack is None else unpack.decompress(chunk, _ERROR_BYTES)
             if len(out) >= _ERROR_BYTES:
@@ -245,7 +242,7 @@ async def _body(response: httpx.Response, most: int) -> bytes:
 
 
 def make_client(url: str, **settings: Any) -> httpx.AsyncClient:
-    """An httpx client for ``url``; ValueError in one line where the environment's proxies cannot be used."""
+    """An httpx client for ``url``; ValueError in one line if the environment's proxies are unusable."""
     try:
         return httpx.AsyncClient(**settings)
     except (ImportError, ValueError, httpx.InvalidURL) as error:
@@ -257,7 +254,7 @@ def make_client(url: str, **settings: Any) -> httpx.AsyncClient:
 
 
 def parse(body: bytes, what: str, quote: Callable[[bytes], str]) -> dict[str, Any]:
-    """``body`` as a JSON object; BadAnswer where it is anything else, repeats a key, or has NaN in it."""
+    """``body`` as a JSON object; BadAnswer for anything else, repeated keys, or NaN."""
     try:
         tree = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -269,7 +266,7 @@ def parse(body: bytes, what: str, quote: Callable[[bytes], str]) -> dict[str, An
 
 
 def check(kind: type[_Model], tree: dict[str, Any], what: str) -> _Model:
-    """``tree`` as ``kind``; BadAnswer that names ``what`` was asked and the fields that are wrong."""
+    """``tree`` as ``kind``; BadAnswer names ``what`` was asked and the wrong fields."""
     if tree.get("error"):
         raise BadAnswer(f"{what} answered with an error: {shown_text(str(tree['error']))[:_SHOWN]}")
     try:
@@ -283,7 +280,7 @@ def check(kind: type[_Model], tree: dict[str, Any], what: str) -> _Model:
 
 
 def shown_text(text: str) -> str:
-    """``text`` on one line, cut, without control characters, terminal escapes and half surrogates."""
+    """``text`` on one line, truncated, without control characters, terminal escapes and lone surrogates."""
     text = " ".join(text[: 4 * _SHOWN].split())[:_SHOWN]
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
@@ -300,7 +297,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Pauses:
-    """tenacity's wait: what the server asks for, else ``otherwise``. The caller's deadline cuts it short."""
+    """tenacity's wait: the server's ``Retry-After``, else ``otherwise``; limited by the caller's deadline."""
 
     def __init__(self, otherwise: Callable[[RetryCallState], float]) -> None:
         self._otherwise = otherwise
@@ -311,7 +308,7 @@ class _Pauses:
 
 
 class _Stop:
-    """tenacity's stop: after so many answers, or where ``patience`` with a server that is not reached ends."""
+    """tenacity's stop: after so many answers, or when ``patience`` with an unreachable server ends."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience, self._answers, self._failures, self._since = patience, 0, 0, time.monotonic()
@@ -335,7 +332,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _retry_after(value: str) -> float | None:
-    """Seconds that a header asks to wait, given so or as a date; None where it says neither."""
+    """Seconds of a ``Retry-After`` header, given as a number or a date; None if it is neither."""
     text = value.strip()[:64]
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)

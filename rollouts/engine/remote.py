@@ -1,7 +1,7 @@
-"""What rollout workers talk to engine actors through. No torch: a worker needs none.
+"""The rollout workers' side of engine actors. No torch.
 
-A call per request would cost more than decoding a token, so both directions are batched: requests made in one turn of
-the client's event loop travel in one call, and one long poll brings back everything that has finished.
+One Ray call per request would cost more than decoding a token, so both directions are batched: requests of
+one turn of the event loop share a call, and one long poll returns everything that has finished.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from zlib import crc32
 from rollouts.engine.base import Completion, Pictures, Sampling
 from rollouts.faults import EngineSilent, longest
 
-POLL_S = 2.0  # the longest that a poll waits for something
+POLL_S = 2.0  # longest wait of a poll
 _GRACE_S = 30.0
 
 # id, prompt, sampling, session, deadline in seconds, pictures
@@ -32,7 +32,7 @@ class RemoteEngine:
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
     ) -> Completion:
-        """See ``Engine``; raises what the replica raised, what Ray raises when it died, EngineSilent when it hangs."""
+        """See ``Engine``; raises the replica's errors, Ray's if it died, EngineSilent if it hangs."""
         self._count(1)
         try:
             return await self._link(session).generate(prompt, sampling, session, deadline_s, media)
@@ -40,15 +40,15 @@ class RemoteEngine:
             self._count(-1)
 
     async def release(self, session: str) -> None:
-        """The session is over."""
+        """End the session."""
         self._link(session).release(session)
 
     def stalled(self, since: float) -> float:
-        """The longest silence of a replica after ``since`` (``time.monotonic``) that was asked; 0 without one."""
+        """The longest silence of a replica after ``since`` (``time.monotonic``); 0 without one."""
         return max(link.stalled(since) for link in self._links)
 
     def load(self) -> float:
-        """Mean number of requests under way since the last call of this method."""
+        """Mean number of running requests since the last call of this method."""
         self._count(0)
         seconds, area = self._changed - self._since, self._area
         self._since, self._area = self._changed, 0.0
@@ -63,10 +63,10 @@ class RemoteEngine:
         self._changed, self._asking = now, self._asking + change
 
     async def interrupt(self) -> None:
-        """Ask for what all requests under way have so far. One that has not arrived yet is not touched: ask again."""
+        """Interrupt all running requests. One that has not arrived yet is not affected: call again."""
         for link in self._links:
             if link.waits:
-                with suppress(Exception):  # of a dead replica its waiters hear from their poll
+                with suppress(Exception):  # waiters of a dead replica get its error from their poll
                     await asyncio.wait_for(link.interrupt(), _GRACE_S)
 
     def _link(self, session: str) -> _Link:
@@ -84,8 +84,8 @@ class _Link:
         self._next = 0
         self._flushing = False
         self._poller: asyncio.Task[None] | None = None
-        self._asked: float | None = None  # when the poll under way was sent
-        self._silences: list[tuple[float, float]] = []  # of polls: when a replica should have answered, and did
+        self._asked: float | None = None  # when the current poll was sent
+        self._silences: list[tuple[float, float]] = []  # of polls: when a replica should have answered, and when it did
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, session: str, deadline_s: float, media: Pictures
@@ -98,7 +98,7 @@ class _Link:
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
         clock = asyncio.timeout(deadline_s + _GRACE_S)
-        try:  # the replica keeps the deadline; the grace is for the way there and back
+        try:  # the replica keeps the deadline; the grace is for transfer
             async with clock:
                 return await future
         except TimeoutError as error:
@@ -136,7 +136,7 @@ class _Link:
         return longest(self._silences, since, now if self._asked is None else self._asked + POLL_S, now)
 
     async def _finished(self) -> list[tuple[int, Completion | Exception]]:
-        """What a poll brings. EngineSilent where none comes back."""
+        """The result of a poll. EngineSilent if none comes back."""
         self._asked, clock = time.monotonic(), asyncio.timeout(POLL_S + _GRACE_S)
         try:
             async with clock:
@@ -155,7 +155,7 @@ class _Link:
         while self._waiting:
             try:
                 finished = await self._finished()
-            except Exception as error:  # the replica died or hangs: everyone who waits for it must know
+            except Exception as error:  # the replica died or hangs: tell all waiters
                 for future in self._waiting.values():
                     if not future.done():
                         future.set_exception(error)

@@ -1,7 +1,7 @@
-"""What answers of inference servers must look like, checked before anything in them is used. No torch.
+"""Schemas of inference servers' answers, validated before anything is used. No torch.
 
-Types are strict: a number in quotes is none, true is no token. Keys that are not read may be there. What depends on the
-request (how many tokens, which may stop it, what was in the prompt) is checked where the request is known.
+Types are strict: a number in quotes is not a number, true is not a token. Unread keys are allowed. What
+depends on the request (number of tokens, stop tokens, the prompt) is checked by the caller.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Name = Annotated[str, Field(max_length=_NAME)]
 
 
 class TokenUsage(_Part):
-    """What a server says it used; a part that it does not say is None."""
+    """A server's reported usage; a part that it does not report is None."""
 
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
@@ -45,13 +45,13 @@ class VllmToken(_Part):
 
 
 class VllmTokens(_Part):
-    """All of them."""
+    """The sampled tokens."""
 
     content: list[VllmToken]
 
 
 class VllmSpan(_Part):
-    """Tokens ``start`` to ``end`` are of the weights ``version``."""
+    """Tokens ``start`` to ``end`` were sampled by weights ``version``."""
 
     version: Name
     start: Count | None = None
@@ -69,7 +69,7 @@ class VllmChoice(_Part):
 
 
 class VllmAnswer(_Part):
-    """Of ``/inference/v1/generate``."""
+    """Answer of ``/inference/v1/generate``."""
 
     choices: Annotated[list[VllmChoice], Field(min_length=1, max_length=1)]
     model: Name | None = None
@@ -78,13 +78,13 @@ class VllmAnswer(_Part):
 
 
 class VllmLogprob(_Part):
-    """Of one token of a prompt."""
+    """The log-prob of one prompt token."""
 
     logprob: Logprob
 
 
 class VllmScores(_Part):
-    """The same route, asked for the prompt's log-probs: by position, then by token id."""
+    """The same endpoint with the prompt's log-probs: by position, then by token id."""
 
     prompt_logprobs: list[dict[str, VllmLogprob] | None] | None = None
 
@@ -94,13 +94,13 @@ SglangToken = Annotated[tuple[Logprob | None, TokenId, Any], Strict(False)]
 
 
 class SglangFinish(_Part):
-    """Why it ended."""
+    """Why it finished."""
 
     type: Name
 
 
 class SglangMeta(_Part):
-    """All but the text."""
+    """Everything except the text."""
 
     finish_reason: SglangFinish | Name | None = None
     output_token_logprobs: list[SglangToken] | None = None
@@ -112,14 +112,14 @@ class SglangMeta(_Part):
 
 
 class SglangAnswer(_Part):
-    """Of ``/generate``."""
+    """Answer of ``/generate``."""
 
     meta_info: SglangMeta
     output_ids: list[TokenId] | None = None
 
 
 class ChatFunction(_Part):
-    """Whom a model calls. Arguments that are no JSON are the model's mistake, and kept."""
+    """The called function. Arguments that are not JSON are the model's mistake, and kept."""
 
     name: Name
     arguments: str | dict[str, Any] | list[Any] | int | float | bool | None = None
@@ -133,20 +133,20 @@ class ChatCall(_Part):
 
 
 class ChatText(_Part):
-    """A part of a message's content; of parts that are no text nothing is read."""
+    """A part of a message's content; parts other than text are not read."""
 
     text: str | None = None
 
 
 class ChatMessage(_Part):
-    """What the model said."""
+    """The model's message."""
 
     content: str | list[ChatText] | None = None
     tool_calls: list[ChatCall] | None = None
 
     @property
     def text(self) -> str:
-        """All of the content's text."""
+        """The text of the whole content."""
         parts = self.content if isinstance(self.content, list) else []
         return self.content if isinstance(self.content, str) else "".join(part.text or "" for part in parts)
 
@@ -159,7 +159,7 @@ class ChatChoice(_Part):
 
 
 class ChatAnswer(_Part):
-    """Of ``/chat/completions``; one was asked for, and of several the first is read."""
+    """Answer of ``/chat/completions``; of several choices the first is read."""
 
     choices: Annotated[list[ChatChoice], Field(min_length=1)]
     usage: TokenUsage | None = None
@@ -167,21 +167,21 @@ class ChatAnswer(_Part):
 
 
 class ChatModelName(_Part):
-    """One model that a server has."""
+    """One model on the server."""
 
     id: Name
 
 
 class ChatModels(_Part):
-    """Of ``/models``."""
+    """Answer of ``/models``."""
 
     data: list[ChatModelName] = []
 
 
 def npy(text: str, most: int) -> np.ndarray:
-    """The array in ``text``, numpy's file format in base64: whole numbers, ``most`` at most. BadAnswer for others.
+    """The array in ``text``, numpy's file format in base64: at most ``most`` integers. Else BadAnswer.
 
-    The header is read first, so that no size that it claims is believed.
+    The header is checked first, so that no claimed size is allocated.
     """
     file = io.BytesIO(_base64(text))
     try:
@@ -200,7 +200,7 @@ def npy(text: str, most: int) -> np.ndarray:
 
 
 def int32s(text: str) -> np.ndarray:
-    """The 32-bit numbers in ``text``, base64. BadAnswer where it is something else."""
+    """The 32-bit numbers in ``text``, base64. BadAnswer for anything else."""
     data = _base64(text)
     if len(data) % 4:
         raise BadAnswer(f"routed_experts: {len(data)} bytes are no 32-bit numbers")

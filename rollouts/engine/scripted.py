@@ -1,4 +1,4 @@
-"""An engine that speaks for one trace by a script: demonstrations for the cold start, and tests without a model."""
+"""An engine that plays a script for one trace: for demonstrations, and tests without a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ History = list[list[tuple[str, dict[str, Any], str]]]  # turns of (name, argumen
 
 
 def history_of(trace: Trace) -> History:
-    """The turns of ``trace`` as a script sees them."""
+    """The turns of ``trace`` in the form for scripts."""
     return [
         [(call.name, call.arguments, result.text) for call, result in zip(turn.calls, turn.results, strict=False)]
         for turn in trace.turns

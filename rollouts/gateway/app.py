@@ -1,16 +1,16 @@
-"""A policy behind OpenAI's chat completions: any harness written for that API can be rolled out, and trained on.
+"""A policy behind OpenAI's chat completions: harnesses for that API can be rolled out and trained on.
 
     GET  /v1/models                         and /v1/models/NAME
     POST /v1/chat/completions               also streamed, with tools, log-probs and usage
-    POST /v1/parl/episodes/NAME/reward      {"reward": 0.5, "parts": {...}}: the episode is over
-    GET  /v1/parl/episodes                  what is under way
+    POST /v1/parl/episodes/NAME/reward      {"reward": 0.5, "parts": {...}}: ends the episode
+    GET  /v1/parl/episodes                  running episodes
     GET  /health
 
-Each exchange is recorded token by token (``rollouts.gateway.record``), and a finished episode is a shard of its own in
-the store, on disk before the reward's answer. Works over any ``Engine``.
+Each exchange is recorded token by token (``rollouts.gateway.record``), and a finished episode is a shard of
+its own in the store, on disk before the response to its reward. Works over any ``Engine``.
 
-Nothing that a request holds may end in a 500: what cannot be read, served or stored is refused in OpenAI's form, and
-costs no other episode anything. What is kept in memory is bounded.
+No request may cause a 500: what cannot be read, served or stored is refused in OpenAI's form without
+affecting other episodes. Memory is bounded.
 """
 
 from __future__ import annotations
@@ -43,32 +43,32 @@ from rollouts.noise import noise_key
 from rollouts.store.store import EpisodeStore
 
 KIND = "gateway"  # of the store's shards
-_SWEEP_S = 60.0  # between two looks for idle episodes, at most
+_SWEEP_S = 60.0  # longest time between two checks for idle episodes
 _LOG = logging.getLogger("parl.serve.gateway")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """``temperature``, ``top_p``: sample all like this, whatever requests say; None: as they say."""
+    """``temperature``, ``top_p``: used for all requests; None: those of the request."""
 
-    model: str  # the name that it is served under
+    model: str  # its name in the API
     longest: int  # positions of the model's context
     seed: int = 1
     temperature: float | None = None
     top_p: float | None = None
-    max_tokens: int = 2048  # of a turn, where the request does not say
+    max_tokens: int = 2048  # of a turn, by default
     deadline_s: float = 600.0  # of one completion
-    idle_s: float = 3600.0  # an episode of which nothing was heard for so long is given up
+    idle_s: float = 3600.0  # an episode without requests for so long is ended
     body_bytes: int = 4_194_304
-    body_s: float = 30.0  # a request's body is there within this time
+    body_s: float = 30.0  # deadline for a request's body
     running: int = 256  # completions at once; more are refused
-    conversations: int = 1024  # kept in memory; with more, episodes are given up that nothing was heard of for longest
+    conversations: int = 1024  # kept in memory; beyond, the longest idle episodes are ended
     tokens: int = 4_000_000  # of all these conversations; likewise
 
 
 class Gateway:
-    """The application's state: an engine, the episodes under way, and the store that takes finished ones."""
+    """The application's state: an engine, running episodes, and the store for finished ones."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Gateway:
         self._shown = {"id": settings.model, "object": "model", "created": 0, "owned_by": "parl"}
 
     def app(self) -> Starlette:
-        """The application; what is under way when it stops is stored as failed."""
+        """The application; episodes under way when it stops are stored as failed."""
         routes = [
             Route("/health", self._health),
             Route("/v1/models", self._models),
@@ -164,7 +164,7 @@ class Gateway:
     # ---------------------------------------------------------------- completions
 
     def _adjusted(self, chat: ChatRequest) -> ChatRequest:
-        """``chat`` with the settings that hold for all requests."""
+        """``chat`` with the settings for all requests."""
         own = {name: getattr(self.settings, name) for name in ("temperature", "top_p")}
         return replace(chat, **{name: value for name, value in own.items() if value is not None})
 
@@ -189,14 +189,14 @@ class Gateway:
             known = [token for token in completion.tokens if token < self.chat.tokenizer.vocab_size]
             message = assistant_message(turn, self.chat.tokenizer.decode(known) if turn.malformed else "")
             self.recorder.answered(recording, conversation, completion, turn, normal_message(message, "answer"))
-        except BaseException as error:  # also a caller that hangs up: what comes after must not continue this trace
+        except BaseException as error:  # also if the caller disconnects: later requests must not continue this trace
             self.recorder.failed(recording, conversation)
             await self.engine.release(conversation.session)
             if isinstance(error, TimeoutError):
                 raise Refused(504, None, f"no answer within {self.settings.deadline_s:.0f} s {error}") from None
             if isinstance(error, EngineFull):
                 raise Refused(503, None, f"the engine is full: {error}") from None
-            if isinstance(error, Exception):  # the engine's border: whatever it says is no mistake of the caller's
+            if isinstance(error, Exception):  # an engine's error is never the caller's
                 _LOG.error("the engine failed: %s: %s", type(error).__name__, error)
                 raise Refused(502, None, f"the engine failed: {type(error).__name__}: {error}") from None
             raise
@@ -216,7 +216,7 @@ class Gateway:
 
     async def _generate(self, chat: ChatRequest, recording: Recording, conversation: Conversation) -> Completion:
         trace, name = conversation.trace, recording.name
-        # the same noise for the same seed where a request names one; else of its own for each use of a name
+        # a request's seed gives the same noise each time; otherwise each use of a name has its own
         drawn = (self.settings.seed, recording.use) if chat.seed is None else (chat.seed,)
         sampling = Sampling(
             seed=noise_key(*drawn, len(name), name, trace.agent_id),  # its length: names may look like agents'
@@ -240,7 +240,7 @@ class Gateway:
     # ---------------------------------------------------------------- ends of episodes
 
     async def _make_room(self, chat: ChatRequest) -> None:
-        """Give up episodes that nothing was heard of for long, and for longest where too many are under way."""
+        """End episodes idle for too long, and the longest idle ones if there are too many."""
         for name in self.recorder.idle(self.settings.idle_s):
             await self._given_up(name, f"nothing was heard of it for {self.settings.idle_s:.0f} s")
         while True:
@@ -260,7 +260,7 @@ class Gateway:
                 await self._given_up(name, f"nothing was heard of it for {self.settings.idle_s:.0f} s")
 
     async def _given_up(self, name: str, why: str) -> bool:
-        """Store the episode ``name`` as failed; whether that could be done."""
+        """Store the episode ``name`` as failed; returns whether that succeeded."""
         try:
             await self._finish(name, None, {}, why=why)
         except Refused as error:
@@ -269,7 +269,7 @@ class Gateway:
         return True
 
     async def _finish(self, name: str, reward: float | None, parts: dict[str, float], *, why: str = "") -> str | None:
-        """Store the episode ``name``; returns its shard's file name. Refused where it cannot be: it stays under way."""
+        """Store the episode ``name`` and return its shard's name; Refused on failure, and it stays under way."""
         if (recording := self.recorder.open.get(name)) is None or recording.closing:
             return None
         recording.closing = True
@@ -289,7 +289,7 @@ class Gateway:
         write = self.store.write
         try:
             path = await asyncio.to_thread(write, self._shard, [episode], policy_version=self._versions, kind=KIND)
-        except Exception as error:  # the disk's border; a bad row is an error of Arrow's
+        except Exception as error:  # disk errors; for a bad row an error of Arrow's
             name = short(episode.metrics["gateway/episode"])
             text = f"episode {name} is not stored ({type(error).__name__}: {error}), and stays under way"
             raise Refused(503, None, text) from error
@@ -297,7 +297,7 @@ class Gateway:
 
 
 async def _while_heard(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which ends with the caller's connection; ClientDisconnect then."""
+    """The result of ``work``, cancelled if the caller disconnects; then raises ClientDisconnect."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)

@@ -1,7 +1,8 @@
-"""Who may ask the gateway: hosts, origins and a key, before anything of a request is looked at.
+"""Access to the gateway: hosts, origins and a key, checked before anything else.
 
-A page in a browser on this machine can reach every port on loopback. What it sends carries an ``Origin`` or
-``Sec-Fetch-Site``, or, after DNS rebinding, the page's own name as ``Host``; all three are refused unless allowed.
+A page in a browser on this machine can reach every port on loopback. Its requests carry an ``Origin`` or
+``Sec-Fetch-Site``, or, after DNS rebinding, the page's name as ``Host``; all three are refused unless
+allowed.
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ from rollouts.gateway.request_json import short
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([0-9]{0,5}))?", re.IGNORECASE)
 _HEAD_BYTES = 32_768  # of all headers
-_ONCE = ("x-parl-episode", "x-parl-task", "content-encoding", "sec-fetch-site")  # else it is not known which one holds
-_OPEN = "/health"  # answers without a key: it says only that the process lives
+_ONCE = ("x-parl-episode", "x-parl-task", "content-encoding", "sec-fetch-site")  # repeated values would be ambiguous
+_OPEN = "/health"  # needs no key: it only reports that the process is alive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """``hosts``: names besides loopback's and the address that a connection came in at; ``origins``: scheme://host:port
-    of pages that may ask; ``key``: what ``Authorization: Bearer`` has to carry, None: nothing."""
+    """Allowed ``hosts`` besides loopback, ``origins`` of pages (scheme://host:port), and a bearer ``key``."""
 
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class Access:
 
 
 class Doorway:
-    """Refuses foreign hosts (421) and origins (403), and answers what the server's end cuts off (503)."""
+    """Refuses foreign hosts (421) and origins (403), and answers requests cut off at shutdown (503)."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app
@@ -73,7 +73,7 @@ class Doorway:
 
         try:
             await (self._refused(scope) or self.app)(scope, receive, noted)
-        except asyncio.CancelledError:  # the server stops, and has waited long enough
+        except asyncio.CancelledError:  # shutdown after the grace period
             if not began:
                 await refusal(503, None, "the gateway is stopping", headers={"connection": "close"})(
                     scope, receive, send
@@ -83,7 +83,7 @@ class Doorway:
         headers = Headers(scope=scope)
         if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD_BYTES:
             return refusal(431, None, f"the headers have more than {_HEAD_BYTES} bytes")
-        if "content-length" in headers and "transfer-encoding" in headers:  # proxies read such a pair in two ways
+        if "content-length" in headers and "transfer-encoding" in headers:  # proxies interpret such a pair differently
             text = "content-length: not beside transfer-encoding"
             return refusal(400, "content-length", text, headers={"connection": "close"})
         if twice := next((name for name in _ONCE if len(headers.getlist(name)) > 1), None):
@@ -105,13 +105,13 @@ class Doorway:
         if found is None or int(found[2] or 0) > 65_535:
             return False
         name = found[1].lower().strip("[]").removesuffix(".")
-        server = str((scope.get("server") or ("",))[0]).lower()  # the address that the connection came in at
+        server = str((scope.get("server") or ("",))[0]).lower()  # the connection's local address
         own = name == server and (_is_address(name) or "." not in name)
         return own or is_loopback(name) or name in self._hosts
 
 
 class Lock:
-    """Refuses requests without the key (401), all but preflights and ``/health``."""
+    """Refuses requests without the key (401), except preflights and ``/health``."""
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
         self.app = app
@@ -134,7 +134,7 @@ class Lock:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether ``name`` is this machine whoever asks; other spellings of such addresses are not."""
+    """Whether ``name`` is this machine, in its usual spellings only."""
     return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
 
 
@@ -146,10 +146,10 @@ def _is_address(name: str) -> bool:
 
 
 def wrong_origins(origins: Iterable[str]) -> list[str]:
-    """Those that are not one site's scheme://host[:port]; ``*`` and ``null`` stand for anybody."""
+    """Those that are not one site's scheme://host[:port], including ``*`` and ``null``."""
     return [origin for origin in origins if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin)]
 
 
 def wrong_hosts(hosts: Iterable[str]) -> list[str]:
-    """Those that are not the name or address of one host, without a port."""
+    """Those that are not the name or address of one host, or have a port."""
     return [host for host in hosts if not (found := _HOST.fullmatch(host)) or found[2] is not None]

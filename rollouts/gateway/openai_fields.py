@@ -1,4 +1,4 @@
-"""Fields of a request, each read with its type; :class:`BadRequest` names the path, the value and what is wanted.
+"""Typed access to a request's fields; :class:`BadRequest` names the path, the value and the expected type.
 
 null counts as left out, as in OpenAI's API.
 """
@@ -15,7 +15,7 @@ NAME_LENGTH = 512  # characters of an episode's or a task's name, as of OpenAI's
 _WHOLE_64 = 2**63
 _UNSEEN = ("Cc", "Cs", "Zl", "Zp")  # categories: control characters, surrogates, line and paragraph separators
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# field -> values that mean nothing; anything else in them would change the meaning of an answer
+# field -> values without effect; others would change the meaning of an answer
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "stop": ([], ""),
@@ -30,7 +30,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "parallel_tool_calls": (True,),
     "web_search_options": (),
-    # what vLLM and SGLang take beside OpenAI's fields, and what would sample or render otherwise
+    # fields of vLLM and SGLang that would change sampling or rendering
     "top_k": (-1, 0),
     "min_p": (0,),
     "repetition_penalty": (1,),
@@ -56,7 +56,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "regex": (),
     "ebnf": (),
 }
-# field -> types of what is passed over, as it describes the caller or how OpenAI serves
+# field -> types of ignored fields, which describe the caller or OpenAI's service
 _PASSED_OVER: dict[str, tuple[type, ...]] = {
     "store": (bool,),
     "service_tier": (str,),
@@ -71,7 +71,7 @@ _WORDS = {str: "text", bool: "true or false", dict: "an object", list: "a list",
 
 
 def check_unused(tree: Mapping[str, Any]) -> None:
-    """BadRequest where a field asks for what is not there, or one that is passed over has a wrong type."""
+    """BadRequest for an unsupported field, or an ignored one of a wrong type."""
     for field, neutral in _NEUTRAL.items():
         value = tree.get(field)
         if value is not None and not any(_same(value, good) for good in neutral):
@@ -83,27 +83,27 @@ def check_unused(tree: Mapping[str, Any]) -> None:
 
 
 def wrong_type(path: str, value: Any, wanted: type) -> BadRequest:
-    """What is raised where ``value`` is of another type than ``wanted``."""
+    """The error for a ``value`` of another type than ``wanted``."""
     return BadRequest(path, f"{short(value)} must be {_WORDS[wanted]}")
 
 
 def text(tree: Mapping[str, Any], field: str, path: str = "") -> str | None:
-    """A text; None where it is left out."""
+    """A text; None if left out."""
     return _of_type(tree, field, path, str)
 
 
 def flag(tree: Mapping[str, Any], field: str, path: str = "") -> bool:
-    """True or false; false where it is left out."""
+    """True or false; false if left out."""
     return bool(_of_type(tree, field, path, bool))
 
 
 def mapping(tree: Mapping[str, Any], field: str, path: str = "") -> dict[str, Any]:
-    """An object; an empty one where it is left out."""
+    """An object; an empty one if left out."""
     return _of_type(tree, field, path, dict) or {}
 
 
 def sequence(tree: Mapping[str, Any], field: str, path: str = "") -> Sequence[Any]:
-    """A list; an empty one where it is left out."""
+    """A list; an empty one if left out."""
     return _of_type(tree, field, path, list) or []
 
 
@@ -118,7 +118,7 @@ def number(tree: Mapping[str, Any], field: str, default: float, low: float, high
 
 
 def count(tree: Mapping[str, Any], field: str) -> int | None:
-    """A whole number above 0; None where it is left out."""
+    """An integer above 0; None if left out."""
     value = tree.get(field)
     if value is None:
         return None
@@ -128,7 +128,7 @@ def count(tree: Mapping[str, Any], field: str) -> int | None:
 
 
 def seed(tree: Mapping[str, Any], field: str = "seed") -> int | None:
-    """A whole number of 64 bits; None where it is left out."""
+    """A 64-bit integer; None if left out."""
     value = tree.get(field)
     if value is None:
         return None
@@ -138,7 +138,7 @@ def seed(tree: Mapping[str, Any], field: str = "seed") -> int | None:
 
 
 def name(value: str | None, path: str) -> str | None:
-    """An episode's or a task's name that can stand in a URL, a header and a terminal; None where it is empty."""
+    """An episode's or task's name, valid in a URL, a header and a terminal; None if empty."""
     if not value:
         return None
     if len(value) > NAME_LENGTH:

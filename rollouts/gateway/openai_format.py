@@ -1,7 +1,7 @@
-"""The part of OpenAI's chat completions that the gateway speaks: requests checked and read, answers and chunks built.
+"""The gateway's part of OpenAI's chat completions: reads requests, builds answers and chunks.
 
-What would change the meaning of an answer and cannot be done is refused by name; fields that only describe the caller
-are passed over.
+Unsupported fields that would change an answer are refused by name; fields that only describe the caller are
+ignored.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from rollouts.gateway.request_json import BadRequest, parse_text, short
 
 Message = dict[str, Any]
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-_NAMED = ("episode", "task")  # what a header x-parl-NAME or metadata.NAME names
-_COLDEST = 1e-6  # of temperature and top-p: what is below overflows float32, and is greedy
+_NAMED = ("episode", "task")  # in a header x-parl-NAME or metadata.NAME
+_COLDEST = 1e-6  # temperature or top-p below this overflows float32, and is greedy
 _CHUNK = 64  # characters of one chunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """A request as the gateway uses it. ``messages`` in the normal form of :func:`normal_message`."""
+    """A parsed request. ``messages`` in the normal form of :func:`normal_message`."""
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...]
@@ -54,7 +54,7 @@ class ChatRequest:
 
 
 def read_request(tree: Any, headers: Mapping[str, str]) -> ChatRequest:
-    """The request in ``tree``. The episode comes from the header ``x-parl-episode``, ``metadata.episode`` or ``user``.
+    """Parse ``tree``. The episode comes from the header ``x-parl-episode``, ``metadata.episode`` or ``user``.
 
     BadRequest names what is wrong.
     """
@@ -88,7 +88,7 @@ def read_request(tree: Any, headers: Mapping[str, str]) -> ChatRequest:
 
 
 def _names(tree: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Names of the episode and the task; all that are given are checked."""
+    """Names of the episode and the task; all given names are checked."""
     metadata = mapping(tree, "metadata")
     for key in metadata:
         text(metadata, key, "metadata")
@@ -109,7 +109,7 @@ def _header(headers: Mapping[str, str], field: str) -> str | None:
 
 
 def normal_message(message: Any, where: str) -> Message:
-    """A message with what the chat format renders and nothing else, so that equal conversations compare equal."""
+    """A message reduced to what the chat format renders, so that equal conversations compare equal."""
     if not isinstance(message, dict):
         raise wrong_type(where, message, dict)
     role = message.get("role")
@@ -132,7 +132,7 @@ def normal_message(message: Any, where: str) -> Message:
 
 
 def assistant_message(turn: ParsedTurn, raw: str) -> Message:
-    """The message that a turn is answered with; ``raw``: the text of a malformed one."""
+    """The message for a turn; ``raw``: the text of a malformed one."""
     if turn.malformed:
         return {"role": "assistant", "content": raw}
     message: Message = {"role": "assistant", "content": turn.content}
@@ -150,7 +150,7 @@ def assistant_message(turn: ParsedTurn, raw: str) -> Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """One answer on its way out. ``extra`` goes beside OpenAI's fields, under ``parl``."""
+    """One answer. ``extra`` goes beside OpenAI's fields, under ``parl``."""
 
     identifier: str
     model: str
@@ -176,7 +176,7 @@ class Reply:
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": new, "total_tokens": self.prompt_tokens + new}
 
     def body(self) -> dict[str, Any]:
-        """The answer in one piece."""
+        """The answer as one JSON object."""
         message = {**self.message, "content": self.message["content"] or None, "refusal": None}
         if self.reasoning:
             message["reasoning_content"] = self.reasoning
@@ -184,7 +184,7 @@ class Reply:
         return {**self._head("chat.completion"), "choices": [choice], "usage": self.usage}
 
     def chunks(self, with_usage: bool) -> Iterator[dict[str, Any]]:
-        """The answer as a stream's chunks. The turn is complete before the first is sent."""
+        """The answer as chunks of a stream. The turn is complete before the first is sent."""
         yield self._chunk({"role": "assistant", "content": ""})
         if self.reasoning:
             yield self._chunk({"reasoning_content": self.reasoning})
@@ -214,7 +214,7 @@ class Reply:
         for token, logprob in zip(self.completion.tokens, self.completion.logprobs, strict=True):
             known = token < self.tokenizer.vocab_size
             text = "".join(part for part, _ in self.tokenizer.pieces([token])) if known else ""
-            exact = list(self.tokenizer.decode_bytes([token])) if known else []  # part of a character too
+            exact = list(self.tokenizer.decode_bytes([token])) if known else []  # works for a part of a character
             items.append({"token": text, "logprob": logprob, "bytes": exact, "top_logprobs": []})
         return {"content": items, "refusal": None}
 
@@ -262,5 +262,5 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 
 
 def dumped(arguments: Mapping[str, Any]) -> str:
-    """Arguments as a text that UTF-8 can carry: half a surrogate pair, which a policy may write, stays an escape."""
+    """Arguments as UTF-8 text: a lone surrogate, which a policy may write, stays an escape."""
     return dump_arguments(arguments).encode("utf-8", "backslashreplace").decode()

@@ -1,7 +1,7 @@
-"""Tools of a request, checked before the chat format renders their schemas: a wrong type is named by its path.
+"""Tools of a request, checked before the chat format renders their schemas.
 
-A schema's text can be exponentially longer than the schema (a list of types renders the body once a type), so what
-rendering takes is counted first.
+A schema's text can be exponentially longer than the schema (a list of types renders the body once per type),
+so the rendered schemas are counted first.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from rollouts.gateway.openai_fields import mapping, sequence, text, wrong_type
 from rollouts.gateway.request_json import BadRequest, below, short
 
-_MAX_NODES = 20_000  # schemas that are rendered for one request
+_MAX_NODES = 20_000  # rendered schemas per request
 _UNIONS = ("anyOf", "oneOf")
 
 
 def read_tools(tools: Any) -> tuple[dict[str, Any], ...]:
-    """The functions in ``tools`` with what the chat format renders and nothing else."""
+    """The functions in ``tools``, reduced to what the chat format renders."""
     if tools is None:
         return ()
     if not isinstance(tools, list):
@@ -54,7 +54,7 @@ def _tool(tool: Any, path: str) -> dict[str, Any]:
 
 
 def _count(schema: Any, path: str, *, root: bool = False) -> int:
-    """How many schemas are rendered for ``schema``; BadRequest where a type is wrong."""
+    """Number of rendered schemas of ``schema``; BadRequest for a wrong type."""
     if not isinstance(schema, dict):
         return 0
     text(schema, "description", path)

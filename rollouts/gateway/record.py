@@ -1,12 +1,12 @@
-"""What a black-box harness asked and got, as episodes: conversations become traces, token by token as sampled.
+"""Record a black-box harness as episodes: conversations become traces, token by token as sampled.
 
-A request whose messages begin with those of an earlier exchange, answer included, continues its trace: the sampled
-tokens stay as they are and only what is new is rendered. So nothing is tokenised twice. A request that begins like a
-trace which has gone on since becomes a trace of its own, whose common beginning is context and is not trained again.
-Any other request begins a new trace.
+A request whose messages begin with those of an earlier exchange, answer included, continues its trace:
+sampled tokens stay as they are and only what is new is rendered, so nothing is tokenised twice. A request
+that branches off a trace becomes a new trace, whose common prefix is context and is not trained again. Any
+other request starts a new trace.
 
-An episode is what shares a name (``openai_format.read_request``); without one each conversation is its own.
-Its reward comes at the end, from the caller.
+An episode is everything with one name (``openai_format.read_request``); without one each conversation is its
+own. Its reward comes at the end, from the caller.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from rollouts.gateway.openai_format import ChatRequest, Message
 from rollouts.gateway.request_json import BadRequest, below, short
 from rollouts.swarm.transcript import Transcript
 
-MAX_REWARD = 1e9  # either way: sums and squares of a group's rewards stay finite in float32
-_MAX_PARTS, _PART_NAME = 64, 128  # of a reward, and characters of a part's name
+MAX_REWARD = 1e9  # either way: keeps sums and squares of a group's rewards finite in float32
+_MAX_PARTS, _PART_NAME = 64, 128  # of a reward, and the length of a part's name
 _TASKS = 100_000  # whose attempts are counted
 
 
 @dataclass(slots=True)
 class Conversation:
-    """One trace as it grows. ``history``: its messages in normal form; ``ends``: their numbers after each exchange."""
+    """A growing trace. ``history``: its messages in normal form; ``ends``: counts after each exchange."""
 
     transcript: Transcript
     session: str
@@ -44,14 +44,14 @@ class Conversation:
     history: list[Message] = field(default_factory=list)
     ends: list[tuple[int, int]] = field(default_factory=list)  # messages, tokens
     busy: bool = False
-    broken: bool = False  # an answer never came, and its prompt stands in the trace
+    broken: bool = False  # an answer failed, and its prompt is in the trace
 
     def ends_at(self, messages: int) -> bool:
-        """Whether a request that begins with the first ``messages`` messages may go on here."""
+        """Whether a request with the first ``messages`` messages may continue here."""
         return not self.busy and not self.broken and self.ends[-1][0] == messages
 
     def tokens_after(self, messages: int) -> int:
-        """How many tokens the first ``messages`` messages take; an exchange must have ended there."""
+        """Tokens of the first ``messages`` messages, after which an exchange must have ended."""
         return next(tokens for count, tokens in self.ends if count == messages)
 
     @property
@@ -62,7 +62,7 @@ class Conversation:
 
 @dataclass(slots=True)
 class Recording:
-    """One episode under way. ``temperatures``: those that its tokens were sampled at."""
+    """A running episode. ``temperatures``: those of its tokens."""
 
     name: str
     task: str
@@ -71,19 +71,18 @@ class Recording:
     conversations: list[Conversation] = field(default_factory=list)
     temperatures: set[float] = field(default_factory=set)
     closing: bool = False  # it is being stored
-    index: int | None = None  # which attempt of its task it is, once it ends
+    index: int | None = None  # number of the attempt at its task, once it ends
     named: bool = True  # by its caller
-    use: str = ""  # of its name, other than any before: noise is drawn by it
+    use: str = ""  # unique per use of the name: keys its noise
 
     @property
     def busy(self) -> bool:
-        """Whether it is being stored, or an answer is awaited."""
+        """Whether it is being stored, or waits for an answer."""
         return self.closing or any(conversation.busy for conversation in self.conversations)
 
 
 class Recorder:
-    """The episodes under way. ``recorded``: how many episodes were stored before, so that names, noise and attempts are
-    other ones."""
+    """The running episodes. ``recorded``: episodes stored before, to keep names and noise distinct."""
 
     def __init__(self, chat: ChatFormat, *, longest: int, recorded: int = 0) -> None:
         self._chat, self._longest = chat, longest
@@ -95,8 +94,11 @@ class Recorder:
         self.open: dict[str, Recording] = {}
 
     def begin(self, request: ChatRequest) -> tuple[Recording, Conversation]:
-        """The conversation that ``request`` continues or begins, with the prompt in its trace; mark it done with
-        :meth:`answered` or :meth:`failed`. Nothing is changed where it raises BadRequest (too long) or Refused."""
+        """The conversation that ``request`` continues or starts, with the prompt in its trace.
+
+        Then call :meth:`answered` or :meth:`failed`. Raises BadRequest (too long) or Refused, without
+        changes.
+        """
         if request.episode in self.open and self.open[request.episode].closing:
             raise Refused(409, None, f"episode {short(request.episode)} is being stored")
         tools = hashlib.sha256(json.dumps(request.tools, sort_keys=True).encode()).hexdigest()
@@ -119,10 +121,10 @@ class Recorder:
         return recording, conversation
 
     def _prompt(self, known: list[int], rest: list[Message], tools: Sequence[Any]) -> list[int]:
-        """Ids of what is new after ``known``; BadRequest where the whole exceeds the context."""
+        """Ids of what is new after ``known``; BadRequest if the whole exceeds the context."""
         pieces = self._more(rest, known[-1]) if known else self._chat.conversation(rest, tools)
         characters = sum(len(text) for text, _ in pieces)
-        if characters > self._longest * self._token_bytes:  # not worth counting
+        if characters > self._longest * self._token_bytes:  # certainly too long
             count = f"more than {characters // self._token_bytes}"
         elif len(known) + len(ids := self._chat.encode(pieces)) >= self._longest:
             count = f"{len(known) + len(ids)}"
@@ -134,7 +136,7 @@ class Recorder:
     def answered(
         self, recording: Recording, conversation: Conversation, completion: Completion, turn: ParsedTurn, reply: Message
     ) -> None:
-        """Take in what the policy wrote. ``reply``: what the caller got, in normal form."""
+        """Record the policy's answer. ``reply``: the caller's answer in normal form."""
         start, end = conversation.transcript.sampled(completion)
         calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in turn.tool_calls]
         trace, now = conversation.trace, time.monotonic() - recording.began
@@ -148,9 +150,9 @@ class Recorder:
         conversation.busy = False
 
     def failed(self, recording: Recording, conversation: Conversation) -> None:
-        """The policy gave no answer: the trace goes no further; asked again, the caller gets a trace of its own.
+        """The policy gave no answer: the trace ends, and a retry starts a new one.
 
-        A trace in which nothing was sampled is forgotten, where none has come after it.
+        A trace without sampled tokens is dropped if it is the last.
         """
         conversation.trace.status = TraceStatus.FAILED
         conversation.busy, conversation.broken = False, True
@@ -160,7 +162,7 @@ class Recorder:
                 self.open.pop(recording.name, None)
 
     def episode(self, name: str, reward: float | None, parts: dict[str, float], *, why: str = "") -> Episode:
-        """The episode ``name`` with its reward; FAILED, with ``why``, without one. KeyError if it is not under way.
+        """The episode ``name`` with its reward; FAILED, with ``why``, without one. KeyError if it is unknown.
 
         It stays under way until :meth:`forget`.
         """
@@ -195,25 +197,25 @@ class Recorder:
         return episode
 
     def forget(self, name: str) -> None:
-        """The episode ``name`` is over."""
+        """Drop the episode ``name``."""
         if self.open.pop(name).named:
             self._uses[name] += 1
             if len(self._uses) > _TASKS:
                 del self._uses[next(iter(self._uses))]
 
     def held(self) -> tuple[int, int]:
-        """Conversations under way, and their tokens."""
+        """Number of conversations under way, and of their tokens."""
         all_of = [conversation for recording in self.open.values() for conversation in recording.conversations]
         return len(all_of), sum(len(conversation.trace.tokens) for conversation in all_of)
 
     def oldest(self, but: str | None) -> str | None:
-        """The episode that nothing was heard of for the longest time; ``but`` only where there is no other."""
+        """The longest idle episode; ``but`` only if there is no other."""
         free = [recording for recording in self.open.values() if not recording.busy]
         found = min(free, key=lambda recording: (recording.name == but, recording.touched), default=None)
         return found and found.name
 
     def idle(self, seconds: float) -> list[str]:
-        """Episodes that nothing was heard of for ``seconds``."""
+        """Episodes idle for ``seconds``."""
         now = time.monotonic()
         idle = [recording for recording in self.open.values() if now - recording.touched > seconds]
         return [recording.name for recording in idle if not recording.busy]
@@ -232,7 +234,7 @@ class Recorder:
         return self.open[name]
 
     def _continued(self, request: ChatRequest, tools: str) -> tuple[tuple[Recording, Conversation] | None, int]:
-        """The exchange with the most messages that ``request`` begins with, one that can be continued before others."""
+        """The longest exchange that ``request`` begins with, preferring one that can be continued."""
         best: tuple[tuple[int, bool], Recording, Conversation] | None = None
         for recording in self.open.values():
             other = recording.named if request.episode is None else recording.name != request.episode
@@ -253,7 +255,7 @@ class Recorder:
         return (None, 0) if best is None else ((best[1], best[2]), best[0][0])
 
     def _branch(self, recording: Recording, of: Conversation | None, length: int, tools: str) -> Conversation:
-        """A trace of its own; from the first ``length`` messages of another one, whose tokens are context here."""
+        """A new trace, starting with the first ``length`` messages of another one as context."""
         number = len(recording.conversations)
         trace = Trace(
             agent_id="0" if number == 0 else f"0/{number - 1}",
@@ -272,8 +274,7 @@ class Recorder:
         return conversation
 
     def _more(self, messages: Sequence[Message], after: int) -> list[Piece]:
-        """What comes after a turn that ended in the token ``after``. Results get their tools' names, where the policy's
-        ids of calls hold one, else what Kimi writes."""
+        """The rendering after a turn that ended in ``after``. Results get tools' names from the ids of calls."""
         named = [
             {**m, "name": self._chat.tool_name(m["tool_call_id"]) or "tool"}
             if m["role"] == "tool" and "name" not in m
@@ -283,7 +284,7 @@ class Recorder:
         return self._chat.more(named, after)
 
     def _results(self, conversation: Conversation, messages: Sequence[Message]) -> None:
-        """Put tool messages beside the calls that they answer, for whoever looks at the episode."""
+        """Store tool messages with the calls that they answer, for display."""
         if conversation.trace.turns:
             answers = {m["tool_call_id"]: m["content"] for m in messages if m["role"] == "tool"}
             turn = conversation.trace.turns[-1]
@@ -291,7 +292,7 @@ class Recorder:
 
 
 def read_reward(tree: Any) -> tuple[float, dict[str, float]]:
-    """The reward and its parts in ``{"reward": NUMBER, "parts": {NAME: NUMBER}}``; BadRequest names what is wrong."""
+    """The reward and its parts in ``{"reward": NUMBER, "parts": {NAME: NUMBER}}``; BadRequest otherwise."""
     if not isinstance(tree, dict):
         raise BadRequest(
             "reward", 'the body must be {"reward": NUMBER, "parts": {NAME: NUMBER}}; parts may be left out'
@@ -313,7 +314,7 @@ def read_reward(tree: Any) -> tuple[float, dict[str, float]]:
 
 
 def is_reward(value: Any) -> bool:
-    """Whether ``value`` is a number that a group's advantages can be computed of."""
+    """Whether ``value`` is a number from which advantages can be computed."""
     good = isinstance(value, int | float) and not isinstance(value, bool)
     return good and math.isfinite(value) and abs(value) <= MAX_REWARD
 

@@ -1,4 +1,4 @@
-"""A request's body: JSON only, capped while it comes in, and within a deadline."""
+"""A request's body: JSON only, with limits on size and time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 
 class Bodies:
-    """Reads bodies of at most ``longest`` bytes within ``deadline_s``, all under way together ``total`` at most."""
+    """Reads bodies of at most ``longest`` bytes within ``deadline_s``, all current ones at most ``total``."""
 
     def __init__(self, *, longest: int, total: int, deadline_s: float) -> None:
         self._longest, self._total, self._deadline_s = longest, total, deadline_s
         self._held = 0
 
     async def read(self, request: Request, reader: Callable[[Any], T]) -> T:
-        """What ``reader`` makes of the body's JSON. Refused, BadRequest, ClientDisconnect.
+        """``reader`` applied to the body's JSON. Raises Refused, BadRequest, ClientDisconnect.
 
-        A mistake of a field is named before a wrong content type: it is the one that takes longer to find.
+        Reports a wrong field before a wrong content type.
         """
         coding = request.headers.get("content-encoding", "identity").strip().lower()
         if coding != "identity":
@@ -37,7 +37,7 @@ class Bodies:
         wrong = Refused(415, "content-type", f"content-type: {short(', '.join(kinds))} must be application/json, once")
         body = await self._bytes(request)
         try:
-            if len(body) > _LONG:  # others are served meanwhile
+            if len(body) > _LONG:  # other requests are served meanwhile
                 read = await asyncio.to_thread(lambda: reader(parse_body(body)))
             else:
                 read = reader(parse_body(body))

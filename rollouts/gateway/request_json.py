@@ -1,7 +1,7 @@
-"""JSON from strangers: what Python's parser lets pass and others do not is refused, with the path of what is wrong.
+"""Untrusted JSON: refuses what Python's parser accepts and others do not, with its path.
 
-Refused are numbers that are not finite or too long, names that occur twice in one object, half surrogates in values and
-names, and nesting that would exhaust the stack of whoever walks over it.
+Refused are numbers that are not finite or too long, repeated names in an object, lone surrogates, and nesting
+that would exhaust the stack.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_DEPTH = 64
-_MAX_DIGITS = 300  # of a whole number, so that it fits a float
+_MAX_DIGITS = 300  # of an integer, so that it fits a float
 _TOO_LONG = 10**_MAX_DIGITS
 _SHOWN = 80  # characters of a value in a message
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -22,7 +22,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BadRequest(ValueError):
-    """The request cannot be served as it is: ``field``, its path in the body, and the reason."""
+    """The request cannot be served: ``field``, its path in the body, and the reason."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
@@ -31,19 +31,19 @@ class BadRequest(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Wrong:
-    """Stands in the tree where a value is refused, until its path is known."""
+    """Marks a refused value in the tree until its path is known."""
 
     reason: str
 
 
 class _Twice(dict[str, Any]):
-    """An object in which ``name`` occurs twice."""
+    """An object in which ``name`` is repeated."""
 
     name: str = ""
 
 
 def parse_body(body: bytes) -> Any:
-    """The tree of ``body``, UTF-8 with or without a byte order mark. BadRequest names what is wrong and where."""
+    """The tree of ``body``, UTF-8 with or without a byte-order mark. Raises BadRequest."""
     try:
         tree = _DECODER.decode(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -59,7 +59,7 @@ def parse_body(body: bytes) -> Any:
 
 
 def parse_text(text: str) -> Any:
-    """JSON inside a text of the body, such as a call's arguments. ValueError says what is wrong."""
+    """JSON in a text of the body, such as a call's arguments. ValueError says what is wrong."""
     try:
         tree = _DECODER.decode(text)
     except RecursionError:
@@ -70,19 +70,19 @@ def parse_text(text: str) -> Any:
 
 
 def not_carried(tree: Any) -> str:
-    """Why :func:`parse_text` would refuse the JSON of ``tree``; empty where it would not."""
+    """Why :func:`parse_text` would refuse the JSON of ``tree``; empty if it would not."""
     found = _problem(tree, 0, True)
     return f"{path_of(found[0])} {found[1]}" if found else ""
 
 
 def short(value: Any) -> str:
-    """``value`` for a message: one line, ASCII, cut."""
+    """``value`` for a message: one line, ASCII, truncated."""
     text = ascii(value if not isinstance(value, str) else value[:_SHOWN])
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def below(path: str, key: str | int) -> str:
-    """The path of what stands under ``key`` in ``path``."""
+    """The path of ``key`` in ``path``."""
     if isinstance(key, int):
         return f"{path}[{key}]"
     if not _NAME.fullmatch(key):
@@ -91,7 +91,7 @@ def below(path: str, key: str | int) -> str:
 
 
 def path_of(keys: list[str | int]) -> str:
-    """The path that ``keys`` lead to."""
+    """The path of ``keys``."""
     path = ""
     for key in keys:
         path = below(path, key)
@@ -99,7 +99,7 @@ def path_of(keys: list[str | int]) -> str:
 
 
 def _problem(value: Any, depth: int, halves: bool) -> tuple[list[str | int], str] | None:
-    """What is refused first in ``value``: (keys down to it, reason). ``halves``: those of surrogates are let pass."""
+    """The first problem in ``value``: (keys to it, reason). ``halves``: allow lone surrogates."""
     if isinstance(value, str):
         return ([], _HALF) if not halves and _SURROGATE.search(value) else None
     if isinstance(value, _Wrong):

@@ -1,7 +1,7 @@
-"""uvicorn as the gateway runs it: connections that send no request, or read no answer, are closed.
+"""uvicorn for the gateway: closes connections that send no request, or read no answer.
 
-uvicorn itself waits for ever for the rest of a request's head, for the rest of a body that nobody wants, and for a
-client that stops reading.
+uvicorn alone waits for ever for the rest of a request's head, an unwanted body, or a client that stops
+reading.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-_SPARE_FILES = 64  # descriptors for what is not a connection
+_SPARE_FILES = 64  # descriptors other than connections
 _CONNECTIONS = 2048
 
 
 class TimelyProtocol(H11Protocol):
-    """HTTP/1.1 with deadlines: ``head_s`` from the connection's start or the last answer's end to the end of the next
-    request's head, ``stall_s`` without a byte taken off our hands."""
+    """HTTP/1.1 with deadlines: ``head_s`` for a request's head, ``stall_s`` without a byte read by the
+    client.
+    """
 
     head_s: float
     stall_s: float
@@ -32,7 +33,7 @@ class TimelyProtocol(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A connection beyond the most is closed at once."""
+        """Close a connection beyond the limit at once."""
         super().connection_made(transport)
         self._arm(self.head_s)
         if len(self.connections) > self.connections_at_most:
@@ -45,10 +46,10 @@ class TimelyProtocol(H11Protocol):
             self._disarm()
 
     def on_response_complete(self) -> None:
-        """The next head's deadline begins."""
+        """Start the next head's deadline."""
         self._arm(self.head_s)
         super().on_response_complete()
-        if self.cycle is not None and not self.cycle.response_complete:  # the next request had come in already
+        if self.cycle is not None and not self.cycle.response_complete:  # the next request has already arrived
             self._disarm()
 
     def pause_writing(self) -> None:
@@ -65,12 +66,12 @@ class TimelyProtocol(H11Protocol):
             self._arm(self.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """No deadline any more."""
+        """Cancel the deadlines."""
         super().connection_lost(exc)
         self._disarm()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is refused in OpenAI's form; not where an answer has begun."""
+        """Refuse what is not HTTP in OpenAI's form, unless an answer has begun."""
         if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
             self.transport.abort()
             return
@@ -91,10 +92,10 @@ class TimelyProtocol(H11Protocol):
 
 
 def server_config(app: ASGIApp, *, head_s: float = 15.0, stall_s: float = 30.0, finish_s: int = 5) -> uvicorn.Config:
-    """uvicorn's settings for ``app``: no proxy is trusted, no WebSockets, as many connections as there are files.
+    """uvicorn's settings for ``app``: no trusted proxies, no WebSockets, as many connections as files.
 
-    When it is to stop, requests under way have ``finish_s``: what is recorded is stored after them, and a scheduler
-    that asked it to stop soon kills it.
+    At shutdown running requests have ``finish_s``; records are stored after them, before a scheduler's
+    SIGKILL.
     """
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     most = max(8, min(_CONNECTIONS, files - _SPARE_FILES)) if files > 0 else _CONNECTIONS

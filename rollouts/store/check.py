@@ -1,7 +1,7 @@
-"""Looks at a shard before and while it is read: what it claims, how much it unpacks to, whether its agents are a tree.
+"""Validates a shard before and while it is read: claims, unpacked size, and that its agents form a tree.
 
-A file from elsewhere may claim anything at no cost: a billion rows, gigabytes out of kilobytes, an agent that launched
-itself. ValueError says what is wrong; :mod:`rollouts.store.store` adds the file's name.
+A file from elsewhere may claim a billion rows, unpack to gigabytes, or hold an agent that launched itself.
+ValueError says what is wrong; :mod:`rollouts.store.store` adds the file's name.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import pyarrow.parquet as pq
 from rollouts.episode import Trace
 
 MOST_EPISODES = 1_000_000
-_BATCH = 16  # episodes that are unpacked at a time
-_RATIO, _FLOOR, _MOST = 200, 2**28, 2**34  # bytes that a byte of the file may unpack to; always allowed; never
+_BATCH = 16  # episodes unpacked at a time
+_RATIO, _FLOOR, _MOST = 200, 2**28, 2**34  # bytes that a byte of the file may unpack to; always allowed; upper bound
 _AGENTS, _DEPTH = 100_000, 64
 
 
 def allowed_bytes(size: int) -> int:
-    """What a shard of ``size`` bytes may unpack to."""
+    """Bytes that a shard of ``size`` bytes may unpack to."""
     return min(_FLOOR + _RATIO * size, _MOST)
 
 
 def check_claims(file: pq.ParquetFile, size: int, wanted: pa.Schema) -> None:
-    """The columns, and what the file's metadata says about its size."""
+    """Check the columns and the sizes in the file's metadata."""
     found = file.schema_arrow
     for field in wanted:
         place = found.get_field_index(field.name)
@@ -46,7 +46,7 @@ def check_claims(file: pq.ParquetFile, size: int, wanted: pa.Schema) -> None:
 def batches(
     file: pq.ParquetFile, size: int, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Some columns of a file of ``size`` bytes, a few episodes at a time; ValueError where it unpacks to too much."""
+    """Some columns, a few episodes at a time; ValueError if ``size`` bytes unpack to too much."""
     held, most = 0, allowed_bytes(size)
     options: dict[str, Any] = {} if groups is None else {"row_groups": list(groups)}
     named = None if columns is None else list(columns)
@@ -58,7 +58,7 @@ def batches(
 
 
 def check_lengths(traces: Sequence[Mapping[str, Any]], arrays: Mapping[str, np.ndarray]) -> None:
-    """Every array has as many values as the traces together say."""
+    """Every array must have the total length of the traces."""
     for name, array in arrays.items():
         if name == "routes":
             shapes = [trace["routes"] for trace in traces if trace["routes"] is not None]
@@ -79,9 +79,9 @@ def _size(value: Any) -> bool:
 
 
 def check_agents(traces: Sequence[Trace], *, whole: bool = True) -> None:
-    """One orchestrator, agents with names of their own, each launched by one that is there, none by itself.
+    """One orchestrator; distinct agents, each launched by an existing one, not by itself.
 
-    ``whole``: what turns launched must be there as well, as it must for everything that counts steps.
+    ``whole``: launched agents must exist too, as needed to count steps.
     """
     by_id = {trace.agent_id: trace for trace in traces}
     if not traces or len(traces) > _AGENTS:
@@ -104,7 +104,7 @@ def check_agents(traces: Sequence[Trace], *, whole: bool = True) -> None:
 
 
 def _check_launches(root: Trace, by_id: Mapping[str, Trace], whole: bool) -> None:
-    """What turns launched is there, and walking down it comes to an end."""
+    """What turns launched exists, without cycles."""
     open_, visits = [(root, 0)], 0
     while open_:
         trace, depth = open_.pop()

@@ -1,7 +1,7 @@
-"""Single episodes and single columns of stored shards, without decoding the rest; what is damaged is named.
+"""Single episodes and columns of stored shards, without decoding the rest; damage is reported.
 
-:func:`rollouts.store.store.read_shard` decodes a whole shard with all its routes. Whoever wants to choose among
-thousands of episodes reads their plain columns here, and then the few that were chosen.
+:func:`rollouts.store.store.read_shard` decodes a whole shard with all routes. To choose among thousands of
+episodes, read their plain columns here, then the chosen few.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from rollouts.store.store import SHARD_NAME, episode_of, named, open_shard, read
 
 
 def shards(folder: str | Path) -> list[tuple[str, int, Path]]:
-    """(kind, step, file) of all shards in ``folder``, by kind and step; empty where there is no such folder."""
+    """(kind, step, file) of all shards in ``folder``, by kind and step; empty if there is no such folder."""
     folder = Path(folder)
     names = [(SHARD_NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
     return sorted((name[1], int(name[2]), path) for name, path in names if name)
 
 
 def read_columns(path: str | Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """A few columns of all episodes of a shard, without their tokens; ``rewards`` and ``metrics`` as dictionaries."""
+    """Some columns of all episodes of a shard, without tokens; ``rewards`` and ``metrics`` as dictionaries."""
     with open_shard(path) as (file, _):
         rows = list(read_rows(path, file, columns))
     for number, row in enumerate(rows):

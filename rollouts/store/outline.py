@@ -1,8 +1,8 @@
-"""Stored episodes without their tokens: all that scoring, listing and searching need, read many times faster.
+"""Stored episodes without tokens: enough for scoring, listing and searching, and read many times faster.
 
-An outline is an :class:`Episode` whose traces have empty token arrays. Its turns keep their spans, so sampled tokens
-can still be counted; with ``texts=False`` they have no contents, results and call arguments either. The binary columns
-of the shard are not touched.
+An outline is an :class:`Episode` whose traces have empty token arrays. Turns keep their spans, so sampled
+tokens can be counted; with ``texts=False`` turns have no contents, results and call arguments. The shard's
+binary columns are not read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STATUSES = {str(status): status for status in TraceStatus}
 
 @dataclass(slots=True, kw_only=True)
 class Outline:
-    """One stored episode and where it lies."""
+    """A stored episode and its location."""
 
     episode: Episode
     path: Path
@@ -39,12 +39,12 @@ class Outline:
 
     @property
     def ref(self) -> str:
-        """A name that finds it again: ``train-000012:5``, shard and row."""
+        """Its name: ``train-000012:5``, shard and row."""
         return f"{self.path.stem}:{self.row}"
 
 
 def shard_paths(folder: Path, kind: str | None = None) -> list[Path]:
-    """The shards of a store's folder, of one ``kind`` where it is given; by kind, then by step."""
+    """The shards of a store's folder, optionally of one ``kind``; by kind, then by step."""
     found = [(name, path) for path in folder.iterdir() if (name := SHARD_NAME.fullmatch(path.name))]
     found = [(name, path) for name, path in found if kind in (None, name[1])]
     return [path for name, path in sorted(found, key=lambda pair: (pair[0][1], int(pair[0][2])))]
@@ -128,7 +128,7 @@ def _call(name: str) -> ToolCall:
     return ToolCall(id="", name=name, arguments={})
 
 
-_CALLS: dict[str, ToolCall] = {}  # bare calls by name: they differ in nothing else
+_CALLS: dict[str, ToolCall] = {}  # calls without arguments, shared by name
 
 
 def _full_turn(data: dict[str, Any]) -> Turn:

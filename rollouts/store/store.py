@@ -1,15 +1,15 @@
-"""The durable episode store: one Parquet shard a training step, written whole or not at all.
+"""The durable episode store: one Parquet shard per training step, written atomically.
 
-A shard is ``KIND-STEP.parquet`` (``train-000012.parquet``), one row an episode, readable by any Parquet tool and by
-``datasets.load_dataset("parquet", data_files=...)``. Columns a reader may want to filter by are plain (``task_key``,
+A shard is ``KIND-STEP.parquet`` (``train-000012.parquet``), one row per episode, readable by any Parquet tool
+and by ``datasets.load_dataset("parquet", data_files=...)``. Columns to filter by are plain (``task_key``,
 ``family``, ``index``, ``status``, ``answer``, ``policy_version``, ...); ``task``, ``traces``, ``rewards`` and
-``metrics`` are JSON; token arrays of all traces of an episode lie one behind the other in binary columns, little
-endian: ``tokens`` int32, ``mask`` uint8, ``logprobs`` float32, ``versions`` int32, ``routes`` int16 [tokens, L, K] of
-those traces that have them. Each trace in ``traces`` gives the length of its arrays and the shape of its routes.
+``metrics`` are JSON. Token arrays of an episode's traces are concatenated in binary columns, little endian:
+``tokens`` int32, ``mask`` uint8, ``logprobs`` float32, ``versions`` int32, ``routes`` int16 [tokens, L, K]
+(traces with routes only). Each trace in ``traces`` gives the lengths of its arrays and the shape of its
+routes.
 
-Pictures that tools showed are base64 in their results, and ``media_at`` of a trace says where they stand.
-
-Log-probabilities are float32 everywhere in this project; a value that is not is rounded to one.
+Pictures are base64 in the tool results; ``media_at`` of a trace holds their positions. Log-probs are rounded
+to float32.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PLAIN = ("index", "seed", "answer", "limit", "error", "critical_budget", "wall_
 SHARD_NAME = re.compile(r"([a-z][a-z_]*)-(\d{6,})\.parquet")  # kind, step
 _ROW_GROUP = 128  # episodes
 _TRACE_PLAIN = ("agent_id", "name", "parent", "parent_turn", "prompt", "message", "trainable")
-_TRACE_SELDOM = ("media_at", "limit", "cuts")  # left out where they are empty
+_TRACE_SELDOM = ("media_at", "limit", "cuts")  # left out if empty
 _TURN_PLAIN = tuple(f.name for f in fields(Turn) if f.name not in ("calls", "results", "deadline"))
 
 _SCHEMA = pa.schema(
@@ -67,25 +67,25 @@ _SCHEMA = pa.schema(
 
 
 class StoreError(RuntimeError):
-    """A shard that cannot be read: the text names the file, and what in it as closely as can be told."""
+    """A shard that cannot be read: the text names the file and the damage."""
 
 
 class EpisodeStore:
-    """Episodes by (kind, step) in ``folder``; a shard is there completely or not at all, also after a kill."""
+    """Episodes by (kind, step) in ``folder``; a shard exists completely or not at all, also after a kill."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, step: int, kind: str = "train") -> Path:
-        """Where the shard of ``step`` is or would be."""
+        """The path of the shard of ``step``, existing or not."""
         name = f"{kind}-{step:06d}.parquet"
         if step < 0 or not SHARD_NAME.fullmatch(name):
             raise ValueError(f"no shard can be named kind={kind!r}, step={step}: kind is a lower-case word, step >= 0")
         return self.folder / name
 
     def write(self, step: int, episodes: Sequence[Episode], *, policy_version: int, kind: str = "train") -> Path:
-        """Store ``episodes`` as the shard of ``step``, replacing an earlier one; on disk when this returns."""
+        """Store ``episodes`` as the shard of ``step``, replacing an earlier one; on disk on return."""
         path = self.path(step, kind)
         rows = [{**_episode_row(e), "step": step, "policy_version": policy_version} for e in episodes]
         meta = {"parl_schema": SCHEMA_VERSION, "kind": kind, "step": step, "policy_version": policy_version}
@@ -101,17 +101,17 @@ class EpisodeStore:
         return path
 
     def read(self, step: int, kind: str = "train") -> tuple[list[Episode], int] | None:
-        """(episodes, policy version) of ``step`` as they were written; None if there is no such shard."""
+        """(episodes, policy version) of ``step`` as written; None without a shard."""
         path = self.path(step, kind)
         return read_shard(path) if path.exists() else None
 
     def steps(self, kind: str = "train") -> list[int]:
-        """Steps that have a shard, ascending."""
+        """Steps with a shard, ascending."""
         names = [SHARD_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
         return sorted(int(name[2]) for name in names if name and name[1] == kind)
 
     def discard_after(self, step: int, kind: str = "train") -> list[int]:
-        """Delete the shards of all steps greater than ``step`` (what a resumed run has not done yet); returns those."""
+        """Delete the shards of all steps after ``step`` (for a resumed run); returns them."""
         gone = [later for later in self.steps(kind) if later > step]
         for later in gone:
             self.path(later, kind).unlink()
@@ -126,7 +126,7 @@ class EpisodeStore:
 
 
 def read_shard(path: str | Path) -> tuple[list[Episode], int]:
-    """(episodes, policy version) of one shard file; :class:`StoreError` names a file that is not one."""
+    """(episodes, policy version) of one shard file; :class:`StoreError` if it is not one."""
     with open_shard(path) as (file, meta):
         tasks: dict[str, Task] = {}  # the episodes of a group share their task
         episodes: list[Episode] = []
@@ -139,7 +139,7 @@ def read_shard(path: str | Path) -> tuple[list[Episode], int]:
 def read_rows(
     path: str | Path, file: pq.ParquetFile, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of an open shard, a few in memory at a time. StoreError where they are damaged or unpack to too much."""
+    """The rows of an open shard, a few in memory at a time. StoreError if damaged or too large unpacked."""
     try:
         for batch in batches(file, Path(path).stat().st_size, columns, groups):
             yield from batch.to_pylist()
@@ -151,7 +151,7 @@ def read_rows(
 
 @contextmanager
 def named(path: str | Path, what: str) -> Iterator[None]:
-    """Whatever a damaged file raises, as a :class:`StoreError` that says where."""
+    """Turn errors of a damaged file into :class:`StoreError` with its path."""
     try:
         yield
     except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -162,9 +162,10 @@ def named(path: str | Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def open_shard(path: str | Path) -> Iterator[tuple[pq.ParquetFile, dict[str, str]]]:
-    """A shard's open file and its metadata (``kind``, ``step``, ``policy_version``), before any row is read.
+    """A shard's open file and metadata (``kind``, ``step``, ``policy_version``), before any row is read.
 
-    Raises :class:`StoreError` where the file is missing, cut off, not Parquet, not ours or of another schema version.
+    Raises :class:`StoreError` if it is missing, truncated, not Parquet, not ours or of another schema
+    version.
     """
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
@@ -191,7 +192,7 @@ def open_shard(path: str | Path) -> Iterator[tuple[pq.ParquetFile, dict[str, str
 
 
 def where_damaged(file: pq.ParquetFile) -> str:
-    """Which episodes, column and bytes of a shard cannot be read: the first column chunk that does not decode."""
+    """The episodes, column and bytes of the first column chunk that does not decode."""
     first = 0
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
@@ -226,7 +227,7 @@ def _episode_row(episode: Episode) -> dict[str, Any]:
 
 
 def _storable(value: Any) -> Any:
-    """A lone surrogate, which a column of text cannot hold, becomes U+FFFD; pairs become their character."""
+    """Replaces lone surrogates by U+FFFD for a text column; pairs become their character."""
     if isinstance(value, str) and not value.isascii():
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
@@ -258,13 +259,13 @@ def _turn_json(turn: Turn) -> dict[str, Any]:
 
 
 def result_json(result: ToolResult) -> list[Any]:
-    """A tool's result as JSON holds it: :func:`tool_result`'s arguments."""
+    """A tool's result as JSON: :func:`tool_result`'s arguments."""
     images = [base64.b64encode(image).decode() for image in result.images]
     return [result.text, result.error, result.latency_s, *([images] if images else [])]
 
 
 def _dumps(value: Any) -> str:
-    # ASCII, so that even a lone surrogate that a model wrote into an argument survives
+    # ASCII, so that a lone surrogate in an argument survives
     return json.dumps(value, separators=(",", ":"), default=_plain)
 
 
@@ -275,7 +276,7 @@ def _plain(value: Any) -> Any:
 
 
 def episode_of(row: dict[str, Any], tasks: dict[str, Task]) -> Episode:
-    """The episode of a shard's row; ``tasks`` keeps what was read, so that a group shares one task."""
+    """The episode of a shard's row; ``tasks`` caches tasks, so that a group shares one."""
     text = row["task"]
     if text not in tasks:
         tasks[text] = Task.from_row(json.loads(text))

@@ -36,7 +36,7 @@ class Agent:
         self._temperature = temperature
         self.transcript = Transcript(trace, self.settings.chat, self.settings.media)
         swarm.live[trace.agent_id] = self
-        if trace.tokens:  # it goes on
+        if trace.tokens:  # a resumed trace
             self._opening = trace.turns[0].start if trace.turns else turn_start(trace)
         else:
             opening, question = swarm.opening(trace.role, system, tools, trace.prompt)
@@ -45,7 +45,7 @@ class Agent:
         self._begin_context()
 
     def _begin_context(self) -> None:
-        """A session of the engine, and noise of its own: equal positions of two contexts must not draw alike."""
+        """A new engine session and noise key: equal positions of two contexts must not sample alike."""
         episode, number = self.swarm.episode, len(self.trace.cuts)
         place = (episode.seed, episode.task.key, episode.index, self.trace.agent_id, *([number] if number else []))
         self._session_id = f"{id(self.swarm):x}/{episode.task.key}/{episode.index}.{number}#{self.trace.agent_id}"
@@ -58,12 +58,12 @@ class Agent:
         )
 
     async def run(self, max_steps: int) -> None:
-        """To the end; ``trace.status`` says which, and is RUNNING where the episode was halted."""
+        """Run to the end; ``trace.status`` tells how, and is RUNNING if the episode was halted."""
         try:
             if turn := unanswered(self.trace):
                 await self._answer(turn)
             while self.trace.status is TraceStatus.RUNNING and not self.swarm.flight.halting:
-                begun = self.transcript.unfinished  # a turn that was cut short has passed its limits
+                begun = self.transcript.unfinished  # an interrupted turn has passed its limits
                 limit = "" if begun else self.swarm.limit_reached(self.trace, max_steps) or await self._fit_context()
                 if limit:
                     self.trace.status, self.trace.limit = TraceStatus.OVER_BUDGET, limit
@@ -77,7 +77,7 @@ class Agent:
             await self._engine.release(self._session_id)
 
     async def _fit_context(self) -> str:
-        """Keep the context below its limit; the limit's name where that cannot be done."""
+        """Keep the context below its limit; returns the limit's name if that is impossible."""
         if self._context_limit is None or len(self.transcript.context) <= self._context_limit:
             return ""
         if self.settings.context.policy == "none":
@@ -92,7 +92,7 @@ class Agent:
         return ""
 
     async def _turn(self) -> None:
-        """One turn; not all of it where it was interrupted, and the rest of it where it had been."""
+        """One turn, or a part of it: up to an interruption, or from one on."""
         began, start = self.swarm.elapsed(), turn_start(self.trace)
         completion = await self._generate(start)
         before, end = self.transcript.sampled(completion)
@@ -115,7 +115,7 @@ class Agent:
         self._end(turn)
 
     async def _answer(self, turn: Turn) -> None:
-        """Run the calls of ``turn``, or the rest of them, and show the results; not where the episode was halted."""
+        """Run the remaining calls of ``turn`` and append the results, unless the episode was halted."""
         answers = self.swarm.answers.setdefault(self.trace.agent_id, Answers())
         await self._execute(turn, answers)
         if len(answers.results) < len(turn.calls):
@@ -156,11 +156,10 @@ class Agent:
         return self.settings.chat.parse(tokens, tools=self._names, first=self.trace.tool_calls)
 
     async def _execute(self, turn: Turn, answers: Answers) -> None:
-        """Fill ``answers``, all but those of sub-agents that are halted. Registrations take effect in the order of the
-        calls; what runs does so at once."""
+        """Fill ``answers``, except for halted sub-agents. Registrations come first; the calls run at once."""
         if (
             len(turn.calls) == 1 and turn.calls[0].name not in SPAWNING_NAMES
-        ):  # most turns: no task of its own for one call
+        ):  # most turns: no asyncio task for a single call
             if not answers.results:
                 answers.results[0] = await self._call(turn, turn.calls[0])
             return

@@ -8,7 +8,7 @@ from envs.base import Task
 
 
 def critical_budget(task: Task, factor: float, slack: int = 4) -> int:
-    """Critical steps allowed: ⌈factor · oracle.serial_steps⌉ + slack, in turns; 0 = unlimited, where no oracle is.
+    """Critical steps allowed: ⌈factor · oracle.serial_steps⌉ + slack, in turns; 0 = unlimited (no oracle).
 
     K2.5 limits training and evaluation by critical, not total, steps; it does not say how large the limit is.
     """

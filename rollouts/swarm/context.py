@@ -1,11 +1,11 @@
-"""Context management: what an agent goes on with when its context has grown too long.
+"""Context management: what an agent continues with when its context is too long.
 
-The baselines that the Kimi K2.5 report compares swarms with (section on context sharding): ``discard_all`` drops the
-whole history and begins again from the question (used with DeepSeek-V3.2), ``hide_tool_result`` keeps all that the
-agent wrote and the newest round of tool results, and says of older ones only that they were there.
+The baselines that the Kimi K2.5 report compares swarms with (section on context sharding): ``discard_all``
+drops the history and restarts from the question (used with DeepSeek-V3.2), ``hide_tool_result`` keeps the
+agent's own text and the newest round of tool results, with a placeholder for older ones.
 
-A new context is a new piece of the same trace (``Trace.cuts``): the agent reads it as a prompt, under fresh noise, and
-each piece is trained as a row of its own, so that what is trained is what was seen.
+A new context is a new segment of the same trace (``Trace.cuts``): the agent reads it as a prompt, under fresh
+noise, and each segment is trained as a row of its own, so that rows equal the engine's contexts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ HIDDEN = "hidden"
 
 
 def context_limit(config: ContextConfig, trace: Trace) -> int | None:
-    """Tokens of the context that ``trace`` may have before a turn; None where the engine's limit is the only one."""
+    """Longest context of ``trace`` before a turn, in tokens; None if only the engine's limit applies."""
     return config.orchestrator_tokens if trace.parent is None else config.subagent_tokens
 
 
 def new_context(config: ContextConfig, trace: Trace, opening: Sequence[int], chat: ChatFormat) -> list[int]:
-    """Token ids of the context that takes the place of the present one. ``opening``: tools, system prompt, question."""
+    """Token ids of the context that replaces the current one. ``opening``: tools, system prompt, question."""
     ids = list(opening)
     if config.policy == "discard_all":
         return ids
@@ -40,7 +40,7 @@ def new_context(config: ContextConfig, trace: Trace, opening: Sequence[int], cha
 
 
 def content_of(result: ToolResult) -> str | list[dict[str, str]]:
-    """What a chat format renders of a result: its text, and a placeholder for each picture."""
+    """A result for the chat format: its text, and a placeholder for each picture."""
     if not result.images:
         return result.text
     text = [{"type": "text", "text": result.text}] if result.text else []

@@ -1,6 +1,6 @@
-"""What bounds a swarm from outside: places in a queue, deadlines, and a switch that stops everything.
+"""Limits of a swarm: slots, deadlines, and a switch that stops everything.
 
-All of it belongs to one worker and its event loop. Waiting is first come, first served.
+They belong to one worker and its event loop. Waiting is first come, first served.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 
 
 class Slots:
-    """How many sub-agents and tool calls of all episodes of a worker may be under way at once; None = any number.
+    """Sub-agents and tool calls of all episodes of a worker that may run at once; None = any number.
 
-    An orchestrator needs no slot: it only waits, and would otherwise wait for sub-agents that wait for it.
+    An orchestrator needs no slot: it only waits, and would deadlock with the sub-agents that it waits for.
     """
 
     def __init__(self, subagents: int | None = None, tool_calls: int | None = None) -> None:
@@ -25,9 +25,9 @@ def _gate(places: int | None) -> AbstractAsyncContextManager[None]:
 
 
 class Deadline:
-    """The tightest of several named points in time on the loop's clock. Enter it; ``name`` says which it was.
+    """The tightest of several named deadlines on the loop's clock. Enter it; ``name`` says which it was.
 
-    Raises TimeoutError when it passes, and then only is ``passed`` true: others that come from inside are not ours.
+    Raises TimeoutError when it passes; only then is ``passed`` true, not after a TimeoutError from inside.
     """
 
     def __init__(self, name: str = "", when: float | None = None) -> None:
@@ -57,24 +57,24 @@ class Deadline:
 
 
 class StopSwitch:
-    """Ends all episodes that run under it, at once, with what they have."""
+    """Stops all episodes that run under it at once, keeping their turns."""
 
     def __init__(self) -> None:
         self.stopped = False
         self._running: set[Deadline] = set()
 
     def enter(self, deadline: Deadline) -> None:
-        """``deadline`` ends when the switch is thrown; it may have been thrown already."""
+        """Let the switch end ``deadline``, at once if it is already thrown."""
         self._running.add(deadline)
         if self.stopped:
             deadline.tighten(STOPPED, 0.0)
 
     def leave(self, deadline: Deadline) -> None:
-        """It has ended by itself."""
+        """Unregister ``deadline``."""
         self._running.discard(deadline)
 
     def stop(self) -> None:
-        """Throw it."""
+        """Throw the switch."""
         self.stopped = True
         for deadline in self._running:
             deadline.tighten(STOPPED, 0.0)

@@ -1,14 +1,12 @@
-"""Partial rollouts: an episode that is halted at any moment, kept, and continued later, in any process.
+"""Partial rollouts: an episode halted at any moment, saved, and continued later, in any process.
 
-Halting is not stopping: no new turn begins, a turn that is being written is cut where it stands, tools under way are
-waited for (their own deadlines bound that), and what has been said and seen stays exactly as it was. Continued under
-the same weights, the episode is the uninterrupted one, bit by bit, but for its times; under newer weights each token
-keeps the version, the log-prob and the routes that it was sampled with.
+When halted, no new turn begins, a turn in progress is cut, running tools are awaited up to their deadlines,
+and the trace stays as it is. Continued under the same weights, the episode equals the uninterrupted one bit
+by bit, except for its times; under newer weights each token keeps its version, log-prob and routes.
 
-All of an episode's state is its tree and two small things beside it: the registered sub-agents, and the answers that
-the last turn of an agent has received so far. Its session with the environment is kept where the process lives on;
-elsewhere a new one is opened and the tool calls so far are made again, in the order in which they were asked
-(:func:`replay`), unless the environment says ``stateless = True``.
+The state of an episode is its tree, the registered sub-agents, and the results that the last turn of an agent
+has received so far. Its session with the environment is kept while the process lives; elsewhere a new one is
+opened and the tool calls are repeated in order (:func:`replay`), unless the environment is ``stateless``.
 """
 
 from __future__ import annotations
@@ -24,15 +22,15 @@ from rollouts.prompts import SPAWNING_NAMES
 
 @dataclass(slots=True, kw_only=True)
 class Answers:
-    """What the last turn of an agent has been answered so far, by the number of the call in the turn."""
+    """Results of an agent's last turn so far, by the number of the call in the turn."""
 
     results: dict[int, ToolResult] = field(default_factory=dict)
-    launched: dict[int, str] = field(default_factory=dict)  # agent id of the sub-agent that a call launched
+    launched: dict[int, str] = field(default_factory=dict)  # agent id of the sub-agent launched by a call
 
 
 @dataclass(slots=True, kw_only=True)
 class Suspended:
-    """An unfinished episode. ``answers`` by agent id, of agents whose last turn is not answered completely."""
+    """An unfinished episode. ``answers`` by agent id, of agents whose last turn is not complete."""
 
     episode: Episode
     agents: dict[str, str]  # registered configurations: name -> system prompt
@@ -44,11 +42,11 @@ Outcome = Episode | Suspended | None  # of an attempt: finished, unfinished, not
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Flight:
-    """One episode under way, as its owner holds it; ``saved`` and ``session`` are what it continues from.
+    """A running episode and its owner's controls; ``saved`` and ``session`` are what it continues from.
 
-    Set ``halting`` and interrupt its engines: ``rollouts.swarm.run_episode`` then returns, and ``halted`` says whether
-    the episode is unfinished. ``state`` gives it at any moment; it is not a copy. ``fault``: the machine's, where that
-    is why the episode failed.
+    Set ``halting`` and interrupt its engines: ``rollouts.swarm.run_episode`` then returns, and ``halted``
+    says whether the episode is unfinished. ``state`` is its current state, not a copy. ``fault``: the machine
+    fault, if one made it fail.
     """
 
     saved: Suspended | None = None
@@ -59,11 +57,11 @@ class Flight:
     state: Callable[[], Suspended] | None = None
 
     def now(self) -> Suspended | None:
-        """The episode as it stands; None where it has not begun."""
+        """The episode's current state; None if it has not begun."""
         return self.state() if self.state else self.saved
 
     async def open(self, environment: Environment, task: Task, call_s: float) -> Session:
-        """The session: the one that was kept, or a new one brought to where the episode stands."""
+        """The kept session, or a new one brought to the same state."""
         if self.session is None:
             self.session = await environment.open(task)
             if self.saved and not environment.stateless:
@@ -72,13 +70,13 @@ class Flight:
 
 
 def unanswered(trace: Trace) -> Turn | None:
-    """The turn of ``trace`` whose calls have not all been answered; None where there is none."""
+    """The turn of ``trace`` with unanswered calls; None without one."""
     turn = trace.turns[-1] if trace.turns else None
     return turn if turn and turn.calls and not turn.results and trace.status is TraceStatus.RUNNING else None
 
 
 def turn_start(trace: Trace) -> int:
-    """Where the next turn of ``trace`` begins: before the tokens of one that was cut short, else at the end."""
+    """Where the next turn of ``trace`` begins: before the tokens of an interrupted one, else at the end."""
     start = len(trace.tokens)
     while start and trace.mask[start - 1]:
         start -= 1
@@ -86,7 +84,7 @@ def turn_start(trace: Trace) -> int:
 
 
 async def replay(saved: Suspended, session: Session, call_s: float) -> None:
-    """Make the episode's tool calls again in a new ``session``; each has ``call_s`` seconds; answers are dropped."""
+    """Repeat the episode's tool calls in a new ``session``, each within ``call_s`` seconds."""
     made: list[tuple[float, str, ToolCall]] = []
     for trace in saved.episode.traces:
         for turn in trace.turns:

@@ -1,8 +1,8 @@
 """Sub-agents on any worker of the cluster, with the same episodes wherever they run.
 
-A sub-agent is a function of its job: noise is keyed by (seed, task, attempt, agent), engines give a stream the same
-tokens whatever runs beside it, and tools answer by their arguments. So the worker that an episode lives on may hand a
-job to the peer with the least to do, and which one that was shows in nothing but the times.
+A sub-agent is a function of its job: noise is keyed by (seed, task, attempt, agent), engines are
+batch-invariant, and tools depend on their arguments. So an episode's worker may send a job to the least
+loaded peer; only times differ.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from envs.base import Task
 from rollouts.episode import Trace
 from rollouts.faults import first_cause
 
-_PARTIAL_S = 5.0  # what a peer gets to hand over what a cancelled sub-agent has
+_PARTIAL_S = 5.0  # time for a peer to return a cancelled sub-agent's trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One sub-agent to run. ``elapsed_s``: the episode's age; ``stage_s``: seconds left to its stage, None = no limit.
+    """One sub-agent to run. ``elapsed_s``: the episode's age; ``stage_s``: seconds left, None = no limit.
 
     The sampling settings are the episode's, which a peer cannot know.
     """
@@ -40,7 +40,7 @@ class Job:
 
 
 class Placement:
-    """Hands jobs of one worker to the least loaded of all, as far as this one knows: what it has placed itself."""
+    """Sends jobs of one worker to the least loaded worker, by the jobs that this one has placed."""
 
     def __init__(self, peers: Sequence[Any], mine: int) -> None:
         """``peers``: handles of all workers, this one at position ``mine`` (its handle is not used)."""
@@ -48,9 +48,9 @@ class Placement:
         self._placed = [0] * len(self._peers)
 
     async def run(self, job: Job, here: Callable[[], Awaitable[None]], adopt: Callable[[Trace], None]) -> None:
-        """Run ``job`` ``here`` or at a peer, whose trace is given to ``adopt``, cancelled or not."""
+        """Run ``job`` ``here`` or at a peer, whose trace goes to ``adopt``, cancelled or not."""
         count = len(self._peers)
-        order = [(self._mine + offset) % count for offset in range(count)]  # of equals this worker, then the next
+        order = [(self._mine + offset) % count for offset in range(count)]  # prefer this worker, then the next
         chosen = min(order, key=self._placed.__getitem__)
         self._placed[chosen] += 1
         try:
@@ -63,7 +63,7 @@ class Placement:
 
 
 async def _at(peer: Any, job: Job, adopt: Callable[[Trace], None]) -> None:
-    """The episode's own deadline bounds the wait."""
+    """Run at a peer; the episode's own deadline bounds the wait."""
     answer = asyncio.ensure_future(peer.subagent.remote(job))
     try:
         adopt(await asyncio.shield(answer))
@@ -73,6 +73,6 @@ async def _at(peer: Any, job: Job, adopt: Callable[[Trace], None]) -> None:
         if done and not answer.exception():
             adopt(answer.result())
         raise
-    except Exception as error:  # what Ray wraps is what the sub-agent raised
+    except Exception as error:  # Ray wraps what the sub-agent raised
         cause = first_cause(error)
         raise (cause if isinstance(cause, Exception) else error) from None

@@ -13,7 +13,7 @@ from rollouts.swarm.swarm import CLOSE_S, Swarm
 
 
 async def run_job(job: Job, environment: Environment, settings: SwarmSettings) -> Trace:
-    """Run a sub-agent of another worker's episode, in a session of its own. Raises what engine or tools raise."""
+    """Run a sub-agent of another worker's episode in its own session. Raises errors of engine and tools."""
     host = Swarm(job.task, settings, index=job.index, seed=job.seed, critical_budget=0, age_s=job.elapsed_s)
     stage = None if job.stage_s is None else asyncio.get_running_loop().time() + job.stage_s
     deadline = Deadline()

@@ -1,4 +1,4 @@
-"""What all episodes of a call share, as the swarm takes it."""
+"""Settings that all episodes of a call share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from rollouts.swarm.placement import Placement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmSettings:
-    """What all episodes of a run share.
+    """Settings that all episodes of a run share.
 
-    ``chat``: how the policies' conversations are written; ``pool`` picks the engine that speaks for a trace.
-
-    ``media``: how pictures are cut for the policies; None where they cannot see.
+    ``chat``: the policies' chat format; ``pool`` picks the engine of a trace. ``media``: how pictures are
+    cut, None without vision.
     """
 
     chat: ChatFormat
@@ -33,7 +32,7 @@ class SwarmSettings:
     top_p: float = 1.0
     subagent_temperature: float = 1.0
     subagent_top_p: float = 1.0
-    train_subagents: bool = False  # their traces join the loss
+    train_subagents: bool = False  # whether their traces are trained
     media: Pictures | None = None
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     context: ContextConfig = field(default_factory=ContextConfig)

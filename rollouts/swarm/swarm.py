@@ -1,9 +1,9 @@
 """One episode as a coroutine: an orchestrator with its tools, and the sub-agents that it launches.
 
-Invariants: every agent is a ``Transcript`` that only grows; agents are numbered in the order of their calls, never of
-their timing; budgets are checked between an agent's turns, and shared ones only between the orchestrator's, so that no
-episode depends on what ran beside it; whatever happens, each trace and the episode end in exactly one status, and what
-was there by then is kept. Deadlines alone (``rollouts.limits``) see the clock; the tightest wins and is noted.
+Invariants: every agent is an append-only ``Transcript``; agents are numbered in the order of their calls;
+budgets are checked between an agent's turns, and shared ones only between the orchestrator's, so that no
+episode depends on concurrency; each trace and the episode end in exactly one status, and finished turns are
+kept. Only deadlines (``rollouts.limits``) depend on the clock; the tightest wins and is recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rollouts.swarm.partial import Answers, Flight, Suspended, unanswered
 from rollouts.swarm.placement import Job
 from rollouts.swarm.settings import SwarmSettings
 
-CLOSE_S = 5.0  # what tools get to stop in when an episode ends badly
+CLOSE_S = 5.0  # time for tools to stop when an episode ends badly
 
 
 async def run_episode(
@@ -38,9 +38,10 @@ async def run_episode(
     critical_budget: int,
     flight: Flight | None = None,
 ) -> Episode:
-    """One attempt at ``task``. Never raises but for cancellation: a failure is an episode with status FAILED.
+    """One attempt at ``task``. Raises only on cancellation: a failure is an episode with status FAILED.
 
-    ``flight`` halts it, says what it continues from (``rollouts.swarm.partial``), and whether the machine made it fail.
+    ``flight`` halts it, holds what it continues from (``rollouts.swarm.partial``), and records machine
+    faults.
     """
     flight = flight or Flight()
     swarm = Swarm(task, settings, index=index, seed=seed, critical_budget=critical_budget, flight=flight)
@@ -55,13 +56,13 @@ async def run_episode(
             open_session, session = session, None
             if not flight.halted:
                 await open_session.close()
-    except Exception as error:  # the boundary: one bad episode must not take the others down
+    except Exception as error:  # the boundary: a failed episode must not affect the others
         late = deadline.passed and isinstance(error, TimeoutError)
         flight.fault = swarm.fault_of(error, deadline.name if late else "")
         await swarm.fail(deadline.name if late else "", _reason(error), session)
     finally:
         settings.switch.leave(deadline)
-        if session is not None:  # it ended badly already: what closing adds to that is not worth more
+        if session is not None:  # it ended badly already: errors of closing do not matter
             with suppress(Exception):
                 await asyncio.wait_for(session.close(), CLOSE_S)
     swarm.episode.wall_s = swarm.elapsed()
@@ -69,7 +70,7 @@ async def run_episode(
 
 
 class Swarm:
-    """One episode as it runs."""
+    """A running episode."""
 
     def __init__(
         self,
@@ -93,14 +94,14 @@ class Swarm:
             critical_budget=critical_budget,
         )
         self.agents: dict[str, str] = {}  # registered configurations: name -> system prompt
-        self.answers: dict[str, Answers] = {}  # of turns that are being answered, by agent id
+        self.answers: dict[str, Answers] = {}  # of turns in progress, by agent id
         self.live: dict[str, Agent] = {}
         self.sampled = 0  # tokens of all agents
         self.engine_fault: EngineFailed | None = None  # what an engine raised
         self._by_id = {root.agent_id: root}
         self._openings: dict[tuple[Role, str], list[int]] = {}
         self._meter = CriticalMeter()
-        self._now = asyncio.get_running_loop().time  # the loop's clock, so that a simulated one is everyone's
+        self._now = asyncio.get_running_loop().time  # the loop's clock, so that simulated time works
         if self.flight.saved:
             self._continue(self.flight.saved)
         self._started = self._now()
@@ -117,16 +118,16 @@ class Swarm:
                 self.stage_done(turn)
 
     def state(self) -> Suspended:
-        """The episode as it stands."""
+        """The current state of the episode."""
         for agent in self.live.values():
             agent.transcript.close()
         self.episode.wall_s = self.elapsed()
         return Suspended(episode=self.episode, agents=self.agents, answers=self.answers)
 
     def fault_of(self, error: Exception, limit: str) -> MachineFault | None:
-        """The machine's fault behind ``error``, or behind the deadline ``limit`` that passed; None where there is none.
+        """The machine fault behind ``error``, or behind the passed deadline ``limit``; None if there is none.
 
-        An engine fails at the machine's expense whatever it raises: the policy has no say in that.
+        Every engine error is a machine fault: it is independent of the policy.
         """
         if limit:
             reason = "" if limit == STOPPED else self.settings.stalled(self._started)
@@ -134,7 +135,7 @@ class Swarm:
         return machine_fault(error) or self.engine_fault
 
     async def fail(self, limit: str, reason: str, session: Session | None) -> None:
-        """End everything that still runs: for ``reason``, or because the deadline ``limit`` passed."""
+        """End all running agents: for ``reason``, or because the deadline ``limit`` passed."""
         stopped = limit == STOPPED
         self.episode.status = EpisodeStatus.CANCELLED if stopped else EpisodeStatus.FAILED
         self.episode.limit = limit
@@ -145,7 +146,7 @@ class Swarm:
             await self.cancel(trace, limit, session)
 
     async def cancel(self, trace: Trace, limit: str, session: Session | None) -> None:
-        """End ``trace`` if it runs, because of ``limit``, and tell its tools; its turns stay."""
+        """Cancel ``trace`` if it runs, because of ``limit``, and notify its tools; its turns stay."""
         if trace.status is not TraceStatus.RUNNING:
             return
         trace.status, trace.limit = TraceStatus.CANCELLED, limit
@@ -188,8 +189,7 @@ class Swarm:
         return ""
 
     def opening(self, role: Role, system: str, tools: list[ToolSpec], question: str) -> tuple[list[int], list[Piece]]:
-        """What an agent reads first: token ids of tools and system prompt, which all of ``role`` under the prompt
-        ``system`` share, and the pieces of its own ``question``."""
+        """(token ids of tools and ``system``, shared by all agents of ``role``; pieces of the ``question``)."""
         declared = [tool.to_openai() for tool in tools]
         messages, chat = [{"role": "system", "content": system}], self.settings.chat
         if (role, system) not in self._openings:
@@ -197,11 +197,11 @@ class Swarm:
         return self._openings[role, system], chat.question(question, messages, declared)
 
     def stage_done(self, turn: Turn) -> None:
-        """The orchestrator's turn is over: charge it with its longest sub-agent."""
+        """Charge the orchestrator's finished turn with its longest sub-agent."""
         self._meter.stage(self._by_id[agent_id].steps for agent_id in turn.spawned)
 
     def register(self, call: ToolCall) -> ToolResult:
-        """create_subagent: keep a configuration under its name (a second one of that name replaces it)."""
+        """create_subagent: store a configuration by name (replacing an earlier one)."""
         name, prompt = call.arguments.get("name"), call.arguments.get("system_prompt")
         if not isinstance(name, str) or not isinstance(prompt, str) or not name:
             return refusal(ErrorKind.BAD_ARGS, "name and system_prompt must be strings")
@@ -209,7 +209,7 @@ class Swarm:
         return ToolResult(text="created")
 
     def launch(self, call: ToolCall, parent: Trace, turn: Turn) -> Trace | ToolResult:
-        """assign_task: a new trace for the call, or the reason why not."""
+        """assign_task: a new trace for the call, or the error result."""
         agent, prompt = call.arguments.get("agent"), call.arguments.get("prompt")
         if not isinstance(agent, str) or not isinstance(prompt, str):
             return refusal(ErrorKind.BAD_ARGS, "agent and prompt must be strings")
@@ -233,9 +233,9 @@ class Swarm:
         return trace
 
     async def delegate(self, session: Session, trace: Trace, system: str, stage: float | None) -> ToolResult | None:
-        """Run a launched sub-agent under the prompt ``system`` to its one message; its stage ends at ``stage``.
+        """Run a launched sub-agent with the prompt ``system`` to its message; its stage ends at ``stage``.
 
-        None where it was halted.
+        None if it was halted.
         """
         budget = self.settings.budget
         allowance = self._meter.allowance(self.episode.critical_budget)
@@ -271,17 +271,17 @@ class Swarm:
         )
 
     def _adopt(self, trace: Trace, ran: Trace) -> None:
-        """``trace`` ran at a peer and came back as ``ran``."""
+        """Copy ``ran``, from a peer, to ``trace``."""
         for part in fields(Trace):
             setattr(trace, part.name, getattr(ran, part.name))
         self.sampled += sum(turn.end - turn.start for turn in trace.turns)
-        if trace.limit == STOPPED:  # because this episode ends, which knows why
+        if trace.limit == STOPPED:  # because this episode ends, which knows the reason
             trace.status, trace.limit = TraceStatus.RUNNING, ""
 
     async def run_subagent(
         self, session: Session, trace: Trace, system: str, steps: int, stage: float | None = None
     ) -> None:
-        """Run ``trace`` for at most ``steps`` steps, in a slot, until its deadline or its stage's, ``stage``."""
+        """Run ``trace`` for at most ``steps`` steps, in a slot, until its deadline or that of its ``stage``."""
         deadline, began = Deadline("stage_s", stage), self._now()
         try:
             async with deadline, self.settings.slots.subagents:
@@ -290,7 +290,7 @@ class Swarm:
                 agent = Agent(self, session, trace, system, tools, self.settings.subagent_temperature)
                 await agent.run(steps)
         except TimeoutError:
-            if not deadline.passed:  # somebody else's
+            if not deadline.passed:  # another deadline
                 raise
             if reason := self.settings.stalled(began):
                 raise Stalled(reason) from None
@@ -298,6 +298,6 @@ class Swarm:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong first, without the groups in which tasks that ran at once report it."""
+    """The first cause, without exception groups."""
     error = first_cause(error)
     return f"{type(error).__name__}: {error}"

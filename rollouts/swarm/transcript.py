@@ -1,4 +1,4 @@
-"""One agent's append-only token stream. Each segment is rendered once; sampled tokens stay exactly as sampled."""
+"""One agent's append-only token stream. Each segment is rendered once; sampled tokens stay as sampled."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rollouts.episode import Trace
 
 
 class Transcript:
-    """Grows ``trace``: tokens with their mask, log-probs, policy versions and routes, all of equal length.
+    """Appends to ``trace``: tokens with mask, log-probs, policy versions and routes, all of equal length.
 
-    ``media``: how pictures are cut for the policy; None: it cannot see.
+    ``media``: how pictures are cut for the policy; None without vision.
     """
 
     def __init__(self, trace: Trace, chat: ChatFormat, media: Pictures | None = None) -> None:
@@ -24,8 +24,8 @@ class Transcript:
         self._chat = chat
         self._routes: list[np.ndarray] = []
         self._routed = 0
-        self._base = trace.cuts[-1] if trace.cuts else 0  # where the present context begins
-        self._resumed = trace.routes is not None  # a trace that goes on
+        self._base = trace.cuts[-1] if trace.cuts else 0  # start of the current context
+        self._resumed = trace.routes is not None  # a resumed trace
         if trace.routes is not None:
             known = np.flatnonzero((trace.routes >= 0).any(axis=(1, 2)))
             self._routed = max(int(known[-1]) + 1 if len(known) else 0, self._base)
@@ -34,8 +34,8 @@ class Transcript:
     def observe(self, pieces: Iterable[Piece], images: Sequence[bytes] = (), *, after: Sequence[int] = ()) -> None:
         """Append what the agent reads: opening, tool results. Text in it never becomes a control token.
 
-        ``after``: ids that come before; they must end in a control token, or text at the seam would be cut otherwise.
-        ``images`` (PNG) are shown in order, one at each placeholder. ValueError where the policy cannot see.
+        ``after``: ids that come before; they must end in a control token, or the seam would be tokenised
+        differently. ``images`` (PNG) replace the placeholders in order. ValueError without vision.
         """
         ids = self._chat.encode(pieces)
         if images:
@@ -45,11 +45,11 @@ class Transcript:
         self._append(ids, sampled=False, logprobs=[0.0] * len(ids), versions=[-1] * len(ids))
 
     def copied(self, ids: Sequence[int]) -> None:
-        """Append tokens as they stand in another trace: context here, whoever wrote them there."""
+        """Append tokens of another trace, as context."""
         self._append(list(ids), sampled=False, logprobs=[0.0] * len(ids), versions=[-1] * len(ids))
 
     def _with_pictures(self, ids: list[int], images: Sequence[bytes]) -> list[int]:
-        """``ids`` with as many placeholders a picture as it has tokens; their positions go to the trace."""
+        """``ids`` with one placeholder per token of each picture; records their positions in the trace."""
         if self._media is None:
             raise ValueError(f"agent {self.trace.agent_id}: a tool showed a picture to a policy without model.vision")
         placeholder = self._chat.picture_id
@@ -66,10 +66,10 @@ class Transcript:
         return out
 
     def sampled(self, completion: Completion) -> tuple[int, int]:
-        """Append what the agent wrote; returns its span of positions.
+        """Append a completion; returns its span of positions.
 
-        Routes of positions that are known already are dropped: where a trace goes on in a new session, they are what
-        later weights choose, and the tokens were sampled with the earlier ones.
+        Routes of known positions are dropped: if a trace continues in a new session, they come from later
+        weights, and the tokens were sampled with earlier ones.
         """
         start = len(self.trace.tokens)
         versions = completion.versions or [completion.policy_version] * len(completion.tokens)
@@ -85,16 +85,16 @@ class Transcript:
 
     @property
     def unfinished(self) -> bool:
-        """Whether the last turn was cut short: what it sampled has not been answered."""
+        """Whether the last turn was interrupted."""
         return bool(self.trace.mask) and self.trace.mask[-1]
 
     @property
     def context(self) -> list[int]:
-        """The token ids that the agent sees."""
+        """The token ids of the agent's context."""
         return self.trace.tokens[self._base :] if self._base else self.trace.tokens
 
     def restart(self, ids: list[int]) -> None:
-        """Begin a new context with ``ids``. ValueError where pictures were shown, whose places would be lost."""
+        """Start a new context with ``ids``. ValueError after pictures, whose positions would be lost."""
         if self.trace.media_at:
             raise ValueError(f"agent {self.trace.agent_id}: a context with pictures cannot be managed (context.policy)")
         self._pad()
@@ -103,7 +103,7 @@ class Transcript:
         self._append(ids, sampled=False, logprobs=[0.0] * len(ids), versions=[-1] * len(ids))
 
     def close(self) -> None:
-        """Put the routes together as they stand; positions that were never fed (a context's last token) get -1."""
+        """Assemble the routes; positions that were never fed (a context's last token) get -1."""
         if self._routes:
             self.trace.routes = np.concatenate([*self._routes, self._unfed()])
 

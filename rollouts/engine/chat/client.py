@@ -1,8 +1,8 @@
-"""A server of OpenAI's chat completions, whoever runs it: requests with deadlines and retries, and what they used.
+"""A client of OpenAI's chat completions: requests with deadlines and retries, and their usage.
 
-What may pass - a full queue, a restart, a connection that breaks - is tried again a few times. What will not pass on
-any request (nobody listens, the key or the model is refused, nothing was ever answered) is :class:`ServerGone`, kept in
-``ChatServer.gone``, so that its caller can stop instead of failing episode by episode.
+Transient failures (a full queue, a restart, a broken connection) are retried a few times. Permanent ones
+(nobody listens, key or model refused, never an answer) raise :class:`ServerGone`, kept in
+``ChatServer.gone``, so that the caller can stop instead of failing episode by episode.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ KEY = "OPENAI_API_KEY"
 _REFUSED = {401: f"set {KEY}", 403: f"set {KEY}", 404: "check the address and --model-name"}
 _TRIES = 5
 _PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
-_MOST = 16 * MIB  # bytes of an answer; a list of models may have hundreds with their descriptions
+_MOST = 16 * MIB  # bytes of an answer; lists of models may be long
 _CURE = f"put its key into the variable {KEY}"
 _Answer = TypeVar("_Answer", bound=BaseModel)
 
 
 class ServerGone(RuntimeError):
-    """The server answers no request of this kind; the text names its address and what to do."""
+    """The server answers no request of this kind; the text names its address and the fix."""
 
 
 class ContextFull(ValueError):
-    """The conversation is longer than the server's model can read."""
+    """The conversation exceeds the context of the server's model."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """What answers used, in the server's tokens; ``unreported`` of its ``requests`` came without a count."""
+    """Usage of answers in the server's tokens; ``unreported`` of its ``requests`` came without a count."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -44,7 +44,7 @@ class Usage:
     unreported: int = 0
 
     def add(self, reported: TokenUsage | None) -> None:
-        """Count one answer that says it used ``reported``."""
+        """Add the usage that one answer reports."""
         self.requests += 1
         if reported is None or reported.prompt_tokens is None or reported.completion_tokens is None:
             self.unreported += 1
@@ -54,14 +54,14 @@ class Usage:
 
 
 def api_root(url: str) -> str:
-    """``url`` as clients of the API take it: with ``/v1`` where it names a host only. ValueError if it is no URL."""
+    """``url`` as the API's root: with ``/v1`` if it has no path. ValueError if it is not a URL."""
     check_address(url, _CURE)
     parsed = httpx.URL(url.rstrip("/"))
     return str(parsed) if parsed.path.strip("/") else f"{str(parsed).rstrip('/')}/v1"
 
 
 class ChatServer:
-    """Client of the API at ``url`` (``api_root``). Belongs to one event loop; close it when done."""
+    """Client of the API at ``url`` (``api_root``). Belongs to one event loop; close it after use."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class ChatServer:
         pause_s: float = _PAUSE_S,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """ValueError where ``url`` is no address, or the key may not be sent to it."""
+        """ValueError if ``url`` is not an address, or the key may not be sent to it."""
         self.url = api_root(url)
         check_key(self.url, api_key, KEY)
         self.gone = ""
@@ -85,13 +85,12 @@ class ChatServer:
         )
 
     async def models(self, deadline_s: float) -> list[str]:
-        """Names of the models that it serves. Raises ServerGone, TimeoutError."""
+        """Names of its models. Raises ServerGone, TimeoutError."""
         answer = await self._call(ChatModels, Request(path="/models", get=True), deadline_s)
         return [row.id for row in answer.data]
 
     async def complete(self, body: dict[str, Any], deadline_s: float) -> ChatAnswer:
-        """The answer to ``body``. Raises ServerGone, ContextFull, TimeoutError, and what is a fault of this request
-        only: ServerRefused, BadAnswer."""
+        """The answer to ``body``. Raises ServerGone, TimeoutError, ContextFull, ServerRefused, BadAnswer."""
         return await self._call(ChatAnswer, Request(path="/chat/completions", body=body), deadline_s)
 
     async def close(self) -> None:
@@ -122,7 +121,7 @@ class ChatServer:
         return self._give_up(f"{error}: {_REFUSED[error.status]}") if error.status in _REFUSED else self._bad(error)
 
     def _bad(self, error: Exception) -> Exception:
-        """An error of this request; of the server where it never gave an answer to any."""
+        """An error of this request, or of the server if it never answered any."""
         return error if self._answered else self._give_up(str(error))
 
     def _give_up(self, said: str) -> ServerGone:

@@ -1,8 +1,8 @@
-"""An engine over OpenAI's chat completions: any model on any server plays an agent, for evaluation.
+"""An engine over OpenAI's chat completions: any model on any server as an agent, for evaluation.
 
-What an agent's context says is read back from its tokens as messages and sent; the answer is rendered in the chat
-format and encoded, as ``ScriptedEngine`` does it. So budgets, contexts and stores are those of any episode. Token
-counts are those of our vocabulary and log-probs are 0: such traces can be scored and shown, not trained on.
+An agent's context is converted from tokens to messages and sent; the answer is rendered in the chat format
+and encoded, as in ``ScriptedEngine``. Budgets, contexts and stores work as for any episode. Token counts are
+those of our vocabulary and log-probs are 0: such traces can be scored and shown, but not trained on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rollouts.engine.client import BadAnswer, shown_text
 from rollouts.engine.schemas import ChatChoice, ChatMessage
 from rollouts.episode import Trace
 
-MALFORMED = "malformed_arguments"  # the one argument of a call whose own were no JSON object: no tool takes it
+MALFORMED = "malformed_arguments"  # replaces arguments that are not a JSON object: no tool takes it
 _SEED = 0x7FFFFFFF  # servers take seeds of 31 bits
 _CUT = ("length", "max_tokens")
 _ENDS = {
@@ -33,26 +33,26 @@ _ENDS = {
     "end_turn",
     "stop_sequence",
 }
-_CHARACTERS = 128  # of a token at most: the longest of large vocabularies are runs of spaces
+_CHARACTERS = 128  # per token at most: the longest are runs of spaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatModel:
-    """A model of a server, as asked for by name."""
+    """A model on a server."""
 
     server: ChatServer
     name: str
 
 
 class ChatEngine:
-    """Speaks for one ``trace`` whose agent has ``tools`` (OpenAI's form); what answers use is added to ``usage``."""
+    """The engine of one ``trace`` whose agent has ``tools`` (OpenAI's form); adds usage to ``usage``."""
 
     def __init__(
         self, trace: Trace, chat: ChatFormat, model: ChatModel, tools: Sequence[dict[str, Any]], usage: Usage
     ) -> None:
         self._trace, self._chat, self._model = trace, chat, model
         self._tools, self._usage = list(tools), usage
-        self._ids: dict[str, str] = {}  # our id of a call -> the server's, which it may insist on
+        self._ids: dict[str, str] = {}  # our id of a call -> the server's, which it may require
 
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
@@ -90,7 +90,7 @@ class ChatEngine:
         return body | ({"tools": self._tools} if self._tools else {})
 
     def _check(self, choice: ChatChoice, tokens: int) -> None:
-        """BadAnswer where a model that may say ``tokens`` tokens cannot have ended so, or cannot have said so much."""
+        """BadAnswer if a model limited to ``tokens`` tokens cannot have ended so, or written so much."""
         where, message = f"{self._model.server.url}: choices.0", choice.message
         if choice.finish_reason is not None and choice.finish_reason.lower() not in _ENDS:
             known = ", ".join(sorted(_ENDS))
@@ -114,7 +114,7 @@ class ChatEngine:
 
 
 def read_arguments(raw: Any) -> dict[str, Any]:
-    """Arguments as an object; what is none becomes one that tools refuse, with the text, so that the model sees it."""
+    """Arguments as an object; others become one that tools refuse, with the text, so that the model sees it."""
     if raw in (None, ""):
         return {}
     try:
@@ -126,5 +126,5 @@ def read_arguments(raw: Any) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """``text`` without lone surrogates, which no UTF-8 can hold."""
+    """``text`` without lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()

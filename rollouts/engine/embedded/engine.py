@@ -1,18 +1,18 @@
 """The embedded engine: continuous batching with a paged latent cache over our own model.
 
-Every step feeds one batch that mixes chunks of new prompts with one token of each running stream. Results do not depend
-on the batch (the decoder is batch-invariant) nor on arrival order (noise is keyed by stream and position), so an
-episode is the same bits under any concurrency.
+Every step feeds one batch of prompt chunks and one token of each running stream. Results depend neither on
+the batch (the decoder is batch-invariant) nor on arrival order (noise is keyed by stream and position), so an
+episode has the same bits under any concurrency.
 
-Pictures go through the vision side once, at prefill; their rows of features stand in for the embeddings of their
-placeholders. To the page cache a placeholder is its picture's content and row, not its token.
+Pictures are encoded once, at prefill; their feature rows replace the embeddings of their placeholders. The
+page cache keys a placeholder by its picture's content and row, not by its token.
 
-Weights may change in flight, between two steps. Streams keep their tokens, with the log-probs and routes that they were
-sampled with, and are fed again from the start: what follows is exactly what the new weights say after these tokens, as
-if they had been the prompt of a new engine. No cached position of older weights is ever read.
+Weights may change in flight, between two steps. Streams keep their tokens, log-probs and routes, and are
+prefilled again: the continuation is exactly that of a new engine with these tokens as prompt. No cached
+position of older weights is ever read.
 
-Invariants: a stream's fed tokens are a prefix of its tokens; a request is in exactly one of waiting, running, done;
-``policy_version`` grows only through :meth:`EmbeddedEngine.update`.
+Invariants: a stream's fed tokens are a prefix of its tokens; a request is in exactly one of waiting, running,
+done; ``policy_version`` changes only in :meth:`EmbeddedEngine.update`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from rollouts.engine.embedded.pages import CacheFull, PagePool
 from rollouts.engine.embedded.streams import Request, Shown, Step, Stream
 from rollouts.engine.embedded.traits import EmbeddedTraits
 
-_CHUNK = 128  # prompt tokens that one stream may feed in one step
-_BATCH = 512  # tokens of one step
+_CHUNK = 128  # prompt tokens per stream and step
+_BATCH = 512  # tokens per step
 _STREAMS = 4096
 
 
 class EmbeddedEngine(EmbeddedTraits):
-    """Serves one model to coroutines of one event loop. ``record_routes`` hands out the experts of every fed token."""
+    """Serves one model to coroutines of one event loop. ``record_routes``: return routes of every fed token."""
 
     def __init__(self, config: Shape, *, pages: int = 24_576, record_routes: bool = True) -> None:
         self.config = config
@@ -60,21 +60,21 @@ class EmbeddedEngine(EmbeddedTraits):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._loop_task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._stepping = asyncio.Lock()  # held while the decoder works
+        self._stepping = asyncio.Lock()  # held while the decoder runs
 
     async def assign(self, pool: str) -> None:
-        """Serve ``pool`` from here on: the policy's completions carry routes."""
+        """Serve ``pool`` from now on: completions of the policy pool carry routes."""
         self._record = pool == "policy" and self.config.routes is not None
 
     async def update(self, update: Update) -> None:
-        """Take new weights, or adapters and their base, and forget every cached position.
+        """Take new weights, or adapters and their base, and clear the cache.
 
-        Refuses while requests run, unless ``in_flight``: then streams go on under the new weights.
+        Refused while requests run, unless ``in_flight``: then streams continue under the new weights.
         """
         version, in_flight = update.version, update.in_flight
         assert update.weights is not None
         weights = dict(update.weights if update.base is None else merged(dict(update.base), dict(update.weights)))
-        async with self._stepping:  # the last step of cancelled requests may still be under way
+        async with self._stepping:  # the last step of cancelled requests may still run
             if self._running and not in_flight:
                 raise RuntimeError(f"weight update to version {version} while {len(self._running)} requests run")
             self._decoder.load(weights)
@@ -91,7 +91,7 @@ class EmbeddedEngine(EmbeddedTraits):
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
     ) -> Completion:
-        """Continue ``prompt``, which must extend what ``session`` has seen. Raises TimeoutError, ValueError."""
+        """Continue ``prompt``, which must extend the session's stream. Raises TimeoutError, ValueError."""
         if self.policy_version < 0:
             raise RuntimeError("the engine has no weights yet")
         room = self.config.max_position_embeddings - len(prompt)
@@ -115,7 +115,7 @@ class EmbeddedEngine(EmbeddedTraits):
             raise
 
     async def release(self, session: str) -> None:
-        """Forget ``session`` and end what it still generates; its full pages stay for streams that begin alike."""
+        """Forget ``session`` and cancel its request; its full pages stay for streams with the same prefix."""
         stream = self._streams.pop(session, None)
         if stream is None:
             return
@@ -128,7 +128,7 @@ class EmbeddedEngine(EmbeddedTraits):
         self._rows.append(stream.row)
 
     async def interrupt(self, sessions: Container[str]) -> None:
-        """End what ``sessions`` generate now: their requests answer with what there is, ``Finish.INTERRUPTED``."""
+        """Interrupt running requests of ``sessions``: they return their tokens so far."""
         async with self._stepping:
             streams = [id(stream) for session, stream in self._streams.items() if session in sessions]
             for request in self._running:
@@ -137,7 +137,7 @@ class EmbeddedEngine(EmbeddedTraits):
             self._running = [request for request in self._running if id(request.stream) not in streams]
 
     def statistics(self) -> dict[str, float]:
-        """Counters since the start: sampled and fed tokens, tokens taken from shared pages, live streams, busy time."""
+        """Counters since the start: sampled, fed and shared tokens, live streams, busy time."""
         return {
             "busy_s": self.busy_s,
             "generated": self.generated,
@@ -148,12 +148,12 @@ class EmbeddedEngine(EmbeddedTraits):
         }
 
     def step_s(self) -> float:
-        """Seconds that the step under way has taken so far; 0 between two."""
+        """Seconds of the current step so far; 0 between steps."""
         began = self._step_began
         return 0.0 if began is None else time.monotonic() - began
 
     def _rewind(self, stream: Stream) -> None:
-        """Feed ``stream`` again from its start; the routes of what has been fed stay those that it was sampled with."""
+        """Prefill ``stream`` again; the routes of positions fed before stay those it was sampled with."""
         if self._record and stream.fed > stream.reported:
             stream.older.append(self._routes(stream))
             stream.reported = stream.fed
@@ -161,12 +161,12 @@ class EmbeddedEngine(EmbeddedTraits):
         stream.pages, stream.fed = [], 0
 
     def _routes(self, stream: Stream) -> np.ndarray:
-        """[F, L, K]: of the positions from ``reported`` to ``fed``."""
+        """[F, L, K] of the positions from ``reported`` to ``fed``."""
         routes = self._decoder.routes
         return routes[stream.pages].reshape(-1, *routes.shape[2:])[stream.reported : stream.fed].copy()
 
     def _shown(self, prompt: list[int], media: Pictures) -> list[Shown]:
-        """The pictures of ``prompt`` with their sizes; ValueError where its placeholders do not fit them."""
+        """The pictures of ``prompt`` with their sizes; ValueError if its placeholders do not match."""
         rules, placeholder = self.config.pictures, self.config.picture_id
         out: list[Shown] = []
         for start, png in media:
@@ -194,7 +194,7 @@ class EmbeddedEngine(EmbeddedTraits):
         elif keys[: len(stream.keys)] != stream.keys:
             raise ValueError(f"session {session!r}: the prompt does not extend the stream (history was re-rendered)")
         else:
-            self._streams[session] = self._streams.pop(session)  # the last of them: used just now
+            self._streams[session] = self._streams.pop(session)  # move to the end: most recently used
         stream.tokens, stream.keys, stream.shown = list(prompt), keys, shown
         return stream
 
@@ -204,13 +204,13 @@ class EmbeddedEngine(EmbeddedTraits):
                 self._wake.clear()
                 await self._wake.wait()
             async with self._stepping:
-                if self._running:  # not if they were interrupted while this waited
+                if self._running:  # unless interrupted while this waited
                     await self._advance()
 
     async def _advance(self) -> None:
-        """One step of the batch. What goes wrong in it is told to every waiter; the engine itself stays up.
+        """One step of the batch. An error in it goes to every waiter; the engine itself continues.
 
-        Where the cache is full, only the youngest request ends: its pages let the others go on.
+        If the cache is full, only the youngest request fails: its pages let the others continue.
         """
         try:
             step = self._plan()
@@ -233,7 +233,7 @@ class EmbeddedEngine(EmbeddedTraits):
     def _plan(self) -> Step:
         """Which requests feed how many tokens in this step, oldest first. Raises CacheFull.
 
-        Of those that would compute the same page the oldest does, and the others wait for it.
+        If several would compute the same page, the oldest does and the others wait.
         """
         parts: list[tuple[Request, int]] = []
         left = _BATCH
@@ -255,7 +255,7 @@ class EmbeddedEngine(EmbeddedTraits):
         return self._inputs(parts)
 
     def _page(self) -> int:
-        """A page, where none is free from the stream that has been idle for longest. Raises CacheFull."""
+        """A page, if none is free from the longest idle stream. Raises CacheFull."""
         if not self._pool.available:
             running = {id(request.stream) for request in self._running}
             idle = (stream for stream in self._streams.values() if stream.pages and id(stream) not in running)
@@ -264,7 +264,7 @@ class EmbeddedEngine(EmbeddedTraits):
         return self._pool.allocate()
 
     def _share(self, stream: Stream) -> object | None:
-        """Take the pages that others have filled meanwhile; returns what its next page will be known by, if shared."""
+        """Use pages that others have filled meanwhile; returns the key of its next page, if sharable."""
         held = len(stream.pages)
         self._pool.extend(stream.pages, stream.keys)
         self._tables[stream.row, held : len(stream.pages)] = stream.pages[held:]
@@ -300,7 +300,7 @@ class EmbeddedEngine(EmbeddedTraits):
         return Step(parts, ready, fed, (heat, keys, places, kept), shown)
 
     def _compute(self, step: Step) -> tuple[np.ndarray, np.ndarray]:
-        """Feed the batch and sample for the streams whose prompt is now complete (in the decoder's thread)."""
+        """Feed the batch and sample for streams whose prompt is complete (in the decoder's thread)."""
         self._step_began = began = time.monotonic()
         try:
             logits = self._decoder.forward(*step.fed, features=self._features(step))
@@ -310,7 +310,7 @@ class EmbeddedEngine(EmbeddedTraits):
             self.busy_s += time.monotonic() - began
 
     def _features(self, step: Step) -> Features | None:
-        """What stands in the batch instead of placeholders' embeddings."""
+        """The batch's feature rows, in place of placeholder embeddings."""
         if not step.shown or self._pictures is None:
             return None
         places = [np.arange(row, row + count, dtype=np.int32) for row, _, _, count in step.shown]

@@ -1,7 +1,7 @@
 """Pages of the latent cache: allocation, reference counts, and sharing of equal prefixes.
 
-A full page is known by its content: (identity of the page before it, its 16 tokens). A new stream that begins with the
-same tokens takes the same pages. Content identities are dropped when the weights change: a stale page is never shared.
+A full page is keyed by its content: (key of the page before it, its 16 tokens). A new stream with the same
+prefix uses the same pages. Keys are dropped when the weights change: a stale page is never shared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class CacheFull(EngineFull):
 
 
 class PagePool:
-    """``count`` pages. Unreferenced pages whose content is known stay for reuse, oldest evicted first."""
+    """``count`` pages. Unreferenced pages with known content stay for reuse, oldest evicted first."""
 
     def __init__(self, count: int) -> None:
         self._free = list(range(count - 1, -1, -1))
@@ -32,7 +32,7 @@ class PagePool:
 
     @property
     def available(self) -> bool:
-        """Whether :meth:`allocate` has a page to give."""
+        """Whether :meth:`allocate` would succeed."""
         return bool(self._free or self._idle)
 
     def allocate(self) -> int:
@@ -48,14 +48,14 @@ class PagePool:
         return page
 
     def match(self, tokens: list[int]) -> list[int]:
-        """Pages that already hold the longest prefix of ``tokens`` in whole pages (now referenced), never all of it."""
+        """Pages that hold the longest prefix of ``tokens`` in whole pages (now referenced), never all of it."""
         pages: list[int] = []
         self.extend(pages, tokens)
         self.asked += len(tokens)
         return pages
 
     def extend(self, pages: list[int], tokens: list[int]) -> None:
-        """Append to ``pages``, full ones of a stream, those that by now hold what comes next in ``tokens``."""
+        """Append to the full ``pages`` of a stream those that now hold the next of ``tokens``."""
         while (key := self.next_key(pages, tokens)) in self._by_key:
             assert key is not None
             page = self._by_key[key]
@@ -65,8 +65,9 @@ class PagePool:
             self.hits += PAGE
 
     def next_key(self, pages: list[int], tokens: list[int]) -> tuple[int, tuple[int, ...]] | None:
-        """What the page after ``pages`` will be known by; None where it would hold the last of ``tokens``, or where
-        nobody else will look for it, as the page before is a private duplicate."""
+        """The key of the page after ``pages``; None if it holds the last of ``tokens`` or follows a
+        duplicate.
+        """
         start = len(pages) * PAGE
         parent = pages[-1] if pages else _ROOT
         if start + PAGE >= len(tokens) or (parent != _ROOT and self._key[parent] is None):
@@ -77,14 +78,14 @@ class PagePool:
         """Page ``index`` of a stream is full: let later streams find it (the first of equal pages wins)."""
         parent = pages[index - 1] if index else _ROOT
         if parent != _ROOT and self._key[parent] is None:
-            return  # its predecessor is a private duplicate: the chain would never be found
+            return  # its predecessor is a private duplicate: nobody would find it
         key = (parent, tuple(tokens[index * PAGE : (index + 1) * PAGE]))
         if key not in self._by_key:
             self._by_key[key] = pages[index]
             self._key[pages[index]] = key
 
     def release(self, pages: list[int]) -> None:
-        """Give up references. Children go before parents, so that eviction never breaks a chain in the middle."""
+        """Drop references. Children first, so that eviction never breaks a chain in the middle."""
         for page in reversed(pages):
             self._refs[page] -= 1
             if self._refs[page]:
@@ -95,7 +96,7 @@ class PagePool:
                 self._idle[page] = None
 
     def forget_all(self) -> None:
-        """The weights changed: no page may be shared any more."""
+        """The weights changed: share no page any more."""
         for page in list(self._idle):
             self._free.append(page)
         self._idle.clear()

@@ -1,4 +1,4 @@
-"""What the embedded engine keeps of its sessions, requests and steps."""
+"""Sessions, requests and steps of the embedded engine."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from rollouts.engine.base import Completion, Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A picture in a stream: ``count`` positions from ``start`` on."""
+    """A picture in a stream: ``count`` positions from ``start``."""
 
     start: int
     count: int
     png: bytes
 
     def identities(self) -> list[int]:
-        """What its positions are known by; negative, as no token is."""
+        """Cache keys of its positions; negative, unlike tokens."""
         key = content_key(self.png)
         return [-1 - (key << 24 | row) for row in range(self.count)]
 
 
 @dataclass(slots=True, kw_only=True)
 class Stream:
-    """One session's token stream and its pages. ``keys``: what positions are known by, tokens but for pictures."""
+    """One session's token stream and its pages. ``keys``: cache keys of positions."""
 
     row: int  # line of the page table
     tokens: list[int] = field(default_factory=list)
@@ -35,14 +35,14 @@ class Stream:
     shown: list[Shown] = field(default_factory=list)
     fed: int = 0
     pages: list[int] = field(default_factory=list)
-    reported: int = 0  # positions whose routes have been handed out, or lie in ``older``
-    older: list[np.ndarray] = field(default_factory=list)  # routes under earlier weights, to be handed out next
+    reported: int = 0  # positions whose routes were returned, or are in ``older``
+    older: list[np.ndarray] = field(default_factory=list)  # routes under earlier weights, returned next
     closed: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
 class Request:
-    """A completion under way."""
+    """A running completion."""
 
     stream: Stream
     sampling: Sampling
@@ -55,10 +55,10 @@ class Request:
 
 @dataclass(slots=True)
 class Step:
-    """One batch as the decoder takes it, copied on the event loop: nothing in it changes while the decoder works."""
+    """One batch for the decoder, copied on the event loop: nothing in it changes while the decoder runs."""
 
     parts: list[tuple[Request, int]]  # who feeds how many tokens
-    ready: list[Request]  # whose prompt this step completes: they sample
-    fed: tuple[np.ndarray, ...]  # tokens, positions, sequences, tables, rows of the ready ones
-    drawn: tuple[np.ndarray, ...]  # temperatures, keys, positions of the new tokens, shares of probability kept
-    shown: list[tuple[int, Shown, int, int]]  # batch row, picture, the first and the number of its rows there
+    ready: list[Request]  # whose prompt is complete after this step: they sample
+    fed: tuple[np.ndarray, ...]  # tokens, positions, sequences, tables, rows to sample
+    drawn: tuple[np.ndarray, ...]  # temperatures, keys, positions of the new tokens, top-p
+    shown: list[tuple[int, Shown, int, int]]  # batch row, picture, first row and number of rows

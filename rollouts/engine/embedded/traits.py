@@ -1,4 +1,4 @@
-"""What the embedded engine can do, for the configuration, which does not load it. No torch."""
+"""Traits of the embedded engine, for the configuration, which does not load it. No torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from rollouts.engine.base import PoolEngine
 
 
 class EmbeddedTraits(PoolEngine):
-    """It takes pictures, new weights while it writes, another pool's place, and adapters."""
+    """Supports pictures, updates in flight, rebalancing, and adapters."""
 
     pictures = in_flight = rebalance = adapters = True

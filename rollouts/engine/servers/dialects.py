@@ -1,8 +1,8 @@
-"""What vLLM and SGLang call things: paths, requests and answers of their token-in, token-out interfaces. No torch.
+"""The APIs of vLLM and SGLang: paths, requests and answers of their token-in, token-out interfaces. No torch.
 
-Written against vLLM 0.32 (``/inference/v1/generate``, which carries the version of the weights; the server needs
-``--enable-scale-out`` for it and ``VLLM_SERVER_DEV_MODE=1`` for the weights) and against SGLang's source of 2026
-(``/generate``). Both give log-probs that ``top_p`` leaves alone; vLLM's are of temperature 1 unless told otherwise.
+Written against vLLM 0.32 (``/inference/v1/generate``, whose answers carry the weights' version; start it with
+``--enable-scale-out``, and ``VLLM_SERVER_DEV_MODE=1`` for weight updates) and SGLang's source of 2026
+(``/generate``). Both return log-probs before ``top_p``; vLLM's are of temperature 1 by default.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from rollouts.engine.client import BadAnswer, check
 from rollouts.engine.client import Request as Call
 from rollouts.engine.schemas import SglangAnswer, SglangFinish, VllmAnswer, VllmScores, VllmSpan, int32s, npy
 
-_MOST_ROUTES = 2**31  # numbers; what is right is checked against the request
+_MOST_ROUTES = 2**31  # numbers; the request determines the right count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A completion as the server has it. ``routes``: what it sent, as int array [F, layers, K] or flat."""
+    """A server's completion. ``routes``: as sent, int array [F, layers, K] or flat."""
 
     tokens: list[int]
     logprobs: list[float]
     finish: Finish
-    version: str  # label of the weights that sampled all of it
+    version: str  # label of the weights that sampled it
     routes: np.ndarray | None = None
-    prompt: list[int] | None = None  # what the server says that it read, and how long that was, where it says so
+    prompt: list[int] | None = None  # the prompt that the server reports, and its length, if it does
     prompt_tokens: int | None = None
 
 
@@ -42,48 +42,48 @@ class Dialect(Protocol):
     name: str
 
     def generate(self, prompt: list[int], sampling: Sampling, *, salt: str, routes_from: int | None) -> Call:
-        """Continue ``prompt``; ``routes_from``: also the experts of positions from there on, None: none."""
+        """Continue ``prompt``; ``routes_from``: with the experts of positions from there on, None: without."""
         ...
 
     def answer(self, tree: dict[str, Any]) -> Answer:
-        """Reads what ``generate`` brought. BadAnswer where something is missing."""
+        """Parse the answer of ``generate``. BadAnswer if something is missing."""
         ...
 
     def score(self, tokens: list[int], *, salt: str) -> Call:
-        """Ask for the log-probs of ``tokens``."""
+        """Request the log-probs of ``tokens``."""
         ...
 
     def scores(self, tree: dict[str, Any], tokens: list[int]) -> list[float]:
-        """Log-probs of all ``tokens`` but the first."""
+        """Log-probs of all ``tokens`` except the first."""
         ...
 
     def pause(self) -> Call:
-        """Take nothing up any more, and end or hold what runs."""
+        """Accept no new requests, and end or hold running ones."""
         ...
 
     def resume(self) -> Call:
-        """Go on."""
+        """Resume."""
         ...
 
     def reload(self, folder: Path, version: str) -> list[Call]:
-        """Read all weights from ``folder`` and forget the caches."""
+        """Load all weights from ``folder`` and clear the caches."""
         ...
 
     def transfer(self, files: Sequence[Path], version: str) -> list[Call]:
-        """Take the weights in ``files``, a bucket each, and forget the caches."""
+        """Load the weights in ``files``, one bucket each, and clear the caches."""
         ...
 
     def label(self, version: str) -> list[Call]:
-        """Call the weights that are loaded ``version``."""
+        """Label the loaded weights ``version``."""
         ...
 
     def refused(self, status: int, text: str) -> str:
-        """What to do about an error of the server's, where that is known; else an empty string."""
+        """The fix for a server's error, if known; else an empty string."""
         ...
 
 
 def noise(sampling: Sampling, position: int, bits: int) -> int:
-    """A seed for one call: a function of the stream's key and of where the call begins in it."""
+    """A seed for one call: a function of the stream's key and the call's position in it."""
     digest = hashlib.blake2b(f"{sampling.seed}/{position}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> (64 - bits)
 
@@ -112,7 +112,7 @@ class Vllm:
         )
 
     def answer(self, tree: dict[str, Any]) -> Answer:
-        """Tokens are taken from where their log-probs are, so that both are of equal length."""
+        """Tokens are read with their log-probs, so that both have equal length."""
         whole = check(VllmAnswer, tree, "vLLM")
         [choice] = whole.choices
         if choice.logprobs is None:
@@ -130,7 +130,7 @@ class Vllm:
         )
 
     def score(self, tokens: list[int], *, salt: str) -> Call:
-        """A prompt with its log-probs; one new token is the least that can be asked for."""
+        """A prompt with its log-probs; one new token is the minimum."""
         params = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
         return Call(
             path="/inference/v1/generate", body={"token_ids": tokens, "sampling_params": params, "cache_salt": salt}
@@ -147,11 +147,11 @@ class Vllm:
         return [one.logprob for one in found if one is not None]
 
     def pause(self) -> Call:
-        """Waits for what runs."""
+        """Waits for running requests."""
         return Call(path="/pause", query={"mode": "wait"})
 
     def resume(self) -> Call:
-        """Goes on."""
+        """See :class:`Dialect`."""
         return Call(path="/resume")
 
     def reload(self, folder: Path, version: str) -> list[Call]:
@@ -171,11 +171,11 @@ class Vllm:
         ]
 
     def label(self, version: str) -> list[Call]:
-        """The label comes back with every completion."""
+        """Every completion returns the label."""
         return [Call(path="/update_weight_version", body={"new_version": version}), Call(path="/reset_prefix_cache")]
 
     def refused(self, status: int, text: str) -> str:
-        """Switches that vLLM has to be started with."""
+        """Command-line options that vLLM needs."""
         if status == 403 and "scale-out" in text.lower():
             return "start vLLM with --enable-scale-out: only those routes take and give token ids"
         if status == 404:
@@ -214,7 +214,7 @@ class Sglang:
         return Call(path="/generate", body=body)
 
     def answer(self, tree: dict[str, Any]) -> Answer:
-        """Tokens are taken from where their log-probs are, so that both are of equal length."""
+        """Tokens are read with their log-probs, so that both have equal length."""
         whole = check(SglangAnswer, tree, "SGLang")
         meta = whole.meta_info
         if meta.output_token_logprobs is None:
@@ -245,15 +245,15 @@ class Sglang:
         return _all_there(value for value, _, _ in triples[1:])
 
     def pause(self) -> Call:
-        """What runs goes back to the queue."""
+        """Running requests go back to the queue."""
         return Call(path="/pause_generation", body={"mode": "retract"})
 
     def resume(self) -> Call:
-        """Goes on."""
+        """See :class:`Dialect`."""
         return Call(path="/continue_generation", body={})
 
     def reload(self, folder: Path, version: str) -> list[Call]:
-        """From disk, with the label and the caches in one call."""
+        """From disk, with label and cache flush in one call."""
         body = {"model_path": str(folder), "weight_version": version, "flush_cache": True}
         return [Call(path="/update_weights_from_disk", body=body)]
 
@@ -262,14 +262,14 @@ class Sglang:
         raise ValueError("rollouts.http.weights=transfer needs rollouts.engine=vllm; SGLang: set it to reload")
 
     def label(self, version: str) -> list[Call]:
-        """The label comes back with every completion."""
+        """Every completion returns the label."""
         return [
             Call(path="/update_weight_version", body={"new_version": version, "abort_all_requests": False}),
             Call(path="/flush_cache"),
         ]
 
     def refused(self, status: int, text: str) -> str:
-        """Nothing is known beyond what SGLang says itself."""
+        """No known fixes beyond SGLang's own text."""
         return ""
 
 
@@ -283,7 +283,7 @@ def _finish(reason: str | None) -> Finish:
 
 
 def _one(spans: Sequence[VllmSpan], tokens: int) -> str:
-    """The one version of all ``tokens``; spans that say where they begin and end must leave none out."""
+    """The single version of all ``tokens``; spans with positions must cover all of them."""
     versions = {span.version for span in spans}
     if len(versions) > 1:
         raise BadAnswer(f"one completion was sampled by weights of versions {sorted(versions)}")

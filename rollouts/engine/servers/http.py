@@ -1,12 +1,11 @@
-"""An inference server behind HTTP as an ``Engine``: token ids in; tokens, log-probs, routes and version out. No torch.
+"""An inference server behind HTTP as an ``Engine``. No torch.
 
-Every request has a deadline. What may pass - a connection that fails, a server that is busy or restarts - is tried
-again within it; what will not pass is an error that says what to do. A server that stays out of reach is
-:class:`EngineGone`, which rollout workers report so that the pool is started again. No answer is believed: what cannot
-be the policy's own sampling of what was asked is :class:`BadAnswer`, and the episode runs again.
+Every request has a deadline, within which transient failures are retried; permanent ones raise an error with
+the fix. A server that stays unreachable is :class:`EngineGone`, which makes the pool restart. An answer that
+cannot be the policy's sampling of the request is :class:`BadAnswer`, and the episode runs again.
 
-The prefix cache is salted with the pool and the version, so that no position of older weights is ever reused. A server
-keeps no sessions; what is kept here is how far each session's routes have been handed out.
+The prefix cache is salted with pool and version, so that no position of older weights is reused. Servers keep
+no sessions; this client records how far each session's routes were returned.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from rollouts.engine.client import MIB, BadAnswer, Client, EngineGone, NoConnect
 from rollouts.engine.servers.dialects import Answer, Call, Dialect
 
 _CONNECT_S = 10.0
-_GONE_S = 30.0  # without any answer for this long, the server counts as gone
+_GONE_S = 30.0  # without an answer for this long, the server counts as gone
 _PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-_TOKEN_BYTES = 4096  # of an answer, for each token that it may tell of; vLLM's take about 150
-_ECHO_BYTES = 64  # ... for each token of a prompt that it may repeat
-_ROUTE_BYTES = 12  # ... for each expert: at most 64 bits in base64
-ROUNDING = 1e-4  # nats: a sampled token's log-prob above 0 by no more is the server's rounding, and counts as 0
-LEAST = -1000.0  # nats: nothing is ever sampled at such a probability; servers write -9999 for minus infinity
+_TOKEN_BYTES = 4096  # of an answer, per token; vLLM's take about 150
+_ECHO_BYTES = 64  # per token of an echoed prompt
+_ROUTE_BYTES = 12  # per expert: at most 64 bits in base64
+ROUNDING = 1e-4  # nats: a log-prob above 0 by at most this is rounding, and counts as 0
+LEAST = -1000.0  # nats: lower is never sampled; servers write -9999 for minus infinity
 CURE = "name the variable with its key in rollouts.http.api_key_env"
 
 
 class HttpEngine:
-    """One server that serves one model. ``layers``, ``experts``: L and K of the routes, (0, 0) where none are wanted.
+    """One server that serves one model. ``layers``, ``experts``: L and K of the routes, (0, 0) for none.
 
-    ``dense``: layers without experts before those. ``live_routes``: where the server sends no routes, say -1, which
-    makes the learner choose experts itself; else that is an error. ``longest``: positions of the model's context.
-    ``vocabulary``, ``routed``: how many tokens and experts there are, None where that is not known.
+    ``dense``: layers without experts before those. ``live_routes``: if the server sends no routes, use -1,
+    which makes the learner choose experts; otherwise that is an error. ``longest``: the model's context.
+    ``vocabulary``, ``routed``: numbers of tokens and experts, None if unknown.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class HttpEngine:
         key_name: str = "the key's variable",
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """ValueError where ``url`` holds credentials, or the key of ``key_name`` may not be sent to it."""
+        """ValueError if ``url`` holds credentials, or the key of ``key_name`` may not be sent to it."""
         check_address(url, CURE)
         check_key(url, api_key, key_name)
         self.url, self.dialect, self.pool = url.rstrip("/"), dialect, pool
@@ -114,11 +113,11 @@ class HttpEngine:
         )
 
     async def release(self, session: str) -> None:
-        """The session is over."""
+        """End the session."""
         self._reported.pop(session, None)
 
     async def score(self, tokens: list[int], *, deadline_s: float) -> list[float]:
-        """Log-probs of all ``tokens`` but the first, past every cache."""
+        """Log-probs of all ``tokens`` except the first, without caches."""
         call = self.dialect.score(tokens, salt=f"probe-{time.monotonic_ns()}")
         tree = await self._object(call, deadline_s, MIB + _TOKEN_BYTES * len(tokens))
         try:
@@ -130,7 +129,7 @@ class HttpEngine:
         return scores
 
     async def wait_healthy(self, deadline_s: float) -> None:
-        """Returns once ``/health`` answers; EngineGone at the deadline."""
+        """Wait until ``/health`` answers; EngineGone at the deadline."""
         give_up = time.monotonic() + deadline_s
         while True:
             said = await self._client.status("/health", _CONNECT_S)
@@ -142,7 +141,7 @@ class HttpEngine:
             await asyncio.sleep(1.0)
 
     async def call(self, call: Call, deadline_s: float, *, most: int = MIB) -> dict[str, Any]:
-        """The JSON object that ``call`` brings, empty where there is none, tried again while that may help.
+        """The JSON object that ``call`` returns, or an empty one, with retries.
 
         Raises TimeoutError, EngineGone, ServerRefused (a ValueError), BadAnswer.
         """
@@ -150,7 +149,7 @@ class HttpEngine:
         try:
             tree = parse(body, f"{self.url}{call.path}", self._client.text)
         except BadAnswer:
-            return {}  # whether it did what it was told is seen from what it computes
+            return {}  # the probe verifies the effect
         if tree.get("success") is False:
             raise ServerRefused(f"{self.url}{call.path} answered that it failed: {self._client.text(body)}")
         return tree
@@ -183,7 +182,7 @@ class HttpEngine:
         return answer
 
     def statistics(self) -> dict[str, float]:
-        """Counters since the start: sampled and sent tokens, requests sent again. The server knows its cache hits."""
+        """Counters since the start: sampled and sent tokens, retried requests."""
         return {**self._counters, "retries": self._client.sent_again, "streams": len(self._reported)}
 
     async def close(self) -> None:
@@ -194,7 +193,7 @@ class HttpEngine:
         return f"{self.pool}-{self.policy_version}"
 
     def _check(self, answer: Answer, prompt: list[int], asked: Sampling) -> None:
-        """BadAnswer where ``answer`` cannot be a sampling of ``asked`` that follows ``prompt``."""
+        """BadAnswer unless ``answer`` can be a sampling of ``asked`` that follows ``prompt``."""
         tokens, logprobs = answer.tokens, answer.logprobs
         if not 1 <= len(tokens) <= asked.max_new_tokens:
             raise BadAnswer(f"{len(tokens)} tokens, and 1 to {asked.max_new_tokens} were asked for")
@@ -236,7 +235,7 @@ class HttpEngine:
         )
 
     def _check_experts(self, routes: np.ndarray) -> None:
-        """Each is one of the layer's, and a token takes none twice."""
+        """Experts must exist in the layer, and be distinct for a token."""
         most = np.iinfo(np.int16).max if self._routed is None else self._routed - 1
         if routes.size and not (routes.min() >= 0 and routes.max() <= most):
             raise BadAnswer(f"{self.url}: routed_experts has {routes.min()} to {routes.max()}, not 0 to {most}")

@@ -1,4 +1,4 @@
-"""A server behind HTTP as one replica of a pool: the client, and what brings each version of the weights to it."""
+"""An HTTP server as one replica of a pool: the client, and the delivery of weights to it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rollouts.engine.servers.weight_update import Deliverer
 
 
 class ServedEngine(HttpEngine, PoolEngine):
-    """The client of a server that takes weights from folders. Neither in flight nor interrupted."""
+    """The client of a server that takes weights as folders; without updates in flight and interruption."""
 
     _deliverer: Deliverer
 
     @classmethod
     def of(cls, place: Place, dialect: str) -> ServedEngine:
-        """The server at ``place.url``; only the policy's routes are asked for.
+        """The server at ``place.url``; requests routes for the policy pool only.
 
-        ValueError where its key may not be sent.
+        ValueError if its key may not be sent.
         """
         http, model = place.rollouts.http, place.model
         none = Routes(layers=0, chosen=0, experts=0)
@@ -44,12 +44,12 @@ class ServedEngine(HttpEngine, PoolEngine):
         return engine
 
     async def update(self, update: Update) -> None:
-        """Bring the server to ``update.delivery``. StaleWeights, EngineGone, TimeoutError where it does not."""
+        """Bring the server to ``update.delivery``. Raises StaleWeights, EngineGone, TimeoutError."""
         assert update.delivery is not None and not update.in_flight
         await self._deliverer.deliver(update.delivery)
 
     def statistics(self) -> dict[str, float]:
-        """The client's counters; of updates the probe's mean difference, whether they go in place, restarts so far."""
+        """The client's counters; the probe's mean difference, whether updates are in place, restarts so far."""
         deliverer = self._deliverer
         updates = {"probe_gap": deliverer.gap, "in_place": deliverer.in_place, "server_restarts": deliverer.restarts}
         return {**super().statistics(), **updates}

@@ -1,12 +1,12 @@
-"""Weights in buckets for a vLLM server: a transfer back end of vLLM's own, registered in its workers.
+"""Weights in buckets for a vLLM server: a transfer back end registered in vLLM's workers.
 
     PYTHONPATH=... vllm serve FOLDER --worker-extension-cls rollouts.engine.servers.vllm_receiver.Receiver \
         --weight-transfer-config '{"backend": "parl_files"}'
 
-vLLM's back ends (NCCL, CUDA IPC, RDMA) all want a GPU on both sides. This one reads safetensors files from a folder
-that trainer and server share, so it works wherever vLLM does. The protocol is vLLM's: ``/start_weight_update``, one
-``/update_weights`` a bucket with ``{"update_info": {"path": FILE}}``, ``/finish_weight_update``. Written against
-vLLM 0.32; runs inside its workers, nowhere else.
+vLLM's own back ends (NCCL, CUDA IPC, RDMA) need a GPU on both sides. This one reads safetensors files from a
+folder shared by trainer and server. The protocol is vLLM's: ``/start_weight_update``, one ``/update_weights``
+per bucket with ``{"update_info": {"path": FILE}}``, ``/finish_weight_update``. Written against vLLM 0.32;
+runs inside its workers only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BACKEND = "parl_files"
 
 @dataclass
 class Nothing(WeightTransferInitInfo):
-    """Nothing has to be agreed on beforehand."""
+    """No initial exchange is needed."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class FileTransfer(WeightTransferEngine):
         """Nothing to connect to."""
 
     def start_weight_update(self) -> None:
-        """The model expects tensors as a checkpoint has them."""
+        """The model then expects tensors as in a checkpoint."""
         reload.initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: Any) -> None:
@@ -58,25 +58,24 @@ class FileTransfer(WeightTransferEngine):
         self.model.load_weights(load_file(update_info.path).items())
 
     def finish_weight_update(self) -> None:
-        """Bring the tensors into the form that the kernels take."""
+        """Convert the tensors to the kernels' layout."""
         reload.finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             self._pack_experts()
 
     def _pack_experts(self) -> None:
-        """vLLM 0.32 packs experts for its CPU kernels when it loads them first, and leaves later ones unpacked: the
-        kernels would read them in the wrong order, and nothing fails."""
+        """Pack experts for the CPU kernels: vLLM 0.32 does so only at the first load, and fails silently."""
         for layer in self.model.modules():
             kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
             if kernel is not None:
                 kernel.fused_experts.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, FileTransfer)
 
 
 class Receiver:
-    """What ``--worker-extension-cls`` names, so that vLLM imports this module in each worker."""
+    """Named by ``--worker-extension-cls``, so that vLLM imports this module in each worker."""

@@ -1,9 +1,9 @@
-"""Weights to an inference server, and proof that they arrived. No torch.
+"""Weight updates of an inference server, verified by a probe. No torch.
 
-A server that says that it took new weights may still compute with old ones, or with some of them: vLLM's reload on a
-CPU leaves experts in the wrong order, and nothing fails. So each update is checked: the server's log-probs of a fixed
-probe against the trainer's own. Right after a start from the checkpoint their mean difference is the engine's own
-rounding; an update in place may not make it larger. Where it does, the server is started again, if it is known how.
+A server that reports success may still compute with old weights, at least in part: vLLM's reload on a CPU
+leaves experts in the wrong order without an error. So each update compares the server's log-probs of a fixed
+probe with the trainer's. After a start from the checkpoint their mean difference is the engine's rounding; an
+update in place may not increase it much. Otherwise the server is restarted, if a command is given.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from rollouts.engine.base import Delivery
 from rollouts.engine.client import ServerFault
 from rollouts.engine.servers.http import EngineGone, HttpEngine
 
-_GROWTH, _FLOOR = 3.0, 1e-5  # an update in place may raise the mean difference threefold, and to this anyway
+_GROWTH, _FLOOR = 3.0, 1e-5  # an update in place may raise the mean difference threefold, or to this
 _CALL_S = 120.0
 log = logging.getLogger(__name__)
 
 
 class StaleWeights(RuntimeError):
-    """The server took an update and does not compute with it."""
+    """The server accepted an update but does not compute with it."""
 
 
 @dataclass(slots=True)
 class Verifier:
-    """Compares what a server computes with what it should. Differences are means over the probe's tokens, in nats."""
+    """Compares a server's log-probs with the trainer's, as means over the probe's tokens, in nats."""
 
     tolerance: float
-    rounding: float | None = None  # the difference right after a start
+    rounding: float | None = None  # the difference after a start
     _before: tuple[list[float], list[float]] | None = field(default=None, repr=False)
 
     def judge(self, served: list[float], wanted: list[float], *, fresh: bool) -> tuple[float, str]:
-        """(mean difference, what is wrong or an empty string); ``fresh``: the server has just loaded from disk."""
+        """(mean difference, error or an empty string); ``fresh``: the server has just loaded from disk."""
         gap = _mean_gap(served, wanted)
         before, self._before = self._before, (served, wanted)
         if fresh:
@@ -54,7 +54,7 @@ class Verifier:
 
 
 class Deliverer:
-    """Brings one server up to date, in place or by a restart."""
+    """Updates one server, in place or by a restart."""
 
     def __init__(self, engine: HttpEngine, config: HttpConfig) -> None:
         self.engine, self.config = engine, config
@@ -64,7 +64,7 @@ class Deliverer:
         self.restarts = 0
 
     async def deliver(self, delivery: Delivery) -> None:
-        """The server computes with ``delivery`` when this returns. StaleWeights, EngineGone, TimeoutError if not."""
+        """The server computes with ``delivery`` on return. Raises StaleWeights, EngineGone, TimeoutError."""
         if self.engine.running:
             raise RuntimeError(f"weight update to version {delivery.version} while {self.engine.running} requests run")
         try:
@@ -90,7 +90,7 @@ class Deliverer:
             await self._restart(delivery, wrong)
 
     async def _update(self, delivery: Delivery) -> str:
-        """Pause, new weights, resume, probe; returns what went wrong."""
+        """Pause, load weights, resume, probe; returns what went wrong."""
         engine, dialect, version = self.engine, self.engine.dialect, str(delivery.version)
         if self.config.weights == "transfer":
             calls = dialect.transfer(delivery.files(), version)
@@ -103,7 +103,7 @@ class Deliverer:
                 await engine.call(call, self.config.update_s)
             await engine.call(dialect.resume(), _CALL_S)
             return await self._probe(delivery, fresh=False)
-        except (ServerFault, ValueError) as error:  # refused, failed, dead, or not believed: a restart may still help
+        except (ServerFault, ValueError) as error:  # a restart may still help
             return str(error)
 
     async def _restart(self, delivery: Delivery, why: str) -> None:
@@ -131,9 +131,9 @@ class Deliverer:
 
 
 async def run_command(command: str, *, folder: Path, url: str) -> None:
-    """Run the user's ``command``, with {folder} and {url} filled in, to its end; EngineGone where it fails."""
+    """Run the user's ``command``, with {folder} and {url} filled in, to its end; EngineGone if it fails."""
     line = command.replace("{folder}", shlex.quote(str(folder))).replace("{url}", shlex.quote(url))
-    with tempfile.TemporaryFile() as said:  # not a pipe: the server, which goes on, would hold it open
+    with tempfile.TemporaryFile() as said:  # not a pipe: the server, which keeps running, would hold it open
         process = await asyncio.create_subprocess_shell(
             line, stdin=asyncio.subprocess.DEVNULL, stdout=said, stderr=said
         )
