@@ -1,4 +1,4 @@
-"""``python -m parl``: the ``parl`` command, where its script is not on the PATH."""
+"""``python -m parl``: the ``parl`` command, if its script is not on the PATH."""
 
 from __future__ import annotations
 

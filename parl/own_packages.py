@@ -1,7 +1,7 @@
-"""Our packages are ours, whatever lies in the user's folder: no ``model.py`` or ``envs/`` there takes their place.
+"""Protects our packages from shadowing: a ``model.py`` or ``envs/`` in the user's folder never replaces them.
 
-Modules are looked up in the package that holds them, so it is enough that the packages are imported from beside this
-one before anybody else can. The user's own modules stay importable, after everything that is installed.
+It is enough to import the packages beside this one before anything else. The user's own modules stay
+importable, after everything installed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Iterable
 
 NAMES = ("envs", "model", "rewards", "rollouts")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PATH_VARIABLE = "PARL_SYS_PATH"  # of the driver, for the workers that Ray starts
+PATH_VARIABLE = "PARL_SYS_PATH"  # the driver's, for Ray's workers
 
 
 def claim() -> None:
-    """Import the packages beside ``parl``; ImportError where another module of that name is loaded already."""
+    """Import the packages beside ``parl``; ImportError if another module of such a name is already loaded."""
     if sys.argv[:1] == ["-m"] and sys.path[:1] == [here()]:  # python -m: the working directory comes first
         sys.path.append(sys.path.pop(0))
     sys.path.insert(0, ROOT)
@@ -36,7 +36,7 @@ def claim() -> None:
 
 
 def here() -> str:
-    """The current folder; empty where it is no longer there."""
+    """The current folder; empty if it no longer exists."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -44,12 +44,12 @@ def here() -> str:
 
 
 def append(folders: Iterable[str]) -> None:
-    """Put folders at the end of the path that modules are looked up on, after all that is installed."""
+    """Put folders at the end of the module search path."""
     sys.path.extend(folder for folder in map(os.path.abspath, folders) if folder not in sys.path)
 
 
 def worker_environment() -> dict[str, str]:
-    """Variables with which a worker of Ray finds parl, and through :func:`prepare_worker` what this process finds."""
+    """Variables with which a Ray worker finds parl, and through :func:`prepare_worker` the driver's modules."""
     variables = {PATH_VARIABLE: json.dumps([os.path.abspath(folder) for folder in sys.path])}
     if ROOT not in (*site.getsitepackages(), site.getusersitepackages()):  # a checkout, perhaps not installed
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))

@@ -1,4 +1,4 @@
-"""Configurations, shapes of models and starters that come with the program."""
+"""Configurations, model shapes and starters that ship with the program."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ _SUFFIX = ".yaml"
 
 
 def presets_folder() -> Path:
-    """Where they lie: ``parl/_presets`` of an installed wheel, ``configs`` of a checkout."""
+    """Their folder: ``parl/_presets`` of an installed wheel, ``configs`` of a checkout."""
     packed = _HERE / "_presets"
     return packed if packed.is_dir() else _HERE.parent / "configs"
 
 
 def preset_names() -> list[str]:
-    """What can be given in a file's place, e.g. ``quickstart`` and ``recipes/one_h200``."""
+    """Names that may replace a file, e.g. ``quickstart`` and ``recipes/one_h200``."""
     folder = presets_folder()
     return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob(f"*{_SUFFIX}"))
 
 
 def preset(path: Path) -> Path:
-    """The preset that ``path`` names, with or without ``configs/`` and suffix; ``path`` itself where it names none."""
+    """The preset named by ``path``, with or without ``configs/`` and suffix; else ``path`` itself."""
     if path.is_file() or path.is_absolute():
         return path
     parts = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts

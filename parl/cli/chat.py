@@ -1,6 +1,6 @@
-"""``parl chat``: a policy tried by hand, with the tools of an environment, its swarm shown live in the terminal.
+"""``parl chat``: try a policy by hand, with the tools of an environment; the terminal shows its swarm live.
 
-Each question is an episode of its own: the orchestrator remembers nothing of the last one.
+Each question is a separate episode, without memory of the last one.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ def chat(
     temperature: float = 1.0,
     questions: Iterable[str] | None = None,
 ) -> None:
-    """Ask for questions until the input ends, and answer each. UserError: no such policy, or it does not fit.
+    """Read questions until the input ends, and answer each. UserError: no such policy, or it does not fit.
 
-    ``model``: a policy's folder; without it the trained policy of the run, or else what training would begin with.
-    ``spawning`` overrides ``rollouts.swarm``. ``questions`` are those of the command line, asked one after another.
+    ``model``: a policy's folder; by default the run's trained policy, or else the policy that training would
+    start from. ``spawning`` overrides ``rollouts.swarm``. ``questions`` from the command line are asked one
+    after another.
     """
     cold = shown_start(config, False)
     trained = config.run_dir / "policy"
@@ -108,7 +109,7 @@ def _settings(config: Config, folder: Path, policy: Engine, frozen: Engine) -> S
 
 
 def _typed() -> Iterator[str]:
-    """Lines of the terminal, or of what is piped in; empty ones are left out."""
+    """Non-empty lines of the terminal, or of piped input."""
     shown = sys.stdin.isatty()
     if shown:
         echo("one question a line; ctrl-d ends")
@@ -129,7 +130,7 @@ async def answered(
     seed: int,
     console: Console | None = None,
 ) -> Episode:
-    """The episode of a question, its agents shown while they work where the output is a terminal."""
+    """The episode of a question; a terminal shows its agents while they work."""
     task = Task(key=f"chat-{number}", family="chat", split="test", prompt=question, gold=Gold(kind="exact"))
     console, flight = console or terminal.console(), Flight()
     running = asyncio.ensure_future(
@@ -144,7 +145,7 @@ async def answered(
 
 
 def print_answer(episode: Episode, console: Console | None = None) -> None:
-    """The whole tree, the answer, and what it cost."""
+    """The whole tree, the answer, and its costs."""
     console = console or terminal.console()
     console.print(episode_tree(episode, None))
     console.print(styled("[bold]{}[/]", episode.answer or f"no answer: {episode.status} {episode.limit}"))

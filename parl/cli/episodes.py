@@ -128,7 +128,7 @@ def export(
     keep_gold: Annotated[bool, typer.Option("--keep-gold", help="Leave gold answers and plans in.")] = False,
     no_tokens: Annotated[bool, typer.Option("--no-tokens", help="Without token ids and log-probs.")] = False,
 ) -> None:
-    """Write episodes in another format, without gold answers and what looks like a key (docs/formats.md)."""
+    """Write episodes in another format, without gold answers and secrets (docs/formats.md)."""
     with reported():
         from parl.episodes.exchange import chosen_format, export_episodes
         from parl.episodes.formats.common import ExportOptions

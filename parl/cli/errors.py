@@ -1,4 +1,4 @@
-"""What goes wrong in a command, as an exit code and one clear message."""
+"""Turns errors of a command into an exit code and one clear message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from parl.machine.shell_variables import tidy
 from parl.shown.redaction import without_credentials
 from parl.shown.terminal import Unread, echo, echo_traceback, unread
 
-# What only the user can mend: rights, places that cannot be written, files where folders should be
+# Errors that only the user can fix: permissions, read-only places, files where folders should be
 _USERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 _NO_PLACE = (
@@ -46,18 +46,16 @@ _DISK = {
 
 @contextmanager
 def reported(hint: str = "") -> Iterator[None]:
-    """Make the environment fit, and turn what goes wrong into an exit code.
+    """Prepare the environment, and turn errors into an exit code. ``hint`` says how to continue.
 
-    2 is a mistake with a fix, 1 the machine's failure or a bug; 130 is interrupted, 143 and 129 ended by SIGTERM
-    and SIGHUP, 141 nobody reads what is printed.
-
-    ``hint`` says how to go on.
+    2: a mistake with a fix; 1: the machine's failure or a bug; 130: interrupted; 143 and 129: ended by
+    SIGTERM and SIGHUP; 141: nobody reads the output.
     """
     with signals(hint) as ending:
         try:
             tidy()
             yield
-            if ending.received:  # a server has ended in order
+            if ending.received:  # a server ended normally
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             echo(f"\n{ending.word}{hint}", err=True)
@@ -72,7 +70,7 @@ def reported(hint: str = "") -> Iterator[None]:
             raise typer.Exit(1 if failed else 2) from None
         except Exception as error:
             if isinstance(error, BrokenPipeError) and (isinstance(error, Unread) or unread()):
-                raise typer.Exit(141) from None  # what a shell says of programs that SIGPIPE ends
+                raise typer.Exit(141) from None  # a shell's code for programs ended by SIGPIPE
             if (cause := machine_cause(error)) is None:
                 echo_traceback()
             else:
@@ -82,7 +80,7 @@ def reported(hint: str = "") -> Iterator[None]:
 
 @contextmanager
 def written_to(out: Path) -> Iterator[None]:
-    """Around what writes the file or folder ``out``, which a user named: UserError where nothing can be made there."""
+    """Write to the file or folder ``out`` that a user named: UserError if that fails."""
     try:
         yield
     except OSError as error:
@@ -95,7 +93,7 @@ def written_to(out: Path) -> Iterator[None]:
 
 
 def machine_cause(error: BaseException) -> str | None:
-    """The machine's failure behind ``error`` in one paragraph; None where it is a bug, whose traceback is needed."""
+    """The machine's failure behind ``error`` in one paragraph; None for a bug, which needs its traceback."""
     if "ray" in sys.modules:
         from parl.machine.faults import is_machine, said
         from rollouts.faults import first_cause
@@ -110,7 +108,7 @@ def machine_cause(error: BaseException) -> str | None:
     if isinstance(error, OSError) and number in (*_DISK, *_USERS):
         cure = f"; {_DISK[number]}" if number in _DISK else ""
         return f"{error.filename or 'a file'}: {error.strerror}{cure}"
-    if number is None:  # arrow and safetensors say it in words
+    if number is None:  # arrow and safetensors have only a text
         words = {"No space left on device": errno.ENOSPC, "Read-only file system": errno.EROFS}
         number = next((code for word, code in words.items() if word in text), None)
     return f"{text}; {_DISK[number]}" if number in _DISK else None

@@ -1,4 +1,4 @@
-"""The ``parl`` command. Help, ``--dry-run`` and mistakes answer before anything heavy is imported."""
+"""The ``parl`` command. Help, ``--dry-run`` and errors respond before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def rescore(
     kind: Kind = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score stored episodes again, without a model: other rewards, another schedule, or a check of the stored ones."""
+    """Score stored episodes again without a model: other rewards, another schedule, or a check."""
     with reported():
         from parl.evaluate.rescore import print_summary, rescore, rewards_config
 
@@ -174,7 +174,7 @@ def replay(
     config: Annotated[Path | None, typer.Option("--config", help="Whose world; default: the run's own.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the tool calls of stored episodes again and show where the answers differ; exits with 1 where they do."""
+    """Repeat the tool calls of stored episodes and show changed answers; exits with 1 if there are any."""
     with reported():
         from parl.episodes.listing import Filter
         from parl.episodes.tool_replay import print_replay
@@ -220,7 +220,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
     every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between looks.")] = 2.0,
 ) -> None:
-    """Watch a run in the terminal: curves, families, where the time goes, the slowest episodes, what looks wrong."""
+    """Watch a run in the terminal: curves, families, times, slowest episodes, warnings."""
     with reported():
         from parl.track.top import show
 
@@ -268,7 +268,7 @@ def plan(
     link_gbs: Annotated[float | None, typer.Option("--link-gbs", help="GB/s one way between GPUs of a node.")] = None,
     net_gbs: Annotated[float | None, typer.Option("--net-gbs", help="GB/s a GPU between nodes.")] = None,
 ) -> None:
-    """What training a model takes: memory a GPU, bytes moved, a floor of the step's time; or why it cannot fit."""
+    """Estimate what training a model takes: memory per GPU, traffic, a lower bound on the step's time."""
     with reported():
         from parl.plan.gpus import Given
         from parl.plan.table import print_plan
@@ -280,7 +280,7 @@ def plan(
 
 @app.command()
 def plugins(as_json: AsJson = False) -> None:
-    """What a configuration can name: environments, families, engines, objectives, rewards, and where they come from."""
+    """List what a configuration can name: environments, families, engines, objectives, rewards."""
     with reported():
         from parl.cli.plugins import print_plugins
 
@@ -288,7 +288,7 @@ def plugins(as_json: AsJson = False) -> None:
 
 
 def _check_data(config: Config) -> None:
-    """What ``--dry-run`` says of a user's data; UserError where it cannot be used. Without any, it takes no time."""
+    """Check a user's data for ``--dry-run``; UserError if it cannot be used."""
     from parl.cold_start.shipped import starter_note
 
     notes = []

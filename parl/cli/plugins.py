@@ -1,4 +1,4 @@
-"""``parl plugins``: what is installed of each kind, where it comes from, and the keys of its section."""
+"""``parl plugins``: installed plug-ins of each kind, their origin, and the keys of their sections."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from parl.shown.terminal import cell, console, echo
 
 
 def installed() -> list[dict[str, Any]]:
-    """One row a plug-in: ``kind``, ``key`` that names it, ``name``, ``origin``, ``section`` and its ``keys``.
+    """One row per plug-in: ``kind``, its ``key``, ``name``, ``origin``, ``section`` and its ``keys``.
 
-    A class that cannot be used has an ``error`` and no keys.
+    An unusable class has an ``error`` and no keys.
     """
     return [_row(choice, name) for choice in CHOICES for name in choice.kind.names()]
 
@@ -31,7 +31,7 @@ def _row(choice: Choice, name: str) -> dict[str, Any]:
 
 
 def print_plugins(*, as_json: bool = False) -> None:
-    """A table, or with ``as_json`` one JSON array."""
+    """Print a table, or with ``as_json`` one JSON array."""
     rows = installed()
     if as_json:
         echo(json.dumps(rows))

@@ -1,4 +1,4 @@
-"""Commands about one policy: try it, serve it, write it for other libraries."""
+"""Commands about one policy: chat, gateway, export."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def gateway(
         list[str] | None, typer.Option("--allow-origin", help="https://SITE whose pages may ask; again for more.")
     ] = None,
 ) -> None:
-    """Serve a policy over OpenAI's chat API and record what is done with it, to train on (docs/engines.md).
+    """Serve a policy over OpenAI's chat API and record its clients' episodes, for training (docs/engines.md).
 
     Clients need the key in PARL_GATEWAY_KEY, if it is set; beyond loopback it must be.
     """
@@ -76,7 +76,7 @@ def chat(
     single_agent: Annotated[bool, typer.Option("--single-agent", help="Without the tools that spawn.")] = False,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=2.0, help="0 = greedy.")] = 1.0,
 ) -> None:
-    """Try a policy by hand, with the tools of the configuration's environment; its swarm is shown as it works."""
+    """Try a policy by hand with the configuration's environment; its swarm is shown live."""
     with reported():
         from parl.config.runs import configuration
 

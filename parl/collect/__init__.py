@@ -1,1 +1,1 @@
-"""Tasks to episodes: pools of workers and engines, and what is collected."""
+"""From tasks to episodes: pools of workers and engines, and the collected episodes."""

@@ -1,9 +1,10 @@
-"""Collecting episodes: the rollout side of a run - engines, workers, their restarts - behind two calls.
+"""The rollout side of a run: engines, workers and their restarts, behind two calls.
 
-``sync`` hands weights to the policy engines under the next version (``parl.collect.weight_sync``); ``collect`` returns
-every episode asked for, in the order asked. Dead and hung engines and workers are replaced and their unfinished groups
-run again; since an episode is a function of (weights, task, index, seed), running it again gives the same one.
-``begin``, ``suspend`` and ``snapshots`` are for episodes that run on beside the learner (``parl.collect.stream``).
+``sync`` sends weights to the policy engines under the next version (``parl.collect.weight_sync``);
+``collect`` returns all episodes in the requested order. Dead and hung engines and workers are replaced and
+their unfinished groups run again; an episode is a function of (weights, task, index, seed), so it comes out
+the same. ``begin``, ``suspend`` and ``snapshots`` are for episodes that run beside the learner
+(``parl.collect.stream``).
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from rollouts.swarm.partial import Outcome
 from rollouts.worker import RolloutWorker
 
 _SETUP_S = 120.0
-Progress = Callable[[int, int], None]  # groups done, groups in all
+Progress = Callable[[int, int], None]  # groups done, total groups
 
 
 class Collector:
-    """The rollout side of one run. Close it when done."""
+    """The rollout side of one run. Close it after use."""
 
     def __init__(self, side: RolloutSide, tokenizer: Path, frozen: Weights, kept: Path | None = None) -> None:
-        """``frozen``: the starting policy; ``kept``: where the run keeps refreshed sub-agents' weights."""
+        """``frozen``: the starting policy; ``kept``: folder for refreshed sub-agents' weights."""
         self._side, self._rollouts, self._tokenizer = side, side.rollouts, str(tokenizer.resolve())
         self._kinds = engine_kinds(side.rollouts)
         self._weights = PoolWeights(side, tokenizer, frozen, kept)
@@ -50,9 +51,9 @@ class Collector:
         self.retrying(lambda: None)  # starts them
 
     def sync(self, weights: Weights, version: int, *, in_flight: bool = False) -> float:
-        """Serve ``weights``, a policy or adapters, as policy ``version`` from here on; returns the seconds it took.
+        """Serve ``weights``, a policy or adapters, as policy ``version``; returns the seconds it took.
 
-        ``in_flight``: also where episodes run, which then go on under the new weights.
+        ``in_flight``: also while episodes run, which then continue under the new weights.
         """
         began = time.monotonic()
         if self._weights.take(weights, version):
@@ -63,14 +64,13 @@ class Collector:
         return time.monotonic() - began
 
     def serve(self, weights: Weights) -> None:
-        """Serve another policy to be evaluated, as version 0; refreshed sub-agents are that policy, too."""
+        """Serve another policy for evaluation, as version 0; refreshed sub-agents are that policy, too."""
         self._weights.forget()
         self.sync(weights, 0)
 
     def begin(self, number: int, task: Task, outcomes: list[Outcome], *, pause_s: float = 0.0) -> Any:
-        """Put a worker to group ``number`` from where ``outcomes`` stand: a reference to what becomes of them.
-
-        ``pause_s``: it waits first.
+        """Start a worker on group ``number`` from ``outcomes``, after ``pause_s``; returns a reference to the
+        results.
         """
         return self._workers[number % len(self._workers)].advance.remote(
             number,
@@ -83,12 +83,12 @@ class Collector:
         )
 
     def suspend(self) -> None:
-        """Halt all that :meth:`begin` has begun: its references come with what there is."""
+        """Halt all groups of :meth:`begin`: their references return the outcomes so far."""
         deadline = self._rollouts.budget.call_s + _SETUP_S
         ray.get([worker.suspend.remote() for worker in self._workers], timeout=deadline)
 
     def snapshots(self) -> dict[int, bytes]:
-        """Pickled outcomes, as they stand, of all groups that are being worked on."""
+        """Current outcomes, pickled, of all running groups."""
         found = ray.get([worker.snapshot.remote() for worker in self._workers], timeout=SYNC_S)
         return {number: data for part in found for number, data in part.items()}
 
@@ -107,10 +107,9 @@ class Collector:
     ) -> list[Episode]:
         """``group_size`` episodes of each task, in order; ``spawning`` overrides ``rollouts.swarm``.
 
-        ``attempts`` gives each task's attempts by number, where they are not the first ``group_size``; ``arrived`` is
-        called with each group as soon as it is there.
-        Episodes that failed run again (``parl.collect.rerun``). Raises StepFailed past trainer.step_s, if all failed,
-        and where the machine keeps some from their end.
+        ``attempts``: each task's attempts by number, instead of the first ``group_size``. ``arrived`` is
+        called with each finished group. Failed episodes run again (``parl.collect.rerun``). Raises StepFailed
+        past trainer.step_s, if all failed, or if the machine keeps some from finishing.
         """
         settings = {"seed": seed, "temperature": temperature, "top_p": top_p, "spawning": spawning}
         groups = [Group(task, list(numbers)) for task, numbers in zip(tasks, attempts or [], strict=False)]
@@ -119,7 +118,7 @@ class Collector:
         deadline = time.monotonic() + self._side.step_s
 
         def attempt() -> None:
-            if self.restarts != began_with[0]:  # the actors were replaced: these calls will not come back
+            if self.restarts != began_with[0]:  # the actors were replaced: these calls will not return
                 began_with[0] = self.restarts
                 calls.clear()
             while waiting := [group for group in groups if group.missing]:
@@ -181,7 +180,7 @@ class Collector:
         self._serve_policy()
 
     def _replicas(self, pool: str, count: int) -> list[Any]:
-        """Actors of ``pool``: one for each of its servers, else ``count`` of its engine's class."""
+        """Actors of ``pool``: one per server, or ``count`` engines."""
         rollouts, kind = self._rollouts, self._kinds[pool]
         model = self._side.model.shape if pool == "policy" else self._weights.subagent_model
         urls = servers_of(rollouts, pool) if kind.servers else ("",) * count
@@ -199,7 +198,7 @@ class Collector:
         self._weights.send("frozen", self._engines["frozen"])
 
     def _rebalance(self) -> None:
-        """One engine may change to the busier pool; its weights come with the sync that follows."""
+        """Let one engine change to the busier pool if due; its weights come with the next sync."""
         loads = {"policy": 0.0, "frozen": 0.0}
         for own in ray.get([worker.loads.remote() for worker in self._workers], timeout=SYNC_S):
             loads = {pool: load + own[pool] for pool, load in loads.items()}
@@ -225,20 +224,21 @@ class Collector:
         return worker.run.remote(group.task, group.missing, **more)
 
     def retrying(self, act: Callable[[], None]) -> None:
-        """Run ``act``; where a rollout actor is lost, replace all of them and run it again, within max_restarts.
+        """Run ``act``; if a rollout actor is lost, replace all of them and run it again, up to max_restarts.
 
-        Each loss is said aloud. Raises MachineError (ActorLost) beyond that, and for what new actors do not cure.
+        Each loss is reported. Raises MachineError (ActorLost) beyond that, and for errors that a restart
+        cannot fix.
         """
         while True:
             try:
-                if not self._workers:  # what dies while it is replaced is replaced again
+                if not self._workers:  # handles a loss during the replacement too
                     self._start()
                 return act()
             except RayError as error:
                 self._replace(error)
 
     def _replace(self, error: RayError) -> None:
-        """Say who is lost, and end all actors, so that new ones are made; raises where that cures nothing."""
+        """Report the loss and end all actors, so that new ones are started; raises if a restart cannot help."""
         if not curable(error):
             raised = named(error)
             raise raised from (None if raised is error else error)

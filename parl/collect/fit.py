@@ -1,8 +1,8 @@
 """Which prompts, pages and demonstrations fit the policy's context. No torch.
 
-An agent first reads its tools, its system prompt and the question. All that, and room to answer, has to fit
-``model.max_position_embeddings`` (or ``rollouts.context.orchestrator_tokens``, where that is less). The room is what
-the gold answer takes, and an eighth of the context at least.
+An agent reads its tools, its system prompt and the question. These and room to answer have to fit
+``model.max_position_embeddings`` (or ``rollouts.context.orchestrator_tokens``, if less). The room is the
+tokens of the gold answer, at least an eighth of the context.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from rollouts.config import RolloutsConfig
 if TYPE_CHECKING:
     from parl.cold_start.demos import Demonstrator
 
-_LONGEST_TOKEN = 32  # characters: of a longer text than so many times the limit it is enough to see the beginning
-_FRAME = 32  # no fewer tokens than the template puts around a question
-_SHARE = 8  # at least one part in so many of the context is left to answer in
-_SAMPLED = 24  # demonstrations that are looked at beforehand
-_ENOUGH, _PATIENCE_S = 8, 3.0  # so many do where all of them fit, or when they take long
+_LONGEST_TOKEN = 32  # characters: a text longer than this many times the limit need not be read whole
+_FRAME = 32  # minimum tokens that the template puts around a question
+_SHARE = 8  # at least 1/8 of the context is left for the answer
+_SAMPLED = 24  # demonstrations checked beforehand
+_ENOUGH, _PATIENCE_S = 8, 3.0  # as many if all of them fit, or if they take long
 
 
 class Context:
-    """The orchestrator's context, and what of it a text takes. ``tokenizer`` makes the policy's when it is needed."""
+    """The orchestrator's context and the tokens of texts in it. ``tokenizer`` builds the policy's on demand."""
 
     def __init__(
         self,
@@ -66,21 +66,21 @@ class Context:
 
     @cached_property
     def _most(self) -> int:
-        """No fewer tokens than the opening has, without a vocabulary: a token has one byte at least."""
+        """Lower bound on the opening's tokens without a vocabulary: a token has at least one byte."""
         return sum(len(text.encode()) for text, _ in self._pieces)
 
     def prompt(self, text: str) -> int:
-        """Tokens that an episode of the question ``text`` begins with."""
+        """Tokens of an episode's opening with the question ``text``."""
         return self.opening + len(self.tokenizer.encode_segments(self._chat.user(text)))
 
     def room(self, gold: Gold) -> int:
-        """Tokens that have to be left to answer."""
+        """Tokens reserved for the answer."""
         least = self.limit // _SHARE
         answer = ideal_answer(gold)
         return least if _bytes(answer) <= least else max(least, len(self.tokenizer.encode(answer)))
 
     def too_long(self, task: Task) -> int | None:
-        """Tokens of the prompt of ``task`` where it does not fit, else None."""
+        """Tokens of the prompt of ``task`` if it does not fit, else None."""
         most = _bytes(task.prompt) + max(_bytes(ideal_answer(task.gold)), self.limit // _SHARE) + _FRAME
         if self._most + most <= self.limit or self.opening + most <= self.limit:
             return None
@@ -88,14 +88,14 @@ class Context:
         return tokens if tokens + self.room(task.gold) > self.limit else None
 
     def page_too_long(self, text: str) -> bool:
-        """Whether an agent that opens a page of ``text`` has no room left."""
+        """Whether a page of ``text`` leaves an agent no room."""
         if self._most + _bytes(text) <= self.limit or self.opening + _bytes(text) <= self.limit:
             return False
         return self.opening + len(self.tokenizer.encode(text[: _LONGEST_TOKEN * self.limit])) > self.limit
 
 
 def demonstrations_that_fit(demos: Demonstrator, limit: int) -> tuple[int, int, int]:
-    """Of the first demonstrations of the cold start: how many fit, how many were made, tokens of the shortest."""
+    """Of the first demonstrations: how many fit, how many were checked, tokens of the shortest."""
     began = time.monotonic()
 
     async def lengths() -> list[int]:
@@ -119,9 +119,9 @@ def _bytes(text: str) -> int:
 
 
 def policy_tokenizer(config: Config, *, estimate: bool = False) -> Tokenizer:
-    """That of a run's own policies: of ``model.init``, of the cached or shipped cold start, or trained now.
+    """The tokenizer of a run's policies: of ``model.init`` or the cold start, or trained now.
 
-    ``estimate``: any starter's where the run's own is not there yet.
+    ``estimate``: any starter's if the run's own does not exist yet.
     """
     if config.model.init is not None:
         return load_tokenizer(config.model.init)

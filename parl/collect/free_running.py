@@ -1,7 +1,7 @@
-"""How a policy does when it runs freely on held-out tasks: what tells the cold start that it is enough.
+"""Checks a policy in free-running episodes on held-out tasks, to decide when a cold start is good enough.
 
-Accuracy on demonstrations, where every token has the right ones before it, does not: a policy that predicted 99.1 % of
-them right solved a tenth of its tasks, one that predicted 99.65 % solved 0.85 of them.
+Accuracy on demonstrations, where every token follows the right ones, is not enough: a policy with 99.1 % of
+them right solved a tenth of its tasks, one with 99.65 % solved 0.85 of them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ SPLIT = "val"
 
 
 def free_running(config: Config) -> Callable[[Weights, Path], dict[str, float]]:
-    """A check of weights, with the tokenizer in a folder: ``sft.check_tasks`` tasks of val, an episode each.
+    """A check of weights and the tokenizer in a folder: one episode per task of ``sft.check_tasks`` in val.
 
-    It returns the mean ``score``, the share ``malformed`` of episodes that ended so, and the share that ``spawned``.
+    Returns the mean ``score``, the share of ``malformed`` episodes, and the share that ``spawned``.
     Sub-agents are the same policy; sampling is that of the evaluation.
     """
     sft, evaluation = config.sft, config.eval

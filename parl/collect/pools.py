@@ -1,7 +1,7 @@
-"""Who serves the sub-agents: sizes of the engine pools, refreshed weights, and replicas that change pools.
+"""Engine pools: their sizes, refreshed sub-agents' weights, and replicas that change pools.
 
-Policy versions count weight syncs. Refreshed sub-agents are the policy of the last version that ``refresh_every``
-divides; those weights are kept in a folder of the run, so that a resumed run has the same sub-agents.
+Policy versions count weight syncs. Refreshed sub-agents are the policy of the last version divisible by
+``refresh_every``; their weights are kept in the run's folder for a resumed run.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from rollouts.config import RolloutsConfig
 from rollouts.engine.base import PoolEngine
 from rollouts.engine.built_in import Embedded
 
-_BUSIER = 1.5  # requests a replica of one pool over the other's, from which on a replica changes
+_BUSIER = 1.5  # ratio of requests per replica from which a replica changes pools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSide:
-    """What the rollout side of a run is made from.
+    """Settings of a run's rollout side.
 
-    ``environment`` goes to the workers; ``served`` is the folder in which servers find weights; ``adapters``: the
-    learner trains them; ``back``: versions that a resumed run may go back; ``step_s``: deadline of a step.
+    ``environment`` goes to the workers; ``served``: folder of weights for servers; ``adapters``: the learner
+    trains them; ``back``: versions that a resumed run may go back; ``step_s``: deadline of a step.
     """
 
     rollouts: RolloutsConfig
@@ -48,7 +48,7 @@ class RolloutSide:
 
     @classmethod
     def of(cls, config: Config) -> RolloutSide:
-        """That of a run of ``config``."""
+        """The settings for a run of ``config``."""
         trainer = config.trainer
         return cls(
             rollouts=config.rollouts,
@@ -63,7 +63,7 @@ class RolloutSide:
 
 
 def pool_sizes(rollouts: RolloutsConfig) -> dict[str, int]:
-    """Replicas of each pool at a run's start; co-trained sub-agents need none of their own."""
+    """Replicas of each pool at the start; co-trained sub-agents need none of their own."""
     frozen = 0 if rollouts.subagent_pool == "co_trained" else rollouts.frozen_engines
     return {"policy": rollouts.policy_engines, "frozen": frozen}
 
@@ -74,14 +74,14 @@ def servers_of(rollouts: RolloutsConfig, pool: str) -> tuple[str, ...]:
 
 
 def engine_kinds(rollouts: RolloutsConfig) -> dict[str, type[PoolEngine]]:
-    """The engine's class for each pool: sub-agents without servers of their own are served by ours."""
+    """The engine's class for each pool: sub-agents without their own servers use the embedded engine."""
     kind: Any = ENGINES.resolve(rollouts.engine)
     own = not kind.servers or rollouts.http.frozen_urls
     return {"policy": kind, "frozen": kind if own else Embedded}
 
 
 def subagents(rollouts: RolloutsConfig, policy: PolicyFields, tokenizer: str, start: Weights) -> tuple[Shape, Weights]:
-    """Shape and weights of the sub-agents at a run's start. UserError where their vocabulary is another."""
+    """Shape and weights of the sub-agents at the start. UserError if their vocabulary differs."""
     folder = rollouts.subagent_policy
     if folder is None:
         return policy.shape, start
@@ -100,8 +100,8 @@ def subagents(rollouts: RolloutsConfig, policy: PolicyFields, tokenizer: str, st
 def change(loads: Mapping[str, float], sizes: Mapping[str, int]) -> tuple[str, str] | None:
     """(pool that gives a replica, pool that gets it), or None.
 
-    ``loads``: mean requests under way at each pool, all replicas together. The idler pool gives one if the other has
-    ``_BUSIER`` times its requests a replica, also after the change, and it has more than one.
+    ``loads``: mean running requests of each pool. The idler pool gives one if it has more than one and the
+    other has ``_BUSIER`` times its requests per replica, also after the change.
     """
     order = sorted(sizes, key=lambda pool: (loads[pool] / sizes[pool], pool))
     idle, busy = order[0], order[-1]
@@ -113,19 +113,19 @@ def change(loads: Mapping[str, float], sizes: Mapping[str, int]) -> tuple[str, s
 
 
 class Refreshed:
-    """The weights of refreshed sub-agents: which are due, and those of the last refreshment for a resumed run."""
+    """Weights of refreshed sub-agents: which are due, and the last ones for a resumed run."""
 
     def __init__(self, every: int, keep: int, folder: Path | None) -> None:
         """``keep``: versions that a resumed run may go back; without ``folder`` nothing is kept."""
         self._every, self._keep, self._folder = every, keep, folder
-        self.version = -1  # that is served
+        self.version = -1  # being served
 
     def forget(self) -> None:
-        """Another policy is served next: what its sub-agents have is no longer theirs, whatever its version."""
+        """Another policy is served next: the sub-agents' weights are no longer valid."""
         self.version = -1
 
     def due(self, version: int, weights: Weights) -> tuple[int, Weights] | None:
-        """What sub-agents are to be served from policy ``version`` on, if that is not what they have."""
+        """The sub-agents' weights from policy ``version`` on, if they change."""
         wanted = version - version % self._every
         if wanted == self.version:
             return None

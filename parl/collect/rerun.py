@@ -1,10 +1,10 @@
-"""Which episodes are run again, how often, and when a step is given up.
+"""Which episodes run again, how often, and when a step is given up.
 
-A step is trained whole or not at all: episodes that the machine made fail are run again, with the same seed, until they
-end by the policy's doing. Where that does not come about the run ends (MachineError), since what is left over is no
-fair sample: a hung engine of the sub-agents spares exactly those that spawned none. An episode that failed by the
-program's own error (a tool that raises) is run again once, in case that passes; then it stays FAILED, is not trained,
-and is told of. One that used up its own time (``episode_s``) is not run again.
+A step is trained whole or not at all: episodes with a machine fault run again, with the same seed, until they
+end by the policy's actions. If that fails repeatedly the run ends (MachineError), since the other episodes
+are a biased sample: a hung engine of the sub-agents spares those that spawned none. An episode that failed by
+the program's own error (a tool that raises) is run again once; then it stays FAILED, is not trained, and is
+reported. One that used up its own time (``episode_s``) is not run again.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from parl.errors import MachineError
 from parl.shown.terminal import echo
 from rollouts.episode import MACHINE, Episode, EpisodeStatus
 
-TRIES = {MACHINE: 4, "": 1}  # by Episode.limit: how often one that failed is run again
-_PAUSE_S = 1.0  # before the first time; doubled each time
+TRIES = {MACHINE: 4, "": 1}  # by Episode.limit: how often a failed one runs again
+_PAUSE_S = 1.0  # before the first rerun; doubled each time
 
 
 class StepFailed(MachineError, RuntimeError):
-    """A step's episodes did not come about; nothing of it is trained."""
+    """A step's episodes could not be collected; nothing of it is trained."""
 
 
 class Tries:
-    """How often the episodes of one group have been run again. ``pause_s``: what they wait before the next time."""
+    """How often the episodes of one group ran again. ``pause_s``: wait before the next time."""
 
     def __init__(self) -> None:
         self._count, self.pause_s = 0, 0.0
 
     def again(self, episodes: Sequence[Episode]) -> list[Episode]:
-        """Those of ``episodes`` that are to be run again."""
+        """Those of ``episodes`` to run again."""
         failed = [episode for episode in episodes if episode.status is EpisodeStatus.FAILED]
         if not (again := [episode for episode in failed if self._count < TRIES.get(episode.limit, 0)]):
             return []
@@ -41,14 +41,14 @@ class Tries:
 
 
 class Group:
-    """The attempts at one task that a caller wants. ``missing``: those that are still to be run."""
+    """The requested attempts at one task. ``missing``: those still to run."""
 
     def __init__(self, task: Task, attempts: list[int]) -> None:
         self.task, self.missing = task, attempts
         self._order, self._found, self._tries = list(attempts), dict[int, Episode](), Tries()
 
     def take(self, episodes: Sequence[Episode]) -> None:
-        """These have ended."""
+        """Record ended episodes."""
         again = self._tries.again(episodes)
         self._found |= {episode.index: episode for episode in episodes}
         self.missing = [episode.index for episode in again]
@@ -60,12 +60,12 @@ class Group:
 
     @property
     def episodes(self) -> list[Episode]:
-        """All of them, in the order asked."""
+        """All episodes, in the requested order."""
         return [self._found[index] for index in self._order]
 
 
 def whole(episodes: list[Episode]) -> list[Episode]:
-    """``episodes``, told of those that failed. StepFailed where all did, or where the machine is why."""
+    """``episodes``, reporting failed ones. StepFailed if all failed, or because of the machine."""
     if episodes and all(episode.void for episode in episodes):
         raise StepFailed(f"all {len(episodes)} episodes failed, the first of: {episodes[0].error}")
     if hurt := [episode for episode in episodes if episode.limit == MACHINE]:

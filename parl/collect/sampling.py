@@ -1,8 +1,8 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476, 3.2): groups whose episodes all earned the same teach nothing.
+"""Dynamic sampling (DAPO, arXiv 2503.14476, 3.2): groups with equal rewards are replaced.
 
-Their advantages are 0, so they only thin out the batch. They are left out of the step's rows, and other tasks are drawn
-in their place, at most ``rollouts.dynamic_sampling`` times. Their episodes stay in the store and in the step's means,
-which would otherwise tell of the tasks that are neither easy nor hard alone.
+Their advantages are 0, so they only thin out the batch. They are left out of the step's rows, and other tasks
+are drawn in their place, at most ``rollouts.dynamic_sampling`` times. Their episodes stay in the store and in
+the step's means, which would otherwise be biased.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 
 from rollouts.episode import Episode, EpisodeStatus
 
-_SAME = 1e-9  # rewards that differ by less are equal: sums of the same parts in another order
+_SAME = 1e-9  # smaller differences count as equal: sums of the same parts in another order
 
 
 def informative(episodes: Iterable[Episode]) -> list[Episode]:
-    """``episodes`` without the groups whose rewards do not differ; FAILED ones count for nothing and stay out."""
+    """``episodes`` without groups of equal rewards; FAILED ones are ignored and left out."""
     groups: dict[str, list[Episode]] = defaultdict(list)
     for episode in episodes:
         if episode.status is not EpisodeStatus.FAILED:
@@ -40,7 +40,7 @@ def draw_groups(draw: Callable[[int, int], list[Episode]], wanted: int, rounds: 
 
 
 def groups(episodes: Iterable[Episode]) -> int:
-    """How many tasks they attempt."""
+    """Number of tasks that they attempted."""
     return len({episode.task.key for episode in episodes})
 
 

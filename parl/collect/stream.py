@@ -1,9 +1,8 @@
-"""Groups of episodes that run on while the learner learns: begun at the scheduler's pace, taken a step at a time.
+"""Groups of episodes that run beside the learner, admitted by the scheduler and taken a step at a time.
 
-The driver does not move between two calls, and need not: room for new groups appears only when a version is trained.
-The workers run what has been begun, oldest first, at most ``rollouts.concurrency`` episodes each.
-
-What is unfinished is part of a run's state: ``save`` writes it beside the learner's files, ``load`` takes it up again.
+New groups are admitted only when a version is trained, so the driver need not act in between. Workers run the
+oldest groups first, at most ``rollouts.concurrency`` episodes each. Unfinished groups are part of a run's
+state: ``save`` writes them beside the learner's files, ``load`` restores them.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _ANSWER_S = 60.0
 
 @dataclass(slots=True, kw_only=True)
 class _Begun:
-    """A group that the scheduler let begin. ``outcomes``: as far as the driver knows; ``call``: what works on it."""
+    """An admitted group. ``outcomes``: the last known ones; ``call``: the running worker call."""
 
     task: Task
     outcomes: list[Outcome]
@@ -49,7 +48,7 @@ class _Begun:
 
 
 class EpisodeStream:
-    """Training episodes by the step, as old as ``trainer.staleness`` allows. ``version``: of the weights served."""
+    """Training episodes by the step, with at most ``trainer.staleness``. ``version``: of the served weights."""
 
     def __init__(
         self, rollouts: RolloutsConfig, trainer: TrainerConfig, collector: Collector, tasks: Tasks, version: int
@@ -64,10 +63,10 @@ class EpisodeStream:
         self._step_s, self._collector, self._tasks = trainer.step_s, collector, tasks
         self._begun: dict[int, _Begun] = {}
         self._restarts = collector.restarts
-        self._fruitless = 0  # groups in a row of which no episode is of use
+        self._fruitless = 0  # groups in a row without a usable episode
 
     def take(self, progress: Callable[[int, int], None]) -> list[Episode]:
-        """The episodes of the next step, groups in order. Waits for them, trainer.step_s at most (StepFailed)."""
+        """The episodes of the next step, groups in order; waits at most trainer.step_s (StepFailed)."""
         deadline = time.monotonic() + self._step_s
         taken: list[int] | None = None
 
@@ -85,7 +84,7 @@ class EpisodeStream:
         return [outcome for group in groups for outcome in group.outcomes if isinstance(outcome, Episode)]
 
     def halt(self) -> None:
-        """Suspend what runs, so that the learner has the machine to itself; :meth:`advance` continues it."""
+        """Suspend running groups to free the machine for the learner; :meth:`advance` resumes them."""
 
         def attempt() -> None:
             self._forget_dead_calls()
@@ -97,19 +96,19 @@ class EpisodeStream:
         self._collector.retrying(attempt)
 
     def advance(self) -> None:
-        """The step is trained and its weights are served: what has room now begins, what was halted goes on."""
+        """The step is trained and its weights are served: admit new groups, resume halted ones."""
         self.scheduler.advance()
         self._collector.retrying(self._begin)
 
     def metrics(self) -> dict[str, float]:
-        """Episodes by what became of them, since the run began."""
+        """Episodes by outcome since the run began."""
         counts = self.scheduler.counts
         names = ("submitted", "accepted", "filtered", "failed", "cancelled")
         ended = {f"rollouts/{name}": float(getattr(counts, name)) for name in names}
         return ended | {"rollouts/running": float(self.scheduler.running)}
 
     def save(self, folder: Path, step: int) -> None:
-        """Write all unfinished groups into ``folder``, as they stand now; nothing is halted for it."""
+        """Write the current state of all unfinished groups into ``folder``, without halting them."""
         self._collector.retrying(self._update)
         episodes: list[Episode] = []
 
@@ -125,7 +124,7 @@ class EpisodeStream:
         write_text(folder / _FILE, json.dumps({"scheduler": self.scheduler.to_json(), "groups": groups}))
 
     def load(self, folder: Path, step: int) -> None:
-        """Take up what :meth:`save` wrote; it goes on with the next :meth:`take`."""
+        """Restore what :meth:`save` wrote; it continues with the next :meth:`take`."""
         data = json.loads((folder / _FILE).read_text())
         episodes, _ = EpisodeStore(folder).read(step, "unfinished") or ([], 0)
         self.scheduler = Scheduler.from_json(data["scheduler"])
@@ -135,22 +134,22 @@ class EpisodeStream:
         self.scheduler.check()
 
     def close(self) -> None:
-        """The run ends: what still runs is cancelled, and the counters must add up."""
+        """End the run: running episodes are cancelled, and the counters must add up."""
         self.scheduler.cancel()
 
     def _begin(self) -> None:
-        """Begin what has room, and put everything to work that is not."""
+        """Admit groups, and start workers on all that are idle."""
         self._forget_dead_calls()
         for number in self.scheduler.admit():
             outcomes: list[Outcome] = [None] * self.scheduler.group_size
             self._begun[number] = _Begun(task=self._tasks.take(number, 1)[0], outcomes=outcomes)
-        for number, begun in self._begun.items():  # in order: the oldest first
+        for number, begun in self._begun.items():  # oldest first
             if begun.call is None and not begun.finished:
                 pause_s = begun.tries.pause_s
                 begun.call = self._collector.begin(number, begun.task, begun.outcomes, pause_s=pause_s)
 
     def _forget_dead_calls(self) -> None:
-        if self._restarts != self._collector.restarts:  # the actors were replaced: from the last known state again
+        if self._restarts != self._collector.restarts:  # the actors were replaced: restart from the last known state
             self._restarts = self._collector.restarts
             for begun in self._begun.values():
                 begun.call = None
@@ -183,7 +182,7 @@ class EpisodeStream:
             del self._begun[number]
 
     def _ends(self, episodes: list[Episode]) -> list[End]:
-        """A single episode has no baseline but itself, so a group of fewer than two teaches nothing."""
+        """Outcomes; a group with fewer than two usable episodes has no baseline and is filtered."""
         failed = [episode.void for episode in episodes]
         use = End.ACCEPTED if failed.count(False) > 1 else End.FILTERED
         self._fruitless = 0 if use is End.ACCEPTED else self._fruitless + 1
@@ -193,14 +192,14 @@ class EpisodeStream:
         return [End.FAILED if bad else use for bad in failed]
 
     def _update(self) -> None:
-        """Learn from the workers how far everything has come."""
+        """Get current states from the workers."""
         self._forget_dead_calls()
         calls = self._calls()
         known = self._collector.snapshots() if calls else {}
         for call, number in calls.items():
             if number in known:
                 self._begun[number].outcomes = pickle.loads(known[number])
-            elif ray.wait([call], timeout=0)[0]:  # it has just ended; else it is on its way there or back
+            elif ray.wait([call], timeout=0)[0]:  # it has just ended; otherwise it is in transfer
                 self._arrived(number, ray.get(call, timeout=_ANSWER_S))
 
 

@@ -1,4 +1,4 @@
-"""Where a run's tasks come from: the environment's stream, or the user's own rows, by position."""
+"""The tasks of a run by position: from the environment's stream, or the user's own rows."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from parl.shown.terminal import echo
 from rewards.outcome.reach import unreachable
 
 _LISTED = 5
-_FAULTS = (ValueError, OSError, ModuleNotFoundError)  # the last: of Kimi's vocabulary, or of an extra
+_FAULTS = (ValueError, OSError, ModuleNotFoundError)  # the last: an extra is missing
 
 
 class Tasks:
-    """The tasks of one run: own ones, as far as they fit ``context``, else the environment's."""
+    """The tasks of one run: the user's, as far as they fit ``context``, else the environment's."""
 
     def __init__(
         self, envs: EnvsFields, environment: Environment, evaluation: EvalConfig, context: Context, seed: int
     ) -> None:
-        """``seed``: of the stream to train on."""
+        """``seed``: of the training stream."""
         self.environment, self.context = environment, context
         self._file, self._evaluation, self._seed = envs.tasks, evaluation, seed
 
     def take(self, start: int, count: int) -> list[Task]:
-        """Training tasks ``start`` to ``start + count``; own tasks are gone through in order, again and again."""
+        """Training tasks ``start`` to ``start + count``; own tasks are repeated in order."""
         return [self._stream[i] for i in range(start, start + count)]
 
     @cached_property
@@ -44,7 +44,7 @@ class Tasks:
         return Repeated(own) if own else self.environment.task_stream("train", self._seed)
 
     def held_out(self) -> list[Task]:
-        """The evaluation's tasks: the first ``eval.tasks`` distinct ones of its split, or as many as there are."""
+        """The evaluation's tasks: the first ``eval.tasks`` distinct ones of its split, or as many as exist."""
         asked = self._evaluation
         own = self._own(asked.split)
         return own[: asked.tasks] if own else self.environment.held_out(asked.split, asked.seed, asked.tasks)
@@ -70,9 +70,9 @@ def run_tasks(config: Config, *, estimate: bool = False) -> Tasks:
 
 
 def check_tasks(config: Config) -> Tasks:
-    """The run's tasks. UserError now, not after the cold start, when the environment's data or the task file are bad.
+    """The run's tasks. UserError if the environment's data or the task file are bad.
 
-    What is worth a word but no mistake is printed to standard error, a line each, as soon as it is known.
+    Prints notes to standard error, one per line.
     """
     tasks = run_tasks(config)
     for note in data_notes(config, tasks):
@@ -81,7 +81,7 @@ def check_tasks(config: Config) -> Tasks:
 
 
 def data_notes(config: Config, tasks: Tasks) -> Iterator[str]:
-    """Check all data of ``config``; what its user should know before it is used. UserError with all mistakes."""
+    """Check all data of ``config`` and yield notes for the user. UserError with all mistakes."""
     seen: set[str] = set()
     try:
         for note in _checked(config, tasks):
@@ -93,7 +93,7 @@ def data_notes(config: Config, tasks: Tasks) -> Iterator[str]:
 
 
 def _checked(config: Config, tasks: Tasks) -> Iterator[str]:
-    """What takes long comes last."""
+    """Checks in order of cost."""
     environment, evaluation, scratch = tasks.environment, config.eval, config.model.init is None
     taught = scratch or config.sft.data == TEACHER
     yield from environment.notes()
@@ -131,7 +131,7 @@ def _checked(config: Config, tasks: Tasks) -> Iterator[str]:
 
 
 def _reading_notes(readings: Readings, context: Context) -> Iterator[str]:
-    """Of texts, as far as they do not fit."""
+    """Notes on texts that do not fit."""
     source, texts = readings.source, readings.texts
     long = [name for name, text in texts if context.page_too_long(text)]
     if long:
@@ -143,7 +143,7 @@ def _reading_notes(readings: Readings, context: Context) -> Iterator[str]:
 
 
 def _demonstration_notes(source: str, demos: Demonstrator, limit: int) -> Iterator[str]:
-    """Of demonstrations, as far as they do not fit ``limit`` tokens."""
+    """Notes on demonstrations that do not fit ``limit`` tokens."""
     fit, made, shortest = demonstrations_that_fit(demos, limit)
     if not fit:
         raise UserError(
@@ -162,7 +162,7 @@ def _demonstration_notes(source: str, demos: Demonstrator, limit: int) -> Iterat
 
 
 def _own_notes(file: str, split: str, wanted: tuple[str, int], context: Context) -> Iterator[str]:
-    """``wanted``: the key that says how many tasks are asked for, and how many."""
+    """Notes on the user's tasks. ``wanted``: the key with the number of tasks, and that number."""
     source, rows = _rows(file, split)
     yield from (f"{source.name}: {note}" for note in source.notes)
     long = [(where, tokens) for where, task in rows if (tokens := context.too_long(task)) is not None]
@@ -188,7 +188,7 @@ def _own_notes(file: str, split: str, wanted: tuple[str, int], context: Context)
 
 
 def _rows(spec: str, split: str) -> tuple[TaskSource, list[tuple[str, Task]]]:
-    """The source of own tasks, and what of it belongs to ``split``, each with its line or row. A file is read once."""
+    """The source of own tasks, and those of ``split``, each with its line or row. A file is read once."""
     if names_file(spec) and is_there(path := Path(spec)):
         stamp = path.stat()
         source = _file(spec, stamp.st_mtime_ns, stamp.st_size)
@@ -208,7 +208,7 @@ def _rows(spec: str, split: str) -> tuple[TaskSource, list[tuple[str, Task]]]:
 
 @lru_cache(maxsize=2)
 def _file(spec: str, changed_ns: int, size: int) -> TaskSource:
-    """The rows of a file; those without a split have none yet."""
+    """The rows of a file; rows without a split have none yet."""
     return read_tasks(spec, "", _fault)
 
 

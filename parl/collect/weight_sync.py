@@ -1,7 +1,7 @@
-"""Weights on their way from the learner to the engines: packed once a version, then sent to every replica of a pool.
+"""Weights from the learner to the engines: packed once per version, sent to every replica of a pool.
 
-The policy pool gets each version; the frozen pool keeps the starting policy, or a refreshed one. Embedded engines get
-arrays through Ray's store, servers a folder (``parl.serve.server_weights``).
+The policy pool gets each version; the frozen pool keeps the starting policy, or a refreshed one. Embedded
+engines get arrays through Ray's store, servers a folder (``parl.serve.server_weights``).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from parl.collect.pools import Refreshed, RolloutSide, engine_kinds, subagents
 from parl.serve.server_weights import Deliveries
 from rollouts.engine.base import Update
 
-SYNC_S = 120.0  # deadline of one update, where no server needs more
+SYNC_S = 120.0  # deadline of one update, unless servers need more
 
 
 class Packed(NamedTuple):
-    """One version on its way to a pool. Arrays travel beside the update, as references that Ray resolves."""
+    """One version for a pool. Arrays travel beside the update, as references that Ray resolves."""
 
     update: Update
     weights: Any = None
@@ -32,7 +32,7 @@ class Packed(NamedTuple):
 
 
 class PoolWeights:
-    """What each pool serves. ``start``: the starting policy; ``kept``: where a run keeps refreshed sub-agents'."""
+    """The weights of each pool. ``start``: the starting policy; ``kept``: folder for refreshed weights."""
 
     def __init__(self, side: RolloutSide, tokenizer: Path, start: Weights, kept: Path | None = None) -> None:
         rollouts = side.rollouts
@@ -40,18 +40,18 @@ class PoolWeights:
         self._deliveries = Deliveries(side.served, side.model.shape, tokenizer)
         servers = any(kind.servers for kind in self._kinds.values())
         self._sync_s = SYNC_S + (rollouts.http.update_s if servers else 0)
-        self._start_weights = start  # what adapters are merged with, here or by the engines
+        self._start_weights = start  # base of adapters, merged here or in the engines
         self._start_ref = ray.put(Sent(start)) if side.adapters else None
         self.subagent_model, frozen = subagents(rollouts, side.model, str(tokenizer.resolve()), start)
         self._packed = {"frozen": self._pack("frozen", 0, frozen)}
         self._refreshed = Refreshed(rollouts.refresh_every, side.back, kept)
 
     def forget(self) -> None:
-        """Another policy is served next: refreshed sub-agents are that one's."""
+        """Another policy is served next: refreshed sub-agents become that one's."""
         self._refreshed.forget()
 
     def take(self, weights: Weights, version: int) -> bool:
-        """``weights``, a policy or adapters, are policy ``version`` now; whether the frozen pool has new ones, too."""
+        """Set ``weights`` as policy ``version``; returns whether the frozen pool has new ones too."""
         if is_adapters(weights) and self._kinds["policy"].adapters:
             self._packed["policy"] = Packed(Update(version=version), ray.put(Sent(weights)), self._start_ref)
         else:
@@ -64,7 +64,7 @@ class PoolWeights:
         return due is not None
 
     def send(self, pool: str, replicas: Sequence[Any], *, in_flight: bool = False) -> None:
-        """Serve what is packed for ``pool`` on its ``replicas``, if anything is; RuntimeError for another version."""
+        """Send the packed weights of ``pool``, if any, to ``replicas``; RuntimeError for another version."""
         packed = self._packed.get(pool)
         if packed is None:
             return
@@ -75,7 +75,7 @@ class PoolWeights:
             raise RuntimeError(f"the {pool} pool serves versions {served}, not {update.version}")
 
     def _pack(self, pool: str, version: int, weights: Weights) -> Packed:
-        """The weights in Ray's store, or a folder for the pool's servers."""
+        """The weights in Ray's store, or in a folder for servers."""
         if self._kinds[pool].servers:
             return Packed(Update(version=version, delivery=self._deliveries.write(pool, version, weights)))
         return Packed(Update(version=version), ray.put(Sent(weights)))

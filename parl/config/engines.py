@@ -1,4 +1,4 @@
-"""What an engine's class must be able to do for the rest of a configuration: its traits are asked, not its name."""
+"""Checks that an engine's traits support the rest of the configuration."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from rollouts.config import RolloutsConfig
 
 
 def check_engine_fits(rollouts: RolloutsConfig, *, pictures: bool, staleness: int) -> None:
-    """ValueError for what the engine of ``rollouts`` cannot do, with what to change.
+    """ValueError for settings that the engine of ``rollouts`` does not support, with the fix.
 
-    ``pictures``: the policy sees; ``staleness``: episodes run on beside the learner where it is not 0.
+    ``pictures``: the policy has vision; ``staleness``: episodes run beside the learner unless 0.
     """
     kind: Any = ENGINES.resolve(rollouts.engine)
     named = f"rollouts.engine={rollouts.engine}"

@@ -1,4 +1,4 @@
-"""What follows from a run's model family for those who make its episodes or read its policies. No torch."""
+"""Lookups by model family for rollouts and for readers of policies. No torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rollouts.config import RolloutsConfig
 
 
 def chat_format(model: Shape, rollouts: RolloutsConfig, tokenizer: Vocabulary | None = None) -> ChatFormat:
-    """How conversations of a policy of shape ``model`` are written; without a tokenizer, to render text only."""
+    """The chat format of policies of shape ``model``; without a tokenizer, it renders text only."""
     return family_of(model).chat(model, tokenizer, thinking=rollouts.thinking)
 
 
 def family_at(folder: Path) -> Family:
-    """The family of the policy in ``folder``, which must be built in or installed; ValueError where it is not.
+    """The family of the policy in ``folder``, which must be built in or installed; else ValueError.
 
-    A file may not name any module to be imported: that of a stranger's folder would run a stranger's code.
+    A file may not name any module: importing it would run untrusted code.
     """
     file = folder / "meta.json"
     home = read_json(file, finite=False).get("family") if file.exists() else None

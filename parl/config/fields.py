@@ -1,7 +1,7 @@
-"""What a field of the configuration takes: a section, or text, which YAML would read as something else.
+"""Which fields take a section or text, which YAML would read as something else.
 
-YAML reads ``on``, ``no``, ``123``, ``1e3`` and ``2026-11-26`` as truth values, numbers and dates. Where a field takes
-text they are text.
+YAML reads ``on``, ``no``, ``123``, ``1e3`` and ``2026-11-26`` as truth values, numbers and dates. In a field
+that takes text they are text.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def section(field: FieldInfo | None) -> type[BaseModel] | None:
 
 
 def takes_text(field: FieldInfo) -> bool:
-    """Whether ``field`` holds text, a path, or one of several words; beside nothing, maybe."""
+    """Whether ``field`` holds text, a path, or one of several words, or optionally nothing."""
     return any(_is_text(kind) for kind in _kinds(field))
 
 
 def text_of(field: FieldInfo, given: str) -> str | None:
-    """The text that ``given`` in KEY=VALUE stands for: itself, without quotes around it; None where null is meant."""
+    """The text of ``given`` in KEY=VALUE, without quotes around it; None if null is meant."""
     given = given.strip()
     if given in ("null", "~", "") and _may_be_null(field):
         return None
@@ -40,9 +40,9 @@ def text_of(field: FieldInfo, given: str) -> str | None:
 
 
 def with_texts(tree: dict[str, Any], words: dict[str, Any], model: type[BaseModel] | None) -> dict[str, Any]:
-    """``tree`` with the words that stand in the file wherever a field takes text and YAML read something else.
+    """``tree`` with the file's original words wherever a field takes text and YAML read something else.
 
-    ``words`` is the same file read with every scalar as text.
+    ``words``: the same file read with every scalar as text.
     """
     clean = {}
     for key, value in tree.items():
@@ -68,7 +68,7 @@ def _optional_section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _kinds(field: FieldInfo) -> tuple[Any, ...]:
-    """The members of the field's annotation, where it is a union; else the annotation."""
+    """The members of the field's annotation if it is a union; else the annotation."""
     kind = field.annotation
     is_union = get_origin(kind) not in (None, Literal, Annotated, tuple, list, dict)
     return get_args(kind) if is_union else (kind,)
@@ -80,7 +80,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _may_be_null(field: FieldInfo) -> bool:
-    """Whether null means null, not a word: where nothing is allowed, and where only other words are."""
+    """Whether null means null rather than a word."""
     return type(None) in _kinds(field) or not any(kind in (str, Path) for kind in _kinds(field))
 
 

@@ -1,7 +1,7 @@
-"""From a YAML file and dotted overrides to a checked :class:`Config`; every mistake is named with its fix. No torch.
+"""Load a YAML file and dotted overrides into a checked :class:`Config`. No torch.
 
-Values are validated strictly (``true`` is no number, ``"20"`` no integer), so a typing slip never becomes a silent
-setting. All problems of a file and its overrides are reported at once.
+Values are validated strictly (``true`` is no number, ``"20"`` no integer), so a typing slip never becomes a
+silent setting. All problems of a file and its overrides are reported at once, with fixes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from parl.presets import preset, preset_names
 from parl.shown.redaction import without_credentials
 from rollouts.engine.address import shown
 
-_NAME = FieldInfo(annotation=str | None)  # what a name in KEY=VALUE is read as
+_NAME = FieldInfo(annotation=str | None)  # for names in KEY=VALUE
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None, *, files: bool = True) -> Config:
     """Read ``path`` (a file or a preset's name), apply overrides such as ``trainer.steps=20`` and validate.
 
-    Raises :class:`ConfigError` for all mistakes at once.
-    ``files=False`` asks for none of the files that it names: what was run elsewhere can be looked at here.
+    Raises :class:`ConfigError` with all mistakes. ``files=False`` skips the check that named files exist, to
+    inspect runs of other machines.
     """
     path = preset(Path(path))
     tree, words = _read_yaml(path)
@@ -57,15 +57,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, files: 
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration with every default, as YAML that :func:`load_config` reads back to the same.
-
-    But for credentials, which a file that lies around must not hold: those are replaced.
-    """
+    """The resolved configuration as YAML that :func:`load_config` reads back, with credentials replaced."""
     return yaml.safe_dump(without_credentials(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 
 def whole_yaml(config: Config) -> str:
-    """The same for a run's folder: :func:`load_config` refuses it when it is cut off."""
+    """The same for a run's folder: :func:`load_config` refuses it if truncated."""
     return yaml_text.marked(to_yaml(config))
 
 
@@ -76,7 +73,7 @@ def config_hash(*parts: BaseModel | str | int | float | bool | None) -> str:
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The file's mapping, and the same with every scalar as the text that stands there."""
+    """The file's mapping, and the same with every scalar as its text."""
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}{_nearby(path)}")
     if path.stat().st_size > yaml_text.MOST_BYTES:
@@ -105,9 +102,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _today(tree: dict[str, Any]) -> dict[str, Any]:
-    """``tree`` as it is written now, so that runs of then can be read.
+    """``tree`` with old keys renamed, so that old runs can be read.
 
-    The world's section stood below its name once; ``trainer.parallel`` had a ``sequence_parallel``, which was 1.
+    The world's section was below its name; ``trainer.parallel`` had ``sequence_parallel`` = 1.
     """
     match tree:
         case {"trainer": {"parallel": {"sequence_parallel": 1, **rest}, **trainer}}:
@@ -130,7 +127,7 @@ def _nearby(path: Path) -> str:
 
 
 def _override(text: str) -> tuple[list[str], str, str]:
-    """Key by parts, value's text, and all of KEY=VALUE; ConfigError where it is none."""
+    """Key by parts, value's text, and all of KEY=VALUE; ConfigError if it has another form."""
     if half := re.search("[\ud800-\udfff]", text):
         raise ConfigError(
             f"the override {shown(text)!r} holds the byte 0x{ord(half[0]) & 0xFF:02x}, which is no UTF-8:"
@@ -146,7 +143,7 @@ def _override(text: str) -> tuple[list[str], str, str]:
 
 
 def _name(text: str) -> str | None:
-    """A name as it stands in KEY=VALUE."""
+    """A name in KEY=VALUE."""
     return text_of(_NAME, text)
 
 
@@ -156,7 +153,7 @@ def _apply_override(tree: dict[str, Any], root: type[ConfigFields], parts: list[
     for depth, part in enumerate(parts[:-1]):
         field = model.model_fields.get(part) if model else None
         model = section(field)
-        if node.get(part) is None:  # a mapping such as envs.config.mix keeps its other default entries
+        if node.get(part) is None:  # a mapping such as envs.config.mix keeps its other defaults
             default = field.get_default(call_default_factory=True) if field and not model else None
             node[part] = dict(default) if isinstance(default, dict) else {}
         if not isinstance(node[part], dict):
@@ -178,7 +175,7 @@ def _apply_override(tree: dict[str, Any], root: type[ConfigFields], parts: list[
 
 
 def _without_empty_sections(tree: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """A section whose lines are all commented out reads as null: it means its defaults."""
+    """A section whose lines are all commented out (null) means its defaults."""
     clean = {}
     for key, value in tree.items():
         kind = section(model.model_fields.get(key))
@@ -189,7 +186,7 @@ def _without_empty_sections(tree: dict[str, Any], model: type[BaseModel]) -> dic
 
 
 def _with_shape(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
-    """``model.init`` gives the shape: its other keys are filled in from there, and must not say anything else."""
+    """Fill in the shape from ``model.init``; ``model``'s other keys must agree with it."""
     given = tree.get("model")
     if not isinstance(given, dict) or not isinstance(given.get("init"), str):
         return tree
@@ -241,7 +238,7 @@ def _too_large(value: Any) -> bool:
 
 
 def _resolve_paths(path: Path, config: Config) -> Config:
-    """Files named in the YAML are looked up beside it first, then from the current folder."""
+    """Look up files named in the YAML beside it first, then from the current folder."""
     own, spec = config.envs.config, config.envs.tasks
     tasks = Path(spec) if spec else None
     if tasks and not names_file(str(_beside(path, tasks))):
@@ -258,7 +255,7 @@ def _resolve_paths(path: Path, config: Config) -> Config:
     if imitated is not None and not is_there(imitated):
         problems.append(f"sft.data = {data}: neither teacher nor a file or folder, beside {path} or here")
     if spec is not None and not problems and (fault := file_problem(str(found["tasks"] or spec))):
-        problems.append(f"envs.tasks = {show(spec, 1000)}: {fault}")  # a path is shown whole
+        problems.append(f"envs.tasks = {show(spec, 1000)}: {fault}")  # show a path whole
     if problems:
         raise _error(path, problems)
     own = own.model_copy(update={name: found[f"config.{name}"] for name in named})

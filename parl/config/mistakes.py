@@ -1,6 +1,6 @@
-"""What pydantic found wrong with a configuration, in words: the key, the value, what is allowed, what was meant.
+"""Explains pydantic's errors of a configuration: the key, the value, what is allowed, the nearest key.
 
-``root`` is the class of the whole configuration, with the sections that its names chose.
+``root`` is the class of the whole configuration, with the chosen sections.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 
 
 def explain(detail: dict[str, Any], root: type[ConfigFields]) -> list[str]:
-    """One readable line for each problem that pydantic found."""
+    """One readable line per problem that pydantic found."""
     value, kind = detail["input"], detail["type"]
     loc, field, model = _found([str(part) for part in detail["loc"]], root)
     key = ".".join(loc)
@@ -59,7 +59,7 @@ def _unknown(key: str, value: Any, model: type[BaseModel] | None, root: type[Con
             f"{key} (given {show(value)}) is a key of {choice.at} = {' or '.join(owners)};"
             f" {choice.at} = {_name_of(model, choice.key)} has {keys}"
         )
-    if key in dict(_known_keys(root)):  # written with dots in a file
+    if key in dict(_known_keys(root)):  # dotted key in a file
         return f"unknown key '{key}' (given {show(value)}): in a file a section is a mapping; {place}: {{{leaf}: ...}}"
     close = nearest_keys(key, root)
     hint = f"; did you mean {' or '.join(close)}?" if close else f"; sections: {', '.join(Config.model_fields)}"
@@ -67,7 +67,7 @@ def _unknown(key: str, value: Any, model: type[BaseModel] | None, root: type[Con
 
 
 def _value_error(loc: list[str], model: type[BaseModel] | None, text: str) -> str:
-    """A section's own check names its fields bare; give them their full path."""
+    """A section's own check names its fields without prefix; add the full path."""
     prefix = ".".join(loc)
     names = "|".join(map(re.escape, model.model_fields)) if model and prefix else ""
     full = re.sub(rf"(?<![.\w])({names})(?==| names)", rf"{prefix}.\1", text) if names else text
@@ -75,8 +75,7 @@ def _value_error(loc: list[str], model: type[BaseModel] | None, text: str) -> st
 
 
 def _found(loc: list[str], root: type[ConfigFields]) -> tuple[list[str], FieldInfo | None, type[BaseModel] | None]:
-    """The keys of ``loc``, the innermost field that they lead to, and the section around an unknown key, or else of
-    the field."""
+    """The keys of ``loc``, the innermost field, and the section around it or around an unknown key."""
     keys: list[str] = []
     field, model = None, root
     for part in loc:
@@ -114,7 +113,7 @@ def _allowed(field: FieldInfo | None, detail: dict[str, Any]) -> str:
 
 
 def nearest_keys(key: str, root: type[ConfigFields] = Config, count: int = 2) -> list[str]:
-    """The valid dotted keys that resemble ``key`` most, also those of other sections; best first."""
+    """The valid dotted keys most similar to ``key``, in any section; best first."""
     key = key.lower()
     leaf = key.rpartition(".")[2]
     scored = []
@@ -151,6 +150,6 @@ def leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def show(value: Any, most: int = 80) -> str:
-    """``value`` as a message shows it: short, without credentials or control characters."""
+    """``value`` for a message: short, without credentials or control characters."""
     text = shown(without_credentials(json.dumps(value, ensure_ascii=False, default=str)))
     return text if len(text) <= most else text[: most - 3] + "..."

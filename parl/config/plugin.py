@@ -1,13 +1,13 @@
-"""Names to classes: the one grammar by which a configuration names its environment, family, engine, objective, reward.
+"""Resolves the names of environments, families, engines, objectives and rewards to classes.
 
-A name is one of three: a built-in (``k25``), a class anywhere on the Python path
-(``my_package.my_module:MyObjective``), or an entry point that an installed package declares in the kind's group::
+A name is a built-in (``k25``), a class anywhere on the Python path (``my_package.my_module:MyObjective``), or
+an entry point that an installed package declares in the kind's group::
 
     [project.entry-points."parl.objectives"]
     mine = "my_package.my_module:MyObjective"
 
-The class is resolved before the configuration is validated, because it brings the section that its keys are checked
-against. A user's module is found on ``PYTHONPATH`` and, last, in the working directory. No torch.
+The class is resolved before the configuration is validated, because it brings the section for its keys. A
+user's module is found on ``PYTHONPATH`` and, last, in the working directory. No torch.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from parl.errors import UserError
 
 
 class PluginError(UserError, ValueError):
-    """A name that leads to no usable class; the message says what was looked for and what there is."""
+    """A name without a usable class; the message says what was looked for and what exists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """One kind of plug-in. ``what``: its name in messages; ``built_in``: name to ``module:Class``.
 
-    ``check`` raises ValueError for a class that lacks what this kind must have.
+    ``check`` raises ValueError for an unsuitable class.
     """
 
     what: str
@@ -45,11 +45,11 @@ class Kind:
         return {"family": "parl.families"}.get(self.what, f"parl.{self.what}s")
 
     def names(self) -> list[str]:
-        """Built-ins first, then what is installed."""
+        """Built-ins first, then installed ones."""
         return [*self.built_in, *(name for name in _installed(self.group) if name not in self.built_in)]
 
     def origin(self, name: str) -> str:
-        """Where ``name`` comes from: built in, a package with its version, or the module that it names."""
+        """Where ``name`` comes from: built in, a package with its version, or its module."""
         if name in self.built_in:
             return "built in"
         point = _installed(self.group).get(name)
@@ -58,7 +58,7 @@ class Kind:
         return f"{point.dist.name} {point.dist.version}" if point.dist else point.module
 
     def resolve(self, name: Any) -> type:
-        """The class behind ``name``; PluginError says what is wrong with it and what it may have meant."""
+        """The class of ``name``; PluginError says what is wrong, with the nearest name."""
         if not isinstance(name, str):
             raise PluginError(self._unknown(""))
         if name in self.built_in:
@@ -84,7 +84,7 @@ def _installed(group: str) -> dict[str, EntryPoint]:
 
 
 def _loaded(kind: Kind, name: str, value: str) -> type:
-    """The class ``module:Class`` that ``name`` stands for; whatever its module raises is named, with the line."""
+    """The class ``module:Class`` of ``name``; an error of its module is reported with the line."""
     module, _, attribute = value.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
         raise PluginError(f"{value} is not written package.module:Class")
@@ -112,7 +112,7 @@ def _loaded(kind: Kind, name: str, value: str) -> type:
 
 
 def _line(error: BaseException) -> str:
-    """Where in the module its import failed."""
+    """The line where the module's import failed."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next

@@ -1,4 +1,4 @@
-"""The kinds of plug-ins and their built-ins: environments here, the others beside them.
+"""The kinds of plug-ins and their built-ins.
 
 Each names a class by ``module:Class``, imported when a configuration asks for it. No torch.
 """

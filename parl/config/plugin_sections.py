@@ -1,8 +1,8 @@
-"""Sections that a name chooses: which names a configuration gives, and the class of a whole configuration with them.
+"""Sections chosen by a name, and the class of a whole configuration with them.
 
-``objective.name``, ``envs.name`` and their like are resolved before anything is validated, and the sections of the
-classes that they lead to become fields of a subclass of :class:`Config`. So a stranger's section is read, checked and
-explained as ours are. What comes of it is a plain :class:`Config` again, which holds instances of those sections.
+``objective.name``, ``envs.name`` and the like are resolved before validation, and the sections of their
+classes become fields of a subclass of :class:`Config`. So a plug-in's section is read, checked and explained
+like a built-in one. The result is a plain :class:`Config` again, with instances of those sections.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from parl.config.schema import Config, ConfigFields, policy_section
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """``section``.``key`` names a class of ``kind``, ``default`` where it is not given.
+    """``section``.``key`` names a class of ``kind``, by default ``default``.
 
-    Its own keys stand in ``section`` itself, or below ``section``.``inner``.
+    Its own keys are in ``section``, or below ``section``.``inner``.
     """
 
     section: str
@@ -61,8 +61,10 @@ CHOICES = (
 
 
 def choose(tree: dict[str, Any], overrides: Mapping[str, Any]) -> tuple[type[ConfigFields], dict[str, tuple[Any, str]]]:
-    """The class for a configuration read as ``tree``, with ``overrides`` by dotted key; and the names that lead
-    nowhere: by dotted key what was given, and what is wrong with it. Those sections are then the defaults'."""
+    """The class for ``tree`` with ``overrides``, and invalid names by dotted key with what is wrong.
+
+    A section with an invalid name is the default's.
+    """
     names, problems = [], {}
     for choice in CHOICES:
         section = tree.get(choice.section)
@@ -79,7 +81,7 @@ def choose(tree: dict[str, Any], overrides: Mapping[str, Any]) -> tuple[type[Con
 
 @lru_cache
 def config_class(names: tuple[str, ...]) -> type[ConfigFields]:
-    """:class:`Config` with the sections of these names, one for each of ``CHOICES``."""
+    """:class:`Config` with the sections of these names, one per entry of ``CHOICES``."""
     fields: dict[str, Any] = {}
     for choice, name in zip(CHOICES, names, strict=True):
         own = choice.own_section(name)
@@ -94,13 +96,13 @@ def config_class(names: tuple[str, ...]) -> type[ConfigFields]:
 
 
 def _field(section: type[BaseModel]) -> tuple[type[BaseModel], Any]:
-    """A field of that section, which may be left out where its keys may."""
+    """A field of that section; optional if all its keys are."""
     needed = any(field.is_required() for field in section.model_fields.values())
     return (section, ... if needed else FieldInfo(default_factory=section))
 
 
 def plain(chosen: ConfigFields) -> Config:
-    """A configuration of the class itself with the values of one that :func:`config_class` made."""
+    """A plain :class:`Config` with the values of one from :func:`config_class`."""
     values = {name: getattr(chosen, name) for name in Config.model_fields}
     for choice in CHOICES:
         outer = Config.model_fields[choice.section].annotation
@@ -112,7 +114,7 @@ def plain(chosen: ConfigFields) -> Config:
 
 
 def built_in_sections(place: str) -> dict[str, type[BaseModel]]:
-    """The sections that may stand at the dotted key ``place``, by the built-in name that chooses each; else empty."""
+    """The possible sections at the dotted key ``place``, by built-in name; else empty."""
     return {
         name: choice.own_section(name) for choice in CHOICES if choice.place == place for name in choice.kind.built_in
     }

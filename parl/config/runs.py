@@ -1,4 +1,4 @@
-"""What a user names a run by - its folder, or its name below runs/ - and the configuration that it was started with."""
+"""Finds a run by its folder or its name below runs/, and its configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from parl.presets import preset, preset_names
 
 RUNS = Path("runs")
 CONFIG = "config.yaml"
-_NAMES = ("name", "seed", "root")  # what a run's folder is called by
+_NAMES = ("name", "seed", "root")  # a run's folder is named after these
 LENGTHS = "lengths.json"  # [[first step, trainer.steps from there on], ...] of a run that was lengthened
 
 
@@ -24,9 +24,9 @@ def named_path(given: Path) -> Path:
 
 
 def run_config(folder: Path, overrides: list[str] | None = None, *, files: bool = False) -> Config:
-    """The configuration of the run in ``folder``; UserError names a damaged one, with its cure.
+    """The configuration of the run in ``folder``; UserError with the fix if it is damaged.
 
-    ``files``: also ask for the files that it names.
+    ``files``: also check that named files exist.
     """
     file = folder / CONFIG
     cure = "it is damaged, or another version's: restore it, or start the run anew from the configuration it came from"
@@ -42,10 +42,10 @@ def run_config(folder: Path, overrides: list[str] | None = None, *, files: bool 
 def configuration(
     given: Path, overrides: list[str] | None = None, *, files: bool = True, run_first: bool = True
 ) -> Config:
-    """The configuration that ``given`` means: a YAML file, a preset, or a run by its folder or name, whose own it is.
+    """The configuration of a YAML file, a preset, or a run by its folder or name.
 
-    Of a run it keeps the run's folder, wherever that lies now. A run and a preset of one name: the run is meant,
-    unless ``run_first`` is false or another run is named by an override. UserError says what is wrong.
+    A run keeps its current folder. If a run and a preset have one name, the run is meant, unless
+    ``run_first`` is false or an override names another run. UserError says what is wrong.
     """
     folder = named_path(given)
     others = any(override.partition("=")[0].strip() in _NAMES for override in overrides or ())
@@ -57,12 +57,12 @@ def configuration(
 
 
 def is_run(given: Path) -> bool:
-    """Whether ``given`` names a run and nothing else."""
+    """Whether ``given`` can only mean a run."""
     return preset(given) == given and (named_path(given) / CONFIG).is_file()
 
 
 def lengths(folder: Path, steps: int) -> list[list[int]]:
-    """The rows of ``LENGTHS``, or ``steps`` all the way where there are none. UserError: damaged."""
+    """The rows of ``LENGTHS``, or ``steps`` throughout if there are none. UserError: damaged."""
     file = folder / LENGTHS
     if not file.is_file():
         return [[1, steps]]
@@ -77,9 +77,9 @@ def lengths(folder: Path, steps: int) -> list[list[int]]:
 
 
 def trained_steps(policy: Path) -> int:
-    """Steps of the finished training that left the folder ``policy``, 0 without one; UserError: damaged.
+    """Steps of the finished training that wrote the folder ``policy``, 0 without one; UserError: damaged.
 
-    Fewer than the run has now where it was made longer since.
+    Fewer than the run's steps if it was made longer since.
     """
     if not (policy / "model.safetensors").exists():
         return 0
@@ -91,7 +91,7 @@ def trained_steps(policy: Path) -> int:
 
 
 def _meant(given: Path) -> str:
-    """The presets and runs that ``given`` is probably meant to be, else those that there are."""
+    """The presets and runs most similar to ``given``, else all of them."""
     runs = [file.parent.name for file in RUNS.glob(f"*/{CONFIG}")]
     close = difflib.get_close_matches(given.as_posix().lower(), [*preset_names(), *runs], n=2)
     if close:
@@ -101,13 +101,13 @@ def _meant(given: Path) -> str:
 
 
 def runs_there(beside: Path = RUNS) -> str:
-    """``; there are: ...``, the runs below ``runs/`` and in ``beside``; empty where there are none."""
+    """``; there are: ...``, the runs below ``runs/`` and in ``beside``; empty if there are none."""
     runs = sorted({str(file.parent) for folder in (beside, RUNS) for file in folder.glob(f"*/{CONFIG}")})
     return f"; there are: {', '.join(runs[:8])}" if runs else ""
 
 
 def run_folder(given: Path) -> Path:
-    """The run that is meant: a folder, or a name below runs/; UserError where there is none."""
+    """The run's folder, from a folder or a name below runs/; UserError if there is none."""
     folder = named_path(given)
     if not (folder / CONFIG).is_file():
         raise UserError(

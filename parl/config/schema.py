@@ -1,4 +1,4 @@
-"""The whole configuration, as strict pydantic models. No torch: ``parl --help`` and ``--dry-run`` must be instant."""
+"""The whole configuration, as strict pydantic models. No torch, so ``parl --help`` is instant."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Section(BaseModel):
 
 
 class PolicyFields(Shape):
-    """The policy: its shape, whose keys its family brings, and where its weights come from."""
+    """The policy: its shape, with the family's keys, and where its weights come from."""
 
     family: str = Field(default="kimi", description="the model family: kimi, package.module:Class, or an entry point")
     init: Path | None = Field(
@@ -49,11 +49,11 @@ class PolicyFields(Shape):
 
     @property
     def shape(self) -> Any:
-        """The shape alone, as it stands beside a policy's weights."""
+        """The shape alone, as stored with a policy's weights."""
         own: Any = FAMILIES.resolve(self.family)
         return own.Shape(**{name: getattr(self, name) for name in own.Shape.model_fields})
 
-    def __reduce__(self) -> Any:  # its class is made anew by whoever reads it
+    def __reduce__(self) -> Any:  # its class is created again by the reader
         return _policy, (self.family, self.model_dump())
 
 
@@ -72,7 +72,7 @@ def _policy(family: str, values: dict[str, Any]) -> PolicyFields:
 
 
 class EnvsFields(_Section):
-    """Where tasks and tools come from."""
+    """Source of tasks and tools."""
 
     name: str = Field(default="world", description="the environment: world, package.module:Class, or an entry point")
     config: SerializeAsAny[Section] = Field(
@@ -89,7 +89,7 @@ class EnvsFields(_Section):
 
 
 class EnvsConfig(EnvsFields):
-    """Where tasks and tools come from. A section given as a mapping is read as its environment's."""
+    """Source of tasks and tools. A section given as a mapping is read as its environment's."""
 
     @field_validator("config", mode="before")
     @classmethod
@@ -109,7 +109,7 @@ class TokenizerConfig(_Section):
 
 
 class SftConfig(_Section):
-    """The cold start: imitation of demonstrations. What a policy from scratch does not use is left out of dumps."""
+    """The cold start: imitation of demonstrations. Keys without effect from scratch are left out of dumps."""
 
     optional: ClassVar[tuple[str, ...]] = ("data", "lora", "enough", "check_tokens", "check_tasks")
 
@@ -155,7 +155,7 @@ class SftConfig(_Section):
 
 
 class TrainerConfig(_Section):
-    """The loop."""
+    """The training loop."""
 
     steps: int = Field(default=50, gt=0)
     epochs: int = Field(default=1, gt=0, description="passes over each step's rows")
@@ -200,7 +200,7 @@ class EvalConfig(_Section):
 
 
 class TrackingConfig(_Section):
-    """Where numbers go besides metrics.jsonl."""
+    """Trackers besides metrics.jsonl."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="auto = online with a key, else offline"
@@ -227,7 +227,7 @@ _PARTS = {
 
 
 class ConfigFields(_Section):
-    """One run. The loader (``plugin_sections.py``) puts sections that a name chooses in their place."""
+    """One run. The loader (``plugin_sections.py``) replaces sections that a name chooses."""
 
     name: str = Field(
         default="run", pattern=r"^[A-Za-z0-9._-]+$", max_length=200, description="the run's folder is runs/NAME"
@@ -253,7 +253,7 @@ class ConfigFields(_Section):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        """A folder of that name must be possible everywhere, and mean nothing else."""
+        """The name must be a valid, unreserved folder name on all systems."""
         if name.startswith((".", "-")) or name.endswith("."):
             raise ValueError(f"{name!r} must begin with a letter, a digit or _, and not end with a dot")
         if name.casefold().split(".")[0] in _DEVICES:
@@ -286,7 +286,7 @@ class ConfigFields(_Section):
         return self
 
     def _check_sft(self) -> None:
-        """What is imitated: over given weights conversations, from scratch drills first."""
+        """Check settings of imitation, from scratch or over given weights."""
         sft = self.sft
         if self.model.init is None:
             drills = sft.copying_tokens + sft.drill_tokens
@@ -306,7 +306,7 @@ class ConfigFields(_Section):
             )
 
     def _check_stream(self) -> None:
-        """What a staleness does not go with: episodes that run on beside the learner."""
+        """Check what cannot be combined with a staleness."""
         if not self.trainer.staleness:
             return
         rollouts = self.rollouts
@@ -320,7 +320,7 @@ class ConfigFields(_Section):
             raise ValueError(f"{wrong[0]} does not go with trainer.staleness={self.trainer.staleness}: leave one out")
 
     def in_folder(self, folder: Path) -> Self:
-        """The same for a run that lives in ``folder``, whatever it was called when it was begun."""
+        """The same for a run that is now in ``folder``."""
         root = self.root if (self.root / "cold_start").is_dir() else folder.parent
         moved = self.model_copy(update={"root": root})
         moved._folder = None if moved.run_dir == folder else folder
@@ -328,7 +328,7 @@ class ConfigFields(_Section):
 
     @property
     def run_dir(self) -> Path:
-        """Where the run lives; another seed of the same config gets a folder of its own."""
+        """The run's folder; another seed gets its own."""
         return self._folder or self.root / (self.name if self.seed == 1 else f"{self.name}-seed{self.seed}")
 
 
@@ -354,7 +354,7 @@ class Config(ConfigFields):
 
 
 def _chosen(kind: Kind, given: Any, default: str) -> Any:
-    """A mapping as the section of the class that its ``name`` chooses."""
+    """A mapping as the section of the class chosen by ``name``."""
     if not isinstance(given, dict):
         return given
     found: Any = kind.resolve(given.get("name", default))

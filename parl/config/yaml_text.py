@@ -1,4 +1,4 @@
-"""YAML that strangers wrote: small, flat, without tags, each key once and as text. Mistakes are ``yaml.YAMLError``."""
+"""Untrusted YAML: small, flat, without tags, unique text keys. Errors are ``yaml.YAMLError``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 MOST_BYTES = 2**20
-_DEPTH, _NODES = 40, 20_000  # of what aliases stand for as well
+_DEPTH, _NODES = 40, 20_000  # including expanded aliases
 _HEAD = "# All settings of a run, as parl has written them. The last line is '...'; without it the file is cut off."
 _TAG = "tag:yaml.org,2002:"
 _TAGS = {_TAG + name for name in ("str", "int", "float", "bool", "null", "seq", "map")}
-_DIGITS = 60  # of a whole number; Python refuses to read thousands
+_DIGITS = 60  # of an integer; Python refuses to read thousands
 
 
 def parse(text: str) -> Any:
-    """The tree in ``text``. ``yaml.YAMLError`` says what is wrong, and where if that can be told."""
+    """The tree in ``text``. ``yaml.YAMLError`` says what is wrong, and where if known."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -31,23 +31,23 @@ def parse(text: str) -> Any:
 
 
 def marked(text: str) -> str:
-    """``text``, a document, with a first and a last line by which :func:`cut_off` tells whether it is all there."""
+    """``text`` with a first and a last line by which :func:`cut_off` detects truncation."""
     return f"{_HEAD}\n{text}...\n"
 
 
 def cut_off(text: str) -> bool:
-    """Whether the end of what :func:`marked` made is missing. Half a document is valid YAML as often as not."""
+    """Whether the end of :func:`marked`'s output is missing. (Half a document is often valid YAML.)"""
     begun = text.startswith(_HEAD) or (bool(text.strip()) and _HEAD.startswith(text.strip()))
     return begun and not re.search(r"^\.\.\.\s*$", text, re.MULTILINE)
 
 
 def words(text: str) -> Any:
-    """The same tree with every value as it is written, of a ``text`` that :func:`parse` has read."""
+    """The same tree with every value as text, for ``text`` that :func:`parse` has read."""
     return yaml.load(text, Loader=yaml.BaseLoader)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads ``3e-4`` as a number, dates as text, and refuses a key that is given twice or is no text."""
+    """Safe YAML that reads ``3e-4`` as a number, dates as text, and refuses repeated and non-text keys."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - the base class's attribute
         first: [pair for pair in pairs if pair[0] != f"{_TAG}timestamp"]
@@ -98,7 +98,7 @@ _Loader.add_constructor(f"{_TAG}int", _Loader.construct_yaml_int)
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], above: set[int]) -> tuple[int, int]:
-    """(values, depth) of ``node`` with its aliases written out."""
+    """(values, depth) of ``node`` with expanded aliases."""
     if id(node) in known:
         return known[id(node)]
     if id(node) in above:

@@ -1,1 +1,1 @@
-"""A training run from its start to its end."""
+"""A training run from start to end."""

@@ -1,8 +1,8 @@
-"""The one state of a training run, and its checkpoints on disk.
+"""The state of a training run, and its checkpoints on disk.
 
-Everything random is a function of (seed, step), so the step is the cursor of data, schedules and noise alike. A
-checkpoint is a folder that is renamed into place when complete: a run killed at any byte finds the last good one. Its
-manifest holds size and SHA-256 of every file, which is checked before anything is loaded.
+Everything random is a function of (seed, step), so the step is the cursor of data, schedules and noise. A
+checkpoint is a folder that is renamed into place when complete: a run killed at any byte finds the last good
+one. Its manifest holds size and SHA-256 of every file, checked before anything is loaded.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from model.files import write_text
 from parl.errors import MachineError, UserError
 from parl.shown.terminal import echo
 
-if TYPE_CHECKING:  # torch, which reading a state does not need
+if TYPE_CHECKING:  # torch, not needed to read a state
     from parl.learn.shard.parts import Part
 
 MANIFEST = "manifest.json"
-_ROOM = 16 * 2**20  # bytes that a checkpoint leaves free: episodes and logs are written beside it
+_ROOM = 16 * 2**20  # bytes that a checkpoint leaves free for episodes and logs
 
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """Where a run stands after ``step`` finished steps."""
+    """The state of a run after ``step`` finished steps."""
 
     step: int = 0
     policy_version: int = 0
     tasks_drawn: int = 0  # cursor in the task stream
-    episodes: int = 0  # episodes trained on so far
+    episodes: int = 0  # trained so far
     wandb_id: str | None = None
     elapsed_s: float = 0.0
 
 
 class Checkpoints:
-    """``folder``/step-000012 with the learner's parts and a manifest; the newest ``keep`` stay, and the best."""
+    """``folder``/step-000012 with the learner's parts and a manifest; the newest ``keep``, and the best."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self._keep = folder, keep
@@ -48,7 +48,7 @@ class Checkpoints:
             shutil.rmtree(leftover)
 
     def begin(self, state: State, needed: int) -> Path:
-        """An empty folder to save ``needed`` bytes into. Raises MachineError where the disk has no room for them."""
+        """An empty folder for ``needed`` bytes. Raises MachineError if the disk has no room."""
         path = self.folder / f"step-{state.step:06d}.partial"
         shutil.rmtree(path, ignore_errors=True)
         free = shutil.disk_usage(self.folder).free
@@ -61,9 +61,9 @@ class Checkpoints:
         return path
 
     def commit(self, state: State, path: Path, parts: Sequence[Part] = (), score: float | None = None) -> Path:
-        """The learner's ``parts`` are in ``path``: add the manifest, make it durable, drop old ones.
+        """Add the manifest to the learner's ``parts`` in ``path``, flush, and drop old checkpoints.
 
-        The best is the one with the highest ``score``, the newest of equals.
+        The best has the highest ``score``; of equals the newest.
         """
         manifest = {"state": asdict(state), "score": score, "parts": [asdict(part) for part in parts]}
         write_text(path / MANIFEST, json.dumps(manifest, indent=1))
@@ -79,23 +79,23 @@ class Checkpoints:
         return final
 
     def _drop(self, path: Path) -> None:
-        """Delete; a kill halfway leaves a leftover, not a damaged checkpoint."""
+        """Delete; a kill halfway leaves a temporary folder, not a damaged checkpoint."""
         aside = path.with_name(f"{path.name}.old.partial")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         shutil.rmtree(aside)
 
     def all(self) -> list[Path]:
-        """Complete checkpoints, oldest first; their files are not looked into."""
+        """Complete checkpoints, oldest first, without checking their files."""
         return complete(self.folder)
 
     def best(self) -> Path | None:
-        """The one with the highest score."""
+        """The checkpoint with the highest score."""
         scored = [(score, path) for path in self.all() if (score := _manifest(path).get("score")) is not None]
         return max(scored)[1] if scored else None
 
     def latest(self) -> tuple[State, Path] | None:
-        """The newest intact checkpoint; of damaged ones a line is printed. UserError when all are damaged."""
+        """The newest intact checkpoint; reports damaged ones. UserError if all are damaged."""
         from parl.learn.shard.parts import Part, damage
 
         found, problems = self.all(), []
@@ -113,14 +113,14 @@ class Checkpoints:
 
 
 def complete(folder: Path) -> list[Path]:
-    """The complete checkpoints in ``folder``, oldest first; nothing is touched, a run may be under way in it."""
+    """The complete checkpoints in ``folder``, oldest first; read-only, also during a run."""
     return sorted(path for path in folder.glob("step-*") if path.suffix == "" and (path / MANIFEST).exists())
 
 
 def newest_state(folder: Path) -> State:
-    """Where the newest checkpoint of the run in ``folder`` stands, or a run's beginning.
+    """The state of the newest checkpoint of the run in ``folder``, or a new state.
 
-    Nothing is touched, and the learner's files are not looked at. UserError: there are some, and none can be read.
+    Read-only, and without the learner's files. UserError if none of the checkpoints can be read.
     """
     found = complete(folder / "checkpoints")
     read = [manifest for path in found if (manifest := _manifest(path))]
@@ -131,7 +131,7 @@ def newest_state(folder: Path) -> State:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint in ``path``; empty when the disk gave it back damaged."""
+    """The manifest of the checkpoint in ``path``; empty if damaged."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         state = State(**manifest["state"])
@@ -144,14 +144,14 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _is_part(part: dict[str, Any]) -> bool:
-    """Whether it says what a manifest says of one of its checkpoint's files."""
+    """Whether it has the form of a manifest's file entry."""
     kinds = {"file": str, "bytes": int, "sha256": str}
     known = part.keys() == kinds.keys() and all(type(part[name]) is kind for name, kind in kinds.items())
     return known and Path(part["file"]).name == part["file"]
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable."""
+    """Flush the names in ``folder``."""
     number = os.open(folder, os.O_RDONLY)
     os.fsync(number)
     os.close(number)

@@ -1,4 +1,4 @@
-"""A run takes its folder: a new one, one in which an earlier run is moved aside, or its own to go on in."""
+"""Claim a run's folder: create it, move an earlier run aside, or resume in it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from parl.run.resume import continue_run
 from parl.shown.terminal import echo
 
 _CURE = "take another name=, or wait for it"
-_MARKS = ("metrics.jsonl", "checkpoints", "episodes", "policy", "summary.json")  # what only a run leaves
+_MARKS = ("metrics.jsonl", "checkpoints", "episodes", "policy", "summary.json")  # files that only a run has
 
 
 @contextmanager
 def claimed(config: Config, *, resume: bool) -> Iterator[Path]:
-    """The run's folder, ours alone for the time of the block, with ``config`` in its config.yaml.
+    """The run's folder, locked inside the block, with ``config`` in its config.yaml.
 
-    UserError: another process owns it, there is nothing to resume, it is another run's, or it is no run's folder at
-    all. Nothing has been moved or written then.
+    UserError, before anything is moved or written: another process owns it, there is nothing to resume, or it
+    is another run's or no run's folder.
     """
     run_dir = config.run_dir
     if resume and not (run_dir / "config.yaml").is_file():
@@ -33,7 +33,7 @@ def claimed(config: Config, *, resume: bool) -> Iterator[Path]:
     _check_earlier(run_dir, whose, resume)
     with ExitStack() as stack:
         stack.enter_context(owning(run_dir, "a run", _CURE))
-        _check_earlier(run_dir, whose, resume)  # another may have come and gone since
+        _check_earlier(run_dir, whose, resume)  # another process may have come and gone since
         if resume:
             continue_run(run_dir, config)
         elif _holdings(run_dir):
@@ -47,7 +47,7 @@ def claimed(config: Config, *, resume: bool) -> Iterator[Path]:
 
 @contextmanager
 def _moved_aside(run_dir: Path) -> Iterator[None]:
-    """The earlier run in ``run_dir``, whose lock we hold, gets another name, and we a new folder of the old one."""
+    """Rename the locked earlier run in ``run_dir``, and create a new folder of the old name."""
     with ExitStack() as inner:
         for lock in (*run_dir.glob(f"*/{LOCK}"), *run_dir.glob(f"*/*/{LOCK}")):
             inner.enter_context(owning(lock.parent, "something", _CURE))
@@ -61,12 +61,12 @@ def _moved_aside(run_dir: Path) -> Iterator[None]:
 
 
 def _holdings(folder: Path) -> list[str]:
-    """What lies in ``folder`` besides what a run that ended at once leaves."""
+    """Contents of ``folder`` except what a run that ended at once leaves."""
     return sorted(path.name for path in folder.iterdir() if path.name != LOCK and not path.name.endswith(".tmp"))
 
 
 def _check_earlier(run_dir: Path, whose: tuple[str, int], resume: bool) -> None:
-    """UserError where ``run_dir`` is no folder, no run's, or that of a run of another name and seed than ``whose``."""
+    """UserError unless ``run_dir`` is a folder of a run with the name and seed ``whose``."""
     if not run_dir.exists():
         return
     if not run_dir.is_dir():
@@ -91,7 +91,7 @@ def _check_earlier(run_dir: Path, whose: tuple[str, int], resume: bool) -> None:
 
 
 def _say_alike(run_dir: Path) -> None:
-    """Runs whose names differ in case alone are one where file systems ignore it."""
+    """Warn of runs whose names differ only in case: some file systems ignore it."""
     for other in run_dir.parent.iterdir():
         if other.name != run_dir.name and other.name.casefold() == run_dir.name.casefold():
             echo(f"{other} is another run: file systems that ignore case take it for {run_dir}")

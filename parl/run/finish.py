@@ -1,4 +1,4 @@
-"""What a run's end writes: the held-out evaluation of its policies as a table, the summary, the report, W&B's."""
+"""The end of a run: held-out evaluation, summary, report, and their upload to W&B."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from parl.shown.terminal import echo
 from parl.track.progress import Progress
 from parl.track.tracker import Tracker
 
-_TEXT = 400  # characters of a question or an answer in the table of sampled episodes
-Policies = dict[str, tuple[Path, bool]]  # label -> (folder of the policy, whether it may spawn)
+_TEXT = 400  # characters of a question or answer in the table of episodes
+Policies = dict[str, tuple[Path, bool]]  # label -> (policy folder, whether it may spawn)
 
 
 def evaluate_policies(
@@ -64,7 +64,7 @@ def evaluate_policies(
 def track_evaluation(
     run_dir: Path, tables: dict[str, dict[str, dict]], tracking: TrackingConfig, settings: dict[str, Any]
 ) -> None:
-    """The held-out numbers and the report into the trained policy's W&B run; ``settings`` as in :class:`Tracker`."""
+    """Log the held-out numbers and the report to the trained policy's W&B run."""
     state = newest_state(run_dir)
     tracker = Tracker(run_dir, tracking, state.wandb_id, state.step, settings=settings)
     try:
@@ -91,7 +91,7 @@ def track_evaluation(
 
 
 def _sampled(run_dir: Path) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the episodes that the report shows, each with its place in it."""
+    """Columns and rows of the episodes in the report."""
     columns = [
         "episode",
         "kind",

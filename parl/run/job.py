@@ -21,7 +21,7 @@ from parl.track.sinks import check_sinks
 
 
 def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False) -> Path:
-    """Everything that ``parl train`` does; returns the run's folder. Raises UserError for mistakes with a fix."""
+    """Run ``parl train``; returns the run's folder. Raises UserError for mistakes with a fix."""
     began = time.monotonic()
     tasks = check_tasks(config)
     check_sinks(config.tracking)
@@ -61,7 +61,7 @@ def _train(config: Config, folder: Path, cold: Path) -> Path:
 
 
 def single_agent(config: Config) -> Config:
-    """The same run without spawning tools and without the terms that pay for spawning."""
+    """The same run without spawning tools and without rewards for spawning."""
     rollouts = config.rollouts.model_copy(update={"swarm": False})
     name = f"{config.name}-single-agent"
     return config.model_copy(update={"rollouts": rollouts, "rewards": config.rewards.alone(), "name": name})

@@ -1,6 +1,6 @@
 """The training loop, top to bottom: collect → score → advantage → learn → sync → save → track.
 
-With ``trainer.staleness`` episodes come from a stream that runs on beside it (``parl.collect.stream``, docs/async.md).
+With ``trainer.staleness`` episodes come from a stream in parallel (``parl.collect.stream``, docs/async.md).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.store.store import EpisodeStore
 
-_MISMATCH = {  # the learner's names and those that are logged
+_MISMATCH = {  # the learner's names and the logged ones
     "logprob_gap": "engine_gap",
     "mismatch_kl": "mismatch_kl",
     "route_overlap": "route_overlap",
@@ -71,7 +71,7 @@ class Training:
         progress.phase("starting engines and learner")
         with self._actors():
             self._restore()
-            if self.state.wandb_id is None:  # kept before anything is logged: a resumed run continues the same one
+            if self.state.wandb_id is None:  # saved before anything is logged: a resumed run continues the same W&B run
                 self.state.wandb_id = secrets.token_hex(4)
                 self._save()
                 self._saver.wait()
@@ -90,7 +90,7 @@ class Training:
                 self._saver.wait()
                 base, model, tokenizer, _ = load_policy(self.cold, family_of(self.config.model))
                 best = self.checkpoints.best()
-                if best is not None and self.config.optimizer.lora is None:  # adapters are merged at a run's end only
+                if best is not None and self.config.optimizer.lora is None:  # adapters are merged only at the end
                     found = saved_weights(best, model.weights_dtype)
                     save_policy(self.folder / "policy_best", model, found, tokenizer, {"from": best.name})
                 meta = {"step": self.state.step, "policy_version": self.state.policy_version}
@@ -148,7 +148,7 @@ class Training:
         }
 
     def _staleness(self, episodes: list[Episode]) -> dict[str, float]:
-        """Mean and largest age of the trainable tokens in versions, which no token may exceed."""
+        """Mean and largest age of the trainable tokens in versions, which is bounded."""
         traces = [trace for episode in episodes for trace in episode.traces if trace.trainable]
         versions = [version for trace in traces for version in trace.versions if version >= 0]
         ages = [self.state.policy_version - version for version in versions] or [0]
@@ -160,7 +160,7 @@ class Training:
         return {"policy/staleness": sum(ages) / len(ages), "policy/staleness_max": max(ages)}
 
     def _sync(self, drawn: int) -> float:
-        """Serve the new weights, after a step that drew so many tasks; the stream goes on. Seconds it took."""
+        """Serve the new weights after a step of ``drawn`` tasks, and let the stream go on. Returns seconds."""
         in_flight = self._stream is not None
         seconds = self._collector.sync(self.weights, self.state.policy_version + 1, in_flight=in_flight)
         self.state.policy_version += 1
@@ -171,12 +171,12 @@ class Training:
         return seconds
 
     def _busy(self) -> dict[str, float]:
-        """Seconds that each pool's engines have computed, the mean of its replicas; servers do not say."""
+        """Seconds that each pool's engines have computed, as mean over replicas; servers do not report it."""
         counters, counts = self._collector.statistics(), pool_sizes(self.config.rollouts)
         return {pool: counters.get(f"{pool}/busy_s", 0.0) / max(counts[pool], 1) for pool in POOLS}
 
     def _engine_metrics(self) -> dict[str, float]:
-        """Busy shares of learner and engines, prompt tokens that shared pages spared, how servers took the weights."""
+        """Busy shares of learner and engines, prefix-cache hits, and how servers took the weights."""
         counters = self._collector.statistics()
         servers = len(self.config.rollouts.http.urls)
         names = ("probe_gap", "in_place", "server_restarts") if servers else ()
@@ -191,7 +191,7 @@ class Training:
         return served | busy | spared | (self._stream.metrics() if self._stream else {})
 
     def _collect(self, step: int, lambdas: RewardWeights, progress: Progress) -> list[Episode]:
-        """This step's scored episodes: from the store if a killed run had collected them, else fresh, then stored."""
+        """This step's scored episodes, from the store if a killed run had collected them."""
         if self._stream is None:
             stored = self.store.read(step)
             if stored is not None and stored[1] == self.state.policy_version:
@@ -206,7 +206,7 @@ class Training:
         return episodes
 
     def _fresh(self, lambdas: RewardWeights, progress: Progress) -> list[Episode]:
-        """The step's tasks, asked now; scored."""
+        """New scored episodes of the step's tasks."""
         rollouts = self.config.rollouts
 
         def draw(first: int, count: int) -> list[Episode]:
@@ -227,13 +227,13 @@ class Training:
             score_episode(episode, self.config.rewards, lambdas)
 
     def _learn(self, rows: list[Row]) -> dict[str, float]:
-        """``epochs`` passes in ``minibatches`` optimiser steps each, groups kept whole; metrics averaged."""
+        """``epochs`` passes of ``minibatches`` optimiser steps, groups kept whole; metrics averaged."""
         trainer, keys = self.config.trainer, list(dict.fromkeys(row.key[0] for row in rows))
         done = self.state.step / trainer.steps
         lr_scale = 1.0 - done * (1.0 - self.config.optimizer.final_lr)
         totals: dict[str, float] = {}
-        taken = 0  # optimiser steps: fewer where there are fewer groups than minibatches
-        first: dict[str, float] = {}  # engine against learner, seen only before the first update
+        taken = 0  # optimiser steps: fewer with fewer groups than minibatches
+        first: dict[str, float] = {}  # engine against learner, only before the first update
         objective, temperature = self.config.objective, self.config.rollouts.temperature
         rows = self._learner.score(rows, objective, temperature=temperature)
         texts = self._texts.batches(self.state.step, trainer.epochs * trainer.minibatches)
@@ -313,7 +313,7 @@ class Training:
         self._saver.save(self.state, score, beside=(lambda path: stream.save(path, step)) if stream else None)
 
     def _score(self, metrics: dict[str, float]) -> float | None:
-        """The metric by which the best checkpoint is kept."""
+        """The metric that selects the best checkpoint."""
         name = self.config.trainer.keep_best
         if name is not None and name not in metrics and self.state.step == 1:
             known = ", ".join(sorted(metrics))

@@ -1,4 +1,4 @@
-"""What ``--resume`` may change: how a run is carried out and how long it is, nothing else that it computes."""
+"""What ``--resume`` may change: how a run is executed and how long it is, but nothing else that it computes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from parl.run.checkpoints import newest_state
 from parl.shown.terminal import echo
 from rollouts.store.store import EpisodeStore
 
-# Keys, or sections of them. Episodes are functions of seeds, however many engines and workers make them, unless
-# deadlines or a staleness end or mix them; evaluation and tracking come after what is learned.
+# Keys or sections. Episodes are functions of seeds for any number of engines and workers, unless deadlines or
+# a staleness affect them; evaluation and tracking do not affect learning.
 ROUNDING = ("trainer.ranks", "trainer.threads", "trainer.micro_tokens", "trainer.parallel")  # the order of sums
 FREE = (
     *("trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.keep_best", "trainer.step_s"),
@@ -30,10 +30,10 @@ _STEPS = "trainer.steps"
 
 
 def continue_run(run_dir: Path, config: Config) -> None:
-    """Check that ``config`` may continue the run in ``run_dir``, which we own, and write what it changes there.
+    """Check that ``config`` may continue the run in ``run_dir``, which is locked, and write the changes.
 
-    UserError names every key that makes it another run. A line is printed where the run will be equal to rounding
-    only, or where it becomes longer.
+    UserError names every key that makes it another run. Reports if the run becomes equal only to rounding, or
+    longer.
     """
     earlier = run_config(run_dir)
     before, now = (dict(leaves(yaml.safe_load(to_yaml(one)))) for one in (earlier, config))
@@ -56,7 +56,7 @@ def continue_run(run_dir: Path, config: Config) -> None:
 
 
 def _lengthen(run_dir: Path, earlier: Config, config: Config, said: str) -> None:
-    """More steps: from the next one on the schedules are those of the new length. What this changes is printed."""
+    """More steps: from the next one on, schedules use the new length. Reports the changes."""
     old, new = earlier.trainer.steps, config.trainer.steps
     done = newest_state(run_dir).step
     if new < old:
@@ -70,7 +70,7 @@ def _lengthen(run_dir: Path, earlier: Config, config: Config, said: str) -> None
     for name, (was, will) in _scheduled(earlier, config, done).items():
         echo(f"  at step {done + 1}: {name} {was:.3f} -> {will:.3f}")
     echo(f"  the result is not that of a run that was begun with {new} steps")
-    for folder in (run_dir, run_dir / "single_agent"):  # collected, not learned from, and paid by the old schedule
+    for folder in (run_dir, run_dir / "single_agent"):  # collected but not trained, with rewards of the old schedule
         if folder.exists():
             EpisodeStore(folder / "episodes").discard_after(newest_state(folder).step)
     write_text(run_dir / LENGTHS, json.dumps([*lengths(run_dir, old), [done + 1, new]]) + "\n")
@@ -79,7 +79,7 @@ def _lengthen(run_dir: Path, earlier: Config, config: Config, said: str) -> None
 
 
 def _scheduled(earlier: Config, config: Config, done: int) -> dict[str, tuple[float, float]]:
-    """Name -> (value by the old length, by the new one) of the step after ``done``, where they differ."""
+    """Name -> (value by the old length, by the new one) for the step after ``done``, if different."""
 
     def values(one: Config) -> dict[str, float]:
         weights = one.rewards.weights(done, one.trainer.steps)

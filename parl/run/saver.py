@@ -1,8 +1,8 @@
-"""Saves the learner's state while the run goes on.
+"""Saves the learner's state while the run continues.
 
-The ranks copy their parts of the state to host memory, which is all that the loop waits for. A thread here has each
-write its copy, then commits the checkpoint. One save is under way at most: the next one waits for it. A save that
-fails ends the run at its next step, and leaves the checkpoints before it as they are.
+The ranks copy their parts to host memory, which is all that the loop waits for. A thread then lets each write
+its copy, and commits the checkpoint. A second save waits for the first. A failed save ends the run at its
+next step; earlier checkpoints stay.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Saver:
         self._path: Path
 
     def save(self, state: State, score: float | None = None, beside: Callable[[Path], None] | None = None) -> None:
-        """Begin to save ``state`` and the learner as they are now. MachineError when there is no room for it.
+        """Start saving the current state of ``state`` and the learner. MachineError if there is no room.
 
-        ``beside`` writes more into the checkpoint's folder before this returns.
+        ``beside`` writes more files into the checkpoint's folder before this returns.
         """
         self.wait()
         self._path = self._checkpoints.begin(state, self._learner.snapshot())
@@ -43,12 +43,12 @@ class Saver:
         return self._checkpoints.commit(state, path, self._learner.write_snapshot(path), score)
 
     def check(self) -> None:
-        """Raise what has gone wrong with the save under way; do not wait for it."""
+        """Raise the error of the current save, if any, without waiting."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until the save under way is on disk. MachineError when it could not be written."""
+        """Wait until the current save is on disk. MachineError if it failed."""
         pending, self._pending = self._pending, None
         error = pending.exception() if pending else None
         if error is None:
@@ -63,20 +63,20 @@ class Saver:
         ) from error
 
     def save_last(self, state: State | None) -> None:
-        """The run is ended from outside: keep ``state`` where that is a whole step that is not on disk yet.
+        """The run is ended from outside: save ``state`` if it is a whole step that is not on disk yet.
 
-        None where the learner is in the middle of a step, or a stream's groups are on their way to it.
+        None in the middle of a learner step, or while a stream's groups are in transfer.
         """
         if state is None:
             return
         try:
             self.save(state)
             self.wait()
-        except Exception as error:  # it may be the machine that ends us
+        except Exception as error:  # the machine may be ending the run
             echo(f"step {state.step} was not kept: {error}", err=True)
 
     def close(self) -> None:
-        """Let the save under way end, whatever comes of it; what is wrong is printed."""
+        """Wait for the current save; report its error."""
         error = self._pending.exception() if self._pending else None
         if error is not None:
             echo(f"the last checkpoint was not written: {error}")

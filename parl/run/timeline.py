@@ -1,7 +1,8 @@
-"""Who was busy when: spans of the loop, and in each the time that the engines computed. Kept in ``timeline.jsonl``.
+"""Utilisation over time: spans of the loop with the engines' busy shares, in ``timeline.jsonl``.
 
-A row: ``step``, ``what`` (collect, learn, sync, save), ``start`` and ``end`` in seconds since the epoch, and for each
-pool the share of the span in which its engines computed (mean over its replicas). The learner computes in ``learn``.
+A row: ``step``, ``what`` (collect, learn, sync, save), ``start`` and ``end`` in seconds since the epoch, and
+for each pool the share of the span in which its engines computed (mean over its replicas). The learner
+computes in ``learn``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ POOLS = ("policy", "frozen")
 
 
 class Timeline:
-    """Spans of one run, appended to ``path``. ``busy`` answers the seconds that each pool's engines have computed."""
+    """Spans of one run, appended to ``path``. ``busy``: seconds that each pool's engines computed."""
 
     def __init__(self, path: Path, busy: Callable[[], dict[str, float]]) -> None:
         self._path, self._busy = path, busy
@@ -31,7 +32,7 @@ class Timeline:
         yield
         end, self._last = time.time(), self._busy()
         row: dict[str, Any] = {"step": step, "what": what, "start": round(start, 3), "end": round(end, 3)}
-        for pool in POOLS:  # replicas that were started again count from 0
+        for pool in POOLS:  # restarted replicas count from 0
             spent = self._last[pool] - before[pool]
             row[pool] = round(min(max(spent, 0.0) / max(end - start, 1e-9), 1.0), 4)
         self._spans.append(row)
@@ -39,7 +40,7 @@ class Timeline:
             file.write(json.dumps(row) + "\n")
 
     def utilisation(self) -> dict[str, float]:
-        """Shares of the time since the last call in which the learner and each pool's engines were busy."""
+        """Busy shares of the learner and each pool's engines since the last call."""
         spans, self._spans = self._spans, []
         return shares(spans)
 
