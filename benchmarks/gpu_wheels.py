@@ -16,7 +16,7 @@ from pathlib import Path
 
 BINARY = (
     "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "hjson", "psutil",
-    "msgpack", "py-cpuinfo", "einops", "tqdm", "packaging",
+    "msgpack", "py-cpuinfo", "einops", "tqdm", "packaging", "ml-dtypes",
 )  # fmt: skip
 BUILT = ("deepspeed",)  # published as source only; its wheel is plain Python
 MOST_BYTES = 40 * 2**20
