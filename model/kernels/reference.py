@@ -78,6 +78,19 @@ def route_bwd(dweights_TK: Tensor, scores_TK: Tensor, ids_TK: Tensor, experts: i
     return out.scatter_add_(1, ids_TK.long(), dlogits)  # a forced row may repeat an expert
 
 
+def swiglu_fwd(gate_up_T2I: Tensor) -> Tensor:
+    """silu(gate) · up [T, I]; gate is the first half of a row."""
+    gate, up = gate_up_T2I.chunk(2, dim=1)
+    return F.silu(gate) * up
+
+
+def swiglu_bwd(dout_TI: Tensor, gate_up_T2I: Tensor) -> Tensor:
+    """Gradient [T, 2 I] of :func:`swiglu_fwd`."""
+    gate, up = gate_up_T2I.chunk(2, dim=1)
+    share = torch.sigmoid(gate)
+    return torch.cat((dout_TI * up * share * (1 + gate * (1 - share)), dout_TI * gate * share), dim=1)
+
+
 def token_logprobs_fwd(logits_MV: Tensor, targets_M: Tensor, heat: float) -> tuple[Tensor, Tensor, Tensor]:
     """(log-probs [M] of the targets, entropies [M], logsumexps [M]) of softmax(logits / heat)."""
     scaled = logits_MV.to(_acc(logits_MV.dtype)) / heat

@@ -10,6 +10,7 @@ from model.kernels.triton.expert_mlp import expert_mlp_fwd
 from model.kernels.triton.fake_quant import fake_quant_int4_g32
 from model.kernels.triton.logprobs import token_logprobs_bwd, token_logprobs_fwd
 from model.kernels.triton.route import route_bwd, route_fwd
+from model.kernels.triton.swiglu import swiglu_bwd, swiglu_fwd
 
 __all__ = [
     "dispatch",
@@ -18,6 +19,8 @@ __all__ = [
     "fake_quant_int4_g32",
     "route_bwd",
     "route_fwd",
+    "swiglu_bwd",
+    "swiglu_fwd",
     "token_logprobs_bwd",
     "token_logprobs_fwd",
 ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.kernels import ops
+from model.kernels import ops, reference
 
 T, D, E, K, I = 7, 4, 6, 3, 4  # noqa: E741  # I is the experts' width everywhere
 SETTINGS: dict[str, Any] = {"top_k": K, "n_group": 3, "topk_group": 2, "scale": 2.8}
@@ -26,6 +26,15 @@ def block(x: Tensor, w13: Tensor, w2: Tensor, logits: Tensor, base: Tensor, bias
     routing = ops.route(logits, bias, **(SETTINGS | settings))
     plan = ops.dispatch(routing.ids, routing.counts)
     return ops.expert_mlp(x, w13, w2, plan, routing.weights, base)
+
+
+def test_the_dense_activation_has_the_gradient_of_its_specification():
+    gate_up = torch.randn(T, 2 * I, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    out = ops.swiglu(gate_up)
+    assert torch.equal(out, reference.swiglu_fwd(gate_up))
+    dout = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
+    (given,) = torch.autograd.grad(out, gate_up, dout)
+    torch.testing.assert_close(given, reference.swiglu_bwd(dout, gate_up.detach()))
 
 
 @pytest.mark.parametrize("norm", [True, False])

@@ -123,6 +123,20 @@ def test_log_probs_entropies_and_the_logits_gradient(rows: int, vocabulary: int,
     assert (back.double() - exact_).norm() <= (1e-6 if dtype == torch.float32 else 4e-3) * exact_.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "width"), [(0, 8), (1, 1), (7, 40), (33, 200)])
+def test_the_dense_activation_and_its_gradient_are_the_specification(rows: int, width: int, dtype: torch.dtype):
+    g = seeded(rows + width)
+    gate_up, dout = torch.randn(rows, 2 * width, generator=g) * 3, torch.randn(rows, width, generator=g)
+    gate_up, dout = gate_up.to(dtype), dout.to(dtype)
+    tolerance = 1e-6 if dtype == torch.float32 else 4e-3
+    given = kernels.swiglu_fwd(*to(gate_up)).cpu(), kernels.swiglu_bwd(*to(dout, gate_up)).cpu()
+    wide = reference.swiglu_fwd(gate_up.double()), reference.swiglu_bwd(dout.double(), gate_up.double())
+    for got, exact_ in zip(given, wide, strict=True):
+        assert got.dtype == dtype and got.shape == exact_.shape
+        assert (got.double() - exact_).norm() <= tolerance * exact_.norm()
+
+
 # ---------------------------------------------------------------- dispatch
 
 
