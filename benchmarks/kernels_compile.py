@@ -123,7 +123,7 @@ def launch_all(shape: tuple[int, int, int, int, int], dtypes: tuple[torch.dtype,
             with settings.using(descriptors=copies, exact_sums=exact):  # descriptors with 16 bits only
                 _, kept = kernels.expert_mlp_fwd(x, w13, w2, *plan, weights, x)
                 kernels.expert_mlp_bwd(x, x, w13, w2, kept, *plan, weights)
-        kernels.fake_quant_int4_g32(torch.empty(64, 4096, dtype=dtype, **meta), pack=True)
+        kernels.fake_quant_int4_g32(torch.empty(64, 4096, dtype=dtype, **meta))
 
 
 def main() -> None:

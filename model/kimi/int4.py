@@ -57,7 +57,7 @@ class _StraightThrough(torch.autograd.Function):
 @torch.no_grad()
 def _what_int4_makes_of(weight: Tensor) -> Tensor:
     if weight.is_cuda and importlib.util.find_spec("triton"):
-        return importlib.import_module("model.kernels.triton").fake_quant_int4_g32(weight.detach())[0]
+        return importlib.import_module("model.kernels.triton").fake_quant_int4_g32(weight.detach())
     return dequantize(*quantize(weight.flatten(0, -2))).view_as(weight).to(weight.dtype)
 
 

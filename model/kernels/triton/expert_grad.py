@@ -166,7 +166,7 @@ def _weight_grad(
 ) -> Tensor:
     """Fill ``out`` [E, M, N] with leftᵀ right over each expert's rows; ``gathered``: the side by token."""
     experts, rows, columns = out.shape
-    tiles = tiles_for("dw", left, 0)
+    tiles = tiles_for("dw", left)
     descriptors = gathered is None
     given: tuple = left, right
     if descriptors:
@@ -206,8 +206,8 @@ def _activation_grad(
     spreading: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dhidden [S, 2 I], weight · activation [S, I], partial sums [column tiles, S] of the weights' gradient)."""
-    rows, (experts, hidden_size, width) = len(order), w2.shape
-    tiles = tiles_for("dact", dout, rows / experts)
+    rows, (_, hidden_size, width) = len(order), w2.shape
+    tiles = tiles_for("dact", dout)
     descriptors = descriptors and hidden_size % tiles.depth == 0  # otherwise a tile would reach into the next expert
     dhidden, weighted = torch.empty_like(hidden), hidden.new_empty(rows, width)
     partial = torch.empty(triton.cdiv(width, tiles.columns), rows, device=dout.device)
@@ -256,8 +256,7 @@ def expert_mlp_bwd(
     spreading = spread_for(descriptors, x_TD)
     if spreading:
         dout = spread(dout, inverse_TK)
-    each = rows / len(w13)
-    tiles, dact_rows = tiles_for("dx", x_TD, each), tiles_for("dact", x_TD, each).rows
+    tiles, dact_rows = tiles_for("dx", x_TD), tiles_for("dact", x_TD).rows
     table = list_tiles(offsets, rows, dact_rows)
     kept = _activation_grad(dout, w2, hidden, order_S, offsets, table, weights, descriptors, spreading)
     dhidden, weighted, partial = kept

@@ -178,14 +178,14 @@ def expert_mlp_fwd(
 ) -> tuple[Tensor, Tensor]:
     """(out [T, D], hidden [S, 2 I]), see the reference's ``expert_mlp_fwd``; float32, bfloat16 or float16."""
     x_TD, w13, w2 = x_TD.contiguous(), w13_E2ID.contiguous(), w2_EDI.contiguous()
-    rows, (experts, hidden_size, width) = len(order_S), w2.shape
+    rows, (_, hidden_size, width) = len(order_S), w2.shape
     hidden, out = x_TD.new_empty(rows, 2 * width), torch.empty_like(x_TD)
     if not rows:
         return out, hidden
-    each, top_k = rows / experts, inverse_TK.shape[1]
+    top_k = inverse_TK.shape[1]
     descriptors = descriptors_for(x_TD, w13, w2)
     activation = x_TD.new_empty(rows, width)
-    tiles, down = tiles_for("up", x_TD, each), tiles_for("down", x_TD, each)
+    tiles, down = tiles_for("up", x_TD), tiles_for("down", x_TD)
     table = list_tiles(offsets, rows, tiles.rows)
     _up[(programs(x_TD),)](
         x_TD,

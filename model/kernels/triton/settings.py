@@ -1,7 +1,7 @@
-"""Tile sizes of the expert kernels, and the two settings that trade exactness for speed.
+"""Tile sizes of the expert kernels, and the settings that measurements change.
 
-By default tiles depend on dtype and device only, never on the number of tokens, so a row's sum has the same
-order alone and among thousands. ``fast`` gives that up, see :class:`Settings`.
+Tiles depend on dtype and device only, never on the number of tokens, so a row's sum has the same order alone and among
+thousands.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from model.kernels.triton.common import INTERPRETED
 class Settings:
     """``exact_sums``: sum a token's expert outputs in float32, not in x's dtype.
 
-    ``fast``: small row tiles for experts with few rows. ``spread``: the backward pass copies rows for the
-    copy engine. ``descriptors``: load weights and sorted rows by Hopper's copy engine; None decides by device
-    and alignment. ``tiles`` replaces a kernel's tile sizes by name, for tuning.
+    ``spread``: the backward pass copies rows for the copy engine. ``descriptors``: load weights and sorted rows
+    by Hopper's copy engine; None decides by device and alignment. ``tiles`` replaces a kernel's tile sizes by
+    name, for tuning.
     """
 
     exact_sums: bool = False
-    fast: bool = False
     spread: bool = True
     descriptors: bool | None = None
     tiles: dict[str, Tiles] | None = None
@@ -70,7 +69,6 @@ _SIXTEEN = {
 _THIRTY_TWO = dict.fromkeys(_SIXTEEN, Tiles(64, 64, 32, warps=4, stages=3))  # no matrix unit multiplies these exactly
 _THIRTY_TWO |= {"up": Tiles(64, 32, 32, warps=4, stages=3)}
 _INTERPRETED = dict.fromkeys(_SIXTEEN, Tiles(16, 32, 32, flatten=True))  # several tiles even for small test shapes
-_FAST_ROWS = ((16, 16), (48, 32), (96, 64))  # up to so many rows per expert, tiles of so many rows
 
 _current = Settings()
 
@@ -91,13 +89,10 @@ def using(**changes: object) -> Iterator[Settings]:
         _current = before
 
 
-def tiles_for(kernel: str, x: Tensor, rows_per_expert: float) -> Tiles:
+def tiles_for(kernel: str, x: Tensor) -> Tiles:
     """The tiles of ``kernel`` for ``x``'s dtype and device, as deep a pipeline as its shared memory allows."""
-    chosen = (_current.tiles or {}).get(kernel)
-    if chosen is None:
-        chosen = (_INTERPRETED if INTERPRETED else _SIXTEEN if x.dtype.itemsize == 2 else _THIRTY_TWO)[kernel]
-        if _current.fast and kernel != "dw":
-            chosen = replace(chosen, rows=next((r for limit, r in _FAST_ROWS if rows_per_expert <= limit), chosen.rows))
+    table = _INTERPRETED if INTERPRETED else _SIXTEEN if x.dtype.itemsize == 2 else _THIRTY_TWO
+    chosen = (table | (_current.tiles or {}))[kernel]
     operands = chosen.rows + chosen.columns * (2 if kernel == "up" else 1)
     stage_bytes = operands * chosen.depth * x.dtype.itemsize
     return replace(chosen, stages=max(1, min(chosen.stages, (_shared_bytes(x) - 1024) // stage_bytes)))
@@ -121,7 +116,7 @@ def descriptors_for(*tensors: Tensor) -> bool:
 
 def spread_for(descriptors: bool, x: Tensor) -> bool:
     """Whether the backward pass first copies rows to their experts' places for the copy engine."""
-    return descriptors and _current.spread and x.shape[1] % tiles_for("dact", x, 0).depth == 0
+    return descriptors and _current.spread and x.shape[1] % tiles_for("dact", x).depth == 0
 
 
 def staging(x: Tensor) -> torch.dtype:

@@ -232,14 +232,6 @@ def test_a_token_has_the_same_bits_alone_and_among_others():
     assert torch.equal(forward(list(range(18, 25))), among[18:25])
 
 
-def test_the_fast_setting_computes_the_same_to_rounding():
-    case = layer(37, 3, 2, 40, 24, torch.bfloat16)
-    with settings.using(fast=True):
-        given = both(case)
-    for got, wanted in zip(given, exact(case), strict=True):
-        assert (got.cpu().double() - wanted).norm() <= 1e-2 * wanted.norm()
-
-
 def test_settings_end_with_their_block_also_by_an_error():
     before = settings.current()
     with pytest.raises(ZeroDivisionError), settings.using(exact_sums=True):
@@ -252,15 +244,13 @@ def test_settings_end_with_their_block_also_by_an_error():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fake_quantisation_and_packing_are_the_export_s_to_the_bit(dtype: torch.dtype):
+def test_fake_quantisation_is_the_cpu_s_to_the_bit(dtype: torch.dtype):
     weight = torch.randn(3, 5, 96, generator=seeded()).to(dtype)
     weight[0, 1, 32:64] = 0
     weight[1, 2, :32] = torch.arange(32) * 0.5  # halves between codes: ties to even
-    out, words, scales = (t.cpu() for t in kernels.fake_quant_int4_g32(*to(weight), pack=True))
+    out = kernels.fake_quant_int4_g32(*to(weight)).cpu()
     assert torch.equal(out, int4.fake_quant(weight))
-    wanted_words, wanted_scales, _ = int4.packed("w", weight.flatten(0, -2)).values()
-    assert torch.equal(words.flatten(0, -2), wanted_words) and torch.equal(scales.flatten(0, -2), wanted_scales)
     if dtype == torch.float32:
-        assert torch.equal(kernels.fake_quant_int4_g32(*to(out))[0].cpu(), out)
+        assert torch.equal(kernels.fake_quant_int4_g32(*to(out)).cpu(), out)
     with pytest.raises(ValueError, match="48 inputs has no whole groups of 32"):
         kernels.fake_quant_int4_g32(*to(torch.zeros(2, 48)))
