@@ -1,4 +1,4 @@
-"""``parl episodes export | import``: stored episodes in other people's formats, and theirs as a store."""
+"""``parl episodes export | import``: stored episodes to and from formats of other tools."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from rollouts.episode import Episode
 from rollouts.store.store import EpisodeStore, read_shard
 
 KIND = "imported"
-_SHARD = 1024  # episodes of one shard
+_SHARD = 1024  # episodes per shard
 
 
 def chosen_format(name: str) -> Format:
-    """The format of that name; UserError lists those there are."""
+    """The format of that name; UserError lists the valid ones."""
     if name not in FORMATS:
         raise UserError(f"--format {name}: must be one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def export_episodes(given: Path, out: Path, form: Format, wanted: Filter, options: ExportOptions) -> tuple[int, int]:
-    """(episodes, documents) written to ``out``: a folder where the format has a file an episode, else one file."""
+    """(episodes, documents) written to ``out``: a folder for formats with one file per episode, else a file."""
     if out.exists() and (not form.files or any(out.iterdir())):
         raise UserError(f"{out} is there already: remove it, or name another with --out")
     target = out if form.files else out.parent
@@ -62,7 +62,7 @@ def export_episodes(given: Path, out: Path, form: Format, wanted: Filter, option
 
 
 def _exported(form: Format, episode: Episode, options: ExportOptions) -> Iterator[dict[str, Any]]:
-    """An episode's documents, secrets replaced; where there were any, without token ids, which would spell them."""
+    """An episode's documents, redacted; with a redaction, without token ids, which would spell the secret."""
     documents = list(form.export(episode, options))
     clean = [redact(document) for document in documents]
     if clean != documents and options.tokens:
@@ -71,7 +71,7 @@ def _exported(form: Format, episode: Episode, options: ExportOptions) -> Iterato
 
 
 def whole_episodes(given: Path, wanted: Filter) -> Iterator[tuple[str, Episode]]:
-    """(shard:row, episode with its token arrays) of those that ``wanted`` takes, a shard in memory at a time."""
+    """(shard:row, episode with token arrays) of those in ``wanted``, a shard in memory at a time."""
     places: dict[Path, set[int]] = {}
     for store, outline in list_episodes(given, wanted):
         shard, row = outline.ref.rsplit(":", 1)
@@ -91,9 +91,10 @@ def _free_name(folder: Path, name: str) -> str:
 
 
 def import_episodes(path: Path, out: Path, form: Format, tasks: Path | None = None, split: str = "test") -> int:
-    """Episodes of a file or folder as shards ``imported-N`` in ``out``; returns their number.
+    """Import episodes of a file or folder as shards ``imported-N`` in ``out``; returns their number.
 
-    ``tasks``: own tasks (``envs.tasks``), whose gold goes to the episodes with their key. UserError says what is wrong.
+    ``tasks``: own tasks (``envs.tasks``), whose gold goes to episodes with the same key. UserError says what
+    is wrong.
     """
     if form.load is None:
         raise UserError(f"--format {form.name} is only written, not read")

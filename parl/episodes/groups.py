@@ -1,4 +1,4 @@
-"""How results are grouped: what the environment says, as a run wrote it down or as its configuration has it."""
+"""How results are grouped: from a run's summary or its environment."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from parl.config.runs import CONFIG, run_config
 from parl.config.schema import EnvsFields
 from parl.errors import UserError
 
-KEY = "groups"  # where a summary keeps them
+KEY = "groups"  # their key in a summary
 
 
 def task_groups(envs: EnvsFields) -> tuple[TaskGroup, ...]:
-    """The groups of the environment that is named, in its order."""
+    """The groups of the configured environment, in order."""
     return tuple(getattr(ENVIRONMENTS.resolve(envs.name), "groups", ()))
 
 
 def kept_groups(groups: Iterable[TaskGroup]) -> list[dict[str, Any]]:
-    """Groups as a summary keeps them, for who reads it without the environment."""
+    """Groups for a summary, for readers without the environment."""
     return [asdict(group) for group in groups]
 
 
 def run_groups(run: Path | None, summary: dict[str, Any] | None = None) -> tuple[TaskGroup, ...]:
-    """The groups of a run: those that its summary keeps, else those of its environment; none where neither is there."""
+    """The groups of a run, from its summary, else from its environment; none if both are missing."""
     kept = (summary or {}).get(KEY)
     if isinstance(kept, list):
         try:
             return tuple(TaskGroup(**one) for one in kept)
-        except TypeError:  # another version's
+        except TypeError:  # of another version
             return ()
     if run is None or not (run / CONFIG).is_file():
         return ()
     try:
         return task_groups(run_config(run).envs)
-    except UserError:  # its environment is not installed here, or the file is damaged: names alone will do
+    except UserError:  # the environment is not installed here, or the file is damaged: use names alone
         return ()
 
 
 def families(groups: Sequence[TaskGroup]) -> list[str]:
-    """The families that groups name, each once, in their order."""
+    """The distinct families of groups, in order."""
     return list(dict.fromkeys(group.family for group in groups if group.family is not None))

@@ -1,6 +1,6 @@
 """``parl episodes``: list, show and search stored episodes.
 
-An episode is named by shard and row, ``train-000012:5``, as every listing prints it, or by task and attempt,
+An episode is named by shard and row, ``train-000012:5``, as in every listing, or by task and attempt,
 ``KEY#INDEX``.
 """
 
@@ -25,7 +25,7 @@ from rollouts.store.store import read_shard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which episodes; an empty field asks for nothing."""
+    """Which episodes; an empty field matches all."""
 
     kind: str | None = None
     step: int | None = None
@@ -34,7 +34,7 @@ class Filter:
     task: str | None = None
 
     def takes(self, outline: Outline) -> bool:
-        """Whether the episode is one of them."""
+        """Whether the episode matches."""
         episode = outline.episode
         pairs = (
             (self.kind, outline.kind),
@@ -48,7 +48,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """One place where a search found its pattern; ``turn`` is None in what belongs to no turn."""
+    """One match of a search; ``turn`` is None outside of turns."""
 
     store: str
     ref: str
@@ -75,7 +75,7 @@ class Hit:
 
 
 def list_episodes(given: Path, chosen: Filter, *, texts: bool = False) -> Iterator[tuple[Store, Outline]]:
-    """(its store, episode) of those that ``chosen`` takes, in stored order."""
+    """(its store, episode) of those that match ``chosen``, in stored order."""
     for store in find_stores(given):
         with readable():
             for outline in store.outlines(texts=texts, kind=chosen.kind):
@@ -84,7 +84,7 @@ def list_episodes(given: Path, chosen: Filter, *, texts: bool = False) -> Iterat
 
 
 def listing_row(store: Store, outline: Outline) -> dict[str, Any]:
-    """One line of a listing. Rewards are the stored ones, steps are counted again."""
+    """One row of a listing. Rewards are the stored ones, steps are recomputed."""
     episode = outline.episode
     return {
         "store": store.name,
@@ -106,7 +106,7 @@ def listing_row(store: Store, outline: Outline) -> dict[str, Any]:
 
 
 def find_episode(given: Path, name: str) -> tuple[Store, Outline]:
-    """(its store, the episode called ``name``); UserError where there is none, or more than one."""
+    """(its store, the episode called ``name``); UserError if there is none, or more than one."""
     shard, colon, row = name.rpartition(":")
     key, sharp, index = name.rpartition("#")
     if colon and row.isdigit():
@@ -141,9 +141,9 @@ def _by_place(given: Path, shard: str, row: int) -> tuple[Store, Outline]:
 
 
 def raw_streams(outline: Outline, tokenizer: Path | None, run: Path | None) -> Iterator[tuple[str, str]]:
-    """(agent, its whole token stream as text, control tokens included) of a stored episode.
+    """(agent, its token stream as text with control tokens) of a stored episode.
 
-    The vocabulary is that of ``tokenizer``, else of the run's policy; UserError where there is none.
+    The vocabulary is that of ``tokenizer``, else of the run's policy; UserError without one.
     """
     path = tokenizer or (run / "policy" / "tokenizer.json" if run else None)
     if path is None or not path.is_file():
@@ -168,7 +168,7 @@ def search(given: Path, pattern: re.Pattern[str], chosen: Filter) -> Iterator[Hi
 
 
 def _texts(episode: Episode) -> Iterator[tuple[str, int | None, str, str]]:
-    """(agent, turn, what it is, text) of everything readable, each text once."""
+    """(agent, turn, kind, text) of everything readable, each text once."""
     for trace in episode.traces:
         yield trace.agent_id, None, "prompt", trace.prompt
         for number, turn in enumerate(trace.turns):
@@ -177,7 +177,7 @@ def _texts(episode: Episode) -> Iterator[tuple[str, int | None, str, str]]:
                 yield trace.agent_id, number, "call", call_text(call.name, call.arguments)
             for result in turn.results:
                 yield trace.agent_id, number, "result", result.text
-    if episode.answer != episode.orchestrator.message:  # else it is the last turn's content
+    if episode.answer != episode.orchestrator.message:  # otherwise it is the last turn's content
         yield "0", None, "answer", episode.answer
 
 
@@ -187,7 +187,7 @@ def call_text(name: str, arguments: dict[str, Any]) -> str:
 
 
 def episode_row(store: Store, outline: Outline) -> dict[str, Any]:
-    """The whole episode as one JSON object, without its token arrays and without the hidden gold."""
+    """The whole episode as one JSON object, without token arrays and gold."""
     episode = outline.episode
     return listing_row(store, outline) | {
         "prompt": episode.task.prompt,

@@ -1,7 +1,7 @@
-"""Finding stored episodes: from what a user types - a run, a store's folder, one shard - to shards and their run.
+"""Finds stored episodes: from a run, a store's folder or one shard to shards and their run.
 
-A run keeps its training episodes in ``episodes/``, the single agent's in ``single_agent/episodes/``, the evaluation of
-its end and those of ``parl eval`` in ``evals/LABEL-HASH/``. Older runs have that of the end in ``eval/``.
+A run keeps its training episodes in ``episodes/``, the single agent's in ``single_agent/episodes/``,
+evaluations in ``evals/LABEL-HASH/``. Older runs have the evaluation of their end in ``eval/``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rollouts.store.outline import Outline, read_outlines, shard_paths
 from rollouts.store.store import SHARD_NAME, StoreError
 
 STORES = "stores"  # of a run's summary.json: label -> the store of the evaluation at its end
-_DEPTH = 3  # folders between a store and its run's config.yaml, at most: RUN/single_agent/episodes
+_DEPTH = 3  # maximum depth of a store below its run: RUN/single_agent/episodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """A folder of shards, or one shard of it; ``run`` is the run that it belongs to, None where there is none."""
+    """A folder of shards, or one shard of it; ``run`` is its run, or None."""
 
     folder: Path
     shards: tuple[Path, ...]
@@ -32,22 +32,22 @@ class Store:
 
     @property
     def name(self) -> str:
-        """The folder as seen from the run: ``episodes``, ``single_agent/episodes``, ``eval``, ..."""
+        """The folder relative to the run: ``episodes``, ``single_agent/episodes``, ``eval``, ..."""
         return str(self.folder.absolute().relative_to(self.run)) if self.run else self.folder.name
 
     @property
     def single_agent(self) -> bool:
-        """Whether these are the episodes that trained the single agent."""
+        """Whether these episodes trained the single agent."""
         return self.name.startswith("single_agent")
 
     def outlines(self, *, texts: bool = True, kind: str | None = None) -> Iterator[Outline]:
-        """Its episodes; StoreError where something is damaged."""
+        """Its episodes; StoreError if something is damaged."""
         shards = [path for path in self.shards if kind is None or kind_of(path) == kind]
         return read_outlines(shards, texts=texts)
 
 
 def kind_of(shard: Path) -> str:
-    """``train`` of ``train-000012.parquet``; UserError for a file that is not named so."""
+    """``train`` of ``train-000012.parquet``; UserError for a file with another form of name."""
     name = SHARD_NAME.fullmatch(shard.name)
     if not name:
         raise UserError(f"{shard}: a shard is named KIND-STEP.parquet, e.g. train-000012.parquet")
@@ -55,7 +55,7 @@ def kind_of(shard: Path) -> str:
 
 
 def find_stores(given: Path) -> list[Store]:
-    """The stores in ``given``: a run's folder or name, a store's folder, or a shard; UserError where there is none."""
+    """The stores in ``given``: a run's folder or name, a store's folder, or a shard; UserError if none."""
     path = named_path(given)
     if path.is_file():
         kind_of(path)
@@ -82,7 +82,7 @@ def find_stores(given: Path) -> list[Store]:
 
 
 def final_stores(run: Path) -> dict[str, Path]:
-    """Label -> store of the evaluation at the end of ``run``; all in ``eval/`` where an earlier version made it."""
+    """Label -> store of the evaluation at the end of ``run``; all in ``eval/`` for older runs."""
     file = run / "summary.json"
     found = {kind: run / "eval" for kind, _, _ in lookup.shards(run / "eval")}
     try:
@@ -94,7 +94,7 @@ def final_stores(run: Path) -> dict[str, Path]:
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """A damaged shard inside this block ends the command with its name, instead of a traceback."""
+    """Turn StoreError inside the block into UserError, which ends the command without a traceback."""
     try:
         yield
     except StoreError as error:

@@ -1,8 +1,8 @@
-"""``parl replay``: the tool side of stored episodes again, without any model, and where it answers differently.
+"""``parl replay``: repeats the tool calls of stored episodes without a model, and compares the answers.
 
-Each episode's session is opened anew and every agent's calls are made in the order of its turns, the calls of a turn at
-once, as they were. What depends on time or on a budget (timeouts, cancelled and refused calls) is not made again. A
-difference is drift: the tools or the data behind them are not what they were when the episode was made.
+Each episode's session is opened again and every agent's calls are made in the order of its turns,
+concurrently within a turn. Calls that depend on time or a budget (timeouts, cancelled and refused calls) are
+skipped. A difference is drift: the tools or their data have changed since.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from rollouts.prompts import SPAWNING_NAMES
 
 _PASSING = frozenset({ErrorKind.TIMEOUT, ErrorKind.CANCELLED, ErrorKind.BUDGET, ErrorKind.RATE_LIMITED})
 CALL_S = 60.0  # deadline of one call
-_SHOWN = 3  # differences printed of one episode
+_SHOWN = 3  # differences printed per episode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """One call that answers differently: where, what was stored and what came now."""
+    """One call with another answer: where, the stored one and the new one."""
 
     agent: str
     turn: int
@@ -51,7 +51,7 @@ class Drift:
 
 @dataclass(slots=True, kw_only=True)
 class Replayed:
-    """One episode: how many calls were made again, how many were not, and what drifted."""
+    """One episode: how many calls were repeated and skipped, and the drift."""
 
     ref: str
     task: str
@@ -65,7 +65,7 @@ class Replayed:
 
 
 async def replay_episode(episode: Episode, environment: Environment, ref: str = "") -> Replayed:
-    """Make the calls of ``episode`` again. Agents run one after the other: their tools' state is their own."""
+    """Repeat the calls of ``episode``, agent by agent: their tools' state is separate."""
     out = Replayed(ref=ref, task=episode.task.key)
     session = await environment.open(episode.task)
     try:
@@ -103,15 +103,15 @@ async def _agent(trace: Trace, session: Session, out: Replayed) -> None:
 
 
 def _said(result: ToolResult) -> str:
-    """All that an agent could read in a result, its pictures by their content."""
+    """All that an agent could read in a result, with hashes of pictures."""
     pictures = [f"[picture {hashlib.sha256(image).hexdigest()[:12]}]" for image in result.images]
     return "\n".join([result.text, *pictures, *([f"(error: {result.error})"] if result.error else [])])
 
 
 def replay(given: Path, wanted: Filter, config: Path | None = None) -> Iterator[Replayed]:
-    """Every stored episode that ``wanted`` takes, replayed in the world of its run, or of ``config``.
+    """Replay every stored episode that ``wanted`` matches in the environment of its run, or of ``config``.
 
-    UserError: no episode, no run to take the world from, or episodes whose tools are not the embedded world's.
+    UserError: no episode, no run, or episodes with tools of another environment.
     """
     run = next((store.run for store in find_stores(given) if store.run), None)
     if config is not None:
@@ -130,7 +130,7 @@ def replay(given: Path, wanted: Filter, config: Path | None = None) -> Iterator[
 
 
 def print_replay(given: Path, wanted: Filter, config: Path | None = None, *, as_json: bool = False) -> int:
-    """Replay with progress and print the verdict, or with ``as_json`` a line an episode; returns how many drifted."""
+    """Replay with progress and print the verdict, or a JSON line per episode; returns the number drifted."""
     from rich.progress import track
 
     out = console(highlight=False)

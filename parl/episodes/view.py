@@ -1,4 +1,4 @@
-"""How ``parl episodes`` looks in a terminal: a table of episodes, one episode as a tree, matches in their lines."""
+"""Terminal output of ``parl episodes``: a table of episodes, one episode as a tree, matches in their lines."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _COLUMNS = {
     **{"episode": "left", "task": "left", "family": "left", "width": "right", "status": "left", "reward": "right"},
     **{"perf": "right", "critical_steps": "right", "total_steps": "right", "subagents": "right", "tokens": "right"},
 }
-_CUT = 400  # characters of a text, unless all is asked for
+_CUT = 400  # characters of a text, unless everything is asked for
 
 
 def print_listing(rows: Iterable[dict[str, Any]], console: Console | None = None) -> int:
-    """A table for each store; returns how many episodes it has."""
+    """Print a table per store; returns the number of episodes."""
     console = console or terminal.console()
     stores: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -45,7 +45,7 @@ def print_listing(rows: Iterable[dict[str, Any]], console: Console | None = None
 
 
 def print_episode(store: Store, outline: Outline, console: Console | None = None, *, full: bool = False) -> None:
-    """The episode's numbers and its agents as a tree; ``>`` marks what lies on the critical path."""
+    """Print the episode's numbers and its agents as a tree; ``>`` marks the critical path."""
     console, episode = console or terminal.console(), outline.episode
     row = listing_row(store, outline)
     head = styled("[bold]{}[/] in {} · {}#{}", *(line(row[name]) for name in ("episode", "store", "task", "attempt")))
@@ -62,7 +62,7 @@ def print_episode(store: Store, outline: Outline, console: Console | None = None
 
 
 def print_hits(hits: Iterable[Hit], console: Console | None = None) -> int:
-    """One line a match; returns their number."""
+    """Print one line per match; returns their number."""
     console, count = console or terminal.console(), 0
     for hit in hits:
         count += 1
@@ -74,7 +74,7 @@ def print_hits(hits: Iterable[Hit], console: Console | None = None) -> int:
 
 
 def episode_tree(episode: Episode, cut: int | None = _CUT) -> Tree:
-    """The agents with their turns, finished or under way; texts of ``cut`` characters at most, None: all of them."""
+    """The agents with their turns; texts truncated to ``cut`` characters, None: whole."""
     by_id = {trace.agent_id: trace for trace in episode.traces}
     tree = Tree(styled("[bold]orchestrator[/] {}", _text(episode.task.prompt, cut)), guide_style="dim")
     _grow(tree, episode.orchestrator, by_id, True, cut)

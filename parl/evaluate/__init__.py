@@ -1,1 +1,1 @@
-"""What a policy is worth: evaluation, scoring, comparison."""
+"""Evaluation of policies: running, scoring, comparison."""

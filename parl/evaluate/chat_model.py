@@ -1,7 +1,7 @@
-"""``parl eval --model URL``: episodes whose agents are a model behind OpenAI's chat completions. No weights, no Ray.
+"""``parl eval --model URL``: episodes whose agents are a model behind OpenAI's chat completions. No Ray.
 
-Orchestrator and sub-agents are the same model. What each episode's requests used is a line of ``usage.jsonl`` in the
-policy's store, written when the episode ends, however it ends: what was spent stays counted when it is run again.
+Orchestrator and sub-agents are the same model. The usage of each episode is a line of ``usage.jsonl`` in the
+policy's store, written when the episode ends in any way, so that repeated episodes count too.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 
 _USAGE = "usage.jsonl"
-_BASE = "OPENAI_BASE_URL"  # whose server the key is for, where it is set
+_BASE = "OPENAI_BASE_URL"  # the server of the key, if set
 _MODELS_S = 30.0
 Arrived = Callable[[list[Episode]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A model of a server: the API's root and the name that it is served under."""
+    """A model on a server: the API's root and the model's name."""
 
     url: str
     name: str
 
 
 def is_url(model: Path | str | None) -> bool:
-    """Whether ``--model`` names a server, not a folder."""
+    """Whether ``--model`` names a server rather than a folder."""
     return isinstance(model, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", model) is not None
 
 
 def key_for(url: str) -> str | None:
-    """The key in OPENAI_API_KEY, where it is for the server at ``url``: the one that OPENAI_BASE_URL names, or any."""
+    """OPENAI_API_KEY, if it may go to the server at ``url``: that of OPENAI_BASE_URL, or any without it."""
     base = os.environ.get(_BASE)
     return os.environ.get(KEY) if not base or host_of(base) == host_of(url) else None
 
 
 def find_model(url: str, name: str | None, *, pictures: bool = False) -> Served:
-    """The model ``name`` at ``url``, without a name the first that the server lists. UserError for mistakes.
+    """The model ``name`` at ``url``, by default the first that the server lists. UserError for mistakes.
 
     ``pictures``: the environment's tasks have some.
     """
@@ -88,9 +88,9 @@ async def _models(url: str) -> list[str]:
 
 
 class ChatCollector:
-    """Runs episodes by ``served``; their usage goes to ``store``. A context manager with an event loop of its own.
+    """Runs episodes with ``served``, in an event loop of its own; usage goes to ``store``. Context manager.
 
-    ``chat``: in whose tokens the episodes are counted.
+    ``chat``: the format whose tokens are counted.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ChatCollector:
     def collect(self, tasks: Sequence[Task], attempts: Sequence[Sequence[int]], arrived: Arrived) -> None:
         """Run these attempts at each task; ``arrived`` gets each episode as it ends.
 
-        UserError where the server answers no more; what has arrived by then is good.
+        UserError if the server stops answering; episodes that arrived before are kept.
         """
         self._runner.run(self._collect(tasks, attempts, arrived))
         if self._model.server.gone:
@@ -190,7 +190,7 @@ class ChatCollector:
 
 
 def used(store: Path, tasks: Sequence[Task], n: int) -> dict[str, int]:
-    """What the first ``n`` attempts at ``tasks`` used, by ``Usage``'s names: failed and repeated ones, too."""
+    """Usage of the first ``n`` attempts at ``tasks``, by ``Usage``'s fields, repeated ones included."""
     sums = {field.name: 0 for field in fields(Usage)}
     wanted = {task.key for task in tasks}
     path = store / _USAGE

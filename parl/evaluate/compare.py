@@ -1,7 +1,7 @@
-"""``parl compare``: policies on the same tasks, pair by pair, from stored episodes.
+"""``parl compare``: policies on the same tasks, in pairs, from stored episodes.
 
-Differences are taken task by task and bootstrapped over tasks (``parl.evaluate.statistics``), so what makes a
-task hard for both cancels. Scores and costs are computed from the episodes again; no configuration enters.
+Differences are taken per task and bootstrapped over tasks (``parl.evaluate.statistics``), so a task's
+difficulty cancels. Scores and costs are computed from the episodes again; no configuration is needed.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from rollouts.store.outline import Outline
 SCORES = ("score", "success", "spawned")
 COSTS = ("critical_steps", "total_steps", "subagents", "sampled_tokens", "prompt_tokens", "new_prompt_tokens")
 _TRAINED = "trained"
-PARETO = ("critical_steps", "sampled_tokens")  # what is traded for score
-_ANSWER_ALONE = Reward(name="answer")  # policies are compared by their answers, whatever they were paid for
+PARETO = ("critical_steps", "sampled_tokens")  # traded against score
+_ANSWER_ALONE = Reward(name="answer")  # compare answers, whatever the reward
 
 
 def load_samples(given: Sequence[str], *, of_one_run: bool = False) -> list[Sample]:
-    """The policies that ``PATH`` or ``PATH:LABEL`` name, each once; UserError where there is none.
+    """The policies named by ``PATH`` or ``PATH:LABEL``, each once; UserError if there are none.
 
-    A run stands for its last ``parl eval``, or for the evaluation at its end; a store's folder for every kind of shard
-    in it. ``of_one_run``: of two evaluations the one that has several policies.
+    A run stands for its last ``parl eval``, or for the evaluation at its end; a store's folder for every kind
+    of shard in it. ``of_one_run``: of two evaluations the one with several policies.
     """
     found: list[tuple[str, Store, str]] = []
     for text in given:
@@ -58,12 +58,10 @@ def load_samples(given: Sequence[str], *, of_one_run: bool = False) -> list[Samp
 
 
 def compare(samples: Sequence[Sample], *, seed: int = 0, of_one_run: bool = False) -> dict[str, Any]:
-    """Everything about ``samples``: each against the first, task by task, and all of them as trade-offs.
+    """Compare ``samples``: each against the first, task by task, and all of them as trade-offs.
 
-    ``of_one_run``: the trained policy against each other one instead.
-
-    Values are numbers, lists, objects and :class:`parl.evaluate.statistics.Interval`; ``measures.plain`` makes JSON of
-    it.
+    ``of_one_run``: the trained policy against each other one instead. Values are numbers, lists, objects and
+    :class:`parl.evaluate.statistics.Interval`; ``measures.plain`` makes JSON.
     """
     if len(samples) < 2:
         only = f", there is only {samples[0].label}" if samples else ""
@@ -81,7 +79,7 @@ def compare(samples: Sequence[Sample], *, seed: int = 0, of_one_run: bool = Fals
 
 
 def compare_pair(a: Sample, b: Sample, *, seed: int = 0) -> dict[str, Any]:
-    """``b`` against ``a`` on the tasks that both have, by group and by task."""
+    """``b`` against ``a`` on their common tasks, by group and by task."""
     a, b = _common([a, b])
     result = {"a": a.label, "b": b.label, "tasks": len(a.by_task), "attempts": [a.attempts, b.attempts]}
     result["groups"] = {name: _paired(a.of(belongs), b.of(belongs), seed) for name, belongs in groups([a, b]).items()}
@@ -93,7 +91,7 @@ def compare_pair(a: Sample, b: Sample, *, seed: int = 0) -> dict[str, Any]:
 
 
 def pareto(samples: Sequence[Sample], *, seed: int = 0) -> list[dict[str, Any]]:
-    """Score, critical steps and sampled tokens of each policy on the tasks that all have.
+    """Score, critical steps and sampled tokens of each policy on the common tasks.
 
     ``front``: no other policy is at least as good in all three and better in one.
     """
@@ -118,7 +116,7 @@ def _split(text: str) -> tuple[Path, str | None]:
 def _evaluations(given: Path, alone: bool) -> list[Store]:
     """The stores of an evaluation: a run's last ``parl eval``, else that of its end; of any other folder all.
 
-    ``alone``: one with several policies, to compare them with each other, if there is one.
+    ``alone``: prefer one with several policies.
     """
     path = named_path(given)
     if not (path / "config.yaml").is_file():
@@ -132,7 +130,7 @@ def _evaluations(given: Path, alone: bool) -> list[Store]:
 
 
 def _last_evaluation(run: Path) -> list[Path]:
-    """The stores of the run's last ``parl eval``; empty where there was none. UserError: its summary is damaged."""
+    """The stores of the run's last ``parl eval``; empty without one. UserError: its summary is damaged."""
     last = run / "evals" / "summary.json"
     if not last.is_file():
         return []
@@ -156,7 +154,7 @@ def _attempts(store: Store, kind: str) -> Iterable[Attempt]:
 
 
 def _common(samples: Sequence[Sample]) -> list[Sample]:
-    """``samples`` on the tasks that all of them have, in one order; UserError where there are none."""
+    """``samples`` on their common tasks, in one order; UserError if there are none."""
     keys = [key for key in samples[0].by_task if all(key in sample.by_task for sample in samples)]
     if not keys:
         counts = ", ".join(f"{sample.label} {len(sample.by_task)}" for sample in samples)

@@ -1,4 +1,4 @@
-"""``parl compare -o``: the comparison as one self-contained page in the report's style, its plots drawn by hand."""
+"""``parl compare -o``: the comparison as one self-contained page in the report's style, with SVG plots."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_page(result: dict[str, Any], out: Path) -> Path:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The page as one string. No script, no network; every name in it is escaped."""
+    """The page as a string. No script, no network; all names are escaped."""
     css = (files("parl.report") / "assets" / "report.css").read_text(encoding="utf-8")
     rows = result["pareto"]
     plots = "".join(_card(f"Score against {name.replace('_', ' ')}", _scatter(rows, name), rows) for name in _AXES)
@@ -163,7 +163,7 @@ def _changes(pair: dict[str, Any], kind: str) -> str:
 
 
 def _finite(interval: Interval) -> tuple[float, float]:
-    """The ends; the value itself where one is not finite (a single task)."""
+    """The ends; the value itself if one is not finite (a single task)."""
     low, high = (end if abs(end) < float("inf") else interval.value for end in (interval.low, interval.high))
     return low, high
 
@@ -171,7 +171,7 @@ def _finite(interval: Interval) -> tuple[float, float]:
 def _axis(
     intervals: Sequence[Interval], start: float, end: float, *, zero: bool = False
 ) -> tuple[Callable[[float], float], list[float]]:
-    """(value -> position between ``start`` and ``end``, the values to mark)."""
+    """(value -> position between ``start`` and ``end``, tick values)."""
     ends = [end for interval in intervals for end in _finite(interval)] + ([0.0] if zero else [])
     low, high = min(ends), max(ends)
     span = (high - low) or max(abs(high), 1.0)

@@ -1,4 +1,4 @@
-"""What ``parl compare`` prints: differences by group, trade-offs, and the tasks that changed most."""
+"""Output of ``parl compare``: differences by group, trade-offs, and the tasks that changed most."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def print_comparison(result: dict[str, Any], console: Console | None = None, *, 
 
 
 def verdict(difference: Interval, *, better: int) -> str:
-    """``better``, ``worse`` or ``-``, where the interval of a difference leaves 0 out; ``better`` is the good sign."""
+    """``better``, ``worse`` or ``-`` if the interval of a difference contains 0; ``better``: the good sign."""
     if difference.low <= 0 <= difference.high:
         return "-"
     return "better" if (difference.value > 0) == (better > 0) else "worse"

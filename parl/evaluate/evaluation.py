@@ -1,8 +1,8 @@
-"""The evaluation: n attempts at every held-out task by some policies, with intervals and an account of costs.
+"""The evaluation: n attempts at every held-out task by some policies, with intervals and costs.
 
-One for a run's end, for ``parl eval`` and for the models of chat servers. What a policy's store holds already is not
-run again, so an interrupted evaluation continues, ``parl eval`` goes on where the run's end stopped, and more tasks or
-a larger n run only what is missing. Episodes that failed for the machine's reasons are tried again.
+Used by a run's end, ``parl eval`` and models of chat servers. Episodes in a policy's store are not run again,
+so an interrupted evaluation continues, and more tasks or a larger n run only what is missing. Episodes with
+machine faults are tried again.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ from rollouts.episode import Episode
 from rollouts.store.outline import Outline, read_outlines, shard_paths
 from rollouts.store.store import EpisodeStore
 
-_SHARD = 16  # episodes that a kill can cost
-_SLICE = 8  # episodes handed to the workers at once, by the slots that they have
+_SHARD = 16  # episodes lost at most by a kill
+_SLICE = 8  # episodes per slot given to the workers at once
 
 Collect = Callable[[list[Task], list[list[int]], Callable[[list[Episode]], None]], object]  # tasks, attempts, arrived
 
 
 class Bar(Protocol):
-    """Shows how far a policy's episodes are."""
+    """Shows the progress of a policy's episodes."""
 
     def advance(self, count: int) -> None:
-        """``count`` more episodes are there."""
+        """Add ``count`` finished episodes."""
         ...
 
 
@@ -63,7 +63,7 @@ ShowBar = Callable[[str, int], AbstractContextManager[Bar]]  # label, episodes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """The first ``n`` attempts at ``tasks`` that are asked of each policy, and how they are scored and shown."""
+    """The first ``n`` attempts at ``tasks`` for each policy, and how they are scored and shown."""
 
     tasks: Sequence[Task]
     n: int
@@ -71,11 +71,11 @@ class _Asked:
     bar: ShowBar = EpisodeBar
 
     def todo(self, policy: Policy) -> dict[int, list[int]]:
-        """Position of a task -> the attempts that are still to be run, or failed."""
+        """Position of a task -> attempts missing or failed."""
         return _missing(_stored(policy, self.tasks, self.n), self.tasks, self.n)
 
     def run(self, policy: Policy, collect: Collect, slots: int) -> None:
-        """Run what is missing, about ``slots`` episodes at once; every few a shard: a kill costs little."""
+        """Run what is missing, about ``slots`` episodes at once, stored in small shards."""
         todo = self.todo(policy)
         count = sum(map(len, todo.values()))
         with _Shards(policy, self.scoring) as shards, self.bar(policy.label, count) as shown_bar:
@@ -99,13 +99,13 @@ def run_eval(
     policies: Sequence[str] = (),
     prices: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-    """The evaluation as ``evals/summary.json`` holds it: by policy the means, estimates with intervals, and costs.
+    """Evaluate; returns ``evals/summary.json``: by policy means, estimates with intervals, and costs.
 
-    ``policies`` are labels among ``cold_start``, ``cold_start_no_spawn`` (the same without the tools that spawn),
-    ``trained`` and ``single_agent``; without them the trained one and,
-    where there is one, the single agent. ``model`` is another policy's folder instead, or the URL of a server that
-    speaks OpenAI's API (with ``model_name``), which is evaluated as a swarm and as a single agent. ``prices``: of a
-    million tokens in and out. Raises UserError for mistakes.
+    ``policies``: labels among ``cold_start``, ``cold_start_no_spawn`` (without the spawning tools),
+    ``trained`` and ``single_agent``; by default the trained one and, if there is one, the single agent.
+    ``model``: another policy's folder instead, or the URL of a server with OpenAI's API (with
+    ``model_name``), evaluated as swarm and as single agent. ``prices``: per million tokens in and out. Raises
+    UserError for mistakes.
     """
     if n < 1 or (limit is not None and limit < 1):
         raise UserError(f"--n and --limit are whole numbers of at least 1, not {n} and {limit}")
@@ -135,7 +135,7 @@ def evaluate(
     prices: tuple[float, float] | None = None,
     bar: ShowBar = EpisodeBar,
 ) -> dict[str, Any]:
-    """Run what the policies' stores lack and measure all of it; written to ``RUN/evals/summary.json`` and returned.
+    """Run what the policies' stores lack and measure all; written to ``RUN/evals/summary.json`` and returned.
 
     ``policies`` are all of weights, or all of a chat server's model. ``prices`` as in :func:`run_eval`.
     """
@@ -143,7 +143,7 @@ def evaluate(
     asked = _Asked(tasks=tasks.held_out()[:limit], n=n, scoring=scoring, bar=bar)
     folder = config.run_dir / "evals"
     with readable(), ExitStack() as stack:
-        stack.enter_context(owning(folder, "an evaluation", "wait for it"))  # of one the summary is that of the last
+        stack.enter_context(owning(folder, "an evaluation", "wait for it"))  # one summary
         for policy in policies:
             stack.enter_context(owning(policy.store, "an evaluation", "wait for it, or evaluate another policy"))
             remove_leftovers(policy.store)
@@ -169,14 +169,14 @@ def evaluate(
 
 
 def _stored(policy: Policy, tasks: Sequence[Task], n: int, *, texts: bool = False) -> dict[tuple[str, int], Outline]:
-    """What the store holds of these tasks' first ``n`` attempts; ``texts``: with what was said in them."""
+    """Stored episodes of these tasks' first ``n`` attempts; ``texts``: with their texts."""
     wanted = {task.key for task in tasks}
     found = latest(read_outlines(shard_paths(policy.store, policy.label), texts=texts))
     return {(task, index): outline for (task, index), outline in found.items() if task in wanted and index < n}
 
 
 def _missing(found: dict[tuple[str, int], Outline], tasks: Sequence[Task], n: int) -> dict[int, list[int]]:
-    """Position of a task -> the attempts that are still to be run, or failed."""
+    """Position of a task -> attempts missing or failed."""
     done = {key for key, outline in found.items() if not outline.episode.void}
     missing = {i: [k for k in range(n) if (task.key, k) not in done] for i, task in enumerate(tasks)}
     return {i: attempts for i, attempts in missing.items() if attempts}
@@ -225,7 +225,7 @@ def _run_served(
 
 
 def _slices(todo: dict[int, list[int]], episodes: int) -> list[dict[int, list[int]]]:
-    """``todo`` in parts of about so many episodes: each has the loop's deadline of a step to itself."""
+    """``todo`` in parts of about ``episodes``: each has its own deadline of a step."""
     parts: list[dict[int, list[int]]] = [{}]
     for task, attempts in todo.items():
         if parts[-1] and sum(map(len, parts[-1].values())) + len(attempts) > episodes:
@@ -235,7 +235,7 @@ def _slices(todo: dict[int, list[int]], episodes: int) -> list[dict[int, list[in
 
 
 class _Shards:
-    """Writes scored episodes to a policy's store a few at a time; what is left when the block ends, too."""
+    """Writes scored episodes to a policy's store a few at a time, and the rest at the end of the block."""
 
     def __init__(self, policy: Policy, scoring: Scoring) -> None:
         self._store, self._label, self._scoring = EpisodeStore(policy.store), policy.label, scoring
@@ -264,7 +264,7 @@ class _Shards:
 def _measure(
     policies: Sequence[Policy], asked: _Asked, known: Sequence[TaskGroup], prices: tuple[float, float] | None
 ) -> dict[str, Any]:
-    """The numbers of each policy, all computed from its store; ``known``: how its tasks are grouped."""
+    """The numbers of each policy, computed from its store; ``known``: its groups of tasks."""
     tasks, n = asked.tasks, asked.n
     episodes: dict[str, list[Episode]] = {}
     samples: dict[str, Sample] = {}

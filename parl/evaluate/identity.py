@@ -1,9 +1,8 @@
-"""What an evaluation's episodes depend on, as one description and its hash, under which alone they are used again.
+"""The identity of an evaluation's episodes: a description of all that they depend on, and its hash.
 
-An episode is a function of its policy, its task, its number and the settings below. Sampling noise is keyed, so how
-many engines, workers or coroutines made it does not show; deadlines do, they end episodes. Whatever names a file counts
-by what the file holds, wherever it lies. What is no setting counts too: the prompts and tools that agents are shown,
-and ``VERSION``, for everything else in the code that makes an episode what it is.
+An episode is a function of its policy, its task, its number and the settings below. Sampling noise is keyed,
+so numbers of engines, workers and coroutines do not matter; deadlines do. Named files count by content.
+Prompts and tools count too, and ``VERSION`` for everything else in the code.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ from parl.config.family import chat_format
 from parl.config.schema import Config, EnvsFields
 from rollouts.prompts import PromptsConfig
 
-VERSION = 1  # raised when the code makes other episodes of the same settings; test_identity.py notices
+VERSION = 1  # raised when the code makes other episodes of the same settings; test_identity.py checks
 _WEIGHTS = "model.safetensors"
 _TOKENIZERS = ("tokenizer.json", "tiktoken.model")
 
 
 class Effect(StrEnum):
-    """Which episodes of an evaluation a key of the configuration changes."""
+    """Which episodes of an evaluation a key affects."""
 
     ALL = "all"
-    OWN = "own"  # those of weights that we hold; a chat server has its own model
-    CHAT = "chat"  # those of a chat server's model, whose text is counted in a vocabulary that we make
-    CONTENT = "content"  # what is made of it does (a file's content, the rendered prompts), not the key itself
+    OWN = "own"  # those of our weights; a chat server has its own model
+    CHAT = "chat"  # those of a chat server's model, counted in our vocabulary
+    CONTENT = "content"  # by its content (a file, the rendered prompts), not by the key's value
     NONE = "none"
 
 
-# Every key of the configuration, by section. A key that stands nowhere counts as ALL, and a test fails.
+# Every key of the configuration, by section. An unlisted key counts as ALL, and a test fails.
 _TABLE: dict[Effect, dict[str, str]] = {
     Effect.ALL: {
         "rollouts": "swarm subagent_temperature",
         "rollouts.budget": "orchestrator_steps subagent_steps subagents direct_calls critical_factor turn_tokens"
         " total_tokens episode_s call_s",
-        "rollouts.limits": "agent_s stage_s subagents tool_calls",  # how many at once: together with deadlines
+        "rollouts.limits": "agent_s stage_s subagents tool_calls",  # concurrency matters only with deadlines
         "rollouts.context": "policy orchestrator_tokens subagent_tokens",
         "eval": "split temperature top_p seed",
     },
@@ -69,8 +68,8 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "rollouts.prompts": "orchestrator create_subagent assign_task",
     },
     Effect.NONE: {
-        "": "name root seed baseline starter",  # the starter acts through the cold start's weights
-        "model": "initializer_range embedding_range embedding_mean look_back",  # the start of training alone
+        "": "name root seed baseline starter",  # the starter matters through the cold start's weights
+        "model": "initializer_range embedding_range embedding_mean look_back",  # only for training
         "sft": "data tokens copying_tokens drill_tokens batch_tokens lr muon_lr parallel wrong observation_weight"
         " enough check_tokens check_tasks",
         "sft.lora": "rank alpha targets",
@@ -86,7 +85,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "tracking": "wandb project tensorboard prometheus_port",
     },
 }
-_WITHOUT = ("rewards.", "objective.")  # whatever keys a class brings: rewards are computed when episodes are read
+_WITHOUT = ("rewards.", "objective.")  # any keys: rewards are computed when episodes are read
 EFFECTS: dict[str, Effect] = {
     f"{section}.{name}".lstrip("."): effect
     for effect, sections in _TABLE.items()
@@ -94,12 +93,12 @@ EFFECTS: dict[str, Effect] = {
     for name in names.split()
 }
 _COUNTED: dict[str, Callable[[Any], Any]] = {
-    "rollouts.http.frozen_urls": bool,  # an address changes nothing; that a server computes in our engine's place does
+    "rollouts.http.frozen_urls": bool,  # only whether there are servers, not their addresses
 }
 
 
 def effect_of(key: str) -> Effect:
-    """What another value of the dotted ``key`` changes."""
+    """What changing the dotted ``key`` affects."""
     if key.startswith("rollouts.engine_config."):
         return Effect.OWN
     return Effect.NONE if key.startswith(_WITHOUT) else EFFECTS.get(key, Effect.ALL)
@@ -108,9 +107,9 @@ def effect_of(key: str) -> Effect:
 def description(config: Config, policy: Mapping[str, str], *, spawning: bool, chat: bool) -> dict[str, Any]:
     """Everything that the episodes of an evaluation depend on, as a JSON object.
 
-    ``policy``: what tells it apart from others, e.g. digests of weights, or a server's URL and model. ``spawning``:
-    whether it may, which ``rollouts.swarm`` and the label decide. ``chat``: it is the model of a chat server.
-    Raises ValueError or FileNotFoundError where a file that the configuration names cannot be read.
+    ``policy``: its identity, e.g. digests of weights, or a server's URL and model. ``spawning``: whether it
+    may spawn (``rollouts.swarm`` and the label). ``chat``: a chat server's model. Raises ValueError or
+    FileNotFoundError if a named file cannot be read.
     """
     wanted = {Effect.ALL, Effect.CHAT if chat else Effect.OWN}
     environment = config.envs.build()
@@ -134,17 +133,17 @@ def description(config: Config, policy: Mapping[str, str], *, spawning: bool, ch
 
 
 def identity(parts: Mapping[str, Any]) -> str:
-    """Twelve hex digits that are equal exactly where two descriptions are."""
+    """Twelve hex digits, equal exactly for equal descriptions."""
     return _digest(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode())[:12]
 
 
 def policy_digest(folder: Path) -> str:
-    """A hash of the policy in ``folder``: weights and vocabulary. FileNotFoundError where one is missing."""
+    """A hash of the policy in ``folder``: weights and vocabulary. FileNotFoundError if one is missing."""
     return _digest(f"{file_digest(folder / _WEIGHTS)} {policy_vocabulary(folder)}".encode())
 
 
 def policy_vocabulary(folder: Path) -> str:
-    """A hash of the tokenizer's file in ``folder``; FileNotFoundError where there is none."""
+    """A hash of the tokenizer's file in ``folder``; FileNotFoundError if it is missing."""
     found = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
     if not found:
         raise FileNotFoundError(f"{folder} has no tokenizer: neither {' nor '.join(_TOKENIZERS)}")
@@ -152,18 +151,18 @@ def policy_vocabulary(folder: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of what the file holds."""
+    """SHA-256 of the file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tasks_digest(tasks: list[Task]) -> str:
-    """A hash of tasks with their gold, whatever kind of file they came from."""
+    """A hash of tasks with gold, whatever file they came from."""
     return _digest(json.dumps([task.to_row() for task in tasks], sort_keys=True, ensure_ascii=False).encode())
 
 
 def prompts_digest(tools: tuple[ToolSpec, ...], prompts: PromptsConfig, chat: ChatFormat) -> str:
-    """A hash of what orchestrators and sub-agents read before the question, in the chat format's words."""
+    """A hash of what orchestrators and sub-agents read before the question, rendered in the chat format."""
     message = {"role": "system", "content": prompts.orchestrator}
     declared = [[tool.to_openai() for tool in offered] for offered in ((*tools, *prompts.spawning), tools)]
     shown = [chat.conversation([message], offered) for offered in declared]
@@ -171,9 +170,9 @@ def prompts_digest(tools: tuple[ToolSpec, ...], prompts: PromptsConfig, chat: Ch
 
 
 def _contents(envs: EnvsFields, environment: Environment, split: str, vocabulary: Path | None) -> dict[str, str]:
-    """Digests of the files that are named, but those of weights, which are part of the policy.
+    """Digests of named files, except weights, which are part of the policy.
 
-    ``vocabulary``: ``model.init`` where the episodes are counted in it; our own policies bring theirs.
+    ``vocabulary``: ``model.init`` if the episodes are counted in it; our own policies bring theirs.
     """
     found = {f"envs.{envs.name}.{key}": digest for key, digest in environment.digest().items()}
     if envs.tasks is not None:

@@ -1,7 +1,4 @@
-"""Attempts at tasks as numbers, grouped by policy: what ``parl eval`` and ``parl compare`` count.
-
-Everything is computed from stored traces again; nothing that a shard says about itself is taken over.
-"""
+"""Measures of attempts by policy, for ``parl eval`` and ``parl compare``, computed from stored traces."""
 
 from __future__ import annotations
 
@@ -34,8 +31,8 @@ class Attempt:
     total_steps: int
     subagents: int
     sampled_tokens: int
-    prompt_tokens: int  # what all model calls were given, each call's whole context counted
-    new_prompt_tokens: int  # the same with each token of a stream counted once: what a prefix cache leaves to compute
+    prompt_tokens: int  # sum over all model calls of their whole context
+    new_prompt_tokens: int  # with each token of a stream counted once, as with a perfect prefix cache
 
 
 def attempt(outline: Outline) -> Attempt:
@@ -67,7 +64,7 @@ class Sample:
     """The attempts of one policy, by task."""
 
     def __init__(self, label: str, attempts: Iterable[Attempt], families: Sequence[str] = ()) -> None:
-        """``families``: the order in which they are shown."""
+        """``families``: their display order."""
         self.label, self.families = label, families
         self.by_task: dict[str, list[Attempt]] = {}
         for one in attempts:
@@ -76,7 +73,7 @@ class Sample:
             tries.sort(key=lambda one: one.index)
 
     def of(self, belongs: Callable[[Attempt], bool]) -> Sample:
-        """Only the tasks that ``belongs`` picks."""
+        """Only the tasks that ``belongs`` selects."""
         chosen = (one for tries in self.by_task.values() for one in tries if belongs(one))
         return Sample(self.label, chosen, self.families)
 
@@ -99,13 +96,13 @@ class Sample:
 
 
 def width_group(width: int) -> str:
-    """``width 8-15``: powers of two, so that every group is twice as wide as the one before."""
+    """``width 8-15``: powers of two."""
     low = 1 << (width.bit_length() - 1)
     return f"width {low}" if low == 1 else f"width {low}-{2 * low - 1}"
 
 
 def groups(samples: Sequence[Sample]) -> dict[str, Callable[[Attempt], bool]]:
-    """All, each family and each group of widths that occur, by name, in this order; families in the samples' own."""
+    """All, each family and each group of widths, by name, in this order."""
     known = list(dict.fromkeys(family for sample in samples for family in sample.families))
     every = [one for sample in samples for tries in sample.by_task.values() for one in tries]
     families = sorted({one.family for one in every}, key=lambda f: (known.index(f) if f in known else len(known), f))
@@ -120,7 +117,7 @@ def groups(samples: Sequence[Sample]) -> dict[str, Callable[[Attempt], bool]]:
 
 
 def estimates(sample: Sample, k: int, *, seed: int = 0) -> dict[str, Interval | int]:
-    """avg@k, max@k, pass@k, success and costs of one policy over its tasks, each with its interval, and counts."""
+    """avg@k, max@k, pass@k, success and costs of one policy over its tasks, with intervals, and counts."""
     boot = Bootstrap(len(sample.by_task), seed=seed)
     numbers: dict[str, Interval | int] = {
         "tasks": len(sample.by_task),
@@ -135,7 +132,7 @@ def estimates(sample: Sample, k: int, *, seed: int = 0) -> dict[str, Interval | 
 
 
 def account(sample: Sample) -> dict[str, Any]:
-    """What all attempts together cost in tokens, and what one solved task cost; None where none was solved."""
+    """Tokens of all attempts together, and per solved task; None if none was solved."""
     tries = [one for attempts in sample.by_task.values() for one in attempts]
     sums = {name: sum(getattr(one, name) for one in tries) for name in _TOKENS}
     solved = sum(one.success for one in tries)
@@ -143,9 +140,9 @@ def account(sample: Sample) -> dict[str, Any]:
 
 
 def cost(sums: dict[str, Any], prices: tuple[float, float]) -> dict[str, Any]:
-    """What an account comes to at ``prices`` of a million tokens in and out, and what one solved task cost.
+    """The cost of an account at ``prices`` per million tokens in and out, in total and per solved task.
 
-    By the server's count of tokens where there is one, else by ours, each call's whole context counted.
+    Uses the server's count of tokens if there is one, else ours, with each call's whole context.
     """
     usage = sums.get("usage")
     tokens = (usage["prompt_tokens"], usage["completion_tokens"]) if usage else None
@@ -156,7 +153,7 @@ def cost(sums: dict[str, Any], prices: tuple[float, float]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Intervals as objects with ``value``, ``low`` and ``high``, for JSON; an end that is not finite becomes None."""
+    """Intervals as objects with ``value``, ``low`` and ``high``, for JSON; infinite ends become None."""
     if isinstance(value, Interval):
         ends = {"low": value.low, "high": value.high}
         return {"value": value.value} | {name: end if abs(end) < float("inf") else None for name, end in ends.items()}
@@ -173,7 +170,7 @@ def shown(interval: Interval, digits: int = 3) -> str:
 
 
 def latest(outlines: Iterable[Outline]) -> dict[tuple[str, int], Outline]:
-    """By task and attempt; of several the last that did not fail: an evaluation tries again what failed."""
+    """By task and attempt, the last episode that did not fail."""
     found: dict[tuple[str, int], Outline] = {}
     for outline in outlines:
         key = (outline.episode.task.key, outline.episode.index)

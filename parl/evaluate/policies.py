@@ -1,6 +1,6 @@
-"""Whom an evaluation is about: the policies of a run, a folder of weights, or the model of a chat server.
+"""The policies of an evaluation: those of a run, a folder of weights, or a chat server's model.
 
-The episodes of a policy lie in ``RUN/evals/LABEL-HASH``, where the hash changes with everything that shapes an episode
+The episodes of a policy are stored in ``RUN/evals/LABEL-HASH``, with the hash of all that they depend on
 (``parl.evaluate.identity``).
 """
 
@@ -21,14 +21,14 @@ from parl.errors import UserError
 from parl.evaluate.chat_model import Served
 from parl.evaluate.identity import EFFECTS, Effect, description, identity, policy_digest, policy_vocabulary
 
-_RUN_DECIDES = ("max_position_embeddings", "quantize_experts")  # of a policy's shape: its weights fit either way
+_RUN_DECIDES = ("max_position_embeddings", "quantize_experts")  # the weights fit either way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Whom to evaluate: weights or a server's model, whether it may spawn, and where its episodes are kept.
+    """A policy to evaluate: weights or a server's model, whether it may spawn, and its episodes' folder.
 
-    ``about``: a note of what made them, ``about.json`` beside them.
+    ``about``: a note on what made them, ``about.json`` beside them.
     """
 
     label: str
@@ -39,7 +39,7 @@ class Policy:
 
 
 def local_policies(config: Config, model: Path | None, single_agent: bool, policies: Sequence[str]) -> list[Policy]:
-    """Those called ``policies``, or the weights in ``model``. UserError: no such policy, or it does not fit the run."""
+    """The run's ``policies``, or the weights in ``model``. UserError: no such policy, or it does not fit."""
     folders = _chosen(config.run_dir, config.rollouts.swarm, model, single_agent, policies)
     for folder, _ in folders.values():
         if folder:
@@ -86,7 +86,7 @@ def _complete(folder: Path) -> bool:
 
 
 def check_policy(wanted: PolicyFields, folder: Path) -> None:
-    """UserError unless ``folder`` holds a whole policy of the shape that the configuration's engines are built for."""
+    """UserError unless ``folder`` holds a whole policy of the shape of the configuration's engines."""
     if not _complete(folder):
         if (folder / INDEX).exists():
             raise UserError(
@@ -119,9 +119,9 @@ def local_policy(config: Config, cold: Path, label: str, folder: Path, *, spawni
 
 
 def served_policies(config: Config, served: Served, single_agent: bool) -> list[Policy]:
-    """The model of a server as ``swarm``, where sub-agents are on, and as ``single_agent``."""
+    """The model of a server as ``swarm``, if sub-agents are on, and as ``single_agent``."""
     server = {"url": served.url, "model": served.name}
-    counted = {**server, "texts": str(TEXTS_VERSION)}  # what its text is counted in is made from the world's texts
+    counted = {**server, "texts": str(TEXTS_VERSION)}  # its vocabulary is trained on the world's texts
     chosen = []
     for label in ("swarm", "single_agent") if config.rollouts.swarm and not single_agent else ("single_agent",):
         spawning = label == "swarm"
@@ -139,7 +139,7 @@ def _kept(
     parts: dict[str, Any],
     about: dict[str, Any],
 ) -> Policy:
-    """A policy whose episodes depend on ``parts``, in a folder of their own."""
+    """A policy whose episodes depend on ``parts``, with their folder."""
     store = run_dir / "evals" / f"{label}-{identity(parts)}"
     sampling = {"seed": evaluation.seed, "temperature": evaluation.temperature, "top_p": evaluation.top_p}
     about = about | sampling | {"identity": parts}

@@ -1,8 +1,8 @@
 """``parl rescore``: stored episodes under any reward and schedule, without a model.
 
-An episode of training step s is scored with the weights of that step; one of an evaluation with λ = 0, as
-``parl.run.finish`` does. Critical steps and all other numbers are computed from the stored traces again. With the run's
-own configuration the result is the stored one, bit by bit.
+An episode of training step s is scored with the weights of that step; one of an evaluation with λ = 0.
+Critical steps and all other numbers are computed from the stored traces again. With the run's own
+configuration the result is bit-equal.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class Rescored:
     store: str
     outline: Outline
     weights: Weights
-    stored: dict[str, float]  # the rewards in the shard
+    stored: dict[str, float]  # stored rewards
     rewards: dict[str, float]
     metrics: dict[str, Any]
 
     @property
     def same(self) -> bool:
-        """Whether every part and the total are the stored ones, to the bit."""
+        """Whether every part and the total are bit-equal to the stored ones."""
         return self.stored == self.rewards
 
     def row(self) -> dict[str, Any]:
-        """Everything about it as one flat JSON object."""
+        """All of it as one flat JSON object."""
         outline, episode = self.outline, self.outline.episode
         return {
             "store": self.store,
@@ -69,7 +69,7 @@ _METRICS = (
 
 
 def rewards_config(given: Path, path: Path | None, overrides: list[str] | None) -> Config | None:
-    """The configuration of ``--rewards`` with its overrides on it, or on the run's own; None: as the run was scored."""
+    """The configuration of ``--rewards``, or the run's own, with overrides; None: the run's rewards."""
     if path is None and overrides:
         run = find_stores(given)[0].run
         if run is None:
@@ -81,7 +81,7 @@ def rewards_config(given: Path, path: Path | None, overrides: list[str] | None) 
 
 
 def rescore(given: Path, rewards: Config | None = None, *, kind: str | None = None) -> Iterator[Rescored]:
-    """Every stored episode of ``given`` scored again; UserError names a mistake or what is damaged."""
+    """Score every stored episode of ``given`` again; UserError names a mistake or damage."""
     for store in find_stores(given):
         scoring = scoring_for(store, rewards)
         with readable():
@@ -106,7 +106,7 @@ class _Sums:
     count: int = 0
     changed: int = 0
     old: float = 0.0
-    scored: int = 0  # episodes that had rewards stored
+    scored: int = 0  # episodes with stored rewards
     new: dict[str, float] = field(default_factory=dict)
     critical_steps: int = 0
 
@@ -122,7 +122,7 @@ class _Sums:
 
 
 def print_summary(results: Iterator[Rescored]) -> None:
-    """A table in the terminal: stored and new reward by store, kind and family."""
+    """Print a table: stored and new reward by store, kind and family."""
     from rich.table import Table
 
     groups: dict[tuple[str, str], dict[str, _Sums]] = {}
@@ -152,7 +152,7 @@ def print_summary(results: Iterator[Rescored]) -> None:
 
 
 def _parts(groups: dict[tuple[str, str], dict[str, _Sums]]) -> list[str]:
-    """The names of all parts, in the order in which they first come."""
+    """The names of all parts, in order of first occurrence."""
     return list(dict.fromkeys(part for families in groups.values() for sums in families.values() for part in sums.new))
 
 

@@ -1,4 +1,4 @@
-"""Which weights a stored episode is scored with: those of its training step, or those of an evaluation."""
+"""The weights for scoring a stored episode: those of its training step, or of an evaluation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TRAIN = "train"  # the kind of a training step's shard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """How episodes are scored: the ``rewards`` section of a configuration over a run of so many steps."""
+    """How episodes are scored: the ``rewards`` section of a configuration, and the run's number of steps."""
 
     reward: Reward
     steps: int
-    lengths: Sequence[Sequence[int]] = ()  # (first step, steps from there on), where the run was made longer
+    lengths: Sequence[Sequence[int]] = ()  # (first step, steps from there on), for a lengthened run
 
     def _steps(self, step: int) -> int:
-        """How long the run was to be when ``step`` was made."""
+        """The run's length when ``step`` was made."""
         return next((steps for first, steps in reversed(self.lengths) if step >= first), self.steps)
 
     def weights(self, outline: Outline, *, single_agent: bool = False) -> Weights:
@@ -36,7 +36,7 @@ class Scoring:
         return reward.weights(step, steps) if outline.kind == TRAIN else reward.held_out()
 
     def score(self, outline: Outline, *, single_agent: bool = False) -> Weights:
-        """Fill the episode's rewards and metrics anew; returns the weights used."""
+        """Compute the episode's rewards and metrics; returns the weights used."""
         weights = self.weights(outline, single_agent=single_agent)
         score_episode(outline.episode, self._reward(single_agent), weights)
         return weights
@@ -52,7 +52,7 @@ class Scoring:
 def scoring_for(store: Store, rewards: Config | None) -> Scoring:
     """The given configuration's rewards, or those of the store's run.
 
-    ``trainer.steps``, over which λ falls, is the given configuration's where it names it, else the run's own.
+    ``trainer.steps``, over which λ falls, is the given configuration's if it sets it, else the run's.
     """
     own = run_config(store.run) if store.run else None
     config = rewards or own

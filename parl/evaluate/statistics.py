@@ -1,14 +1,14 @@
 """Estimates over tasks and attempts, with bootstrap intervals.
 
-The unit that is resampled is the task, with all its attempts: what an evaluation wants to know is how a policy does on
-tasks like these, and attempts at one task are not independent evidence about that. Intervals are percentile intervals
-of the resampled statistic at levels that are widened for few tasks (Hesterberg 2015, "What teachers should know about
-the bootstrap", the expanded percentile interval: the t quantile and the factor sqrt(n / (n - 1))). scipy's bootstrap
-has no such interval: its own hold less often than they say with few tasks, and have no width where values are equal.
+Tasks are resampled, with all their attempts, since attempts at one task are not independent. Intervals are
+percentile intervals at levels that are widened for few tasks (Hesterberg 2015, "What teachers should know
+about the bootstrap", the expanded percentile interval: the t quantile and the factor sqrt(n / (n - 1))).
+scipy's bootstrap has no such interval: its own hold less often than nominal with few tasks, and have no width
+for equal values.
 
-A bootstrap of values that are all equal has no width, however few they are. For values with known bounds the interval
-then reaches as far as n such observations leave possible: a share of 1 - (α/2)^(1/n) of all tasks may lie at a bound
-(the Clopper-Pearson limit). ``benchmarks/coverage.py`` measures how often the intervals hold.
+For equal values with known bounds the interval is as wide as n such observations allow: a share of 1 -
+(α/2)^(1/n) of all tasks may be at a bound (the Clopper-Pearson limit). ``benchmarks/coverage.py`` measures
+the intervals' coverage.
 
 Shapes: T tasks, A attempts at each, B resamples.
 """
@@ -35,9 +35,9 @@ class Interval(NamedTuple):
 
 
 class Bootstrap:
-    """The resamples of ``tasks`` tasks, the same for every statistic, and a function of ``seed`` alone.
+    """Resamples of ``tasks`` tasks, shared by all statistics, as a function of ``seed``.
 
-    Differences and ratios of two policies resample the same tasks for both: they are paired.
+    Differences and ratios of two policies resample the same tasks for both (paired).
     """
 
     def __init__(self, tasks: int, *, confidence: float = 0.95, resamples: int = 4000, seed: int = 0) -> None:
@@ -50,7 +50,7 @@ class Bootstrap:
         self._weights_BT = counts_BT / tasks
 
     def mean(self, values_T: Values, *, bounds: tuple[float, float] | None = None) -> Interval:
-        """The mean over tasks. ``bounds`` are the values' own, where they have any: (0, 1) for a score."""
+        """The mean over tasks. ``bounds`` of the values, if known: (0, 1) for a score."""
         x_T = self._checked(values_T)
         low, high = self._ends(self._weights_BT @ x_T)
         first = float(x_T[0])
@@ -65,7 +65,7 @@ class Bootstrap:
         return self.mean(self._checked(b_T) - self._checked(a_T), bounds=span)
 
     def ratio(self, a_T: Values, b_T: Values) -> Interval | None:
-        """Mean of a over mean of b, the same tasks; None where b is 0 throughout a resample."""
+        """Mean of a over mean of b on the same tasks; None if b is 0 throughout a resample."""
         top_B, bottom_B = self._weights_BT @ self._checked(a_T), self._weights_BT @ self._checked(b_T)
         if np.any(bottom_B == 0):
             return None
@@ -79,9 +79,9 @@ class Bootstrap:
 
     def _ends(self, statistic_B: np.ndarray) -> tuple[float, float]:
         n = self.tasks
-        if n == 1:  # one task says nothing about others
+        if n == 1:  # one task has no spread
             return -math.inf, math.inf
-        from scipy.special import stdtrit  # only here, since it takes half a second: the command line is to answer fast
+        from scipy.special import stdtrit  # imported lazily: it takes half a second
 
         widened = math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 1 - self.alpha / 2))
         tail = _NORMAL.cdf(-widened)
@@ -90,9 +90,10 @@ class Bootstrap:
 
 
 def best_of(values_A: Sequence[float], k: int) -> float:
-    """The expected best of k of these attempts, drawn without replacement: unbiased max@k of what k attempts give.
+    """Expected best of k of these attempts, drawn without replacement: unbiased max@k.
 
-    With values 0 and 1 it is pass@k, 1 − C(n−c, k) / C(n, k) for c right ones of n. ValueError where k > n or k < 1.
+    With values 0 and 1 it is pass@k, 1 − C(n−c, k) / C(n, k) for c right ones of n. ValueError if k > n or k
+    < 1.
     """
     n = len(values_A)
     if not 1 <= k <= n:

@@ -34,7 +34,7 @@ def _number(value: float) -> str:
 
 
 def print_evaluation(result: dict[str, Any], console: Console | None = None) -> None:
-    """What ``parl eval`` found (``run_eval``): estimates by group and policy, then what they cost."""
+    """Print the result of ``parl eval`` (``run_eval``): estimates by group and policy, then costs."""
     n, policies = result["n"], result["policies"]
     title = f"{result['tasks']} held-out tasks, {n} attempts each; 95 % intervals over tasks"
     table = Table(title=title, title_style="bold")
@@ -72,7 +72,7 @@ def _account(policy: dict[str, Any]) -> str:
 
 
 def _billed(sums: dict[str, Any]) -> list[str]:
-    """What a server counted, and what all of it cost, where that is known."""
+    """The server's token counts, and their cost, if known."""
     parts = []
     if usage := sums.get("usage"):
         counted = f"server: {usage['prompt_tokens']:,} tokens in, {usage['completion_tokens']:,} out"

@@ -1,1 +1,1 @@
-"""Episodes to weights: rows, batches and the learner."""
+"""From episodes to weights: rows, batches and the learner."""

@@ -1,13 +1,13 @@
-"""What each episode, or each sub-agent, earned more than its group.
+"""Advantages of episodes, and of co-trained sub-agents.
 
-Advantage (K2.5 report Eq. 1): A_j = r_j − (1/K) Σ_k r_k over the K episodes of one task; no division by the standard
-deviation unless the objective says so, no critic. One number per *episode*, whatever number of traces or rows it
-becomes: a baseline per row would weigh an episode by how often it was cut.
+Advantage (K2.5 report Eq. 1): A_j = r_j − (1/K) Σ_k r_k over the K episodes of one task; no division by the
+standard deviation unless the objective says so, no critic. One number per *episode*, whatever its number of
+traces or rows: a baseline per row would weigh an episode by its number of rows.
 
-Credit for co-trained sub-agents (``objective.credit``): with ``episode`` every trainable trace of an episode has the
-episode's advantage. With ``agent`` a sub-agent's trace is paid for its own outcome: the episode's reward if it returned
-a valid message, else 0 (:func:`subagent_reward`), minus the mean over the sub-agents of its group, in which every
-episode that has any weighs the same. Orchestrators keep the episode's advantage. Frozen sub-agents change neither.
+Credit for co-trained sub-agents (``objective.credit``): with ``episode`` every trainable trace has the
+episode's advantage. With ``agent`` a sub-agent's trace earns the episode's reward if it returned a valid
+message, else 0 (:func:`subagent_reward`), minus the mean over the sub-agents of its group, with equal weight
+per episode. Orchestrators keep the episode's advantage. Frozen sub-agents do not matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STD_EPS = 1e-6
 
 
 def group_advantages(rewards: Sequence[float], *, normalise_std: bool = False) -> list[float]:
-    """A_j = r_j − mean(r), the group-mean baseline of K2.5 Eq. 1; ``normalise_std``: divided by std(r), as in GRPO.
+    """A_j = r_j − mean(r), K2.5 Eq. 1; ``normalise_std``: divided by std(r), as in GRPO.
 
     The standard deviation is the sample's (over K − 1), plus 1e-6, as in GRPO's common implementations.
     """
@@ -35,16 +35,15 @@ def group_advantages(rewards: Sequence[float], *, normalise_std: bool = False) -
 
 
 def subagent_reward(episode: Episode, trace: Trace) -> float:
-    """What a sub-agent earned: its episode's total reward if it returned a valid message, else 0."""
+    """A sub-agent's reward: its episode's total if it returned a valid message, else 0."""
     return episode.rewards["total"] if trace.status is TraceStatus.FINISHED else 0.0
 
 
 def agent_advantages(group: Sequence[Episode], *, normalise_std: bool = False) -> list[dict[str, float]]:
     """For each episode of one task: the advantage of each trainable sub-agent, by agent id.
 
-    The baseline is the mean over episodes of the mean over their trainable sub-agents: an episode that launched many
-    weighs no more than one that launched one. ``normalise_std``: divided by the root of the mean square distance from
-    it, weighed alike, plus 1e-6.
+    The baseline is the mean over episodes of the mean over their trainable sub-agents, so that episodes weigh
+    the same. ``normalise_std``: divided by the root mean square distance from it, weighed alike, plus 1e-6.
     """
     trained = [[trace for trace in episode.subagents if trace.trainable and any(trace.mask)] for episode in group]
     rewards = [

@@ -1,6 +1,6 @@
-"""Micro-batches: whole rows laid end to end without padding, with the fields that a loss reads under the mask.
+"""Micro-batches: whole rows packed without padding, with the fields that a loss reads under the mask.
 
-Shapes: B = 1, T positions of all rows, L MoE layers, K experts a token, M trained tokens of the batch.
+Shapes: B = 1, T positions of all rows, L MoE layers, K experts per token, M trained tokens of the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from parl.learn.rows import Row
 class TextRow:
     """One demonstration trace: tokens int32 [T] and the loss weight float32 [T] of each.
 
-    ``media``: the pictures in it, (position of the first placeholder, PNG file).
+    ``media``: its pictures, (position of the first placeholder, PNG file).
     """
 
     tokens: np.ndarray
@@ -32,7 +32,7 @@ class TextRow:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows end to end, ``lengths`` long. Routes lie layer by layer in memory: each layer reads one contiguous piece."""
+    """Packed rows of ``lengths``. Routes are contiguous per layer."""
 
     rows: list[Row] | list[TextRow]
     lengths: list[int]
@@ -43,7 +43,7 @@ class Batch:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What a policy takes of this batch."""
+        """The policy's inputs for this batch."""
         return {
             "tokens_BT": self.tokens_BT,
             "mask_BT": self.mask_BT,
@@ -58,7 +58,7 @@ class Batch:
         return torch.from_numpy(values)[self.mask_BT[0]]
 
     def by_row(self, values_M: Tensor) -> list[Tensor]:
-        """``values_M`` cut into the masked positions of each row."""
+        """``values_M`` split by rows."""
         return list(values_M.split([int(mask.sum()) for mask in self.mask_BT[0].split(self.lengths)]))
 
 
@@ -79,9 +79,9 @@ def micro_batches(rows: Sequence, limit: int) -> list[list]:
 
 
 def lay(rows: list, mask: Callable[[Row | TextRow], np.ndarray], pictures: Pictures | None = None) -> Batch:
-    """``rows`` end to end; an MoE policy's rows must all carry routes, or none.
+    """``rows`` packed; an MoE policy's rows must all have routes, or none.
 
-    ``pictures``: how those of the rows are cut; ValueError where rows have some and the policy cannot see.
+    ``pictures``: how pictures are cut; ValueError if rows have some and the policy has no vision.
     """
     lengths = [len(row.tokens) for row in rows]
     tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows]).astype(np.int64))[None]
@@ -94,7 +94,7 @@ def lay(rows: list, mask: Callable[[Row | TextRow], np.ndarray], pictures: Pictu
 
 
 def _media(rows: list, lengths: list[int], pictures: Pictures | None) -> Any:
-    """The pictures of ``rows`` and their places. A placeholder that the policy wrote itself is none of them."""
+    """The pictures of ``rows`` and their positions, without placeholders that the policy wrote."""
     begins = [0, *accumulate(lengths)]
     shown = [(begin + at, png) for begin, row in zip(begins, rows, strict=False) for at, png in row.media]
     if not shown:

@@ -1,4 +1,4 @@
-"""The learner's own sections: its optimiser, adapters, and how its ranks share the policy. No torch."""
+"""The learner's sections: optimiser, adapters, and how ranks share the policy. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.family import Shape
 
 
 class LoraConfig(Section):
-    """Low-rank adapters are trained, by AdamW with ``optimizer.lr``, and the policy itself is frozen."""
+    """Low-rank adapters, trained by AdamW with ``optimizer.lr``; the policy itself is frozen."""
 
     rank: int = Field(default=16, gt=0)
     alpha: float = Field(default=32.0, gt=0, description="adapters count alpha / rank times")
@@ -45,7 +45,7 @@ class OptimizerConfig(Section):
 
 
 class ParallelConfig(Section):
-    """How the learner's ranks share the policy; what composes with what is in docs/scaling.md."""
+    """How the learner's ranks share the policy; docs/scaling.md lists the combinations."""
 
     zero: Literal[0, 1, 2, 3] = Field(
         default=0, description="ZeRO stage: ranks split optimiser states (1), gradients (2), weights (3)"
@@ -59,10 +59,10 @@ NOT_PARALLEL = ParallelConfig()
 
 
 def settled(parallel: ParallelConfig, model: Shape, optimizer: OptimizerConfig) -> ParallelConfig:
-    """``parallel`` as it is carried out: a policy in bfloat16 trains at ZeRO 2 at least, also on one rank.
+    """``parallel`` as executed: a policy in bfloat16 trains at ZeRO 2 at least, even on one rank.
 
-    DeepSpeed keeps float32 masters of the weights and sums the gradients of micro-batches in float32 from there on.
-    Adapters are float32 themselves and need none.
+    DeepSpeed then keeps float32 masters of the weights and sums the gradients of micro-batches in float32.
+    Adapters are float32 and need none.
     """
     if model.weights_dtype == "float32" or optimizer.lora:
         return parallel
@@ -70,7 +70,7 @@ def settled(parallel: ParallelConfig, model: Shape, optimizer: OptimizerConfig) 
 
 
 def check_parallel(ranks: int, parallel: ParallelConfig, model: Shape, optimizer: OptimizerConfig) -> None:
-    """ValueError for what does not compose (docs/scaling.md), with what to change."""
+    """ValueError for unsupported combinations (docs/scaling.md), with the fix."""
     at = "trainer.parallel"
     degree = parallel.expert_parallel
     if ranks % degree:

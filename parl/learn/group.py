@@ -1,7 +1,8 @@
-"""The learner as the driver sees it: one or more ranks in Ray actors that split each step's rows.
+"""The learner for the driver: one or more ranks in Ray actors that split each step's rows.
 
-Rows are dealt out by cost; the loss of every rank is divided by the same global denominator and DeepSpeed reduces the
-gradients, so the number of ranks does not change them. A dead or silent rank ends the run: its peers wait for it.
+Rows are distributed by cost; the loss of every rank is divided by the same global denominator and DeepSpeed
+reduces the gradients, so the number of ranks does not change them. A dead or silent rank ends the run: its
+peers wait for it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from parl.machine.cluster import actor, stop, wait
 
 _KNOWN_TO_ALL = ("grad_norm", "max_logit", "clipped_heads", "route_overlap", "route_overlap_min")
 _START_S = 300.0
-_IO = "io"  # calls that a rank runs beside its steps
-_ATTENTION_TOKENS = 1500  # length at which attention costs as much as everything else in a token
+_IO = "io"  # calls that run concurrently with a rank's steps
+_ATTENTION_TOKENS = 1500  # length at which attention costs as much as the rest of a token
 
 
 class LearnerGroup:
@@ -70,7 +71,7 @@ class LearnerGroup:
     ) -> dict[str, float]:
         """One optimiser step of the policy objective over ``rows``; metrics over all ranks.
 
-        ``texts`` are imitated beside it where ``objective.ptx`` is not 0: needed then.
+        ``texts`` are imitated at the same time, required if ``objective.ptx`` is not 0.
         """
         check_rows(objective, rows)
         self.touched = True
@@ -90,7 +91,7 @@ class LearnerGroup:
         return _merged(wait(calls, self._deadline_s, self._ranks, computing=True))
 
     def score(self, rows: list[Row], objective: Objective, *, temperature: float) -> list[Row]:
-        """``rows`` with the log-probs that ``objective`` needs beside the engine's: call it before the first update."""
+        """``rows`` with the learner's log-probs that ``objective`` needs; call it before the first update."""
         for field, needed in (("proximal", objective.corrects), ("reference", objective.kl > 0)):
             if needed:
                 found = self._logprobs(rows, temperature, reference=field == "reference")
@@ -98,7 +99,7 @@ class LearnerGroup:
         return rows
 
     def set_reference(self, weights: Weights) -> None:
-        """The frozen policy that ``objective.kl`` measures from."""
+        """Set the frozen reference policy of ``objective.kl``."""
         self._all("set_reference", ray.put(Sent(weights)))
 
     def _logprobs(self, rows: list[Row], temperature: float, *, reference: bool) -> list[np.ndarray]:
@@ -122,7 +123,7 @@ class LearnerGroup:
         return metrics | {"accuracy": right / max(acted, 1.0)}
 
     def weights(self) -> Weights:
-        """What engines are sent: see :meth:`Learner.weights`."""
+        """The weights for engines, see :meth:`Learner.weights`."""
         if self._shared:
             return self._all("weights")[0]
         return wait(self._ranks[0].weights.remote(), self._deadline_s, self._ranks[:1])
@@ -136,7 +137,7 @@ class LearnerGroup:
         return sum(self._all("snapshot"))
 
     def write_snapshot(self, folder: Path) -> list[Part]:
-        """Write what :meth:`snapshot` copied into ``folder``, also while the ranks step. OSError: a full disk."""
+        """Write the last :meth:`snapshot` into ``folder``, also while the ranks step. OSError: a full disk."""
         calls = [rank.write_snapshot.options(concurrency_group=_IO).remote(folder.resolve()) for rank in self._ranks]
         return wait(calls, self._deadline_s, self._ranks)
 
@@ -145,7 +146,7 @@ class LearnerGroup:
         self._all("save", folder.resolve(), tag)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Weights and optimiser as any number of ranks wrote them; FileNotFoundError when there is nothing."""
+        """Weights and optimiser, written by any number of ranks; FileNotFoundError if there is nothing."""
         self._all("load", folder.resolve(), tag)
 
     def close(self) -> None:
@@ -169,7 +170,7 @@ def deal_rows(rows: list, ranks: int) -> list[list]:
 
 
 def _merged(metrics: list[dict[str, float]]) -> dict[str, float]:
-    """Sums of what the ranks contribute; what all of them know is taken once, of gaps the largest."""
+    """Sums over ranks; values equal on all ranks are taken once, of gaps the largest."""
     out = {name: sum(m[name] for m in metrics) for name in metrics[0]}
     out |= {name: metrics[0][name] for name in _KNOWN_TO_ALL if name in out}
     if "logprob_gap" in out:

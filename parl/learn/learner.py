@@ -1,8 +1,8 @@
-"""The learner: rows and denominators in, new weights and metrics out. It knows no agents, no rewards, no tasks.
+"""The learner: rows and denominators in, new weights and metrics out. It knows no agents, rewards or tasks.
 
-One DeepSpeed engine over the policy. Rows are laid end to end in micro-batches; a loss module turns the
-log-probs of the trained tokens into a sum that is divided by the caller's global denominator, so the number of rows,
-their order and the micro-batch size do not change the gradient.
+One DeepSpeed engine over the policy. Rows are packed into micro-batches; a loss turns the log-probs of the
+trained tokens into a sum divided by the caller's global denominator, so the number of rows, their order and
+the micro-batch size do not change the gradient.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from parl.learn.shard.shards import Shards
 from rollouts.beat import Beating
 
 _LOOPBACK = "127.0.0.1"
-_OPTIONAL = ("routes", "proximal", "reference")  # fields of a row that may be missing
+_OPTIONAL = ("routes", "proximal", "reference")  # optional fields of a row
 
 
 class Learner(Beating):
-    """Trains one policy. Use it in process, or as a Ray actor (``parl.machine.cluster``)."""
+    """Trains one policy, in process or as a Ray actor (``parl.machine.cluster``)."""
 
     def __init__(
         self,
@@ -71,13 +71,13 @@ class Learner(Beating):
         self._reference: Policy | None = None
         lora = optimizer.lora
         self._lora = attach(self.model, **lora.model_dump()) if lora else None
-        # what adapters ride on is in no checkpoint
+        # the frozen weights under adapters are in no checkpoint
         self._beneath = {n for n, p in self.model.named_parameters() if lora and not p.requires_grad}
         self.model.recompute = parallel.recompute
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
         self._shards = Shards(self.model, optimizer, settled(parallel, model, optimizer), ranks=ranks)
         self.engine, self.optimizer = self._shards.engine, self._shards.optimizer
-        self._lockstep = ranks > 1 and self._shards.shared  # ranks meet in every pass, not at its end only
+        self._lockstep = ranks > 1 and self._shards.shared  # ranks communicate in every pass, not only at its end
         self.model.train()
         self._watch = RouteWatch(self.model.routers())
         self._qk_clip = QKClip(self.model, optimizer.qk_clip, self._shards.whole) if optimizer.qk_clip else None
@@ -96,16 +96,18 @@ class Learner(Beating):
         texts: Sequence[TextRow] = (),
         text_denominator: float = 1.0,
     ) -> dict[str, float]:
-        """One optimiser step of ``objective`` over ``rows``, beside it imitation of ``texts`` times ``objective.ptx``.
+        """One optimiser step of ``objective`` over ``rows``, and of ``objective.ptx`` times imitation of
+        ``texts``.
 
-        Raises NotFiniteLoss, and ValueError: missing routes or log-probs, or parts of traces where wholes are needed.
+        Raises NotFiniteLoss, and ValueError: missing routes or log-probs, or parts of traces instead of whole
+        ones.
         """
         check_routes(rows, self.model.config)
         check_rows(objective, rows)
         self._set_lr(lr_scale)
         rows = [_without_tail(row) for row in rows]
         names = (*statistic_names(objective), "entropy", "entropy_drift", "logprob_gap", "mismatch_kl")
-        totals: dict[str, float] = dict.fromkeys(names, 0.0)  # all of them, also from a rank without rows
+        totals: dict[str, float] = dict.fromkeys(names, 0.0)  # all of them, also on a rank without rows
 
         def loss_of(batch: Batch) -> Tensor:
             logprobs, entropy = self.engine(**batch.inputs, temperature=temperature)
@@ -135,13 +137,13 @@ class Learner(Beating):
     def logprobs(
         self, rows: list[Row], *, temperature: float, micro_tokens: int, reference: bool = False
     ) -> list[np.ndarray]:
-        """Log-probs float32 [T] of each row's trained tokens, 0 elsewhere, by the policy or else the reference."""
+        """Log-probs float32 [T] of each row's trained tokens, 0 elsewhere, by the policy or the reference."""
         check_routes(rows, self.model.config)
         model = self.model if not reference else self._reference
         if model is None:
             raise ValueError("there is no reference policy: call set_reference first")
         training = model.training
-        model.eval()  # nothing is counted: neither the experts' load nor the logits
+        model.eval()  # do not count load and logits
         cut = [_without_tail(row) for row in rows]
         places = {id(row): place for place, row in enumerate(cut)}
         out = [np.zeros(len(row.tokens), np.float32) for row in rows]
@@ -157,7 +159,7 @@ class Learner(Beating):
         return out
 
     def set_reference(self, weights: Weights) -> None:
-        """The frozen policy that ``objective.kl`` measures from."""
+        """Set the frozen reference policy of ``objective.kl``."""
         self._reference = self._shards.frozen(weights)
 
     def text_step(
@@ -165,7 +167,8 @@ class Learner(Beating):
     ) -> dict[str, float]:
         """One optimiser step of weighted cross-entropy; ``lr_scale`` multiplies both learning rates.
 
-        Also counts the tokens written by agents (``acted``) and those of them with a probability above 1/2 (``right``).
+        Also counts the tokens written by agents (``acted``) and those with a probability above 1/2
+        (``right``).
         """
         self._set_lr(lr_scale)
         seen = {"right": 0.0, "acted": 0.0}
@@ -189,13 +192,13 @@ class Learner(Beating):
         """Add the gradient of all micro-batches of ``rows``; returns the sum of their losses."""
         total, groups = 0.0, micro_batches(rows, micro_tokens)
         rounds = self._rounds(len(groups))
-        if not rounds:  # this rank has no share of a small step, but its peers wait for its gradient
+        if not rounds:  # this rank has no rows in a small step, but its peers wait for its gradient
             self.engine.backward(sum((p.sum() for p in self.model.parameters()), torch.zeros(())) * 0.0)
         for group in groups:
             loss = loss_of(lay(group, mask, self._limits))
             finite = bool(torch.isfinite(loss))
             if not finite and self._lockstep:
-                loss = loss * torch.nan  # peers wait within this pass; they hear it by the gradient's norm
+                loss = loss * torch.nan  # peers wait within this pass; the gradient's norm tells them
             elif not finite:
                 self.engine.zero_grad()
                 if self._qk_clip:
@@ -210,7 +213,7 @@ class Learner(Beating):
         return total
 
     def _rounds(self, count: int) -> int:
-        """Passes that this rank makes when it has ``count`` micro-batches: in lockstep as many as its peers."""
+        """Number of passes of this rank for ``count`` micro-batches: in lockstep the maximum over ranks."""
         if not self._lockstep:
             return count
         rounds = torch.tensor(max(count, 1))
@@ -218,7 +221,7 @@ class Learner(Beating):
         return int(rounds)
 
     def _idle(self) -> None:
-        """A pass over nothing: this rank has no more rows, but its peers wait for its gradient and its experts."""
+        """An empty pass: this rank has no more rows, but its peers wait for its gradient and its experts."""
         loads = [router.load_E.clone() for router in self.model.routers()]
         logprobs, _ = self.engine(*_nothing())
         self.engine.backward(logprobs.sum() * 0.0)
@@ -241,14 +244,14 @@ class Learner(Beating):
     # ---------------------------------------------------------------- state
 
     def weights(self) -> Weights:
-        """What engines are sent: copies of all parameters in the policy's type, with LoRA the adapters alone, float32.
+        """The weights for engines: all parameters in the policy's dtype, with LoRA float32 adapters (copies).
 
-        Where ranks share the policy all must call, and the first gets it.
+        If ranks share the policy all must call, and the first gets them.
         """
         return Sent(self._lora.export() if self._lora else self._shards.export())
 
     def load_weights(self, weights: Weights) -> None:
-        """Replace all parameters but the optimiser's state; with LoRA those under the adapters, which begin anew."""
+        """Replace all parameters but the optimiser's state; with LoRA the frozen ones, resetting adapters."""
         if self._shards.shared:
             self._shards.load_weights(weights)
             self.model.weights_changed()
@@ -268,7 +271,7 @@ class Learner(Beating):
         return self._snapshot.bytes
 
     def write_snapshot(self, folder: Path) -> Part:
-        """Write the snapshot into ``folder``, and forget it: may run while the next step does. OSError: a full disk."""
+        """Write the snapshot into ``folder`` and free it, also during a step. OSError: a full disk."""
         snapshot, self._snapshot = self._snapshot, None
         if snapshot is None:
             raise ValueError("there is no snapshot: call snapshot first")
@@ -281,9 +284,9 @@ class Learner(Beating):
         self.write_snapshot(folder / tag)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Weights and optimiser from ``folder``/``tag``, whatever number of ranks wrote it, however they shared it.
+        """Weights and optimiser from ``folder``/``tag``, written by any number of ranks under any layout.
 
-        FileNotFoundError when there is nothing; ValueError when it is another model's.
+        FileNotFoundError if there is nothing; ValueError if it is another model's.
         """
         reader = PartsReader(folder / tag)
         if self._shards.shared:
@@ -293,12 +296,12 @@ class Learner(Beating):
         self.model.weights_changed()
 
     def ready(self) -> int:
-        """The process id, once the learner stands."""
+        """The process id, once the learner is up."""
         return os.getpid()
 
 
 def _without_tail(row: Row) -> Row:
-    """``row`` up to its last trained token: what was read after it, be it longer than the context, teaches nothing."""
+    """``row`` up to its last trained token: later tokens have no effect."""
     end = int(np.flatnonzero(row.mask).max(initial=0)) + 1
     fields = {name: getattr(row, name) for name in ("tokens", "mask", "logprobs", "advantages", *_OPTIONAL)}
     cut = {name: values[:end] for name, values in fields.items() if values is not None}
@@ -306,7 +309,7 @@ def _without_tail(row: Row) -> Row:
 
 
 def _nothing() -> tuple[Tensor, Tensor]:
-    """Tokens and mask of a batch that trains nothing."""
+    """Tokens and mask of an empty batch."""
     return torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.bool)
 
 
@@ -323,7 +326,7 @@ def _imitated(row: TextRow) -> np.ndarray:
 def _objective_loss(
     objective: Objective, batch: Batch, logprobs_M: Tensor, denominator: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of a micro-batch and its means; trained tokens lie flat, [M], unless the objective looks at whole traces."""
+    """Loss of a micro-batch and its means; trained tokens are flat, [M], except for whole-trace objectives."""
     first = batch.rows[0]
     names = ["logprobs", "advantages"] + [n for n in ("proximal", "reference") if getattr(first, n, None) is not None]
     fields = {name: batch.gather(name) for name in names}
@@ -338,33 +341,33 @@ def _objective_loss(
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """A free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))
         return probe.getsockname()[1]
 
 
 def _prepare_process(threads: int, rank: int, ranks: int, port: int) -> None:
-    """This process as one gloo rank: no launcher, no native op that would be compiled for nothing."""
+    """Set up this process as one gloo rank, without a launcher and unneeded native ops."""
     torch.set_num_threads(threads)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "parl" / "torch_extensions"))
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": _LOOPBACK, "MASTER_PORT": str(port)}
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"  # else gloo takes the host's own IP
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"  # not the host's own IP
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
     deepspeed.utils.logging.logger.setLevel("ERROR")
     if not deepspeed.comm.is_initialized():
-        __compatible_ops__["deepspeed_shm_comm"] = False  # else DeepSpeed compiles it first, for 24 s and more
+        __compatible_ops__["deepspeed_shm_comm"] = False  # otherwise DeepSpeed compiles it first, for 24 s and more
         if not distributed.is_initialized():
             distributed.init_process_group("gloo", store=_meeting(rank, ranks, port), rank=rank, world_size=ranks)
         deepspeed.init_distributed(dist_backend="gloo")
 
 
 def _meeting(rank: int, ranks: int, port: int) -> Store:
-    """Where the ranks find each other. PyTorch's own server would listen on all addresses, to anybody."""
+    """The ranks' rendezvous. (PyTorch's own server would listen on all addresses.)"""
     if ranks == 1:
         return HashStore()
     if rank != 0:

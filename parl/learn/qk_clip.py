@@ -1,12 +1,12 @@
-"""QK-clip, which makes Muon MuonClip (Kimi K2, arXiv 2507.20534, 2.1, Algorithm 1): no attention logit runs away.
+"""QK-clip, which makes Muon MuonClip (Kimi K2, arXiv 2507.20534, 2.1, Algorithm 1): bounds attention logits.
 
 After the optimiser's step, for each head h whose largest logit S_h of the step's forward passes exceeds τ:
 
     γ_h = τ / S_h;    W_q^C, W_k^C ← √γ_h W;    W_q^R ← γ_h W;    the shared W_k^R stays
 
-S_h is the largest over all micro-batches and ranks, so every rank scales by the same factor. Momentum is not touched,
-nor the step's own forward and backward passes. The weights are scaled whole, on every rank alike; where ranks hold
-parts of them, the caller says how they become whole.
+S_h is the maximum over all micro-batches and ranks, so every rank scales by the same factor. Momentum and the
+step's own passes are not affected. Weights are scaled whole, on every rank alike; if ranks hold parts, the
+caller makes them whole.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from model.policy import Policy
 
 
 class QKClip:
-    """Collects from ``model``'s training passes as soon as it is made; :meth:`clip` follows each optimiser step.
+    """Records ``model``'s logits in training passes; :meth:`clip` follows each optimiser step.
 
-    ``whole(parameters)`` is a context in which these are whole on this rank and may be changed.
+    ``whole(parameters)``: a context in which these are whole on this rank and may be changed.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class QKClip:
 
     @torch.no_grad()
     def clip(self) -> dict[str, float]:
-        """Scale the heads above τ and forget what was collected.
+        """Scale the heads above τ and reset the records.
 
-        Returns ``max_logit``, the largest logit of the step, and ``clipped_heads``, the share of heads that it
-        scaled: the same on every rank.
+        Returns ``max_logit``, the largest logit of the step, and ``clipped_heads``, the share of scaled
+        heads, equal on every rank.
         """
         first = self._attention[0]
         heads, device = first.heads, next(iter(first.parameters())).device
-        nothing_H = torch.full((heads,), -torch.inf, device=device)  # of a rank that had no rows
+        nothing_H = torch.full((heads,), -torch.inf, device=device)  # of a rank without rows
         found = [nothing_H if a.max_logit_H is None else a.max_logit_H.float() for a in self._attention]
         self.forget()
         logits_LH = torch.stack(found)
@@ -62,6 +62,6 @@ class QKClip:
         return {"max_logit": float(logits_LH.max()), "clipped_heads": float(above_LH.float().mean())}
 
     def forget(self) -> None:
-        """Drop what was collected since the last step."""
+        """Reset the records since the last step."""
         for attention in self._attention:
             attention.max_logit_H = None

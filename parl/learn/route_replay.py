@@ -1,11 +1,11 @@
-"""Router replay on the learner's side (R3): which recorded routes are refused, and what is watched while they replay.
+"""Router replay in the learner (R3): validation of recorded routes, and metrics during replay.
 
-Routes are recorded by the engine as it decodes, int16 [T, L, K] with the trace, -1 where it chose none (a stream's last
-token, which was never fed): there the learner routes live. Weights of the chosen experts always come from the live
-scores, so the router keeps its gradient. Replay is a function of the token alone, so recomputed activations get the
-same experts.
+The engine records routes while it decodes, int16 [T, L, K] with the trace, -1 where it chose none (a stream's
+last token, which was never fed): there the learner routes live. The experts' weights always come from the
+live scores, so the router keeps its gradient. Replay is a function of the token alone, so recomputed
+activations use the same experts.
 
-Shapes: T tokens, L mixture-of-experts layers, K experts a token.
+Shapes: T tokens, L mixture-of-experts layers, K experts per token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from parl.learn.rows import Row
 
 
 def check_routes(rows: Iterable[Row], model: Shape) -> None:
-    """ValueError where a mixture-of-experts policy's row has no routes, or none that ``model`` could have chosen."""
+    """ValueError if a mixture-of-experts policy's row has no routes, or routes impossible for ``model``."""
     if (routes := model.routes) is None:
         return
     shape = (routes.layers, routes.chosen)
@@ -44,7 +44,7 @@ def check_routes(rows: Iterable[Row], model: Shape) -> None:
 
 
 class RouteWatch:
-    """While entered: compares the experts that the routers would choose now with those that they replay."""
+    """While entered: compares the routers' live choices with the replayed experts."""
 
     def __init__(self, routers: Sequence[Router]) -> None:
         self._routers = list(routers)
@@ -65,9 +65,9 @@ class RouteWatch:
         @torch.no_grad()
         def compare(router: Router, inputs: tuple[Tensor, ...]) -> None:
             x_TD, routes_TK = inputs if len(inputs) == 2 else (inputs[0], None)
-            if routes_TK is None or not router.training or recomputing():  # nothing replayed, only scored, or seen
+            if routes_TK is None or not router.training or recomputing():  # no replay, only scoring, or already counted
                 return
-            router.training = False  # the live choice counts in no load
+            router.training = False  # the live choice must not count in the load
             ids_TK = router.forward(x_TD).ids
             router.training = True
             same = (ids_TK[:, :, None] == routes_TK[:, None, :]).any(1)
@@ -78,7 +78,8 @@ class RouteWatch:
     def overlap(self) -> dict[str, float]:
         """Share of the replayed experts that a live choice has too, over all ranks.
 
-        ``route_overlap``: mean over the layers, ``route_overlap_min``: of the worst. Empty for a dense policy.
+        ``route_overlap``: mean over the layers, ``route_overlap_min``: the worst layer. Empty for a dense
+        policy.
         """
         if not self._routers:
             return {}

@@ -1,15 +1,13 @@
 """From a group of episodes to rows for the learner.
 
-Every row carries its tokens' advantages (``parl/learn/advantage.py``).
+Every row carries its tokens' advantages (``parl/learn/advantage.py``). The denominator N of the loss is the
+number of trained tokens of the whole step (:func:`denominator`). Every token has the weight A_j / N, so
+splitting an episode in rows leaves the gradient unchanged.
 
-The denominator N of the loss is the number of trained tokens of the whole step, Σ over all rows of Σ mask
-(:func:`denominator`). Since every token then has the weight A_j / N wherever it lies, cutting an episode in rows leaves
-the gradient unchanged.
+Only trainable traces give rows: frozen sub-agents are observations. FAILED episodes (the machine's fault)
+give no rows and do not enter the baseline of their group.
 
-Only trainable traces give rows: frozen sub-agents are observations. FAILED episodes (the machine's fault, not the
-policy's) give no rows and do not enter the baseline of their group.
-
-Shapes: T tokens of a row, L mixture-of-experts layers, K experts a token.
+Shapes: T tokens of a row, L mixture-of-experts layers, K experts per token.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from rollouts.episode import Episode, Trace
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """What the learner eats. ``key`` is (task key, index of the episode in its group, agent id)."""
+    """One training sample. ``key`` is (task key, index of the episode in its group, agent id)."""
 
     key: tuple[str, int, str]
     tokens: np.ndarray  # int32 [T]
@@ -41,7 +39,7 @@ class Row:
 
     @property
     def trained(self) -> int:
-        """Tokens that carry loss."""
+        """Number of trained tokens."""
         return int(self.mask.sum())
 
 
@@ -74,11 +72,10 @@ def step_rows(
 def episode_rows(
     episode: Episode, advantage: float, *, routed: bool = False, own: Mapping[str, float] | None = None
 ) -> list[Row]:
-    """One row per trainable trace that sampled anything (one per context of it); none for FAILED and CANCELLED.
+    """One row per trainable trace with sampled tokens (one per context); none for FAILED and CANCELLED.
 
-    ``own``: advantages by agent id that take the place of the episode's ``advantage``.
-    ``routed``: the policy is a mixture of experts, so a trace without routes is an error instead of a silent replay by
-    the learner's own router.
+    ``own``: advantages by agent id that replace the episode's ``advantage``. ``routed``: the policy is a
+    mixture of experts, so a trace without routes is an error.
     """
     if episode.void:
         return []

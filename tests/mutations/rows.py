@@ -28,9 +28,7 @@ MUTANTS = [
         "totals[name] += float(stats[name])",
     ),
     learner("entropy-of-micro-batches", "totals[name] += value / denominator", "totals[name] += value / len(logprobs)"),
-    learner(
-        "scoring-trains", "        model.eval()  # nothing is counted", "        model.train()  # nothing is counted"
-    ),
+    learner("scoring-trains", "        model.eval()  # do not count", "        model.train()  # nothing is counted"),
     advantage("no-baseline", "advantages = [reward - mean for reward in rewards]", "advantages = list(rewards)"),
     advantage(
         "leave-one-out-baseline", "mean = sum(rewards) / len(rewards)", "mean = sum(rewards) / max(len(rewards) - 1, 1)"
@@ -223,7 +221,11 @@ MUTANTS = [
     clip("logits-are-kept", "        self.forget()\n        logits_LH", "        logits_LH"),
     clip("every-head-is-above", "above_LH = logits_LH > self._tau", "above_LH = logits_LH > 0"),
     routes("overlap-of-all-routes", "int((routes_TK >= 0).sum())", "routes_TK.numel()"),
-    routes("watching-counts-load", "            router.training = False  # the live choice counts in no load\n", ""),
+    routes(
+        "watching-counts-load",
+        "            router.training = False  # the live choice must not count in the load\n",
+        "",
+    ),
     routes(
         "worst-layer-is-the-best",
         '"route_overlap_min": float(shares.min())',

@@ -1,1 +1,1 @@
-"""Other people's formats of trajectories, in and out. One file a format; ``registry`` has them all."""
+"""Trajectory formats of other tools, in and out. One file per format; all are in ``registry``."""

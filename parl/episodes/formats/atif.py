@@ -1,9 +1,9 @@
-"""ATIF v1.8, Harbor's Agent Trajectory Interchange Format: one document an episode, sub-agents embedded.
+"""ATIF v1.8, Harbor's Agent Trajectory Interchange Format: one document per episode, sub-agents embedded.
 
-Written with what the format has a place for (messages, calls, observations, token ids, log-probs, references to
-sub-agents); times, budgets and the like are in its ``extra`` objects. Every ``metrics.prompt_token_ids`` of a long
-conversation would repeat all before it, so only new ones are written, as ``metrics.extra.new_prompt_token_ids``.
-Read: versions 1.0 to 1.8, from whoever wrote them. Source: harbor 0.24.0 (``harbor.models.trajectories``).
+The format has messages, calls, observations, token ids, log-probs and references to sub-agents; times,
+budgets and the like go into its ``extra`` objects. Instead of ``metrics.prompt_token_ids``, which would
+repeat the whole conversation, only new ids are written, as ``metrics.extra.new_prompt_token_ids``. Reads
+versions 1.0 to 1.8 of any writer. Source: harbor 0.24.0 (``harbor.models.trajectories``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rollouts.episode import Episode, Trace, Turn
 
 VERSION = "ATIF-v1.8"
 _AGENTS = 2_000
-_DEPTH = 8  # sub-agents of sub-agents, at most
+_DEPTH = 8  # nested sub-agents, at most
 
 
 def export(episode: Episode, options: ExportOptions) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _step(episode: Episode, turn: Turn, piece: Piece, number: int, options: Expo
         if launched[place] is not None:
             item["subagent_trajectory_ref"] = [{"trajectory_id": launched[place]}]
         results.append(item)
-    if others := [child for child in turn.spawned if child not in launched]:  # by calls of another harness's form
+    if others := [child for child in turn.spawned if child not in launched]:  # of another harness's form
         results.append({"subagent_trajectory_ref": [{"trajectory_id": child} for child in others]})
     if results:
         step["observation"] = {"results": results}
@@ -111,7 +111,7 @@ def _step(episode: Episode, turn: Turn, piece: Piece, number: int, options: Expo
 
 
 def load(document: dict[str, Any], folder: Path | None = None) -> Episode:
-    """An episode from one document; ``folder``: where the files lie that it refers to. FormatError for what is none."""
+    """An episode from one document; ``folder``: for files that it refers to. FormatError if invalid."""
     traces: list[Trace] = []
     _read(document, traces, parent=None, parent_turn=None, known={}, folder=folder)
     traces.sort(key=lambda trace: [int(part) for part in trace.agent_id.split("/")])
@@ -149,7 +149,7 @@ def _read(
             for reference in _references(step):
                 child = _resolve(reference, known, folder)
                 _read(child, traces, parent=trace, parent_turn=len(trace.turns) - 1, known=known, folder=folder)
-    if all(part.sampled for part in parts):  # else token ids are not there for all of it
+    if all(part.sampled for part in parts):  # otherwise some token ids are missing
         join(trace, parts, extra.get("trailing_token_ids") or [])
     if "parl_trace" not in extra:
         end_of(trace)
@@ -196,7 +196,7 @@ def _piece(metrics: dict[str, Any], before: list[Piece]) -> Piece:
         seen = [token for piece in before for token in piece.read + piece.sampled]
         prompt = metrics.get("prompt_token_ids") or []
         if prompt[: len(seen)] != seen:
-            return Piece()  # the history was rewritten: no stream can be told
+            return Piece()  # the history was rewritten: no stream can be reconstructed
         read = prompt[len(seen) :]
     versions = extra.get("policy_versions") or []
     if len(versions) == 1:
@@ -222,7 +222,7 @@ def _resolve(reference: dict[str, Any], known: dict[str, dict[str, Any]], folder
 
 
 def _elsewhere(path: Any, folder: Path | None) -> dict[str, Any]:
-    """The document in the file ``path`` below ``folder``, and in no other place."""
+    """The document in the file ``path``, which must be below ``folder``."""
     if not isinstance(path, str) or "://" in path or "\\" in path or "\0" in path or Path(path).is_absolute():
         raise FormatError(f"trajectory_path {path!r:.200}: give a file's path below the folder of the document")
     try:

@@ -1,6 +1,6 @@
-"""An imported episode before it is stored: every field has its type and a size that a store holds, agents are a tree.
+"""Checks an imported episode before it is stored: types, sizes, and that its agents form a tree.
 
-Other people's files are read leniently (any version, any harness), so what comes out is looked at once, here.
+Readers of other formats are lenient (any version, any harness), so their result is checked here once.
 FormatError names the field and the value.
 """
 
@@ -19,7 +19,7 @@ _INT32, _INT64 = 2**31, 2**63
 
 
 def checked(episode: Episode) -> Episode:
-    """``episode`` itself. FormatError where a field is not what it must be."""
+    """``episode`` itself. FormatError if a field is invalid."""
     for name in ("answer", "limit", "error"):
         _text(name, getattr(episode, name))
     for name in ("index", "seed", "critical_budget"):

@@ -1,4 +1,4 @@
-"""What all formats share: an agent's messages, our own fields beside a format's, and what must not leave the house."""
+"""Shared by all formats: an agent's messages, and our own fields beside a format's."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ TIMES = ("t_start", "t_model", "t_end")
 
 
 class FormatError(ValueError):
-    """A file that is not of its format; the text says where and why."""
+    """A file that does not have its format; the text says where and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """``keep_gold``: leave gold answers and plans in. ``tokens``: write token ids and log-probs where a format can."""
+    """``keep_gold``: export gold answers and plans. ``tokens``: export token ids and log-probs if possible."""
 
     keep_gold: bool = False
     tokens: bool = True
 
 
-# ---------------------------------------------------------------- ours, beside a format's own fields
+# ---------------------------------------------------------------- our own fields
 
 
 def ours(episode: Episode, options: ExportOptions) -> dict[str, Any]:
-    """What no format has a place for, as JSON: the task (without gold and plan unless asked for), how it ended."""
+    """Fields that no format has, as JSON: the task (gold and plan only on request), how it ended."""
     task = episode.task.to_row()
     if not options.keep_gold:
         task |= {"gold": json.dumps(asdict(Gold(kind=episode.task.gold.kind))), "plan": "{}"}
@@ -52,7 +52,7 @@ def trace_of(data: dict[str, Any]) -> Trace:
 
 
 def episode_of(traces: list[Trace], data: dict[str, Any] | None, *, key: str = "", index: int = 0) -> Episode:
-    """An episode of ``traces`` with the fields that :func:`ours` wrote; from other files what can be told of them."""
+    """An episode of ``traces`` with the fields from :func:`ours`; for other files, with what is known."""
     root = traces[0]
     if data:
         root.prompt = root.prompt or data["task"]["prompt"]
@@ -70,7 +70,7 @@ def episode_of(traces: list[Trace], data: dict[str, Any] | None, *, key: str = "
 
 
 def end_of(trace: Trace) -> None:
-    """Fill in how an imported agent ended: with a message if its last turn calls nothing, else unknown (failed)."""
+    """Set how an imported agent ended: with a message if its last turn has no calls, else failed."""
     last = trace.turns[-1] if trace.turns else None
     if last is not None and not last.calls:
         trace.status, trace.message = TraceStatus.FINISHED, last.content
@@ -82,7 +82,7 @@ def end_of(trace: Trace) -> None:
 
 
 def system_prompt(episode: Episode, trace: Trace) -> str:
-    """What the agent was told to be: the orchestrator's prompt, or what it was registered with; "" where unknown."""
+    """The agent's system prompt, from the orchestrator's or its registration; "" if unknown."""
     if trace.parent is None:
         return episode.metrics.get(PROMPT_METRIC, PromptsConfig().orchestrator)
     told = ""
@@ -111,7 +111,7 @@ def tool_messages(turn: Turn) -> list[dict[str, Any]]:
 
 
 def opening(episode: Episode, trace: Trace) -> list[dict[str, Any]]:
-    """The messages that an agent begins with."""
+    """The first messages of an agent."""
     told = system_prompt(episode, trace)
     return [*([{"role": "system", "content": told}] if told else []), {"role": "user", "content": trace.prompt}]
 
@@ -125,7 +125,7 @@ def messages(episode: Episode, trace: Trace) -> list[dict[str, Any]]:
 
 
 def trace_from_messages(given: Iterable[dict[str, Any]], **named: Any) -> Trace:
-    """An agent from a conversation in OpenAI's form: each assistant message is a turn. FormatError if it is none."""
+    """An agent from a conversation in OpenAI's form, a turn per assistant message. Raises FormatError."""
     trace = Trace(**({"agent_id": "0", "role": Role.ORCHESTRATOR, "name": "orchestrator"} | named))
     for number, message in enumerate(given):
         if not isinstance(message, dict) or "role" not in message:
@@ -172,5 +172,5 @@ def text_of(content: Any) -> str:
 
 
 def dumps(value: Any) -> str:
-    """Compact JSON; a lone surrogate that a model wrote survives as an escape."""
+    """Compact JSON; a lone surrogate stays an escape."""
     return json.dumps(value, separators=(",", ":"))

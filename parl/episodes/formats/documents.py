@@ -1,4 +1,4 @@
-"""JSON documents of a file or folder that a stranger wrote: of bounded size, and from nowhere but there."""
+"""Untrusted JSON documents of a file or folder: of bounded size, and only from there."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def read_documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield str(file), object_in(file, path if path.is_dir() else path.parent)
             continue
         inside(file, path if path.is_dir() else path.parent)
-        with file.open("rb") as lines:  # as bytes: what ends a line here are newlines alone
+        with file.open("rb") as lines:  # as bytes: only newlines end a line
             for number, line in enumerate(iter(lambda: lines.readline(MOST_BYTES + 1), b""), 1):
                 if line.strip():
                     yield f"{file}: line {number}", _object(line, f"{file}: line {number}")
 
 
 def object_in(file: Path, folder: Path) -> dict[str, Any]:
-    """The JSON object in ``file``, which lies below ``folder``. ValueError says what is wrong with it."""
+    """The JSON object in ``file``, which must be below ``folder``. ValueError says what is wrong with it."""
     inside(file, folder)
     with file.open("rb") as given:
         return _object(given.read(MOST_BYTES + 1), str(file))
 
 
 def inside(file: Path, folder: Path) -> None:
-    """ValueError where ``file`` is, by a link or by dots, outside of ``folder``."""
+    """ValueError if ``file`` is, through a link or dots, outside of ``folder``."""
     if not file.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{file} leads out of {folder}")
 

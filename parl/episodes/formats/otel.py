@@ -1,9 +1,9 @@
-"""OpenTelemetry spans, GenAI conventions: OTLP's JSON, one line an episode, for Jaeger, Phoenix, Langfuse and the like.
+"""OpenTelemetry spans (GenAI conventions): OTLP's JSON, one line per episode.
 
-``invoke_agent`` for every agent, in it ``chat`` for every turn and ``execute_tool`` for every call; a sub-agent's span
-lies in that of the call which launched it. The conventions are still marked "development"; written is what
-semantic-conventions-genai had in 2026-08. A store knows seconds since an episode's beginning, not dates: spans begin
-at the epoch. Only written, never read.
+``invoke_agent`` for every agent, in it ``chat`` for every turn and ``execute_tool`` for every call; a
+sub-agent's span is inside that of its launching call. The conventions are still marked "development"; this
+follows semantic-conventions-genai of 2026-08. A store has seconds since an episode's start, so spans begin at
+the epoch. Export only.
 """
 
 from __future__ import annotations

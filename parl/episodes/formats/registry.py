@@ -19,7 +19,7 @@ from rollouts.episode import Episode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """One format. ``files``: a file an episode in a folder; else one file of lines."""
+    """One format. ``files``: a file per episode in a folder; else one file of lines."""
 
     name: str
     what: str

@@ -1,8 +1,8 @@
-"""Chat rows and answers: OpenAI messages for fine-tuning, and the response files of WideSearch and BrowseComp-Plus.
+"""Chat rows and answers: OpenAI messages for fine-tuning, response files of WideSearch and BrowseComp-Plus.
 
-A row of messages is one agent: sub-agents get rows of their own, named by ``agent``. Responses hold the final answer,
-so that the official scripts can score it; read back, they become episodes that ``parl rescore`` scores with the gold
-that ``parl episodes import --tasks`` adds. Sources: the chat format of OpenAI's API; WideSearch 0e664c3;
+A row of messages is one agent, named by ``agent``. Responses hold the final answer for the official scripts;
+imported, they become episodes that ``parl rescore`` scores with the gold from
+``parl episodes import --tasks``. Sources: the chat format of OpenAI's API; WideSearch 0e664c3;
 BrowseComp-Plus 97c637c.
 """
 
@@ -25,7 +25,7 @@ from rollouts.episode import Episode, Trace, TraceStatus, Turn
 
 
 def export_messages(episode: Episode, options: ExportOptions) -> Iterator[dict[str, Any]]:
-    """A row for each agent; ``arguments`` are JSON text, as chat templates of transformers and TRL want them."""
+    """A row per agent; ``arguments`` are JSON text, as chat templates of transformers and TRL expect."""
     for trace in episode.traces:
         yield {
             "messages": messages(episode, trace),
@@ -38,12 +38,12 @@ def export_messages(episode: Episode, options: ExportOptions) -> Iterator[dict[s
 
 
 def load_messages(row: dict[str, Any]) -> Iterator[Episode]:
-    """An episode of one agent from a row; FormatError for what is none."""
+    """An episode of one agent from a row; FormatError if invalid."""
     if not isinstance(row.get("messages"), list):
         raise FormatError("no row of messages: it needs a list `messages`")
     agent = str(row.get("agent", "0"))
     if agent != "0":
-        return  # a sub-agent's conversation alone is no attempt at a task
+        return  # a sub-agent's conversation alone is not an attempt at a task
     trace = trace_from_messages(row["messages"], trainable=True)
     episode = episode_of([trace], None, key=str(row.get("task") or ""), index=int(row.get("index") or 0))
     if isinstance(row.get("reward"), int | float):
@@ -62,7 +62,7 @@ def export_widesearch(episode: Episode, options: ExportOptions) -> dict[str, Any
 
 
 def load_widesearch(row: dict[str, Any]) -> Episode:
-    """An attempt from a line of a WideSearch response file; FormatError for what is none."""
+    """An attempt from a line of a WideSearch response file; FormatError if invalid."""
     if "instance_id" not in row or "response" not in row:
         raise FormatError("no WideSearch response: it needs instance_id and response")
     trace = _answered(str(row["response"] or ""), row.get("messages") or [])
@@ -70,7 +70,7 @@ def load_widesearch(row: dict[str, Any]) -> Episode:
 
 
 def export_browsecomp_plus(episode: Episode, options: ExportOptions) -> dict[str, Any]:
-    """A file of a BrowseComp-Plus run: the answer, and all agents' calls by tool. Document ids are unknown here."""
+    """A file of a BrowseComp-Plus run: the answer, and all agents' calls by tool, without document ids."""
     calls = Counter(call.name for trace in episode.traces for turn in trace.turns for call in turn.calls)
     return {
         "query_id": episode.task.key,
@@ -83,7 +83,7 @@ def export_browsecomp_plus(episode: Episode, options: ExportOptions) -> dict[str
 
 
 def load_browsecomp_plus(row: dict[str, Any]) -> Episode:
-    """An attempt from a file of a BrowseComp-Plus run; FormatError for what is none."""
+    """An attempt from a file of a BrowseComp-Plus run; FormatError if invalid."""
     if "query_id" not in row or "result" not in row:
         raise FormatError("no BrowseComp-Plus run file: it needs query_id and result")
     texts = [part.get("output", "") for part in row["result"] if part.get("type") == "output_text"]

@@ -1,4 +1,4 @@
-"""A trace's token stream in pieces, one a turn: what was read before it, and what was sampled."""
+"""A trace's token stream by turns: the tokens read before a turn, and the sampled ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rollouts.episode import Trace, Turn
 
 @dataclass(slots=True, kw_only=True)
 class Piece:
-    """One turn's share: ``read`` before it (prompt and results), ``sampled`` with log-probs and policy versions."""
+    """The tokens of one turn: ``read`` before it, and ``sampled`` with log-probs and versions."""
 
     read: list[int] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)
@@ -57,5 +57,5 @@ def _read(trace: Trace, tokens: list[int]) -> None:
 
 
 def timed(turn: Turn) -> dict[str, float]:
-    """The times of a turn, seconds since the episode began."""
+    """The times of a turn, in seconds since the episode's start."""
     return {"t_start": turn.t_start, "t_model": turn.t_model, "t_end": turn.t_end}

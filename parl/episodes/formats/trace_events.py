@@ -1,9 +1,10 @@
 """Trace events (the JSON of Chrome's profiler) of one episode, for ui.perfetto.dev and chrome://tracing.
 
-One process is the episode, one thread each agent: a slice for every model turn (``model``) and every call (``tool``,
-``spawn``), arrows from the call that launches a sub-agent to its first turn and from its last turn back. The thread
-*critical path* above them repeats what every second of the episode waited for; on the agents' own threads these slices
-have the category ``critical``. Times are microseconds since the episode's beginning. Only written, never read.
+One process is the episode, one thread per agent: a slice for every model turn (``model``) and every call
+(``tool``, ``spawn``), arrows from the call that launches a sub-agent to its first turn and from its last turn
+back. The thread *critical path* on top shows what the episode waited for at each moment; the same slices have
+the category ``critical`` on the agents' threads. Times are microseconds since the episode's start. Export
+only.
 
 Format: "Trace Event Format" (Google, 2016), phases M (names), X (slices), s and f (arrows).
 """
@@ -20,11 +21,11 @@ from rollouts.episode import Episode, Trace, Turn
 PROCESS, CRITICAL_THREAD = 1, 0
 _TEXT = 2000  # characters of a turn, of arguments and of a result
 _COLOUR = "terrible"  # Chrome's red; Perfetto colours by name
-_ORDER = {"M": 0, "X": 1, "s": 2, "f": 3}  # at the same time
+_ORDER = {"M": 0, "X": 1, "s": 2, "f": 3}  # order of events at the same time
 
 
 def export(episode: Episode, options: ExportOptions) -> dict[str, Any]:
-    """The episode as one object with ``traceEvents``, sorted by time, an enclosing slice before what it encloses."""
+    """The episode as one object with ``traceEvents``, sorted by time, enclosing slices first."""
     threads = {trace.agent_id: number for number, trace in enumerate(episode.traces, CRITICAL_THREAD + 1)}
     critical = set(critical_path(episode, seconds=True))
     events = [*_names(episode, threads), *_arrows(episode, threads)]
@@ -34,7 +35,7 @@ def export(episode: Episode, options: ExportOptions) -> dict[str, Any]:
             events += _turn(episode, turn, number, threads[trace.agent_id], on_path)
             if on_path:
                 about = {"agent": trace.agent_id, "turn": number}
-                last = turn.t_model if turn.spawned else turn.t_end  # then it waits for them
+                last = turn.t_model if turn.spawned else turn.t_end  # then it waits for the sub-agents
                 name = f"{trace.name or trace.agent_id} turn {number}"
                 events.append(_slice(name, "critical", CRITICAL_THREAD, turn.t_start, last, about))
     events.sort(key=lambda event: (event.get("ts", -1), _ORDER[event["ph"]], -event.get("dur", 0)))
@@ -71,7 +72,7 @@ def _turn(episode: Episode, turn: Turn, number: int, thread: int, critical: bool
         about |= {"error": str(result.error)} if result and result.error else {}
         about |= {"agent": child} if child else {}
         category = "spawn" if child else "tool,critical" if critical and not turn.spawned else "tool"
-        # calls of a turn begin together, so that the longer enclose the shorter, as slices of one thread must
+        # calls of a turn begin together, so that longer ones enclose shorter ones, as slices of a thread must
         yield _slice(call.name, category, thread, turn.t_model, min(end, turn.t_end), about)
 
 
@@ -88,7 +89,7 @@ def _slice(name: str, category: str, thread: int, begin: float, end: float, abou
 
 
 def _arrows(episode: Episode, threads: dict[str, int]) -> Iterator[dict[str, Any]]:
-    """From a turn that launches to each sub-agent's first turn, and from its last to the launcher's next."""
+    """From a launching turn to each sub-agent's first turn, and from its last turn to the launcher's next."""
     number = 0
     for parent in episode.traces:
         for place, turn in enumerate(parent.turns):
@@ -104,13 +105,13 @@ def _arrows(episode: Episode, threads: dict[str, int]) -> Iterator[dict[str, Any
 
 
 def _last(trace: Trace) -> int:
-    """Inside the last slice of a trace: an arrow belongs to the slice that is open then."""
+    """A time inside the last slice of a trace, to which an arrow then belongs."""
     turn = trace.turns[-1]
     return max(_micros(turn.t_model) - 1, _micros(turn.t_start))
 
 
 def _next(parent: Trace, place: int, threads: dict[str, int]) -> tuple[int, int]:
-    """Thread and time of what a turn's sub-agents come back to."""
+    """Thread and time to which a turn's sub-agents return."""
     turns = parent.turns
     back = turns[place + 1].t_start if place + 1 < len(turns) else turns[place].t_end
     return threads[parent.agent_id], _micros(back)

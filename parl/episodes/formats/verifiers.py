@@ -1,10 +1,10 @@
-"""verifiers' records: an Episode as its 0.4 writes them (``traces.jsonl``), and rows of ``results.jsonl`` up to 0.3.
+"""verifiers' records: Episodes of 0.4 (``traces.jsonl``), and rows of ``results.jsonl`` up to 0.3.
 
-An episode of ours is one of theirs with one trace, whose message graph holds every agent: a root for each, edges
-``subagent_call`` from the turn that spawned, ``subagent_return`` to the turn that reads the message,
-``subagent_cancel`` where an agent was cancelled. Of agents that are not trained no token is marked as trainable. Read:
-one episode of ours for every trace of theirs; a root without ``subagent_call`` is where its conversation begins, and of
-several continuations the last one counts. Source: verifiers 0.4.0 (``verifiers.v1.episode``, ``trace``, ``graph``).
+Our episode is an episode of theirs with one trace, whose message graph holds every agent: a root for each,
+edges ``subagent_call`` from the turn that spawned, ``subagent_return`` to the turn that reads the message,
+``subagent_cancel`` for a cancelled agent. Tokens of untrained agents are not marked trainable. Import: one
+episode per trace of theirs; a root without ``subagent_call`` starts its conversation, and the last of several
+continuations counts. Source: verifiers 0.4.0 (``verifiers.v1.episode``, ``trace``, ``graph``).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _append(
 
 
 def _returned(episode: Episode, trace: Trace, nodes: list[Node], last: dict[tuple[str, int], int]) -> None:
-    """The edge at an agent's end."""
+    """Add the edge at an agent's end."""
     assert trace.parent is not None
     end = last[trace.agent_id, len(trace.turns) - 1]
     spawned = trace.parent_turn or 0
@@ -136,7 +136,7 @@ def _assistant(turn: Turn) -> dict[str, Any]:
 
 
 def load(record: dict[str, Any]) -> Iterator[Episode]:
-    """An episode for every trace of a record; FormatError for what is none."""
+    """An episode per trace of a record; FormatError if invalid."""
     if "traces" not in record:
         raise FormatError("no verifiers record: it has no traces")
     for number, trace in enumerate(record["traces"]):
@@ -158,7 +158,7 @@ def load(record: dict[str, Any]) -> Iterator[Episode]:
 
 
 def _paths(nodes: list[Node]) -> list[list[int]]:
-    """For every root its longest-lived continuation: the path to the leaf that came last."""
+    """For every root its longest-lived continuation: the path to the last leaf."""
     parents = [node.get("parent") for node in nodes]
     inner, roots, leaves = set(parents), [], {}
     for at, above in enumerate(parents):
@@ -192,7 +192,7 @@ def _agents(
             trace = trace_of(known[number])
         elif spawner is None:
             if traces:
-                continue  # a second beginning without an edge: a rewritten history
+                continue  # a second root without an edge: a rewritten history
             trace = Trace(agent_id="0", role=Role.ORCHESTRATOR, name="orchestrator", trainable=True)
         else:
             above, turn = spawner
@@ -248,7 +248,7 @@ def _follow(
 
 
 def _scaffold(node: Node, tokens: list[int]) -> int:
-    """Tokens before the sampled ones: the generation prompt. Of agents that are not trained all count as sampled."""
+    """Tokens of the generation prompt before the sampled ones; 0 for untrained agents."""
     mask = node.get("mask") or []
     return mask.index(True) if True in mask and len(mask) == len(tokens) else 0
 
@@ -257,7 +257,7 @@ def _scaffold(node: Node, tokens: list[int]) -> int:
 
 
 def export_result(episode: Episode, options: ExportOptions) -> dict[str, Any]:
-    """The orchestrator's conversation as a row of ``results.jsonl``; sub-agents are only their messages to it."""
+    """The orchestrator's conversation as a row of ``results.jsonl``, with sub-agents' messages to it."""
     root = episode.orchestrator
     begin = len(opening(episode, root))
     whole = messages(episode, root)
@@ -286,7 +286,7 @@ def export_result(episode: Episode, options: ExportOptions) -> dict[str, Any]:
 
 
 def load_result(row: dict[str, Any]) -> Episode:
-    """An episode of one agent from a row of ``results.jsonl``; FormatError for what is none."""
+    """An episode of one agent from a row of ``results.jsonl``; FormatError if invalid."""
     if "completion" not in row or "prompt" not in row:
         raise FormatError("no row of results.jsonl: it needs prompt and completion")
     prompt, completion = (

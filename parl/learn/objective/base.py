@@ -1,9 +1,9 @@
-"""The contract of a policy objective: one class holds its section, its loss and what it tells of itself. No torch.
+"""The contract of a policy objective: one class with its section, its loss and its statistics. No torch.
 
-A new objective is one file: a class below :class:`Objective` with a ``loss``, named in a configuration by
-``objective.name: package.module:Class``. Its fields are the keys of the section, so a setting that would do nothing is
-refused when the file is read. Import torch inside ``loss``: a configuration is read without it. docs/objectives.md has
-the equations, examples/objective.py an objective of one's own.
+An objective is a class derived from :class:`Objective` with a ``loss``, named by
+``objective.name: package.module:Class``. Its fields are the section's keys, so a setting without effect is
+refused when the file is read. Import torch inside ``loss``. Equations: docs/objectives.md; example:
+examples/objective.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Stats = dict[str, "Tensor"]
 
 
 class Objective(BaseModel):
-    """What all policy objectives have. ``loss.policy_loss`` adds the reference policy and the correction."""
+    """Common to all policy objectives. ``loss.policy_loss`` adds the reference policy and the correction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,23 +37,23 @@ class Objective(BaseModel):
     def loss(
         self, logprobs_new: Tensor, logprobs_old: Tensor, advantages: Tensor, mask: Tensor, *, denominator: float
     ) -> tuple[Tensor, Stats]:
-        """The scalar loss over the tokens where ``mask`` is True, to be minimised, and detached means over them.
+        """The scalar loss over the tokens where ``mask`` is True, and detached means over them.
 
-        All tensors have one shape: [B, T], a whole trace in each row, where ``whole_traces``; else any, tokens of many
-        traces in one line. Positions outside ``mask`` may hold anything and must get no gradient. ``denominator``: the
-        number of trained tokens of the whole step, over all micro-batches and ranks. The means are named by
-        ``statistics``; ``tokens``, the number of trained tokens here, comes with them and weighs averages over batches
-        (``common.statistics`` computes all of them).
+        All tensors have one shape: [B, T] with a whole trace per row if ``whole_traces``; else any. Positions
+        outside ``mask`` may hold anything and must get no gradient. ``denominator``: the number of trained
+        tokens of the whole step, over all micro-batches and ranks. The means are named by ``statistics``,
+        plus ``tokens``, the number of trained tokens here, which weighs averages over batches (see
+        ``common.statistics``).
         """
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def weights(self, proximal: Tensor, sampler: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Where ``corrects``: a factor >= 0 of each token's advantage, and the share that a limit changed."""
+        """With ``corrects``: a factor >= 0 of each token's advantage, and the share that a limit changed."""
         raise NotImplementedError(f"{type(self).__name__} corrects, but has no weights")
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """The names of the means that ``loss`` returns beside ``tokens``."""
+        """The names of the means that ``loss`` returns besides ``tokens``."""
         return ("ratio", "masked", "kl")
 
     @property
@@ -63,17 +63,17 @@ class Objective(BaseModel):
 
     @property
     def corrects(self) -> bool:
-        """Whether tokens are weighed by learner against engine, which takes the learner's own log-probs first."""
+        """Whether tokens are weighed by learner against engine, which needs the learner's own log-probs."""
         return False
 
     @property
     def whole_traces(self) -> bool:
-        """Whether the loss is a function of whole traces, which then must not be cut in several rows."""
+        """Whether the loss needs whole traces as rows."""
         return False
 
 
 class Normalised(Objective):
-    """An objective whose advantages may be divided by their group's deviation."""
+    """An objective with optional division of advantages by their group's standard deviation."""
 
     normalise_std: bool = Field(
         default=True, description="divide advantages by the standard deviation of their group's rewards"

@@ -2,8 +2,8 @@
 
     L(θ) = −(1/N) Σ_j Σ_i sg( clip(ρ, 1 − ε_low, 1 + ε_high) ) A_j log π_θ(y_j^i | ·)
 
-sg stops the gradient: the importance weight is limited, but no token ever loses its gradient. With ε_low = 1 there is
-no lower limit, as in the paper; then this is truncated REINFORCE. N as everywhere: trained tokens of the whole step.
+sg stops the gradient: the importance weight is limited, but no token loses its gradient. With ε_low = 1 there
+is no lower limit, as in the paper; then this is truncated REINFORCE. N: trained tokens of the whole step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Cispo(Corrected):
-    """Clipped importance-sampling weights. REINFORCE whose weight, not whose gradient, is limited."""
+    """Clipped importance-sampling weights. REINFORCE with a limited weight instead of a limited gradient."""
 
     name: str = Field(default="cispo", description="the algorithm")
     clip_low: float = Field(default=1.0, ge=0, le=1, description="weights are at least 1 - ε; 1 = no lower limit")

@@ -1,6 +1,6 @@
-"""What the policy objectives share: clean inputs, PPO's clipped surrogate, statistics of a batch.
+"""Shared by the policy objectives: masked inputs, PPO's clipped surrogate, statistics of a batch.
 
-Shapes are free, but that the last dimension holds tokens of one trace where an objective looks at whole traces.
+Shapes are free, except that the last dimension is one trace for whole-trace objectives.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LOG_MAX = 20.0  # |log ρ| is cut here before exp, so that one runaway token leaves everything finite
+LOG_MAX = 20.0  # |log ρ| is clamped here before exp, to keep everything finite
 
 
 def trained_only(
     logprobs_new: Tensor, logprobs_old: Tensor, advantages: Tensor, mask: Tensor, denominator: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log ρ, advantages, mask) with zeros where ``mask`` is False, whatever stood there; ValueError unless N > 0."""
+    """(log ρ, advantages, mask) with zeros where ``mask`` is False; ValueError unless N > 0."""
     if denominator <= 0:
         raise ValueError(f"denominator must be positive, not {denominator}")
     mask = mask.bool()
@@ -24,16 +24,17 @@ def trained_only(
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """min(ρ A, clip(ρ, 1 − low, 1 + high) A), and where that has no gradient: the clip of PPO, which sees A's sign."""
+    """min(ρ A, clip(ρ, 1 − low, 1 + high) A), and where it has no gradient: PPO's clip, by the sign of A."""
     ratio = log_ratio.clamp(-LOG_MAX, LOG_MAX).exp()
     clipped = ((advantages > 0) & (ratio > 1 + high)) | ((advantages < 0) & (ratio < 1 - low))
     return torch.where(clipped, ratio.detach().clamp(1 - low, 1 + high), ratio) * advantages, clipped
 
 
 def statistics(log_ratio: Tensor, mask: Tensor, masked: Tensor) -> dict[str, Tensor]:
-    """Means over the trained tokens: ``ratio``, ``masked``, ``kl`` (k3: ρ − 1 − log ρ, in nats), and ``tokens``.
+    """Means over trained tokens: ``ratio``, ``masked``, ``kl`` (k3: ρ − 1 − log ρ, nats), and ``tokens``.
 
-    ``log_ratio`` must be 0 and ``masked`` False where ``mask`` is False; ``tokens`` weighs averages over batches.
+    ``log_ratio`` must be 0 and ``masked`` False where ``mask`` is False; ``tokens`` weighs averages over
+    batches.
     """
     tokens = mask.sum()
     n = tokens.clamp(min=1)

@@ -1,13 +1,13 @@
-"""Weights for what the engine samples and the learner would not: w = π_old(learner) / π_old(engine), same weights.
+"""Correction of the mismatch of engine and learner: w = π_old(learner) / π_old(engine).
 
-The two compute one policy in different kernels, precisions and, without replay, routes. w multiplies a token's policy
-term; the objective's own ratio is then learner against learner (π_θ / π_old), and limits the step alone.
+The two compute the same weights with different kernels, precisions and, without replay, routes. w multiplies
+a token's policy term; the objective's own ratio is then learner against learner (π_θ / π_old).
 
-* ``tis``, truncated: min(w, C), token by token (Yao et al. 2025, *Your efficient RL framework secretly brings you
-  off-policy RL training*).
-* ``mis``, masked by trace: W · [W <= C] with W = Π w over the trace, one weight for all its tokens (Liu et al. 2025,
-  *When speed kills stability*). Rows must be whole traces.
-* ``icepop``, masked by token: w · [α <= w <= β] (arXiv 2510.18855).
+- ``tis``, truncated: min(w, C), token by token (Yao et al. 2025, *Your efficient RL framework secretly brings
+  you off-policy RL training*).
+- ``mis``, masked by trace: W · [W <= C] with W = Π w over the trace, one weight for all its tokens (Liu et
+  al. 2025, *When speed kills stability*). Rows must be whole traces.
+- ``icepop``, masked by token: w · [α <= w <= β] (arXiv 2510.18855).
 
 Masked tokens still count in the loss's denominator, as in IcePop's equation.
 """
@@ -27,7 +27,7 @@ _PUBLISHED = {"tis": (0.0, 2.0), "mis": (0.0, 2.0), "icepop": (0.5, 5.0)}
 
 
 class Corrected(Normalised):
-    """An objective whose tokens may be weighed by learner against engine. No torch until a weight is asked for."""
+    """An objective with a correction of learner against engine. Imports torch lazily."""
 
     correction: Literal["none", "tis", "mis", "icepop"] = Field(
         default="none", description="weight of learner against engine: truncated, masked by trace, masked by token"
@@ -75,9 +75,9 @@ class Corrected(Normalised):
 def correction_weights(
     proximal: Tensor, sampler: Tensor, mask: Tensor, *, kind: str, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
-    """Detached weights of the tokens (the last dimension holds one trace's), and the share that a limit changed.
+    """Detached weights of the tokens (the last dimension is one trace), and the share that a limit changed.
 
-    Weights of tokens where ``mask`` is False mean nothing. ValueError for an unknown ``kind``.
+    Weights where ``mask`` is False are meaningless. ValueError for an unknown ``kind``.
     """
     import torch
 

@@ -1,10 +1,10 @@
-"""GRPO (arXiv 2402.03300, Eq. 3), with DAPO's decoupled clip and token mean (arXiv 2503.14476, Eq. 8), negated.
+"""GRPO (arXiv 2402.03300, Eq. 3) with DAPO's two clips and token mean (arXiv 2503.14476, Eq. 8), negated.
 
     L(θ) = −(1/N) Σ_j Σ_i min( ρ A_j, clip(ρ, 1 − ε_low, 1 + ε_high) A_j ),     ρ = π_θ(y_j^i | ·) / π_old(y_j^i | ·)
 
-A token of a good episode stops gaining once ρ > 1 + ε_high, one of a bad episode once ρ < 1 − ε_low; where ρ has gone
-the wrong way it keeps its gradient. N counts trained tokens of the whole step and is given by the caller, so every
-token weighs the same; GRPO's paper means over each answer first and over the answers then.
+A token of a good episode stops gaining once ρ > 1 + ε_high, one of a bad episode once ρ < 1 − ε_low; if ρ
+moved the wrong way it keeps its gradient. N, the trained tokens of the whole step, is given by the caller, so
+every token weighs the same; GRPO's paper averages over each answer first, then over answers.
 """
 
 from __future__ import annotations

@@ -2,16 +2,13 @@
 
     L(θ) = −(1/N) Σ_j Σ_i { Clip(ρ, α, β) · A_j − τ · (log ρ)² },     ρ = π_θ(y_j^i | ·) / π_old(y_j^i | ·)
 
-* Clip masks the gradient by the **log-ratio**: inside [α, β] (both ends included) a token has the normal policy
-  gradient ρ · A · ∇log π_θ; outside it is the constant A · e^α or A · e^β and has none, whatever the sign of the
-  advantage. PPO's clip depends on the sign; this one bounds drift from stale data and from a mismatch of engine and
-  learner in both directions. The report prints Clip on the ratio with α > 0; its text clips the log-ratio, so
-  α < 0 < β here.
-* The τ term stands outside Clip in Eq. 1 and so applies to **every** trained token: a token outside [α, β] gets no
-  policy gradient but is still drawn back to the policy that sampled it.
-* N, the number of trained tokens over all micro-batches and ranks, is given by the caller.
-
-All log-probabilities are natural logarithms.
+- Clip masks the gradient by the **log-ratio**: inside [α, β] (both ends included) a token has the normal
+  policy gradient ρ · A · ∇log π_θ; outside the term is the constant A · e^α or A · e^β without gradient,
+  whatever the sign of the advantage. Unlike PPO's clip it bounds drift and engine mismatch in both
+  directions. The report prints Clip on the ratio with α > 0; its text clips the log-ratio, so α < 0 < β here.
+- The τ term is outside Clip in Eq. 1 and applies to **every** trained token: a token outside [α, β] gets no
+  policy gradient but is drawn back to the policy that sampled it.
+- N, the number of trained tokens over all micro-batches and ranks, is given by the caller.
 """
 
 from __future__ import annotations
@@ -39,8 +36,8 @@ class K25(Objective):
     ) -> tuple[Tensor, Stats]:
         """Eq. 1 over the tokens where ``mask`` is True; see ``Objective``.
 
-        The means: ``ratio`` (of ρ), ``masked`` (share outside [α, β]), ``kl`` (k3 estimate of KL(π_old ‖ π_θ): mean of
-        ρ − 1 − log ρ, in nats). They cut |log ρ| at 20, so that one runaway token leaves them finite.
+        The means: ``ratio`` (of ρ), ``masked`` (share outside [α, β]), ``kl`` (k3 estimate of KL(π_old ‖
+        π_θ): mean of ρ − 1 − log ρ, in nats). They clamp |log ρ| at 20 to stay finite.
         """
         from parl.learn.objective.common import statistics, trained_only
 

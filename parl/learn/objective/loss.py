@@ -1,4 +1,4 @@
-"""What every objective's loss gets around it: weights of learner against engine, and a reference policy."""
+"""The policy loss around an objective: correction weights and a reference policy."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def policy_loss(
     proximal: Tensor | None = None,
     reference: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The scalar loss and means over this batch's trained tokens, named by :func:`statistic_names`, and ``tokens``.
+    """The scalar loss and means over the trained tokens, named by :func:`statistic_names`, and ``tokens``.
 
-    ``sampler``: log-probs of the engine; ``proximal``: the learner's before the step's first update, for a correction;
-    ``reference``: the reference policy's, for the KL. [B, T] of whole traces where ``objective.whole_traces``, else any
-    one shape.
+    ``sampler``: log-probs of the engine; ``proximal``: the learner's before the step's first update, for a
+    correction; ``reference``: the reference policy's, for the KL. [B, T] of whole traces if
+    ``objective.whole_traces``, else any one shape.
     """
     extra: dict[str, Tensor] = {}
     old = sampler
@@ -34,7 +34,7 @@ def policy_loss(
         setting = f"objective.correction={getattr(objective, 'correction', objective.name)}"
         old = _needed(proximal, "proximal", setting)
         weights, extra["corrected"] = objective.weights(old, sampler, mask)
-        advantages = advantages * weights  # the policy term is linear in A, and weights are never negative
+        advantages = advantages * weights  # the policy term is linear in A, and weights are not negative
     loss, stats = objective.loss(logprobs, old, advantages, mask, denominator=denominator)
     if objective.kl:
         goal = _needed(reference, "reference", f"objective.kl={objective.kl:g}")
@@ -45,12 +45,12 @@ def policy_loss(
 
 
 def statistic_names(objective: Objective) -> tuple[str, ...]:
-    """Which means :func:`policy_loss` gives besides ``tokens``."""
+    """Names of the means of :func:`policy_loss` besides ``tokens``."""
     return objective.statistics + ("corrected",) * objective.corrects + ("reference_kl",) * (objective.kl > 0)
 
 
 def check_rows(objective: Objective, rows: Iterable[Row]) -> None:
-    """ValueError if ``objective`` looks at whole traces and one comes in several rows."""
+    """ValueError if ``objective`` needs whole traces and one comes in several rows."""
     if not objective.whole_traces:
         return
     seen = set()

@@ -1,9 +1,9 @@
-"""The DeepSpeed engine of one rank: its configuration, and what it has to know of our experts.
+"""The DeepSpeed engine of one rank: its configuration, and the marks of our experts.
 
-DeepSpeed reduces parameters marked ``allreduce = False`` over the ranks that hold the same experts, and divides by the
-number of all ranks: with a loss that each rank multiplies by their number, the gradient is the one of a single process.
-That our experts are such is told to its engine, which knows its own kinds of layers only; at stage 3 parameters carry
-the marks of its AutoEP instead.
+DeepSpeed reduces parameters marked ``allreduce = False`` over the ranks that hold the same experts, and
+divides by the number of all ranks: with a loss that each rank multiplies by their number, the gradient is
+that of a single process. Its engine knows only its own expert layers, so it is told of ours; at stage 3
+parameters carry the marks of its AutoEP instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model.policy import Policy
 from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.shard.optimizer import MuonAdamW
 
-# What is used of DeepSpeed without being promised by it; met with 0.19.8
+# Private parts of DeepSpeed that are used; present in 0.19.8
 _GROUPS = ("_create_expert_and_data_parallel", "_get_expert_parallel_group", "_get_expert_data_parallel_group")
 _ZERO_1_2 = (
     *("round_robin_bit16_groups", "round_robin_bit16_offsets", "partition_size", "real_dp_process_group"),
@@ -30,13 +30,13 @@ _ZERO_3 = (
     *("fp16_groups", "sub_group_process_groups", "fp32_partitioned_groups_flat", "sub_group_to_group_id"),
     *("_partition_all_parameters", "_reassign_or_swap_out_partitioned_parameters", "persistent_parameters"),
 )
-PERSISTENT = 10_000  # elements of a parameter up to which ZeRO 3 keeps it whole: gathering it would be all latency
-_BUCKET = 50_000_000  # elements that are reduced at a time
+PERSISTENT = 10_000  # ZeRO 3 keeps smaller parameters whole: gathering them would be all latency
+_BUCKET = 50_000_000  # elements reduced at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertRanks:
-    """Expert parallelism: DeepSpeed's name, the ranks that share a layer's experts, those that hold the same ones."""
+    """Expert parallelism: DeepSpeed's group name, the ranks that share a layer's experts, and the replicas."""
 
     name: str
     split: dist.ProcessGroup
@@ -44,7 +44,7 @@ class ExpertRanks:
 
     @property
     def rank(self) -> int:
-        """Which share of the experts is here."""
+        """This rank's share of the experts."""
         return dist.get_rank(self.split)
 
     @property
@@ -54,7 +54,7 @@ class ExpertRanks:
 
 
 def expert_ranks(degree: int) -> ExpertRanks | None:
-    """The groups of this rank, made once in a process; None where the experts are not split."""
+    """The groups of this rank, created once per process; None without expert parallelism."""
     if degree == 1:
         return None
     from deepspeed.utils import groups
@@ -70,7 +70,7 @@ def expert_ranks(degree: int) -> ExpertRanks | None:
 
 
 def check_parts(owner: object, names: Sequence[str], what: str) -> None:
-    """RuntimeError where DeepSpeed's ``owner`` lacks what ``what`` is built on, which it promises nobody."""
+    """RuntimeError if DeepSpeed's ``owner`` lacks private parts that ``what`` needs."""
     import deepspeed
 
     if missing := [name for name in names if not hasattr(owner, name)]:
@@ -81,7 +81,7 @@ def check_parts(owner: object, names: Sequence[str], what: str) -> None:
 
 
 def mark_expert(parameter: nn.Parameter, ranks: ExpertRanks) -> None:
-    """Tell DeepSpeed over which ranks ``parameter`` is reduced (all stages), and partitioned (stage 3)."""
+    """Tell DeepSpeed the ranks over which ``parameter`` is reduced (all stages), and partitioned (stage 3)."""
     marks: dict[str, Any] = {
         "allreduce": False,
         "group_name": ranks.name,
@@ -96,9 +96,9 @@ def mark_expert(parameter: nn.Parameter, ranks: ExpertRanks) -> None:
 def make_optimizer(
     model: Policy, config: OptimizerConfig, *, zero: int, experts: ExpertRanks | None, shared: bool
 ) -> MuonAdamW:
-    """Muon and AdamW over ``model``; ``shared``: other ranks hold the same gradients. Under ZeRO DeepSpeed clips."""
+    """Muon and AdamW over ``model``; ``shared``: other ranks hold the same gradients."""
     lora = model.lora
-    # a product's factors are not orthogonalised: that would not orthogonalise the product
+    # orthogonalising a product's factors would not orthogonalise the product
     matrices, rest = ([], list(lora.parameters())) if lora else model.muon_parameters()
     split = [p for p in matrices if getattr(p, "allreduce", True) is False]
     return MuonAdamW(
@@ -138,7 +138,7 @@ def make_engine(model: Policy, optimizer: MuonAdamW, parallel: ParallelConfig, *
 
 
 def make_frozen_engine(model: Policy) -> Any:
-    """ZeRO 3 for a policy that is not trained: its weights lie spread over the ranks and are gathered when needed."""
+    """ZeRO 3 for a policy that is not trained: its weights are spread over the ranks and gathered on use."""
     import deepspeed
 
     config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": _stage3(model)}
@@ -150,7 +150,7 @@ def _stage3(model: Policy) -> dict[str, Any]:
         "stage": 3,
         "stage3_param_persistence_threshold": PERSISTENT,
     }
-    if model.layer_classes:  # a layer's weights come and go together, in one gathering, whichever module reads them
+    if model.layer_classes:  # gather a layer's weights together, whichever module reads them
         stage["leaf_module"] = {"classes": list(model.layer_classes)}
     return stage
 
@@ -171,13 +171,14 @@ def _config(model: Policy, parallel: ParallelConfig, grad_clip: float) -> dict[s
         zero["offload_optimizer"] = {"device": parallel.offload, "pin_memory": torch.cuda.is_available()}
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        "managed_gradient_accumulation": False,  # the number of micro-batches differs from step to step
-        # without ZeRO ours to do; left out, DeepSpeed would clip to 1, and the experts of each rank by themselves
+        "managed_gradient_accumulation": False,  # the number of micro-batches varies by step
+        # without ZeRO our optimiser clips; by default DeepSpeed would clip to 1, and each rank's experts
+        # separately
         "gradient_clipping": grad_clip if parallel.zero else 0.0,
         "zero_optimization": zero,
     }
     if model.config.weights_dtype == "bfloat16" and not model.lora:
-        # casts parameters, not buffers; a norm that is not finite is found by the caller, as in float32
+        # casts parameters, not buffers; the caller finds a norm that is not finite, as in float32
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     if parallel.zero:
         config |= {

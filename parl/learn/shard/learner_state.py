@@ -1,7 +1,8 @@
-"""A learner's state as named tensors: ``weights/NAME``, and ``optimizer/KEY/NAME`` for what the optimiser keeps of it.
+"""A learner's state as named tensors: ``weights/NAME``, and ``optimizer/KEY/NAME``.
 
-Names are the parameters', so the state belongs to no number of ranks. Where every rank holds all of it, each writes a
-share; where a rank holds a range of a tensor, it writes that (:class:`parl.learn.shard.parts.Piece`).
+Names are the parameters', so the state does not depend on the number of ranks. If every rank holds all of it,
+each writes a share; if a rank holds a range of a tensor, it writes that
+(:class:`parl.learn.shard.parts.Piece`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from parl.learn.shard.parts import Part, PartsReader, Piece, write_part
 def whole_pieces(model: nn.Module, optimizer: torch.optim.Optimizer, without: Collection[str] = ()) -> list[Piece]:
     """Parameters, persistent buffers and the optimiser's state, all whole, in one order on every rank.
 
-    ``without``: names that a checkpoint leaves out.
+    ``without``: names left out of checkpoints.
     """
     pieces = [Piece.whole(f"weights/{name}", tensor) for name, tensor in _kept(model, without).items()]
     for name, parameter in model.named_parameters():
@@ -31,7 +32,7 @@ def whole_pieces(model: nn.Module, optimizer: torch.optim.Optimizer, without: Co
 
 
 def share_of(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
-    """The pieces that ``rank`` writes of what all ranks hold: the largest first, to the rank with the least so far."""
+    """The pieces that ``rank`` writes of a state on all ranks: largest first, to the least loaded rank."""
     loads, mine = [0] * ranks, []
     for piece in sorted(pieces, key=lambda piece: -piece.values.nbytes):
         owner = loads.index(min(loads))
@@ -45,7 +46,7 @@ def share_of(pieces: list[Piece], rank: int, ranks: int) -> list[Piece]:
 def restore(
     model: nn.Module, optimizer: torch.optim.Optimizer, reader: PartsReader, without: Collection[str] = ()
 ) -> None:
-    """Take weights and optimiser over from ``reader``; ValueError when they are another model's."""
+    """Load weights and optimiser from ``reader``; ValueError if they are another model's."""
     state, names = _kept(model, without), dict(model.named_parameters())
     here = {name: tuple(tensor.shape) for name, tensor in state.items()}
     check_shapes(str(reader.folder), weight_shapes(reader), here)
@@ -63,7 +64,7 @@ def restore(
 
 
 def saved_weights(folder: Path, dtype: str = "float32") -> Weights:
-    """The policy that the checkpoint in ``folder`` holds: what is trained in ``dtype``, the rest in float32."""
+    """The policy in the checkpoint ``folder``: trained weights in ``dtype``, the rest in float32."""
     reader = PartsReader(folder)
     names = [name.removeprefix("weights/") for name in reader.names() if name.startswith("weights/")]
     trained = {name.split("/", 2)[2] for name in reader.names() if name.startswith("optimizer/")}
@@ -81,7 +82,7 @@ def weight_shapes(reader: PartsReader) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(source: str, there: dict[str, tuple[int, ...]], here: dict[str, tuple[int, ...]]) -> None:
-    """ValueError where ``source`` holds other weights than the model has."""
+    """ValueError if ``source`` holds other weights than the model."""
     wrong = [name for name in sorted(here.keys() | there) if there.get(name) != here.get(name)]
     if wrong:
         name = wrong[0]
@@ -89,7 +90,7 @@ def check_shapes(source: str, there: dict[str, tuple[int, ...]], here: dict[str,
 
 
 class Snapshot:
-    """A rank's part of the state in host memory, while it is written and the weights already move on."""
+    """A rank's part of the state in host memory, to be written while training continues."""
 
     def __init__(self, pieces: list[Piece], rank: int, ranks: int) -> None:
         self._pieces = [piece.copy() for piece in pieces]

@@ -1,8 +1,8 @@
 """Muon on matrices, AdamW on everything else, as one optimiser with two kinds of parameter groups.
 
-Muon: Jordan et al. 2024; update scaled to AdamW's size by 0.2 √max(n, m) as in Moonlight (arXiv 2502.16982, eq. 4) and
-Kimi K2. Stacks of matrices (experts) are orthogonalised one by one, batched. fp32 throughout. Ranks that hold the same
-gradients can share the work: each orthogonalises some of the matrices and sends them to the others.
+Muon: Jordan et al. 2024; updates scaled to AdamW's size by 0.2 √max(n, m) as in Moonlight (arXiv 2502.16982,
+eq. 4) and Kimi K2. Stacks of matrices (experts) are orthogonalised in batches. fp32 throughout. Ranks with
+the same gradients can share the work: each orthogonalises some of the matrices and sends them to the others.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def muon_scale(n: int, m: int) -> float:
-    """Size of an [n, m] matrix's update beside AdamW's."""
+    """Scale of an [n, m] matrix's update relative to AdamW's."""
     return 0.2 * max(n, m) ** 0.5
 
 
 def deal(matrices: list[Tensor], ranks: int) -> list[list[int]]:
-    """Which of ``matrices`` each rank orthogonalises: the costliest first, to the rank with the least so far."""
+    """Which of ``matrices`` each rank orthogonalises: costliest first, to the rank with the least so far."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
     costs = [0.0] * ranks
     prices = [matrix.numel() * min(matrix.shape[-2:]) for matrix in matrices]
@@ -51,10 +51,10 @@ def deal(matrices: list[Tensor], ranks: int) -> list[list[int]]:
 
 
 def orthogonalise_together(matrices: list[Tensor], group: dist.ProcessGroup | None = None) -> list[Tensor]:
-    """:func:`orthogonalise` of each, the work dealt out to the ranks, which must all hold the same ``matrices``.
+    """:func:`orthogonalise` of each, distributed over the ranks, which must all hold the same ``matrices``.
 
-    Every rank gets what one alone would compute, to the bit where the processors are alike: nothing is summed.
-    ``group``: the ranks, None for all.
+    Every rank gets what one alone would compute, bit-equal on equal processors: nothing is summed. ``group``:
+    the ranks, None for all.
     """
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     done: list[Tensor] = list(matrices)
@@ -72,17 +72,15 @@ def orthogonalise_together(matrices: list[Tensor], group: dist.ProcessGroup | No
 
 
 class NotFiniteLoss(FloatingPointError):
-    """The loss or its gradient was NaN or infinite; no weight was touched."""
+    """The loss or its gradient was NaN or infinite; no weight was changed."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Parameter groups carry ``muon: bool`` and ``lr``; betas and momentum are shared.
+    """Parameter groups have ``muon: bool`` and ``lr``; betas and momentum are shared.
 
-    ``muon_lr`` None: AdamW for the matrices, too.
-
-    ``experts`` are those that this rank holds of a stack; ``expert_groups``: DeepSpeed's name, the ranks that share the
-    stack, those that hold the same experts. ``grad_clip`` None: whoever calls clips. Under ZeRO parameters are flat
-    ranges, and :attr:`splits` says how their matrices become whole.
+    ``muon_lr`` None: AdamW for the matrices, too. ``experts``: this rank's part of a stack;
+    ``expert_groups``: DeepSpeed's name, the ranks that share the stack, the replicas. ``grad_clip`` None: the
+    caller clips. Under ZeRO parameters are flat ranges, and :attr:`splits` makes their matrices whole.
     """
 
     def __init__(
@@ -107,7 +105,7 @@ class MuonAdamW(torch.optim.Optimizer):
             {"params": list(rest), "muon": False, "lr": lr},
         ]
         self._share = share  # ranks with the same gradients (ZeRO 0) orthogonalise together
-        self._split_over, self._replicas = None, None  # ranks that share the experts, ranks that hold the same ones
+        self._split_over, self._replicas = None, None  # ranks that share the experts, replicas
         if expert_groups is not None:
             name, self._split_over, self._replicas = expert_groups
             moe = {"moe": True, "name": name}  # DeepSpeed's mark
@@ -119,10 +117,10 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update of every parameter that has a gradient, scaled to a global norm of at most ``grad_clip``.
+        """Update every parameter that has a gradient, clipped to a global norm of at most ``grad_clip``.
 
-        Clipping lives here because only here the gradient is complete: reduced over all ranks. A norm that is not
-        finite raises :class:`NotFiniteLoss` and touches nothing.
+        Clipping is here because the gradient is complete only here: reduced over all ranks. A norm that is
+        not finite raises :class:`NotFiniteLoss` and changes nothing.
         """
         if self.grad_clip is not None:
             self._clip(self.grad_clip)

@@ -1,8 +1,8 @@
-"""The learner's state on disk: parts, one a rank, that any number of ranks can read.
+"""The learner's state on disk: parts, one per rank, that any number of ranks can read.
 
-A part is a safetensors file of pieces. A piece is a range of a flattened tensor: the whole of it, what ZeRO leaves to
-a rank, and some experts of a stack are such ranges. So a reader needs to know nothing of the ranks that wrote: it asks
-for tensors, or for ranges of them. The header says how many parts belong together.
+A part is a safetensors file of pieces. A piece is a range of a flattened tensor: all of it, a rank's range
+under ZeRO, or some experts of a stack. A reader asks for tensors or ranges and need not know the ranks that
+wrote them. The header says how many parts belong together.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Piece:
 
 @dataclass(slots=True, kw_only=True)
 class Part:
-    """What the manifest says of a part's file."""
+    """A manifest's entry of a part's file."""
 
     file: str
     bytes: int
@@ -67,7 +67,7 @@ def part_name(rank: int) -> str:
 
 
 def write_part(folder: Path, rank: int, ranks: int, pieces: Sequence[Piece]) -> Part:
-    """Write and flush the part of ``rank``; OSError when the disk is full. Nothing is copied in memory."""
+    """Write and flush the part of ``rank``; OSError if the disk is full. Copies nothing in memory."""
     shapes = {piece.name: list(piece.shape) for piece in pieces}
     header: dict[str, object] = {"__metadata__": {"ranks": str(ranks), "shapes": json.dumps(shapes)}}
     end = 0
@@ -84,7 +84,7 @@ def write_part(folder: Path, rank: int, ranks: int, pieces: Sequence[Piece]) -> 
             for place in range(0, len(view), _CHUNK):
                 chunk = view[place : place + _CHUNK]
                 digest.update(chunk)
-                while len(chunk):  # an unbuffered write may take less than it is given
+                while len(chunk):  # an unbuffered write may write less than asked
                     chunk = chunk[file.write(chunk) :]
         os.fsync(file.fileno())
     return Part(file=path.name, bytes=8 + len(text) + end, sha256=digest.hexdigest())
@@ -107,7 +107,7 @@ def damage(folder: Path, part: Part) -> str | None:
 
 
 class PartsReader:
-    """The parts in ``folder`` as whole tensors. FileNotFoundError without any, ValueError when some are missing."""
+    """The parts in ``folder`` as whole tensors. FileNotFoundError: none, ValueError: some are missing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -131,11 +131,11 @@ class PartsReader:
         return sorted(self.shapes)
 
     def read(self, name: str) -> Tensor:
-        """The tensor ``name``, whole; KeyError when it is not there."""
+        """The tensor ``name``, whole; KeyError if it is missing."""
         return self.range(name, 0, math.prod(self.shapes[name])).view(self.shapes[name])
 
     def range(self, name: str, start: int, stop: int) -> Tensor:
-        """Elements ``start`` to ``stop`` of the flattened ``name``: [stop - start]; only these are read."""
+        """Elements ``start`` to ``stop`` of the flattened ``name``: [stop - start]; reads only these."""
         found, at = [], start
         for first, path, key in sorted(self._places[name]):
             if first > at or (at >= stop and found):
@@ -144,7 +144,7 @@ class PartsReader:
                 piece = part.get_slice(key)
                 last = min(first + piece.get_shape()[0], stop)
                 if last > at or start == stop:
-                    found.append(piece[at - first : max(last, at) - first])  # of an empty range for its dtype
+                    found.append(piece[at - first : max(last, at) - first])  # an empty range still gives the dtype
                     at = max(last, at)
         if at < stop:
             raise ValueError(f"{self.folder}: elements {at} to {stop} of {name} are in no part")

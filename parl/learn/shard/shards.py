@@ -1,8 +1,8 @@
-"""A rank's share of the policy and of the optimiser's state: ZeRO 0 to 3, with expert parallelism or without.
+"""A rank's share of the policy and of the optimiser's state: ZeRO 0 to 3, with or without expert parallelism.
 
-Whatever the stage, the optimiser's tensors are ranges of parameters (:class:`~parl.learn.shard.split_muon.Span`): one
-whole parameter at stage 0, a flat piece of many at 1 and 2, a slice of each at 3. The rest needs nothing else: Muon on
-whole matrices, weights out and in, and a state in pieces that any number of ranks and any stage can read.
+At any stage, the optimiser's tensors are ranges of parameters (:class:`~parl.learn.shard.split_muon.Span`):
+one whole parameter at stage 0, a flat piece of many at 1 and 2, a slice of each at 3. Muon on whole matrices,
+weights out and in, and a state readable by any number of ranks at any stage are built on these.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from parl.learn.shard.learner_state import check_shapes, weight_shapes
 from parl.learn.shard.parts import PartsReader, Piece
 from parl.learn.shard.split_muon import Span, SplitMuon
 
-_GATHERED = 64 * 2**20  # elements that ZeRO 3 puts together at a time when weights are read
+_GATHERED = 64 * 2**20  # elements that ZeRO 3 gathers at a time when weights are read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flat:
-    """One of the optimiser's tensors and what lies in it."""
+    """One of the optimiser's tensors and the parameters in it."""
 
     tensor: Tensor
     spans: list[Span]
-    group: dist.ProcessGroup | None  # ranks that hold the spans together; None: each holds them whole
+    group: dist.ProcessGroup | None  # ranks that share the spans; None: each holds them whole
 
     def range(self, span: Span) -> tuple[int, int]:
-        """The elements of ``span`` that lie on this rank."""
+        """The elements of ``span`` on this rank."""
         return span.cuts[0 if self.group is None else dist.get_rank(self.group)]
 
     def view(self, span: Span, tensor: Tensor) -> Tensor:
-        """Those elements in ``tensor``, which is laid out as this one: flat."""
+        """Those elements in ``tensor``, which has the same flat layout."""
         start, stop = self.range(span)
         return tensor.detach().view(-1)[span.offset : span.offset + stop - start]
 
 
 class Pieces(Protocol):
-    """Where a state is read from; ``shapes`` are those of the whole tensors."""
+    """A source of state; ``shapes`` are those of the whole tensors."""
 
     shapes: dict[str, tuple[int, ...]]
 
@@ -59,7 +59,7 @@ class Pieces(Protocol):
 
 
 class Shards:
-    """Makes optimiser and engine over ``model`` on every rank. Where ranks share, each method is called by all."""
+    """Creates optimiser and engine over ``model`` on every rank. If ranks share, all must call each method."""
 
     def __init__(self, model: Policy, optimizer: OptimizerConfig, parallel: ParallelConfig, *, ranks: int) -> None:
         self.model, self.zero = model, parallel.zero
@@ -94,7 +94,7 @@ class Shards:
         return Span(name=name, shape=self._shapes[name], offset=0, cuts=((0, parameter.numel()),))
 
     def _flat_ranges(self) -> Iterator[tuple[Flat, bool]]:
-        """ZeRO 1 and 2: each group of parameters end to end, cut in equal ranges."""
+        """ZeRO 1 and 2: each group of parameters concatenated, split in equal ranges."""
         zero = self.engine.optimizer
         for i, parameters in enumerate(zero.round_robin_bit16_groups):
             size, group = zero.partition_size[i], zero.real_dp_process_group[i]
@@ -109,7 +109,7 @@ class Shards:
             yield flat, self.optimizer.param_groups[i]["muon"]
 
     def _slices(self) -> Iterator[tuple[Flat, bool]]:
-        """ZeRO 3: of each parameter the same share, padded at the end."""
+        """ZeRO 3: the same share of each parameter, padded at the end."""
         zero = self.engine.optimizer
         for i, parameters in enumerate(zero.fp16_groups):
             group, offset, spans = zero.sub_group_process_groups[i], 0, []
@@ -125,7 +125,7 @@ class Shards:
     # ---------------------------------------------------------------- steps
 
     def step(self) -> float:
-        """Reduce gradients over the ranks, clip, update; the norm before clipping, without an update if not finite."""
+        """Reduce gradients over the ranks, clip, update if finite; returns the norm before clipping."""
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if self.zero else self.optimizer.grad_norm
 
@@ -133,7 +133,7 @@ class Shards:
 
     @contextmanager
     def whole(self, parameters: list[nn.Parameter], *, change: bool = True) -> Iterator[None]:
-        """``parameters`` whole on this rank for the time of the block; every rank makes the same change, or none."""
+        """``parameters`` whole on this rank inside the block; every rank makes the same change, or none."""
         import deepspeed
 
         gather, rank = deepspeed.zero.GatheredParameters, 0 if change else None
@@ -143,7 +143,7 @@ class Shards:
             self.engine.optimizer.refresh_fp32_params()
 
     def export(self) -> Weights:
-        """What :func:`model.decoder.export_weights` gives, of the whole policy, on rank 0; nothing elsewhere."""
+        """:func:`model.decoder.export_weights` of the whole policy, on rank 0; nothing elsewhere."""
         if not self.shared:
             return export_weights(self.model)
         found: Weights = {}
@@ -160,7 +160,7 @@ class Shards:
         return found
 
     def _portions(self) -> Iterator[list[str]]:
-        """Names of parameters, few enough to hold whole at a time."""
+        """Names of parameters in portions that fit in memory."""
         portion, held = [], 0
         for name, shape in self._shapes.items():
             count = int(np.prod(shape))
@@ -172,7 +172,7 @@ class Shards:
         yield portion
 
     def _all_experts(self, name: str, value: Tensor) -> Tensor:
-        """The whole stack of a parameter of which each rank holds some experts."""
+        """The whole stack of a parameter whose experts are split over ranks."""
         if self.experts is None or name not in self._cut:
             return value
         parts = [torch.empty_like(value) for _ in range(self.experts.ranks)]
@@ -180,16 +180,16 @@ class Shards:
         return torch.cat(parts)
 
     def _buffers(self) -> dict[str, Tensor]:
-        """What is no parameter and yet part of the policy: the routers' correction biases."""
+        """Parts of the policy that are not parameters: the routers' correction biases."""
         return {name: b for name, b in self.model.state_dict().items() if name not in self._shapes}
 
     def load_weights(self, weights: Weights) -> None:
-        """Replace everything that the state dict holds; the optimiser's memory stays. ValueError: another model's."""
+        """Replace the whole state dict; the optimiser's state stays. ValueError: another model's."""
         check_shapes("these weights", {n: array.shape for n, array in weights.items()}, self._whole_shapes())
         self._take(_Arrays(weights))
 
     def frozen(self, weights: Weights) -> Policy:
-        """Another policy with ``weights``, never trained, that the ranks share in the same way."""
+        """Another policy with ``weights``, never trained, shared by the ranks in the same way."""
         model = family_of(self.model.config).policy(self.model.config)
         fill(model, weights)
         if self.experts is not None:
@@ -197,13 +197,13 @@ class Shards:
                 mark_expert(model.get_parameter(name), self.experts)
         model.requires_grad_(False)
         if self.zero == 3:
-            self._frozen_engine = make_frozen_engine(model)  # gathers the weights as they are needed
+            self._frozen_engine = make_frozen_engine(model)  # gathers the weights on use
         return model
 
     # ---------------------------------------------------------------- state
 
     def pieces(self) -> list[Piece]:
-        """What this rank writes: ``weights/NAME``, ``optimizer/KEY/NAME``; over all ranks every element once."""
+        """What this rank writes: ``weights/NAME``, ``optimizer/KEY/NAME``; together every element once."""
         out = []
         for flat in self._flats:
             state = {f"optimizer/{key}": value for key, value in self.optimizer.state.get(flat.tensor, {}).items()}
@@ -221,7 +221,7 @@ class Shards:
         return out
 
     def _frozen(self) -> dict[str, nn.Parameter]:
-        """Parameters that the optimiser knows nothing of."""
+        """Parameters outside the optimiser."""
         held = {span.name for flat in self._flats for span in flat.spans}
         return {name: self.model.get_parameter(name) for name in self._shapes if name not in held}
 
@@ -241,7 +241,7 @@ class Shards:
         return [Piece(name=name, shape=self._full(span), start=first, values=flat.view(span, value))]
 
     def _shift(self, span: Span) -> int:
-        """Elements of other ranks' experts that stand before this rank's."""
+        """Elements of other ranks' experts before this rank's."""
         if self.experts is None or span.name not in self._cut:
             return 0
         return self.experts.rank * int(np.prod(span.shape))
@@ -251,13 +251,13 @@ class Shards:
         return (span.shape[0] * self.experts.ranks, *span.shape[1:]) if cut and self.experts else span.shape
 
     def _whole_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all that the state dict holds, experts of other ranks included."""
+        """Shapes of the whole state dict, experts of other ranks included."""
         ranks = self.experts.ranks if self.experts is not None else 1
         shapes = {n: (s[0] * ranks, *s[1:]) if n in self._cut else s for n, s in self._shapes.items()}
         return shapes | {name: tuple(buffer.shape) for name, buffer in self._buffers().items()}
 
     def restore(self, source: PartsReader) -> None:
-        """Take weights and optimiser over from ``source``, whoever wrote it; ValueError when it is another model's."""
+        """Load weights and optimiser from ``source``; ValueError if it is another model's."""
         check_shapes(str(source.folder), weight_shapes(source), self._whole_shapes())
         self._take(source, "weights/")
         self.optimizer.state.clear()
@@ -296,7 +296,7 @@ class Shards:
                 flat.view(span, tensor).copy_(values)
 
     def _publish(self) -> None:
-        """Let the model's parameters follow the optimiser's tensors."""
+        """Copy the optimiser's tensors to the model's parameters."""
         zero = self.engine.optimizer
         if self.zero in (1, 2):
             zero.update_lp_params()
@@ -309,7 +309,7 @@ class Shards:
 
 
 class _Arrays:
-    """Weights in the form in which a state is read."""
+    """Weights as a source of state."""
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights

@@ -1,9 +1,9 @@
-"""Muon where ranks hold ranges of the parameters, as ZeRO leaves them: matrices become whole for Newton-Schulz only.
+"""Muon over ranges of parameters, as under ZeRO: matrices are made whole for Newton-Schulz only.
 
-A matrix that lies whole on one rank is orthogonalised there and nowhere else; with stacks of experts that is nearly all
-of the work. One that is cut over ranks is put together on all of them, orthogonalised by the rank to which it is dealt,
-and its update handed back. Putting together is a sum with zeros elsewhere, so every element keeps its bits, and at most
-``_BUCKET`` elements lie whole at a time (a larger matrix alone).
+A matrix that lies whole on one rank is orthogonalised there; with stacks of experts that is nearly all of the
+work. A matrix that is cut over ranks is assembled on all of them, orthogonalised by one rank, and its update
+sent back. Assembling is a sum with zeros elsewhere, so every element keeps its bits, and at most ``_BUCKET``
+elements are whole at a time (a larger matrix alone).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _BUCKET = 16 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Parameter ``name`` in an optimiser's flat tensor that a group of ranks holds together."""
+    """Parameter ``name`` in an optimiser's flat tensor that a group of ranks shares."""
 
     name: str
     shape: tuple[int, ...]  # of the parameter on this rank: with expert parallelism, of its experts
     offset: int  # of its first element on this rank, within this rank's tensor
-    cuts: tuple[tuple[int, int], ...]  # the range of its elements that each rank of the group holds
+    cuts: tuple[tuple[int, int], ...]  # the range of its elements on each rank of the group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """Whole matrices [count, n, m] that lie one after the other from ``offset`` on."""
+    """Consecutive whole matrices [count, n, m] from ``offset``."""
 
     offset: int
     count: int
@@ -53,7 +53,7 @@ class _Cut:
 
 
 class SplitMuon:
-    """The update of one flat tensor of matrices; all ranks of ``group`` call it together."""
+    """The update of one flat tensor of matrices; all ranks of ``group`` must call it."""
 
     def __init__(self, spans: list[Span], group: dist.ProcessGroup, device: torch.device) -> None:
         self._group, self._device, self._rank = group, device, dist.get_rank(group)
@@ -77,12 +77,12 @@ class SplitMuon:
             start, stop = max(mine, first), max(min(end, first + size), max(mine, first))
             offset = span.offset + start - mine
             self._cuts.append(_Cut(n=n, m=m, owner=owner, offset=offset, start=start - first, stop=stop - first))
-        if whole:  # neighbours: this rank's range is one piece
+        if whole:  # neighbours: this rank's range is contiguous
             begin = span.offset - mine + math.ceil(mine / size) * size
             self._runs.append(_Run(offset=begin, count=whole, n=n, m=m))
 
     def update(self, ahead: Tensor) -> Tensor:
-        """What to subtract, learning rate aside, from this rank's tensor for its look-ahead ``ahead``, both flat."""
+        """The update, before the learning rate, of this rank's flat tensor for its look-ahead ``ahead``."""
         out = torch.zeros_like(ahead)
         for run in self._runs:
             part = slice(run.offset, run.offset + run.count * run.n * run.m)
