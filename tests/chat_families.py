@@ -105,3 +105,78 @@ ARGUMENTS = [
     ("look", {"place": ""}),
 ]
 RESULTS = ["7 <|im_end|> <tool_response>", "", "Zeile 1\nZeile 2 日本語"]
+QWEN3_6 = Family(name="qwen3.6", template="qwen3_6", special=CHATML, words=(*CALLS, "<think>", "</think>"))
+GLM = Family(
+    name="glm4.5",
+    template="glm4moe",
+    special=("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    words=(*CALLS, "<think>", "</think>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    config=(("eos_token", "<|endoftext|>"),),
+)
+GPT_OSS = Family(
+    name="gpt-oss",
+    template="gptoss",
+    special=(
+        *("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>"),
+        *("<|message|>", "<|call|>"),
+    ),
+    config=(("bos_token", "<|startoftext|>"), ("eos_token", "<|return|>")),
+)
+DEEPSEEK = Family(
+    name="deepseek-v3",
+    template="deepseekv3",
+    special=("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    words=(
+        *("<｜User｜>", "<｜Assistant｜>", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>"),
+        *("<｜tool▁call▁end｜>", "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>"),
+        *("<｜tool▁output▁end｜>", "<｜tool▁sep｜>", "<think>", "</think>"),
+    ),
+    config=(("bos_token", "<｜begin▁of▁sentence｜>"), ("eos_token", "<｜end▁of▁sentence｜>")),
+)
+MISTRAL = Family(  # the shape of Mistral's templates (v3), in few words
+    name="mistral",
+    template=(
+        "{%- if messages[0].role == 'system' %}{%- set first = messages[0].content %}{%- set talk = messages[1:] %}"
+        "{%- else %}{%- set first = '' %}{%- set talk = messages %}{%- endif %}{{- bos_token }}"
+        "{%- set users = talk | selectattr('role', 'equalto', 'user') | list %}"
+        "{%- for m in talk %}{%- if m.role == 'user' %}"
+        "{%- if tools and m == users[-1] %}{{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}"
+        "{%- endif %}{{- '[INST]' + (first + '\n\n' if first and loop.first else '') + m.content + '[/INST]' }}"
+        "{%- elif m.role == 'tool' %}{{- '[TOOL_RESULTS]' + ({'content': m.content, 'call_id': m.tool_call_id} | tojson)"  # noqa: E501
+        " + '[/TOOL_RESULTS]' }}"
+        "{%- elif m.tool_calls %}{{- '[TOOL_CALLS][' }}{%- for c in m.tool_calls %}{%- if c.id | length != 9 %}"
+        "{{- raise_exception('ids have nine characters') }}{%- endif %}{{- '{\"name\": \"' + c.function.name + '\", "
+        '"arguments": \' + (c.function.arguments | tojson) + \', "id": "\' + c.id + \'"}\' }}'
+        "{%- if not loop.last %}{{- ', ' }}{%- endif %}{%- endfor %}{{- ']' + eos_token }}"
+        "{%- else %}{{- m.content + eos_token }}{%- endif %}{%- endfor %}"
+    ),
+    special=(
+        *("<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]"),
+        *("[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+    ),
+    config=(("bos_token", "<s>"), ("eos_token", "</s>")),
+)
+LLAMA = Family(  # the shape of Llama 3's templates with tools, in few words
+    name="llama3",
+    template=(
+        "{{- bos_token }}{%- if messages[0].role == 'system' %}{{- '<|start_header_id|>system<|end_header_id|>\n\n' + "
+        "messages[0].content | trim + '<|eot_id|>' }}{%- set messages = messages[1:] %}{%- endif %}"
+        "{%- for m in messages %}{%- if m.role == 'tool' %}{{- '<|start_header_id|>ipython<|end_header_id|>\n\n' + "
+        "(m.content | tojson) + '<|eot_id|>' }}"
+        "{%- elif m.tool_calls %}{%- if m.tool_calls | length > 1 %}{{- raise_exception('one call at once') }}{%- endif %}"  # noqa: E501
+        "{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' + '{\"name\": \"' + m.tool_calls[0].function.name + "
+        "'\", \"parameters\": ' + (m.tool_calls[0].function.arguments | tojson) + '}' + '<|eot_id|>' }}"
+        "{%- else %}{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' }}"
+        "{%- if loop.first and tools %}{{- 'Functions:\n\n' }}{%- for t in tools %}{{- t | tojson(indent=4) + '\n\n' }}"
+        "{%- endfor %}{%- endif %}{{- m.content | trim + '<|eot_id|>' }}{%- endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+    ),
+    special=("<|begin_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+    config=(("bos_token", "<|begin_of_text|>"), ("eos_token", "<|eot_id|>")),
+)
+BRIDGED = (QWEN2_5, QWEN3, QWEN3_2507, QWEN3_6, GLM, GPT_OSS, DEEPSEEK, MISTRAL, LLAMA)
+READERS = {
+    "qwen2.5": "hermes", "qwen3": "hermes", "qwen3-2507": "hermes", "qwen3.6": "coder", "glm4.5": "glm",
+    "gpt-oss": "harmony", "deepseek-v3": "deepseek", "mistral": "mistral", "llama3": "llama",
+}  # fmt: skip
+SINGLE = (GPT_OSS, LLAMA)  # one call a turn

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 Piece = tuple[str, bool]  # text, and whether the format wrote it as one control token
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
-FormatName = Literal["auto", "kimi", "hermes", "hermes-short"]  # see model.chat.choose
+FormatName = Literal["auto", "kimi", "hermes", "hermes-short", "template"]  # see model.chat.choose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

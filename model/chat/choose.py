@@ -5,6 +5,7 @@
 ``kimi``        Kimi K2.5's format
 ``hermes``      ChatML with ``<tool_call>`` JSON: Qwen2.5, Qwen3, SmolLM2; tools declared by their JSON schemas
 ``hermes-short`` the same with one line a tool, which a policy has to be taught
+``template``    the model's own Jinja template, where turns can be appended and a reader knows its calls
 =============== ================================================================================================
 """
 
@@ -15,6 +16,7 @@ from typing import Any, get_args
 
 from model.chat.base import ChatFormat, FormatName
 from model.chat.bridge.jinja import render
+from model.chat.bridge.template import TemplateChat
 from model.chat.hermes import HermesChat, Reasoning
 from model.chat.hermes_parser import IM_END, IM_START
 from model.chat.kimi import KimiChat, join
@@ -55,11 +57,12 @@ def chat_format(name: str, tokenizer: Any | None, *, thinking: bool = False) -> 
         "kimi": lambda: KimiChat(tokenizer, thinking=thinking),
         "hermes": lambda: hermes(tokenizer, thinking=thinking),
         "hermes-short": lambda: hermes(tokenizer, thinking=thinking, lines=True),
+        "template": lambda: TemplateChat(tokenizer, thinking=thinking),
     }
     if name != "auto":
         return makers[name]()
     reasons = []
-    for kind in ("kimi", "hermes"):
+    for kind in ("kimi", "hermes", "template"):
         try:
             if kind == "hermes" and (fault := disagreement(tokenizer)):
                 raise ValueError(fault)
