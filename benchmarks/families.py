@@ -1,6 +1,6 @@
 """Decoders of transformers as policies, against transformers itself: what differs, family by family.
 
-    python benchmarks/families.py [--only llama qwen3_moe] [--json FILE]
+    python benchmarks/families.py [--only llama qwen3_moe] [--one-process] [--json FILE]
 
 Each row is a family at a tiny random size, a check, the largest difference found and what is tolerated. The reference
 is transformers' own model with its plain attention and experts, each row by itself.
@@ -83,6 +83,7 @@ def shape_of(family: str) -> HfShape:
 
 def policy_of(family: str) -> HfPolicy:
     """A policy with weights that make its logits differ widely, gains and biases that are not the neutral ones."""
+    torch.manual_seed(0)
     policy, draw = HfPolicy(shape_of(family)), torch.Generator().manual_seed(0)
     for tensor in policy.state_dict().values():
         noise = torch.randn(tensor.shape, generator=draw)
@@ -258,17 +259,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--one-process", action="store_true", help="leave out the learner's two ranks")
     arguments = parser.parse_args()
     rows = []
     for family in arguments.only:
-        for check in checks_of(family).values():
-            row = check(family)
-            rows.append({**asdict(row), "ok": row.ok})
-            print(f"{family:14} {row.check:24} {row.value:9.1e}  of {row.tolerance:.0e}  {'ok' if row.ok else 'BAD'}")
+        rows += [_shown(check(family)) for check in checks_of(family).values()]
+    if not arguments.one_process:
+        from benchmarks.families_ranks import ranks
+
+        rows += [_shown(row) for row in ranks(arguments.only)]
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    if not all(row["ok"] for row in rows):
+        arguments.json.write_text(json.dumps([{**asdict(row), "ok": row.ok} for row in rows], indent=1) + "\n")
+    if not all(row.ok for row in rows):
         raise SystemExit(1)
+
+
+def _shown(row: Row) -> Row:
+    print(f"{row.family:14} {row.check:24} {row.value:9.1e}  of {row.tolerance:.0e}  {'ok' if row.ok else 'BAD'}")
+    return row
 
 
 if __name__ == "__main__":
