@@ -93,7 +93,7 @@ def single(family: str) -> Weights:
 
 
 def work(rank: int, port: int, folder: Path, families: list[str]) -> None:
-    """A rank's process: every layout of every family; the first writes the weights, and how far a resumed run is off."""
+    """A rank's process, for each family and layout: what it loads, the weights after the steps and, resumed, again."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # of collectives that DeepSpeed calls by their old names
     ds_engine.PERSISTENT = 0  # of so small a model ZeRO 3 would keep everything whole
