@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu_rows import Bench, deviation
+from model.blocks import rotary
 from model.blocks.gate import gate_logits
 from model.kernels import ops
 
@@ -48,6 +49,18 @@ def dense(bench: Bench) -> None:
     _row(bench, "activation", f"T{tokens} I{width}", ops.swiglu, _torch_swiglu, [normal(tokens, 2 * width)], 6e-3)
     inputs = [normal(tokens, hidden), normal(experts, hidden, scale=0.02)]
     _row(bench, "gate", f"T{tokens} E{experts} D{hidden}", gate_logits, _wide_gate, inputs, 6e-3)
+    heads, head, rotated = (2, 24, 8) if small else (16, 192, 64)
+    tables = [table.to(bench.device) for table in rotary.tables(rotary.frequencies(rotated, 5e4), tokens // 4)]
+
+    def plain(x: Tensor) -> Tensor:
+        kept, tail = x.unflatten(-1, (heads, head)).split((head - rotated, rotated), dim=-1)
+        return torch.cat((kept, rotary.rotate(tail, *(table[:, None] for table in tables))), dim=-1).flatten(-2)
+
+    def turned(x: Tensor) -> Tensor:  # in place, so on a copy
+        return plain(x) if small else rotary.rotate_tails(x.clone(), head, *tables, True)
+
+    queries = normal(4, tokens // 4, heads * head)
+    _row(bench, "rotation of queries", f"T{tokens} H{heads} R{rotated}", turned, plain, [queries], 6e-3)
     shape, logits = f"M{rows} V{vocabulary}", normal(rows, vocabulary, scale=3.0)
     _row(bench, "log-probs", shape, lambda x: ops.token_logprobs(x, targets)[0], torch_logprobs, [logits], 6e-3)
 

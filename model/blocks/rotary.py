@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,32 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool = True) -> Tens
         return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
     a, b = x[..., 0::2], x[..., 1::2]
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+def rotate_tails(x_BTW: Tensor, width: int, cos_TR: Tensor, sin_TR: Tensor, interleave: bool) -> Tensor:
+    """:func:`rotate` of the last R of each head's ``width`` on a GPU, in place: [B, T, heads · width].
+
+    What wrote ``x_BTW`` must not need it for its gradient, which holds for a matrix product.
+    """
+    return _Tails.apply(x_BTW, width, cos_TR, sin_TR, interleave)
+
+
+class _Tails(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BTW: Tensor, width: int, cos_TR: Tensor, sin_TR: Tensor, interleave: bool) -> Tensor:
+        from model.kernels.triton import rotate_tails_
+
+        ctx.save_for_backward(cos_TR, sin_TR)
+        ctx.width, ctx.interleave = width, interleave
+        ctx.mark_dirty(x_BTW)
+        rotate_tails_(x_BTW.view(-1, x_BTW.shape[-1] // width, width), cos_TR, sin_TR, interleave, back=False)
+        return x_BTW
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTW: Tensor) -> tuple[Tensor | None, ...]:
+        from model.kernels.triton import rotate_tails_
+
+        grad = grad_BTW.clone(memory_format=torch.contiguous_format)
+        heads = grad.view(-1, grad.shape[-1] // ctx.width, ctx.width)
+        rotate_tails_(heads, *ctx.saved_tensors, ctx.interleave, back=True)
+        return grad, None, None, None, None

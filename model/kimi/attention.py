@@ -17,7 +17,7 @@ from model.blocks import rotary
 from model.blocks.attention import causal_attention, max_logits, runs
 from model.blocks.norms import RMSNorm
 from model.blocks.recompute import recomputing
-from model.blocks.rotary import rotate
+from model.blocks.rotary import rotate, rotate_tails
 from model.kimi.config import ModelConfig
 
 
@@ -111,14 +111,11 @@ class LatentAttention(nn.Module):
         rows, length, _ = x_BTD.shape
         heads = c.num_attention_heads
         lengths = lengths or [length] * rows
-        q_BTHQ = self.query(x_BTD).view(rows, length, heads, c.qk_head_dim)
-        q_nope, q_rope = q_BTHQ.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
         latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split((c.kv_lora_rank, c.qk_rope_head_dim), dim=-1)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(rows, length, heads, -1)
         k_nope, value = kv.split((c.qk_nope_head_dim, c.v_head_dim), dim=-1)
-        q_rope = rotate(q_rope, cos_TR[:, None], sin_TR[:, None], c.rope_interleave)
         k_rope = rotate(k_rope, cos_TR, sin_TR, c.rope_interleave)[:, :, None].expand(-1, -1, heads, -1)
-        query = torch.cat((q_nope, q_rope), dim=-1).flatten(0, 1)
+        query = self._queries(x_BTD, cos_TR, sin_TR)
         key = torch.cat((k_nope, k_rope), dim=-1).flatten(0, 1)
         if real_BT is not None and not recomputing():
             self._collect(query.detach(), key.detach(), real_BT.flatten(), lengths)
@@ -128,6 +125,17 @@ class LatentAttention(nn.Module):
         scale = c.softmax_scale if c.rope_scaling else None
         out = causal_attention(query, key, value.flatten(0, 1), lengths, scale)
         return self.o_proj(out[..., : c.v_head_dim].reshape(rows, length, -1))
+
+    def _queries(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+        """Rotated queries [B T, H, N + R]."""
+        c, query = self.config, self.query(x_BTD)
+        if query.is_cuda and query.dtype != torch.float64:
+            query = rotate_tails(query, c.qk_head_dim, cos_TR, sin_TR, c.rope_interleave)
+            return query.view(-1, c.num_attention_heads, c.qk_head_dim)
+        q_BTHQ = query.view(*x_BTD.shape[:2], c.num_attention_heads, c.qk_head_dim)
+        q_nope, q_rope = q_BTHQ.split((c.qk_nope_head_dim, c.qk_rope_head_dim), dim=-1)
+        q_rope = rotate(q_rope, cos_TR[:, None], sin_TR[:, None], c.rope_interleave)
+        return torch.cat((q_nope, q_rope), dim=-1).flatten(0, 1)
 
     def _collect(self, query_THQ: Tensor, key_THQ: Tensor, real_T: Tensor, lengths: Sequence[int]) -> None:
         """Raise ``max_logit_H`` to the largest logits of these rows."""

@@ -9,6 +9,7 @@ from model.kernels.triton.expert_grad import expert_mlp_bwd
 from model.kernels.triton.expert_mlp import expert_mlp_fwd
 from model.kernels.triton.fake_quant import fake_quant_int4_g32
 from model.kernels.triton.logprobs import token_logprobs_bwd, token_logprobs_fwd
+from model.kernels.triton.rotary import rotate_tails_
 from model.kernels.triton.route import route_bwd, route_fwd
 from model.kernels.triton.swiglu import swiglu_bwd, swiglu_fwd
 
@@ -17,6 +18,7 @@ __all__ = [
     "expert_mlp_bwd",
     "expert_mlp_fwd",
     "fake_quant_int4_g32",
+    "rotate_tails_",
     "route_bwd",
     "route_fwd",
     "swiglu_bwd",

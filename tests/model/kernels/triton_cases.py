@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import model.kernels.triton as kernels
+from model.blocks import rotary
 from model.kernels import reference
 from model.kernels.triton import settings
 from model.kimi import int4
@@ -135,6 +136,24 @@ def test_the_dense_activation_and_its_gradient_are_the_specification(rows: int, 
     for got, exact_ in zip(given, wide, strict=True):
         assert got.dtype == dtype and got.shape == exact_.shape
         assert (got.double() - exact_).norm() <= tolerance * exact_.norm()
+
+
+@pytest.mark.parametrize("near", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "width", "rotated", "positions"), [(0, 2, 8, 4, 3), (6, 3, 12, 4, 3), (5, 4, 8, 8, 5)]
+)
+def test_rotated_tails_are_those_of_the_plain_rotation(tokens, heads, width, rotated, positions, near):
+    g = seeded(tokens + width)
+    x = torch.randn(tokens, heads, width, generator=g)
+    cos, sin = rotary.tables(rotary.frequencies(rotated, 1e4), positions)
+    place = torch.arange(tokens) % positions
+    tail = rotary.rotate(x[..., width - rotated :], cos[place][:, None], sin[place][:, None], near)
+    turned = x.clone()
+    given = to(turned, cos, sin)
+    kernels.rotate_tails_(*given, near, back=False)
+    torch.testing.assert_close(given[0].cpu(), torch.cat((x[..., : width - rotated], tail), -1), rtol=1e-6, atol=1e-6)
+    kernels.rotate_tails_(*given, near, back=True)
+    torch.testing.assert_close(given[0].cpu(), x, rtol=1e-6, atol=1e-6)
 
 
 # ---------------------------------------------------------------- dispatch
