@@ -1,1 +1,1 @@
-"""The machine under a run: Ray, memory, death and hangs."""
+"""The machine under a run: Ray, memory, dead and hung processes."""

@@ -1,8 +1,8 @@
-"""Ray: starting and stopping it, and the actors that a run is made of.
+"""Ray: starting, stopping, and the actors of a run.
 
-A one-machine run listens on loopback alone, asks everybody for a token that it made for itself, and keeps its files
-in a folder that only its user can enter. Every wait has a deadline. The learner's or the driver's death ends the run
-with the first traceback; engines and rollout workers are started again by their owner (``parl.collect.collector``).
+A one-machine run listens on loopback only, with a token of its own, and keeps its files in a private folder.
+Every wait has a deadline. The learner's or the driver's death ends the run with the first traceback; engines
+and rollout workers are restarted by their owner (``parl.collect.collector``).
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from rollouts.beat import GROUP, Beating
 _ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_prestart_worker_first_driver": "0",  # idle processes that no actor here can use
-    "RAY_worker_niceness": "0",  # Ray would let every other process on the machine go first
+    "RAY_prestart_worker_first_driver": "0",  # idle processes that no actor can use here
+    "RAY_worker_niceness": "0",  # otherwise every other process has priority
     "DS_ACCELERATOR": "cpu",
 }
 _JOIN_S = 30.0
-_PEERS_S = 5.0  # what a lost rank's end takes to be known, after its peers failed for it
+_PEERS_S = 5.0  # time until a lost rank's end is known, after its peers failed
 _STORE_BYTES = 512 * 2**20
 LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
 def local_ray() -> Iterator[None]:
-    """A Ray instance on this machine (or the cluster that RAY_ADDRESS names) for the time of the block."""
+    """A Ray instance on this machine (or the cluster of RAY_ADDRESS) inside the block."""
     running = sys.modules.get("ray")
-    if running is not None and running.is_initialized():  # its variables are ours, tidy() would take its token away
+    if running is not None and running.is_initialized():  # its variables are ours: tidy() would remove its token
         yield
         return
     tidy()
@@ -65,7 +65,7 @@ def local_ray() -> Iterator[None]:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """A Ray of this process's own, which nobody else reaches."""
+    """A private Ray of this process."""
     import ray
     from ray._private import ray_constants
     from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
@@ -73,11 +73,11 @@ def _alone() -> Iterator[None]:
     with session_folder() as folder:
         own = {
             "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for loopback; else it takes the host's own IP
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for loopback; otherwise it uses the host's own IP
         }
         os.environ.update(own)
-        os.environ.pop("RAY_AUTH_MODE", None)  # then Ray asks for a token, and says so to its child processes itself
-        ray_constants.ENABLE_RAY_CLUSTER = False  # that switch again, where Ray was imported before
+        os.environ.pop("RAY_AUTH_MODE", None)  # then Ray uses a token, and passes it to its children
+        ray_constants.ENABLE_RAY_CLUSTER = False  # the same switch, if Ray was imported before
         AuthenticationTokenLoader.instance().reset_cache()
         try:
             ray.init(
@@ -98,12 +98,11 @@ def _alone() -> Iterator[None]:
 
 
 def _job_config() -> Any:
-    """The driver's path for the workers, at the end of theirs. Ray would put its working directory first, where the
-    user's ``model.py`` takes the place of ours, and ``random.py`` that of Python's."""
+    """The driver's module path for the workers, appended to theirs, so that it shadows nothing."""
     from ray.job_config import JobConfig
 
     class PathLast(JobConfig):
-        def _runtime_env_has_working_dir(self) -> bool:  # the one switch that Ray has for it
+        def _runtime_env_has_working_dir(self) -> bool:  # Ray's only switch for this
             return True
 
     hook = f"{prepare_worker.__module__}.{prepare_worker.__qualname__}"
@@ -111,7 +110,7 @@ def _job_config() -> Any:
 
 
 def _check_private() -> None:
-    """RuntimeError where this release of Ray does not do what it was told."""
+    """RuntimeError if this release of Ray ignores the settings for loopback and token."""
     import ray
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
@@ -123,7 +122,7 @@ def _check_private() -> None:
 
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
-    """The user's own cluster, with the user's own token."""
+    """The user's own cluster, with the user's token."""
     import ray
 
     reach_cluster()
@@ -132,7 +131,7 @@ def _joined(address: str) -> Iterator[None]:
 
 
 def reach_cluster() -> None:
-    """UserError where RAY_ADDRESS names no cluster that takes this run; call it before anything is begun."""
+    """UserError if no cluster at RAY_ADDRESS accepts this run; call it before anything starts."""
     address = cluster_address()
     if address is not None:
         check_cluster()
@@ -141,7 +140,7 @@ def reach_cluster() -> None:
 
 @functools.cache
 def _try_to_join(address: str) -> None:
-    """UserError where a process of its own cannot join: Ray waits for a minute, and then ends the process itself."""
+    """UserError if a test process cannot join. (Ray would wait for a minute, then end the process.)"""
     patience = {
         f"RAY_{name}": "10" for name in ("gcs_rpc_server_reconnect_timeout_s", "gcs_server_request_timeout_seconds")
     }
@@ -160,10 +159,10 @@ def _try_to_join(address: str) -> None:
 
 
 def wait(reference: Any, deadline_s: float, whose: Sequence[Any] = (), *, computing: bool = False) -> Any:
-    """The value of a Ray reference, or of a list of them; raises what its maker raised.
+    """The value of a Ray reference, or of a list of them; raises its error.
 
-    ``whose``: the actors that the references wait for. ActorLost names one that is lost, MachineError one that is late,
-    or where all stand still although they should be ``computing``.
+    ``whose``: the actors that the references wait for. Raises ActorLost for a lost one, MachineError for a
+    late one, or if all stand still although they should be ``computing``.
     """
     import ray
 
@@ -179,7 +178,7 @@ def wait(reference: Any, deadline_s: float, whose: Sequence[Any] = (), *, comput
                 return ray.get(reference, timeout=max(left, _PEERS_S))
             except Exception as error:
                 raise worst(failures(done) or [error]) from None
-        if found := failures(done):  # a lost peer is why others fail, and may be heard of after them
+        if found := failures(done):  # a lost peer explains the others' failures, and may be reported later
             raise worst(found + failures(ray.wait(late, num_returns=len(late), timeout=_PEERS_S)[0]))
         names = [name_of(actor) for one, actor in zip(references, whose, strict=False) if one in late]
         waited = min(time.monotonic() - began, WATCH.idle_s(whose)) if computing else 0.0
@@ -199,10 +198,10 @@ def actor(
     concurrency: int | None = None,
     **kwargs: Any,
 ) -> Any:
-    """``cls(*args, **kwargs)`` as a Ray actor with ``_threads`` CPU threads; ``concurrency`` for async actors.
+    """``cls(*args, **kwargs)`` as a Ray actor with ``_threads`` CPU threads.
 
-    ``_label``: what it is called when it is lost, e.g. "learner rank 1"; it is watched until :func:`stop`.
-    ``_beside``: name of a concurrency group whose calls run beside all others, one at a time.
+    ``_label``: its name in messages, e.g. "learner rank 1"; it is watched until :func:`stop`. ``_beside``: a
+    concurrency group whose calls run beside all others, one at a time. ``concurrency``: for async actors.
     """
     import ray
 
@@ -218,18 +217,18 @@ def actor(
 
 
 def stop(handles: Sequence[Any]) -> None:
-    """End these actors, also those that are stopped or hang."""
+    """Kill these actors, also stopped and hung ones."""
     import ray
 
     for handle in handles:
         known = WATCH.remove(handle)
         ray.kill(handle)
-        if known and known.stopped:  # it does not hear
+        if known and known.stopped:  # a stopped process does not react
             kill_quietly(known.pid)
 
 
 def failures(done: list[Any]) -> list[Exception]:
-    """What these references, which are there, raise."""
+    """Errors of these finished references."""
     import ray
 
     found: list[Exception] = []
@@ -242,9 +241,9 @@ def failures(done: list[Any]) -> list[Exception]:
 
 
 def worst(found: list[Exception]) -> Exception:
-    """Of failures that came at once the one that explains the others: a lost actor, or the first.
+    """Of simultaneous failures the one that explains the others: a lost actor, or the first.
 
-    The peers of a lost rank fail with broken connections, often before its own end is known.
+    Peers of a lost rank fail with broken connections, often before its own end is known.
     """
     from parl.machine.faults import is_machine, named
 

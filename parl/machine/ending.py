@@ -1,8 +1,8 @@
-"""How a command ends from outside: SIGTERM and SIGHUP do what Ctrl-C does, twice means at once, nothing stays behind.
+"""Ending a command from outside: SIGTERM and SIGHUP act like Ctrl-C, a second signal ends it at once.
 
-Schedulers send SIGTERM, closed terminals SIGHUP. The first of them takes the way of an interrupt, so a save under way
-is finished and ``--resume`` is named; the exit code is 128 and the signal's number. A second one ends everything at
-once. When Ray itself is lost there is no way to end in order: :func:`abort` says why and ends.
+Schedulers send SIGTERM, closed terminals SIGHUP. The first signal acts as an interrupt: a save in progress is
+finished and ``--resume`` is printed; the exit code is 128 plus the signal's number. If Ray itself is lost an
+orderly end is impossible: :func:`abort` prints the cause and exits. No child process is left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SIGNALS = ("SIGTERM", "SIGHUP")
 
 
 class Ending:
-    """What has been asked of this process so far. ``hint``: how to go on, for the last line."""
+    """The signals that this process got. ``hint``: how to continue, for the last line."""
 
     def __init__(self, hint: str = "") -> None:
         self.hint, self.received = hint, 0
@@ -34,27 +34,27 @@ class Ending:
 
     @property
     def word(self) -> str:
-        """What happened to it."""
+        """The cause in words."""
         return f"ended by {signal.Signals(self.received).name}" if self.received else "interrupted"
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """A signal arrives in the main thread."""
+        """Handle a signal in the main thread."""
         if self.received:
             say(f"\n{self.word} twice: ended at once{self.hint}")
             at_once(128 + number)
         self.received = number
-        interrupt = signal.getsignal(signal.SIGINT)  # asyncio's own where a loop runs
+        interrupt = signal.getsignal(signal.SIGINT)  # asyncio's own in a running loop
         (interrupt if callable(interrupt) else signal.default_int_handler)(signal.SIGINT, frame)
 
     def abort(self, cause: str) -> None:
-        """Ray is lost: say why, end everything that is left of it, and end. From any thread."""
+        """Ray is lost: print the cause, kill its processes, and exit. From any thread."""
         say(f"error: {cause}. The run's folder is intact{self.hint}")
         at_once(1)
 
 
 @contextmanager
 def signals(hint: str) -> Iterator[Ending]:
-    """Handle signals for the time of the block; in another thread than the main one nothing is done."""
+    """Handle signals inside the block; does nothing outside the main thread."""
     ending = Ending(hint)
     if threading.current_thread() is not threading.main_thread():
         yield ending
@@ -76,7 +76,7 @@ def signals(hint: str) -> Iterator[Ending]:
 
 @contextmanager
 def kept_handlers() -> Iterator[None]:
-    """Signal handlers after the block are those before it: ray.init puts its own in their place, which exits."""
+    """Restore signal handlers after the block: ray.init installs its own, which exit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -94,28 +94,28 @@ def kept_handlers() -> Iterator[None]:
 
 
 def on_loss() -> Callable[[str], None]:
-    """What is to be done when Ray is lost: a command ends, a library says it and lets its calls fail."""
+    """What to do when Ray is lost: a command exits, a library prints it and lets its calls fail."""
     return _current.abort if _current else lambda cause: say(f"error: {cause}")
 
 
 def say(text: str) -> None:
-    """A line that is seen, whatever the terminal showed: past buffers and a hidden cursor."""
+    """Print a line directly to the terminal, without buffers and with a visible cursor."""
     cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""
     try:
         sys.stdout.flush()
         os.write(2, cursor + plain(text).encode(errors="replace") + b"\n")
-    except (OSError, ValueError):  # nobody reads any more
+    except (OSError, ValueError):  # nobody reads the output
         pass
 
 
 def at_once(code: int) -> None:
-    """End all processes below this one, and this one."""
+    """Kill all processes below this one, and exit."""
     kill_below()
     os._exit(code)
 
 
 def kill_below() -> None:
-    """SIGKILL to everything that this process and what it started have started, and to actors of a dead raylet."""
+    """SIGKILL all descendants, and actors of a dead raylet."""
     import psutil
 
     from parl.machine.watch import WATCH, kill_quietly

@@ -1,7 +1,7 @@
-"""What Ray reports, in words that name the actor, its process and machine, the cause, and what its log says last.
+"""Ray's errors in readable form: the actor, its process and machine, the cause, and the end of its log.
 
-:data:`CURED` lists the classes of ``ray.exceptions`` after which new rollout actors can go on; after any other the run
-ends. What an actor's own code raised (``RayTaskError``) is unwrapped to its first cause.
+:data:`CURED` lists the classes of ``ray.exceptions`` after which new rollout actors can continue; any other
+ends the run. Errors of an actor's own code (``RayTaskError``) are unwrapped to their first cause.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ CURED = (
 
 
 class ActorLost(MachineError, failures.RayActorError):
-    """An actor that a run cannot go on without died or hung; the text names it."""
+    """An actor that the run needs died or hung; the text names it."""
 
     def __init__(self, text: str, actor_id: str | None = None) -> None:
         failures.RayActorError.__init__(self, actor_id=actor_id or "", error_msg=text)
 
 
 def curable(error: BaseException) -> bool:
-    """Whether new rollout actors, engines reached again, may get past ``error``."""
+    """Whether new rollout actors, or engines reached again, may fix ``error``."""
     cause = first_cause(error)
     return isinstance(cause, Lost) or (isinstance(cause, CURED) and not isinstance(cause, failures.RayTaskError))
 
 
 def is_machine(error: BaseException) -> bool:
-    """Whether it is Ray's or the machine's failure, not one of the code that ran."""
+    """Whether it is a failure of Ray or the machine, not of the code that ran."""
     cause = first_cause(error)
     return isinstance(cause, MachineFault | MachineError | failures.RayError)
 
 
 def said(error: BaseException) -> str:
-    """One readable paragraph about ``error``: whom it struck, why, and the end of that one's log."""
+    """A paragraph about ``error``: the actor, the cause, and the end of its log."""
     cause = first_cause(error)
     if isinstance(cause, MachineError):
         return str(cause)
@@ -79,7 +79,7 @@ def said(error: BaseException) -> str:
 
 
 def named(error: BaseException) -> Exception:
-    """``error`` as it should end a run: Ray's own failures with :func:`said`, any other as it is."""
+    """``error`` for the end of a run: Ray's failures with :func:`said`, others unchanged."""
     cause = first_cause(error)
     if isinstance(cause, failures.RayActorError) and not isinstance(cause, MachineError):
         return ActorLost(said(error), getattr(cause, "actor_id", None))
@@ -89,7 +89,7 @@ def named(error: BaseException) -> Exception:
 
 
 def struck(handles: Sequence[object]) -> str:
-    """Which of these actors died or hung, with its log's end; empty where all are well as far as is known here."""
+    """Which of these actors died or hung, with the end of its log; empty if none is known to."""
     found = []
     for handle in handles:
         one = WATCH.about(handle._actor_id.hex())  # type: ignore[attr-defined]
@@ -107,8 +107,8 @@ def name_of(handle: object) -> str:
 
 
 def log_tail(pid: int) -> list[str]:
-    """The last lines that the process ``pid`` of this machine's Ray wrote, standard error before output."""
-    node = getattr(worker, "_global_node", None)  # Ray has no public way to its logs
+    """The last lines of the process ``pid`` of this machine's Ray, standard error before output."""
+    node = getattr(worker, "_global_node", None)  # Ray has no public access to its logs
     if not pid or node is None:
         return []
     for stream in ("err", "out"):
@@ -125,7 +125,7 @@ def _tail(pid: int) -> str:
 
 
 def _gist(text: str) -> str:
-    """What Ray says, without the table of identifiers and the advice that fits everything."""
+    """Ray's text without its table of identifiers and generic advice."""
     if used := _first(r"was (\S+ used / \S+ limit)", text):
         share = _first(r"exceeded threshold of \S+ \((\S+) of", text)
         users = re.findall(r"^(\d+)\t([\d.]+)\t(.{1,60})", text, re.MULTILINE)[:3]

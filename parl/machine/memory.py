@@ -1,4 +1,4 @@
-"""How much memory a run takes: the whole process tree, sampled."""
+"""Memory of a run's process tree, sampled."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import psutil
 
 
 class PeakMemory:
-    """Largest sum so far of the memory of this process and its descendants, in GiB.
+    """Peak memory of this process and its descendants, in GiB.
 
-    Proportional set sizes, so that pages which several processes share (libraries, the object store) count once.
+    Proportional set sizes: pages shared by several processes (libraries, the object store) count once.
     """
 
     def __init__(self, interval_s: float = 5.0) -> None:
@@ -36,5 +36,5 @@ def _bytes(process: psutil.Process) -> int:
     try:
         info = process.memory_full_info()
         return getattr(info, "pss", info.rss)
-    except psutil.Error:  # it ended, or it is not ours to look at
+    except psutil.Error:  # it ended, or is not accessible
         return 0

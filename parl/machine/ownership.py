@@ -1,8 +1,8 @@
-"""Who may write into a folder: its owner, which holds a lock there that the kernel drops with the process.
+"""Locks on folders: one writer per folder, released by the kernel with its process.
 
-``FOLDER/.lock`` says who. The lock is ``flock``'s: it outlives no crash, no child inherits it, and it moves with the
-folder. Readers need none. Where a file system has no such locks, the file's text is believed as long as its process
-lives.
+``FOLDER/.lock`` names the owner. The lock is ``flock``'s: no crash leaves it, no child inherits it, and it
+moves with the folder. Readers need none. On a file system without locks, the file's text counts as long as
+its process lives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from parl.errors import UserError
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _TRIES = 20
-_OTHER_START_S = 2.0  # a process that began so much later than the owner has only its number
+_OTHER_START_S = 2.0  # a process started so much later than the owner has reused its number
 _held: set[int] = set()
 
 
@@ -42,21 +42,21 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 class Owner:
     """A process that writes into a folder."""
 
-    what: str  # it does: "a run", "an evaluation"
+    what: str  # its activity: "a run", "an evaluation"
     pid: int
     host: str
     since: str
-    began: float  # seconds since the epoch: a number may be given to another process later
+    began: float  # seconds since the epoch: process numbers are reused
 
     @classmethod
     def this_process(cls, what: str) -> Owner:
-        """The owner that we are from now on."""
+        """This process as an owner."""
         began, now = psutil.Process().create_time(), time.strftime("%Y-%m-%d %H:%M:%S")
         return cls(what=what, pid=os.getpid(), host=socket.gethostname(), since=now, began=began)
 
     @property
     def state(self) -> str | None:
-        """``running``, ``sleeping``, ``stopped``, ...; None when it is gone, or lives where we cannot see it."""
+        """``running``, ``sleeping``, ``stopped``, ...; None if it is gone or not visible here."""
         if self.host != socket.gethostname() or not psutil.pid_exists(self.pid):
             return None
         process = psutil.Process(self.pid)
@@ -69,9 +69,10 @@ class Owner:
 
 @contextmanager
 def owning(folder: Path, what: str, cure: str, *, name: str = LOCK) -> Iterator[None]:
-    """Own ``folder`` (made where it is missing) for the time of the block.
+    """Own ``folder`` (created if missing) inside the block.
 
-    ``what`` is done in it, e.g. "a run"; ``cure``: what a second one can do. UserError names the owner that there is.
+    ``what``: the activity, e.g. "a run"; ``cure``: what another process can do. UserError names the current
+    owner.
     """
     with ExitStack() as stack:
         stack.callback(_release, _acquire(folder, what, cure, name))
@@ -79,13 +80,13 @@ def owning(folder: Path, what: str, cure: str, *, name: str = LOCK) -> Iterator[
 
 
 def _acquire(folder: Path, what: str, cure: str, name: str) -> int:
-    """The descriptor of the lock that we now hold on ``folder``/``name``."""
+    """The descriptor of the acquired lock on ``folder``/``name``."""
     path = folder / name
     for _ in range(_TRIES):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:  # the folder has just been moved away
+        except FileNotFoundError:  # the folder was just moved away
             continue
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}): {what} needs a folder of its own") from None
@@ -99,7 +100,7 @@ def _acquire(folder: Path, what: str, cure: str, name: str) -> int:
             os.ftruncate(lock, 0)
             os.pwrite(lock, json.dumps(asdict(Owner.this_process(what))).encode(), 0)
             return lock
-        os.close(lock)  # the folder was moved away in the meantime
+        os.close(lock)  # the folder was moved away meanwhile
     if not folder.is_dir():
         raise UserError(f"{folder} cannot be made there: {what} needs a folder of its own; name another one")
     raise UserError(f"{folder} is moved away again and again while {what} is to begin in it: {cure}")
@@ -123,7 +124,7 @@ def _lock(lock: int, path: Path, what: str, cure: str) -> None:
 
 
 def _late(path: Path) -> Owner | None:
-    """Who has just taken the lock, and needs a moment to write its name."""
+    """The owner that has just taken the lock and may not have written its name yet."""
     time.sleep(0.2)
     return owner_of(path)
 
@@ -136,7 +137,7 @@ def _release(lock: int) -> None:
 
 
 def owner_of(path: Path) -> Owner | None:
-    """Who has signed the lock ``path``; None where nobody has, or the text is not one of ours."""
+    """The owner in the lock file ``path``; None if there is none, or the text is not valid."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         owner = Owner(**{name: kind(told[name]) for name, kind in _KINDS.items()})

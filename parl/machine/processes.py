@@ -1,4 +1,4 @@
-"""Ray's processes on this machine: those that a run depends on are guarded, and none is left when it is over."""
+"""Ray's processes on this machine: those that a run depends on are watched, and none is left afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VITAL = ("gcs_server", "raylet")
 
 @contextmanager
 def no_leftovers(*, own: bool) -> Iterator[Callable[[], None]]:
-    """Around a Ray from its start to its end; ``own``: this process starts it. Call what it gives once Ray is up."""
+    """Around a Ray's life; ``own``: started by this process. Call the yielded function once Ray is up."""
     before = set(_children()) if own else set()
 
     def begun() -> None:
@@ -31,7 +31,7 @@ def no_leftovers(*, own: bool) -> Iterator[Callable[[], None]]:
 
 
 def end_leftovers(before: set[psutil.Process]) -> None:
-    """Kill what Ray has started below this process since ``before``: what is stopped does not hear that it is over."""
+    """Kill what Ray has started below this process since ``before``, including stopped processes."""
     for process in _rays(psutil.Process(), but=before):
         kill_quietly(process.pid)
 
@@ -41,7 +41,7 @@ def _children() -> list[psutil.Process]:
 
 
 def _rays(above: psutil.Process, but: set[psutil.Process]) -> list[psutil.Process]:
-    """What Ray has started below ``above``; not the Ray of another run that was started there."""
+    """Ray's processes below ``above``, except those of another run started there."""
     try:
         found = [process for process in above.children() if process not in but and _is_rays(process)]
     except psutil.Error:
@@ -50,7 +50,7 @@ def _rays(above: psutil.Process, but: set[psutil.Process]) -> list[psutil.Proces
 
 
 def _is_rays(process: psutil.Process) -> bool:
-    """Whether it is an actor, or another of Ray's processes; False where it has just ended."""
+    """Whether it is an actor, or another of Ray's processes; False if it has just ended."""
     try:
         return process.name().startswith(("ray::", *_VITAL)) or "/ray/" in " ".join(process.cmdline())
     except psutil.Error:

@@ -1,6 +1,6 @@
-"""The private folder of a one-machine run: Ray's session (sockets, logs) and its token. Gone when the run ends.
+"""The private folder of a one-machine run: Ray's session (sockets, logs) and its token; deleted at the end.
 
-Ray makes its own folders writable for everybody; inside a folder of mode 700 nobody else reaches them.
+Ray makes its own folders writable for everybody; a parent of mode 700 protects them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _YOUNG_S = 60.0
 
 @contextmanager
 def session_folder() -> Iterator[Path]:
-    """A new folder of mode 700 with a file ``token`` of mode 600 in it; what dead runs left is removed."""
+    """A new folder of mode 700 with a file ``token`` of mode 600; deletes folders of dead runs."""
     base = _base()
     _sweep(base)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
@@ -41,7 +41,7 @@ def session_folder() -> Iterator[Path]:
 
 
 def _base() -> Path:
-    """The user's temporary folder, or a common one where its name is too long for sockets."""
+    """The user's temporary folder, or a common one if its name is too long for sockets."""
     try:
         folders = [tempfile.gettempdir()]
     except FileNotFoundError as error:
@@ -60,7 +60,7 @@ def _write_token(path: Path) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """The folder's lock, held while its process lives; None where another holds it."""
+    """The folder's lock, held while its process lives; None if another process holds it."""
     file = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,14 +71,14 @@ def _locked(folder: Path) -> int | None:
 
 
 def _sweep(base: Path) -> None:
-    """Remove the folders of this user's runs that were killed."""
+    """Delete folders of this user's killed runs."""
     for folder in base.glob(f"{_PREFIX}*"):
         try:
             about = folder.lstat()
             if folder.is_symlink() or about.st_uid != os.getuid() or time.time() - about.st_mtime < _YOUNG_S:
                 continue
             lock = _locked(folder)
-        except OSError:  # somebody else was faster
+        except OSError:  # another process was faster
             continue
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)

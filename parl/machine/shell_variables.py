@@ -1,6 +1,7 @@
-"""What the shell brings along: variables that a run obeys, those left over from something else, and those it refuses.
+"""Environment variables: those that a run obeys, leftovers of other programs, and invalid ones.
 
-:func:`tidy` is called before anything heavy is imported, because Ray and OpenMP read their variables at import.
+:func:`tidy` is called before anything heavy is imported, because Ray and OpenMP read their variables at
+import.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from parl.errors import UserError
 
 _NO_PROXY = ("127.0.0.1", "localhost", "::1")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-# of a launcher that started this shell; the learner's ranks have their own
+# of a launcher that started this shell; the learner's ranks set their own
 _LAUNCHER = re.compile(
     r"(RANK|(LOCAL|GROUP|ROLE|NODE|CROSS)_RANK|(LOCAL_|ROLE_|GROUP_)?WORLD_SIZE|MASTER_(ADDR|PORT))$"
 )
 _LAUNCHER_PREFIXES = ("TORCHELASTIC_", "OMPI_COMM_WORLD_", "PMI_", "PMIX_")
 _CACHES = ("PARL_CACHE", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# what a user may tell the Ray of a one-machine run; RAY_lower_case are Ray's own tuning values
+# variables that a user may set for a one-machine run's Ray; RAY_lower_case are Ray's tuning values
 _RAY_KEPT = re.compile(r"RAY_(DEDUP_LOGS\w*|COLOR_PREFIX|BACKEND_LOG_LEVEL|USAGE_STATS_ENABLED|[a-z]\w*)$")
 _RAY_VALUE = re.compile(r"(true|false|-?\d+(\.\d+)?)$", re.IGNORECASE)
 _HOST_PORT = re.compile(r"(ray://)?(?P<host>\[[0-9a-fA-F:.]+\]|[\w.-]+):(?P<port>\d{1,5})$")
@@ -41,10 +42,9 @@ _STRICTNESS: tuple[WandbMode, ...] = ("online", "offline", "disabled")
 
 
 def tidy(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Make ``environ`` fit for a run and its child processes; UserError names a variable that cannot be obeyed.
+    """Make ``environ`` fit for a run and its child processes; UserError names an invalid variable.
 
-    Without a cluster's address, what other Rays left behind is dropped, and so are a launcher's ranks. Loopback never
-    goes through a proxy.
+    Drops leftovers of other Rays (without a cluster's address) and of launchers. Loopback never uses a proxy.
     """
     for name in _THREADS:
         value = environ.get(name, "").strip()
@@ -64,7 +64,7 @@ def tidy(environ: MutableMapping[str, str] = os.environ) -> None:
     if any(environ.get(name) or environ.get(name.lower()) for name in _PROXIES):
         _spare_loopback(environ)
     if environ.get("TMPDIR") and not _writable(Path(environ["TMPDIR"])):
-        del environ["TMPDIR"]  # Python, Ray and compilers each have another idea of what to do then
+        del environ["TMPDIR"]  # Python, Ray and compilers handle it differently
         tempfile.tempdir = None
     home = environ.get("HOME")
     if not (_writable(Path(home)) if home else os.path.isabs(os.path.expanduser("~"))):
@@ -72,7 +72,7 @@ def tidy(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def cluster_address(environ: Mapping[str, str] = os.environ) -> str | None:
-    """What RAY_ADDRESS names; None for a one-machine run. UserError where it is no address."""
+    """The address in RAY_ADDRESS; None for a one-machine run. UserError if it is not an address."""
     address = environ.get("RAY_ADDRESS", "").strip()
     if address in ("", "local"):
         return None
@@ -86,7 +86,7 @@ _UNSET = "or unset it to train on this machine alone"
 
 
 def check_cluster(environ: Mapping[str, str] = os.environ) -> None:
-    """UserError within seconds where RAY_ADDRESS names a place that nobody listens at."""
+    """UserError within seconds if nobody listens at RAY_ADDRESS."""
     address = cluster_address(environ)
     found = _HOST_PORT.match(address) if address else None
     if found is None:
@@ -104,9 +104,9 @@ def check_cluster(environ: Mapping[str, str] = os.environ) -> None:
 def wandb_mode(
     configured: Literal["auto", "online", "offline", "disabled"], environ: Mapping[str, str] = os.environ
 ) -> WandbMode:
-    """online, offline or disabled: the strictest of ``tracking.wandb`` and WANDB_MODE; UserError for another mode.
+    """The strictest of ``tracking.wandb`` and WANDB_MODE: online, offline or disabled; UserError if invalid.
 
-    ``auto`` follows WANDB_MODE alone; without it, W&B is online where a key is set.
+    ``auto`` follows WANDB_MODE alone; without it, W&B is online if a key is set.
     """
     given = environ.get("WANDB_MODE", "").strip().lower()
     mode = _WANDB_MODES.get(given)
@@ -120,7 +120,7 @@ def wandb_mode(
 
 
 def check_proxy(environ: Mapping[str, str] = os.environ) -> None:
-    """UserError where a client that leaves this machine could not use the proxy that the shell names."""
+    """UserError if the shell's proxy is unusable."""
     for name in (form for proxy in _PROXIES for form in (proxy, proxy.lower())):
         value = environ.get(name, "")
         if value.lower().startswith("socks") and importlib.util.find_spec("socksio") is None:
@@ -141,7 +141,7 @@ def _tidy_ray(environ: MutableMapping[str, str]) -> None:
 
 
 def _spare_loopback(environ: MutableMapping[str, str]) -> None:
-    """Both spellings, because libraries differ in which one they read first."""
+    """Set both spellings, because libraries differ in which one they read first."""
     given = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
     names = [name.strip() for name in given.split(",") if name.strip()]
     if "*" not in names:
@@ -149,7 +149,7 @@ def _spare_loopback(environ: MutableMapping[str, str]) -> None:
 
 
 def _spare_home(environ: MutableMapping[str, str]) -> None:
-    """Caches and settings of ours and of libraries go to a private folder, where a home is missing or read-only."""
+    """Use a private folder for caches and settings if the home is missing or read-only."""
     folder = Path(tempfile.gettempdir()) / f"parl-home-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -157,7 +157,7 @@ def _spare_home(environ: MutableMapping[str, str]) -> None:
     except OSError as error:
         raise UserError(f"HOME={_shown(environ.get('HOME', ''))} cannot be written, nor {folder} ({error})") from None
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
-        folder = Path(tempfile.mkdtemp(prefix="parl-home-"))  # somebody else's: compiled code is kept in there
+        folder = Path(tempfile.mkdtemp(prefix="parl-home-"))  # not shared: compiled code is kept there
     if not environ.get("HOME"):
         environ["HOME"] = str(folder)
     for name in _CACHES:
@@ -169,6 +169,6 @@ def _writable(folder: Path) -> bool:
 
 
 def _shown(value: str) -> str:
-    """Without what could be a password, and short."""
+    """Short, without what could be a password."""
     text = re.sub(r"//[^/@\s]*@", "//***@", value)
     return repr(text if len(text) <= 60 else text[:57] + "...")

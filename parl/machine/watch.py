@@ -1,16 +1,16 @@
-"""The heartbeat: every actor of a run is asked every few seconds whether it is alive, and a hung one is ended, named.
+"""The heartbeat: asks every actor of a run every few seconds whether it is alive, and kills hung ones.
 
-Dead actors are told of by Ray; hung ones by nobody: a call to a stopped process waits for its deadline, which may be
-a quarter of an hour. A thread of the driver asks each actor for a :class:`rollouts.beat.Beat`, which a thread of its
-own answers there. Hung is
+Ray reports dead actors, but not hung ones: a call to a stopped process waits for its deadline. A thread of
+the driver asks each actor for a :class:`rollouts.beat.Beat`, answered there by a separate thread. An actor is
+hung if
 
-- a process that is stopped (SIGSTOP, a debugger) for ``STOPPED_S``;
-- a process that has not answered for ``SILENT_S`` and has computed nothing in that time (looked up on this machine);
-- one that answers, while its event loop or its step has stood still for ``SILENT_S`` and it computed nothing; or while
-  its loop has been blocked for ``BLOCKED_S``, computing or not.
+- its process is stopped (SIGSTOP, a debugger) for ``STOPPED_S``;
+- it has neither answered for ``SILENT_S`` nor computed in that time (checked on this machine only);
+- it answers, but its event loop or step has stood still for ``SILENT_S`` without computing, or its loop has
+  been blocked for ``BLOCKED_S``, computing or not.
 
-A busy machine or a long kernel looks different: there CPU time passes. A hung actor is killed; its death then takes
-the way of any other: engines and workers are replaced, a learner's rank ends the run. :data:`WATCH` says why.
+On a busy machine or in a long kernel, CPU time passes. A killed actor is handled like any dead one: engines
+and workers are replaced, a learner's rank ends the run. :data:`WATCH` has the cause.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PING_S = 4.0
 STOPPED_S = 8.0
 SILENT_S = 25.0
 BLOCKED_S = 300.0
-_IDLE = 0.02  # share of a core below which a process computes nothing: what Ray's own threads in it take
+_IDLE = 0.02  # share of a core below which a process counts as idle: Ray's own threads use as much
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
@@ -50,7 +50,7 @@ class Watched:
     host: str = ""
     why: str = ""
     ping: Any = None
-    cpu: tuple[float, float] = (0.0, 0.0)  # when it was looked at, CPU seconds then
+    cpu: tuple[float, float] = (0.0, 0.0)  # time of the last look, CPU seconds then
     idle_since: float = field(default_factory=time.monotonic)
     stopped_since: float | None = None
 
@@ -61,7 +61,7 @@ class Watched:
 
     @property
     def local(self) -> psutil.Process | None:
-        """Its process, where that is on this machine and still there."""
+        """Its process, if it exists on this machine."""
         if not self.pid or self.host != socket.gethostname():
             return None
         try:
@@ -80,14 +80,14 @@ class Watched:
 
     @property
     def helped(self) -> bool:
-        """Whether it has processes of its own that may compute for it: a compiler, say."""
+        """Whether it has child processes that may compute for it, such as a compiler."""
         try:
             return (process := self.local) is not None and bool(process.children())
         except psutil.Error:
             return False
 
     def computed(self, now: float, cpu_s: float) -> None:
-        """Note the CPU seconds that it has used by ``now``."""
+        """Record its CPU seconds at ``now``."""
         before, used = self.cpu
         if now - before < 1.0:
             return
@@ -96,7 +96,7 @@ class Watched:
         self.cpu = (now, cpu_s)
 
     def beat(self, now: float, beat: Beat) -> str:
-        """Take an answer; returns what is wrong in the process, in words, or an empty string."""
+        """Process an answer; returns what is wrong, or an empty string."""
         if not self.pid:
             self.idle_since = now
         self.pid, self.host, self.answered, self.stopped_since = beat.pid, beat.host, now, None
@@ -108,9 +108,9 @@ class Watched:
         return f"its event loop has been blocked for {beat.loop_s:.0f} s" if beat.loop_s > BLOCKED_S else ""
 
     def silent(self, now: float) -> str:
-        """No answer so far; returns what is wrong with the process, or an empty string."""
+        """Process a missing answer; returns what is wrong, or an empty string."""
         process, silence = self.local, now - self.answered
-        if process is None:  # on another machine, or not known yet: its calls have deadlines of their own
+        if process is None:  # on another machine, or not known yet: its calls have deadlines
             return f"it has not answered for {silence:.0f} s" if self.pid and silence > 2 * SILENT_S else ""
         try:
             stopped = process.status() in _STOPPED
@@ -126,15 +126,15 @@ class Watched:
 
 
 class Watch:
-    """All actors of this process's runs. ``lost``: called with the cause when Ray itself is no more."""
+    """All actors of this process's runs. ``lost``: called with the cause when Ray itself is lost."""
 
     def __init__(self) -> None:
         self.lost: Callable[[str], None] = lambda cause: echo(f"error: {cause}", err=True)
         self._lock = threading.Lock()
         self._watched: dict[str, Watched] = {}
         self._gone: dict[str, Watched] = {}
-        self._ray: dict[psutil.Process, float | None] = {}  # Ray's own processes, and since when they are stopped
-        self._stopped: dict[int, float] = {}  # actors that have not answered yet, and since when they are stopped
+        self._ray: dict[psutil.Process, float | None] = {}  # Ray's own processes, and since when stopped
+        self._stopped: dict[int, float] = {}  # actors without a first answer, and since when stopped
         self._thread: threading.Thread | None = None
 
     def add(self, handle: Any, label: str, *, asynchronous: bool) -> None:
@@ -148,32 +148,32 @@ class Watch:
             self._thread.start()
 
     def guard(self, processes: Sequence[psutil.Process]) -> None:
-        """Ray's own processes, without which nothing goes on; none: Ray is about to be stopped."""
+        """Watch Ray's own processes; none: Ray is about to be stopped."""
         with self._lock:
             self._ray = dict.fromkeys(processes)
 
     def clear(self) -> None:
-        """Ray is over, and every actor with it."""
+        """Ray has ended, with every actor."""
         with self._lock:
             self._ray, self._watched, self._gone = {}, {}, {}
 
     def remove(self, handle: Any) -> Watched | None:
-        """It is stopped on purpose."""
+        """Stop watching an actor that is stopped on purpose."""
         with self._lock:
             return self._forget(handle._actor_id.hex())
 
     def about(self, actor_id: str | None) -> Watched | None:
-        """What is known of an actor, also of one that is no more."""
+        """What is known of an actor, also of a dead one."""
         with self._lock:
             return self._watched.get(actor_id or "") or self._gone.get(actor_id or "")
 
     def local_pids(self) -> list[int]:
-        """Processes of the actors that run on this machine."""
+        """Process ids of the actors on this machine."""
         with self._lock:
             return [one.pid for one in self._watched.values() if one.local]
 
     def idle_s(self, handles: Sequence[Any]) -> float:
-        """Seconds in which none of these computed anything; 0 where one of them is not known or did."""
+        """Seconds in which none of these computed; 0 if one of them is unknown or did."""
         known = [self.about(handle._actor_id.hex()) for handle in handles]
         since = [one.idle_since if one and one.pid else time.monotonic() for one in known]
         idle = time.monotonic() - max(since, default=time.monotonic())
@@ -194,14 +194,14 @@ class Watch:
             with self._lock:
                 watched = dict(self._watched)
             began = time.monotonic()
-            if began - last > 3 * PING_S:  # this process itself stood still: nobody else is to blame
+            if began - last > 3 * PING_S:  # this process itself stood still
                 for one in watched.values():
                     one.answered = one.idle_since = began
                     one.stopped_since = None
             last = began
             try:
                 self._ask(watched)
-            except Exception as error:  # Ray goes away under this thread: what it does next is not ours to say
+            except Exception as error:  # Ray is shutting down
                 if not ray.is_initialized():
                     return
                 echo(f"the heartbeat could not ask: {error}", err=True)
@@ -219,7 +219,7 @@ class Watch:
                 if one.ping is None and one.asynchronous and not one.pid:
                     one.handle.pulse.remote()
                 one.ping = one.ping or one.handle.beat.options(concurrency_group=GROUP).remote()
-            except Exception:  # its Ray is over
+            except Exception:  # its Ray has ended
                 del watched[key]
                 with self._lock:
                     self._forget(key)
@@ -231,7 +231,7 @@ class Watch:
                 ping, one.ping = one.ping, None
                 try:
                     wrong = one.beat(now, ray.get(ping, timeout=PING_S))
-                except Exception:  # it is dead: whoever called it hears of it from Ray
+                except Exception:  # it is dead: Ray tells its callers
                     with self._lock:
                         self._forget(key)
                     continue
@@ -254,9 +254,9 @@ class Watch:
             ray.kill(one.handle)
 
     def _end_stopped(self, known: set[int]) -> None:
-        """Actors that are stopped before their first answer, while they start; only of a Ray that is ours.
+        """Kill actors that are stopped before their first answer; only of our own Ray.
 
-        A run that this process started has a Ray and a heartbeat of its own, which will name its actors.
+        A run started by this process has its own Ray and heartbeat, which names its actors.
         """
         now, still = time.monotonic(), {}
         for process in self._actors():
@@ -272,7 +272,7 @@ class Watch:
         self._stopped = still
 
     def _actors(self) -> list[psutil.Process]:
-        """What our Ray's own processes have started: actors that have a name, and others."""
+        """Children of our Ray's own processes: actors, and others."""
         with self._lock:
             guarded = list(self._ray)
         found: list[psutil.Process] = []
@@ -306,7 +306,7 @@ class Watch:
 
 
 def kill_quietly(pid: int) -> None:
-    """SIGKILL, also to what is stopped; nothing where it has gone."""
+    """SIGKILL, also to stopped processes; nothing if it is gone."""
     with suppress(OSError):
         os.kill(pid, signal.SIGKILL)
 

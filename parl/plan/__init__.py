@@ -1,1 +1,1 @@
-"""What a run needs, before it starts."""
+"""Estimates of what a run needs, before it starts."""

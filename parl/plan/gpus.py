@@ -1,8 +1,8 @@
-"""Graphics cards that ``parl plan`` knows: memory, speed and links, and how one's own is given. No torch.
+"""GPUs known to ``parl plan``: memory, speed and links, and how to give another one. No torch.
 
-Numbers are data sheets' values unless ``source`` says that they were measured: bfloat16 with dense matrices (not the
-doubled figure of structured sparsity), with float32 sums where the sheet tells the two apart; links one way. Networks
-between nodes are those of the usual machine with eight such cards; a card without such a machine has a plain network.
+Numbers are from data sheets unless ``source`` says measured: dense bfloat16 (not the doubled figure of
+structured sparsity) with float32 sums where the sheet distinguishes them; links one way. Networks between
+nodes are those of the usual machine with eight such cards; a card without one has a plain network.
 
 Units: bytes, seconds, FLOP; GB is 10^9 bytes.
 """
@@ -22,7 +22,7 @@ _PCIE_4, _PCIE_5 = 32e9, 64e9  # 16 lanes, one way
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """Memory and ceilings of one GPU; ``source`` says where the numbers come from."""
+    """Memory and peak rates of one GPU; ``source`` of the numbers."""
 
     memory: int
     copy: float  # bytes a second
@@ -34,7 +34,7 @@ class Gpu:
 
 
 def _sheet(gb: float, tbs: float, tflops: float, inside: float, outside: float, source: str) -> Gpu:
-    """A card by its data sheet; all-to-all between nodes can be no faster than the network."""
+    """A card by its data sheet; all-to-all between nodes is limited by the network."""
     memory, source = round(gb * GB), f"not measured: {source}"
     return Gpu(
         memory=memory, copy=tbs * 1e12, flops=tflops * 1e12, inside=inside, tokens=outside, outside=outside,
@@ -55,7 +55,7 @@ GPUS = {
     ),
     # NVIDIA H100 data sheet, PCIe column
     "h100-pcie": _sheet(80, 2.0, 756, _PCIE_5, _PLAIN, "H100 data sheet, PCIe; a plain network"),
-    # NVIDIA H20: not on a public sheet of NVIDIA's; the figures that server makers print
+    # NVIDIA H20: not on a public sheet of NVIDIA's; figures of server makers
     "h20": _sheet(96, 4.0, 148, 450e9, 50e9, "server makers' sheets: 4.0 TB/s, 148 TFLOP/s; links as for h200"),
     # NVIDIA A100 data sheet (SXM): NVLink 600 GB/s both ways; DGX A100: 200 Gb/s a GPU
     "a100-80": _sheet(80, 2.039, 312, 300e9, 25e9, "A100 80GB SXM data sheet; NVLink 300 GB/s one way, 200 Gb/s a GPU"),
@@ -91,7 +91,7 @@ _SAME = {"a100": "a100-80", "rtxa6000": "a6000", "6000ada": "rtx6000ada"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What the command line says of a card; None: not given."""
+    """Values of a card on the command line; None: not given."""
 
     gb: float | None = None
     tflops: float | None = None
@@ -101,7 +101,7 @@ class Given:
 
 
 def find_gpu(name: str, given: Given) -> Gpu:
-    """The card called ``name``, with what is ``given`` in place of the table's; UserError for what is missing."""
+    """The card called ``name``, with ``given`` values replacing the table's; UserError for missing ones."""
     for option, value in (("gb", given.gb), ("tflops", given.tflops), ("tbs", given.tbs)):
         if value is not None and not 0 < value < 1e6:
             raise UserError(f"--gpu-{option} {value:g}: must be a number above 0")
@@ -147,7 +147,7 @@ def _changed(gpu: Gpu, given: Given) -> Gpu:
 
 
 def _plain(name: str) -> str:
-    """``name`` without what catalogues write around it: maker, dashes, GB, SXM."""
+    """``name`` without maker, dashes, GB, SXM."""
     text = re.sub(r"[^a-z0-9]", "", name.lower())
     text = re.sub(r"^(nvidia|amd|instinct|geforce|tesla)+", "", text)
     text = re.sub(r"(gb|sxm\d?|hbm\de?)+$", "", text)

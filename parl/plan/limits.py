@@ -1,6 +1,6 @@
-"""What the learner of today cannot do: of a layout that ``parl plan`` counts, and of a run on this machine. No torch.
+"""Current limits of the learner, for a layout of ``parl plan`` and for a run on this machine. No torch.
 
-The learner holds float32 weights, gradients and optimiser states in the host's memory, on the ranks of one machine.
+The learner holds float32 weights, gradients and optimiser states in host memory, on the ranks of one machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_
 
 
 def gaps(model: Shape, optimizer: OptimizerConfig, layout: Layout) -> Iterator[str]:
-    """Why the learner could not train ``model`` in ``layout`` yet, a sentence each; never empty: it has no GPUs."""
+    """Why the learner cannot train ``model`` in ``layout`` yet; never empty: it has no GPUs."""
     yield "it runs on CPUs, over gloo: on GPUs, over nccl, it was never run"
     if layout.gpus > NODE:
         yield f"its ranks were run on one machine only, and {layout.gpus} GPUs are {-(-layout.gpus // NODE)} nodes"
@@ -47,10 +47,10 @@ def gaps(model: Shape, optimizer: OptimizerConfig, layout: Layout) -> Iterator[s
 
 
 def check_memory(model: Shape, optimizer: OptimizerConfig, trainer: TrainerConfig) -> None:
-    """UserError where not even a run's weights, gradients and optimiser states fit into this machine's memory."""
+    """UserError if a run's weights, gradients and optimiser states alone exceed this machine's memory."""
     parts, there = least_bytes(model, optimizer, trainer), machine_bytes()
     need = sum(parts.values())
-    if need <= there or os.environ.get("RAY_ADDRESS"):  # a cluster's memory is not known here
+    if need <= there or os.environ.get("RAY_ADDRESS"):  # a cluster's memory is unknown here
         return
     said = ", ".join(f"{name} {size_of(size)}" for name, size in parts.items() if size)
     raise UserError(
@@ -61,14 +61,14 @@ def check_memory(model: Shape, optimizer: OptimizerConfig, trainer: TrainerConfi
 
 
 def size_of(size: float) -> str:
-    """``size`` bytes for people."""
+    """``size`` bytes in readable units."""
     return f"{size / GB:,.1f} GB" if size >= GB / 10 else f"{size / 1e6:,.1f} MB"
 
 
 def least_bytes(model: Shape, optimizer: OptimizerConfig, trainer: TrainerConfig) -> dict[str, float]:
-    """What a run holds at the very least, by part: activations, caches and copies aside.
+    """Lower bound of a run's memory by part, without activations, caches and copies.
 
-    All ranks are processes here, so what they split is there once, and what they do not is there once a rank.
+    All ranks are processes here: split state exists once, unsplit state once per rank.
     """
     total, routed = weights(model)
     parallel = trainer.parallel
@@ -76,13 +76,13 @@ def least_bytes(model: Shape, optimizer: OptimizerConfig, trainer: TrainerConfig
     trained = 0.0 if optimizer.lora else 1.0  # adapters' own are small
     held = total if parallel.zero == 3 else whole
     gradients = trained * (total if parallel.zero >= 2 else whole)
-    states = trained * (total if parallel.zero >= 1 else whole)  # one number a weight: Muon's; AdamW keeps two
+    states = trained * (total if parallel.zero >= 1 else whole)  # one number per weight: Muon's; AdamW keeps two
     sizes = {"weights": held, "gradients": gradients, "optimiser states": states, "weights for engines": total}
     return {name: float(_FLOAT * size) for name, size in sizes.items()}
 
 
 def machine_bytes() -> int:
-    """Memory of this machine, or of the container that this process is in."""
+    """Memory of this machine, or of this process's container."""
     limits = [psutil.virtual_memory().total]
     for path in map(Path, _CGROUPS):
         text = path.read_text().strip() if path.is_file() else ""

@@ -1,16 +1,17 @@
-"""``parl plan``: what a model takes on a cluster, before anything is rented. Arithmetic only, no torch.
+"""``parl plan``: what a model needs on a cluster. Arithmetic only, no torch.
 
-Counted exactly: parameters, bytes of weights, gradients and optimiser states, bytes that collectives move. Estimated:
-activations, and the step's time, a floor from ceilings (``parl.plan.gpus``) that no program beats. What is assumed:
+Counted exactly: parameters, bytes of weights, gradients and optimiser states, bytes that collectives move.
+Estimated: activations, and a lower bound of the step's time from peak rates (``parl.plan.gpus``).
+Assumptions:
 
-- bfloat16 weights and gradients; AdamW with float32 master, mean and variance, 12 bytes a parameter; offloaded, these
-  lie in the hosts' memory;
-- expert parallelism: each routed expert lies on 1 of ``ep`` GPUs and is replicated gpus / ep times; all else is on
-  every GPU. ZeRO 1 splits optimiser states over the replicas, 2 gradients too, 3 weights too (and gathers a layer at
-  a time);
-- full recomputation: a layer keeps its input, and one layer's inside lives at a time. Logits of a micro-batch are
-  float32 with their gradient;
-- tokens are dealt out to experts evenly, and every copy of a token travels by itself.
+- bfloat16 weights and gradients; AdamW with float32 master, mean and variance, 12 bytes per parameter;
+  offloaded, these are in host memory;
+- expert parallelism: each routed expert is on 1 of ``ep`` GPUs and replicated gpus / ep times; all else is on
+  every GPU. ZeRO 1 splits optimiser states over the replicas, 2 gradients too, 3 weights too (gathering a
+  layer at a time);
+- full recomputation: a layer keeps its input, and one layer's inside exists at a time. Logits of a
+  micro-batch are float32 with their gradient;
+- tokens are distributed evenly to experts, and every copy of a token is sent separately.
 
 Units: bytes, seconds, FLOP; GB is 10^9 bytes.
 """
@@ -35,7 +36,7 @@ _PASSES = 3  # forward, recomputation, backward: each gathers weights and sends 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How a training job is spread, and how much it takes at a time."""
+    """How a training job is distributed, and its batch sizes."""
 
     gpus: int
     zero: int = 2
@@ -57,23 +58,23 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What ``layout`` takes on each GPU; see the module's assumptions."""
+    """What ``layout`` needs per GPU; see the module's assumptions."""
 
     layout: Layout
     memory: dict[str, float]  # part -> bytes on a GPU
     host: float  # bytes of a node's host memory
-    all_to_all: float  # bytes that a GPU sends in a step
+    all_to_all: float  # bytes that a GPU sends per step
     gathered: float  # ... all-gather, reduce-scatter and all-reduce
-    seconds: dict[str, float]  # part -> floor of a step
+    seconds: dict[str, float]  # part -> lower bound per step
 
     @property
     def used(self) -> float:
-        """Bytes on a GPU, what is kept free aside."""
+        """Bytes on a GPU, without the reserve."""
         return sum(self.memory.values())
 
 
 def count(shape: Shape) -> Costs:
-    """What a policy of ``shape`` costs; UserError where its family does not say."""
+    """Costs of a policy of ``shape``; UserError if its family does not give them."""
     found = family_of(shape).costs(shape)
     if found is None:
         raise UserError(f"the family {shape.home} does not say what its policies cost: give it a method costs")
@@ -81,13 +82,13 @@ def count(shape: Shape) -> Costs:
 
 
 def weights(shape: Shape) -> tuple[int, int]:
-    """(weights in all, of them in routed experts) of a policy; of a family that counts no costs as if none were."""
+    """(total weights, of them in routed experts) of a policy; the latter 0 if its family gives no costs."""
     found = family_of(shape).costs(shape)
     return (found.total, found.routed) if found else (family_of(shape).parameters(shape), 0)
 
 
 def check(config: Shape, layout: Layout) -> None:
-    """UserError where ``layout`` makes no sense for the model."""
+    """UserError if ``layout`` is invalid for the model."""
     for name in ("gpus", "ep", "micro_tokens", "step_tokens", "context"):
         if getattr(layout, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(layout, name)}: must be 1 or more")
@@ -104,13 +105,13 @@ def check(config: Shape, layout: Layout) -> None:
 
 
 def degrees(config: Shape, gpus: int) -> list[int]:
-    """The degrees of expert parallelism that are possible."""
+    """Possible degrees of expert parallelism."""
     experts = count(config).experts
     return [d for d in range(1, min(gpus, experts) + 1) if gpus % d == 0 and experts % d == 0]
 
 
 def plan(config: Shape, layout: Layout, gpu: Gpu) -> Plan:
-    """What ``layout`` takes on ``gpu``s; UserError where it makes no sense."""
+    """What ``layout`` needs on ``gpu``s; UserError if it is invalid."""
     check(config, layout)
     states = _ADAM * _held(config, layout, split=layout.zero >= 1)
     memory = {
@@ -127,12 +128,12 @@ def plan(config: Shape, layout: Layout, gpu: Gpu) -> Plan:
 
 
 def fits(plan: Plan, gpu: Gpu, host: float) -> bool:
-    """Whether GPUs, and hosts of ``host`` bytes a node, can hold it."""
+    """Whether GPUs, and hosts of ``host`` bytes per node, can hold it."""
     return plan.used + RESERVE <= gpu.memory and plan.host <= host
 
 
 def nearest(config: Shape, layout: Layout, gpu: Gpu, host: float) -> Plan | None:
-    """The layout that fits with the fewest changes, on as many GPUs if it can be; then the fastest; or None."""
+    """The layout that fits with the fewest changes, preferably on as many GPUs; then the fastest; or None."""
     gpus = layout.gpus
     while gpus <= 65_536:
         fitting = [p for p in _variants(config, replace(layout, gpus=gpus), gpu) if fits(p, gpu, host)]
@@ -154,7 +155,7 @@ def _changes(one: Layout, two: Layout) -> int:
 
 
 def _held(config: Shape, layout: Layout, *, split: bool) -> float:
-    """Parameters that a GPU holds something of, ``split`` over replicas or not."""
+    """Parameters that a GPU holds state of, ``split`` over replicas or not."""
     n = count(config)
     if split:
         return n.total / layout.gpus  # routed: / ep, then over gpus / ep replicas
@@ -162,7 +163,7 @@ def _held(config: Shape, layout: Layout, *, split: bool) -> float:
 
 
 def _gathered_layer(config: Shape, layout: Layout) -> float:
-    """ZeRO 3: the largest layer's weights, whole but for expert parallelism."""
+    """ZeRO 3: the largest layer's weights, whole except for expert parallelism."""
     if layout.zero < 3:
         return 0.0
     n = count(config)
@@ -172,7 +173,7 @@ def _gathered_layer(config: Shape, layout: Layout) -> float:
 
 
 def _activations(config: Shape, layout: Layout) -> dict[str, float]:
-    """Estimate with full recomputation, in bfloat16: what layers keep, one layer's inside with its gradient, logits."""
+    """Bytes with full recomputation, in bfloat16: layers' inputs, one layer's inside, logits; an estimate."""
     n, tokens = count(config), layout.micro_tokens
     return {
         "activations: layers' inputs": 2.0 * tokens * n.hidden * n.layers,
@@ -182,7 +183,7 @@ def _activations(config: Shape, layout: Layout) -> dict[str, float]:
 
 
 def _all_to_all(config: Shape, layout: Layout) -> float:
-    """Bytes a GPU sends to other GPUs' experts in a step: each copy of a token out and back, in every pass."""
+    """Bytes sent to other GPUs' experts per step: each copy of a token out and back, in every pass."""
     n = count(config)
     copy = 2 * n.hidden * n.chosen * n.routed_layers
     away = 1 - 1 / layout.ep
@@ -190,7 +191,7 @@ def _all_to_all(config: Shape, layout: Layout) -> float:
 
 
 def _collectives(config: Shape, layout: Layout) -> float:
-    """Bytes a GPU sends in a step to keep replicas equal: gradients, and the weights that ZeRO splits."""
+    """Bytes that a GPU sends per step to keep replicas equal: gradients, and weights split by ZeRO."""
     n, replicas = count(config), layout.gpus / layout.ep
     once = n.rest * (1 - 1 / layout.gpus) + n.routed / layout.ep * (1 - 1 / replicas)  # parameters, through a ring
     passes = layout.passes
@@ -202,7 +203,7 @@ def _collectives(config: Shape, layout: Layout) -> float:
 
 
 def _seconds(config: Shape, layout: Layout, gpu: Gpu, sent: float, gathered: float) -> dict[str, float]:
-    """Floors of a step's parts. Offloading's transfers and the hosts' arithmetic are not in them."""
+    """Lower bounds of a step's parts, without offloading's transfers and the hosts' arithmetic."""
     n = count(config)
     tokens = layout.micro_tokens * layout.passes
     attention = 2 * n.heads * (layout.context / 2) * n.layers  # causal: half the rows' length on average

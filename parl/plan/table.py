@@ -1,4 +1,4 @@
-"""What ``parl plan`` prints: the model, the layout's memory and traffic, a floor of the step's time. No torch."""
+"""Output of ``parl plan``: the model, the layout's memory and traffic, a lower bound on time. No torch."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def print_plan(
     given: Given = NOTHING,
     **sizes: int,
 ) -> None:
-    """Print the plan of a layout, and what of it the learner cannot do yet; ``ep`` 0 takes the largest degree.
+    """Print the plan of a layout, and what the learner does not support yet; ``ep`` 0: the largest degree.
 
-    ``given``: numbers of the card ``gpu`` in place of the table's. UserError where it cannot be, or cannot fit.
+    ``given``: values of the card ``gpu`` instead of the table's. UserError if it is invalid, or cannot fit.
     """
     config, optimizer = read_model(model)
     card = find_gpu(gpu, given)
@@ -61,8 +61,7 @@ def print_plan(
 
 
 def read_model(model: str) -> tuple[Shape, OptimizerConfig]:
-    """The shape that MODEL names - in configs/models, a run's YAML file, or a folder with config.json - and how it
-    would be trained."""
+    """The shape named by MODEL - in configs/models, a YAML file, or a folder - and its optimiser."""
     path = Path(model)
     if path.is_dir():
         try:

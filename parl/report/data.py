@@ -1,6 +1,6 @@
-"""What a run's folder or a store holds, read for the report.
+"""Reads a run's folder or a store for the report.
 
-A missing piece becomes a note, a damaged one a :class:`UserError`.
+A missing file becomes a note, a damaged one a :class:`UserError`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rollouts.store.store import StoreError
 
 _OF_A_RUN = ("config.yaml", "metrics.jsonl", "summary.json", "episodes", "eval", "evals")  # a run has one of these
 _PREFIXES = ("reward/", "lambda/")  # of a reward's parts and of their weights
-_PARTS = ("perf", "parallel", "finish", "critical")  # of the built-in reward, in the order of their colours
+_PARTS = ("perf", "parallel", "finish", "critical")  # of the built-in reward, in order of their colours
 _LABELS = {
     "reward/perf": "performance",
     "reward/critical": "critical steps",
@@ -34,11 +34,11 @@ _LABELS = {
 
 @dataclass(slots=True, kw_only=True)
 class RunData:
-    """All that the page shows. Each series is a list of ``[step, value]``."""
+    """The content of the page. Each series is a list of ``[step, value]``."""
 
     name: str
     summary: dict[str, Any] = field(default_factory=dict)
-    groups: tuple[TaskGroup, ...] = ()  # in the order in which they are shown
+    groups: tuple[TaskGroup, ...] = ()  # in display order
     charts: list[dict[str, Any]] = field(default_factory=list)
     spread: list[dict[str, Any]] = field(default_factory=list)  # charts over held-out episodes
     episodes: list[dict[str, Any]] = field(default_factory=list)
@@ -46,9 +46,9 @@ class RunData:
 
 
 def report_source(given: Path) -> Path:
-    """The run, store or shard that ``given`` names (of a run also its name below ``runs/``).
+    """The run, store or shard named by ``given`` (of a run also its name below ``runs/``).
 
-    UserError for a folder with nothing of these in it: a report is not written just anywhere.
+    UserError for a folder without any: a report is not written just anywhere.
     """
     source = named_path(given)
     of_a_run = any((source / name).exists() for name in _OF_A_RUN)
@@ -58,9 +58,9 @@ def report_source(given: Path) -> Path:
 
 
 def load_run(source: Path, wanted: Sequence[str] = ()) -> RunData:
-    """Read a run's folder, a store's folder or one shard; :class:`UserError` if there is none or it is damaged.
+    """Read a run's folder, a store's folder or one shard; :class:`UserError` if missing or damaged.
 
-    ``wanted`` names episodes that the page must show (:func:`parl.report.episodes.load_episodes`).
+    ``wanted``: episodes that the page must show (:func:`parl.report.episodes.load_episodes`).
     """
     source = Path(source)
     if not source.exists():
@@ -116,7 +116,7 @@ def _by_metric(path: Path) -> dict[str, list[list[float]]]:
 def _charts(
     own: dict[str, list[list[float]]], single: dict[str, list[list[float]]], order: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The curves of the page, those without data left out; families in ``order``, then by name."""
+    """The curves of the page, without empty ones; families in ``order``, then by name."""
 
     def pair(metric: str) -> list[dict[str, Any]]:
         return [
@@ -137,7 +137,7 @@ def _charts(
         return named(*parts)
 
     def by_part(prefix: str, *without: str) -> list[dict[str, Any]]:
-        """A reward's parts or their weights, each with the colour that it has everywhere."""
+        """A reward's parts or their weights, each with its colour."""
         found = {name.removeprefix(part) for part in _PREFIXES for name in own if name.startswith(part)}
         names = [*_PARTS, *sorted(name for name in found - {*_PARTS, "total"} if "/" not in name)]
         metrics = ((prefix + name, f"c{i % 6}") for i, name in enumerate(names) if name not in without)

@@ -1,4 +1,4 @@
-"""Which stored episodes a page shows, and their reading. A damaged shard or episode is a :class:`UserError`."""
+"""Selects and reads the stored episodes for a page. A damaged shard or episode is a :class:`UserError`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollouts.episode import Episode, EpisodeStatus
 from rollouts.store.lookup import read_columns, read_episodes, shards
 from rollouts.store.store import StoreError
 
-# Kinds of shards in the order in which the page shows them, how it calls them, and how many episodes it takes of each
+# Kinds of shards in display order, their titles, and how many episodes of each are shown
 _KINDS = {
     "trained": ("held-out tasks, trained swarm", 10),
     "train": ("training", 6),
@@ -38,14 +38,14 @@ class _Shard:
         return f"{name}, step {self.step}" if self.kind not in _KINDS or self.kind == "train" else name
 
 
-_Place = tuple[_Shard, int]  # an episode: its shard, and its row there
+_Place = tuple[_Shard, int]  # an episode's shard and row
 
 
 def load_episodes(source: Path, wanted: Sequence[str], notes: list[str]) -> list[dict[str, Any]]:
-    """Packed episodes of a run's folder, a store's folder or one shard: ``wanted`` first, then telling ones.
+    """Packed episodes of a run's folder, a store's folder or one shard: ``wanted`` first, then a selection.
 
-    ``wanted``: an episode's name (``trained-000000:5``), ``TASK`` (all its episodes) or ``TASK#INDEX``. What does
-    not fit the page's size is left out or cut, with a word in ``notes``.
+    ``wanted``: an episode's name (``trained-000000:5``), ``TASK`` (all its episodes) or ``TASK#INDEX``. What
+    exceeds the page's size is left out or truncated, with a note in ``notes``.
     """
     found = _find(source)
     try:
@@ -67,7 +67,7 @@ def _find(source: Path) -> list[_Shard]:
 
 
 def _asked(found: list[_Shard], name: str, source: Path) -> list[_Place]:
-    """Where the episodes called ``name`` are; UserError if nowhere."""
+    """Locations of the episodes called ``name``; UserError if there are none."""
     result: list[_Place] = []
     seen: list[str] = []
     for shard in found:
@@ -83,12 +83,12 @@ def _asked(found: list[_Shard], name: str, source: Path) -> list[_Place]:
 
 
 def _name(shard: _Shard, row: int) -> str:
-    """An episode's name: shard and row, as in links, on the page, in W&B's tables and for ``parl episodes``."""
+    """An episode's name: shard and row, as in links, W&B's tables and ``parl episodes``."""
     return f"{shard.path.stem}:{row}"
 
 
 def _telling(found: list[_Shard]) -> list[_Place]:
-    """Of training's last and first step and of each evaluation a few; the baselines show the trained swarm's tasks."""
+    """Some of training's last and first step and of each evaluation, on the same tasks."""
     kinds = sorted({shard.kind for shard in found}, key=lambda kind: [*_KINDS, kind].index(kind))
     result: list[_Place] = []
     tasks: list[str] = []
@@ -108,7 +108,7 @@ def _telling(found: list[_Shard]) -> list[_Place]:
 
 
 def _rows(part: Sequence[_Shard]) -> list[dict[str, Any]]:
-    """The columns of each episode; an evaluation's by task, and of an attempt that was tried again the last."""
+    """The columns of each episode; an evaluation's by task, with the last of repeated attempts."""
     rows: list[dict[str, Any]] = [
         row | {"place": (shard, number)}
         for shard in part
@@ -125,7 +125,7 @@ def _rows(part: Sequence[_Shard]) -> list[dict[str, Any]]:
 
 
 def _pick(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """``count`` rows: the widest, the slowest by steps and by time, each family's slowest, each bad end."""
+    """``count`` rows: the widest, the slowest by steps and time, each family's slowest, each failure status."""
 
     def steps(number: int) -> float:
         return rows[number]["metrics"].get("critical_steps") or 0
@@ -145,7 +145,7 @@ def _pick(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """An episode of a page: its name in links, where it is from, and itself."""
+    """An episode of a page: its name in links, its source, and the episode."""
 
     name: str
     kind: str
@@ -153,7 +153,7 @@ class Shown:
 
 
 def sampled_episodes(source: Path) -> list[Shown]:
-    """The telling episodes of a run or store that a page about it shows, in its order. Raises StoreError."""
+    """The selected episodes of the page of a run or store, in order. Raises StoreError."""
     return [
         Shown(name=name, kind=shard.title, episode=episode)
         for name, (shard, episode) in _read(_telling(_find(source))).items()
@@ -161,7 +161,7 @@ def sampled_episodes(source: Path) -> list[Shown]:
 
 
 def _read(chosen: Sequence[_Place]) -> dict[str, tuple[_Shard, Episode]]:
-    """What was chosen, each once, by its name in links."""
+    """The chosen episodes, each once, by name in links."""
     numbers: dict[_Shard, list[int]] = {}
     for shard, number in dict.fromkeys(chosen):
         numbers.setdefault(shard, []).append(number)
@@ -177,7 +177,7 @@ def _read(chosen: Sequence[_Place]) -> dict[str, tuple[_Shard, Episode]]:
 
 
 def _packed(source: Path, chosen: Sequence[_Place], notes: list[str]) -> list[dict[str, Any]]:
-    """Read and pack what was chosen, each at most once, until the page is full."""
+    """Read and pack the chosen episodes, each at most once, until the page is full."""
     read = _read(chosen)
     episodes = [episode for _, episode in read.values()]
     tokenizer = find_tokenizer(_tokenizer_folders(source), episodes[:8])
@@ -197,7 +197,7 @@ def _packed(source: Path, chosen: Sequence[_Place], notes: list[str]) -> list[di
 
 
 def _tokenizer_folders(source: Path) -> list[Path]:
-    """Where a tokenizer may lie: beside the source's policy, or in the cold starts beside the run."""
+    """Possible folders of the tokenizer: with the source's policy, or in cold starts beside the run."""
     folder = source.parent if source.is_file() else source
     runs = [folder, folder.parent]
     cold = [

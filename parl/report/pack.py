@@ -1,12 +1,11 @@
-"""Episodes as the page carries them: compressed, with their sampled tokens, small enough for a file to send around.
+"""Packs episodes for the page: compressed, with sampled tokens, within a size limit.
 
-A packed episode is the base64 form of a gzip stream of: the length of the JSON part (uint32), the JSON part, which is
-:func:`parl.report.timeline.episode_to_timeline` padded to a multiple of four bytes, the sampled tokens of all turns
-one behind the other as positions in ``vocab`` (uint32), and their log-probs (uint16). All numbers are little endian.
-Beside the timeline's fields the JSON part has ``vocab`` ([token id, its text] of each token that occurs) and
-``n_tokens``; each turn has ``first`` and ``held`` (where its tokens begin, and how many the page has) and ``version``
-(of the policy that sampled them). A log-prob is stored as its negative in thousandths, 65,535 standing for all from
--65.535 down.
+A packed episode is base64 of a gzip stream of: the length of the JSON part (uint32); the JSON part, which is
+:func:`parl.report.timeline.episode_to_timeline` padded to a multiple of four bytes; the sampled tokens of all
+turns as positions in ``vocab`` (uint32); their log-probs (uint16). All numbers are little endian. The JSON
+part also has ``vocab`` ([token id, its text] of each token) and ``n_tokens``; each turn has ``first`` and
+``held`` (the start and number of its tokens in the page) and ``version`` (of the policy). A log-prob is
+stored as its negative in thousandths, at most 65,535.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode, Trace, Turn
 
 LIMIT = 9_000_000  # bytes of all packed episodes of a page
-# What is kept of an episode that is too large, step by step less: (texts, tokens)
+# Levels of truncation for an episode that is too large: (texts, tokens)
 _LADDER = (
     (Cut(), True),
     (Cut(text=4000, result=1500), True),
@@ -38,7 +37,7 @@ _LADDER = (
 
 
 def pack(episode: Episode, tokenizer: Tokenizer | None, limit: int = LIMIT) -> tuple[str, str] | None:
-    """(the packed episode, what was left out of it); None if even its shortest form has more than ``limit`` bytes.
+    """(the packed episode, what was left out); None if it always has more than ``limit`` bytes.
 
     Without a tokenizer tokens are shown by their ids.
     """
@@ -52,7 +51,7 @@ def pack(episode: Episode, tokenizer: Tokenizer | None, limit: int = LIMIT) -> t
 def _container(episode: Episode, tokenizer: Tokenizer | None, cut: Cut, tokens: bool) -> bytes:
     whole = episode_to_timeline(episode, cut)
     data = redact(whole)
-    tokens = tokens and data == whole  # which would spell what was replaced
+    tokens = tokens and data == whole  # tokens would spell what was redacted
     ids: list[int] = []
     logprobs: list[float] = []
     for trace, agent in zip(episode.traces, data["agents"], strict=True):
@@ -66,7 +65,7 @@ def _container(episode: Episode, tokenizer: Tokenizer | None, cut: Cut, tokens: 
     vocab, places = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
     data["vocab"] = [[index, _text(tokenizer, index)] for index in vocab.tolist()]
     data["n_tokens"] = len(ids)
-    # a model may write lone surrogates, into the name of an agent or an argument, which no encoding can carry
+    # lone surrogates from a model, in an agent's name or an argument, cannot be encoded
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
     text += b" " * (-len(text) % 4)
     thousandths = np.nan_to_num(-1000.0 * np.asarray(logprobs, dtype=np.float64), nan=65_535, posinf=65_535)
@@ -75,14 +74,14 @@ def _container(episode: Episode, tokenizer: Tokenizer | None, cut: Cut, tokens: 
 
 
 def _text(tokenizer: Tokenizer | None, index: int) -> str:
-    """A token's text; empty where there is no tokenizer, or no such token in it."""
+    """A token's text; empty without a tokenizer, or if it has no such token."""
     return tokenizer.decode([index]) if tokenizer and 0 <= index < tokenizer.vocab_size else ""
 
 
 def find_tokenizer(folders: Iterable[Path], episodes: Iterable[Episode]) -> Tokenizer | None:
-    """The first ``tokenizer.json`` in ``folders`` that wrote these episodes: their tokens spell what their turns say.
+    """The first ``tokenizer.json`` in ``folders`` whose tokens decode to these episodes' texts; None if none.
 
-    None where none did; another run's vocabulary must not put words into an agent's mouth.
+    Another run's vocabulary would show wrong texts.
     """
     turns = [
         (trace, turn)
@@ -117,7 +116,7 @@ def _spells(tokenizer: Tokenizer, trace: Trace, turn: Turn) -> bool:
 
 
 def heading(episode: Episode, packed: str, note: str, **labels: Any) -> dict[str, Any]:
-    """What the page says about an episode before it is unpacked; ``labels`` say where it comes from."""
+    """An episode's entry in the list of the page; ``labels``: where it comes from."""
     return {
         **labels,
         "task": episode.task.key,

@@ -1,4 +1,4 @@
-"""Assembles the page. Everything is inline and the page forbids itself the network; all text of a run is escaped."""
+"""Assembles the page. Everything is inline, a policy forbids the network, and all text of a run is escaped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.files import write_text
 from parl.report.data import RunData, load_run
 
 _POLICIES = {"cold_start": "cold start", "trained": "trained swarm", "single_agent": "single agent"}
-_REFERENCES = {"item_f1": "single_agent", "spawn_rate": "cold_start"}  # beside which policy's a highlight is shown
+_REFERENCES = {"item_f1": "single_agent", "spawn_rate": "cold_start"}  # the policy that a highlight is compared with
 _COLUMNS = {
     "item_f1": ("item-F1", "{:.3f}"),
     "success": ("success", "{:.0%}"),
@@ -33,7 +33,7 @@ _SCRIPTS = ("base.js", "charts.js", "unpack.js", "scene.js", "panel.js", "viewer
 def write_report(source: Path, out: Path, episodes: Sequence[str] = ()) -> Path:
     """Write the page about a run's folder, a store's folder or a shard to ``out`` and return ``out``.
 
-    ``episodes`` are shown first: an episode's name (``trained-000000:5``), ``TASK`` or ``TASK#INDEX``.
+    ``episodes`` come first: an episode's name (``trained-000000:5``), ``TASK`` or ``TASK#INDEX``.
     """
     out = Path(out)
     html = render(load_run(Path(source), episodes))
@@ -41,7 +41,7 @@ def write_report(source: Path, out: Path, episodes: Sequence[str] = ()) -> Path:
 
 
 def render(run: RunData) -> str:
-    """The page as one string."""
+    """The page as a string."""
     assets = files("parl.report") / "assets"
     text = {name: (assets / name).read_text(encoding="utf-8") for name in ("report.css", "viewer.css", *_SCRIPTS)}
     sections = [
@@ -111,7 +111,7 @@ def _title(group: TaskGroup) -> str:
 
 
 def _hero(summary: dict[str, Any], groups: Sequence[TaskGroup]) -> str:
-    """The headline: critical steps of the single agent over the trained swarm's, on the group made for it."""
+    """The headline: critical steps of the single agent divided by the trained swarm's."""
     for group in (group for group in groups if group.highlight == "critical_steps"):
         trained = _number(summary, "trained", group.name, "critical_steps")
         single = _number(summary, "single_agent", group.name, "critical_steps")
@@ -125,7 +125,7 @@ def _hero(summary: dict[str, Any], groups: Sequence[TaskGroup]) -> str:
 
 
 def _tiles(summary: dict[str, Any], groups: Sequence[TaskGroup]) -> list[str]:
-    """Small figures beside the headline: is it still right, and does it spawn only where that pays?"""
+    """Figures beside the headline: correctness, and spawning where it does not pay."""
     tiles = []
     for group in (group for group in groups if group.highlight in _REFERENCES):
         column, other = group.highlight, _REFERENCES[group.highlight]
@@ -147,7 +147,7 @@ def _verdict(summary: dict[str, Any], groups: Sequence[TaskGroup]) -> str:
     body = ""
     for group, title in (titles | {"all": "all tasks"}).items():
         rows = [policy for policy in _POLICIES if isinstance((summary.get(policy) or {}).get(group), dict)]
-        rows = [policy for policy in rows if _number(summary, policy, group, "n_tasks") != 0]  # cannot be asked here
+        rows = [policy for policy in rows if _number(summary, policy, group, "n_tasks") != 0]  # without this number
         if not rows:
             continue
         body += f'<tbody><tr class="group"><th colspan="{len(_COLUMNS) + 1}" scope="rowgroup">{escape(title)}</th></tr>'

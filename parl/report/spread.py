@@ -1,4 +1,4 @@
-"""How held-out episodes spread: sub-agents, critical steps, and the time that a target score takes, by policy."""
+"""Distributions of held-out episodes by policy: sub-agents, critical steps, steps to a target score."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _POLICIES = (
     ("single_agent", "single agent", "single"),
     ("cold_start", "cold start", "cold"),
 )
-_NEEDED = {"critical_steps", "subagents", "item_f1"}  # an episode that was not scored has them not
+_NEEDED = {"critical_steps", "subagents", "item_f1"}  # missing in unscored episodes
 _TARGETS = 50  # points of the curve over target scores
 
 Points = list[list[float]]
 
 
 def spread_charts(run_dir: Path) -> list[dict[str, Any]]:
-    """The charts, in the form of :func:`parl.report.data.load_run`; none without stored evaluations. StoreError."""
+    """The charts, in the form of :func:`parl.report.data.load_run`; empty without evaluations. StoreError."""
     stores = final_stores(run_dir)
     metrics = {kind: _metrics(stores[kind], kind) for kind, _, _ in _POLICIES if kind in stores}
 
@@ -64,7 +64,7 @@ def spread_charts(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _metrics(store: Path, kind: str) -> list[dict[str, Any]]:
-    """Of each attempt at a task the metrics, the last where it was tried again."""
+    """The metrics of each attempt at a task, the last of repeated ones."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for path in shard_paths(store, kind):
         for row in read_columns(path, ("task_key", "index", "metrics")):
@@ -74,9 +74,9 @@ def _metrics(store: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def time_to_score(metrics: Sequence[dict[str, Any]]) -> Points:
-    """[target, critical steps]: the smallest budget T with mean(score · [steps <= T]) >= target, over targets reached.
+    """[target, critical steps]: the smallest budget T with mean(score · [steps <= T]) >= target.
 
-    The axis of K2.5's figure of execution time against item-F1, made exact: an episode that needs longer counts 0.
+    An exact form of K2.5's figure of execution time against item-F1: an episode that needs longer counts 0.
     """
     order = sorted((m["critical_steps"], m["item_f1"]) for m in metrics)
     reached = sum(score for _, score in order) / len(order)
@@ -94,7 +94,7 @@ def time_to_score(metrics: Sequence[dict[str, Any]]) -> Points:
 
 
 def cumulative(values: Sequence[float]) -> Points:
-    """[value, share of ``values`` that are not above it], from 0 on."""
+    """[value, share of ``values`` up to it], from 0 on."""
     counts = Counter(int(value) for value in values)
     out: Points = []
     below = 0
@@ -105,6 +105,6 @@ def cumulative(values: Sequence[float]) -> Points:
 
 
 def shares(values: Sequence[float]) -> Points:
-    """[value, share of ``values`` that are equal to it], from 0 to the largest."""
+    """[value, share of ``values`` equal to it], from 0 to the largest."""
     counts = Counter(int(value) for value in values)
     return [[value, counts[value] / len(values)] for value in range(max(counts) + 1)]

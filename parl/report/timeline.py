@@ -1,8 +1,8 @@
-"""One episode as the viewer draws it: a lane per agent, turns placed by step and by time, edges, the critical paths.
+"""One episode for the viewer: a lane per agent, turns placed by step and by time, edges, critical paths.
 
-By step, an orchestrator's turn takes one column and what it launched starts in the next; the stage ends when its
-longest sub-agent has. The columns of the whole episode are its critical steps, by construction. All costs and paths are
-those of :mod:`rollouts.critical_path`.
+By step, an orchestrator's turn takes one column and its sub-agents start in the next; the stage ends with its
+longest sub-agent. So the number of columns is the critical steps. All costs and paths are those of
+:mod:`rollouts.critical_path`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rollouts.episode import Episode, Trace, Turn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """How many characters are kept of a turn's text, a prompt, a message or arguments, and of one tool result."""
+    """Characters kept of a turn's text, a prompt, a message or arguments, and of a tool result."""
 
     text: int = 20_000
     result: int = 8_000
@@ -30,7 +30,7 @@ class Cut:
 
 
 def episode_to_timeline(episode: Episode, cut: Cut | None = None) -> dict[str, Any]:
-    """One episode as plain JSON data, without its tokens. Agents are named by their position in ``agents``."""
+    """One episode as plain JSON data, without tokens. Agents are positions in ``agents``."""
     cut = cut or Cut()
     by_id = {trace.agent_id: trace for trace in episode.traces}
     columns: dict[str, list[int]] = {}
@@ -63,7 +63,7 @@ def episode_to_timeline(episode: Episode, cut: Cut | None = None) -> dict[str, A
 
 
 def _place(trace: Trace, column: int, by_id: dict[str, Trace], columns: dict[str, list[int]]) -> int:
-    """Give the turns of ``trace`` and of all below it their columns, from ``column`` on; returns the first free one."""
+    """Assign columns to the turns of ``trace`` and all below it, from ``column`` on; the first free one."""
     own = columns.setdefault(trace.agent_id, [])
     for turn in trace.turns:
         own.append(column)
@@ -76,8 +76,8 @@ def _place(trace: Trace, column: int, by_id: dict[str, Trace], columns: dict[str
 def _edges(episode: Episode, place: dict[str, int]) -> tuple[list[list[int]], list[list[int]]]:
     """(spawns, joins), both as [parent, its turn, child].
 
-    A spawn leads from the parent's turn to the child's first, a join from the child's last turn to the parent's turn
-    that reads its message (the number of turns where the parent took none afterwards).
+    A spawn leads from the parent's turn to the child's first, a join from the child's last turn to the
+    parent's turn that reads its message (the number of turns if there is none).
     """
     spawns = [
         [place[trace.agent_id], index, place[child]]
@@ -89,7 +89,7 @@ def _edges(episode: Episode, place: dict[str, int]) -> tuple[list[list[int]], li
 
 
 def _stages(episode: Episode, by_id: dict[str, Trace], place: dict[str, int]) -> list[dict[str, Any]]:
-    """What each turn of the orchestrator cost: its sub-agents' longest and median, in steps and in seconds."""
+    """Costs of each orchestrator turn: its sub-agents' longest and median, in steps and seconds."""
     stages = []
     for turn, children in episode.stages():
         steps = [trace_cost(child, by_id) for child in children]
@@ -137,7 +137,7 @@ def _agent(
 
 
 def _turn(turn: Turn, column: int, on: list[bool], place: dict[str, int], episode: Episode, cut: Cut) -> dict[str, Any]:
-    """``critical``: on the path by step, by time. ``t``: asked, answered, results in. ``child``: whom a call began."""
+    """``critical``: by step, by time. ``t``: asked, answered, results. ``child``: launched agent."""
     children = episode.launched(turn)
     return {
         "column": column,
@@ -167,7 +167,7 @@ def _turn(turn: Turn, column: int, on: list[bool], place: dict[str, int], episod
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """The finite numbers among ``values``, to four digits behind the point."""
+    """The finite numbers among ``values``, with four decimals."""
     return {
         name: round(float(value), 4)
         for name, value in values.items()

@@ -1,1 +1,1 @@
-"""Policies to servers and to files."""
+"""Policies on servers and in files."""

@@ -1,4 +1,4 @@
-"""``parl export``: a run's policy as a folder that transformers, vLLM and whatever reads their format can load."""
+"""``parl export``: a run's policy as a folder for transformers, vLLM and other readers of their format."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ def export(
 ) -> Path:
     """Write the policy of ``run`` (a run's folder, its name below runs/, or a policy's folder) to ``out``.
 
-    ``format``: ``hf`` (deepseek_v3) or ``kimi_k25``, which also has a place for a vision side. ``int4``: routed
-    experts packed as K2.5's are. By default the folder lies in ``run`` and is named after the format. UserError says
-    what is wrong.
+    ``format``: ``hf`` (deepseek_v3) or ``kimi_k25``, which also supports vision. ``int4``: routed experts
+    packed as in K2.5. The default folder is in ``run``, named after the format. UserError says what is wrong.
     """
     for key, value, allowed in (("--format", format, FORMATS), ("--dtype", dtype, DTYPES)):
         if value not in allowed:
@@ -41,7 +40,7 @@ def export(
 
 
 def policy_folder(run: Path) -> Path:
-    """The folder of the policy that ``run`` means; UserError where there is none."""
+    """The folder of the policy of ``run``; UserError if there is none."""
     for folder in (run, run / "policy", Path("runs") / run / "policy"):
         if (folder / SINGLE).exists() or (folder / INDEX).exists():
             return folder

@@ -1,4 +1,4 @@
-"""``parl gateway``: serves a policy over OpenAI's API, records what harnesses do with it, and makes rows of that."""
+"""``parl gateway``: serves a policy over OpenAI's API, records clients' episodes, and makes rows of them."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def serve(
     allow_hosts: Sequence[str] = (),
     allow_origins: Sequence[str] = (),
 ) -> None:
-    """Serve the policy of ``run`` until interrupted. ``engine`` vllm or sglang: through the server at ``url``.
+    """Serve the policy of ``run`` until interrupted. ``engine``: vllm or sglang, the server at ``url``.
 
-    UserError where there is no policy, it cannot be loaded, the server computes something else, or the address cannot
-    be had, or may not without a key.
+    UserError: no policy, it cannot be loaded, the server computes something else, or the address is not
+    available or not allowed without a key.
     """
     access = access_of(host, allow_hosts, allow_origins, os.environ.get(KEY_VARIABLE) or None)
     for option, value, most in (("--temperature", temperature, 2.0), ("--top-p", top_p, 1.0)):
@@ -106,7 +106,7 @@ def serve(
 
 
 def access_of(host: str, hosts: Sequence[str], origins: Sequence[str], key: str | None) -> Access:
-    """Who may ask, from what the command line and the environment say. UserError names what is wrong."""
+    """Access rules from the command line and the environment. UserError names what is wrong."""
     if wrong := wrong_hosts(hosts):
         raise UserError(f"--allow-host {wrong[0]!r}: give the name or address of one host, without scheme and port")
     if wrong := wrong_origins(origins):
@@ -119,8 +119,7 @@ def access_of(host: str, hosts: Sequence[str], origins: Sequence[str], key: str 
 
 
 def bound_sockets(host: str, port: int, *, keyed: bool) -> list[socket.socket]:
-    """Sockets at all addresses of ``host``. UserError where one cannot be had, or is not loopback's and there is no
-    key: whoever reaches it could use the policy and write what it is trained on."""
+    """Sockets at all addresses of ``host``. UserError if unavailable, or beyond loopback without a key."""
     if not host or not 0 <= port < 65_536:
         raise UserError(f"--host {host!r} --port {port}: give a name or address, and a port from 0 to 65535")
     try:
@@ -144,7 +143,7 @@ def bound_sockets(host: str, port: int, *, keyed: bool) -> list[socket.socket]:
             one.bind((address[0], same, *address[2:]))
         except OSError as error:
             one.close()
-            if error.errno != errno.EADDRNOTAVAIL or len(found) == 1:  # a name has addresses that a machine may lack
+            if error.errno != errno.EADDRNOTAVAIL or len(found) == 1:  # this machine may lack some addresses of a name
                 raise UserError(f"--host {host} --port {same}: {error.strerror}; choose another with --port") from None
         else:
             sockets.append(one)
@@ -161,10 +160,10 @@ def _store(folder: Path) -> EpisodeStore:
 
 
 async def _server(url: str, kind: str, model: Shape, tokenizer: Tokenizer, weights: Weights, version: int) -> Engine:
-    """The engine at ``url``, once it has shown that it serves these weights."""
+    """The engine at ``url``, after verifying that it serves these weights."""
     try:
         rollouts = RolloutsConfig.model_validate({"engine": kind, "http": {"urls": [url], "without_routes": "live"}})
-    except ValidationError as error:  # its own text quotes the address as it was given
+    except ValidationError as error:  # its own text quotes the address unredacted
         said = "; ".join(one["msg"] for one in error.errors(include_url=False))
         raise UserError(f"--engine {kind} --url {shown(url)}: {said}") from None
     probe = probe_tokens(model, tokenizer)
@@ -186,7 +185,7 @@ async def _server(url: str, kind: str, model: Shape, tokenizer: Tokenizer, weigh
 
 
 def recorded_episodes(folder: Path) -> list[Episode]:
-    """All episodes that a gateway recorded in ``folder``, in the order of their ends."""
+    """All episodes recorded by a gateway in ``folder``, in the order of their ends."""
     store = EpisodeStore(folder)
     shards = [store.read(step, KIND) for step in store.steps(KIND)]
     return [episode for shard in shards if shard is not None for episode in shard[0]]
@@ -197,8 +196,7 @@ def recorded_rows(
 ) -> list[Row]:
     """Rows for the learner. Episodes of one task are a group, whose mean reward is the baseline.
 
-    ValueError where tokens were sampled at another temperature: their log-probs would be of another policy; and where a
-    reward is not a finite number: the advantages of its whole group would be none.
+    ValueError for tokens sampled at another temperature, and for a reward that is not a finite number.
     """
     for episode in episodes:
         if not episode.void and not is_reward(episode.rewards.get("total")):

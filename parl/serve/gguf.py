@@ -1,7 +1,7 @@
-"""Read GGUF files: the metadata and the tensors of a quantized checkpoint. No torch.
+"""Reads GGUF files: metadata and tensors of a quantized checkpoint. No torch.
 
-Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, little-endian). Of the tensor types those
-that the models of :mod:`parl.serve.pretrained` use are known: F32, F16, Q4_1 and Q8_0.
+Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, little-endian). Supported tensor
+types: F32, F16, Q4_1 and Q8_0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Gguf:
     """One file. ``metadata``: its keys and values; ``shapes``: by tensor its shape, outermost dimension first."""
 
     def __init__(self, path: Path) -> None:
-        """ValueError where ``path`` is no GGUF file of version 3, or is cut off."""
+        """ValueError unless ``path`` is a complete GGUF file of version 3."""
         self._bytes = np.memmap(path, np.uint8, "r")
         self._path, self._at = path, 4
         if self._bytes[:4].tobytes() != b"GGUF" or self._scalar("I") != 3:
@@ -41,7 +41,7 @@ class Gguf:
         self._data = -(-self._at // step) * step
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and float32 values of every tensor; ValueError for a type that is not known, or a file cut off."""
+        """Name and float32 values of every tensor; ValueError for an unknown type or a truncated file."""
         for name, (kind, offset) in self._places.items():
             if kind not in _BYTES:
                 raise ValueError(f"{self._path}: {name} is of the GGUF type {kind}; known are {sorted(_BYTES)}")

@@ -1,7 +1,7 @@
-"""The trainer's side of inference servers: each version of the weights as a folder that a server reads, and the probe.
+"""Weights for inference servers: each version as a folder, and the probe to verify it.
 
-The folder is what the family's ``export`` writes for servers. Matrices are float32; the server rounds them to its own
-type.
+The folder is written by the family's ``export``. Matrices are float32; the server rounds them to its own
+dtype.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from model.policy_files import with_weights
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from rollouts.engine.base import Delivery
 
-_BUCKET_BYTES = 10**9  # of a shard: what a server holds besides the model while it takes one
+_BUCKET_BYTES = 10**9  # of a shard: what a server holds besides the model during an update
 _PROBE_TOKENS = 256
-_KEPT = 2  # folders of a pool: the one that is served, and the one before while a server still reads it
+_KEPT = 2  # folders per pool: the served one, and the one before while a server still reads it
 
 
 class Deliveries:
-    """Writes versions below ``folder``, which trainer and servers must share, and computes what servers have to."""
+    """Writes versions below ``folder``, shared by trainer and servers, and computes their probes."""
 
     def __init__(self, folder: Path, model: Shape, tokenizer: Path) -> None:
         self._folder, self._model = folder.resolve(), model
@@ -33,7 +33,7 @@ class Deliveries:
         self._written: dict[str, list[Path]] = {}
 
     def write(self, pool: str, version: int, weights: Weights) -> Delivery:
-        """``weights`` as ``version`` of ``pool`` on disk; older folders of the pool are deleted."""
+        """Write ``weights`` as ``version`` of ``pool``; deletes older folders of the pool."""
         out = self._folder / f"{pool}-{version:06d}"
         partial = out.with_suffix(".partial")
         for stale in (partial, out):
@@ -59,7 +59,7 @@ def probe_tokens(model: Shape, tokenizer: Tokenizer) -> list[int]:
 
 @torch.no_grad()
 def probe_logprobs(policy: Policy, tokens: list[int]) -> list[float]:
-    """The policy's own log-probs of all ``tokens`` but the first."""
+    """The policy's own log-probs of all ``tokens`` except the first."""
     ids = torch.tensor([tokens])
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[0, 0] = False

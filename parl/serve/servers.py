@@ -1,4 +1,4 @@
-"""What must hold before a run with inference servers starts: their key, and the way to them. No torch."""
+"""Checks before a run with inference servers: their key and the proxy. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rollouts.engine.client import make_client
 
 
 def check_servers(http: HttpConfig) -> None:
-    """UserError where the servers' key is not there or may not be sent, or the environment's proxy cannot be used."""
+    """UserError if the servers' key is missing or may not be sent, or the proxy is unusable."""
     name = http.api_key_env
     if name and not os.environ.get(name):
         raise UserError(f"rollouts.http.api_key_env = {name}: no such environment variable is set")

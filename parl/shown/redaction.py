@@ -1,9 +1,9 @@
-"""What must not leave the house: keys, tokens, passwords and cookies, replaced in texts, objects and settings.
+"""Redaction: replaces keys, tokens, passwords and cookies in texts, objects and settings.
 
-The formats of providers come from detect-secrets' detectors; here are what those lack (each has a case in
-``tests/attacks/secrets.py``), the forms in which any secret is written down (``api_key: ...``, ``Cookie: ...``,
-``://user:password@host``, ``?token=...``, key blocks), and one rule for strings that look drawn at random. It is a net,
-not a proof: a password in plain words in a sentence passes.
+Providers' formats come from detect-secrets' detectors. This module adds formats that those lack (each has a
+case in ``tests/attacks/secrets.py``), common notations of any secret (``api_key: ...``, ``Cookie: ...``,
+``://user:password@host``, ``?token=...``, key blocks), and a rule for random-looking strings. It does not
+catch everything: a password in plain words in a sentence passes.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ _HOOKS = re.compile(
     re.I,
 )
 _BLOCKS = ((_PEM, ("-----begin",)), (_PUTTY, ("private-lines",)), (_HASHED, ("$",)), (_PROVIDERS, ("",)))
-_KEPT = (  # pattern, one of what must be in the text in small letters
+_KEPT = (  # pattern, a lower-case text that must occur
     (_USERINFO, ("://",)),
     (_LONE_USER, ("://",)),
     (_QUERY, ("=",)),
@@ -116,11 +116,11 @@ _URL = re.compile(r"\b[a-z][a-z0-9+.-]{1,30}://[^\s\"'<>]+", re.I)
 _RANDOM = re.compile(
     r"(?<![A-Za-z0-9+/=_.:@-])(?:[A-Za-z0-9+/]{32,128}={0,2}|[A-Za-z0-9_-]{32,128})(?![A-Za-z0-9+/=_@-])"
 )
-_ENTROPY = 4.2  # bits a character, of strings of at least 32
+_ENTROPY = 4.2  # bits per character, of strings of at least 32
 _CHANGES = 0.3  # share of neighbours of different kinds (letter sizes, digits, signs); names and paths have 0.1
 
-# Not Artifactory's and the keyword detector, which take ordinary words, public hosts, and providers (IBM,
-# SoftLayer) whose keys have no form of their own: they are found by their names, as all are
+# Without Artifactory's and the keyword detector, which match ordinary words, public hosts, and providers
+# (IBM, SoftLayer) whose keys have no format: those are found by name
 _DETECTORS = (
     ("aws", "AWSKeyDetector"), ("azure_storage_key", "AzureStorageKeyDetector"),
     ("discord", "DiscordBotTokenDetector"), ("github_token", "GitHubTokenDetector"),
@@ -133,14 +133,14 @@ _DETECTORS = (
 
 
 def redact(value: Any) -> Any:
-    """``value`` with what looks like a secret replaced, in texts, keys and values at any depth."""
+    """``value`` with secrets replaced, in texts, keys and values at any depth."""
     return _walk(value, _text)
 
 
 def without_credentials(value: Any) -> Any:
-    """A setting's text, list or section without the credentials of URLs and what :func:`redact` knows by itself.
+    """A setting's text, list or section without credentials in URLs and what :func:`redact` finds itself.
 
-    For configurations and messages, which start at once: detect-secrets is not loaded.
+    For configurations and messages: does not load detect-secrets, which is slow.
     """
     return _walk(value, _own)
 
@@ -163,7 +163,7 @@ def _walk(value: Any, clean: Any) -> Any:
 
 
 def _is_secret(key: str, item: Any) -> bool:
-    """Whether ``key`` says that its value is a secret."""
+    """Whether ``key`` names a secret."""
     if isinstance(item, bool) or item is None or len(key) > 80:
         return False
     texts = item if isinstance(item, list | tuple) else [item]
@@ -187,7 +187,7 @@ def _harmless(text: str) -> bool:
 
 
 def _own(text: str) -> str:
-    """``text`` by the patterns of this module."""
+    """``text`` with this module's patterns replaced."""
     if len(text) < 6:
         return text
     small = text.lower()
@@ -205,7 +205,7 @@ def _own(text: str) -> str:
 
 
 def _named(line: str) -> str:
-    """A line with the values of what is called password, token and the like replaced."""
+    """A line with the values of passwords, tokens and the like replaced."""
     small = line.lower()
     signed = "=" in small or ":" in small
     return _ASSIGNED.sub(_assigned, line) if signed and any(hint in small for hint in _HINTS) else line
@@ -233,7 +233,7 @@ def _keep(found: re.Match[str]) -> str:
 
 
 def _basic(found: re.Match[str]) -> str:
-    """``Basic`` and the base64 of ``user:password``; in prose another word follows."""
+    """``Basic`` and base64 of ``user:password``; in prose another word follows."""
     decoded = _decoded(found["drop"])
     return found["keep"] + REDACTED if decoded and ":" in decoded else found[0]
 
@@ -258,7 +258,7 @@ def _assigned(found: re.Match[str]) -> str:
 
 
 def _whole_name(found: re.Match[str]) -> str:
-    """The name with what stands before it: ``next_page_`` and ``token``."""
+    """The name with its prefix: ``next_page_`` and ``token``."""
     before = found.string[max(0, found.start() - 40) : found.start()]
     return re.split(r"[^\w.-]", before)[-1] + found["name"]
 
@@ -271,7 +271,7 @@ def _whole_or_group(found: re.Match[str]) -> str:
 
 @lru_cache(1)
 def _library() -> tuple[re.Pattern[str], ...]:
-    """The patterns of detect-secrets' detectors of one provider each."""
+    """The patterns of detect-secrets' detectors of single providers."""
     patterns: list[re.Pattern[str]] = []
     for module, name in _DETECTORS:
         patterns += getattr(importlib.import_module(f"detect_secrets.plugins.{module}"), name).denylist
@@ -279,7 +279,7 @@ def _library() -> tuple[re.Pattern[str], ...]:
 
 
 def _without_random(text: str) -> str:
-    """Strings of 32 to 128 characters that look drawn at random, outside of addresses."""
+    """Replace random-looking strings of 32 to 128 characters, except in addresses."""
     places = [found.span() for found in _URL.finditer(text)]
 
     def judged(found: re.Match[str]) -> str:
@@ -300,11 +300,11 @@ def _random(text: str) -> bool:
     if changes < _CHANGES or entropy < _ENTROPY:
         return False
     decoded = _decoded(text)
-    return decoded is None or _own(decoded) != decoded  # what spells a text is judged by the text
+    return decoded is None or _own(decoded) != decoded  # encoded text is judged by its content
 
 
 def _decoded(text: str) -> str | None:
-    """The text that base64 ``text`` spells; None where it spells none."""
+    """The text of base64 ``text``; None if it is not text."""
     try:
         given = base64.b64decode(text + "=" * (-len(text) % 4), validate=True).decode("utf-8")
     except (binascii.Error, UnicodeDecodeError):

@@ -74,12 +74,12 @@ def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
 
 
 def echo_traceback() -> None:
-    """The exception that is being handled, on standard error."""
+    """The current exception, on standard error."""
     echo(without_credentials(traceback.format_exc()), err=True, nl=False)
 
 
 def console(*, stderr: bool = False, highlight: bool = True) -> Console:
-    """Where tables go: as wide as the terminal; as wide as they need, where a file or a program reads them."""
+    """A console for tables, as wide as the terminal, or unlimited for a file or a program."""
     made = _Console(file=sys.stderr if stderr else sys.stdout, markup=False, emoji=False, highlight=highlight)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = _UNCUT
@@ -87,10 +87,10 @@ def console(*, stderr: bool = False, highlight: bool = True) -> Console:
 
 
 class _Console(Console):
-    """A console through which no control character passes, wherever it was hidden in what is printed."""
+    """A console that lets no control character through."""
 
     def on_broken_pipe(self) -> None:
-        """Nobody reads on: the command ends (``parl.cli.errors``)."""
+        """Nobody reads the output: end the command (``parl.cli.errors``)."""
         unread()
         raise Unread
 
@@ -112,9 +112,9 @@ def _shown(found: re.Match[str]) -> str:
 
 
 def open_output() -> None:
-    """Once, before anything is printed: what the output's encoding lacks is replaced by what looks alike.
+    """Replace characters that the output's encoding lacks by similar ones. Call once, before any output.
 
-    An output that was closed before the start, or that nobody reads any more at the end, is no error.
+    A closed or unread output is no error.
     """
     codecs.register_error(_ALIKE, _replaced)
     for name in ("stdout", "stderr"):
@@ -127,7 +127,7 @@ def open_output() -> None:
 
 
 def unread() -> bool:
-    """Whether nobody reads what is printed any more, as behind ``| head``; what is left then goes nowhere."""
+    """Whether nobody reads the output any more, as behind ``| head``; further output is discarded."""
     gone = False
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -140,20 +140,20 @@ def unread() -> bool:
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:
-    """For ``codecs``: each character that cannot be encoded as one that can."""
+    """A codec error handler: replaces each character that cannot be encoded."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     return "".join(_LOOKS.get(one) or _bare(one) for one in text), error.end
 
 
 def _bare(character: str) -> str:
-    """A letter without its accents; ``?`` for all else."""
+    """A letter without accents; ``?`` for all else."""
     letter = unicodedata.normalize("NFKD", character)[0]
     return letter if letter.isascii() and letter.isprintable() else "?"
 
 
 def catch_warnings() -> None:
-    """Warnings, which may quote a server or a file, are made :func:`plain` as well, and hold no credentials."""
+    """Make warnings :func:`plain` too, since they may quote a server or a file, and remove credentials."""
     usual = warnings.formatwarning
 
     def shown(*args: Any, **named: Any) -> str:

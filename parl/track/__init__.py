@@ -1,1 +1,1 @@
-"""What a run shows while it runs."""
+"""What a run shows during training."""

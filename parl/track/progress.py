@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live view in a terminal, one plain line a step anywhere else."""
+"""Progress of a run: a live view in a terminal, one plain line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rich.text import Text
 from parl.shown import terminal
 from parl.shown.terminal import cell, line, plain
 
-_RECENT = 11  # steps that the time left is estimated by, and one before them
-_ENOUGH = 3  # ends of steps that an estimate needs
+_RECENT = 11  # steps for the estimate of the time left, and one before
+_ENOUGH = 3  # ends of steps needed for an estimate
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WEIGHT = "lambda/"  # of a part of the reward
 _SPAWN, _F1 = "swarm/spawn_rate/", "perf/item_f1/"
@@ -41,14 +41,14 @@ def sparkline(values: list[float], width: int = 40) -> str:
 
 
 def clock(seconds: float) -> str:
-    """``75`` as ``1:15``, an hour and more as ``1:02:03``."""
+    """``75`` as ``1:15``, from an hour on as ``1:02:03``."""
     minutes, secs = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
 
 class Progress:
-    """A context manager; :meth:`update` after every step, :meth:`phase` for what is going on in between."""
+    """A context manager; call :meth:`update` after every step, :meth:`phase` in between."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Progress:
         self._console = console or terminal.console()
         self._live: Live | None = None
         self._began = time.monotonic()
-        self._ended: deque[float] = deque(maxlen=_RECENT)  # when the last steps ended
+        self._ended: deque[float] = deque(maxlen=_RECENT)  # times of the last steps' ends
         self._step = 0
         self._metrics: dict[str, float] = {}
         self._history: dict[str, list[float]] = {"reward/total": [], "steps/critical": []}
@@ -100,15 +100,15 @@ class Progress:
             self._line(self.plain())
 
     def phase(self, text: str, done: int | None = None, total: int | None = None) -> None:
-        """Say what is going on now, e.g. ``phase("collecting", 40, 96)``."""
+        """Show the current activity, e.g. ``phase("collecting", 40, 96)``."""
         new = text != self._phase
         self._phase, self._done, self._total = text, done, total
-        if new and not self._live and self._step == 0:  # before the first step only: one line a step is enough later
+        if new and not self._live and self._step == 0:  # afterwards one line per step is enough
             self._line(f"{text} ...")
 
     @contextmanager
     def part(self, label: str, total: int) -> Iterator[_Part]:
-        """A part of the work that counts its own: ``evaluating LABEL 3/40``."""
+        """A part of the work with its own count: ``evaluating LABEL 3/40``."""
         yield _Part(self, label, total)
 
     def plain(self) -> str:
@@ -132,7 +132,7 @@ class Progress:
         return " · ".join([*parts, f"ETA {self._eta()}"])
 
     def _lambdas(self) -> dict[str, float]:
-        """The reward's weights that fall, by λ1 and λ2 or the names that its class gives them."""
+        """The reward's annealed weights, as λ1 and λ2 or by their class's names."""
         weights = {
             name.removeprefix(_WEIGHT): value for name, value in self._metrics.items() if name.startswith(_WEIGHT)
         }
@@ -152,7 +152,7 @@ class Progress:
         return sum(families) / len(families) if families else self._metrics.get("reward/perf")
 
     def _eta(self) -> str:
-        """By the last steps; the first, which waits for engines to start and caches to fill, says nothing."""
+        """From the last steps, without the first, which includes start-up."""
         if len(self._ended) < _ENOUGH:
             return "?"
         each = (self._ended[-1] - self._ended[0]) / (len(self._ended) - 1)
@@ -224,7 +224,7 @@ class _Part:
 
 
 class EpisodeBar:
-    """A bar over episodes with an estimate of the time left; outside a terminal a line every tenth of the way."""
+    """A progress bar over episodes with the time left; outside a terminal a line every tenth."""
 
     def __init__(self, title: str, total: int, *, console: Console | None = None) -> None:
         self._title, self._total, self._done = line(title), total, 0
@@ -254,7 +254,7 @@ class EpisodeBar:
             self._bar.stop()
 
     def advance(self, count: int) -> None:
-        """``count`` more episodes are there."""
+        """Add ``count`` finished episodes."""
         before, self._done = self._done, self._done + count
         if self._bar:
             self._bar.advance(self._bar.task_ids[0], count)

@@ -1,4 +1,4 @@
-"""Where a run's numbers also go, if asked: TensorBoard's files and a Prometheus endpoint, by their own libraries."""
+"""Optional outputs of a run's numbers: TensorBoard files and a Prometheus endpoint."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """No more numbers will come."""
         ...
 
 
 def check_sinks(tracking: TrackingConfig) -> None:
-    """UserError where a library is not installed that the configuration asks for, or WANDB_MODE means nothing."""
+    """UserError if a configured library is not installed, or WANDB_MODE is invalid."""
     wandb_mode(tracking.wandb)
     for key, library in _NEEDS.items():
         if getattr(tracking, key) and importlib.util.find_spec(library.replace("-", "_")) is None:
@@ -37,7 +37,7 @@ def check_sinks(tracking: TrackingConfig) -> None:
 
 
 def make_sinks(tracking: TrackingConfig, run_dir: Path) -> list[Sink]:
-    """Those that the configuration asks for; UserError where one cannot start."""
+    """The configured sinks; UserError if one cannot start."""
     check_sinks(tracking)
     sinks: list[Sink] = []
     if tracking.tensorboard:
@@ -48,7 +48,7 @@ def make_sinks(tracking: TrackingConfig, run_dir: Path) -> list[Sink]:
 
 
 class TensorBoard:
-    """Event files in ``folder``: ``tensorboard --logdir runs``. Steps that a resumed run repeats are written again."""
+    """Event files in ``folder``: ``tensorboard --logdir runs``. A resumed run writes repeated steps again."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -56,21 +56,21 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(folder))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar for each number."""
+        """One scalar per number."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush."""
         self._writer.close()
 
 
 class Prometheus:
-    """Gauges ``parl{run=..., name="train/reward/total"}`` of the newest step on ``http://127.0.0.1:port/metrics``.
+    """Gauges ``parl{run=..., name="train/reward/total"}`` of the newest step at ``127.0.0.1:port/metrics``.
 
-    The numbers' own names have slashes and families in them, which Prometheus forbids in names: they are a label. Runs
-    of one process share the endpoint.
+    The numbers' names are a label, since Prometheus forbids their slashes in names. Runs of one process share
+    the endpoint.
     """
 
     _servers: dict[int, tuple[Any, Any]] = {}  # noqa: RUF012 - one endpoint for the process; port -> server, gauges
@@ -95,4 +95,4 @@ class Prometheus:
             self._gauges.labels(run=self._run, name=name).set(value)
 
     def close(self) -> None:
-        """The endpoint stays while the process lives: a scraper may come late."""
+        """Keep the endpoint while the process lives: a scraper may come late."""

@@ -1,4 +1,4 @@
-"""``parl top RUN``: a running or finished run in the terminal, from its files alone."""
+"""``parl top RUN``: a running or finished run in the terminal, from its files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from parl.track.tracker import train_rows
 from rollouts.store.lookup import read_columns, shards
 from rollouts.store.store import StoreError
 
-_PAGE = 110  # columns of a frame that no terminal shows
+_PAGE = 110  # columns of a frame without a terminal
 _WIDTH = 36  # characters of a curve
 _LAST = 8  # episodes shown
-_STALE = 3.0  # times a step's usual length without news, and the run is called silent
+_STALE = 3.0  # times a step's usual length without news, after which the run counts as silent
 _CURVES = (
     ("reward", "reward/total", ".3f", "green"),
     ("outcome", "reward/perf", ".3f", "green"),
@@ -42,7 +42,7 @@ _CURVES = (
 
 
 def show(given: Path, *, once: bool = False, every_s: float = 2.0, console: Console | None = None) -> None:
-    """Print one frame, or keep the view fresh until the run ends or Ctrl-C. UserError where there is no run."""
+    """Print one frame, or refresh the view until the run ends or Ctrl-C. UserError if there is no run."""
     folder = run_folder(given)
     console = console or terminal.console()
     if not console.is_terminal:
@@ -58,7 +58,7 @@ def show(given: Path, *, once: bool = False, every_s: float = 2.0, console: Cons
 
 
 def frame(folder: Path, now: float | None = None) -> RenderableType:
-    """Everything about the run as it stands; ``now`` in seconds since the epoch."""
+    """The current state of the run; ``now`` in seconds since the epoch."""
     config = run_config(folder)
     rows = train_rows(folder / "metrics.jsonl")
     single = train_rows(folder / "single_agent" / "metrics.jsonl")
@@ -76,7 +76,7 @@ def frame(folder: Path, now: float | None = None) -> RenderableType:
 
 
 def warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What deserves a look in the newest steps, in words; the same limits as in docs/metrics.md."""
+    """Warnings about the newest steps, with the limits of docs/metrics.md."""
     if not rows:
         return []
     last = rows[-1]
@@ -166,7 +166,7 @@ def _families(row: dict[str, Any]) -> Table:
 
 
 def _shares(rows: Sequence[dict[str, Any]]) -> Text:
-    """Where the time of the last ten steps went."""
+    """Shares of time of the last ten steps."""
     sums = {name: sum(row.get(f"time/{name}_s") or 0.0 for row in rows[-10:]) for name in ("collect", "learn", "sync")}
     whole = sum(row.get("time/step_s") or 0.0 for row in rows[-10:]) or 1.0
     parts = " · ".join(f"{name} {value / whole:.0%}" for name, value in sums.items())

@@ -1,7 +1,7 @@
-"""Where a run's numbers go: ``metrics.jsonl`` (the truth, each row once) and one W&B run (each row at least once).
+"""Tracks a run's numbers: ``metrics.jsonl`` (each row once) and one W&B run (each row at least once).
 
-W&B may fail, hang or be absent: that costs one warning and never a step of training. After a kill, the JSONL is cut
-back to the last checkpoint's step, and rows that it holds but the W&B files lack are logged again.
+If W&B fails, hangs or is absent, there is one warning and training continues. After a kill, the JSONL is
+truncated to the last checkpoint's step, and rows that W&B lacks are logged again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SETTLE_S = 5.0
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; a torn last line is left out, a missing file has none."""
+    """The rows of a ``metrics.jsonl``, without an incomplete last line; none for a missing file."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -49,7 +49,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def train_rows(path: Path) -> list[dict[str, Any]]:
-    """Those of training steps; UserError where the file is damaged."""
+    """The rows of training steps; UserError if the file is damaged."""
     try:
         return [row for row in read_rows(path) if row["kind"] == "train"]
     except ValueError as error:
@@ -57,9 +57,9 @@ def train_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class Tracker:
-    """One run's numbers. Create it with the last checkpoint's ``run_id`` and step to continue a run.
+    """One run's numbers. To continue a run, create it with the last checkpoint's ``run_id`` and step.
 
-    ``settings``: the whole configuration as W&B shows it beside the run.
+    ``settings``: the whole configuration for W&B.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, float], kind: str = "train") -> None:
         """One row of numbers at ``step`` on the axis of ``kind`` (``train``, ``eval``)."""
         row = {"step": int(step), "kind": kind, **{name: float(value) for name, value in metrics.items()}}
-        if _identity(row) in self._kept:  # already there from before the resume
+        if _identity(row) in self._kept:  # logged before the resume
             return
         self._file.write(_dumps(row) + "\n")
         self._file.flush()
@@ -134,7 +134,7 @@ class Tracker:
         self._file.close()
 
     def _safely(self, act: Callable[[], _T]) -> _T | None:
-        """Run ``act`` unless W&B is off; its first failure is one warning, after which W&B is left alone."""
+        """Run ``act`` unless W&B is off; its first failure is a warning that turns W&B off."""
         if self._off:
             return None
         try:
@@ -145,7 +145,7 @@ class Tracker:
             return None
 
     def _start_or_offline(self, project: str, settings: Mapping[str, Any], mode: WandbMode) -> Any:
-        """Without a network the run is kept on disk; ``wandb sync`` uploads it later."""
+        """Start online; without a network keep the run on disk, for ``wandb sync``."""
         if mode != "online":
             return self._start(project, settings, mode)
         try:
@@ -192,14 +192,14 @@ class Tracker:
         self._run.finish()
         deadline = time.monotonic() + _SETTLE_S
         while not is_complete(self.run_dir, self._run_id) and time.monotonic() < deadline:
-            time.sleep(0.02)  # wandb's own process writes its last block a moment after finish() returns
+            time.sleep(0.02)  # wandb's process writes its last block a moment after finish() returns
 
     def _log_wandb(self, row: dict[str, Any]) -> None:
         values = _named(row)
         self._safely(lambda: self._run.log(values))
 
     def _log_missing(self, rows: list[dict[str, Any]]) -> None:
-        """Rows that were flushed to the JSONL while their W&B records were lost with the killed process."""
+        """Log rows again whose W&B records were lost with the killed process."""
         if not rows:
             return
         there = {
@@ -231,7 +231,7 @@ def _qualified(kind: str, name: str) -> str:
 
 
 def _finite_names(row: dict[str, Any]) -> list[str]:
-    """What W&B gets of a row: its step and all numbers that are numbers."""
+    """A row for W&B: its step and all finite numbers."""
     return [name for name, value in row.items() if isinstance(value, int | float) and math.isfinite(value)]
 
 
@@ -240,6 +240,6 @@ def _identity(row: dict[str, Any]) -> tuple[str, int, frozenset[str]]:
 
 
 def _dumps(row: dict[str, Any]) -> str:
-    """JSON has no NaN and no infinity: they become null."""
+    """JSON has no NaN and infinity: they become null."""
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(clean, ensure_ascii=False, allow_nan=False)

@@ -1,8 +1,8 @@
-"""Read offline W&B runs back: the history rows of every ``run-*.wandb`` file below a folder.
+"""Reads offline W&B runs: the history rows of every ``run-*.wandb`` file below a folder.
 
-A ``.wandb`` file is a LevelDB log: a 7-byte header, then blocks of 32 KiB that hold chunks of ``crc32 (4 bytes),
-length (2), type (1), data``. A record is one FULL chunk, or FIRST, MIDDLE..., LAST. A killed process leaves a cut tail:
-everything before it is still read.
+A ``.wandb`` file is a LevelDB log: a 7-byte header, then blocks of 32 KiB of chunks
+``crc32 (4 bytes), length (2), type (1), data``. A record is one FULL chunk, or FIRST, MIDDLE..., LAST. A
+truncated tail is ignored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_history(run_dir: Path, run_id: str | None = None) -> list[dict[str, Any
 
 
 def is_complete(run_dir: Path, run_id: str) -> bool:
-    """Whether the newest file of ``run_id`` ends as a finished run's does."""
+    """Whether the newest file of ``run_id`` has a finished run's end."""
     files = wandb_files(run_dir, run_id)
     return bool(files) and any(record.WhichOneof("record_type") == "exit" for record in _parsed(files[-1]))
 
@@ -69,7 +69,7 @@ def read_records(data: bytes) -> Iterator[bytes]:
     position, pending = _FILE_HEADER, b""
     while True:
         room = _BLOCK - position % _BLOCK
-        if room < _CHUNK.size:  # too small for a chunk's header: the block ends in padding
+        if room < _CHUNK.size:  # too small for a chunk's header: padding
             position += room
             continue
         if position + _CHUNK.size > len(data):

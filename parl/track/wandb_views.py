@@ -1,9 +1,9 @@
-"""A saved W&B workspace with the charts that a swarm run is watched by.
+"""A W&B workspace with charts for swarm runs.
 
     python -m parl.track.wandb_views ENTITY PROJECT        # needs pip install wandb-workspaces and a W&B key
     python -m parl.track.wandb_views --list                # the charts, without W&B
 
-W&B keeps workspaces on its server, so this is the one thing here that needs the network.
+W&B keeps workspaces on its server, so this needs the network.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from parl.errors import UserError
 from parl.shown.terminal import echo
 from rewards.base import PERF, Reward
 
-FAMILY = "{family}"  # in a name: one curve for each family of tasks
-PART = "{part}"  # ... for each part of the reward that has a weight
+FAMILY = "{family}"  # in a name: one curve per family of tasks
+PART = "{part}"  # ... per weighted part of the reward
 
 # section -> charts: title -> names on the axis train/step
 SECTIONS: dict[str, dict[str, list[str]]] = {
@@ -62,7 +62,7 @@ SECTIONS: dict[str, dict[str, list[str]]] = {
 
 
 def charts(families: Sequence[str], reward: Reward) -> dict[str, dict[str, list[str]]]:
-    """``SECTIONS`` with the names of these families, and of the parts that ``reward`` weighs, in it."""
+    """``SECTIONS`` for these families and ``reward``'s weighted parts."""
     weighed = [part for part in reward.weights(0, 1) if part != PERF]
 
     def named(name: str) -> list[str]:
@@ -95,7 +95,7 @@ def workspace(entity: str, project: str, families: Sequence[str], reward: Reward
 
 
 def main() -> None:
-    """Save it, and say where."""
+    """Save the workspace and print its address."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("entity", nargs="?")
     parser.add_argument("project", nargs="?", default="parl")
