@@ -38,7 +38,7 @@ class ContextConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: Literal["none", "hide_tool_result", "discard_all"] = Field(
-        default="none", description="what the agent goes on with; none = it ends there"
+        default="none", description="what the agent continues with; none = it ends"
     )
     orchestrator_tokens: int | None = Field(default=None, gt=0, description="its limit; None = the model's positions")
     subagent_tokens: int | None = Field(default=None, gt=0, description="the same for each sub-agent")
@@ -59,8 +59,8 @@ class LimitsConfig(BaseModel):
 
     agent_s: float | None = Field(default=None, gt=0, description="wall-clock deadline of each sub-agent")
     stage_s: float | None = Field(default=None, gt=0, description="of all sub-agents of one turn, queueing included")
-    subagents: int | None = Field(default=None, gt=0, description="sub-agents that run at once in one worker")
-    tool_calls: int | None = Field(default=None, gt=0, description="tool calls under way at once in one worker")
+    subagents: int | None = Field(default=None, gt=0, description="concurrent sub-agents in one worker")
+    tool_calls: int | None = Field(default=None, gt=0, description="concurrent tool calls in one worker")
 
 
 class HttpConfig(BaseModel):
@@ -76,11 +76,11 @@ class HttpConfig(BaseModel):
     )
     restart: str | None = Field(
         default=None,
-        description="shell command that stops the server at {url} and starts it from {folder} in the background; also"
-        " what an update in place that did not take effect falls back to",
+        description="shell command that stops the server at {url} and starts it from {folder} in the background;"
+        " also used if an update in place fails",
     )
     without_routes: Literal["error", "live"] = Field(
-        default="error", description="a server that sends no experts: error, or let the learner choose its own"
+        default="error", description="if a server sends no routes: error, or let the learner choose experts"
     )
     tolerance: float = Field(
         default=0.02, gt=0, description="mean log-prob difference of server and trainer on the probe, in nats"
@@ -107,46 +107,44 @@ class RolloutsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     swarm: bool = Field(default=True, description="offer create_subagent and assign_task; False = single agent")
-    thinking: bool = Field(default=False, description="agents reason before they write; the tiny policy learns not to")
+    thinking: bool = Field(default=False, description="agents reason before they answer; the tiny policy does not")
     prompts: PromptsConfig = PromptsConfig()
     group_size: int = Field(default=8, gt=1, description="episodes of one task")
     tasks_per_step: int = Field(default=8, gt=0)
     dynamic_sampling: int | None = Field(
         default=None,
         ge=0,
-        description="leave out groups whose episodes all earned the same, and draw others in their place, so often at"
-        " most; null = keep them, 0 = leave out only",
+        description="leave out groups of equal rewards and draw others, at most this many times; null = keep them,"
+        " 0 = only leave out",
     )
-    temperature: float = Field(default=1.0, gt=0, description="of the policy's sampling")
-    subagent_temperature: float = Field(
-        default=0.0, ge=0, description="of the sub-agents, 0 = greedy; co-trained ones sample as the policy does"
-    )
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature of the policy")
+    subagent_temperature: float = Field(default=0.0, ge=0, description="of frozen and refreshed sub-agents; 0 = greedy")
     concurrency: int = Field(default=32, gt=0, description="episodes at once in one worker")
     workers: int = Field(default=1, gt=0, description="Ray rollout workers")
     policy_engines: int = Field(default=1, gt=0, description="replicas of the policy pool")
     frozen_engines: int = Field(default=1, gt=0, description="replicas of the sub-agents' pool, unless co-trained")
     subagent_pool: Literal["frozen", "refreshed", "co_trained"] = Field(
         default="frozen",
-        description="who the sub-agents are: the starting policy; the policy of every refresh_every-th version; the"
-        " policy itself, their traces trained",
+        description="sub-agents: the starting policy; the policy of every refresh_every-th version; or the policy"
+        " itself, with trained traces",
     )
-    refresh_every: int = Field(default=10, gt=0, description="policy versions between two refreshments")
+    refresh_every: int = Field(default=10, gt=0, description="policy versions between two refreshes")
     subagent_policy: Path | None = Field(
         default=None, description="a policy folder for frozen sub-agents, of any shape and the same vocabulary"
     )
     rebalance: bool = Field(
-        default=False, description="between steps, an engine may change from the idler pool to the busier"
+        default=False, description="between steps, an engine may change from the idler pool to the busier one"
     )
     placement: Literal["local", "spread"] = Field(
         default="local", description="sub-agents run on their episode's worker, or on any"
     )
     engine: str = Field(
         default="embedded",
-        description="who computes: embedded, vllm, sglang, package.module:Class, or an installed entry point",
+        description="inference engine: embedded, vllm, sglang, package.module:Class, or an installed entry point",
     )
     engine_config: SerializeAsAny[EngineConfig] = EngineConfig()
     http: HttpConfig = HttpConfig()
-    max_restarts: int = Field(default=3, ge=0, description="how often dead rollout actors are started again in a run")
+    max_restarts: int = Field(default=3, ge=0, description="restarts of lost rollout actors per run")
     budget: BudgetConfig = BudgetConfig()
     limits: LimitsConfig = LimitsConfig()
     context: ContextConfig = ContextConfig()

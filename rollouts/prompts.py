@@ -18,9 +18,9 @@ class PromptsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     orchestrator: str = Field(default="Answer the question with the tools.", description="its system prompt")
-    create_subagent: str = Field(default="Register a sub-agent.", description="what this tool says of itself")
+    create_subagent: str = Field(default="Register a sub-agent.", description="description of the tool")
     assign_task: str = Field(
-        default="Give a sub-agent a task. Several run at once.", description="what this tool says of itself"
+        default="Give a sub-agent a task. Several run at once.", description="description of the tool"
     )
 
     @property

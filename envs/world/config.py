@@ -18,7 +18,7 @@ class WorldConfig(Section):
 
     source: Path | None = Field(
         default=None,
-        description="table (CSV, TSV, Parquet, JSON; rows = entities, columns = attributes), not a generated world",
+        description="table (CSV, TSV, Parquet, JSON; rows = entities, columns = attributes) as the world",
     )
     seed: int = Field(default=1, ge=0, description="seed of the generated knowledge base")
     entities: int = Field(

@@ -76,7 +76,7 @@ class ModelConfig(Shape):
     num_experts_per_tok: int = Field(default=2, gt=0)
     n_shared_experts: int = Field(default=1, ge=0)
     moe_intermediate_size: int = Field(default=96, gt=0)
-    n_group: int = Field(default=1, gt=0, description="groups that the experts are split into, for routing")
+    n_group: int = Field(default=1, gt=0, description="groups of experts for group-limited routing")
     topk_group: int = Field(default=1, gt=0, description="groups that a token may choose experts from")
     routed_scaling_factor: float = Field(default=1.0, gt=0)
     norm_topk_prob: bool = True
@@ -86,7 +86,7 @@ class ModelConfig(Shape):
     )
     quantize_experts: Literal["int4"] | None = Field(
         default=None,
-        description="compute with the routed experts as INT4 in groups of 32 would hold them; gradients pass unchanged",
+        description="compute with the routed experts' INT4 values (groups of 32); gradients pass straight through",
     )
     rope_theta: float = Field(default=500.0, gt=0)
     rope_interleave: bool = Field(
@@ -94,19 +94,18 @@ class ModelConfig(Shape):
     )
     rope_scaling: YarnScaling | None = Field(default=None, description="YaRN's values; null: none")
     max_position_embeddings: int = Field(default=2048, gt=0, description="longest trace in tokens")
-    initializer_range: float = Field(default=0.06, gt=0, description="spread of the matrices at the start")
+    initializer_range: float = Field(default=0.06, gt=0, description="standard deviation of the initial matrices")
     embedding_range: float = Field(
-        default=1.0, gt=0, description="spread of the embeddings: large, so that a layer's output cannot drown a token"
+        default=1.0, gt=0, description="standard deviation of the embeddings; large against a layer's output"
     )
     embedding_mean: float = Field(
-        default=2.0, ge=0, description="size of a random vector that all embeddings share: what heads that look at a"
-        " position, whatever token stands there, can hold on to from the first step",
-    )  # fmt: skip
+        default=2.0, ge=0, description="size of a random vector that all embeddings share, for `look_back`"
+    )
 
     look_back: bool = Field(
         default=True,
-        description="start with heads that copy: in the first layer they look 1, 2, ... positions back, above it they"
-        " find where the same stood before; needs a mean and a query latent",
+        description="initialise heads that copy: the first layer looks 1, 2, ... positions back, the next match"
+        " earlier occurrences; needs a mean and a query latent",
     )
 
     vision: VisionConfig | None = Field(default=None, description="K2.5's tower and projector; null: text only")

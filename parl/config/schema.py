@@ -43,8 +43,7 @@ class PolicyFields(Shape):
     family: str = Field(default="kimi", description="the model family: kimi, package.module:Class, or an entry point")
     init: Path | None = Field(
         default=None,
-        description="start from this Hugging Face checkpoint or policy, which gives the shape and the tokenizer, in"
-        " place of a cold start",
+        description="start from this Hugging Face checkpoint or policy, with its shape and tokenizer",
     )
 
     @property
@@ -116,14 +115,12 @@ class SftConfig(_Section):
     seed: int = Field(default=1, ge=0)
     data: str | None = Field(
         default=None,
-        description="what a policy from `model.init` imitates first: `teacher` (the environment's), a file of"
+        description="over `model.init`, what to imitate first: `teacher` (the environment's), a file of"
         " conversations, or a folder of recorded episodes; null = nothing",
     )
-    tokens: int = Field(default=6_000_000, gt=0, description="training tokens, the drills among them")
-    copying_tokens: int = Field(default=160_000, ge=0, description="the first of them: random text that repeats itself")
-    drill_tokens: int = Field(
-        default=800_000, ge=0, description="the next: questions about several facts, lists to go through"
-    )
+    tokens: int = Field(default=6_000_000, gt=0, description="training tokens, drills included")
+    copying_tokens: int = Field(default=160_000, ge=0, description="of these, copying drills: repeated random text")
+    drill_tokens: int = Field(default=800_000, ge=0, description="of these, reading and agenda drills")
     batch_tokens: int = Field(default=4096, gt=0, description="tokens of one optimiser step")
     lr: float = Field(default=3e-3, gt=0, description="AdamW: embeddings, norms, router")
     muon_lr: float | None = Field(default=6e-3, gt=0, description="Muon: matrices; null: AdamW for them, too")
@@ -161,7 +158,7 @@ class TrainerConfig(_Section):
     epochs: int = Field(default=1, gt=0, description="passes over each step's rows")
     minibatches: int = Field(default=2, gt=0, description="optimiser steps of one pass")
     micro_tokens: int = Field(
-        default=8192, gt=0, description="tokens of one forward pass: whole rows end to end, or one longer row"
+        default=8192, gt=0, description="tokens of one forward pass: whole packed rows, or one longer row"
     )
     ranks: int = Field(default=2, gt=0, description="learner processes, which split the rows")
     threads: int = Field(default=1, gt=0, description="CPU threads of each rank")
@@ -175,13 +172,13 @@ class TrainerConfig(_Section):
     staleness: int = Field(
         default=0,
         ge=0,
-        description="versions that a token may be older than the policy which learns from it; 0 = collect, then learn",
+        description="maximum age of a trained token in policy versions; 0 = collect, then learn",
     )
     overlap: bool = Field(
         default=True,
         description="with a staleness, collect while learning; False = halt unfinished episodes meanwhile",
     )
-    step_s: float = Field(default=900.0, gt=0, description="deadline of one step; a slower one ends the run loudly")
+    step_s: float = Field(default=900.0, gt=0, description="deadline of one step; a slower one ends the run")
 
 
 class EvalConfig(_Section):
@@ -194,7 +191,7 @@ class EvalConfig(_Section):
         default=0.95,
         gt=0,
         le=1,
-        description="likeliest tokens that orchestrators draw from; K2.5 is evaluated with 0.95",
+        description="orchestrators' top-p; K2.5 is evaluated with 0.95",
     )
     seed: int = Field(default=7, ge=0)
 

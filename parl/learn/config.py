@@ -28,7 +28,7 @@ class OptimizerConfig(Section):
     final_lr: float = Field(default=0.1, ge=0, le=1, description="both learning rates fall linearly to this share")
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
-    freeze_tower: bool = Field(default=False, description="of a policy that sees, train the projector alone in RL")
+    freeze_tower: bool = Field(default=False, description="with vision, train the projector alone in RL")
     qk_clip: float | None = Field(
         default=None, gt=0, description="τ of MuonClip: largest attention logit of a head; null = off, K2 has 100"
     )
@@ -50,9 +50,9 @@ class ParallelConfig(Section):
     zero: Literal[0, 1, 2, 3] = Field(
         default=0, description="ZeRO stage: ranks split optimiser states (1), gradients (2), weights (3)"
     )
-    expert_parallel: int = Field(default=1, gt=0, description="ranks that split the routed experts between them")
+    expert_parallel: int = Field(default=1, gt=0, description="ranks that split the routed experts")
     offload: Literal["none", "cpu"] = Field(default="none", description="where optimiser states lie")
-    recompute: bool = Field(default=False, description="keep layers' inputs only, compute their insides again")
+    recompute: bool = Field(default=False, description="activation recomputation: keep only layers' inputs")
 
 
 NOT_PARALLEL = ParallelConfig()
