@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.blocks.attention import Shared
 from model.blocks.logprobs import Head
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Policy(nn.Module):
     layer_classes: tuple[str, ...] = ()  # layers whose weights ZeRO 3 gathers together, "module.Class"
     adapter_owners: Mapping[str, tuple[type[nn.Module], ...]] = {}  # optimizer.lora.targets -> their modules
 
+    shares: bool = False  # whether the common beginnings of packed rows may be computed once (hidden_shared)
+
     lm_head: Head
 
     def __init__(self, config: Shape) -> None:
@@ -98,18 +101,24 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         media: Any = None,
         lengths: Sequence[int] | None = None,
+        shared: Shared | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probs [M] of the M tokens under ``mask_BT`` given their prefixes, and the entropies [M] (detached).
 
-        A token at a row's position 0 has no prefix and must not be under the mask.
+        A token at a row's position 0 has no prefix and must not be under the mask. ``shared``: compute the common
+        beginnings of packed rows once; only for policies with the trait ``shares``.
         """
         rows = list(lengths or [tokens_BT.shape[1]] * len(tokens_BT))
         mask = mask_BT.flatten()
         if bool(mask[torch.tensor([0, *rows[:-1]]).cumsum(0)].any()):
             raise ValueError("mask covers position 0, which has no prefix to predict it from")
         real = _up_to_last(mask, rows).view_as(mask_BT) if self.collect_logits and self.training else None
-        hidden = self.hidden(tokens_BT, routes_BTLK, real, media, lengths).flatten(0, 1)
-        chosen = hidden[:-1][mask[1:]]  # no row's first token is under the mask, so none reads the previous row
+        if shared is None:
+            hidden = self.hidden(tokens_BT, routes_BTLK, real, media, lengths).flatten(0, 1)
+            chosen = hidden[:-1][mask[1:]]  # no row's first token is under the mask, so none reads the previous row
+        else:
+            hidden = self.hidden_shared(tokens_BT, routes_BTLK, rows, shared)
+            chosen = hidden[shared.place_T[:-1][mask[1:]]]
         return self.lm_head(chosen, tokens_BT.flatten()[mask], temperature)  # type: ignore[return-value]
 
     @torch.no_grad()
@@ -118,6 +127,12 @@ class Policy(nn.Module):
         return self.lm_head(self.hidden(tokens_T[None])[0, -1])  # type: ignore[return-value]
 
     # ---------------------------------------------------------------- traits
+
+    def hidden_shared(
+        self, tokens_BT: Tensor, routes_BTLK: Tensor | None, lengths: Sequence[int], shared: Shared
+    ) -> Tensor:
+        """:meth:`hidden` of the computed tokens alone, [U, D]; for policies with the trait :attr:`shares`."""
+        raise NotImplementedError(f"{type(self).__name__} computes every row by itself")
 
     def routers(self) -> Sequence[Router]:
         """The routers of all mixture-of-experts layers, first to last."""

@@ -1,16 +1,23 @@
 """Causal attention over packed rows, and the largest logits per head.
 
-Shapes: B rows, T positions, H heads, Q/V widths of a head's queries and values.
+Rows that begin alike, such as the episodes of one task, can share their beginnings (:class:`Shared`): those tokens are
+computed once, and each row attends to them as to its own.
+
+Shapes: B rows, T positions, U computed tokens, H heads, K heads of keys and values, Q/V widths of a head's queries and
+values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from model.kernels import cpu_ops
 
 _QUERIES = 256  # queries whose logits are held at once when the largest are collected
 
@@ -30,6 +37,60 @@ def max_logits(query_BHTQ: Tensor, key_BHTQ: Tensor, real_BT: Tensor, scale: flo
         seen = real_BT[:, start:end, None] & (places[:end] <= places[start:end, None])
         best_H = torch.maximum(best_H, logits.masked_fill(~seen[:, None], -torch.inf).amax((0, 2, 3)))
     return best_H
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Which positions of packed rows are computed: all but the beginnings that rows share with an earlier row.
+
+    ``own`` [rows]: number of first positions that an earlier row computes. ``place_T``: index of each position's token
+    among the U computed ones. ``first_U``: the first position of each of them.
+    """
+
+    own: tuple[int, ...]
+    place_T: Tensor
+    first_U: Tensor
+
+
+def packed_attention(
+    query_UHQ: Tensor,
+    key_UKQ: Tensor,
+    value_UKV: Tensor,
+    lengths: Sequence[int],
+    scale: float | None,
+    shared: Shared | None = None,
+) -> Tensor:
+    """Causal attention [U, H, V] within each of the packed rows, ``lengths`` long; without ``shared`` U is T.
+
+    bfloat16 on a CPU uses our own kernel; everything else goes to torch, row by row.
+    """
+    if cpu_ops.attends(query_UHQ, value_UKV):
+        own = (0,) * len(lengths) if shared is None else shared.own
+        place_T = torch.arange(sum(lengths)) if shared is None else shared.place_T
+        scale = query_UHQ.shape[2] ** -0.5 if scale is None else scale
+        return _Attend.apply(query_UHQ, key_UKQ, value_UKV, tuple(lengths), own, place_T, scale)  # type: ignore
+    if shared is None:
+        return causal_attention(query_UHQ, key_UKQ, value_UKV, lengths, scale)
+    query, key, value = (x.index_select(0, shared.place_T) for x in (query_UHQ, key_UKQ, value_UKV))
+    return causal_attention(query, key, value, lengths, scale).index_select(0, shared.first_U)
+
+
+class _Attend(torch.autograd.Function):
+    """:func:`packed_attention` by ``model/kernels/cpu/attention.cpp``."""
+
+    @staticmethod
+    def forward(ctx, query_UHQ, key_UKQ, value_UKV, lengths, own, place_T, scale):
+        inputs = query_UHQ.contiguous(), key_UKQ.contiguous(), value_UKV.contiguous()
+        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        layout = starts, torch.tensor(own, dtype=torch.int32), place_T.to(torch.int32)
+        out, sums = cpu_ops.attend_fwd(*inputs, *layout, scale)
+        ctx.save_for_backward(*inputs, out, sums, *layout)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_UHV):
+        return (*cpu_ops.attend_bwd(grad_UHV, *ctx.saved_tensors, ctx.scale), None, None, None, None)  # type: ignore
 
 
 def causal_attention(

@@ -18,17 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from model.blocks.attention import causal_attention
+from model.blocks.attention import Shared, packed_attention
 from model.hf.build import ATTENTION
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What a forward pass is about, handed to every layer: rows' ``lengths``, and the routes that they replay."""
+    """What a forward pass is about, handed to every layer: rows' ``lengths``, and the routes that they replay.
+
+    With ``shared`` the tokens, and their routes, are those that are computed.
+    """
 
     lengths: tuple[int, ...]
     routes_TLK: Tensor | None
     routers: tuple[Any, ...]  # of model.hf.routers, first to last
+    shared: Shared | None = None
 
     def replay(self) -> None:
         """Tell the routers."""
@@ -95,16 +99,18 @@ def attention(
     if softcap is not None or position_bias is not None:
         raise NotImplementedError(f"{type(module).__name__} changes its attention logits by a cap or a bias")
     length = query_BHTQ.shape[2]
-    lengths = packed.lengths if packed else (length,)
+    lengths, shared = (packed.lengths, packed.shared) if packed else ((length,), None)
     seen = attention_mask
     if s_aux is None and (seen is None or all(seen.causal(n) for n in lengths)):
-        if len(lengths) > 1:
-            parts = (x[0].transpose(0, 1) for x in (query_BHTQ, key_BKTQ, value_BKTV))
-            return causal_attention(*parts, lengths, scaling)[None], None
+        if packed and len(query_BHTQ) == 1:
+            query, key, value = (x[0].transpose(0, 1) for x in (query_BHTQ, key_BKTQ, value_BKTV))
+            return packed_attention(query, key, value, lengths, scaling, shared)[None], None
         out = F.scaled_dot_product_attention(
             query_BHTQ, key_BKTQ, value_BKTV, is_causal=True, scale=scaling, enable_gqa=_grouped(query_BHTQ, key_BKTQ)
         )
         return out.transpose(1, 2), None
+    if shared is not None:
+        raise NotImplementedError(f"{type(module).__name__}: rows share no beginnings under a window or with sinks")
     outs, start = [], 0
     for n in lengths:
         part = slice(start, start + n)

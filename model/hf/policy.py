@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.blocks.attention import Shared
 from model.blocks.expert_parallel import ExpertGroup, cut
 from model.blocks.logprobs import Head
 from model.blocks.recompute import recomputed
@@ -66,6 +67,9 @@ class HfPolicy(Policy):
         except ValueError as error:
             raise refused(causal.config, str(error)) from None
         check_routes(self, self._routers)
+        # transformers makes the masks of windows and chunks for rows that each begin at position 0
+        own = causal.config.to_dict()
+        self.shares = not any(own.get(key) for key in ("sliding_window", "attention_chunk_size"))
         self.layer_classes = tuple({f"{type(layer).__module__}.{type(layer).__name__}" for layer in self.layers()})
         self.adapter_owners = adapter_owners(self.layers())
         if not self.lm_head.weight.is_meta:
@@ -87,14 +91,28 @@ class HfPolicy(Policy):
         """See :meth:`model.policy.Policy.hidden`. ValueError for a row beyond the context, and for pictures."""
         if media is not None:
             raise ValueError("this policy reads text alone")
-        rows = list(lengths or [tokens_BT.shape[1]])
+        return self._hidden(tokens_BT, routes_BTLK, list(lengths or [tokens_BT.shape[1]]))
+
+    def hidden_shared(
+        self, tokens_BT: Tensor, routes_BTLK: Tensor | None, lengths: Sequence[int], shared: Shared
+    ) -> Tensor:
+        """See :meth:`model.policy.Policy.hidden_shared`: outside attention a layer looks at one token at a time."""
+        return self._hidden(tokens_BT, routes_BTLK, list(lengths), shared)[0]
+
+    def _hidden(
+        self, tokens_BT: Tensor, routes_BTLK: Tensor | None, rows: list[int], shared: Shared | None = None
+    ) -> Tensor:
         if max(rows) > self.config.max_position_embeddings:
             limit = self.config.max_position_embeddings
             raise ValueError(f"row of {max(rows)} tokens exceeds max_position_embeddings={limit}")
-        packed = Packed(tuple(rows), None if routes_BTLK is None else routes_BTLK.flatten(0, 1), tuple(self._routers))
+        routes = None if routes_BTLK is None else routes_BTLK.flatten(0, 1)
+        positions = torch.cat([torch.arange(row, device=tokens_BT.device) for row in rows])[None]
+        if shared is not None:
+            tokens_BT, positions = tokens_BT[:, shared.first_U], positions[:, shared.first_U]
+            routes = None if routes is None else routes[shared.first_U]
+        packed = Packed(tuple(rows), routes, tuple(self._routers), shared)
         packed.replay()
         self._recompute(self.recompute)
-        positions = torch.cat([torch.arange(row, device=tokens_BT.device) for row in rows])[None]
         base: nn.Module = getattr(self, self._base)
         return base(input_ids=tokens_BT, position_ids=positions, use_cache=False, packed=packed).last_hidden_state
 

@@ -1,4 +1,4 @@
-"""CPU kernels: C++ (``cpu/moe.cpp``) through ctypes, float32 and bfloat16, with torch's threads.
+"""CPU kernels: C++ (``cpu/moe.cpp``, ``cpu/attention.cpp``) through ctypes, float32 and bfloat16, with torch's threads.
 
 Functions and shapes as in :mod:`model.kernels.reference`; :mod:`model.kernels.ops` has checked the arguments.
 """
@@ -171,3 +171,53 @@ def expert_mlp_bwd(
     plan, ints = _pointers(order_S, inverse_TK, offsets), _shape(x, w2, inverse_TK)
     _library().parl_expert_mlp_backward(ints, plan, _at(weights), tensors, _pointers(*room), outputs, _at(dweights))
     return dx, dw13, dw2, dweights
+
+
+# ---------------------------------------------------------------- attention
+
+
+def attends(query: Tensor, value: Tensor) -> bool:
+    """Whether :func:`attend` takes these: bfloat16 of even widths on the CPU, where the kernels could be built."""
+    even = query.shape[-1] % 2 == value.shape[-1] % 2 == 0
+    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and even and load_library() is not None
+
+
+def _layout(query_UHQ: Tensor, value_UKV: Tensor, starts: Tensor) -> ctypes.Array:
+    (tokens, heads, width), (_, key_heads, values) = query_UHQ.shape, value_UKV.shape
+    return _ints(tokens, len(starts) - 1, heads, key_heads, width, values, torch.get_num_threads())
+
+
+def attend_fwd(
+    query_UHQ: Tensor, key_UKQ: Tensor, value_UKV: Tensor, starts: Tensor, own: Tensor, place_T: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(attention [U, H, V], logarithms of its denominators float32 [U, H]); inputs contiguous, layout int32."""
+    out = query_UHQ.new_empty(*query_UHQ.shape[:2], value_UKV.shape[2])
+    sums = torch.empty(query_UHQ.shape[:2])
+    tensors = map(_at, (query_UHQ, key_UKQ, value_UKV, out, sums))
+    layout = _layout(query_UHQ, value_UKV, starts), _pointers(starts, own, place_T)
+    _library().parl_attend(*layout, ctypes.c_float(scale), *tensors)
+    return out, sums
+
+
+def attend_bwd(
+    dout_UHV: Tensor,
+    query_UHQ: Tensor,
+    key_UKQ: Tensor,
+    value_UKV: Tensor,
+    out_UHV: Tensor,
+    sums_UH: Tensor,
+    starts: Tensor,
+    own: Tensor,
+    place_T: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to queries, keys and values."""
+    dout = dout_UHV.contiguous()
+    delta = (dout.float() * out_UHV.float()).sum(-1)
+    heads, width = key_UKQ.shape[1], key_UKQ.shape[2] + value_UKV.shape[2]
+    room = torch.zeros(len(place_T) * heads * width)
+    grads = torch.empty_like(query_UHQ), torch.empty_like(key_UKQ), torch.empty_like(value_UKV)
+    tensors = map(_at, (query_UHQ, key_UKQ, value_UKV, dout, sums_UH, delta, room, *grads))
+    layout = _layout(query_UHQ, value_UKV, starts), _pointers(starts, own, place_T)
+    _library().parl_attend_backward(*layout, ctypes.c_float(scale), *tensors)
+    return grads

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from model.blocks.attention import Shared
 from model.family import Pictures
 from parl.learn.rows import Row
 
@@ -28,6 +29,7 @@ class TextRow:
     tokens: np.ndarray
     weights: np.ndarray
     media: tuple[tuple[int, bytes], ...] = ()
+    routes: None = None  # a demonstration has none
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class Batch:
     mask_BT: Tensor
     routes_BTLK: Tensor | None
     media: Any = None
+    shared: Shared | None = None
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -50,6 +53,7 @@ class Batch:
             "routes_BTLK": self.routes_BTLK,
             "media": self.media,
             "lengths": self.lengths,
+            "shared": self.shared,
         }
 
     def gather(self, name: str) -> Tensor:
@@ -62,8 +66,13 @@ class Batch:
         return list(values_M.split([int(mask.sum()) for mask in self.mask_BT[0].split(self.lengths)]))
 
 
-def micro_batches(rows: Sequence, limit: int) -> list[list]:
-    """Rows in groups of at most ``limit`` tokens, or of a single longer row: first fit, by falling length."""
+def micro_batches(rows: Sequence, limit: int, *, share: bool = False) -> list[list]:
+    """Rows in groups of at most ``limit`` tokens, or of a single longer row: first fit, by falling length.
+
+    ``share``: a common beginning counts once, so rows that begin alike follow each other.
+    """
+    if share:
+        return _alike(rows, limit)
     groups: list[list] = []
     room: list[int] = []
     for row in sorted(rows, key=lambda r: -len(r.tokens)):
@@ -78,19 +87,70 @@ def micro_batches(rows: Sequence, limit: int) -> list[list]:
     return groups
 
 
-def lay(rows: list, mask: Callable[[Row | TextRow], np.ndarray], pictures: Pictures | None = None) -> Batch:
+def _alike(rows: Sequence, limit: int) -> list[list]:
+    groups: list[list] = []
+    held = limit
+    for row in sorted(rows, key=lambda r: r.tokens.astype(">i4").tobytes()):  # as numbers are ordered
+        length = len(row.tokens)
+        new = length - (_common(groups[-1][-1], row) if groups else 0)
+        if held + new > limit:
+            groups.append([])
+            held, new = 0, length
+        groups[-1].append(row)
+        held += new
+    return groups
+
+
+def _common(one: Row | TextRow, other: Row | TextRow) -> int:
+    """Number of first positions at which two rows compute the same."""
+    if one.media or other.media:
+        return 0
+    length = min(len(one.tokens), len(other.tokens))
+    differ = one.tokens[:length] != other.tokens[:length]
+    if one.routes is not None and other.routes is not None:
+        differ = differ | (one.routes[:length] != other.routes[:length]).any((1, 2))
+    return int(differ.argmax()) if differ.any() else length
+
+
+def _shared(rows: list) -> Shared | None:
+    """What each row shares with the one before; None where that is nothing."""
+    own = [0, *(_common(*pair) for pair in pairwise(rows))]
+    if not any(own):
+        return None
+    places: list[np.ndarray] = []
+    firsts: list[np.ndarray] = []
+    begin = tokens = 0
+    for row, count in zip(rows, own, strict=True):
+        new = len(row.tokens) - count
+        before = places[-1][:count] if places else np.empty(0, np.int64)
+        places.append(np.concatenate([before, np.arange(tokens, tokens + new)]))
+        firsts.append(np.arange(begin + count, begin + len(row.tokens)))
+        begin, tokens = begin + len(row.tokens), tokens + new
+    place, first = (torch.from_numpy(np.concatenate(parts)) for parts in (places, firsts))
+    return Shared(own=tuple(own), place_T=place, first_U=first)
+
+
+def lay(
+    rows: list,
+    mask: Callable[[Row | TextRow], np.ndarray],
+    pictures: Pictures | None = None,
+    *,
+    share: bool = False,
+) -> Batch:
     """``rows`` packed; an MoE policy's rows must all have routes, or none.
 
-    ``pictures``: how pictures are cut; ValueError if rows have some and the policy has no vision.
+    ``pictures``: how pictures are cut; ValueError if rows have some and the policy has no vision. ``share``: find what
+    neighbours begin with in common (``Policy.shares``).
     """
     lengths = [len(row.tokens) for row in rows]
     tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows]).astype(np.int64))[None]
     masks = torch.from_numpy(np.concatenate([mask(row) for row in rows]))[None]
     routes = None
-    if getattr(rows[0], "routes", None) is not None:
+    if rows[0].routes is not None:
         token_major = torch.from_numpy(np.concatenate([row.routes for row in rows]))
         routes = token_major.transpose(0, 1).contiguous().transpose(0, 1)[None]
-    return Batch(rows, lengths, tokens, masks, routes, _media(rows, lengths, pictures))
+    shared = _shared(rows) if share else None
+    return Batch(rows, lengths, tokens, masks, routes, _media(rows, lengths, pictures), shared)
 
 
 def _media(rows: list, lengths: list[int], pictures: Pictures | None) -> Any:

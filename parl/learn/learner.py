@@ -147,11 +147,11 @@ class Learner(Beating):
         cut = [_without_tail(row) for row in rows]
         places = {id(row): place for place, row in enumerate(cut)}
         out = [np.zeros(len(row.tokens), np.float32) for row in rows]
-        groups = micro_batches(cut, micro_tokens)
+        groups = micro_batches(cut, micro_tokens, share=model.shares)
         for _ in range(self._rounds(len(groups)) - len(groups)):
             model(*_nothing())  # peers need this rank's weights and experts
         for group in groups:
-            batch = lay(group, _trained, self._limits)
+            batch = lay(group, _trained, self._limits, share=model.shares)
             found, _ = model(**batch.inputs, temperature=temperature)
             for row, values_M in zip(group, batch.by_row(found), strict=True):
                 out[places[id(row)]][: len(row.tokens)][_trained(row)] = values_M.numpy()
@@ -190,12 +190,13 @@ class Learner(Beating):
 
     def _accumulate(self, rows: list, loss_of: Callable[[Batch], Tensor], micro_tokens: int, *, mask) -> float:
         """Add the gradient of all micro-batches of ``rows``; returns the sum of their losses."""
-        total, groups = 0.0, micro_batches(rows, micro_tokens)
+        total, share = 0.0, self.model.shares
+        groups = micro_batches(rows, micro_tokens, share=share)
         rounds = self._rounds(len(groups))
         if not rounds:  # this rank has no rows in a small step, but its peers wait for its gradient
             self.engine.backward(sum((p.sum() for p in self.model.parameters()), torch.zeros(())) * 0.0)
         for group in groups:
-            loss = loss_of(lay(group, mask, self._limits))
+            loss = loss_of(lay(group, mask, self._limits, share=share))
             finite = bool(torch.isfinite(loss))
             if not finite and self._lockstep:
                 loss = loss * torch.nan  # peers wait within this pass; the gradient's norm tells them
