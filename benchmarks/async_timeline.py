@@ -1,11 +1,11 @@
-"""How busy the learner and the engines of runs were, step by step: a table, and a picture of a stretch of each run.
+"""Utilisation of learner and engines in runs, step by step: a table, and a picture of some steps.
 
     python benchmarks/async_timeline.py runs/quickstart runs/async
     python benchmarks/async_timeline.py runs/quickstart runs/async --svg docs/images/async-timeline.svg --steps 4
 
 Reads ``timeline.jsonl`` of each run folder (``parl.run.timeline``). A share is busy time over the wall time
-of all spans; ``both`` is the mean of the learner's and the policy engine's shares. The first step is left out: nothing
-overlaps it.
+of all spans; ``both`` is the mean of the learner's and the policy engine's shares. The first step is left
+out: nothing overlaps it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read(folder: Path) -> list[Span]:
 
 
 def table(runs: dict[str, list[Span]]) -> str:
-    """One row a run."""
+    """One row per run."""
     head = ["run", "steps", "s/step", "learner", "policy engine", "frozen engine", "both"]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for name, spans in runs.items():

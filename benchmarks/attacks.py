@@ -1,9 +1,10 @@
-"""Tries every attack of ``tests/attacks`` on this machine and counts by area: the table in docs/security.md.
+"""Runs every attack of ``tests/attacks`` and counts by area: the table in docs/security.md.
 
     python benchmarks/attacks.py [--area NAME] [--json FILE] [--faults FILE]
 
-The last line is ``K of N held``; exits with 1 where one did not. What the machine cannot try is counted apart.
-``--faults``: what ``benchmarks/faults.py --json FILE`` has just found, in place of striking again, which takes longest.
+The last line is ``K of N held``; exits with 1 unless all held. Attacks that the machine cannot run are
+counted separately. ``--faults``: results of ``benchmarks/faults.py --json FILE``, instead of running it
+again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from benchmarks import faults  # noqa: E402
 
 
 def attempt(attack: Attack) -> dict[str, str | float]:
-    """How one try ended: ``held``, ``not here`` or ``fell``, and what was said."""
+    """The outcome of an attack: ``held``, ``not here`` or ``fell``, with its text."""
     began = time.monotonic()
     outcome, said = "held", ""
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +46,7 @@ def attempt(attack: Attack) -> dict[str, str | float]:
 
 
 def struck(file: Path) -> list[Attack]:
-    """The faults, as ``benchmarks/faults.py`` has found them to end."""
+    """The faults, with the results of ``benchmarks/faults.py``."""
     rows = {row["fault"]: faults.Row(**row) for row in json.loads(file.read_text())}
 
     def ended(name: str, _: Path) -> None:

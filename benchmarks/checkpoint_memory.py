@@ -1,11 +1,10 @@
 """Peak memory of writing and loading a checkpoint in many small shards, against the model and one shard.
 
     python benchmarks/checkpoint_memory.py                  # 1 GB in shards of 16 MB
-    python benchmarks/checkpoint_memory.py --gb 48          # as large as it gets: takes 48 GB of disk and of memory
+    python benchmarks/checkpoint_memory.py --gb 48          # needs 48 GB of disk and of memory
 
-Each half runs in a process of its own. Its peak is the operating system's (VmHWM: resident memory, the mapped file
-included) less what was resident before; loading may take the model, one shard, and ``SLACK`` for index and allocator.
-Exit code 1 where it takes more.
+Each half runs in a separate process. Its peak is VmHWM (resident memory, the mapped file included) minus the
+memory before. Loading may take the model, one shard, and ``SLACK`` for index and allocator; else exit code 1.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def shape(size: float) -> ModelConfig:
 
 
 def write(folder: Path, size: float, shard: float) -> dict[str, float]:
-    """Write a random model; the peak while writing, above the model that is there already."""
+    """Write a random model; returns the peak while writing, above the model itself."""
     import torch
 
     from model.kimi.files.checkpoint import save
@@ -55,9 +54,9 @@ def write(folder: Path, size: float, shard: float) -> dict[str, float]:
 
 
 def read(folder: Path) -> dict[str, float]:
-    """Load it; the peak while loading, above what the process took before.
+    """Load it; returns the peak while loading, above the memory before.
 
-    A tiny one is loaded first: code that is imported at the first use is not what is measured.
+    A tiny model is loaded first, so that imports are not measured.
     """
     from model.kimi.files.checkpoint import load, save
     from model.kimi.transformer import Transformer

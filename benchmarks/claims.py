@@ -1,14 +1,13 @@
-"""What README says of a finished run, and what a critic would ask next, from its episodes: with intervals.
+"""README's claims about a finished run, and checks of them, from its episodes, with intervals.
 
     python benchmarks/claims.py configs/quickstart.yaml [KEY=VALUE]...   # after `make quickstart`; about two minutes
 
-Policies: the cold start; the same with the spawning tools withdrawn (``cold_start_no_spawn``); the single agent
-that was trained as long as the swarm; the trained swarm; and, without any model, a scripted single agent that
-asks for all rows of a table in one turn (``scripted``), which the rules of the run do not allow the trained
-one.
+Policies: the cold start; the same without spawning tools (``cold_start_no_spawn``); the single agent trained
+as long as the swarm; the trained swarm; and, without any model, a scripted single agent that asks for all
+rows of a table in one turn (``scripted``), which the rules of the run do not allow the trained one.
 
-``path tokens`` are the sampled tokens on the longest path: of each stage the orchestrator's and those of the sub-agent
-that sampled most. They stand for time where decoding is what takes it. ``success`` is a whole answer, every cell right.
+``path tokens`` are the sampled tokens on the longest path: of each stage the orchestrator's and those of the
+sub-agent with most tokens, a proxy for decoding time. ``success`` is a whole answer, every cell right.
 """
 
 from __future__ import annotations
@@ -130,7 +129,7 @@ def main() -> None:
 
 
 def report(tasks: list[Task], numbers: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict]:
-    """Print the tables: means, then what the trained swarm differs by; returns the former."""
+    """Print the tables: means, then the trained swarm's differences; returns the former."""
     found: dict[str, dict] = {}
     for group, belongs in GROUPS.items():
         keys = [task.key for task in tasks if belongs(task)]

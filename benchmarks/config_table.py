@@ -1,10 +1,10 @@
-"""Every configuration key with its default, allowed values, unit and meaning, as the tables of docs/configuration.md.
+"""The tables of docs/configuration.md: every key with default, allowed values, unit and meaning.
 
     python benchmarks/config_table.py                                  # print them
     python benchmarks/config_table.py --write docs/configuration.md    # put them between the file's markers
 
-Meanings are the ``description`` of each pydantic field; ``NOTES`` gives those that the code leaves out, ``UNITS`` the
-units. A key with no meaning anywhere, or a note for a key that is gone, is an error: the tables cannot go stale unseen.
+Meanings are the ``description`` of each pydantic field; ``NOTES`` has those that the code lacks, ``UNITS``
+the units. A key without a meaning, or a note for a key that is gone, is an error.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ UNITS = {
 
 
 def sections_of(key: str, field: FieldInfo) -> list[type[BaseModel]]:
-    """The models behind ``field`` where it is a section of keys: one, or those of the built-in names that choose it."""
+    """The models of ``field`` if it is a section: one, or those of the built-in names that choose it."""
     kind = field.annotation
     chosen = list(built_in_sections(key).values())
     return chosen or ([kind] if isinstance(kind, type) and issubclass(kind, BaseModel) else [])

@@ -1,9 +1,9 @@
-"""How often the intervals of ``parl eval`` and ``parl compare`` hold what they should, by simulation.
+"""Coverage of the intervals of ``parl eval`` and ``parl compare``, by simulation.
 
     python benchmarks/coverage.py                  # the table of docs/evaluation.md, about two minutes
 
-Each row is a kind of number with a known truth; each column a number of tasks. A nominal 95 % interval that is honest
-holds the truth in 95 % of the rounds. Seeds are fixed; the standard error of a cell is 0.5 % with 2,000 rounds.
+Each row is a kind of number with a known truth; each column a number of tasks. A correct 95 % interval holds
+the truth in 95 % of the rounds. Seeds are fixed; the standard error of a cell is 0.5 % with 2,000 rounds.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How soon the quickstart's policy can copy, read a value and go through a list: the cold start's drills alone.
+"""How fast the quickstart's policy learns to copy, read and go through a list from drills alone.
 
     python benchmarks/drills.py                             # the recipe, about ten minutes on one core
-    python benchmarks/drills.py --set model.look_back=false       # without the heads that look back from the start
+    python benchmarks/drills.py --set model.look_back=false       # without the initialised look-back heads
     python benchmarks/drills.py --set model.embedding_mean=0
     python benchmarks/drills.py --steps 300 --set sft.seed=2
 
-Prints, every 50 steps: the loss, and the mean probability of the right token in drills of ten facts or names - a
+Prints every 50 steps the loss, and the mean probability of the right token in drills of ten facts or names: a
 value of a table, and the next item's number and name in a table, in calls of one turn and of many.
 """
 
@@ -35,7 +35,7 @@ LENGTH, PROBES, EVERY = 10, 8, 50
 
 
 def main() -> None:
-    """Train on drills alone and print what is learned."""
+    """Train on drills alone and print the progress."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/quickstart.yaml"))
     parser.add_argument("--steps", type=int, default=10**9)
@@ -77,7 +77,7 @@ def measure(model: Transformer, rows: list[TextRow]) -> tuple[torch.Tensor, torc
 
 @torch.no_grad()
 def probes(model: Transformer, tokenizer: Tokenizer) -> list[float]:
-    """Mean probabilities of what the columns name, in drills of ten; of names the first half counts."""
+    """Mean probabilities of the columns' tokens, in drills of ten; of names only the first half."""
     rng = Random(0)
     kinds = [lambda: exercise_row(KimiChat(tokenizer), [Part(pieces=reading_pieces(rng, LENGTH, LENGTH))])]
     kinds += [

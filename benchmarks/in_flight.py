@@ -1,11 +1,11 @@
-"""What an update of the weights in flight costs the embedded engine: the streams that run are fed again.
+"""The cost of an update of the weights in flight for the embedded engine.
 
     python benchmarks/in_flight.py                       # the quickstart's policy, 32 streams of 400 tokens
     python benchmarks/in_flight.py --streams 64 --tokens 800
 
-Prints the processor time of one decoding step of all streams, and that from the update to the next token of every
-stream, which holds loading the weights and feeding the streams; medians, measured in turn in one process. The streams'
-tokens are random, so no page is shared: what streams have in common is fed less often.
+Prints the processor time of one decoding step of all streams, and from the update to the next token of every
+stream (loading the weights and prefill); medians, interleaved in one process. The streams' tokens are random,
+so no page is shared.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def measure(folder: Path, streams: int, tokens: int, rounds: int) -> tuple
     ]
 
     async def each(count: int) -> float:
-        """Until every stream has ``count`` more tokens."""
+        """Wait until every stream has ``count`` more tokens."""
         began, wanted = time.process_time(), [len(request.tokens) + count for request in engine._running]
         while any(len(r.tokens) < n for r, n in zip(engine._running, wanted, strict=True)):
             await asyncio.sleep(0.002)

@@ -1,10 +1,11 @@
-"""Compiles every Triton kernel for a GPU that need not be there, and prints what the compiler made of it.
+"""Compiles every Triton kernel for a GPU, without one, and prints the resources that it uses.
 
     python benchmarks/kernels_compile.py [--arch 90] [--shape k25 | small] [--bf16] [--json FILE]
 
-The wrappers of ``model.kernels.triton`` run on tensors without data; each launch is compiled for the architecture
-instead of being started, down to machine code (``ptxas`` comes with Triton). Printed: registers a thread, bytes of its
-stack (where spills land), shared memory, and whether Hopper's matrix instruction (``wgmma``) and copy engine are used.
+The wrappers of ``model.kernels.triton`` run on tensors without data; each launch is compiled for the
+architecture down to machine code instead of being started (``ptxas`` comes with Triton). Printed: registers
+per thread, bytes of its stack (spills), shared memory, and whether Hopper's matrix instruction (``wgmma``)
+and copy engine are used.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _signature(kernel: JITFunction, arguments: dict[str, Any]) -> tuple[dict, di
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """(registers a thread, bytes of its stack) as cuobjdump reads them off the machine code."""
+    """(registers per thread, bytes of its stack) from cuobjdump."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -70,7 +71,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 @contextmanager
 def compiling(arch: int) -> Iterator[list[dict[str, Any]]]:
-    """Launches inside are compiled for ``arch`` and recorded in the list that this yields, and nothing runs."""
+    """Launches inside are compiled for ``arch`` and recorded in the yielded list; nothing runs."""
     rows: list[dict[str, Any]] = []
 
     def compile_instead(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:

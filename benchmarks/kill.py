@@ -1,15 +1,15 @@
-"""Kill -9 at random moments of a run with two learner ranks: what each resume continues, beside an uninterrupted run.
+"""Kills runs at random moments by SIGKILL, and compares the resumed runs with an uninterrupted one.
 
     python benchmarks/kill.py                       # 50 kills and the verdict; exit status 1 if one differs
     python benchmarks/kill.py --kills 5 --steps 6 --seed 2
 
-The run is a tiny one (three layers, eight short episodes a step). A victim is drawn for each kill: the driver, a rank
-of the learner, an engine, a rollout worker, or everything at once, Ray's own processes included. Late kills strike
-while the run trains, within two steps after its first new one; three in ten of the resumed runs are killed while they
-start. A run whose engine or worker dies goes on by itself; any other is resumed. Before each late kill the run has made
-a step since the one before, and every checkpoint on disk must have the bytes (SHA-256 of its parts) and the state of
-the uninterrupted run's at that step. In the end metrics and the policy's file are compared too. A run that ends before
-all kills are spent is followed by another.
+The run is tiny (three layers, eight short episodes per step, two learner ranks). A victim is drawn for each
+kill: the driver, a rank of the learner, an engine, a rollout worker, or everything at once, Ray's processes
+included. Late kills strike while the run trains, within two steps after its first new one; three in ten of
+the resumed runs are killed during start-up. A run whose engine or worker dies goes on by itself; any other is
+resumed. Between late kills the run makes at least one step, and every checkpoint on disk must have the bytes
+(SHA-256 of its parts) and the state of the uninterrupted run's. At the end metrics and the policy's file are
+compared too. A run that ends before all kills are spent is followed by another.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _DEADLINE_S = 300.0  # of anything that is waited for
 
 
 def tiny(root: Path, steps: int) -> Config:
-    """The run that is killed."""
+    """The configuration of the run."""
     shape = {"vocab_size": 800, "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48}
     shape |= {"num_attention_heads": 2, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8}
     shape |= {"qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 4, "moe_intermediate_size": 16}
@@ -71,16 +71,16 @@ class Log:
     """Progress as lines that the parent reads."""
 
     def phase(self, text: str, *_: Any) -> None:
-        """What goes on now."""
+        """Print the current activity."""
         print(text, flush=True)
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
-        """A step is done."""
+        """Print that a step is done."""
         print(f"after step {step}", flush=True)
 
 
 def child(file: Path, folder: Path) -> None:
-    """Train in ``folder`` from wherever its checkpoints stand, as ``parl train --resume`` does."""
+    """Train in ``folder`` from its checkpoints, like ``parl train --resume``."""
     from parl.cold_start.imitation import run_sft
     from parl.run.loop import Training
 
@@ -104,12 +104,12 @@ class Run:
     own_ray: bool
 
     def last(self) -> str:
-        """What it said last."""
+        """Its last line of output."""
         lines = self.log.read_text().splitlines()
         return lines[-1] if lines else "importing"
 
     def steps(self) -> int:
-        """Steps that it has finished itself."""
+        """Steps finished by this process."""
         return self.log.read_text().count("after step")
 
     def family(self) -> list[psutil.Process]:
@@ -150,7 +150,7 @@ def start(config: Path, folder: Path, address: str | None) -> Run:
 
 
 def kill(run: Run, victim: str, rng: random.Random) -> int:
-    """SIGKILL; the number of processes that were there to be killed."""
+    """SIGKILL; returns the number of processes that existed."""
     if victim == "driver":
         targets = [psutil.Process(run.process.pid)]
     elif victim == "everything":
@@ -170,7 +170,7 @@ def kill(run: Run, victim: str, rng: random.Random) -> int:
 
 
 def wait_until(true: Any, what: str) -> None:
-    """Until ``true()``; TimeoutError names ``what``."""
+    """Wait until ``true()``; TimeoutError names ``what``."""
     end = time.monotonic() + _DEADLINE_S
     while not true():
         if time.monotonic() > end:
@@ -179,14 +179,14 @@ def wait_until(true: Any, what: str) -> None:
 
 
 def checkpoint(path: Path) -> dict[str, Any]:
-    """State and bytes of a checkpoint, without what a clock or chance gave."""
+    """State and bytes of a checkpoint, without clock values and random ids."""
     manifest = json.loads((path / MANIFEST).read_text())
     state = {name: value for name, value in manifest["state"].items() if name not in ("elapsed_s", "wandb_id")}
     return {"state": state, "score": manifest["score"], "parts": manifest["parts"]}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows without what a clock, a cache or a restart changes."""
+    """The rows without values of clocks, caches and restarts."""
     hidden = ("time/", "speed/", "latency/", "rollouts/restarts")
     return [{k: v for k, v in row.items() if not k.startswith(hidden)} for row in read_rows(folder / "metrics.jsonl")]
 
@@ -205,7 +205,7 @@ def differences(folder: Path, reference: Path) -> list[str]:
 
 
 def finished(folder: Path, reference: Path) -> list[str]:
-    """What differs between two runs that have ended."""
+    """Differences of two ended runs."""
     wrong = differences(folder, reference)
     if (folder / "policy/model.safetensors").read_bytes() != (reference / "policy/model.safetensors").read_bytes():
         wrong.append("policy")
@@ -228,7 +228,7 @@ class Killer:
         self.start_s = self.step_s = 0.0
 
     def uninterrupted(self) -> None:
-        """The run that all others are compared with."""
+        """The reference run."""
         run = start(self.root / "reference.yaml", self.reference, self.address)
         wait_until(lambda: run.steps() or run.process.poll() is not None, f"the first step, see {run.log}")
         self.start_s, steps = time.monotonic() - run.began, run.steps()
@@ -239,12 +239,12 @@ class Killer:
         print(f"uninterrupted: {self.start_s:.1f} s to the first step, {self.step_s:.2f} s a step", flush=True)
 
     def new_round(self) -> Path:
-        """The folder of another run that is to be killed."""
+        """The folder of another run to kill."""
         self.round += 1
         return self.root / f"killed-{self.round}"
 
     def all(self) -> bool:
-        """Every kill; whether all that came after them was the same."""
+        """All kills; returns whether all comparisons were equal."""
         folder, alive, struck = self.new_round(), False, 0
         while struck < self.kills:
             victim, early = self.rng.choice(VICTIMS), self.rng.random() < EARLY
@@ -278,7 +278,7 @@ class Killer:
         row["processes"] = kill(run, victim, self.rng) if run.process.poll() is None else 0
 
     def settle(self, row: dict[str, Any]) -> bool:
-        """Wait for what follows from a kill; whether the run goes on by itself."""
+        """Wait for the consequence of a kill; returns whether the run goes on by itself."""
         run = self.run
         if row["victim"] in ("engine", "worker") and row["processes"]:
             before = run.steps()
@@ -297,7 +297,7 @@ class Killer:
 
 @contextmanager
 def scratch(keep: Path | None):
-    """A folder that goes afterwards, or ``keep``."""
+    """A temporary folder, or ``keep``."""
     folder = keep or Path(tempfile.mkdtemp(prefix="kill-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -308,7 +308,7 @@ def scratch(keep: Path | None):
 
 
 def killed(kills: int, steps: int, seed: int, keep: Path | None = None) -> SimpleNamespace:
-    """Run it all: ``rows`` of the table, ``same`` as the verdict."""
+    """Run everything: ``rows`` of the table, ``same`` as the verdict."""
     import ray
 
     with scratch(keep) as root, local_ray():

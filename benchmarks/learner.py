@@ -43,7 +43,7 @@ _DEADLINE_S = 300.0
 
 
 class Trainer:
-    """A process (or one a rank) that takes a step when told to."""
+    """One or more processes (one per rank) that take a step on command."""
 
     def __init__(self, name: str, ranks: int, folder: Path, options: argparse.Namespace) -> None:
         self.name, self.ranks, self.steps, self.parts = name, ranks, [], []
@@ -61,7 +61,7 @@ class Trainer:
         self.log = folder / f"{name}-0.log"
 
     def _answers(self, word: str) -> list[dict[str, Any]]:
-        """What each process answers to ``word``; RuntimeError with its log when one has ended."""
+        """Each process's answer to ``word``; RuntimeError with its log if one has ended."""
         for process in self._processes:
             assert process.stdin
             process.stdin.write(word + "\n")
@@ -75,7 +75,7 @@ class Trainer:
         return answers
 
     def step(self, count: bool) -> None:
-        """One step of all ranks; the first ones, which warm up, are not counted."""
+        """One step of all ranks; warm-up steps are not counted."""
         answers = self._answers("step")
         if count:
             slowest = max(answers, key=lambda answer: answer["step"])
@@ -87,7 +87,7 @@ class Trainer:
         return self._answers("profile")[0]
 
     def end(self) -> dict[str, Any]:
-        """The process' own figures; it ends."""
+        """The process's own figures; ends it."""
         answers = self._answers("end")
         for process in self._processes:
             process.wait(_DEADLINE_S)
@@ -154,7 +154,7 @@ def table(rows: list[dict[str, Any]], parts: list[dict[str, float]]) -> None:
 
 
 def verdict(rows: list[dict[str, Any]], trainers: dict[tuple[str, int], Trainer]) -> None:
-    """How parl stands to the others, by steps that followed each other."""
+    """Print parl's ratios to the others, from consecutive steps."""
     ours = {row["trainer"]: row for row in rows if row["ranks"] == 1}
     for name in ("trl", "torch"):
         if name in ours:
@@ -167,7 +167,7 @@ def verdict(rows: list[dict[str, Any]], trainers: dict[tuple[str, int], Trainer]
 
 
 def main() -> None:
-    """Take the steps in turn, print the table, write the rows."""
+    """Take the steps interleaved, print the table, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few tokens and steps, under two minutes")
     parser.add_argument("--tokens", type=int, help="of a step")

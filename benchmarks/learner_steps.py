@@ -45,7 +45,7 @@ class Stopwatch:
         self.parts: dict[str, float] = {}
 
     def of(self, name: str, call: Callable) -> Callable:
-        """``call``, its time added to ``name``."""
+        """``call``, with its time added to ``name``."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
@@ -56,7 +56,7 @@ class Stopwatch:
         return timed
 
     def step(self, call: Callable[[], Any]) -> None:
-        """Answer with the time of ``call`` and of its parts; what no part has is ``other``."""
+        """Answer with the time of ``call`` and of its parts; the rest is ``other``."""
         self.parts = {}
         began = time.perf_counter()
         call()
@@ -65,7 +65,7 @@ class Stopwatch:
 
 
 def serve(watch: Stopwatch, step: Callable[[], Any], end: Callable[[], dict[str, float]]) -> None:
-    """Until the parent says end."""
+    """Take steps until the parent says end."""
     for line in sys.stdin:
         if line.strip() == "end":
             peak = peak_gib()
@@ -78,7 +78,7 @@ def serve(watch: Stopwatch, step: Callable[[], Any], end: Callable[[], dict[str,
 
 
 def profile(step: Callable[[], Any]) -> dict[str, float]:
-    """Shares of a step's CPU time by operator, the dearest first."""
+    """Shares of a step's CPU time by operator, largest first."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         step()
     times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
@@ -90,7 +90,7 @@ def profile(step: Callable[[], Any]) -> dict[str, float]:
 
 
 def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> None:
-    """The learner as a run uses it, without Ray."""
+    """The learner as used in a run, without Ray."""
     from model.kimi.family import Kimi
     from model.policy_files import load_policy
     from parl.learn.config import OptimizerConfig
@@ -191,7 +191,7 @@ def plain(folder: Path, micro_tokens: int) -> None:
 
 
 def trl(folder: Path, micro_tokens: int) -> None:
-    """GRPOTrainer's own training loop; each of its optimiser steps waits for the parent."""
+    """GRPOTrainer's own training loop; each optimiser step waits for the parent."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -204,13 +204,13 @@ def trl(folder: Path, micro_tokens: int) -> None:
     passes, watch = len(rows) // at_once, Stopwatch()
 
     class Given(GRPOTrainer):
-        """TRL's trainer, given what generation and rewards would have made."""
+        """TRL's trainer, with given completions and rewards."""
 
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, torch.Tensor]:
             return {name: values.clone() for name, values in batch.items()}
 
     class Turns(TrainerCallback):
-        """Steps only when told to."""
+        """Steps on command only."""
 
         began = 0.0
 
@@ -263,7 +263,7 @@ def trl(folder: Path, micro_tokens: int) -> None:
 
 
 def trl_batch(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Prompts padded on the left, completions on the right; what tools said is masked."""
+    """Prompts padded on the left, completions on the right; tool results are masked."""
     firsts = [int(np.flatnonzero(row["mask"])[0]) for row in rows]
     prompt, rest = max(firsts), max(len(row["tokens"]) - first for row, first in zip(rows, firsts, strict=True))
     names = {

@@ -1,10 +1,10 @@
-"""What adapters save: trained parameters, bytes of gradients and optimiser, bytes that a weight sync sends.
+"""Savings of adapters: trained parameters, bytes of gradients and optimiser, bytes of a weight sync.
 
     python benchmarks/lora.py                       # the quickstart's policy and the published shapes in configs/models
     python benchmarks/lora.py --set optimizer.lora.rank=64
 
-Counted on shapes alone, nothing is allocated. Gradients and Muon's momentum or AdamW's two moments are float32, as the
-learner keeps them; a sync sends float32.
+Counted on shapes alone, without allocation. Gradients and Muon's momentum or AdamW's two moments are float32,
+as in the learner; a sync sends float32.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def of_transformers(name: str) -> Layer:
 
 
 def stock() -> dict[str, Layer]:
-    """Everything that is not ours; transformers' where it is installed."""
+    """All implementations except ours; transformers' if installed."""
     layers: dict[str, Layer] = {"grouped_mm": grouped_mm, "padded_bmm": padded_bmm}
     try:
         layers |= {f"transformers {name}": of_transformers(name) for name in ("eager", "batched_mm", "grouped_mm")}
@@ -128,10 +128,10 @@ def ceiling(dtype: torch.dtype, device: str, now: Callable[[], float]) -> float:
 
 
 def keep_memory() -> None:
-    """Freed memory stays with the process (glibc), as a device's caching allocator keeps it.
+    """Keep freed memory in the process (glibc), like a device's caching allocator.
 
-    Otherwise every gradient of more than 32 MB is mapped anew, whoever computes it, and its faults take longer than
-    its sums: 55 ms for 100 MB on a virtual machine.
+    Otherwise every gradient of more than 32 MB is mapped again, and its page faults take longer than its
+    sums: 55 ms for 100 MB on a virtual machine.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -213,7 +213,7 @@ def spread(values: list[float]) -> float:
 
 
 def interleaved(runs: dict[str, Callable[[], tuple[float, float]]], budget: float, most: int) -> dict[str, list]:
-    """Times of all, in turns, until each has ``most`` or has used ``budget`` seconds (once at least)."""
+    """Times of all, interleaved, until each has ``most`` or has used ``budget`` seconds (once at least)."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(most):
         for name, run in runs.items():
@@ -345,7 +345,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def shapes(options: argparse.Namespace) -> list[tuple[int, ...]]:
-    """E, K, D, I, T of what is to be measured."""
+    """E, K, D, I, T of the measured shapes."""
     if options.quick:
         return [*QUICK, (64, 6, 256, 128, 8)]
     sizes = [tuple(map(int, options.only.split(",")))] if options.only else SIZES

@@ -1,10 +1,10 @@
-"""What Muon's orthogonalisation costs by itself, in one call for each shape, and shared by ranks: ratios of CPU time.
+"""The cost of Muon's orthogonalisation one by one, batched, and shared by ranks: ratios of CPU time.
 
     python benchmarks/muon.py                                  # the quickstart's policy, two ranks
     python benchmarks/muon.py --set model.hidden_size=256 --ranks 4
 
-``grouped`` puts equal shapes of all layers into one batched call; ``shared`` is the rank with the most work when the
-matrices are dealt out (sending the results is not in it). Each is the best of several runs, as a ratio to one by one.
+``grouped`` batches equal shapes of all layers; ``shared`` is the busiest rank when the matrices are
+distributed (without sending the results). Each is the best of several runs, as a ratio to one by one.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def curve(config: Config, data: list[list[TextRow]], optimizer: OptimizerConfig,
 
 
 def svg(curves: dict[str, list[float]]) -> str:
-    """Curves as a picture; no library is needed for three lines."""
+    """Curves as an SVG."""
     right, low, left = 628, 324, 48
     steps, top = max(map(len, curves.values())), max(max(c) for c in curves.values())
 

@@ -1,11 +1,11 @@
-"""Rows end to end against rows padded to one another: CPU time of forward and backward on the quickstart's policy.
+"""Packed rows against padded rows: CPU time of forward and backward on the quickstart's policy.
 
     python benchmarks/packing.py
     python benchmarks/packing.py --tokens 200000 --set model.hidden_size=256
 
-Rows are the shipped starter's demonstrations (lengths as rollouts have them), and rows of one length, where padding
-costs nothing. ``padded`` sorts by length and pads rows that are at least half as long as the longest of their
-micro-batch. Both ways are run in turns; a ratio is the median over the rounds. The gradients are compared.
+Rows are the shipped starter's demonstrations (lengths as in rollouts), and rows of one length, which need no
+padding. ``padded`` sorts by length and pads rows that are at least half as long as the longest of their
+micro-batch. Both are interleaved; a ratio is the median over the rounds. The gradients are compared.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def padded(rows: list[TextRow], limit: int) -> list[dict[str, Tensor]]:
 
 
 def trained(row: TextRow) -> np.ndarray:
-    """Every token with a weight but the first."""
+    """Every token with a weight except the first."""
     mask = row.weights > 0
     mask[0] = False
     return mask

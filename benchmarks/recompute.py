@@ -1,9 +1,9 @@
-"""What a micro-batch keeps for its backward pass, with activation recomputation and without.
+"""Memory that a micro-batch keeps for its backward pass, with and without activation recomputation.
 
     python benchmarks/recompute.py                 # the quickstart's policy, rows of 1024 tokens
     python benchmarks/recompute.py --tokens 4096
 
-Counted, not sampled: bytes of all tensors that autograd keeps, each once, the weights left out.
+Counted exactly: bytes of all tensors saved by autograd, each once, without the weights.
 """
 
 from __future__ import annotations

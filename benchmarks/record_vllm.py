@@ -1,9 +1,10 @@
-"""Records what our client and a real vLLM CPU server say to one another, for the tests that need no server.
+"""Records the exchanges of our client with a real vLLM CPU server, for tests without a server.
 
     python benchmarks/record_vllm.py --python VLLM_ENVIRONMENT/bin/python --out tests/data/vllm/exchanges.json
 
-Serves the shipped cold start, gives it weights in buckets and from a folder, samples with and without a stop token,
-and asks for what is refused. Each request is kept with its answer, in order; folders are written as FOLDER.
+Serves the shipped cold start, updates weights in buckets and from a folder, samples with and without a stop
+token, and sends invalid requests. Requests are kept with their answers, in order; folders are written as
+FOLDER.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Recording(httpx.AsyncHTTPTransport):
 
 
 async def scenario(url: str, first: Delivery, second: Delivery, transport: Recording, restart: str) -> None:
-    """What is recorded; the tests go through the same."""
+    """The recorded scenario; the tests run the same."""
     engine = HttpEngine(url, Vllm(), pool="policy", longest=2048, transport=transport)
     await Deliverer(engine, HttpConfig(restart=restart, weights="transfer", update_s=1800)).deliver(first)
     deliverer = Deliverer(engine, HttpConfig(weights="transfer"))

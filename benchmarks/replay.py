@@ -3,10 +3,10 @@
     python benchmarks/replay.py                 # the shipped starter on the world's tasks, and random near ties
     python benchmarks/replay.py --tasks 40
 
-The upper part: both sides compute with the same values, rounded to bfloat16 or to INT4 (routed experts) or not at all.
-The lower part: only the engine's are rounded, and the learner keeps float32, as where a server rounds what it is sent.
-``overlap``: the share of the engine's experts that the learner would choose too. ``near ties``: random weights whose
-routers hardly prefer any expert, so that rounding decides; its rows are random tokens that the engine continues.
+Upper part: both sides compute with the same values, rounded to bfloat16 or to INT4 (routed experts) or not at
+all. Lower part: only the engine's are rounded, and the learner keeps float32, like a server that rounds its
+weights. ``overlap``: the share of the engine's experts that the learner would choose too. ``near ties``:
+random weights whose routers hardly prefer any expert; its rows are random tokens that the engine continues.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STEP = {"temperature": 1.0, "micro_tokens": 8192}
 
 
 def rounded(weights: Weights) -> Weights:
-    """What bfloat16 keeps of them."""
+    """Weights rounded to bfloat16."""
     return {name: torch.from_numpy(array).bfloat16().float().numpy() for name, array in weights.items()}
 
 

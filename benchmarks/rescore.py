@@ -1,12 +1,12 @@
-"""How many stored episodes a second ``parl rescore`` scores on one core, reading included.
+"""Episodes per second of ``parl rescore`` on one core, reading included.
 
     python benchmarks/rescore.py                   # the demonstrations of the quickstart's world, 512 episodes
     python benchmarks/rescore.py --store runs/x    # a run of your own
     python benchmarks/rescore.py --profile         # and where the time goes
 
-Without ``--store`` scripted policies solve tasks of the world through the swarm's own code, with the shipped tokenizer:
-episodes as long as a trained policy's, in all families. CPU seconds of this process are counted, so a machine that is
-busy with something else measures the same to first order. The rewards are another configuration's than the stored ones.
+Without ``--store`` scripted policies solve tasks of the world through the swarm's own code, with the shipped
+tokenizer: episodes as long as a trained policy's, in all families. It counts CPU seconds of this process, so
+other load matters little. The rewards are another configuration's than the stored ones.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def measure(store: Path, rounds: int) -> tuple[int, float]:
 
 
 def main() -> None:
-    """Make a store where none is given, measure, print."""
+    """Make a store if none is given, measure, print."""
     parser = argparse.ArgumentParser(description="episodes re-scored a second on one core")
     parser.add_argument("--store", type=Path, help="a run, a store or a shard")
     parser.add_argument("--episodes", type=int, default=512)

@@ -1,9 +1,9 @@
-"""The rooms of the code with the first sentence of each, as docs/architecture.md lists them.
+"""The rooms of the code with the first line of each, for docs/architecture.md.
 
     python benchmarks/rooms.py                                # print them
     python benchmarks/rooms.py --write docs/architecture.md   # put them between the file's markers
 
-A room is a folder with an ``__init__.py``; what it says of itself is that file's docstring.
+A room is a folder with an ``__init__.py``, described by that file's docstring.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKAGES = ("parl", "rollouts", "rewards", "envs", "model")
 
 
 def rooms() -> Iterator[tuple[Path, str]]:
-    """(folder, first line of its docstring) of each room. ValueError: a room says nothing of itself."""
+    """(folder, first line of its docstring) of each room. ValueError: a room has no docstring."""
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("__init__.py")):
             said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))

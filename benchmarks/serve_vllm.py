@@ -1,9 +1,10 @@
-"""A tiny policy, exported, served by vLLM and compared with transformers: greedy tokens and log-probs in bfloat16.
+"""A tiny exported policy in vLLM against transformers: greedy tokens and log-probs in bfloat16.
 
     python benchmarks/serve_vllm.py --python VLLM_ENVIRONMENT/bin/python
 
-How vLLM's CPU build is installed, and which of its kernels have to be avoided: benchmarks/vllm_server.py. Without its
-form of the rotary embedding, positions from the second on are off by 0.2 and more. Exit code 1 where anything differs.
+benchmarks/vllm_server.py says how to install vLLM's CPU build, and which of its kernels to avoid. Without its
+form of the rotary embedding, positions from the second on are off by 0.2 and more. Exit code 1 if anything
+differs.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ CONFIG = ModelConfig(
 
 
 def policy(seed: int = 0) -> Transformer:
-    """Random, but well-conditioned: one clear successor of each token, small logits, experts seldom equally good.
+    """Random, but well-conditioned: one clear successor of each token, small logits, few ties of experts.
 
-    From 2 up bfloat16 itself is coarser than the tolerance; without a clear successor greedy tokens are a matter of
-    rounding, and so are routes (vLLM scores experts in bfloat16) where two experts tie. Attention and experts move the
-    hidden state as much as in any random model, so mistakes in them show: without rotation log-probs are off by 0.03.
+    From 2 up bfloat16 itself is coarser than the tolerance; without a clear successor greedy tokens depend on
+    rounding, and so do routes (vLLM scores experts in bfloat16) for tied experts. Attention and experts
+    change the hidden state as much as in any random model, so mistakes in them show: without rotation
+    log-probs are off by 0.03.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -113,7 +115,7 @@ def _wait_until_healthy(client: httpx.Client, process: subprocess.Popen, log: Pa
 
 
 def served(client: httpx.Client, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
-    """Greedy tokens after ``prompt``, and the log-probs of all tokens but the first, prompt and new ones."""
+    """Greedy tokens after ``prompt``, and the log-probs of all tokens except the first."""
     body = {
         "model": "policy", "prompt": prompt, "max_tokens": count, "temperature": 0, "logprobs": 0, "ignore_eos": True,
         "prompt_logprobs": 0, "return_token_ids": True,
@@ -135,7 +137,7 @@ def reference(model: Any, prompt: list[int], count: int) -> tuple[list[int], lis
 
 
 def main() -> None:
-    """Export, serve, compare, print; exit code 1 where tokens or log-probs differ."""
+    """Export, serve, compare, print; exit code 1 if tokens or log-probs differ."""
     parser = argparse.ArgumentParser(description="an exported policy served by vLLM against transformers")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has vllm")
     parser.add_argument("--tokens", type=int, default=16, help="greedy tokens a prompt")

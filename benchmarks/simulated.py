@@ -1,8 +1,8 @@
-"""What coordination is measured with: a clock that skips sleep, a simulated environment, and a simulated engine.
+"""Simulations to measure coordination: a clock that skips sleep, an environment, and an engine.
 
-A latency is a function of (seed, what is called), and what the engine says one of the agent and its turn, never of time
-or order. So episodes are the same whatever runs beside them, and what an infinitely fast coordinator would take is
-known beforehand. Rendering, parsing, budgets and transcripts around them are real. For benchmarks and tests.
+A latency is a function of (seed, call), and the engine's output one of the agent and its turn, not of time or
+order. So episodes do not depend on concurrency, and the time of an ideal coordinator is known. Rendering,
+parsing, budgets and transcripts are real. For benchmarks and tests.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Latency:
     failures: float = 0.0
 
     def draw(self, *key: object) -> tuple[float, bool]:
-        """(seconds, whether it fails) of the call named by ``key``: equal keys, equal draws."""
+        """(seconds, whether it fails) of the call named by ``key``: equal keys give equal draws."""
         digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=24).digest()
         normal, straggles, fails = (
             (int.from_bytes(digest[start : start + 8], "little") + 0.5) / 2**64 for start in (0, 8, 16)
@@ -54,7 +54,7 @@ class Latency:
 
 
 class SimulatedEnvironment(Environment):
-    """``probe`` with ``latency`` for every agent. ``cancelled`` lists the agents whose tools were told to stop."""
+    """The tool ``probe`` with ``latency``. ``cancelled`` lists the agents that were cancelled."""
 
     spreads = True
 
@@ -90,7 +90,7 @@ class SimulatedSession:
         return [PROBE]
 
     async def call(self, agent_id: str, call: ToolCall, *, deadline_s: float) -> ToolResult:
-        """Sleep as long as drawn, at most ``deadline_s`` seconds."""
+        """Sleep for the drawn time, at most ``deadline_s`` seconds."""
         seconds, fails = self._environment.tool_draw(self._task, agent_id, call)
         if seconds > deadline_s:
             await asyncio.sleep(deadline_s)
@@ -101,7 +101,7 @@ class SimulatedSession:
         return ToolResult(text=self._environment.text, latency_s=seconds)
 
     async def cancel(self, agent_id: str) -> None:
-        """Noted in the environment's ``cancelled``."""
+        """Add the agent to the environment's ``cancelled``."""
         self._environment.cancelled.append(agent_id)
 
     async def close(self) -> None:
@@ -109,7 +109,7 @@ class SimulatedSession:
 
 
 def simulated_task(number: int, split: str = "train") -> Task:
-    """Task ``number``; its prompt and gold mean nothing."""
+    """Task ``number``, with a meaningless prompt and gold."""
     return Task(
         key=f"simulated-{number}",
         family="simulated",
@@ -125,9 +125,9 @@ Plan = Callable[[str, int], Action]  # (agent id, number of its turn) -> what it
 
 
 class SimulatedEngine(PoolEngine):
-    """Serves every agent of every episode. ``plan`` decides what is said, ``latency`` when.
+    """Serves every agent of every episode with the turns of ``plan`` and draws of ``latency``.
 
-    Failed draws raise RuntimeError: an engine has no other way to fail.
+    Failed draws raise RuntimeError: an engine cannot fail in another way.
     """
 
     def __init__(self, chat: ChatFormat, plan: Plan, latency: Latency) -> None:
@@ -170,7 +170,7 @@ class SimulatedEngine(PoolEngine):
         self._calls.pop(session, None)
 
     def _tokens(self, session: str, action: Action) -> list[int]:
-        """The action in the chat format. Equal turns are rendered once: rendering stands for the model's work."""
+        """The action in the chat format; equal turns are rendered once, since rendering replaces the model."""
         first = self._calls.get(session, 0)
         key = f"{first}{action}"
         if key not in self._rendered:
@@ -181,7 +181,7 @@ class SimulatedEngine(PoolEngine):
 
 
 def fan_out(width: int, calls: int) -> Plan:
-    """The orchestrator launches ``width`` sub-agents in one turn and answers; they make ``calls`` calls altogether."""
+    """The orchestrator launches ``width`` sub-agents in one turn, which make ``calls`` calls in total."""
     spawn: Action = [(CREATE_SUBAGENT, {"name": "prober", "system_prompt": "Probe."})]
     spawn += [(ASSIGN_TASK, {"agent": "prober", "prompt": f"part {i}"}) for i in range(width)]
 
@@ -202,7 +202,7 @@ class SkippingLoop(asyncio.SelectorEventLoop):
     """``time()`` is the CPU seconds of this process plus the seconds of sleep that were skipped."""
 
     def __init__(self, *, cpu: bool = True) -> None:
-        """``cpu=False``: computing takes no time either, which makes a run on this clock repeatable."""
+        """``cpu=False``: computing takes no time either, which makes a run repeatable."""
         super().__init__()
         self._cpu, self._skipped = cpu, 0.0
         select = self._selector.select  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,15 +1,15 @@
-"""What coordination costs: makespan over what an infinitely fast coordinator would take, for swarms of any width.
+"""The cost of coordination: makespan divided by an ideal coordinator's, for swarms of any width.
 
     python -m benchmarks.swarm                      # all rows, on the wall clock: needs an otherwise idle machine
     python -m benchmarks.swarm --quick --json rows.json
     python -m benchmarks.swarm --clock cpu          # the same as on an idle core, on a busy machine
 
-Engine and tools are simulated: each call sleeps for a time drawn from a log-normal with tails (rendering, parsing,
-budgets and transcripts are real). ``critical_path_s`` comes from the drawn times alone: the critical path, or under a
-cap the list schedule of ``rollouts.critical_path.makespan``; ``overhead`` is ``makespan_s`` over it. A tool call takes
-20 ms, a model call 20 ms, or 250 ms where 1,000 agents ask (20 ms would be 1,000,000 tokens a second). ``events_per_s``
-counts model and tool calls, ``bytes_per_agent`` is the peak of Python's allocations without the token lists, over all
-agents. Each row is the median of ``--repeats`` runs by overhead.
+Engine and tools are simulated: each call sleeps for a time drawn from a log-normal with tails (rendering,
+parsing, budgets and transcripts are real). ``critical_path_s`` comes from the drawn times: the critical path,
+or under a cap the list schedule of ``rollouts.critical_path.makespan``; ``overhead`` is ``makespan_s``
+divided by it. A tool call takes 20 ms, a model call 20 ms, or 250 ms with 1,000 agents. ``events_per_s``
+counts model and tool calls, ``bytes_per_agent`` is the peak of Python's allocations without the token lists,
+over all agents. Each row is the median of ``--repeats`` runs by overhead.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def states(episodes: Sequence[Episode]) -> dict[str, int]:
 
 
 def memory(case: Case, words: Tokenizer) -> float:
-    """Bytes of Python objects a agent at the peak, without its token lists; latencies are short, so that all live."""
+    """Peak bytes of Python objects per agent, without token lists; short latencies, so that all are alive."""
     quick = replace(case, model=Latency(median_s=0.001), tool=Latency(median_s=0.001))
     run_on(SkippingLoop, play(replace(quick, width=1, calls=1), words, 0))  # what is cached once is nobody's
     gc.collect()
@@ -190,7 +190,7 @@ def memory(case: Case, words: Tokenizer) -> float:
 
 
 def median(case: Case, words: Tokenizer, loop: Any, repeats: int) -> Row:
-    """The run of ``repeats`` with the middle overhead, with the memory of a run of its own."""
+    """The run of ``repeats`` with the middle overhead, with memory from a separate run."""
     rows = sorted((measure(case, words, loop, seed) for seed in range(repeats)), key=lambda row: row.overhead)
     return replace(rows[len(rows) // 2], bytes_per_agent=round(memory(case, words)))
 
@@ -206,7 +206,7 @@ def show(row: Row) -> str:
 
 
 def fine_loop() -> asyncio.AbstractEventLoop:
-    """Wall clock with timers to the microsecond: epoll rounds every sleep up to a whole millisecond, 5 % of a call."""
+    """Wall clock with timers to the microsecond: epoll rounds sleeps up to milliseconds, 5 % of a call."""
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 

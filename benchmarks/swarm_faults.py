@@ -1,9 +1,10 @@
-"""One training step's rollouts with everything going wrong at once: Ray actors, simulated engines and tools.
+"""One training step's rollouts with many faults at once: Ray actors, simulated engines and tools.
 
     python -m benchmarks.swarm_faults
 
-1 % of the tool calls fail, 5 % of all calls take 20 times as long, one of two workers is killed while it works, and
-then one of three engines. Prints what became of every episode; exits 1 where the counters do not add up.
+1 % of the tool calls fail, 5 % of all calls take 20 times as long, one of two workers is killed while it
+works, and then one of three engines. Prints the outcome of every episode; exits 1 if the counters do not add
+up.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Simulated(PoolEngine):
 
 
 def main() -> None:
-    """Run the step and print what became of it."""
+    """Run the step and print the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--placement", choices=("local", "spread"), default="spread")

@@ -1,12 +1,13 @@
-"""A few real training steps with the policy on a vLLM CPU server: versions, log-prob differences, weight updates.
+"""A few real training steps on a vLLM CPU server: versions, log-prob differences, weight updates.
 
     python benchmarks/train_vllm.py --python VLLM_ENVIRONMENT/bin/python [--weights reload|transfer|restart] [--dense]
 
-Trains the quickstart policy (a mixture of experts, float32) from its shipped cold start; ``--dense`` a dense policy of
-the same sizes from a short cold start. Sub-agents stay on the embedded engine. Printed for each step: the versions of
-the tokens that trained it, the largest difference between the server's log-probs and the learner's (before the step's
-first update), how the new weights reached the server and what the probe found. Exit code 1 where a token has another
-version than its step's, or a difference is above 1e-3. How vLLM is installed: benchmarks/vllm_server.py.
+Trains the quickstart policy (a mixture of experts, float32) from its shipped cold start; ``--dense`` a dense
+policy of the same sizes from a short cold start. Sub-agents stay on the embedded engine. Prints for each
+step: the versions of its tokens, the largest difference between the server's log-probs and the learner's
+(before the step's first update), how the new weights reached the server, and the probe's result. Exit code 1
+if a token has another version than its step's, or a difference is above 1e-3. Installing vLLM:
+benchmarks/vllm_server.py.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def settings(given: argparse.Namespace, place: Path, server: list[str], port: in
 
 
 def report(config: Config) -> bool:
-    """Print the table of a finished run; True where everything is as it should be."""
+    """Print the table of a finished run; returns whether all is correct."""
     lines = (config.run_dir / "metrics.jsonl").read_text().splitlines()
     store, fine = EpisodeStore(config.run_dir / "episodes"), True
     names = ("step", "episodes", "tokens by version", "log-prob difference", "update", "probe", "update s")

@@ -1,12 +1,12 @@
-"""How large the swarm viewer's page is, how fast it opens and how smoothly it moves, in a headless Chromium.
+"""Size, loading time and frame rate of the swarm viewer's page in a headless Chromium.
 
     python benchmarks/viewer.py                              # 300 agents, 4,000 steps
     python benchmarks/viewer.py --agents 40 --steps 400 --shots shots/
     python benchmarks/viewer.py --axe node_modules/axe-core/axe.min.js   # also an accessibility check, with axe-core
 
-Prints the size of report.html, the seconds from opening the file to the first picture of the episode, frames a second
-and milliseconds a picture while the mouse drags it (zoomed in, and as a whole), and how many requests left the page.
-Without Chromium (CHROMIUM names another one) it says so and stops.
+Prints the size of report.html, the seconds from opening the file to the first picture of the episode, frames
+per second and milliseconds per picture during dragging (zoomed in, and as a whole), and the number of network
+requests. Stops with a message without Chromium (CHROMIUM names another one).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Browser:
         self._folder.cleanup()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command and its result; what happens meanwhile is kept in ``requests`` and ``problems``."""
+        """One command and its result; events meanwhile are kept in ``requests`` and ``problems``."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
         if self._session:
@@ -242,7 +242,7 @@ def _turn(rng, tokenizer, trace, texts, now, last=False) -> float:
 
 
 def _sampled(rng: Random, tokenizer: Tokenizer, trace: Trace, turn: Turn) -> None:
-    """Give ``turn`` the tokens of what it says, with made-up log-probs."""
+    """Give ``turn`` the tokens of its text, with made-up log-probs."""
     calls = [f"{call.id} {call.name} {json.dumps(call.arguments)}" for call in turn.calls]
     ids = tokenizer.encode("\n".join([turn.content, *calls]))
     turn.start, turn.end = len(trace.tokens), len(trace.tokens) + len(ids)

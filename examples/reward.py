@@ -1,10 +1,10 @@
-"""A reward of one's own. With this file's folder on PYTHONPATH:
+"""Your own reward. With this file's folder on PYTHONPATH:
 
 rewards: {name: "reward:Convex", share: 0.1, cap: 8}
 
 The convex form of Moonshot's blog of 27 January 2026:
 
-    r = λ · parallel + (1 − λ) · solved,     solved = perf where the answer is wholly right, else 0
+    r = λ · parallel + (1 − λ) · solved,     solved = perf if the answer is wholly right, else 0
 
 λ falls from ``share`` to 0 over the run. A partly right answer earns nothing; there is no term for time.
 """
@@ -25,15 +25,15 @@ class Convex(Reward):
     cap: int = Field(default=8, gt=0, description="sub-agents at which parallel reaches 1")
 
     def parts(self, episode: Episode, outcome: Outcome) -> Parts:
-        """Tracked as ``reward/NAME``. ``perf``, the answer's score, is there as well."""
+        """Tracked as ``reward/NAME``, as is ``perf``, the answer's score."""
         solved = outcome.score if outcome.success else 0.0
         return {"parallel": min(len(episode.subagents), self.cap) / self.cap, "solved": solved}
 
     def weights(self, step: int, steps: int) -> Weights:
-        """Tracked as ``lambda/NAME``. ``perf`` is told, not paid."""
+        """Tracked as ``lambda/NAME``. ``perf`` is tracked but not rewarded."""
         share = self.share * max(0.0, 1 - step / max(steps - 1, 1))
         return {"perf": 0.0, "parallel": share, "solved": 1 - share}
 
     def alone(self) -> Convex:
-        """A single agent cannot spawn, so it is paid for its answers alone."""
+        """A single agent cannot spawn, so only its answers are rewarded."""
         return self.model_copy(update={"share": 0.0})

@@ -1,4 +1,4 @@
-"""A teacher for the environment beside this file, so that a policy from scratch learns to act in it before RL.
+"""A teacher for the environment beside this file, so that a policy from scratch can learn it.
 
 envs: {name: "teacher:TaughtTowns"}
 """
@@ -23,7 +23,7 @@ class TaughtTowns(Towns):
 
 
 def asked(prompt: str) -> list[str]:
-    """The towns that a question names."""
+    """The towns named in a question."""
     return prompt.partition(": ")[2].split(", ")
 
 
@@ -34,13 +34,13 @@ def table(found: dict[str, str]) -> str:
 
 
 def read(history: History) -> dict[str, str]:
-    """What results have said, in calls' order."""
+    """The results so far, in call order."""
     lines = [text for turn in history for tool, _, text in turn if tool != "create_subagent"]
     return dict(line.split(": ", 1) for line in lines if ": " in line)
 
 
 class Teacher:
-    """Looks up one town after the other, or lets one sub-agent a town do it."""
+    """Looks up one town after the other, or lets one sub-agent per town do it."""
 
     def __init__(self, environment: Towns) -> None:
         self.environment = environment
