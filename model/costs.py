@@ -23,6 +23,7 @@ class Costs:
     heads: int
     inside: int
     cache: int
+    tied: bool = False  # the head reads the embedding's matrix, which then counts as passed
     routed_layers: int = 0
     experts: int = 1
     chosen: int = 0  # experts that a token is sent to
@@ -31,3 +32,13 @@ class Costs:
     def rest(self) -> int:
         """All parameters but those of the routed experts."""
         return self.total - self.routed
+
+    @property
+    def unread(self) -> int:
+        """Parameters of which a token reads one row: the embedding's, where the head has a matrix of its own."""
+        return 0 if self.tied else self.embedding
+
+    @property
+    def ends(self) -> int:
+        """Parameters of embedding and head."""
+        return self.embedding + self.unread

@@ -109,6 +109,7 @@ class Family(ABC):
     """A model family. It holds no state: everything it needs is in the policy's shape."""
 
     Shape: ClassVar[type[Shape]]
+    reads: ClassVar[tuple[str, ...]] = ()  # values of `model_type` in Hugging Face folders that are its own
 
     def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model.chat.base import ChatFormat, Vocabulary
 from model.chat.choose import chat_format
+from model.costs import Costs
 from model.family import Family
 from model.hf.shape import HfShape, read_shape
 
@@ -29,6 +30,12 @@ class Hf(Family):
 
         return HfPolicy(shape)
 
+    def costs(self, shape: HfShape) -> Costs:
+        """Counted in the model."""
+        from model.hf.costs import costs
+
+        return costs(shape)
+
     def read_shape(self, folder: Path) -> HfShape:
         """A Hugging Face folder, or a run's policy."""
         return read_shape(folder)
@@ -38,3 +45,10 @@ class Hf(Family):
         from model.hf.files import load
 
         return load(folder)
+
+    def export(self, policy: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
+        """See :func:`model.hf.files.write_folder`."""
+        from model.hf.files import write_folder
+
+        stops = self.chat(policy.config, tokenizer).stop_ids
+        write_folder(policy, tokenizer, folder, stops, **options)

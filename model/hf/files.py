@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from model.files import write_text
 from model.hf.build import stored_model
 from model.hf.policy import HfPolicy
 from model.hf.shape import HfShape, read_shape
@@ -22,3 +27,34 @@ def load(folder: Path) -> HfPolicy:
     policy = HfPolicy(shape)
     load_weights(policy, folder)
     return policy
+
+
+def write_folder(
+    policy: HfPolicy,
+    tokenizer: Any,
+    out: Path,
+    stops: tuple[int, ...],
+    *,
+    format: str = "hf",
+    dtype: str = "float32",
+    int4: bool = False,
+    **_: Any,
+) -> None:
+    """Write ``policy``, which is cast on the way, to ``out`` as ``from_pretrained`` reads it, with its tokenizer.
+
+    ``stops``: ids that end a turn. ValueError for a ``format`` that is not transformers' own.
+    """
+    if format != "hf" or int4:
+        raise ValueError(f"--format {format}{' --int4' * int4}: a policy of the family hf is written by transformers")
+    causal, kind = policy.causal, getattr(torch, dtype)
+    for parameter in causal.parameters():  # not buffers: balancing moves them by less than bfloat16 can tell
+        parameter.data = parameter.data.to(kind)
+    causal.config.dtype = kind
+    causal.save_pretrained(out)
+    tokenizer.save(out)
+    file = out / "generation_config.json"
+    tree = read_json(file) if file.exists() else {}
+    ends = tree.get("eos_token_id")
+    ends = [ends] if isinstance(ends, int) else ends or []
+    tree["eos_token_id"] = [*stops, *(index for index in ends if index not in stops)]
+    write_text(file, json.dumps(tree, indent=2) + "\n")

@@ -76,6 +76,11 @@ class HfPolicy(Policy):
             check_numbers(causal, self.hidden)
 
     @property
+    def tied(self) -> bool:
+        """Whether the head reads the embedding's matrix."""
+        return isinstance(self.lm_head, TiedHead)
+
+    @property
     def causal(self) -> Any:
         """transformers' model over the same modules."""
         return self._causal[0]
@@ -135,7 +140,7 @@ class HfPolicy(Policy):
     def split_experts(self, group: dist.ProcessGroup) -> list[str]:
         """See :mod:`model.blocks.expert_parallel`. ValueError where transformers computes the experts."""
         shared, names = ExpertGroup(group), []
-        for name, module in self._stacks():
+        for name, module in stacks(self):
             if not fused(module):
                 raise ValueError(
                     f"trainer.parallel.expert_parallel: {type(module).__name__} is computed by transformers, which"
@@ -145,18 +150,19 @@ class HfPolicy(Policy):
             module.group = shared
         return names or super().split_experts(group)
 
-    def _stacks(self) -> list[tuple[str, Any]]:
-        """Stacks of routed experts, by their names."""
-        found = [(name, getattr(module, "experts", None)) for name, module in self.named_modules()]
-        return [(f"{name}.experts", experts) for name, experts in found if isinstance(experts, nn.Module)]
-
     def muon_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(matrices for Muon, the rest for AdamW): linear layers and stacks of experts, without head and routers."""
         linear = {id(layer.weight) for layer in self.modules() if type(layer) is nn.Linear}
-        stacked = {id(p) for _, experts in self._stacks() for p in experts.parameters() if p.dim() == 3}
+        stacked = {id(p) for _, experts in stacks(self) for p in experts.parameters() if p.dim() == 3}
         trained = [p for p in self.parameters() if p.requires_grad]
         chosen = linear | stacked
         return [p for p in trained if id(p) in chosen], [p for p in trained if id(p) not in chosen]
+
+
+def stacks(model: nn.Module) -> list[tuple[str, Any]]:
+    """Stacks of routed experts in ``model``, by their names."""
+    found = [(name, getattr(module, "experts", None)) for name, module in model.named_modules()]
+    return [(f"{name}.experts", experts) for name, experts in found if isinstance(experts, nn.Module)]
 
 
 def check_routes(policy: HfPolicy, routers: list[Any]) -> None:

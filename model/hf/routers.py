@@ -83,14 +83,16 @@ def _told(router: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
 
 def make_routed(model: nn.Module) -> list[Any]:
     """Let the routers of ``model`` replay; first to last. ValueError where a mixture has none that can."""
-    found = []
+    found, formulas = [], {}
     for name, block in _mixtures(model):
-        formulas = {child: _formula(child) for key, child in block.named_children() if key != "experts"}
-        routers = [child for child, formula in formulas.items() if formula is not None]
+        others = [child for key, child in block.named_children() if key != "experts"]
+        with torch.device("cpu"), torch.no_grad():
+            formulas |= {type(child): _formula(child) for child in others if type(child) not in formulas}
+        routers = [child for child in others if formulas[type(child)] is not None]
         if len(routers) != 1:
             raise ValueError(f"{name} ({type(block).__name__}) has no router that recorded routes can be replayed in")
         router: Any = routers[0]
-        router.formula, router.routes_TK = formulas[router], None
+        router.formula, router.routes_TK = formulas[type(router)], None
         load = torch.zeros(len(router.weight), device=router.weight.device)
         router.register_buffer("load_E", load, persistent=False)
         router.__class__ = type(f"Routed{type(router).__name__}", (Routed, type(router)), {})
@@ -113,10 +115,8 @@ def _formula(router: nn.Module) -> Formula | None:
     draw, width = torch.Generator().manual_seed(0), weight.shape[1]
     tensors = dict([*router.named_parameters(), *router.named_buffers()])
     numbers = {name: torch.randn(t.shape, generator=draw) * width**-0.5 for name, t in tensors.items()}
-    x_TD = torch.randn(_TRIED, width, generator=draw)
     try:
-        with torch.device("cpu"), torch.no_grad():
-            answer = functional_call(router, numbers, (x_TD,))
+        answer = functional_call(router, numbers, (torch.randn(_TRIED, width, generator=draw),))
     except (TypeError, RuntimeError):  # it wants to be called otherwise
         return None
     if not isinstance(answer, tuple) or len(answer) != 3:

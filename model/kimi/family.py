@@ -20,6 +20,7 @@ class Kimi(Family):
     """See :class:`model.family.Family`."""
 
     Shape = ModelConfig
+    reads = ("deepseek_v3", "kimi_k2", "kimi_k25")
 
     def chat(self, shape: ModelConfig, tokenizer: Vocabulary | None = None, *, thinking: bool = False) -> ChatFormat:
         """K2.5's format, for any shape."""

@@ -16,6 +16,13 @@ def chat_format(model: Shape, rollouts: RolloutsConfig, tokenizer: Vocabulary | 
     return family_of(model).chat(model, tokenizer, thinking=rollouts.thinking)
 
 
+def _of_others(folder: Path) -> Family:
+    """The family that reads a Hugging Face folder; of a folder that is none, the one that says what is missing."""
+    ours = FAMILIES.resolve("kimi")
+    kind = read_json(folder / "config.json", finite=False).get("model_type", ours.reads[0])
+    return (ours if kind in ours.reads else FAMILIES.resolve("hf"))()
+
+
 def family_at(folder: Path) -> Family:
     """The family of the policy in ``folder``, which must be built in or installed; else ValueError.
 
@@ -24,7 +31,7 @@ def family_at(folder: Path) -> Family:
     file = folder / "meta.json"
     home = read_json(file, finite=False).get("family") if file.exists() else None
     if home is None:
-        return FAMILIES.resolve("kimi")()
+        return _of_others(folder)
     known = {f"{kind.__module__}:{kind.__qualname__}": kind for kind in map(FAMILIES.resolve, FAMILIES.names())}
     if home not in known:
         raise ValueError(f"{file} names the family {home!r}, which is neither built in nor installed as an entry point")

@@ -168,7 +168,7 @@ def _gathered_layer(config: Shape, layout: Layout) -> float:
         return 0.0
     n = count(config)
     routed = n.routed / max(n.routed_layers, 1) / layout.ep
-    blocks = (n.rest - 2 * n.embedding) / n.layers
+    blocks = (n.rest - n.ends) / n.layers
     return _WEIGHT * max(routed + blocks, n.embedding)
 
 
@@ -208,7 +208,7 @@ def _seconds(config: Shape, layout: Layout, gpu: Gpu, sent: float, gathered: flo
     tokens = layout.micro_tokens * layout.passes
     attention = 2 * n.heads * (layout.context / 2) * n.layers  # causal: half the rows' length on average
     flop = tokens * (2 * n.active + attention) * (_PASSES + 1)  # the backward pass computes twice
-    resident = n.routed / layout.ep + n.rest - n.embedding
+    resident = n.routed / layout.ep + n.rest - n.unread
     read = _WEIGHT * resident * (_PASSES + 1) * layout.passes  # each product reads, or writes, a matrix once
     compute = max(flop / gpu.flops, read / gpu.copy)
     states = 0.0 if layout.offload else 2 * _ADAM * _held(config, layout, split=layout.zero >= 1) / gpu.copy

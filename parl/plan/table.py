@@ -63,6 +63,7 @@ def print_plan(
 def read_model(model: str) -> tuple[Shape, OptimizerConfig]:
     """The shape named by MODEL - in configs/models, a YAML file, or a folder - and its optimiser."""
     path = Path(model)
+    path = path.parent if path.name == "config.json" and path.is_file() else path
     if path.is_dir():
         try:
             return family_at(path).read_shape(path), OptimizerConfig()
@@ -81,8 +82,13 @@ def read_model(model: str) -> tuple[Shape, OptimizerConfig]:
 
 def _model_table(model: str, config: Shape) -> Table:
     n = count(config)
-    cache = n.cache
-    table = Table(title=cell(Path(model).stem), show_header=False, title_justify="left")
+    cache, path = n.cache, Path(model)
+    name = path.parent.name if path.name == "config.json" else path.stem
+    table = Table(
+        title=cell(name),
+        show_header=False,
+        title_justify="left",
+    )
     table.add_row("parameters", f"{_count(n.total)} ({n.total:,})")
     table.add_row("of them in routed experts", _count(n.routed))
     if config.pictures:

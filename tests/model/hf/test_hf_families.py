@@ -14,7 +14,6 @@ pytest.importorskip("transformers", minversion="5.24", reason="the family hf nee
 from benchmarks.families import (
     FAMILIES,
     LENGTHS,
-    ROOT,
     VOCAB,
     checks_of,
     models,
@@ -22,14 +21,10 @@ from benchmarks.families import (
     shape_of,
     tokens_and_mask,
 )
-from model.decoder import export_weights
-from model.family import family_of
 from model.hf.experts import fused
 from model.hf.policy import HfPolicy
 from model.hf.shape import HfShape
 from model.lora import attach
-from model.policy_files import load_policy, save_policy
-from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
@@ -62,17 +57,6 @@ def test_a_model_that_cannot_be_served_is_refused_by_name_with_the_reason(config
     with pytest.raises(ValueError, match=reason) as raised:
         HfPolicy(HfShape(transformers=tiny | {"num_hidden_layers": 2} | config))
     assert config["model_type"] in str(raised.value)
-
-
-@pytest.mark.parametrize("family", ["llama", "llama_tied", "mixtral"])
-def test_a_folder_that_transformers_wrote_comes_back(family: str, tmp_path: Path):
-    policy, reference = models(family)
-    reference.save_pretrained(tmp_path, max_shard_size="20KB")
-    shape = family_of(policy.config).read_shape(tmp_path)
-    assert (shape.vocab_size, shape.max_position_embeddings) == (VOCAB, 256)
-    loaded = family_of(shape).load(tmp_path)
-    for name, tensor in policy.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
 def test_a_tied_head_has_no_weight_of_its_own():
@@ -122,19 +106,6 @@ def test_a_learner_takes_a_step_and_comes_back_from_its_files(family: str, tmp_p
     assert step(first) == step(second)
     for name, array in first.weights().items():
         assert np.array_equal(array, second.weights()[name]), name
-
-
-def test_a_run_s_policy_comes_back_from_its_folder(tmp_path: Path):
-    policy = policy_of("llama_tied")
-    save_policy(tmp_path / "p", policy.config, export_weights(policy), starter_tokenizer(), {})
-    weights, shape, _, _ = load_policy(tmp_path / "p", family_of(policy.config))
-    assert shape == policy.config
-    assert all(np.array_equal(weights[name], array) for name, array in export_weights(policy).items())
-
-
-def starter_tokenizer() -> Tokenizer:
-    (folder,) = (ROOT / "configs" / "starters").iterdir()
-    return load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if shape_of(family).routes])
