@@ -1,7 +1,8 @@
-"""Atomic file writes: written under a temporary name, flushed, renamed. No torch."""
+"""Atomic file writes: written under a temporary name, flushed, renamed; and what a file holds. No torch."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -24,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         if temporary.is_dir() and path.exists():
             old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old{_LEFT}")
             path.rename(old)
@@ -32,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         _remove(temporary)
 
@@ -42,6 +43,12 @@ def write_text(path: Path, text: str) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of what the file holds, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
@@ -57,10 +64,10 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file, or a folder's files and names, to disk."""
     for inner in path.iterdir() if path.is_dir() and path.suffix == _LEFT else ():
-        _sync(inner)
+        sync(inner)
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

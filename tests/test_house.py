@@ -24,6 +24,7 @@ names = pytest.mark.parametrize("file", FILES, ids=[str(path.relative_to(ROOT)) 
 TORCH_FREE_MODEL = (
     "model.chat",
     "model.family",
+    "model.files",
     "model.tokenizer",
     "model.kimi.vision.picture_size",
     "model.kimi.vision.config",

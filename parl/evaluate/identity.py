@@ -17,6 +17,7 @@ from typing import Any
 from envs.base import Environment, Task, ToolSpec
 from envs.tasks_io import load_tasks
 from model.chat.base import ChatFormat
+from model.files import file_digest
 from parl.config.family import chat_format
 from parl.config.schema import Config, EnvsFields
 from rollouts.prompts import PromptsConfig
@@ -148,12 +149,6 @@ def policy_vocabulary(folder: Path) -> str:
     if not found:
         raise FileNotFoundError(f"{folder} has no tokenizer: neither {' nor '.join(_TOKENIZERS)}")
     return file_digest(found[0])
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of the file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tasks_digest(tasks: list[Task]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.files import write_text
+from model.files import sync, write_text
 from parl.errors import MachineError, UserError
 from parl.shown.terminal import echo
 
@@ -71,7 +71,7 @@ class Checkpoints:
         if final.exists():
             self._drop(final)
         os.rename(path, final)
-        _sync_folder(self.folder)
+        sync(self.folder)
         kept = [*self.all()[-self._keep :], self.best()]
         for old in self.all():
             if old not in kept:
@@ -148,10 +148,3 @@ def _is_part(part: dict[str, Any]) -> bool:
     kinds = {"file": str, "bytes": int, "sha256": str}
     known = part.keys() == kinds.keys() and all(type(part[name]) is kind for name, kind in kinds.items())
     return known and Path(part["file"]).name == part["file"]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the names in ``folder``."""
-    number = os.open(folder, os.O_RDONLY)
-    os.fsync(number)
-    os.close(number)

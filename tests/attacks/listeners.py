@@ -68,7 +68,7 @@ def _rendezvous(folder: Path) -> None:
 
 
 def _gateway_default(folder: Path) -> None:
-    from parl.cli.main import gateway
+    from parl.cli.policies import gateway
 
     assert inspect.signature(gateway).parameters["host"].default == "127.0.0.1"
 

@@ -9,7 +9,7 @@ import io
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,9 @@ def _score_lie(positions: Any, folder: Path) -> None:
 class _Words:
     """As much of a tokenizer as the chat engine asks for before it has an answer to encode."""
 
+    def __init__(self, control: Sequence[str]) -> None:
+        self.special = dict.fromkeys(control, 0)
+
     def pieces(self, prompt: list[int]) -> list[tuple[str, bool]]:
         return []
 
@@ -216,7 +219,7 @@ def _chat_engine(transport: Any, url: str = "http://127.0.0.1:1") -> Any:
     from rollouts.episode import Trace
 
     server = ChatServer(url, transport=transport, pause_s=0.0)
-    trace, tokenizer = Trace(agent_id="0", role=Role.ORCHESTRATOR), _Words()
+    trace, tokenizer = Trace(agent_id="0", role=Role.ORCHESTRATOR), _Words(KimiChat.control)
     return ChatEngine(trace, KimiChat(tokenizer), ChatModel(server=server, name="m"), [], Usage())  # type: ignore[arg-type]
 
 

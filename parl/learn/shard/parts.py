@@ -20,6 +20,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from model.files import file_digest
+
 _CHUNK = 16 * 2**20  # bytes written and hashed at a time
 _DTYPES = {
     torch.float64: "F64",
@@ -101,9 +103,7 @@ def damage(folder: Path, part: Part) -> str | None:
         return f"{part.file} is missing"
     if path.stat().st_size != part.bytes:
         return f"{part.file} has {path.stat().st_size} bytes, not {part.bytes}"
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if found == part.sha256 else f"{part.file} has other bytes than were written (sha256)"
+    return None if file_digest(path) == part.sha256 else f"{part.file} has other bytes than were written (sha256)"
 
 
 class PartsReader:
