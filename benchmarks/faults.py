@@ -80,7 +80,7 @@ def tiny(root: Path) -> dict[str, Any]:
         "envs": {"config": {"entities": 120, "widths": [2, 4]}},
         "sft": {**drills, "lr": 0.01, "muon_lr": 0.02},
         "rollouts": {"group_size": 4, "tasks_per_step": 2, "concurrency": 8, "budget": budget},
-        "trainer": {"steps": STEPS, "ranks": 2, "keep_checkpoints": STEPS + 1},
+        "trainer": {"steps": STEPS, "ranks": 2, "keep_checkpoints": STEPS + 1, "most_unread": 1.0},
         "eval": {"tasks": 2},
         "tracking": {"wandb": "disabled"},
     }
@@ -94,7 +94,7 @@ def swarming(root: Path) -> dict[str, Any]:
         "root": str(root),
         "starter": str(ROOT / "configs" / "starters"),
         "rollouts": rollouts,
-        "trainer": {"steps": 3, "ranks": 1, "keep_checkpoints": 4},
+        "trainer": {"steps": 3, "ranks": 1, "keep_checkpoints": 4, "most_unread": 1.0},
         "eval": {"tasks": 2},
         "tracking": {"wandb": "disabled"},
     }

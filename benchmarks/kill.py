@@ -61,7 +61,7 @@ def tiny(root: Path, steps: int) -> Config:
             "envs": {"config": {"entities": 120, "widths": (2, 4)}},
             "sft": drills,
             "rollouts": {"group_size": 4, "tasks_per_step": 2, "workers": 1, "concurrency": 8, "budget": budget},
-            "trainer": {"steps": steps, "ranks": 2, "step_s": 120.0},
+            "trainer": {"steps": steps, "ranks": 2, "step_s": 120.0, "most_unread": 1.0},
             "tracking": {"wandb": "disabled"},
         }
     )

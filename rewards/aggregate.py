@@ -45,7 +45,7 @@ def aggregate(
     if reward is not None and weights is not None:
         shares = reward.weighted({name: value for name, value in parts.items() if name != TOTAL}, weights)
         out |= {f"reward/weighted/{name}": value for name, value in shares.items()}
-    out |= _latencies(valid)
+    out |= _turns(valid) | _latencies(valid)
     spawned = [e for e in valid if e.metrics["spawned"]]
     if spawned:
         out["swarm/finish_rate"] = _metric(spawned, "finish_rate")
@@ -70,6 +70,15 @@ def duplicate_rate(episode: Episode) -> float:
     """Share of an episode's sub-agents with the prompt of an earlier one, ignoring case and spaces."""
     asked = [" ".join(trace.prompt.lower().split()) for trace in episode.subagents]
     return 1.0 - len(set(asked)) / len(asked) if asked else 0.0
+
+
+def _turns(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Shares of all agents' turns that the parser could not read and that were cut by length; calls an episode."""
+    turns = [turn for episode in episodes for trace in episode.traces for turn in trace.turns]
+    out = {"turns/calls": sum(len(turn.calls) for turn in turns) / len(episodes)}
+    if turns:
+        out |= {"turns/unread": _mean(turn.unread for turn in turns), "turns/cut": _mean(turn.cut for turn in turns)}
+    return out
 
 
 def _latencies(episodes: Sequence[Episode]) -> dict[str, float]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from envs.base import Role, Task, ToolCall, ToolResult
 
+CUT = "the turn did not end within its tokens"  # Turn.malformed of a turn that was cut by length
 MACHINE = "machine"  # Episode.limit after a machine fault: the episode is run again
 
 
@@ -64,6 +65,16 @@ class Turn:
     t_model: float = 0.0  # the model had answered
     t_end: float = 0.0  # all tool results were in
     deadline: str = ""  # the deadline that a tool call of this turn exceeded
+
+    @property
+    def cut(self) -> bool:
+        """Whether it was cut by length; it is malformed then."""
+        return self.malformed == CUT
+
+    @property
+    def unread(self) -> bool:
+        """Whether it ended by itself and the parser could not read it."""
+        return bool(self.malformed) and not self.cut
 
 
 @dataclass(slots=True, kw_only=True)

@@ -179,6 +179,12 @@ class TrainerConfig(_Section):
         description="with a staleness, collect while learning; False = halt unfinished episodes meanwhile",
     )
     step_s: float = Field(default=900.0, gt=0, description="deadline of one step; a slower one ends the run")
+    most_unread: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="a run whose first step has a larger share of turns that cannot be read is stopped; 1 = never",
+    )
 
 
 class EvalConfig(_Section):

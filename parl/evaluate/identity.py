@@ -80,7 +80,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "optimizer": "lr muon_lr final_lr weight_decay grad_clip freeze_tower qk_clip",
         "optimizer.lora": "rank alpha targets",
         "trainer": "steps epochs minibatches micro_tokens ranks threads checkpoint_every keep_checkpoints keep_best"
-        " staleness overlap step_s",
+        " staleness overlap step_s most_unread",
         "trainer.parallel": "zero expert_parallel offload recompute",
         "eval": "tasks",  # how many, not how
         "tracking": "wandb project tensorboard prometheus_port",

@@ -28,6 +28,7 @@ from parl.learn.group import LearnerGroup
 from parl.learn.rows import Row, step_rows
 from parl.learn.shard.learner_state import saved_weights
 from parl.run.checkpoints import Checkpoints, State
+from parl.run.first_step import check_readable
 from parl.run.saver import Saver
 from parl.run.timeline import POOLS, Timeline
 from parl.track.progress import Progress
@@ -112,6 +113,8 @@ class Training:
         lambdas = self.config.rewards.weights(self.state.step, self.config.trainer.steps)
         with self._timeline.span(step, "collect"):
             episodes = self._collect(step, lambdas, progress)
+        if self.state.step == 0:
+            check_readable(episodes, self.config.trainer.most_unread, self.cold)
         collected = time.monotonic()
         progress.phase("learning")
         objective = self.config.objective

@@ -22,7 +22,13 @@ from rollouts.store.store import EpisodeStore
 # a staleness affect them; evaluation and tracking do not affect learning.
 ROUNDING = ("trainer.ranks", "trainer.threads", "trainer.micro_tokens", "trainer.parallel")  # the order of sums
 FREE = (
-    *("trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.keep_best", "trainer.step_s"),
+    *(
+        "trainer.checkpoint_every",
+        "trainer.keep_checkpoints",
+        "trainer.keep_best",
+        "trainer.step_s",
+        "trainer.most_unread",
+    ),
     *("rollouts.workers", "rollouts.concurrency", "rollouts.policy_engines", "rollouts.frozen_engines"),
     *("rollouts.max_restarts", "eval", "tracking", "baseline", "root"),
 )

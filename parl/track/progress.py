@@ -19,6 +19,7 @@ from rich.text import Text
 
 from parl.shown import terminal
 from parl.shown.terminal import cell, line, plain
+from parl.track.alarms import alarms
 
 _RECENT = 11  # steps for the estimate of the time left, and one before
 _ENOUGH = 3  # ends of steps needed for an estimate
@@ -98,6 +99,8 @@ class Progress:
         self._phase = ""
         if not self._live:
             self._line(self.plain())
+            for text in alarms(metrics, step):
+                self._line(f"! {text}")
 
     def phase(self, text: str, done: int | None = None, total: int | None = None) -> None:
         """Show the current activity, e.g. ``phase("collecting", 40, 96)``."""
@@ -127,6 +130,9 @@ class Progress:
             parts.append("spawn " + " ".join(f"{name} {value:.2f}" for name, value in self._families(_SPAWN).items()))
         if self._lambdas():
             parts.append(" ".join(f"{name} {value:.2f}" for name, value in self._lambdas().items()))
+        for label, name in (("unread turns", "turns/unread"), ("cut turns", "turns/cut")):
+            if get(name):
+                parts.append(f"{label} {get(name):.0%}")
         if get("speed/tokens_per_s") is not None:
             parts.append(f"{get('speed/tokens_per_s'):,.0f} tok/s")
         return " · ".join([*parts, f"ETA {self._eta()}"])
@@ -176,9 +182,9 @@ class Progress:
         for row in self._rows():
             body.add_row(*row)
         foot = cell(line(self._phase_text()), "dim")
-        return Panel(
-            Group(head, Text(), body, foot), title=cell(line(self.title)), title_align="left", border_style="blue"
-        )
+        wrong = [cell(f"! {text}", "bold red") for text in alarms(self._metrics, self._step)]
+        shown = Group(head, Text(), body, *wrong, foot)
+        return Panel(shown, title=cell(line(self.title)), title_align="left", border_style="blue")
 
     def _rows(self) -> list[tuple[str, str, Text | str]]:
         get = self._metrics.get
@@ -204,6 +210,7 @@ class Progress:
             ("sub-agents per episode", number(get("swarm/subagents"), ".2f"), ""),
             ("spawn rate", number(get("swarm/spawn_rate"), ".0%"), Text(spawn)),
             (" · ".join(lambdas) or "λ", " · ".join(f"{value:.2f}" for value in lambdas.values()) or "-", ""),
+            ("unread, cut turns", f"{number(get('turns/unread'), '.0%')}, {number(get('turns/cut'), '.0%')}", ""),
             ("tokens/s", number(get("speed/tokens_per_s"), ",.0f"), ""),
         ]
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from parl.config.runs import run_config, run_folder
 from parl.shown import terminal
 from parl.shown.terminal import cell, line
+from parl.track.alarms import alarms
 from parl.track.progress import clock, sparkline
 from parl.track.tracker import train_rows
 from rollouts.store.lookup import read_columns, shards
@@ -35,6 +36,9 @@ _CURVES = (
     ("spawn rate", "swarm/spawn_rate", ".2f", "cyan"),
     ("useless spawns", "swarm/useless_spawn_rate", ".2f", "red"),
     ("finish rate", "swarm/finish_rate", ".2f", "cyan"),
+    ("unread turns", "turns/unread", ".1%", "red"),
+    ("cut turns", "turns/cut", ".1%", "red"),
+    ("calls an episode", "turns/calls", ".2f", "cyan"),
     ("entropy", "policy/entropy", ".3f", "magenta"),
     ("engine gap", "policy/engine_gap", ".1e", "magenta"),
     ("tokens/s", "speed/tokens_per_s", ",.0f", "blue"),
@@ -69,43 +73,9 @@ def frame(folder: Path, now: float | None = None) -> RenderableType:
     if rows:
         parts += [Text(), _curves(rows), Text(), _families(rows[-1]), Text(), _shares(rows)]
     parts += [Text(), _episodes(folder)]
-    found = warnings(rows)
-    if found:
+    if rows and (found := alarms(rows[-1], rows[-1]["step"])):
         parts += [Text(), *(cell(f"! {text}", "bold red") for text in found)]
     return Panel(Group(*parts), title=cell(line(folder.name)), title_align="left", border_style="blue")
-
-
-def warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Warnings about the newest steps, with the limits of docs/metrics.md."""
-    if not rows:
-        return []
-    last = rows[-1]
-    out = []
-
-    def value(name: str) -> float | None:
-        found = last.get(name)
-        return float(found) if isinstance(found, int | float) else None
-
-    failed = value("episodes/failed")
-    if failed:
-        out.append(
-            f"{failed:.0f} episodes failed in step {last['step']}: parl episodes ls RUN --status failed says why"
-        )
-    gap = value("policy/engine_gap")
-    if gap is not None and gap > 1e-3:
-        out.append(f"engine and learner differ by {gap:.1e} nats: they no longer compute the same policy")
-    malformed, answered = value("episodes/malformed") or 0.0, value("episodes/answered") or 0.0
-    if malformed > 0.2 * (malformed + answered):
-        out.append(
-            f"{malformed:.0f} malformed episodes: the format is being lost, or rollouts.budget.turn_tokens is small"
-        )
-    if (value("swarm/useless_spawn_rate") or 0.0) > 0.5 and not value("lambda/parallel"):
-        out.append("more than half of the tasks that no swarm finds faster are given to one, and λ1 is 0")
-    if value("swarm/spawn_rate") == 0.0 and value("lambda/parallel"):
-        out.append("nothing is spawned although λ1 still pays for it: serial collapse")
-    if any(last.get(name, 0.0) is None for name in ("policy/loss", "policy/grad_norm")):
-        out.append("a loss or a gradient norm is not a number")
-    return out
 
 
 def _finished(folder: Path) -> bool:

@@ -44,6 +44,10 @@ SECTIONS: dict[str, dict[str, list[str]]] = {
         "finish rate": ["train/swarm/finish_rate"],
         "ends of episodes": [f"train/episodes/{name}" for name in ("answered", "over_budget", "malformed", "failed")],
     },
+    "Format": {
+        "turns that cannot be read, or were cut": ["train/turns/unread", "train/turns/cut"],
+        "calls an episode": ["train/turns/calls"],
+    },
     "Policy": {
         "entropy": ["train/policy/entropy"],
         "engine against learner": ["train/policy/engine_gap"],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from envs.base import ErrorKind, Session, ToolCall, ToolResult, ToolSpec
 from model.chat.base import ParsedTurn
 from rollouts.engine.base import Completion, Finish, Sampling
-from rollouts.episode import Trace, TraceStatus, Turn
+from rollouts.episode import CUT, Trace, TraceStatus, Turn
 from rollouts.faults import EngineFailed, Stalled, ToolsLost
 from rollouts.noise import noise_key
 from rollouts.prompts import ASSIGN_TASK, CREATE_SUBAGENT, SPAWNING_NAMES
@@ -152,7 +152,7 @@ class Agent:
 
     def _parse(self, tokens: list[int], finish: Finish) -> ParsedTurn:
         if finish is Finish.LENGTH:
-            return ParsedTurn(malformed="the turn did not end within its tokens")
+            return ParsedTurn(malformed=CUT)
         return self.settings.chat.parse(tokens, tools=self._names, first=self.trace.tool_calls)
 
     async def _execute(self, turn: Turn, answers: Answers) -> None:

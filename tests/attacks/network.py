@@ -64,7 +64,7 @@ tokenizer: {{vocab_size: 800}}
 envs: {{config: {{entities: 120, widths: [2, 4], transport: socket}}}}
 sft: {{tokens: 2000, copying_tokens: 300, drill_tokens: 300, batch_tokens: 600}}
 rollouts: {{group_size: 2, tasks_per_step: 1, concurrency: 4, budget: {{orchestrator_steps: 3, turn_tokens: 16}}}}
-trainer: {{steps: 100000, ranks: 2, checkpoint_every: 50000}}
+trainer: {{steps: 100000, ranks: 2, checkpoint_every: 50000, most_unread: 1}}
 tracking: {{prometheus_port: {port}, tensorboard: false}}
 baseline: false
 eval: {{tasks: 2}}

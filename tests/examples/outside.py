@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
         **{"group_size": 2, "tasks_per_step": 2, "concurrency": 4},
         "budget": {"orchestrator_steps": 4, "turn_tokens": 48},
     },
-    "trainer": {"steps": 1, "ranks": 1},
+    "trainer": {"steps": 1, "ranks": 1, "most_unread": 1.0},
     "eval": {"tasks": 2},
     "tracking": {"wandb": "disabled"},
 }

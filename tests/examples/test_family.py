@@ -29,7 +29,7 @@ name: dense
 model: {{family: "{family}", width: 32, layers: 1, heads: 2, head_dim: 8{more}}}
 sft: {{tokens: 30000, copying_tokens: 2000, drill_tokens: 2000}}
 rollouts: {{group_size: 2, tasks_per_step: 2, budget: {{turn_tokens: 8, orchestrator_steps: 2}}}}
-trainer: {{ranks: 1, minibatches: 1, keep_best: null}}
+trainer: {{ranks: 1, minibatches: 1, keep_best: null, most_unread: 1}}
 eval: {{tasks: 2}}
 tracking: {{wandb: disabled}}
 """

@@ -13,7 +13,7 @@ from rewards.base import Reward
 from rewards.parl_reward import Parl
 from rewards.schedule import LinearAnneal
 from rewards.score import score_episode
-from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
+from rollouts.episode import CUT, Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.swarm.budget import critical_budget
 
 PARL = Parl(parallel_cap=4)
@@ -250,6 +250,18 @@ def test_an_unanswered_episode_has_no_item_f1_even_with_a_right_answer():
 
 
 CHAIN = make_task(family="chain", width=1, oracle=Oracle(serial_steps=4, parallel_steps=4, width=0), key="c")
+
+
+def test_turns_that_cannot_be_read_or_were_cut_are_counted_over_all_agents():
+    first, second = make_episode(finished=[True]), make_episode()
+    call = ToolCall(id="c", name="search", arguments={})
+    first.orchestrator.turns[:] = [Turn(start=0, end=1, calls=[call, call]), Turn(start=1, end=2, malformed=CUT)]
+    first.subagents[0].turns[:] = [Turn(start=0, end=1, malformed="not JSON")]
+    second.orchestrator.turns[:] = [Turn(start=0, end=1)]
+    for episode in (first, second):
+        score_episode(episode, PARL, WEIGHTS)
+    metrics = aggregate([first, second])
+    assert (metrics["turns/unread"], metrics["turns/cut"], metrics["turns/calls"]) == (1 / 4, 1 / 4, 1.0)
 
 
 def test_aggregate_by_hand():

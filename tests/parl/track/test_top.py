@@ -12,8 +12,8 @@ from tiny import tiny_config
 from typer.testing import CliRunner
 
 from parl.cli.main import app
-from parl.config.schema import Config
-from parl.track.top import frame, warnings
+from parl.track.alarms import alarms
+from parl.track.top import frame
 
 
 @pytest.fixture
@@ -67,10 +67,13 @@ def test_before_the_first_step_it_says_what_is_going_on(tmp_path):
         ({"swarm/useless_spawn_rate": 0.9, "lambda/parallel": 0.0}, "λ1 is 0"),
         ({"swarm/spawn_rate": 0.0, "lambda/parallel": 0.1}, "serial collapse"),
         ({"policy/loss": None}, "not a number"),
+        ({"turns/unread": 0.3, "episodes/malformed": 5.0}, "30% of the turns cannot be read"),
+        ({"turns/cut": 0.25}, "25% of the turns are cut by length"),
+        ({"turns/calls": 0.0}, "no agent called a tool"),
     ],
 )
 def test_what_looks_wrong_is_said(row, said):
-    [text] = warnings([{"step": 1, **row}])
+    [text] = alarms(row, 1)
     assert said in text
 
 
@@ -82,6 +85,5 @@ def test_the_command_prints_one_frame_and_names_a_missing_run(run_dir, tmp_path)
 
 
 def test_a_healthy_row_gives_no_warning():
-    assert warnings([]) == [] and Config().trainer.steps > 0
     healthy = {"episodes/failed": 0.0, "policy/engine_gap": 1e-5, "swarm/spawn_rate": 0.5, "lambda/parallel": 0.1}
-    assert warnings([{"step": 1, **healthy}]) == []
+    assert alarms(healthy, 1) == alarms({}, 0) == []
