@@ -205,7 +205,8 @@ def actor(
     """
     import ray
 
-    environment = {"OMP_NUM_THREADS": str(_threads), "TOKENIZERS_PARALLELISM": "false", **_ENV}
+    waits = {"OMP_NUM_THREADS": str(_threads), "OMP_WAIT_POLICY": "PASSIVE"}  # engines and learner share cores
+    environment = {**waits, "TOKENIZERS_PARALLELISM": "false", **_ENV}
     options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
     if concurrency is not None:
         options["max_concurrency"] = concurrency
