@@ -64,6 +64,7 @@ def stored_model(shape: HfShape, folder: Path) -> Any:
     from safetensors import SafetensorError
 
     check_config(own_config(shape.transformers))
+    library().logging.disable_progress_bar()  # of weights, on the user's terminal
     try:
         model, found = library().AutoModelForCausalLM.from_pretrained(
             folder,

@@ -68,4 +68,4 @@ def _take_over(init: Path, shape: Shape, folder: Path) -> None:
     except ValueError as error:
         raise UserError(f"model.init = {init}: {error}") from error
     check_placeholder(shape, tokenizer)
-    save_policy(folder, shape, export_weights(model), tokenizer, {"init": str(init)})
+    save_policy(folder, shape, export_weights(model), tokenizer, {"init": str(init)}, dtype=shape.weights_dtype)

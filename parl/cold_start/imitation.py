@@ -212,13 +212,14 @@ def _checked(
     if check is None:
         raise ValueError("sft.enough needs a check")
     sft = config.sft
+    echo(f"cold start after {state.tokens / 1e3:.0f} k tokens: it runs freely on {sft.check_tasks} tasks of val")
     found = check(merged(start.weights or {}, learner.weights()), start.vocabulary)
     state.scores.append((state.tokens, found["score"]))
     said = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
     left = "" if found["score"] >= (sft.enough or 0) else f", {sft.enough} is enough"
     if left and state.tokens >= sft.tokens:
         left += ": sft.tokens are used up; raise them where reinforcement does not find enough to reward"
-    echo(f"cold start after {state.tokens / 1e3:.0f} k tokens, free-running on val: {said}{left}")
+    echo(f"free-running on val: {said}{left}")
     return found
 
 
@@ -259,7 +260,7 @@ def print_report() -> Report:
         nonlocal shown
         if done * 40 // total != shown:
             shown = done * 40 // total
-            echo(f"cold start {done / 1e6:.1f}/{total / 1e6:.1f} M tokens  loss {metrics['loss']:.3f}  "
+            echo(f"cold start {done / 1e6:.2f}/{total / 1e6:.2f} M tokens  loss {metrics['loss']:.3f}  "
                   f"accuracy {metrics['accuracy']:.3f}")  # fmt: skip
 
     return report

@@ -43,7 +43,8 @@ def explain(detail: dict[str, Any], root: type[ConfigFields]) -> list[str]:
     if kind == "value_error":
         return [_value_error(loc, model, str(detail["ctx"]["error"]))]
     if kind == "missing":
-        return [f"{key}: is missing, and has no default"]
+        cure = ": name the folder of a model that has it, model.init=FOLDER" if loc[0] == "model" else ""
+        return [f"{key}: is missing, and has no default{cure}"]
     if kind in ("model_type", "dataclass_type") and model:
         return [f"{key} = {show(value)}: is a section with the keys {', '.join(model.model_fields)}"]
     return [f"{key} = {show(value)}: must be {_allowed(field, detail)}"]

@@ -176,6 +176,7 @@ def test_the_rate_warms_up_and_falls_to_a_twentieth():
         (["sft.data=teacher"], "sft.data=teacher is for a cold start over given weights"),
         (["sft.enough=0.8"], "sft.enough=0.8 is for a cold start over given weights"),
         (["sft.data=nowhere.jsonl", "model.init=INIT"], "neither teacher nor a file or folder"),
+        (["model.family=hf"], r"model\.vocab_size: is missing.*model\.init=FOLDER"),
         (["sft.lora={}", "model.init=INIT"], "sft.lora=.* needs something to imitate"),
     ],
 )
