@@ -150,8 +150,8 @@ def test_a_write_that_dies_half_way_leaves_the_old_shard(tmp_path, monkeypatch):
     store = EpisodeStore(tmp_path)
     store.write(1, [make_episode()], policy_version=1)
 
-    def dies(table, file, **kwargs):
-        Path(file).write_bytes(b"PAR1 half")
+    def dies(table, path, **kwargs):
+        path.write_bytes(b"PAR1 half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rollouts.store.store.pq.write_table", dies)
