@@ -1,4 +1,4 @@
-"""Fixtures that several packages' tests share."""
+"""Fixtures shared by several packages' tests."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start.vocabulary import build_tokenizer
 
 torch.set_num_threads(1)
-for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):  # nobody's terminal decides what a test sees
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):  # tests must not depend on the terminal
     os.environ.pop(name, None)
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests in the background: the programs tried would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests in the background: child processes would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples in every run, so that a failure is a change's; HYPOTHESIS_PROFILE=default looks for others.
+# The same examples in every run, so that failures are reproducible; HYPOTHESIS_PROFILE=default explores
+# others.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes of tests, one has Ray and its runs; the others have the rest."""
+    """With several test processes, one gets all tests with Ray and runs; the others share the rest."""
     for item in items:
         if "one_ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
@@ -37,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """A small tokenizer of the embedded world; ``tests/mutants.py``, which starts many processes, has made it."""
+    """A small tokenizer of the embedded world, reused from ``tests/mutants.py`` if it made one."""
     if kept := os.environ.get("PARL_TEST_TOKENIZER"):
         return Tokenizer.load(Path(kept))
     return build_tokenizer(tiny_config(tmp_path_factory.mktemp("tokenizer")))

@@ -1,4 +1,4 @@
-"""Rows cut in several, which must change no gradient."""
+"""Rows split in several, which must not change gradients."""
 
 from __future__ import annotations
 

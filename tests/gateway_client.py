@@ -1,4 +1,4 @@
-"""A gateway in this process over an engine that always says the same, for tests and attacks on its HTTP side."""
+"""An in-process gateway over a constant engine, for tests and attacks on its HTTP side."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def small_tokenizer() -> Tokenizer:
 
 
 class Parrot:
-    """An engine that says ``text`` whatever it is asked; ``raises``: what it does instead."""
+    """An engine that always returns ``text``; ``raises``: raises instead."""
 
     def __init__(self, text: str = "It is 37.", raises: Exception | None = None) -> None:
         self.text, self.raises = text, raises
@@ -57,13 +57,13 @@ class Parrot:
 
 
 class Caller:
-    """A client of ``gateway``, which checks the form of every refusal."""
+    """A client of ``gateway`` that checks the form of every error."""
 
     def __init__(self, gateway: Gateway, client: httpx.AsyncClient) -> None:
         self.gateway, self.client = gateway, client
 
     async def send(self, path: str, body: Any = None, method: str = "POST", **more: Any) -> httpx.Response:
-        """Sends bytes as they are, anything else as JSON."""
+        """Send bytes unchanged, anything else as JSON."""
         if isinstance(body, bytes):
             more = {"content": body, **more, "headers": {"content-type": "application/json", **more.get("headers", {})}}
         elif body is not None:
@@ -77,7 +77,7 @@ class Caller:
         return answer
 
     async def refused(self, status: int, field: str | None, path: str, body: Any = None, **more: Any) -> dict[str, Any]:
-        """The error of a request that must be refused with ``status``, and name ``field``."""
+        """The error of a request that must be refused with ``status`` and name ``field``."""
         answer = await self.send(path, body, **more)
         assert answer.status_code == status, f"{answer.status_code}: {answer.text[:500]}"
         error = answer.json()["error"]
@@ -87,7 +87,7 @@ class Caller:
         return error
 
     async def alive(self) -> None:
-        """Fails unless others are served as before: a completion, the list, a reward."""
+        """Fails unless other requests are still served: a completion, the list, a reward."""
         assert (await self.send(CHAT, {**BODY, "user": "another/1"})).status_code == 200
         listed = await self.send("/v1/parl/episodes", method="GET")
         assert "another/1" in [row["episode"] for row in listed.json()["episodes"]]
@@ -98,7 +98,7 @@ class Caller:
 async def gateway(
     folder: Path | None, engine: Any = None, *, access: Access | None = None, **settings: Any
 ) -> AsyncIterator[Caller]:
-    """A gateway that records in ``folder``, if it is given, and a client."""
+    """A gateway that records in ``folder``, if given, and a client."""
     options = GatewaySettings(**{"model": "policy", "longest": 4000, **settings})
     served = Gateway(
         engine or Parrot(), KimiChat(small_tokenizer()), options, EpisodeStore(folder) if folder else None, access
@@ -111,7 +111,7 @@ async def gateway(
 
 
 async def asgi_post(gateway: Gateway, path: str, body: bytes, headers: list[tuple[str, Any]]) -> tuple[int, Any]:
-    """Status and JSON of a request with exactly these headers, as no client would send them."""
+    """Status and JSON of a request with exactly these headers, which no client would send."""
     raw = [(name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in headers]
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
     scope |= {"headers": raw, "http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 8000), "root_path": ""}
@@ -137,31 +137,31 @@ class OnSocket:
         self.gateway, self.server, self.port = gateway, server, port
 
     def connect(self) -> socket.socket:
-        """A connection with a deadline of its own."""
+        """A connection with a deadline."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
 
     def say(self, raw: bytes) -> bytes:
-        """All that comes back for ``raw`` until the connection ends."""
+        """Everything received for ``raw`` until the connection ends."""
         with self.connect() as one:
             one.sendall(raw)
             return rest(one)
 
     def request(self, method: str, path: str, body: bytes = b"", *headers: str) -> bytes:
-        """One request that asks for the connection's end; the whole answer."""
+        """One request with Connection: close; returns the whole answer."""
         lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}", "Connection: close", *headers]
         if body:
             lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
         return self.say("\r\n".join([*lines, "", ""]).encode() + body)
 
     def alive(self) -> None:
-        """Fails unless it answers others at once."""
+        """Fails unless it answers another request at once."""
         began = time.monotonic()
         assert self.request("GET", "/health").startswith(b"HTTP/1.1 200"), "it does not answer any more"
         assert time.monotonic() - began < 2
 
 
 def rest(one: socket.socket) -> bytes:
-    """What comes until the other side ends the connection; TimeoutError where it does not."""
+    """Everything until the other side closes the connection; TimeoutError otherwise."""
     parts = []
     while True:
         try:
@@ -184,15 +184,15 @@ def on_socket(
     finish_s: int = 5,
     **settings: Any,
 ) -> Iterator[OnSocket]:
-    """A gateway on a real socket, with short deadlines. Fails where the server logged an error."""
+    """A gateway on a real socket, with short deadlines. Fails if the server logged an error."""
     options = GatewaySettings(**{"model": "policy", "longest": 4000, "body_s": 0.5, **settings})
     served = Gateway(engine or Parrot(), KimiChat(small_tokenizer()), options, EpisodeStore(folder), access)
     listening = socket.create_server(("127.0.0.1", 0))
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what a client does not read waits in the server
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # unread data waits in the server
     server = uvicorn.Server(server_config(served.app(), head_s=head_s, stall_s=stall_s, finish_s=finish_s))
     complaints: list[Any] = []
     log = logging.Handler(logging.ERROR)
-    log.addFilter(lambda record: not record.getMessage().startswith("Cancel "))  # it stops, and says what it cuts off
+    log.addFilter(lambda record: not record.getMessage().startswith("Cancel "))  # a message at shutdown
     log.emit = lambda record: complaints.append(record.getMessage())
     logging.getLogger("uvicorn.error").addHandler(log)
 

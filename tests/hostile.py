@@ -1,4 +1,4 @@
-"""Strings that attack whoever shows, stores or parses them, and a store whose every text is one."""
+"""Malicious strings for terminals, stores and parsers, and a store full of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STRINGS = (
 
 
 def hostile_episode(index: int = 0) -> Episode:
-    """An episode that holds all of :data:`STRINGS` in every text that a stranger writes."""
+    """An episode with all of :data:`STRINGS` in every untrusted text."""
     rng = random.Random(index)
 
     def text() -> str:

@@ -1,13 +1,14 @@
-"""Do the tests notice mistakes? Makes each mistake of ``tests/mutations`` in a copy of the tree and runs its tests.
+"""Mutation testing: applies each mutant of ``tests/mutations`` to a copy of the tree and runs its tests.
 
     python tests/mutants.py [--json FILE] [--only NAME_OR_GLOB ...] [--jobs N]
 
-A mutant is killed where one of its tests fails, or hangs. What survives is printed as a diff. A mutant whose text does
-not stand exactly once in its file, or whose tests fail without it, is an error and never killed. The last line is
-``K of N mutants killed``; the exit code is 0 unless there was an error or fewer than 95 % are killed.
+A mutant is killed if one of its tests fails, or hangs. Survivors are printed as diffs. A mutant whose text
+does not occur exactly once in its file, or whose tests fail without it, is an error and never killed. The
+last line is ``K of N mutants killed``; the exit code is 0 unless there was an error or fewer than 95 % are
+killed.
 
-Every run of tests is a process of its own, forked from this one when it has imported the libraries, but nothing of
-ours: importing them anew would take longer than most tests.
+Every run of tests is a separate process, forked after importing libraries but nothing of ours, since imports
+take longer than most tests.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("model", "envs", "rollouts", "rewards", "parl", "tests", "configs", "pyproject.toml")
 LIBRARIES = ("numpy", "pydantic", "pyarrow.parquet", "httpx", "starlette.applications", "hypothesis", "pytest_asyncio")
 HEAVY = ("torch", "ray", "deepspeed")
-FAST_S, SLOWER = 60.0, 10  # a run may take so long, and so many times as long as without the mutant
+FAST_S, SLOWER = 60.0, 10  # time limit of a run, at least and relative to the run without the mutant
 PASSED = 0  # pytest's exit code
 
 
 @dataclass(slots=True, kw_only=True)
 class Verdict:
-    """What became of a mutant: ``how`` is ``test``, ``hang``, ``survived`` or what was wrong with it."""
+    """The result for a mutant: ``how`` is ``test``, ``hang``, ``survived`` or an error's text."""
 
     name: str
     file: str
@@ -51,13 +52,13 @@ class Verdict:
 
     @property
     def error(self) -> bool:
-        """Whether it says nothing about the tests."""
+        """Whether it is neither killed nor survived."""
         return self.how not in ("test", "hang", "survived")
 
 
 @dataclass(slots=True)
 class Job:
-    """A run of tests: ``wrong`` is what stands in ``file`` meanwhile; ``code`` is pytest's, -9 after ``limit_s``."""
+    """A run of tests: ``wrong``: temporary content of ``file``; ``code``: pytest's, -9 after ``limit_s``."""
 
     tests: tuple[str, ...]
     limit_s: float
@@ -68,14 +69,14 @@ class Job:
 
 
 class Bench:
-    """Copies of the tree, as many as jobs run at once. No threads: a fork would leave their locks held."""
+    """Copies of the tree, one per job. No threads: a fork would leave their locks held."""
 
     def __init__(self, scratch: Path, jobs: int) -> None:
-        self.kept = scratch / "kept"  # as it is: what happens to the working tree meanwhile changes nothing
+        self.kept = scratch / "kept"  # unaffected by changes of the working tree
         self._trees = [scratch / f"tree{number}" for number in range(jobs)]
         self._tokenizer = scratch / "tokenizer"
         _copy(self.kept)
-        # by content, not by time: a file of the same size within the same second would be taken for the old one
+        # by content, not by time: a file of the same size within the same second would count as unchanged
         compileall.compile_dir(self.kept, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
         for tree in self._trees:
             shutil.copytree(self.kept, tree)
@@ -84,7 +85,7 @@ class Bench:
             raise RuntimeError("the tests' tokenizer cannot be made")
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """All ``jobs``, each as it ends."""
+        """All ``jobs``, in order of completion."""
         waiting, free = list(jobs)[::-1], list(self._trees)
         running: dict[int, tuple[Job, Path, float]] = {}
         while waiting or running:
@@ -113,7 +114,7 @@ class Bench:
 
 
 def _fork(tree: Path, work: Callable[[], int]) -> int:
-    """Runs ``work`` in ``tree``, in a process group of its own that says nothing and ends with its result."""
+    """Run ``work`` in ``tree``, in a silent process group that exits with its result."""
     child = os.fork()
     if child:
         return child
@@ -145,7 +146,7 @@ def _silent() -> None:
 
 
 def _enter(tree: Path) -> None:
-    """What is imported from here on is the copy's, also in further processes."""
+    """Import modules from the copy from now on, also in child processes."""
     ours = {str(ROOT), str(ROOT / "tests"), ""}
     sys.path[:] = [str(tree), *(path for path in sys.path if path not in ours)]
     for name in [name for name in sys.modules if name.split(".")[0] == "mutations"]:
@@ -168,7 +169,7 @@ def _make_tokenizer(tree: Path, folder: Path) -> int:
 
 def _run_tests(tree: Path, tests: Iterable[str], tokenizer: Path) -> int:
     _enter(tree)
-    os.environ["PARL_TEST_TOKENIZER"] = str(tokenizer)  # tests/conftest.py: not made again every time
+    os.environ["PARL_TEST_TOKENIZER"] = str(tokenizer)  # tests/conftest.py reuses it
     import pytest
 
     return int(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]))
@@ -181,7 +182,7 @@ def _import(names: Iterable[str]) -> None:
 
 
 def run(mutants: list[Mutant], jobs: int, told: Callable[[Verdict], None] = lambda verdict: None) -> list[Verdict]:
-    """The verdict on each of ``mutants``, in their order; ``told`` hears each as it comes."""
+    """The verdict on each of ``mutants``, in order; ``told`` is called with each as it comes."""
     _import((*LIBRARIES, *HEAVY))
     verdicts: dict[str, Verdict] = {}
 

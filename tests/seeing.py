@@ -1,4 +1,4 @@
-"""The tiny policy with eyes: a tower of two layers over patches of 14 pixels, and pictures of small tables."""
+"""The tiny policy with vision: a tower of two layers, and pictures of small tables."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def seeing_model(placeholder: int = PAD, **changes: Any) -> ModelConfig:
 
 
 def seeing_policy(config: ModelConfig, seed: int = 0) -> Transformer:
-    """A policy whose logits differ widely with what it reads and sees."""
+    """A policy whose logits differ widely with tokens and pictures."""
     torch.manual_seed(seed)
     model = Transformer(config)
     with torch.no_grad():

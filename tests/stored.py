@@ -1,4 +1,4 @@
-"""Made-up episodes with everything that a rollout leaves, and a run's folder full of them, without any model."""
+"""Made-up episodes with all fields of a rollout, and a run's folder of them, without a model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def wide_task(number: int, width: int = 4) -> Task:
 
 
 def chain_task(number: int) -> Task:
-    """A single value that no swarm finds faster."""
+    """A single value for which a swarm is no faster."""
     return Task(
         key=f"chain-{number}",
         family="chain",
@@ -43,7 +43,7 @@ def chain_task(number: int) -> Task:
 
 
 def make_turn(at: int, *, content: str = "", name: str = "", spawned: tuple[str, ...] = (), **arguments: Any) -> Turn:
-    """Turn number ``at`` of a trace: 3 tokens read, 5 sampled; one call of ``name`` for each that it spawns."""
+    """Turn number ``at`` of a trace: 3 tokens read, 5 sampled; one call of ``name`` per spawned agent."""
     calls = [
         ToolCall(id=f"functions.{name}:{i}", name=name, arguments=arguments)
         for i in range(max(len(spawned), 1) if name else 0)
@@ -75,7 +75,7 @@ def make_trace(agent_id: str, turns: list[Turn], **fields: Any) -> Trace:
 
 
 def make_episode(task: Task, index: int = 0, *, spawning: bool, right: float = 1.0, seed: int = 7) -> Episode:
-    """An attempt that gets about the share ``right`` of its rows (or of its attempts at a single value) right."""
+    """An attempt with about the share ``right`` of its rows (or of its attempts at a single value) right."""
     rng = random.Random(f"{task.key}/{index}/{seed}/{spawning}/{right}")
     wide = task.gold.kind == "table"
     answer = _table(task, right, rng) if wide else f"Answer: {task.gold.answers[0] if rng.random() < right else 'none'}"
@@ -105,7 +105,7 @@ def make_episode(task: Task, index: int = 0, *, spawning: bool, right: float = 1
 
 
 def make_run(config: Config, *, steps: int = 4, tasks: int = 6) -> Path:
-    """The folder of a run of ``steps`` steps with its baseline and its evaluation, scored as the trainer scores."""
+    """The folder of a run of ``steps`` steps with baseline and evaluation, scored as by the trainer."""
     run = config.run_dir
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(whole_yaml(config))

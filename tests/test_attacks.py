@@ -1,4 +1,4 @@
-"""Every attack of every class is held; areas that start processes or Ray are run by their own slow test modules."""
+"""All attacks are withstood; areas that start processes or Ray are in separate slow test modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "security.md"
 
 
 def test_the_documented_counts_are_those_of_the_cases():
-    """benchmarks/attacks.py prints the table; who adds an attack, changes its row."""
+    """benchmarks/attacks.py prints the table; update its row when adding an attack."""
     rows = re.findall(r"^\| ([a-z ]+) \| (\d+) \| \d+ \| \d+ \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
     tried = Counter(attack.area for attack in all_attacks())
     assert {area: int(count) for area, count in rows} == tried

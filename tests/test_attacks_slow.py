@@ -8,7 +8,7 @@ import pytest
 from attacks.base import Attack, NotHere, all_attacks
 from test_attacks import SLOW
 
-# Of the faults one of each kind: benchmarks/faults.py strikes with all, 20 s each.
+# One fault of each kind: benchmarks/faults.py runs all, 20 s each.
 FAULTS = (
     "SIGKILL of a rollout worker",
     "SIGSTOP of the second engine",
@@ -26,7 +26,7 @@ def test_the_faults_that_are_tried_are_there():
 
 
 def _case(attack: Attack) -> object:
-    """Attacks of one live run, and faults that share the undisturbed runs, stay in one process of tests, in order."""
+    """Attacks of one live run, and faults with shared runs, stay in one test process, in order."""
     together = [pytest.mark.xdist_group(attack.area)] if attack.area in ("network", "process faults") else []
     return pytest.param(attack, id=f"{attack.area}: {attack.name}", marks=together)
 

@@ -1,4 +1,4 @@
-"""What documentation names is there: files, folders, modules, functions, links; the index has every page."""
+"""What documentation names exists: files, folders, modules, functions, links; complete index."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) 
 
 
 def keys() -> list[str]:
-    """The configuration's keys as the tables of docs/configuration.md have them, those of every variant."""
+    """The keys in the tables of docs/configuration.md, those of every variant included."""
     return KEY.findall((ROOT / "docs" / "configuration.md").read_text())
 
 
@@ -36,7 +36,7 @@ def known_keys() -> set[str]:
 
 
 def is_there(name: str) -> bool:
-    """Whether a dotted name is a module, a package, or something that a module defines."""
+    """Whether a dotted name is a module, a package, or defined in a module."""
     parts = name.split(".")
     for count in range(len(parts), 1, -1):
         file = ROOT.joinpath(*parts[:count]).with_suffix(".py")
@@ -80,7 +80,7 @@ def test_every_page_is_in_the_index_once():
 
 
 def test_contributing_says_how_many_keys_there_are():
-    """As a user meets them: each variant's counted, what an environment or a model family brings not."""
+    """Keys of every variant count; those of an environment or a model family do not."""
     own = ("envs.config.", "model.")
     core = {key for key in keys() if not key.startswith(own)} | {"model.family", "model.init"}
     assert f"{len(core)} keys" in (ROOT / "CONTRIBUTING.md").read_text(), f"there are {len(core)}"

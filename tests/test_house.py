@@ -1,4 +1,4 @@
-"""The house rules: who may import whom, what starts without torch, and how long things may be."""
+"""The house rules: imports between packages, what starts without torch, and lengths of files and functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("model", "envs", "rollouts", "rewards", "parl")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 names = pytest.mark.parametrize("file", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
 
-# What each floor may import of the packages besides itself (docs/architecture.md). A prefix allows what lies under it.
+# What each package may import of the others (docs/architecture.md). A prefix allows what is below it.
 TORCH_FREE_MODEL = (
     "model.chat",
     "model.family",
@@ -115,7 +115,7 @@ def definitions(node: ast.AST, prefix: str = "", public: bool = True) -> Iterato
         if isinstance(child, Definition):
             visible = public and not child.name.startswith("_")
             yield prefix + child.name, child, visible
-            inner = visible and isinstance(child, ast.ClassDef)  # what is inside a function is its own affair
+            inner = visible and isinstance(child, ast.ClassDef)  # definitions inside functions are private
             yield from definitions(child, f"{prefix}{child.name}.", inner)
         else:
             yield from definitions(child, prefix, public)
@@ -131,7 +131,7 @@ def test_the_configuration_stays_small():
     assert keys(Config) - keys(ModelConfig) <= 115
 
 
-# Who names the first family outside of ``model/``: the built-in table alone.
+# Who names the first family outside of ``model/``: only the built-in table.
 FAMILY_NAMED = {"parl/config/plugin_kinds.py"}
 
 
@@ -152,7 +152,7 @@ def test_blocks_know_no_family():
 
 
 def test_the_world_is_named_in_envs_alone():
-    """But for the built-in table. What only the world knows is its own: its classes, modules and task families."""
+    """Except for the built-in table. Its classes, modules and task families are named in envs alone."""
     named = re.compile(r"envs\.world|WorldEnvironment|WorldConfig|\"(single_fact|chain|swap)\"")
     outside = [file for file in FILES if file.relative_to(ROOT).parts[0] != "envs"]
     found = {str(file.relative_to(ROOT)) for file in outside if named.search(file.read_text())}

@@ -1,4 +1,4 @@
-"""The table of mistakes is in order, and a few of them are really noticed; ``python tests/mutants.py`` tries all."""
+"""All mutants apply, and a sample of them is killed; ``python tests/mutants.py`` runs all."""
 
 from __future__ import annotations
 

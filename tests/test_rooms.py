@@ -1,6 +1,6 @@
-"""The import graph: no circles between modules or between rooms, few rooms, and few files in each.
+"""The import graph: no cycles between modules or rooms, few rooms, and few files per room.
 
-A room is a folder of a package with what is below it (``parl/learn``); a module beside the rooms is its own room.
+A room is a folder of a package with all below it (``parl/learn``); a module beside the rooms is its own room.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("model", "envs", "rollouts", "rewards", "parl")
 ROOMS, FILES = 14, 12
-# Circles that are still to be mended, with who is to do it; a circle that is gone must go from here, too.
+# Cycles still to be removed; a removed cycle must be deleted here too.
 LEFT: dict[frozenset[str], str] = {}
 Graph = Mapping[str, set[str]]
 
@@ -27,7 +27,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(text: str, known: Iterable[str]) -> set[str]:
-    """Those of ``known`` that a module imports anywhere, but for what type checkers alone read."""
+    """Those of ``known`` that a module imports anywhere, except under TYPE_CHECKING."""
     tree, found, known = ast.parse(text), set(), set(known)
     hints = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
     unread = {id(inner) for node in hints for inner in ast.walk(node)}

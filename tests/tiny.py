@@ -1,4 +1,4 @@
-"""The smallest policy that still has every part, for tests: three layers (two with experts), a few thousand weights."""
+"""The smallest policy with every part, for tests: three layers (two with experts), a few thousand weights."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def tiny_model(**changes: Any) -> ModelConfig:
 
 
 def random_policy(config: ModelConfig, seed: int = 0) -> Transformer:
-    """A policy whose logits differ widely, with gains and correction biases that are not the neutral ones."""
+    """A policy whose logits differ widely, with non-neutral gains and correction biases."""
     torch.manual_seed(seed)
     model = Transformer(config)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
 
 
 def tiny_config(root: Path, **sections: dict[str, Any]) -> Config:
-    """A run in ``root`` on a small world with the tiny policy; ``sections`` are laid over it."""
+    """A run in ``root`` on a small world with the tiny policy, merged with ``sections``."""
     tree: dict[str, Any] = {
         "name": "tiny",
         "root": root,
@@ -94,6 +94,6 @@ def tiny_config(root: Path, **sections: dict[str, Any]) -> Config:
 
 
 def joining() -> dict[str, str]:
-    """Variables with which another process joins the Ray of this one: its address on loopback and its token."""
+    """Variables with which another process joins this one's Ray: its address on loopback and its token."""
     own = {name: os.environ[name] for name in ("RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")}
     return own | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}

@@ -1,1 +1,1 @@
-"""Attacks and mishaps by class: each module lists its cases once, for the tests and for ``benchmarks/attacks.py``."""
+"""Attacks and faults by area: each module lists its cases, for the tests and ``benchmarks/attacks.py``."""

@@ -1,4 +1,4 @@
-"""What an attack is: a name, and a function that raises where the program did not hold."""
+"""An attack: a name, and a function that raises if the program did not withstand it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import attacks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """One try. ``run`` gets an empty folder; it raises (AssertionError or anything else) where the try succeeded.
+    """One attack. ``run`` gets an empty folder; it raises if the attack succeeded.
 
-    ``area`` is a row of the table in docs/security.md: bodies, files, secrets, process faults, writers, network,
-    servers, user data ... It raises :class:`NotHere` where this machine cannot try it.
+    ``area`` is a row of the table in docs/security.md: bodies, files, secrets, process faults, writers,
+    network, servers, user data ... It raises :class:`NotHere` if this machine cannot run it.
     """
 
     area: str
@@ -25,11 +25,11 @@ class Attack:
 
 
 class NotHere(Exception):
-    """This machine lacks what the try needs; the text says what."""
+    """This machine lacks what the attack needs; the text says what."""
 
 
 def all_attacks() -> Iterable[Attack]:
-    """The cases of every module of this package that has a function ``cases``."""
+    """The cases of every module of this package with a function ``cases``."""
     for found in sorted(module.name for module in pkgutil.iter_modules(attacks.__path__)):
         module = importlib.import_module(f"attacks.{found}")
         if hasattr(module, "cases"):

@@ -1,4 +1,4 @@
-"""Variables that a shell may hold: those that cannot be obeyed are named in one line, leftovers harm nobody."""
+"""Environment variables of a shell: invalid ones are named in one line, leftovers have no effect."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ LEFT_OVER = [
 
 @contextmanager
 def shell(variables: dict[str, str]):
-    """``os.environ`` as a shell with these variables gives it."""
+    """``os.environ`` as set by a shell with these variables."""
     with mock.patch.dict(os.environ, variables), mock.patch.object(tempfile, "tempdir", None):
         yield
 
 
 def said(variables: dict[str, str], *arguments: str) -> tuple[int, str]:
-    """Exit code and words of ``parl train quickstart --dry-run``, or of another command."""
+    """Exit code and output of ``parl train quickstart --dry-run``, or of another command."""
     from typer.testing import CliRunner
 
     from parl.cli.main import app
@@ -95,7 +95,7 @@ def _harmless(variables: dict[str, str], folder: Path) -> None:
 def _nobody_answers(folder: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"  # bound, and nobody listens
+        address = f"127.0.0.1:{probe.getsockname()[1]}"  # bound, without a listener
         code, text = said({"RAY_ADDRESS": address})
     assert code == 2 and address in text and "nobody answers" in text and len(text.splitlines()) == 1, text
 
@@ -142,11 +142,11 @@ def _leftovers_are_dropped(folder: Path) -> None:
     assert environ == {"RAY_health_check_period_ms": "500", "HOME": str(folder)}, environ
     cluster = {"RAY_ADDRESS": "head:6379", "RAY_AUTH_TOKEN": "t", "RAY_NAMESPACE": "n", "HOME": str(folder)}
     tidy(given := dict(cluster))
-    assert given == cluster  # a user's own cluster keeps what belongs to it
+    assert given == cluster  # the user's cluster keeps its own variables
 
 
 def _wandb_modes(folder: Path) -> None:
-    """The strictest of configuration and shell; ``auto`` follows the shell."""
+    """The strictest of configuration and shell applies; ``auto`` follows the shell."""
     from parl.machine.shell_variables import wandb_mode
 
     table = [
@@ -167,7 +167,7 @@ def _wandb_modes(folder: Path) -> None:
 
 
 def _foreign_folder(folder: Path) -> None:
-    """A folder that another user put where caches would go is not used: compiled code is loaded from there."""
+    """A cache folder created by another user is not used, since compiled code is loaded from it."""
     from parl.machine.shell_variables import tidy
 
     with shell({"TMPDIR": str(folder)}):
@@ -180,7 +180,7 @@ def _foreign_folder(folder: Path) -> None:
 
 
 def _session_folder(folder: Path) -> None:
-    """Mode 700, gone at the end; killed runs' are swept, living ones' stay; a long TMPDIR is no harm."""
+    """Mode 700, deleted at the end; folders of killed runs are deleted, others stay; a long TMPDIR works."""
     from parl.machine import session_folder as room
 
     deep = folder / ("long" * 30)
@@ -206,7 +206,7 @@ def _session_folder(folder: Path) -> None:
 
 
 def cases() -> list[Attack]:
-    """Every try of this area."""
+    """All cases of this area."""
     tries: list[tuple[str, Callable[[Path], None]]] = [
         *((f"refused: {_named(variables)}", partial(_refused, variables)) for variables in REFUSED),
         *((f"harmless: {_named(variables)}", partial(_harmless, variables)) for variables in LEFT_OVER),

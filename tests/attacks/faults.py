@@ -1,4 +1,4 @@
-"""Process faults: runs that are struck by ``benchmarks/faults.py``. Known, named, and nothing else is learned."""
+"""Process faults: runs of ``benchmarks/faults.py``. Faults are reported, and learning is unchanged."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 from attacks.base import Attack, NotHere
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # where the benchmarks are
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # folder of the benchmarks
 
 
 @functools.cache
 def _striker() -> Any:
-    """One for all cases: they share the undisturbed runs, which go when the process does."""
+    """One for all cases, which share the undisturbed runs until the process ends."""
     from benchmarks.faults import Striker
 
     folder = Path(tempfile.mkdtemp(prefix="faults-"))

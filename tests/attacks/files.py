@@ -1,7 +1,7 @@
-"""Files that a stranger wrote: configurations, models, tokenizers, stores, pictures and trajectories that attack.
+"""Untrusted files: malicious configurations, models, tokenizers, stores, pictures and trajectories.
 
-Each is written by its case. It must be refused with an error that a user can read (exit code 2 on the command line),
-in seconds, and without the memory that it asks for.
+Each case writes its file. It must be refused with a readable error (exit code 2 on the command line), within
+seconds and without the memory that it asks for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from attacks.base import Attack
 
 ROOT = Path(__file__).parents[2]
-SECONDS, MEMORY = 20.0, 1.5e9  # of one case; bytes that the process may have grown by
+SECONDS, MEMORY = 20.0, 1.5e9  # per case; bytes of growth of the process
 
 
 def _peak() -> float:
@@ -28,7 +28,7 @@ def _peak() -> float:
 
 
 def refused(call: Callable[[], Any], says: str) -> None:
-    """``call`` must raise an error of ours that says ``says``, soon and small."""
+    """``call`` must raise one of our errors with ``says`` in its text, within time and memory limits."""
     from parl.errors import UserError
     from rollouts.store.store import StoreError
 
@@ -239,7 +239,7 @@ def _pickle(folder: Path) -> None:
 
 
 def _more_layers(changes: dict[str, Any], says: str, folder: Path) -> None:
-    """Weights that are right, and a config.json that asks for more than they hold."""
+    """Valid weights, with a config.json that asks for more than they hold."""
     from model.kimi.files.checkpoint import load
 
     named = {f"t{i}": _one(64 * i, 64 * i + 64) for i in range(40)}
@@ -283,7 +283,7 @@ def _in_vocabulary(tree: dict[str, Any]) -> None:
 
 
 def _learnt(tree: dict[str, Any]) -> None:
-    """An ordinary entry of the vocabulary takes the place of a control token."""
+    """An ordinary vocabulary entry replaces a control token."""
     _in_vocabulary(tree)
     tree["added_tokens"] = [token for token in tree["added_tokens"] if token["content"] != "<|im_end|>"]
 
@@ -298,18 +298,18 @@ def _far(tree: dict[str, Any]) -> None:
 
 
 def _folding(tree: dict[str, Any]) -> None:
-    """Full-width letters become the token's own, and the token is looked for after that."""
+    """A normaliser turns full-width letters into the token's letters before it is looked up."""
     tree["normalizer"] = {"type": "NFKC"}
     _flag("normalized", True, tree)
 
 
 def _spelt(tree: dict[str, Any]) -> None:
-    """The vocabulary has learnt the spellings under the control tokens' ids, and nothing cuts them."""
+    """The vocabulary has the spellings under the control tokens' ids, and nothing splits them."""
     _in_vocabulary(tree)
     tree["pre_tokenizer"] = None
 
 
-HARMLESS: dict[str, Callable[[dict[str, Any]], Any]] = {  # read, and no text becomes a control token
+HARMLESS: dict[str, Callable[[dict[str, Any]], Any]] = {  # accepted, and no text becomes a control token
     "a control token that is text": partial(_flag, "special", False),
     "a control token that eats blanks": partial(_flag, "lstrip", True),
     "a control token that eats what follows": partial(_flag, "rstrip", True),
@@ -393,7 +393,7 @@ def _bytes_ranks() -> list[bytes]:
 
 
 def _table(folder: Path, **columns: Any) -> tuple[Any, Path]:
-    """A shard of one episode as an Arrow table, some columns exchanged, and where to write it."""
+    """A shard of one episode as an Arrow table with replaced columns, and its path."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from stored import make_episode, wide_task
@@ -545,7 +545,7 @@ def _step(**fields: Any) -> dict[str, Any]:
 
 
 def _parl(**fields: Any) -> dict[str, Any]:
-    """One of our own exports, one field of the episode exchanged."""
+    """One of our own exports with a changed field of the episode."""
     from stored import make_episode, wide_task
 
     from parl.episodes.formats import atif
@@ -615,7 +615,7 @@ def _node(**fields: Any) -> dict[str, Any]:
 
 
 def _surrogates(folder: Path) -> None:
-    """Half a character in every text is stored, shown, put on a page and exported."""
+    """Lone surrogates in every text can be stored, shown, put on a page and exported."""
     from hostile import hostile_store
 
     from parl.episodes.exchange import chosen_format, export_episodes
@@ -632,7 +632,7 @@ def _surrogates(folder: Path) -> None:
 
 
 def _one_config(key: str, folder: Path) -> None:
-    """The credentials of an address go neither into config.yaml nor into what is printed."""
+    """Credentials in an address reach neither config.yaml nor the output."""
     from parl.shown.redaction import without_credentials
 
     given = {"rollouts": {"http": {"urls": [f"http://me:{key}@127.0.0.1:8000/v1", f"https://h.example/?token={key}"]}}}
@@ -641,7 +641,7 @@ def _one_config(key: str, folder: Path) -> None:
 
 
 def cases() -> list[Attack]:
-    """All of them, each with a name that says what the file is."""
+    """All cases, named after their file."""
     made: list[tuple[str, Callable[[Path], None]]] = []
     for title, table, run in (
         ("configuration", CONFIGS, _config), ("config.json", CHANGES, _changed), ("config.json as", RAW, _raw),

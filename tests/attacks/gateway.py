@@ -1,4 +1,4 @@
-"""Callers of the gateway that should not be served, or not for ever: hosts, origins, keys, headers, paths, sockets."""
+"""Requests that the gateway must refuse or end: hosts, origins, keys, headers, paths, sockets."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ METHODS = ("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "CONNECT
 
 
 def cases() -> Iterator[Attack]:
-    """All of them."""
+    """All cases."""
     tries: dict[str, Any] = {
         **{f"host {host!r}": partial(_foreign_host, host=host) for host in HOSTS},
         **{f"origin {origin!r}": partial(_foreign_origin, origin=origin) for origin in ORIGINS},
@@ -193,7 +193,7 @@ def _allowed_origin(folder: Path) -> None:
     async def act(caller: Any) -> None:
         preflight = await caller.send(CHAT, method="OPTIONS", headers={**page, **asked})
         assert preflight.status_code == 200 and preflight.headers["access-control-allow-origin"] == page["origin"]
-        assert (await caller.send(CHAT, BODY, headers=page)).status_code == 401  # a page needs the key as others do
+        assert (await caller.send(CHAT, BODY, headers=page)).status_code == 401  # a page needs the key too
         answer = await caller.send(CHAT, {**BODY, "user": "a"}, headers={**page, **key})
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == page["origin"]
         await caller.send("/v1/parl/episodes/a/reward", {"reward": 1}, headers=key)
@@ -327,7 +327,7 @@ def _on_socket(folder: Path, *, act: Any) -> None:
 
 
 def _silence(server: Any) -> None:
-    """Connects and says nothing."""
+    """Connect without sending anything."""
     began = time.monotonic()
     with server.connect() as one:
         assert one.recv(1) == b""
@@ -335,7 +335,7 @@ def _silence(server: Any) -> None:
 
 
 def _slow_head(server: Any) -> None:
-    """One header a tenth of a second, for ever."""
+    """One header every tenth of a second, for ever."""
     began = time.monotonic()
     with server.connect() as one:
         one.sendall(b"GET /health HTTP/1.1\r\n")
@@ -349,7 +349,7 @@ def _slow_head(server: Any) -> None:
 
 
 def _slow_head_after_an_answer(server: Any) -> None:
-    """A good request first, then half of one."""
+    """A valid request, then half of one."""
     with server.connect() as one:
         one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200 OK" in one.recv(65536)
@@ -360,7 +360,7 @@ def _slow_head_after_an_answer(server: Any) -> None:
 
 
 def _slow_body(server: Any) -> None:
-    """Announces a body and sends a byte at a time."""
+    """Announce a body and send a byte at a time."""
     with server.connect() as one:
         one.sendall(_head("Content-Length: 1000"))
         for _ in range(3):
@@ -378,7 +378,7 @@ def _half_a_body(server: Any) -> None:
 
 
 def _endless_body_of_a_get(server: Any) -> None:
-    """A body that nobody wants and that never ends."""
+    """An endless body that is never read."""
     with server.connect() as one:
         one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         began = time.monotonic()
@@ -392,7 +392,7 @@ def _endless_body_of_a_get(server: Any) -> None:
 
 
 def _early_end(server: Any) -> None:
-    """Hangs up in the middle of a body."""
+    """Disconnect in the middle of a body."""
     with server.connect() as one:
         one.sendall(_head("Content-Length: 1000") + b'{"messages"')
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
@@ -411,7 +411,7 @@ def _no_http(server: Any) -> None:
 
 
 def _smuggled(server: Any) -> None:
-    """Two lengths, a length and chunks, lengths that are none."""
+    """Two lengths, a length and chunks, invalid lengths."""
     for lines in (
         ("Content-Length: 5", "Content-Length: 6"),
         ("Content-Length: 5", "Transfer-Encoding: chunked"),
@@ -428,7 +428,7 @@ def _smuggled(server: Any) -> None:
 
 
 def _broken_chunks(server: Any) -> None:
-    """Chunks whose lengths are none, after an early answer as well."""
+    """Chunks with invalid lengths, also after an early answer."""
     for path in ("/v1/chat/completions", "/health"):
         said = server.say(_head("Transfer-Encoding: chunked", path=path) + b"zz\r\nabc\r\n")
         assert said.startswith(b"HTTP/1.1 4"), said
@@ -452,7 +452,7 @@ def _pipelined(server: Any) -> None:
 
 
 def _never_reads(server: Any) -> None:
-    """Asks for a long stream and takes nothing of it."""
+    """Request a long stream and never read it."""
     server.gateway.engine.text = "word " * 100
     with server.connect() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -471,20 +471,20 @@ def _never_reads(server: Any) -> None:
 
 
 def _websocket(server: Any) -> None:
-    """Asks for another protocol."""
+    """Request another protocol."""
     upgrade = ("Upgrade: websocket", "Connection: Upgrade, close", "Sec-WebSocket-Key: a", "Sec-WebSocket-Version: 13")
     assert server.request("GET", "/v1/models", b"", *upgrade).startswith(b"HTTP/1.1 200")
 
 
 def _rebound(server: Any) -> None:
-    """The whole target in the request line, and a Host of its own."""
+    """An absolute target in the request line, with another Host."""
     said = server.say(b"GET http://evil.example/v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 421"), said
     assert server.say(b"GET /v1/models HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 421")
 
 
 def _a_crowd(server: Any) -> None:
-    """Three hundred connections that say nothing: others are served meanwhile, and they end."""
+    """Three hundred silent connections: others are served meanwhile, and the silent ones are closed."""
     crowd = [server.connect() for _ in range(300)]
     server.alive()
     for one in crowd:
@@ -493,7 +493,7 @@ def _a_crowd(server: Any) -> None:
 
 
 def _stopped(server: Any) -> None:
-    """Half a body, half a head and an answer that takes for ever, while it is told to stop: it stores what it has."""
+    """Shutdown with half a body, half a head and an endless answer pending: everything recorded is stored."""
 
     async def never(*_: Any, **__: Any) -> None:
         await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""Request bodies that no sane client sends: each is refused by the path of what is wrong, and costs nobody else."""
+"""Invalid request bodies: each is refused with the path of the mistake, without affecting other requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def called(**call: Any) -> dict[str, Any]:
 
 
 def message(**changes: Any) -> dict[str, Any]:
-    """A request with one more message."""
+    """A request with an additional message."""
     return {"messages": [Q, {"role": "user", "content": "x", **changes}]}
 
 
@@ -51,7 +51,7 @@ def types_bomb() -> dict[str, Any]:
     return function(properties={"a": schema})
 
 
-# name -> (what is laid over a good request, the path that must be named)
+# name -> (changes to a valid request, the path that must be named)
 FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "metadata is a text": ({"metadata": "a"}, "metadata"),
     "metadata is a list": ({"metadata": ["a"]}, "metadata"),
@@ -244,7 +244,7 @@ REWARDS: dict[str, tuple[bytes, str]] = {
 
 
 def cases() -> Iterator[Attack]:
-    """All bodies, each against a gateway of its own."""
+    """All bodies, each against a separate gateway."""
     good = {"max_tokens": 4, "messages": [Q]}
     bodies = {name: (json.dumps({**good, **change}).encode(), field) for name, (change, field) in FIELDS.items()}
     for name, (body, field) in {**bodies, **RAW}.items():

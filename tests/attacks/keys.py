@@ -1,4 +1,4 @@
-"""Keys that would travel where they must not, addresses that hold secrets, and proxies in the way."""
+"""Keys sent to the wrong host, addresses that contain secrets, and proxies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GOOD = http(vllm())
 
 
 def _redirect_keeps_the_key(folder: Path) -> None:
-    """Another server, to which every answer points, is never spoken to."""
+    """The target of a redirect is never contacted."""
     heard: list[bytes] = []
 
     def listen(connection: socket.socket, request: bytes, number: int) -> None:
@@ -35,7 +35,7 @@ def _redirect_keeps_the_key(folder: Path) -> None:
 
 
 def _key_in_errors(folder: Path) -> None:
-    """A server that repeats the key does not get it into an error."""
+    """A server that echoes the key cannot put it into an error message."""
     key = "sk-" + "a1B2" * 8
     with quick(), socket_server(says(http(f"bad key {key}".encode(), "400 No"))) as url:
         assert key not in refused(lambda: asyncio.run(generate(engine(url, api_key=key), 5)))
@@ -74,7 +74,7 @@ ADDRESSES = [
 
 
 def _address(url: str, folder: Path) -> None:
-    """Refused wherever an address is given, before anything is written; the secret is not shown."""
+    """Refused wherever an address is given, before anything is written; the secret is not printed."""
     from parl.config.load import load_config
     from parl.errors import UserError
     from parl.evaluate.chat_model import find_model, is_url
@@ -98,7 +98,7 @@ def _address(url: str, folder: Path) -> None:
 
 
 def _address_by_command(folder: Path) -> None:
-    """With exit 2, and the key's name."""
+    """With exit 2, and the name of the key's variable."""
     url, tail = ADDRESSES[0], [f"root={folder}", "rollouts.engine=vllm"]
     done = _cli("train", _QUICKSTART, *tail, f"rollouts.http.urls=['{url}']", "--dry-run")
     assert "hunter2" not in done.output and "rollouts.http.urls: " in done.output, done.output
@@ -114,7 +114,7 @@ PLAIN = [
 
 
 def _plain_http(url: str, folder: Path) -> None:
-    """A key does not go over plain http beyond this machine; the cure is said, and nothing is asked."""
+    """No key is sent over plain http beyond this machine; the error names the fix, and no request is made."""
     from rollouts.engine.address import check_address, check_key
 
     try:
@@ -127,7 +127,7 @@ def _plain_http(url: str, folder: Path) -> None:
 
 
 def _plain_http_by_command(folder: Path) -> None:
-    """With exit 2, in a dry run, too."""
+    """With exit 2, also in a dry run."""
     url = "http://192.0.2.1:8000"
     tail = [
         f"root={folder}",
@@ -146,7 +146,7 @@ def _plain_http_by_command(folder: Path) -> None:
 
 
 def _key_of_another_host(folder: Path) -> None:
-    """OPENAI_BASE_URL says whose the key is: another server does not get it."""
+    """The key belongs to the host of OPENAI_BASE_URL: another server does not get it."""
     heard: list[bytes] = []
 
     def send(connection: socket.socket, request: bytes, number: int) -> None:
@@ -164,7 +164,7 @@ def _key_of_another_host(folder: Path) -> None:
 
 
 def _past_the_proxy(folder: Path) -> None:
-    """This machine's servers are reached whatever proxy the environment names."""
+    """Servers on this machine are reached without the environment's proxy."""
     for proxy in ("http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense://x"):
         names = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), proxy)
         with socket_server(says(_GOOD)) as url, patch.dict(os.environ, names):
@@ -172,7 +172,7 @@ def _past_the_proxy(folder: Path) -> None:
 
 
 def _through_the_proxy(folder: Path) -> None:
-    """Other servers are asked for through the environment's proxy."""
+    """Other servers are reached through the environment's proxy."""
     heard: list[bytes] = []
 
     def send(connection: socket.socket, request: bytes, number: int) -> None:
@@ -188,7 +188,7 @@ def _through_the_proxy(folder: Path) -> None:
 
 
 def _bad_proxy(proxy: str, folder: Path) -> None:
-    """A proxy that cannot be used is one line, with exit 2."""
+    """An unusable proxy is reported in one line, with exit 2."""
     env = {"ALL_PROXY": proxy, "all_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
     try:
         import socksio  # type: ignore[import-not-found]  # noqa: F401 - httpx asks for it in the same way
@@ -201,7 +201,7 @@ def _bad_proxy(proxy: str, folder: Path) -> None:
 
 
 def cases() -> list[Attack]:
-    """All of them."""
+    """All cases."""
     runs: list[tuple[str, Callable[[Path], None]]] = []
     runs += [(f"address {url}", partial(_address, url)) for url in ADDRESSES]
     runs += [(f"a key over plain http to {url}", partial(_plain_http, url)) for url in PLAIN]

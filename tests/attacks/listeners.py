@@ -1,4 +1,4 @@
-"""What of ours listens, each by itself: on loopback, whatever the host's name resolves to."""
+"""Each of our listeners alone: on loopback, whatever the host's name resolves to."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _world(folder: Path) -> None:
 
 
 def _rendezvous(folder: Path) -> None:
-    """Two ranks find each other through a server that no other machine reaches; one rank needs none."""
+    """Two ranks find each other through a server on loopback; one rank needs none."""
     from parl.learn.learner import _meeting, free_port
 
     before, port = _listening(), free_port()

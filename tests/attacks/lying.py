@@ -1,4 +1,4 @@
-"""Servers that lie, for the attacks on our clients: honest answers to spoil, and a socket that sends anything."""
+"""Lying servers for attacks on our clients: valid answers to spoil, and a socket that sends anything."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from unittest.mock import patch
 PROMPT = [40, 41, 42, 43]
 TOKENS = [7, 8, 2]  # the last is the stop token
 POSITIONS = len(PROMPT) + len(TOKENS) - 1
-Send = Callable[[socket.socket, bytes, int], None]  # socket, request, how many came before it
+Send = Callable[[socket.socket, bytes, int], None]  # socket, request, number of earlier requests
 
 
 def npy(array: Any) -> str:
-    """``array`` as vLLM sends routes."""
+    """``array`` in vLLM's format of routes."""
     import numpy as np
 
     file = io.BytesIO()
@@ -30,14 +30,14 @@ def npy(array: Any) -> str:
 
 
 def routes() -> Any:
-    """Honest experts [F, 2, 2] of four."""
+    """Valid experts [F, 2, 2] of four."""
     import numpy as np
 
     return np.array([[[0, 1], [2, 3]]] * POSITIONS, np.uint8)
 
 
 def vllm() -> dict[str, Any]:
-    """An honest answer to PROMPT with stop token 2."""
+    """A valid answer to PROMPT with stop token 2."""
     content = [{"token_id": token, "logprob": -0.5} for token in TOKENS]
     choice = {
         "index": 0,
@@ -66,7 +66,7 @@ def sglang() -> dict[str, Any]:
 
 
 def chat() -> dict[str, Any]:
-    """An honest chat completion with a call."""
+    """A valid chat completion with a call."""
     call = {"id": "x1", "type": "function", "function": {"name": "search", "arguments": '{"query": "Kim"}'}}
     message = {"role": "assistant", "content": "Looking.", "tool_calls": [call]}
     choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
@@ -77,7 +77,7 @@ GONE = object()
 
 
 def spoilt(honest: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """``honest`` with ``value`` at the dotted ``path``; GONE takes the key away."""
+    """``honest`` with ``value`` at the dotted ``path``; GONE removes the key."""
     tree = copy.deepcopy(honest)
     *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
     node: Any = tree
@@ -91,7 +91,7 @@ def spoilt(honest: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def http(body: bytes | dict[str, Any], status: str = "200 OK", *headers: str, length: int | None = None) -> bytes:
-    """A whole answer as it goes over the wire."""
+    """A whole answer in HTTP's wire format."""
     data = json.dumps(body).encode() if isinstance(body, dict) else body
     head = [f"HTTP/1.1 {status}", f"Content-Length: {len(data) if length is None else length}", *headers]
     return "\r\n".join([*head, "", ""]).encode() + data
@@ -151,7 +151,7 @@ def _request(connection: socket.socket) -> bytes:
 
 
 def engine(answer: Any, kind: str = "vllm", **options: Any) -> Any:
-    """Our client of a server that answers ``answer``: a tree, bytes, or the address of a socket."""
+    """Our client of a server that returns ``answer``: a tree, bytes, or the address of a socket."""
     import httpx
 
     from rollouts.engine.servers.dialects import DIALECTS
@@ -169,7 +169,7 @@ def engine(answer: Any, kind: str = "vllm", **options: Any) -> Any:
 
 
 async def generate(made: Any, deadline_s: float = 5.0) -> Any:
-    """Ask for what the honest answers hold."""
+    """Request what the valid answers contain."""
     from rollouts.engine.base import Sampling
 
     sampling = Sampling(seed=1, max_new_tokens=3, stop=(2,))
@@ -180,7 +180,7 @@ async def generate(made: Any, deadline_s: float = 5.0) -> Any:
 
 
 def refused(asked: Callable[[], Any], *, within_s: float | None = None) -> str:
-    """The text of the machine's fault that ``asked`` ends in; an answer, or another error, is the lie's success."""
+    """The text of the machine fault raised by ``asked``; an answer, or another error, is a failure."""
     from rollouts.engine.client import ServerFault
 
     began = time.monotonic()
@@ -196,5 +196,5 @@ def refused(asked: Callable[[], Any], *, within_s: float | None = None) -> str:
 
 
 def quick() -> Any:
-    """Short pauses, and a server that counts as gone soon."""
+    """Short pauses, and a short time until a server counts as gone."""
     return patch.multiple("rollouts.engine.servers.http", _PAUSE_S=0.001, _LONGEST_PAUSE_S=0.01, _GONE_S=0.2)

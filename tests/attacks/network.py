@@ -1,7 +1,7 @@
-"""Who reaches a run from outside: another network namespace, another user of the machine, and what the shell left over.
+"""Access to a run from outside: another network namespace, another user, and leftovers in the shell.
 
-One small run is started for all of them, by ``python -m parl`` from a folder whose files carry our modules' names and
-with an environment full of other programs' variables. It is stopped when the process that looks at it ends.
+One small run serves all cases. It is started by ``python -m parl`` from a folder whose files have our
+modules' names, with an environment full of other programs' variables, and stopped when the test process ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from attacks.base import Attack, NotHere
 
 ROOT = Path(__file__).parents[2]
 _START_S = 300.0
-# in the way of ours, of Python's own and of installed ones
+# names of our modules, of Python's and of installed ones
 _SHADOWS = ("model", "envs", "rewards", "rollouts", "random", "yaml", "torch", "numpy", "tests", "statistics")
 _LEFT_OVER = {
     "RAY_AUTH_MODE": "disabled",
@@ -103,14 +103,14 @@ class Run:
     folder: Path
 
     def tree(self) -> list:
-        """The driver and everything below it."""
+        """The driver and its descendants."""
         import psutil
 
         driver = psutil.Process(self.process.pid)
         return [driver, *driver.children(recursive=True)]
 
     def listening(self) -> list[tuple[str, str, int]]:
-        """Name of the process, address and port of every TCP and UDP socket that takes what comes."""
+        """Process name, address and port of every listening TCP and UDP socket."""
         import psutil
 
         found = []
@@ -125,7 +125,7 @@ class Run:
         return found
 
     def gcs(self) -> str:
-        """Where Ray's head answers, as its processes are told."""
+        """The address of Ray's head, from its processes' arguments."""
         lines = (" ".join(process.cmdline()) for process in self.tree())
         return next(found[1] for line in lines if (found := re.search(r"--gcs-address=(\S+)", line)))
 
@@ -136,7 +136,7 @@ class Run:
 
 
 def _run() -> Run:
-    """The run, once its first step is done; a run that did not start is not tried again."""
+    """The run after its first step; a failed start is not repeated."""
     run = _started()
     if isinstance(run, str):
         raise AssertionError(f"the run did not start: {run}")
@@ -214,7 +214,7 @@ def _from_another_namespace(folder: Path) -> None:
 
 
 def _addresses(host: str) -> list[str]:
-    """All IPv4 addresses of this machine that packets from the namespace may be for."""
+    """All IPv4 addresses of this machine reachable from the namespace."""
     import psutil
 
     own = [a.address for card in psutil.net_if_addrs().values() for a in card if a.family == socket.AF_INET]
@@ -223,7 +223,7 @@ def _addresses(host: str) -> list[str]:
 
 @contextmanager
 def _namespace() -> Iterator[tuple[str, str]]:
-    """A network namespace with a cable to this machine: its name, and this machine's address on the cable."""
+    """A network namespace connected to this machine: its name, and this machine's address on the link."""
     name, net = f"parl-{os.getpid()}", f"10.203.{os.getpid() % 250}"
     end, other = f"pa{os.getpid()}"[:15], f"pb{os.getpid()}"[:15]
     if shutil.which("ip") is None or os.geteuid() != 0:
@@ -251,7 +251,7 @@ def _namespace() -> Iterator[tuple[str, str]]:
 
 
 def _client(token: dict[str, str]) -> None:
-    """Another program of this machine joins on loopback and runs a task that leaves a file."""
+    """Another program of this machine joins on loopback and runs a task that writes a file."""
     run, home = _run(), Path(tempfile.mkdtemp())
     environment = {
         "PATH": os.environ["PATH"],
@@ -290,7 +290,7 @@ def _node_joins(folder: Path) -> None:
 
 
 def _http_agents(folder: Path) -> None:
-    """What speaks HTTP answers a request for a runtime environment, a stack dump or a file with a refusal."""
+    """HTTP servers refuse requests for a runtime environment, a stack dump or a file."""
     import httpx
 
     run, said = _run(), []
@@ -333,7 +333,7 @@ def _nothing_is_shadowed(folder: Path) -> None:
 
 
 def _nothing_stays(folder: Path) -> None:
-    """Last: an interrupt ends the run, and neither processes nor its folder are left."""
+    """Last: an interrupt ends the run, without processes or its folder left."""
     import psutil
 
     run, session = _run(), _run().session()
@@ -346,7 +346,7 @@ def _nothing_stays(folder: Path) -> None:
 
 
 def cases() -> list[Attack]:
-    """What is tried at one live run, in this order."""
+    """The cases for one live run, in order."""
     wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     tried = {
         "no file of the working directory takes the place of ours, in the driver or in workers": _nothing_is_shadowed,

@@ -1,4 +1,4 @@
-"""Files that people really have, made for something else: read for what they hold, or refused by line and field."""
+"""Real files made for other purposes: read correctly, or refused by line and field."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attacks.user_tables import KEY
 
 GSM8K = "48/2 = <<48/2=24>>24\n48+24 = 72\n#### 72"
 LIST = 'prompt,answers\nHow old?,"%s"\n'
-LOOKALIKES = "name,age\nMa\u0301laga,1\nM\u00e1laga,2\n"  # one name, its accent written in two ways
+LOOKALIKES = "name,age\nMa\u0301laga,1\nM\u00e1laga,2\n"  # one name with two spellings of its accent
 SHARED = '{"question": "x", "answer": 1}\n' * 40 + '{"prompt": "x", "answer": 1, "width": 0}\n'
 Case = tuple[str, str, str | partial[None], Any]
 

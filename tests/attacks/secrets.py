@@ -1,6 +1,6 @@
-"""Secrets in texts, objects and settings that must not leave, and ordinary texts that must stay as they are.
+"""Secrets in texts, objects and settings that must be redacted, and ordinary texts that must not.
 
-Every secret is put together when it is tried, so that no scanner finds one in this repository.
+Secrets are assembled at run time, so that no scanner finds one in this repository.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from attacks.base import Attack
 
-Made = tuple[Any, list[str]]  # what is exported, and the parts of it that must be gone
+Made = tuple[Any, list[str]]  # exported value, and its parts that must be gone
 
 _ALNUM = string.ascii_letters + string.digits
 _HEX = "0123456789abcdef"
@@ -26,7 +26,7 @@ _UPPER = string.ascii_uppercase + string.digits
 
 
 def _draw(name: str, count: int, letters: str = _ALNUM) -> str:
-    """A string of its own for each name, with a letter of both sizes and a digit where they are among ``letters``."""
+    """A string for each name, with an upper- and a lower-case letter and a digit if ``letters`` has them."""
     rng = random.Random(name)
     return "".join(rng.choice(letters) for _ in range(count))
 
@@ -156,7 +156,7 @@ _FORMS = (  # @@ is the secret
 
 
 def secrets() -> dict[str, Callable[[], Made]]:
-    """By name, what makes a text or an object with a secret in it."""
+    """By name, builders of a text or an object with a secret."""
     cases: dict[str, Callable[[], Made]] = {}
     for name, form, prefix, count, letters in _PREFIXES:
         cases[f"{name} key"] = partial(_prefixed, form, prefix, count, letters)
@@ -263,7 +263,7 @@ def _stays(given: Any, folder: Path) -> None:
 
 
 def _leaving(name: str, folder: Path) -> None:
-    """A secret in a tool's result leaves by no way that an episode can go, nor do tokens that would spell it."""
+    """A secret in a tool's result is gone from every export, and so are tokens that would spell it."""
     from dataclasses import replace
 
     from stored import make_episode, wide_task
@@ -294,7 +294,7 @@ def _leaving(name: str, folder: Path) -> None:
 
 
 def cases() -> list[Attack]:
-    """Every secret is gone; every ordinary text is as it was."""
+    """Every secret is gone; every ordinary text is unchanged."""
     made = [Attack(area="secrets", name=name, run=partial(_gone, make)) for name, make in secrets().items()]
     kept = [Attack(area="secrets", name=f"harmless: {given!s:.60}", run=partial(_stays, given)) for given in HARMLESS]
     ways = ("atif", "verifiers", "verifiers-results", "openai", "widesearch", "browsecomp-plus", "otel", "report")

@@ -1,4 +1,4 @@
-"""Inference servers that lie, stall and burst, and keys that would travel where they must not."""
+"""Inference servers that send invalid, slow or oversized answers, and misdirected keys."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from attacks.lying import (
 from attacks.lying import vllm as honest_vllm
 
 DEADLINE_S = 0.6
-GRACE_S = 2.5  # on a machine that others use, too
+GRACE_S = 2.5  # margin for a busy machine
 HUGE = 10**400
 C = "choices.0."
 L = "choices.0.logprobs.content."
@@ -199,7 +199,7 @@ def _score_lie(positions: Any, folder: Path) -> None:
 
 
 class _Words:
-    """As much of a tokenizer as the chat engine asks for before it has an answer to encode."""
+    """The part of a tokenizer that the chat engine needs before it encodes an answer."""
 
     def __init__(self, control: Sequence[str]) -> None:
         self.special = dict.fromkeys(control, 0)
@@ -305,7 +305,7 @@ def _wire_lies() -> list[tuple[str, Send]]:
 
 
 def _wire_lie(send: Send, folder: Path) -> None:
-    """Held: a machine's fault within the deadline, and little memory."""
+    """Expected: a machine fault within the deadline, with little memory."""
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -316,7 +316,7 @@ def _wire_lie(send: Send, folder: Path) -> None:
 
 
 def _status(code: int, tries: int, folder: Path) -> None:
-    """Each status by its kind: what may pass is asked again, five times at most; a redirect is not followed."""
+    """Transient statuses are retried up to five times; redirects are not followed."""
     seen: list[bytes] = []
 
     def send(connection: socket.socket, request: bytes, number: int) -> None:
@@ -329,7 +329,7 @@ def _status(code: int, tries: int, folder: Path) -> None:
 
 
 def _retry_after(value: str | float, least_s: float, folder: Path) -> None:
-    """What a busy server asks for is waited, within the deadline. A number: a date so many seconds ahead."""
+    """A server's Retry-After is respected within the deadline. A number: a date so many seconds ahead."""
     times: list[float] = []
     began = time.time()
     asked = value if isinstance(value, str) else _date(value)

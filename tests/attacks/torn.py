@@ -1,4 +1,4 @@
-"""Files of a run that a crash, a full disk or an editor has torn: named with their path, exit 2, in every command."""
+"""Damaged files of a run: every command reports them with their path and exit 2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from attacks.base import Attack
 
 TRAINED, STEP = "eval/trained-000000.parquet", "episodes/train-000002.parquet"
-READERS = {  # file -> commands that read it; RUN stands for the run's folder, OUT for one that is not there
+READERS = {  # file -> commands that read it; RUN: the run's folder, OUT: a new path
     "config.yaml": (
         *("top RUN --once", "rescore RUN", "replay RUN", "eval RUN", "train RUN --resume", "sft RUN"),
         *("rescore RUN --rewards RUN", "rescore RUN rewards.anneal=0.5"),
@@ -57,7 +57,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 def cases() -> list[Attack]:
-    """One for each command, file and damage. Of metrics.jsonl a torn last line is no damage: it is left out."""
+    """One case per command, file and damage. An incomplete last line of metrics.jsonl is no damage."""
     found = []
     for file, commands in READERS.items():
         for damage in DAMAGE:
@@ -84,7 +84,7 @@ def _try(file: str, damage: str, command: str) -> Callable[[Path], None]:
 
 
 def copy_of_a_run(folder: Path) -> Path:
-    """The run with everything, in ``folder``/runs, for a case to do with what it likes."""
+    """A copy of the complete run in ``folder``/runs."""
     root = folder / "runs"
     shutil.copytree(_whole(), root)
     settings = root / "mine" / "config.yaml"
@@ -93,7 +93,7 @@ def copy_of_a_run(folder: Path) -> Path:
 
 
 def parl(arguments: list[str]) -> tuple[int, str]:
-    """(exit code, all that was said) of a command, in which neither Ray nor a server may start."""
+    """(exit code, output) of a command that must not start Ray or a server."""
     from unittest.mock import patch
 
     from typer.testing import CliRunner
@@ -111,7 +111,7 @@ def _nothing_starts(*_: object, **__: object) -> None:
 
 @cache
 def _whole() -> Path:
-    """A root with a run that has everything, made once; nobody changes it."""
+    """A root with a complete run, made once and never changed."""
     import json
 
     from stored import make_run

@@ -1,6 +1,6 @@
-"""A user's data with every slip that can be made in it: refused by file, line and field, or read for what was meant.
+"""Mistakes in a user's data: refused by file, line and field, or read as intended.
 
-Each case writes one small file and asks ``parl train configs/quickstart.yaml ... --dry-run`` about it.
+Each case writes one small file and runs ``parl train configs/quickstart.yaml ... --dry-run``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Content = bytes | str | Callable[[Path], None]
 
 
 def cases() -> list[Attack]:
-    """All of this area."""
+    """All cases of this area."""
     refused = [case_of("tasks refused", refused_with, "envs.tasks", *row) for row in _bad_rows() + _bad_files()]
     read = [case_of("tasks read", read_as, "envs.tasks", *row) for row in _good_rows() + _good_files()]
     return [*refused, *read]
@@ -32,7 +32,7 @@ def cases() -> list[Attack]:
 def case_of(
     kind: str, run: Callable[..., None], key: str, name: str, file: str, content: Content, wanted: Any
 ) -> Attack:
-    """One case: ``run`` is called with the setting ``key``, the file's name and content, and what is wanted."""
+    """One case: ``run`` gets the setting ``key``, the file's name and content, and the expected result."""
     return Attack(area=AREA, name=f"{kind}: {name}", run=partial(run, key, file, content, wanted))
 
 
@@ -53,7 +53,7 @@ def _table(**fields: Any) -> str:
 
 
 def _bad_rows() -> list[tuple[str, str, Content, list[str]]]:
-    """Each is the second line of a file: its name, the line, and what the message has to name."""
+    """Each is the second line of a file: its name, the line, and texts that the message must contain."""
     rows = {
         "no prompt": (json.dumps({"gold": EXACT}), ["prompt"]),
         "a blank prompt": (_row(prompt="  \n "), ["prompt"]),
@@ -225,7 +225,7 @@ def parquet(columns: dict[str, list[Any]], path: Path) -> None:
 
 
 def _good_rows() -> list[tuple[str, str, Content, dict[str, Any]]]:
-    """A row, and what its task is to be."""
+    """A row, and the expected task."""
     verl = {
         "data_source": "openai/gsm8k",
         "prompt": [{"role": "user", "content": "How old?"}],
@@ -338,11 +338,11 @@ def _good_files() -> list[tuple[str, str, Content, dict[str, Any]]]:
     ]
 
 
-# ---------------------------------------------------------------- how they are tried
+# ---------------------------------------------------------------- running the cases
 
 
 def write(path: Path, content: Content) -> None:
-    """Make the file: bytes, text in UTF-8, or what a function does."""
+    """Write the file: bytes, text in UTF-8, or by a function."""
     if callable(content):
         content(path)
     else:
@@ -364,7 +364,7 @@ def dry_run(key: str, path: Path) -> tuple[int, str]:
 
 
 def refused_with(key: str, file: str, content: Content, wanted: list[str], folder: Path) -> None:
-    """Exit code 2 and a short message that names the file and all of ``wanted``."""
+    """Exit code 2 and a short message with the file and all of ``wanted``."""
     path = folder / file
     write(path, content)
     code, said = dry_run(key, path)

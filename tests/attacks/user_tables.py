@@ -1,4 +1,4 @@
-"""A user's tables with every slip that can be made in them: refused by file, line and column, or read."""
+"""Mistakes in a user's tables: refused by file, line and column, or read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two writers of one folder: the second is refused with exit 2 and told who the first is, and changes nothing."""
+"""Two writers of one folder: the second gets exit 2 and the first's name, and changes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ with owning(Path(sys.argv[1]), "a run", "wait", name=sys.argv[2]):
     print("mine", flush=True)
     sys.stdin.read()
 """
-# The first owns a folder of the run; what the second asks for. COLD is the cold start, STORE an evaluation.
+# What the first owns; the second's command. COLD is the cold start, STORE an evaluation.
 SECOND = {
     "train the same name": (".", "train RUN/config.yaml"),
     "train --resume": (".", "train RUN/config.yaml --resume"),
@@ -45,7 +45,7 @@ READERS = (
 
 
 def cases() -> list[Attack]:
-    """Each second writer against a first one that runs and one that is stopped; readers, which are let through."""
+    """Each second writer against a running and a stopped first one; readers are not blocked."""
     found = []
     for name, (owned, command) in SECOND.items():
         for stopped in (False, True):
@@ -85,7 +85,7 @@ def _read(command: str) -> Callable[[Path], None]:
 
 
 def _place(made: Path, owned: str) -> tuple[Path, str]:
-    """The folder that the first one owns, and the name of its lock."""
+    """The folder owned by the first writer, and the name of its lock."""
     if owned == "COLD":
         key = next(path for path in (made.parent / "cold_start").iterdir() if path.is_dir())
         return key.parent, f".{key.name}.lock"
@@ -95,7 +95,7 @@ def _place(made: Path, owned: str) -> tuple[Path, str]:
 
 
 def _store(made: Path) -> Path:
-    """Where ``parl eval`` keeps what the trained policy does."""
+    """The store of ``parl eval`` for the trained policy."""
     from parl.config.runs import configuration
     from parl.evaluate.policies import local_policies
 
@@ -111,7 +111,7 @@ def _exported(folder: Path, made: Path, command: str) -> Path:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """All files and what they hold; locks, which the first one writes, aside."""
+    """All files with their content, without locks, which the first writer changes."""
     found = (path for path in folder.rglob("*") if path.is_file() and "lock" not in path.name)
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 

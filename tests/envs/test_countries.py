@@ -1,4 +1,4 @@
-"""The table of real countries: what is promised of it, and that every split can be asked about its own rows."""
+"""The table of real countries: its properties, and that every split has tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reader of users' files: whatever comes in, rows or one message that names the file; never another exception."""
+"""The reader of users' files: rows, or one message that names the file; never another exception."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_check_of_the_callers_is_told_with_the_readers_own_mistakes(tmp_path: 
 
 
 def test_a_row_keeps_the_identity_that_it_had(tmp_path: Path):
-    """Episodes that are stored know their task by its key, which follows from prompt and gold as they are written."""
+    """Stored episodes identify their task by its key, a function of prompt and gold as written."""
     row = {"prompt": "Who?", "gold": {"kind": "exact", "answers": ["me"]}}
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(row))

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn can be read, only the tool shows it, and worlds without the family are left as they were."""
+"""Pictures: they can be read back, only the tool shows them, and worlds without the family are unchanged."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_the_scripted_policy_answers_from_what_it_sees():
 
 
 def test_a_world_without_the_family_asks_what_it_asked():
-    """The family has no weight by default, and a weight of zero is none: the same tasks in the same order."""
+    """The family has no weight by default, and a weight of zero means the same: equal tasks in equal order."""
     plain = WorldConfig(entities=240)
     assert PICTURE not in plain.mix and not plain.pictures
     none = plain.model_copy(update={"mix": {**plain.mix, PICTURE: 0.0}})

@@ -1,4 +1,4 @@
-"""A user's CSV table becomes a world; a malformed one is refused with file, line, fault and cure."""
+"""A user's CSV table becomes a world; a malformed one is refused with file, line, mistake and fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks: splits that share nothing, streams that depend on (seed, index), values that names do not tell."""
+"""Tasks: disjoint splits, streams that depend on (seed, index), values independent of names."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ async def _subagent(session: Session, prompt: str) -> tuple[str, int]:
 
 
 async def play(policy: ReferencePolicy, task: Task, session: Session, *, lost: frozenset[str] = frozenset()) -> Played:
-    """Run ``policy`` to its answer; sub-agents asked one of the prompts ``lost`` return nothing of use."""
+    """Run ``policy`` to its answer; sub-agents with a prompt in ``lost`` return nothing useful."""
     played = Played()
     while not isinstance(action := policy.act(task, played.history), str):
         turn, longest = [], 0
@@ -62,7 +62,7 @@ async def play(policy: ReferencePolicy, task: Task, session: Session, *, lost: f
 
 
 def right(task: Task, answer: Action) -> bool:
-    """Whether ``answer`` is the gold, row for row in the asked order (aliases count)."""
+    """Whether ``answer`` is the gold, row by row in the requested order (aliases allowed)."""
     if task.gold.kind == "exact":
         return str(answer).rpartition("\nAnswer: ")[2] in task.gold.answers
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in str(answer).splitlines()]

@@ -1,4 +1,4 @@
-"""Runs with a stranger's class: its file in a folder of its own, as a user has it, or as an installed package."""
+"""Runs with a user's own class: as a file in a folder, or as an installed package."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
 
 
 class Outside:
-    """A folder that holds nothing of this project but copies of ``examples``."""
+    """A folder with nothing of this project except copies of ``examples``."""
 
     def __init__(self, folder: Path, *examples: str) -> None:
         self.folder, self.modules = folder, folder / "their"
@@ -42,7 +42,7 @@ class Outside:
             shutil.copy(ROOT / "examples" / f"{name}.py", self.modules)
 
     def install(self, group: str, name: str, value: str) -> None:
-        """As an installed package would declare it: an entry point in its metadata."""
+        """Declare an entry point, as an installed package's metadata would."""
         info = self.modules / "theirs-1.0.dist-info"
         info.mkdir(exist_ok=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
@@ -50,7 +50,7 @@ class Outside:
             file.write(f"[{group}]\n{name} = {value}\n")
 
     def config(self, **sections: Any) -> Path:
-        """``run.yaml``: the tiny run with ``sections`` laid over it."""
+        """``run.yaml``: the tiny run merged with ``sections``."""
         tree = {name: dict(part) if isinstance(part, dict) else part for name, part in TINY.items()}
         for name, section in sections.items():
             tree[name] = {**tree[name], **section} if isinstance(tree.get(name), dict) else section
@@ -59,7 +59,7 @@ class Outside:
         return path
 
     def parl(self, *arguments: str, code: int = 0) -> str:
-        """What ``parl ARGUMENTS`` prints in that folder; its exit code must be ``code``."""
+        """The output of ``parl ARGUMENTS`` in that folder; its exit code must be ``code``."""
         path = os.pathsep.join([str(ROOT), str(self.modules)])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         environment.pop("RAY_ADDRESS", None)

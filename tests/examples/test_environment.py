@@ -1,4 +1,4 @@
-"""An environment from outside: by module and by entry point, through Ray, resume and evaluation, and its mistakes."""
+"""An environment from outside: by module and by entry point, through Ray, resume and evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``examples/family.py`` from outside the package: a family that is one file on PYTHONPATH, or an installed package."""
+"""``examples/family.py`` from outside the package: as one file on PYTHONPATH, or an installed package."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_without_a_decoder_the_engine_samples_exactly_from_the_policy_whatever_r
         engine = EmbeddedEngine(policy.config, pages=256)
         await engine.update(Update(version=3, weights=export_weights(policy)))
         prompts = {f"s{i}": np.random.default_rng(i).integers(2, 1152, 3 * PAGE + i).tolist() for i in range(4)}
-        prompts["s9"] = prompts["s1"][: 2 * PAGE] + prompts["s2"][: PAGE + 1]  # begins with pages that are there
+        prompts["s9"] = prompts["s1"][: 2 * PAGE] + prompts["s2"][: PAGE + 1]  # starts with existing pages
         alone = {name: await ask(engine, prompt, name) for name, prompt in prompts.items()}
         fresh = EmbeddedEngine(policy.config, pages=256)
         await fresh.update(Update(version=3, weights=export_weights(policy)))
@@ -107,7 +107,7 @@ def test_its_policies_are_files_that_say_whose_they_are(dense: ModuleType, token
 
 
 def parl(folder: Path, *arguments: str, code: int = 0) -> str:
-    """The command as a user gives it, with ``folder`` on PYTHONPATH and a Ray of its own."""
+    """Run the command as a user would, with ``folder`` on PYTHONPATH and its own Ray."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     run = subprocess.run(
         [sys.executable, "-m", "parl", *arguments],
@@ -123,7 +123,7 @@ def parl(folder: Path, *arguments: str, code: int = 0) -> str:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder with the example as a stranger's module, installed under the name ``dense`` too."""
+    """A folder with the example as a module, also installed under the name ``dense``."""
     shutil.copy(ROOT / "examples" / "family.py", tmp_path / "their_family.py")
     info = tmp_path / "theirs-1.2.dist-info"
     info.mkdir()
@@ -146,7 +146,7 @@ def test_mistakes_in_its_section_are_reported_as_ours_are(outside: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_whole_run_with_workers_resumed_and_evaluated(outside: Path):
-    """By the module's name; evaluated by the name that its package declares."""
+    """Trained by the module's name; evaluated by the entry point's name."""
     (outside / "run.yaml").write_text(RUN.format(family="their_family:Dense", more=""))
     parl(outside, "train", "run.yaml", "trainer.steps=1")
     parl(outside, "train", "run.yaml", "trainer.steps=2", "--resume")

@@ -130,7 +130,7 @@ TOWNS = {"towns": 50, "most": 3}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # some ten processes, one after another
+@pytest.mark.timeout(900)  # some ten processes in sequence
 def test_a_whole_run_with_a_strangers_environment_objective_reward_and_engine_named_by_module(outside: Outside):
     outside.config(envs={"name": "teacher:TaughtTowns", "config": TOWNS}, **THEIRS, rollouts=ENGINE)
     run = outside.whole_run()
@@ -139,7 +139,7 @@ def test_a_whole_run_with_a_strangers_environment_objective_reward_and_engine_na
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # some ten processes, one after another
+@pytest.mark.timeout(900)  # some ten processes in sequence
 def test_a_whole_run_with_a_strangers_classes_named_by_entry_point(outside: Outside):
     outside.install("parl.environments", "towns", "teacher:TaughtTowns")
     outside.install("parl.objectives", "tapered", "objective:Tapered")

@@ -14,9 +14,10 @@ TORCHVISION = "transformers' image processor for kimi_k25 needs torchvision"
 
 
 def shim_torchvision() -> None:
-    """Let a torchvision import whose compiled operators do not fit this torch; picture functions need none of them.
+    """Allow importing a torchvision whose compiled operators do not fit this torch.
 
-    transformers imports torchvision wherever it is installed, even for the model.
+    transformers imports torchvision if installed, even for the model; picture functions need no such
+    operators.
     """
     try:
         import torchvision  # noqa: F401  # pyright: ignore
@@ -28,7 +29,7 @@ def shim_torchvision() -> None:
 
 
 def reference_config(config: VisionConfig, **text: Any) -> Any:
-    """transformers' configuration of the same vision side; the language model is as small as it gets, or ``text``."""
+    """transformers' configuration of the same vision tower, with a minimal language model, or ``text``."""
     pytest.importorskip("transformers", minversion="5.13", reason=TRANSFORMERS)
     shim_torchvision()
     from transformers.models.kimi_k25.configuration_kimi_k25 import Kimi_K25Config
@@ -60,7 +61,7 @@ def vision_parameters(theirs: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def processors(image: dict[str, Any] | None = None, video: dict[str, Any] | None = None) -> tuple[Any, Any]:
-    """transformers' processors of pictures and of videos. All frames are taken: sampling is not what is compared."""
+    """transformers' processors of pictures and videos. All frames are used."""
     pytest.importorskip("transformers", minversion="5.13", reason=TRANSFORMERS)
     shim_torchvision()
     pytest.importorskip("torchvision", reason=TORCHVISION)

@@ -1,4 +1,4 @@
-"""A chat server for tests: the world's reference policies behind OpenAI's API. It knows only what requests say."""
+"""A chat server for tests: the world's reference policies behind OpenAI's API, from requests alone."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from envs.world.reference import ReferencePolicy, subagent_act
 from envs.world.site.server import SocketServer
 from rollouts.prompts import PromptsConfig
 
-OUT = 7  # tokens that each answer says it has
+OUT = 7  # output tokens that each answer reports
 
 
 class ChatStandIn:
-    """``requests``: bodies that were answered. ``fail``: statuses that the next requests get instead of an answer."""
+    """``requests``: answered bodies. ``fail``: statuses of the next requests instead of answers."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self.tasks = {task.prompt: task for task in tasks}
         self.requests: list[dict[str, Any]] = []
         self.fail: list[int] = []
         self.dies_after = 1_000_000  # answers
-        self.stutters = False  # the first call of each conversation has arguments that are no JSON
+        self.stutters = False  # the first call of each conversation has invalid arguments
         self.given: set[str] = set()
 
     @property

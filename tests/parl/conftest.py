@@ -24,7 +24,7 @@ def one_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_yaml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run as a file: four steps of eight short episodes, after a cold start that hardly deserves the name."""
+    """The tiny run as a file: four steps of eight short episodes, after a minimal cold start."""
     root = tmp_path_factory.mktemp("runs")
     config = tiny_config(
         root,
@@ -64,5 +64,5 @@ def cold_start(one_ray: None, tiny_run: Config) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(one_ray: None, cold_start: Path, tiny_run: Config) -> Path:
-    """The folder of the same run under another name, with its baseline, left alone to its end."""
+    """The folder of the same run under another name, with its baseline, run to its end."""
     return run_training(tiny_run.model_copy(update={"name": "undisturbed", "baseline": True}))

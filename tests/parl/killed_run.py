@@ -1,6 +1,6 @@
-"""``parl`` with a SIGKILL inside: ``python killed_run.py MOMENT CALL train tiny.yaml ...``.
+"""``parl`` that kills itself: ``python killed_run.py MOMENT CALL train tiny.yaml ...``.
 
-The process kills itself at MOMENT, in the CALL-th call of the function that stands for it.
+SIGKILL strikes at MOMENT, in the CALL-th call of its function.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from rollouts.store.store import EpisodeStore
 
 
 def die(*_: Any) -> None:
-    """As ``kill -9`` does it: no handler, no ``finally``, no flush."""
+    """Like ``kill -9``: no handler, no ``finally``, no flush."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def while_collecting(collect: Callable[..., Any]) -> Callable[..., Any]:
-    """One group is in, the others are not."""
+    """One group has arrived, the others have not."""
     return lambda *args, **kwargs: collect(*args, **{**kwargs, "progress": die})
 
 
 def after_the_store_write(write: Callable[..., Any]) -> Callable[..., Any]:
-    """The episodes are durable, nothing has been learned from them."""
+    """The episodes are durable, but not trained on."""
     return lambda *args, **kwargs: die(write(*args, **kwargs))
 
 
 def during_the_checkpoint(commit: Callable[..., Any]) -> Callable[..., Any]:
-    """The step is logged and the learner's files lie in the unfinished checkpoint."""
+    """The step is logged and the learner's files are in the unfinished checkpoint."""
     return die
 
 

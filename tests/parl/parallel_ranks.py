@@ -1,4 +1,4 @@
-"""What one of two processes does in ``test_parallel_learner``: every layout in turn, its results in files."""
+"""One of the two processes of ``test_parallel_learner``: every layout in turn, results in files."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from parl.learn.shard.parts import write_part
 CONFIG = tiny_model()
 WEIGHTS = random_weights(CONFIG)
 OPTIMIZER = OptimizerConfig(lr=1e-3, muon_lr=3e-3, weight_decay=0.1, qk_clip=6.0)
-FREE = OPTIMIZER.model_copy(update={"grad_clip": 1e9})  # gradients as they are
+FREE = OPTIMIZER.model_copy(update={"grad_clip": 1e9})  # no clipping
 MICRO_TOKENS = 100
 STEPS = 20
 
 
 def layout_name(parallel: ParallelConfig) -> str:
-    """Of a layout's files."""
+    """Name of a layout's files."""
     names = f"zero{parallel.zero}-ep{parallel.expert_parallel}"
     return names + ("-recompute" if parallel.recompute else "") + ("-offload" if parallel.offload != "none" else "")
 
 
 def some_rows(lengths: list[int], experts: list[list[int]], seed: int = 0) -> list[Row]:
-    """Rows whose tokens all go to the same experts, each row to its own."""
+    """Rows whose tokens all go to the same experts, given per row."""
     rows = []
     for number, length in enumerate(lengths):
         rng = np.random.default_rng(1000 * seed + number)
@@ -59,7 +59,7 @@ LENGTHS = [([90, 60, 40], [70]), ([50], []), ([], [30, 80, 20]), ([40, 41], [60,
 
 
 def shares(step: int) -> list[list[Row]]:
-    """What each rank trains on in ``step``: several micro-batches, one or none; its tokens go to its own experts."""
+    """Each rank's rows in ``step``: several micro-batches, one or none; its tokens go to its own experts."""
     lengths = LENGTHS[step % len(LENGTHS)]
     return [
         some_rows(own, [[2 * rank, 2 * rank + 1]] * len(own), seed=2 * step + rank) for rank, own in enumerate(lengths)
@@ -79,7 +79,7 @@ def policy_step(learner: Learner, rows: list[Row], all_rows: list[Row], **change
 
 
 def run(rank: int, port: int, folder: Path, layouts: list[ParallelConfig]) -> None:
-    """The process: all there is to try under every layout; ``folder``/``rank``.error says what went wrong."""
+    """The process: all cases under every layout; errors go to ``folder``/``rank``.error."""
     torch.set_num_threads(1)
     ds_engine.PERSISTENT = 0  # of so small a model ZeRO 3 would keep everything whole
     try:
@@ -92,14 +92,14 @@ def run(rank: int, port: int, folder: Path, layouts: list[ParallelConfig]) -> No
 
 
 def learner_of(rank: int, port: int, parallel: ParallelConfig, optimizer: OptimizerConfig = OPTIMIZER) -> Learner:
-    """This rank's learner, at the weights that all tests begin with."""
+    """This rank's learner, at the tests' initial weights."""
     learner = Learner(CONFIG, optimizer, seed=0, rank=rank, ranks=2, port=port, parallel=parallel)
     learner.load_weights(WEIGHTS)
     return learner
 
 
 def gradients(rank: int, port: int, folder: Path, parallel: ParallelConfig) -> None:
-    """The gradient with which the optimiser would step, as pieces."""
+    """The gradient before the optimiser's step, as pieces."""
     learner = learner_of(rank, port, parallel, FREE)
     shards = learner._shards
 
@@ -122,7 +122,7 @@ def gradients(rank: int, port: int, folder: Path, parallel: ParallelConfig) -> N
 
 
 def curve(rank: int, port: int, folder: Path, parallel: ParallelConfig) -> None:
-    """20 steps, saved half way; then again from there, to the bit; then weights, and what is scored with them."""
+    """20 steps, saved half way; again from there, to the bit; then weights and scores."""
     folder.mkdir(parents=True, exist_ok=True)
     learner = learner_of(rank, port, parallel)
     metrics = []
@@ -168,7 +168,7 @@ def curve(rank: int, port: int, folder: Path, parallel: ParallelConfig) -> None:
 
 
 def refusal(step: Callable[[], object]) -> str:
-    """The name of what ``step`` raises."""
+    """The name of the error that ``step`` raises."""
     try:
         step()
     except FloatingPointError as error:

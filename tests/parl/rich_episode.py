@@ -1,4 +1,4 @@
-"""An episode that uses every field, and what differs between two episodes: for going there and back with a format."""
+"""An episode with every field, and the difference of two episodes, for round trips through formats."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def rich_episode() -> Episode:
 
 
 def difference(first: Episode, second: Episode) -> set[str]:
-    """``part.field`` of everything in ``first`` that ``second`` has not, or has differently."""
+    """``part.field`` of everything in ``first`` that ``second`` lacks or has differently."""
     found = _fields("task", first.task, second.task, ()) | _fields(
         "episode", first, second, ("task", "traces", "metrics")
     )

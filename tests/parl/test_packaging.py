@@ -1,4 +1,4 @@
-"""The distribution has a name of its own, brings its presets, and is not shadowed by a user's files."""
+"""The distribution has its own name, includes its presets, and is not shadowed by a user's files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHADOWS = (*NAMES, "parl", "random", "typer", "yaml", "pydantic", "tests", "benc
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A user's folder: files and a package with the names of ours, and one module of the user's own."""
+    """A user's folder: files and a package with our names, and one module of the user's."""
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('shadowed: {name}')\n")
     (tmp_path / "envs").mkdir()

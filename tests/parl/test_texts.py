@@ -1,4 +1,4 @@
-"""Text is text, whatever YAML would read it as, and a run's name is one that a folder can have."""
+"""Text stays text, however YAML would read it, and a run's name is a valid folder name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our own engine behind vLLM's routes: for the tests of runs whose policy lives on a server. It is not vLLM."""
+"""Our own engine behind vLLM's routes, for tests of runs whose policy is on a server. It is not vLLM."""
 
 from __future__ import annotations
 

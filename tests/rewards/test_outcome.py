@@ -1,4 +1,4 @@
-"""Item-F1 against the official rule written out slowly, exact match, and what may not be farmed."""
+"""Item-F1 against a slow version of the official rule, exact match, and attempts to exploit them."""
 
 import io
 import random

@@ -1,4 +1,4 @@
-"""The reward's parts, their weights over time, and the metrics made of them, with numbers worked out by hand."""
+"""The reward's parts, their weights over time, and their metrics, with numbers worked out by hand."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def make_task(family="wide", width=4, oracle=ORACLE, key="k"):
 
 
 def make_episode(task=None, finished=(), turns=2, answer="yes", status=EpisodeStatus.ANSWERED, budget=0, index=0):
-    """Sub-agents take one turn each and are launched in the first turn; ``finished`` says which returned a message."""
+    """Sub-agents take one turn each and start in the first turn; ``finished``: which returned a message."""
     spawned = [f"0/{i}" for i in range(len(finished))]
     root = [Turn(start=i, end=i + 1) for i in range(turns)]
     if spawned:

@@ -1,4 +1,4 @@
-"""A server that is a list of recorded exchanges: each request must be the next one, and gets its answer."""
+"""A server that replays recorded exchanges: each request must be the next one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 class Replay(httpx.AsyncBaseTransport):
-    """The exchanges of tests/data/KIND/exchanges.json; ``folder`` is what FOLDER stands for."""
+    """The exchanges of tests/data/KIND/exchanges.json; ``folder`` replaces FOLDER."""
 
     def __init__(self, kind: str, folder: Path = Path("FOLDER")) -> None:
         recorded = json.loads((DATA / kind / "exchanges.json").read_text())
@@ -21,7 +21,7 @@ class Replay(httpx.AsyncBaseTransport):
         self.done: list[dict[str, Any]] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Answers as recorded; AssertionError where the request is another one."""
+        """Answer as recorded; AssertionError for another request."""
         if request.url.path == "/health":
             return httpx.Response(200, request=request)
         while self.exchanges[0]["path"] == "/health":
@@ -36,7 +36,7 @@ class Replay(httpx.AsyncBaseTransport):
 
 
 def _plain(body: Any) -> Any:
-    """``body`` without what differs from run to run: SGLang's seed in the written exchanges, the probe's salt."""
+    """``body`` without values that differ from run to run: SGLang's seed, the probe's salt."""
     if not isinstance(body, dict):
         return body
     out = dict(body)

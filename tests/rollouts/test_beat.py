@@ -1,4 +1,4 @@
-"""What an actor says of itself: it computes also while a compiler that it started does."""
+"""An actor's heartbeat: a compiler that it started counts as computing."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ TASK = Task(key="t", family="wide", split="test", prompt="p", gold=Gold(kind="ex
 
 
 def turn(seconds=1.0, *spawned, tool=None):
-    """A turn of ``seconds`` model time; a spawning turn's own end (its join) is far later and must not be counted."""
+    """A turn of ``seconds`` model time; a spawning turn's own end (its join) must not count."""
     calls = [ToolCall(id=f"functions.assign_task:{i}", name="assign_task", arguments={}) for i, _ in enumerate(spawned)]
     results = [ToolResult(text="done", latency_s=99.0) for _ in spawned]
     if tool is not None:

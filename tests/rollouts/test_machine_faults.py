@@ -1,4 +1,4 @@
-"""Whose fault a failure is: the machine's is run again, the policy's and the world's stay what they are."""
+"""Faults of the machine are run again; those of the policy and the world stay."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ SIZE, STEPS = 3, 12
 
 
 class Simulation:
-    """Groups that take random times, a learner that takes random times, and a clock of its own."""
+    """Groups and a learner that take random times, with a simulated clock."""
 
     def __init__(self, batch: int, staleness: int, seed: int, *, bad: float = 0.0) -> None:
         self.scheduler = Scheduler(batch=batch, group_size=SIZE, staleness=staleness, steps=STEPS)

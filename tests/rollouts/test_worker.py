@@ -1,4 +1,4 @@
-"""The rollout worker: episodes in the order asked, so many at once, and dead engines told apart from failures."""
+"""The rollout worker: order of episodes, concurrency, and dead engines as opposed to failures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Broken:
 
 
 class Counting(WorldEnvironment):
-    """Knows how many sessions were open at once."""
+    """Records the largest number of open sessions."""
 
     now = most = 0
 
@@ -67,7 +67,7 @@ def environment() -> Counting:
 
 
 def worker_of(environment: WorldEnvironment, path: str, frozen: object | None = None, **config) -> RolloutWorker:
-    """A worker whose agents speak by scripts; ``frozen`` replaces the sub-agents' engine."""
+    """A worker whose agents follow scripts; ``frozen`` replaces the sub-agents' engine."""
     worker = RolloutWorker(
         environment, path, RolloutsConfig(**config), policy=[None], frozen=[None], name="w", model=tiny_model()
     )

@@ -25,7 +25,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def exact(temperature: float) -> tuple[Tensor, ...]:
-    """Log-probs, entropies and both gradients in float64, written out."""
+    """Log-probs, entropies and both gradients in float64, written explicitly."""
     hidden, weight, targets, slope = inputs(torch.float64)
     logits = hidden @ weight.T / temperature
     logprobs = logits - logits.exp().sum(-1, keepdim=True).log()
@@ -79,7 +79,7 @@ def test_nothing_is_asked_of_frozen_weights():
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that are made and not yet freed."""
+    """Counts the bytes of tensors that are alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Live(TorchDispatchMode):
 
 
 def peak_bytes(tokens: int, vocabulary: int, chunk: int) -> int:
-    """The most bytes held at a time in a forward and a backward pass."""
+    """Peak bytes in a forward and a backward pass."""
     head, hidden = Head(8, vocabulary), torch.randn(tokens, 8, requires_grad=True)
     targets = torch.zeros(tokens, dtype=torch.long)
     with Live() as live:

@@ -1,4 +1,4 @@
-"""The GPU benchmark on a CPU: the same code at small sizes, the rows that are promised, nothing silently absent."""
+"""The GPU benchmark on a CPU: the same code at small sizes writes all documented rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operators: registration, gradients, what they refuse. Values are compared in test_kernels_parity."""
+"""The operators: registration, gradients, refusals. Values are compared in test_kernels_parity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Triton kernels: their cases in Triton's interpreter, on a GPU where there is one, and compiled for Hopper."""
+"""The Triton kernels: their cases in Triton's interpreter, on a GPU, and compiled for Hopper."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 
 def run(*command: str, interpreted: bool) -> subprocess.CompletedProcess[str]:
-    """A Python of its own, because Triton decides at its import whether it interprets."""
+    """Run in a separate Python, because Triton decides at import whether it interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": str(int(interpreted)), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = sys.executable, *command
@@ -31,7 +31,7 @@ def passes(interpreted: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # about 40 s of processor time, on a machine with much else to do minutes
+@pytest.mark.timeout(900)  # about 40 s of processor time, minutes on a busy machine
 def test_the_kernels_agree_with_the_specification_in_the_interpreter():
     passes(interpreted=True)
 
@@ -43,10 +43,10 @@ def test_the_kernels_agree_with_the_specification_on_the_gpu():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # about 40 s of processor time, on a machine with much else to do minutes
+@pytest.mark.timeout(900)  # about 40 s of processor time, minutes on a busy machine
 @pytest.mark.skipif(sys.platform != "linux", reason="ptxas comes with Triton for Linux")
 def test_every_kernel_compiles_for_hopper_without_spilling(tmp_path: Path):
-    """The interpreter accepts what the compiler rejects. Products must be wgmma: else they run at a fraction."""
+    """The interpreter accepts code that the compiler rejects. Products must use wgmma to be fast."""
     report = tmp_path / "kernels.json"
     done = run("benchmarks/kernels_compile.py", "--bf16", "--json", str(report), interpreted=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -1,4 +1,4 @@
-"""Largest attention logits: those that the softmax sees, whatever the padding; scaled exactly by the weights."""
+"""Largest attention logits: those of the softmax, whatever the padding; scaled exactly by the weights."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def slow_max(block: LatentAttention, x_TD: Tensor, cos: Tensor, sin: Tensor) -> 
 
 
 def rows(count: int = 3) -> tuple[Tensor, Tensor, list[int]]:
-    """Rows of different lengths, padded with a token that rows hold too."""
+    """Rows of different lengths, padded with a token that also occurs in rows."""
     lengths = [23, 9, 14][:count]
     g = torch.Generator().manual_seed(0)
     tokens, mask = torch.zeros(count, 23, dtype=torch.long), torch.zeros(count, 23, dtype=torch.bool)
@@ -106,7 +106,7 @@ def test_padding_counts_for_nothing():
 
 
 def test_logits_of_a_query_in_the_padding_would_be_larger():
-    """What the test above guards against does happen: a padded query whose logit beats all real ones."""
+    """The case that the test above excludes exists: a padded query whose logit beats all real ones."""
     g = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 2, 5, 4, generator=g) for _ in range(2))
     real = torch.tensor([[True, True, True, False, False]])

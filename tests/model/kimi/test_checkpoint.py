@@ -1,4 +1,4 @@
-"""A policy on disk: the same after a round trip, and a bad folder is named."""
+"""A policy on disk: unchanged by a round trip, and bad folders are reported."""
 
 from __future__ import annotations
 

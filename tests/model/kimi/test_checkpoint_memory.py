@@ -1,4 +1,4 @@
-"""Loading a checkpoint of many small shards takes the model and about one shard, not the model twice."""
+"""Loading a checkpoint of many small shards needs the model and about one shard, not the model twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux' /proc")
 def test_the_peak_of_loading_is_the_model_and_a_shard():
-    """The model is three times the slack, so that a second copy of it could not hide."""
+    """The model is three times the slack, so that a second copy would show."""
     command = [sys.executable, "benchmarks/checkpoint_memory.py", "--gb", "0.1", "--shard-mb", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)

@@ -1,4 +1,4 @@
-"""The decoder: the training forward's numbers, the same bits in any batch, and noise that is keyed."""
+"""The decoder: the training forward's numbers, the same bits in any batch, and keyed noise."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ needs_compiler = pytest.mark.skipif(native.load_library() is None, reason="no C+
 
 
 class Feeder:
-    """Feeds streams of tokens to a decoder; every stream has pages of its own."""
+    """Feeds token streams to a decoder; every stream has its own pages."""
 
     def __init__(self, decoder: NativeDecoder | ReferenceDecoder, streams: int) -> None:
         self.decoder, self.fed = decoder, [0] * streams
-        pages = np.random.default_rng(0).permutation(streams * STREAM_PAGES)  # neighbours in a stream lie anywhere
+        pages = np.random.default_rng(0).permutation(streams * STREAM_PAGES)  # a stream's pages are scattered
         self.tables = pages.astype(np.int32).reshape(streams, STREAM_PAGES)
 
     def feed(self, *parts: tuple[int, list[int]]) -> np.ndarray:
@@ -132,7 +132,7 @@ def test_a_stream_has_the_same_bits_alone_and_beside_any_others(shape):
         got = [batch.feed(*others[:3], (0, prompt), *others[3:])]
         place = sum(len(tokens) for _, tokens in others[:3]) + len(prompt) - 1
         rows = [got[0][place]]
-        for token in rest:  # decode steps, the mates change places and some feed several tokens
+        for token in rest:  # decode steps in changing order, with several tokens for some streams
             order = [(0, [token]), *((i + 1, some_tokens(int(rng.integers(1, 3)), 70, 9)) for i in range(mates))]
             rng.shuffle(order)
             place = sum(len(tokens) for _, tokens in order[: [stream for stream, _ in order].index(0)])
@@ -301,7 +301,7 @@ def test_exported_weights_are_copies():
 
 @pytest.fixture
 def fresh_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """No build in memory and none in the cache; yields the cache's folder."""
+    """Neither a build in memory nor a cached one; yields the cache's folder."""
     monkeypatch.setenv("PARL_CACHE", str(tmp_path / "cache"))
     native.load_library.cache_clear()
     yield tmp_path / "cache"

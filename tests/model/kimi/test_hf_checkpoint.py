@@ -1,4 +1,4 @@
-"""Files in Hugging Face's layout: whole after a round trip, and what is wrong in them is named with its file."""
+"""Hugging Face's file layout: unchanged by a round trip, and mistakes are reported with the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config.json to shape and back: what decides the numbers is taken over or refused by key and value."""
+"""config.json to shape and back: keys that affect the numbers are converted or refused by key and value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our model is transformers' ``DeepseekV3ForCausalLM``: logits, gradients, the decode cache, files."""
+"""Our model equals transformers' ``DeepseekV3ForCausalLM``: logits, gradients, the decode cache, files."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_their_shards_are_read(tmp_path: Path):
 
 
 def test_the_language_model_of_their_kimi_k25_is_ours(tmp_path: Path):
-    """From our files to theirs: their own writer names the layers otherwise than the published checkpoint does."""
+    """From our files to theirs: their own writer uses other layer names than the published checkpoint."""
     ours = pair(CONFIGS["yarn"], tmp_path / "text")[1]
     checkpoint.save(ours, tmp_path / "kimi", "kimi_k25")
     config = json.loads((tmp_path / "kimi" / "config.json").read_text())

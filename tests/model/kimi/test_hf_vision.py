@@ -1,4 +1,4 @@
-"""Kimi K2.5 files with their vision side: whole after a round trip, the same for transformers, mistakes named."""
+"""Kimi K2.5 files with vision: unchanged by a round trip, equal to transformers', mistakes reported."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_transformers_reads_what_we_write_of_what_it_wrote_bit_by_bit(tmp_path: 
 
 
 def ours_only(model: Transformer) -> dict[str, Any]:
-    """What a config.json from elsewhere cannot say: how our matrices and embeddings begin."""
+    """Fields that a foreign config.json cannot have: initialisation of matrices and embeddings."""
     names = ("initializer_range", "embedding_range", "embedding_mean", "look_back")
     return {name: getattr(model.config, name) for name in names}
 

@@ -1,4 +1,4 @@
-"""INT4 matrices as compressed-tensors packs them, alone and in checkpoints."""
+"""INT4 matrices in compressed-tensors' format, alone and in checkpoints."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ def test_a_changed_weight_is_quantised_again(quantised_shapes: list):
     assert quantised_shapes[-1] == experts.down_proj.flatten(0, -2).shape
     model.load_state_dict(state)
     assert torch.equal(logits_of(model, tokens), logits)
-    experts.down_proj.data.mul_(2)  # behind autograd's back
+    experts.down_proj.data.mul_(2)  # without autograd
     model.weights_changed()
     assert torch.equal(logits_of(model, tokens), doubled)
     assert torch.equal(experts.matrices()[1], int4.fake_quant(experts.down_proj))

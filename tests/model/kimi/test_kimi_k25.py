@@ -1,4 +1,4 @@
-"""Kimi K2.5 as a whole in small: text, pictures and video chunks through one forward pass, against transformers."""
+"""A small Kimi K2.5: text, pictures and video chunks through one forward pass, against transformers."""
 
 from __future__ import annotations
 
@@ -79,8 +79,7 @@ def random_pixels(grids: list[Grid]) -> Tensor:
 
 
 def media_inputs(theirs: Any, pixels: Tensor, grids: list[Grid]) -> dict[str, Any]:
-    """What transformers' forward takes. It cannot cut the features of packed items with frames, so these are made
-    item by item with its tower and projector."""
+    """The inputs of transformers' forward, with features item by item: it cannot split items with frames."""
     if all(grid.t == 1 for grid in grids):
         return {"pixel_values": pixels, "image_grid_thw": torch.tensor([(g.t, g.h, g.w) for g in grids])}
     from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -155,7 +154,7 @@ def test_a_frozen_tower_gets_no_gradient_and_its_projector_does(tokens: Tensor):
 
 
 def test_without_vision_the_language_model_begins_as_it_did(tokens: Tensor):
-    """Same seed, same weights, same numbers: a vision section adds parameters and changes none."""
+    """Same seed, same weights, same numbers: a vision section only adds parameters."""
     torch.manual_seed(3)
     plain = Transformer(CONFIG.model_copy(update={"vision": None, "media_placeholder_token_id": None}))
     torch.manual_seed(3)

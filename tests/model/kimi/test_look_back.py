@@ -1,4 +1,4 @@
-"""First-layer heads begin by looking a fixed number of positions back, the next ones by matching what those carry."""
+"""First-layer heads start by looking a fixed number of positions back, the next ones by matching."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_without_it_no_head_does():
 
 
 def repeated_p(config: ModelConfig, seed: int) -> float:
-    """Mean probability, before any training, of what stood behind the same two tokens before."""
+    """Mean probability, before training, of the token that followed the same two tokens before."""
     torch.manual_seed(seed)
     model = Transformer(config)
     pieces = torch.randperm(config.vocab_size)[:60].view(20, 3)

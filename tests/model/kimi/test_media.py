@@ -1,4 +1,4 @@
-"""Pictures become the patches that transformers' processor makes, and features land at their placeholders."""
+"""Pictures become the patches of transformers' processor, and features land at their placeholders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training forward: causal, replays routes, and computes what DeepSeek-V3's equations say."""
+"""The training forward: causal, replays routes, and computes DeepSeek-V3's equations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vision side computes what transformers' ``kimi_k25`` computes, and tells what it cannot pack."""
+"""The vision tower equals transformers' ``kimi_k25``, and refuses what it cannot pack."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def make(config: VisionConfig, **options: Any) -> VisionModel:
 
 
 def their_features(theirs: Any, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """Neighbours of as many frames are packed together; transformers 5.23 cannot pool items of different lengths.
+    """Consecutive items with equal frames are packed together; transformers 5.23 cannot pool others.
 
-    (Nor can its ``get_video_features`` cut the result: it forgets that frames are pooled. So tower and projector here.)
+    (Its ``get_video_features`` cannot split the result either, so tower and projector are called directly.)
     """
     features, start = [], 0
     for _, run in groupby(grids, key=lambda grid: grid.t):
@@ -153,7 +153,7 @@ def published_weights(config: VisionConfig, seed: int = 3) -> dict[str, Tensor]:
 
 
 def reference_features(weights: dict[str, Tensor], config: VisionConfig, pixels: Tensor, grid: Grid) -> Tensor:
-    """One item in float64 as the published model is written: fused projections, complex rotation of neighbours."""
+    """One item in float64, following the published model: fused projections, complex rotation of neighbours."""
 
     def linear(name: str, x: Tensor) -> Tensor:
         return x @ weights[name + ".weight"].T + weights[name + ".bias"]

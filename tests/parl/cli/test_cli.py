@@ -1,4 +1,4 @@
-"""The command line: answers at once, one clean message for a mistake, the right exit code."""
+"""The command line: fast answers, one clear message per mistake, the right exit code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch):
-    """Put a module with one function in place of a heavy one; returns the calls that it got."""
+    """Replace a heavy module by one with a single function; returns its recorded calls."""
 
     def _fake(module: str, name: str, result: object) -> list[tuple[Config, dict]]:
         calls: list[tuple[Config, dict]] = []

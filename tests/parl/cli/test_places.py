@@ -1,4 +1,4 @@
-"""Places that a user names to write to, and where nothing can be made: exit 2 with the place, no traceback."""
+"""Output paths that cannot be written: exit 2 with the path, no traceback."""
 
 from __future__ import annotations
 

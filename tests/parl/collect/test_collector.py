@@ -1,4 +1,4 @@
-"""The rollout side without Ray: what workers and engines are asked, in which order it comes, and what is refused."""
+"""The collector without Ray: calls to workers and engines, the order of results, and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TASKS = [wide_task(1), chain_task(2), wide_task(3, width=8)]
 
 
 class Handle:
-    """An actor whose methods answer by ``answers`` at once, and which keeps what it was asked."""
+    """An actor whose methods return ``answers`` at once, and which records calls."""
 
     def __init__(self, **answers: Callable[..., Any]) -> None:
         self.answers, self.asked = answers, []
@@ -45,14 +45,14 @@ class Handle:
 
 
 class Call:
-    """A reference; what it refers to is there."""
+    """A reference to an existing result."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
 class Ray:
-    """The calls of Ray that are used: the last of several references is ready first."""
+    """The used functions of Ray: the last of several references is ready first."""
 
     @staticmethod
     def get(call: Any, timeout: float | None = None) -> Any:
@@ -156,7 +156,7 @@ def test_if_all_episodes_failed_it_is_told_and_one_good_one_is_enough(config: Co
 
 
 def fails(counts: dict[int, int], limit: str, tries: list[list[int]]) -> Callable[..., list[Episode]]:
-    """Attempt i fails ``counts[i]`` times with ``limit``; what is asked for is kept in ``tries``."""
+    """Attempt i fails ``counts[i]`` times with ``limit``; calls are recorded in ``tries``."""
 
     def attempt(task: Task, indices: list[int], **settings: Any) -> list[Episode]:
         tries.append(list(indices))

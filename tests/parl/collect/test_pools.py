@@ -1,4 +1,4 @@
-"""Pools of engines: who the sub-agents are at each version, and when a replica changes sides."""
+"""Pools of engines: the sub-agents at each version, and when a replica changes pools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dynamic sampling: what is left out, what is drawn in its place, and that it ends."""
+"""Dynamic sampling: which groups are left out, which are drawn instead, and that it ends."""
 
 from __future__ import annotations
 

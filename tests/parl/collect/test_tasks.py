@@ -1,4 +1,4 @@
-"""Bad tables and task files are told before anything is trained."""
+"""Bad tables and task files are reported before anything is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading a configuration: what is accepted, and what a mistake's message says."""
+"""Loading a configuration: accepted files, and messages for mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the learner's ranks cannot do together is refused before anything starts, by name and with the fix."""
+"""Unsupported layouts of ranks are refused before anything starts, with the fix."""
 
 from __future__ import annotations
 

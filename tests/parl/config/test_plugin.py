@@ -1,4 +1,4 @@
-"""Names to classes: built-in, module:Class, entry point; and what is said about names that lead nowhere."""
+"""Names to classes: built-in, module:Class, entry point; messages for unknown names."""
 
 from __future__ import annotations
 

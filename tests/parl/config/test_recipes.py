@@ -1,4 +1,4 @@
-"""Recipes for one GPU to hundreds: configurations that load, and whose own `parl plan` lines say that they fit."""
+"""Recipes for one to hundreds of GPUs: they load, and their own `parl plan` lines fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run, a preset or a file is meant by, in every command."""
+"""How commands resolve a run, a preset or a file."""
 
 from __future__ import annotations
 

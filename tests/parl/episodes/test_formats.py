@@ -1,4 +1,4 @@
-"""Formats of others: what goes there and back, what is lost, what must not leave, and files that their owners wrote."""
+"""Formats of other tools: round trips, losses, redaction, and files written by their own models."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def documented(name: str) -> str:
 
 
 def lost_by(name: str) -> set[str]:
-    """The fields that the documentation says do not come back."""
+    """The fields that the documentation lists as lost."""
     return set(re.findall(r"`((?:task|episode|trace|turn|result)[.\w]*)`", documented(name)))
 
 
@@ -158,7 +158,7 @@ def test_a_trajectory_may_lie_in_a_file_of_its_own(tmp_path):
 
 
 def test_a_trajectory_of_another_harness_is_read_with_its_sub_agents_and_tokens():
-    """No field of ours: ids, turns, token stream and critical steps come from the standard's own fields."""
+    """Without our own fields: ids, turns, token stream and critical steps come from the standard's fields."""
     document = json.loads(json.dumps(atif.export(rich_episode(), WHOLE)))
 
     def strip(part):
@@ -242,7 +242,7 @@ def events_of(episode: Episode) -> list[dict[str, Any]]:
 
 
 def timed_episode() -> Episode:
-    """The rich one with times that fit: the launching turn ends when its sub-agents have."""
+    """The rich episode with consistent times: the launching turn ends when its sub-agents have."""
     episode = rich_episode()
     last = max(turn.t_end for trace in episode.traces[1:] for turn in trace.turns)
     launching, after = episode.orchestrator.turns[1:]

@@ -1,4 +1,4 @@
-"""Replay: the same world gives the same answers, a changed one is found and named."""
+"""Replay: an unchanged world gives the same answers, a changed one is detected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rollouts.store.store import EpisodeStore
 
 @pytest.fixture(scope="module")
 def episode() -> Episode:
-    """Two agents that search the world for real, one call of which was cut off by its deadline."""
+    """Two agents that really search the world, with one call cut off by its deadline."""
     environment = WorldEnvironment(WorldConfig())
     task = environment.tasks("test")[0]
 

@@ -1,4 +1,4 @@
-"""Comparisons by hand: differences, changes by task, trade-offs, and which episodes a path stands for."""
+"""Comparisons by hand: differences, changes by task, trade-offs, and which episodes a path means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation asks of rollouts, and what it makes of them: settings, attempts, scores, costs, by hand."""
+"""An evaluation's requests to rollouts, and its results: settings, attempts, scores, costs, by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROLLOUTS = {"temperature": 0.9, "subagent_temperature": 0.1, "group_size": 5, "c
 
 
 class Collector:
-    """Keeps what it is asked for, and answers with made-up episodes."""
+    """Records requests, and returns made-up episodes."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []

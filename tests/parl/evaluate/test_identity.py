@@ -1,4 +1,4 @@
-"""What an evaluation's stored episodes depend on: every key of the configuration, one by one, and what is no key."""
+"""The identity of stored evaluation episodes, key by key, and for what is not a key."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ POLICY = {"policy": "1", "subagents": "2"}
 
 
 def sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field may hold, where no name chooses one: one, or none."""
+    """The sections of a field that no name chooses: one, or none."""
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, BaseModel) else []
     return [section for part in get_args(annotation) for section in sections(part)]
@@ -83,7 +83,7 @@ def other(value: Any) -> Any:
 
 
 class Told:
-    """A configuration that says another value for one key, whatever its checks think of it."""
+    """A configuration with another value for one key, without validation."""
 
     def __init__(self, config: Config, key: str | None = None) -> None:
         self._config, self._tree = config, config.model_dump()
@@ -141,7 +141,7 @@ def test_a_key_that_nobody_classified_counts(tmp_path: Path):
     assert told(config, chat=False) != before
 
 
-# How each kind of key is meant. If one of these moves, stored episodes are reused wrongly, or made again in vain.
+# The intended effect of each kind of key. A change reuses stored episodes wrongly, or repeats them in vain.
 MEANT = {
     "rollouts.limits.agent_s": Effect.ALL,
     "rollouts.limits.tool_calls": Effect.ALL,
@@ -271,7 +271,7 @@ def with_policies(root: Path, **sections: Any) -> Config:
 
 
 def stand_in(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made-up files pass for a cold start and for policies."""
+    """Made-up files in place of a cold start and policies."""
     monkeypatch.setattr("parl.evaluate.policies.starting_policy", lambda config, **_: root / "cold")
     monkeypatch.setattr("parl.evaluate.policies.check_policy_files", lambda folder, cure: None)
 
@@ -362,8 +362,7 @@ async def scripted(environment: WorldEnvironment, task: Task, style: Any, tokeni
 
 
 async def test_the_code_makes_the_episodes_of_its_version(tokenizer: Tokenizer):
-    """Tasks, tools' answers, prompts, the template and the swarm: where this fails, raise ``VERSION`` and put the new
-    hash here, so that no stored episode is taken for one that this code would make."""
+    """If this fails, raise ``VERSION`` and put the new hash here; stored episodes are then not reused."""
     environment = WorldEnvironment(WORLD)
     made = hashlib.sha256()
     stream = environment.task_stream("test", 7)

@@ -1,4 +1,4 @@
-"""Re-scoring stored episodes: the stored rewards again, to the bit, other rewards by hand, and damage that is named."""
+"""Re-scoring stored episodes: bit-equal stored rewards, other rewards by hand, and damage reports."""
 
 from __future__ import annotations
 

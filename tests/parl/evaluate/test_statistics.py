@@ -1,4 +1,4 @@
-"""Estimates worked out by hand, and intervals that hold as often as they say, by simulation with fixed seeds."""
+"""Estimates worked out by hand, and the coverage of intervals, by simulation with fixed seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is used of DeepSpeed without being promised is looked for before it is used."""
+"""Private parts of DeepSpeed are checked before they are used."""
 
 from __future__ import annotations
 

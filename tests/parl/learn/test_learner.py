@@ -1,4 +1,4 @@
-"""The learner: the engine's numbers, a gradient that no cut or order changes, refusals that leave the weights alone."""
+"""The learner: the engine's numbers, a gradient independent of splits and order, and refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def shared() -> Learner:
 
 @pytest.fixture
 def learner(shared: Learner) -> Learner:
-    """The module's learner at the same weights for every test (the optimiser's memory is emptied)."""
+    """The module's learner, reset to the same weights with an empty optimiser for every test."""
     shared.load_weights(WEIGHTS)
     shared.optimizer.state.clear()
     return shared
@@ -89,7 +89,7 @@ def step(learner: Learner, rows: list[Row], micro_tokens: int = 4096, **changes)
 
 
 def gradient(learner: Learner, rows: list[Row], monkeypatch: pytest.MonkeyPatch, micro_tokens: int = 4096) -> Tensor:
-    """The gradient with which the optimiser would step, all parameters in one vector of float64."""
+    """The gradient before the optimiser's step, all parameters in one float64 vector."""
     found: list[Tensor] = []
 
     def keep() -> None:
@@ -130,7 +130,7 @@ def test_a_wrong_route_is_seen_in_the_gap(learner: Learner, rows: list[Row]):
 
 
 def test_the_gradient_is_the_objectives_own(learner: Learner, rows: list[Row], monkeypatch):
-    """DeepSpeed in between neither scales nor clips what accumulates."""
+    """DeepSpeed neither scales nor clips the accumulated gradient."""
     got = gradient(learner, rows, monkeypatch)
     losses = []
     for row in rows:
@@ -255,8 +255,7 @@ def test_the_learning_rate_scale_of_a_step_applies_to_both_kinds(learner: Learne
 
 
 def test_each_optimiser_has_its_own_learning_rate(learner: Learner):
-    """Adam's first step moves an entry by the rate, whatever its gradient; Muon's by 0.2 √(longer side) x an orthogonal
-    matrix, whose entries' mean square is 1 / longer side: by 0.2 x its rate in the mean, or less."""
+    """Adam's first step moves an entry by the rate; Muon's by at most 0.2 x its rate in the mean."""
     imitate(learner, [text(30, 0)], lr_scale=0.5, balance=0.0)
     decay = 1 - np.float32(0.5 * OPTIMIZER.lr * OPTIMIZER.weight_decay)
     name = "embed_tokens.weight"
@@ -386,7 +385,7 @@ def test_a_gradient_without_a_finite_norm_touches_no_weight():
 
 
 def test_a_gradient_is_clipped_to_the_configured_norm_and_to_no_other(rows: list[Row]):
-    """DeepSpeed would clip to 1 before us, and the norm that is reported would be the clipped one."""
+    """DeepSpeed would clip to 1 first, and report the clipped norm."""
     large = [replace(row, advantages=row.advantages * np.float32(1000)) for row in rows]
     step = {"denominator": denominator(rows), "temperature": TEMPERATURE, "micro_tokens": 1000}
     learner = Learner(CONFIG, OptimizerConfig(grad_clip=5.0), seed=0)

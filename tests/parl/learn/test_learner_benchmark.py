@@ -1,4 +1,4 @@
-"""The learner benchmark runs, and writes the rows that are promised."""
+"""The learner benchmark runs and writes all documented rows."""
 
 from __future__ import annotations
 

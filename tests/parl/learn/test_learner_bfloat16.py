@@ -1,4 +1,4 @@
-"""A policy in bfloat16: sent as it is, trained with float32 masters, whatever way ranks share it."""
+"""A policy in bfloat16: sent unchanged, trained with float32 masters, under every layout of ranks."""
 
 from __future__ import annotations
 

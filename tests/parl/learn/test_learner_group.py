@@ -1,4 +1,4 @@
-"""Two ranks take the step that one takes, whatever share of the rows each gets."""
+"""Two ranks take the same step as one, however the rows are distributed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def single() -> Learner:
 
 @pytest.fixture(autouse=True)
 def same_start(pair: LearnerGroup, single: Learner, tmp_path: Path) -> None:
-    """Both at the same weights, with optimisers that remember nothing."""
+    """Both at the same weights, with empty optimisers."""
     single.load_weights(WEIGHTS)
     single.optimizer.state.clear()
     single.save(tmp_path, "start")

@@ -1,4 +1,4 @@
-"""The learner under each objective: its own log-probs, the reference, imitation beside, cuts in rows."""
+"""The learner under each objective: its own log-probs, the reference, imitation, split rows."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def learner(shared: Learner) -> Learner:
 
 @pytest.fixture
 def rows(learner: Learner) -> list[Row]:
-    """Rows with the learner's log-probs, its reference's, and an engine's that differs a little from the learner."""
+    """Rows with log-probs of the learner, its reference, and a slightly different engine."""
     out = []
     for number, length in enumerate((40, 31, 25, 12, 9)):
         rng = np.random.default_rng(number)

@@ -1,4 +1,4 @@
-"""The learner with pictures: the engine's numbers, a gradient that no cut changes, a switch that freezes, learning."""
+"""The learner with pictures: the engine's numbers, a gradient independent of splits, freezing, learning."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def learner(shared: Learner) -> Learner:
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    """Streams of two turns that the engine sampled, each before and after pictures; the last one shows none."""
+    """Streams of two turns sampled by the engine, each before and after pictures; the last one without."""
 
     async def sample() -> list[Row]:
         engine = EmbeddedEngine(CONFIG, pages=512)
@@ -120,12 +120,12 @@ def distance(first: Tensor, second: Tensor) -> float:
 
 
 def changed(learner: Learner) -> set[str]:
-    """Names of the weights that are no longer ``WEIGHTS``."""
+    """Names of the weights that differ from ``WEIGHTS``."""
     return {name for name, array in learner.weights().items() if not np.array_equal(array, WEIGHTS[name])}
 
 
 def with_other_pictures(rows: list[Row]) -> list[Row]:
-    """``rows`` as they would be if they had shown other pictures of the same sizes."""
+    """``rows`` with other pictures of the same sizes."""
     others = [tuple((at, a_picture(99 + at, 1 + i)) for at, _ in row.media) for i, row in enumerate(rows)]
     return [replace(row, media=media) for row, media in zip(rows, others, strict=True)]
 
@@ -150,7 +150,7 @@ def test_rows_may_be_cut_and_reordered(learner: Learner, rows: list[Row], monkey
 
 
 def test_a_batch_without_pictures_trains_on(learner: Learner, rows: list[Row]):
-    """The vision side gets no gradient then, which is none to DeepSpeed's reduction either."""
+    """The vision tower gets no gradient then, which DeepSpeed's reduction must accept."""
     step(learner, [rows[4]])
     assert changed(learner) and not any(name.startswith("vision.") for name in changed(learner))
     step(learner, rows)
@@ -269,7 +269,7 @@ def loss_on(learner: Learner, rows: list[TextRow]) -> float:
 
 @pytest.mark.slow
 def test_training_learns_to_read_pictures_it_has_not_seen():
-    """Nine tens digits are equally frequent: who does not look stays at ln 9 = 2.20."""
+    """Nine tens digits are equally frequent: guessing stays at ln 9 = 2.20."""
     learner = Learner(seeing_model(vocab_size=720), OptimizerConfig(lr=3e-3, muon_lr=1e-2), seed=1)
     held_out = [reading_row(10_000 + seed) for seed in range(60)]
     before = loss_on(learner, held_out)

@@ -1,4 +1,4 @@
-"""Adapters: they alone learn, they are what is sent, and merged they are the same policy."""
+"""Adapters: only they learn and are sent, and merged they are the same policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks that share the orthogonalisation take the step that each would take alone, to the bit."""
+"""Ranks that share the orthogonalisation take the same step as each alone, to the bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients of the objectives: against a float64 reference, finite differences, REINFORCE, and any cut in rows."""
+"""Gradients of the objectives: against a float64 reference, finite differences, REINFORCE, and split rows."""
 
 import math
 

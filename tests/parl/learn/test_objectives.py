@@ -1,4 +1,4 @@
-"""GRPO, GSPO, CISPO, corrections, reference KL and entropy: against slow float64 references that use no autograd."""
+"""GRPO, GSPO, CISPO, corrections, reference KL, entropy: against float64 references without autograd."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ everything = pytest.mark.parametrize("objective", [*PLAIN, *CORRECTED], ids=labe
 
 
 def batch(seed: int, shape=(3, 7)) -> dict[str, torch.Tensor]:
-    """Random log-probs of learner now, learner before, engine and reference, advantages of one sign a row, a mask."""
+    """Random log-probs of learner now and before, engine and reference; advantages and a mask."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(scale: float) -> torch.Tensor:
@@ -86,7 +86,7 @@ def slow_weight(objective, differences: list[float], own: float) -> float:
 
 
 def slow_policy(objective, ratios: list[float], own: float, advantage: float) -> float:
-    """d/dlogπ of what is maximised for one token; ``ratios`` are its trace's."""
+    """d/dlogπ of the maximised term of one token; ``ratios`` are its trace's."""
     if objective.name == "k25":
         inside = objective.log_ratio_min <= math.log(own) <= objective.log_ratio_max
         return own * advantage * inside - 2 * objective.tau * math.log(own)

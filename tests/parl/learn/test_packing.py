@@ -1,4 +1,4 @@
-"""Rows end to end: no cut, order, limit or number of ranks changes the gradient, and rows do not see one another."""
+"""Packed rows: no split, order, limit or number of ranks changes the gradient, and rows are independent."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def learner() -> Learner:
 
 
 def gradient(learner: Learner, shares: list[list[Row]], objective: Objective, micro_tokens: int) -> Tensor:
-    """The sum over ``shares`` of what a rank with that share contributes, all parameters in one vector."""
+    """The sum over ``shares`` of each rank's gradient, all parameters in one vector."""
     total = torch.zeros((), dtype=torch.float64)
     whole = float(denominator([row for share in shares for row in share]))
 

@@ -1,4 +1,4 @@
-"""Ranks that share all there is to share, as the loop uses them: steps, weights and saves through Ray."""
+"""Ranks that share everything, as in the loop: steps, weights and saves through Ray."""
 
 from __future__ import annotations
 

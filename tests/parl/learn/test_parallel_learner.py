@@ -1,7 +1,7 @@
-"""Two ranks that split optimiser states, gradients, weights, experts: the gradients and the curve of one process alone.
+"""Two ranks that split optimiser states, gradients, weights, experts: gradients and curve of one process.
 
-Rows are made so that the ranks' tokens go to different experts, that ranks make different numbers of passes, and that a
-rank has none: under ZeRO 3 and expert parallelism any of these can hang, so every wait here has a deadline.
+The ranks' tokens go to different experts, ranks make different numbers of passes, and a rank has none at
+times: under ZeRO 3 and expert parallelism any of these can hang, so every wait here has a deadline.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ each_layout = pytest.mark.parametrize("parallel", LAYOUTS, ids=layout_name)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes write that take every layout in turn. They are ended at the deadline."""
+    """Files of two processes that run every layout in turn. They are ended at the deadline."""
     folder = tmp_path_factory.mktemp("ranks")
     spawn, port = multiprocessing.get_context("spawn"), free_port()
     ranks = [spawn.Process(target=run, args=(rank, port, folder, LAYOUTS), daemon=True) for rank in range(2)]
@@ -68,7 +68,7 @@ def wanted_gradients() -> list[tuple[dict[str, torch.Tensor], float]]:
 
 
 def _keep(learner: Learner, kept: dict[str, torch.Tensor]) -> None:
-    """In place of a step."""
+    """Instead of a step."""
     for name, parameter in learner.model.named_parameters():
         assert parameter.grad is not None
         kept[name] = parameter.grad.clone()
@@ -160,7 +160,7 @@ def test_imitation_balances_the_same_load(files: Path, parallel: ParallelConfig)
 
 
 def test_another_layout_continues_from_the_same_files(files: Path, tmp_path: Path):
-    """What four layouts wrote is read by one process that shares nothing."""
+    """One process that shares nothing reads the files of four layouts."""
     learner = single(OPTIMIZER)
     for parallel in LAYOUTS[1:8:2]:
         learner.load(files / layout_name(parallel), "half")

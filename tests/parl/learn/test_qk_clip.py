@@ -1,4 +1,4 @@
-"""MuonClip: a head above τ is clipped to the published factors, on one rank and on two; off, nothing happens."""
+"""MuonClip: a head above τ is rescaled by the published factors, on one rank and two; off, nothing happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learner's driver with ranks that only keep what they are told: shares, denominators, merged metrics."""
+"""The learner's driver with ranks that record calls: shares, denominators, merged metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from parl.learn.rows import Row
 
 
 class Rank:
-    """One rank. Each method's ``remote`` keeps its arguments and answers at once."""
+    """One rank. Each method's ``remote`` records its arguments and returns at once."""
 
     def __init__(self, number: int) -> None:
         self.number = number

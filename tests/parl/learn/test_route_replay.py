@@ -1,4 +1,4 @@
-"""Router replay: equal log-probs whatever the engine's weights are rounded to, and what is refused and watched."""
+"""Router replay: equal log-probs however the engine's weights are rounded, refusals and metrics."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def near_ties(config: ModelConfig) -> Weights:
 
 
 def rounded(weights: Weights) -> Weights:
-    """What bfloat16 keeps of them."""
+    """Weights rounded to bfloat16."""
     return {name: torch.from_numpy(array).bfloat16().float().numpy() for name, array in weights.items()}
 
 
 def sampled(config: ModelConfig, weights: Weights, count: int = 6) -> list[Row]:
-    """Streams that the engine wrote with its log-probs and routes."""
+    """Streams written by the engine, with its log-probs and routes."""
 
     async def one(engine: EmbeddedEngine, number: int) -> Row:
         prompt = np.random.default_rng(number).integers(0, config.vocab_size, 30).tolist()
@@ -67,7 +67,7 @@ def sampled(config: ModelConfig, weights: Weights, count: int = 6) -> list[Row]:
 
 
 def live(rows: list[Row]) -> list[Row]:
-    """``rows`` whose experts the learner chooses itself."""
+    """``rows`` for which the learner chooses experts itself."""
     return [replace(row, routes=np.full_like(row.routes, -1)) for row in rows]
 
 

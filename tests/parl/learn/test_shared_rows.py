@@ -1,4 +1,4 @@
-"""Rows that begin alike are computed once where they do, and nothing changes."""
+"""Shared prefixes of rows are computed once, and nothing changes."""
 
 from __future__ import annotations
 

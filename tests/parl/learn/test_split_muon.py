@@ -1,4 +1,4 @@
-"""Muon on ranges: whatever the cuts, the update is the whole matrices'. Ranks are threads that meet at a barrier."""
+"""Muon on ranges: for any ranges, the update is that of whole matrices. Ranks are threads with a barrier."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Threads:
 
 
 def end_to_end(sizes: list[int]) -> list[list[tuple[int, int]]]:
-    """ZeRO 1 and 2: per parameter the ranges that ranks hold when all lie end to end and are cut equally."""
+    """ZeRO 1 and 2: per parameter the ranges of each rank when all are concatenated and split equally."""
     part = math.ceil(sum(sizes) / RANKS)
     cuts, first = [], 0
     for size in sizes:
@@ -50,7 +50,7 @@ def end_to_end(sizes: list[int]) -> list[list[tuple[int, int]]]:
 
 
 def each_cut(sizes: list[int]) -> list[list[tuple[int, int]]]:
-    """ZeRO 3: each parameter is cut by itself."""
+    """ZeRO 3: each parameter is split by itself."""
     parts = [math.ceil(size / RANKS) for size in sizes]
     return [
         [(min(part * r, size), min(part * (r + 1), size)) for r in range(RANKS)]

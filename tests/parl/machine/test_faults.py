@@ -1,4 +1,4 @@
-"""Ray's failures are replaced or loud by name; hung and busy processes are told apart; no step is trained in part."""
+"""Ray's failures lead to a restart or a named exit; hung is not busy; no step is trained in part."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ CLASSES = {
 
 
 def raised(cls: type[failures.RayError]) -> failures.RayError:
-    """One of that class, without what its constructor wants."""
+    """An error of that class, without its constructor's arguments."""
     error = cls.__new__(cls)
     for name in ("actor_id", "error_msg", "message", "msg"):
         error.__dict__.setdefault(name, "what Ray says")
@@ -153,7 +153,7 @@ def watched() -> Watched:
 
 
 def run(one: Watched, seconds: float, beat) -> tuple[str, float]:
-    """Beats every four seconds; what was wrong first, and when."""
+    """Beats every four seconds; returns the first problem, and when."""
     now = 0.0
     while now <= seconds:
         if wrong := one.beat(now, beat(now)):
@@ -186,7 +186,7 @@ def test_a_loop_that_computes_for_ever_is_found_in_the_end():
 
 @pytest.fixture
 def process():
-    """A process that calls itself an actor, and computes when it is told to."""
+    """A process that counts as an actor, and computes on command."""
     code = "import sys\nwhile sys.stdin.readline() == 'spin\\n':\n    sum(range(3_000_000))\n"
     child = subprocess.Popen(["ray::Sleeper", "-c", code], executable=sys.executable, stdin=subprocess.PIPE, text=True)
     yield child
@@ -228,7 +228,7 @@ def test_a_silent_process_that_computes_is_left_alone(process: subprocess.Popen,
         assert not one.silent(float(now))
 
 
-# ---------------------------------------------------------------- whole steps, or none
+# ---------------------------------------------------------------- whole steps only
 
 
 def episode(index: int, limit: str = "", error: str = "", status: EpisodeStatus = EpisodeStatus.FAILED) -> Episode:

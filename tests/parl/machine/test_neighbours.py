@@ -1,4 +1,4 @@
-"""A run that this process has started beside its own: its actors are its own heartbeat's, and outlive our Ray."""
+"""A run started by this process beside its own: its actors belong to its own heartbeat, and outlive our Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from parl.machine import processes, watch
 from parl.machine.processes import no_leftovers
 from parl.machine.watch import Watch
 
-# Takes the first name for itself, has the next ones started below, says so, and waits for its end.
+# Takes the first name for itself, starts the next ones below, prints, and waits.
 NAMED = """
 import subprocess, sys, time
 code, name, *below = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""What is said of an actor that Ray killed because the machine's memory ran out."""
+"""The message about an actor that Ray killed because memory ran out."""
 
 from __future__ import annotations
 

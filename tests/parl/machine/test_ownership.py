@@ -1,4 +1,4 @@
-"""One owner for a folder, and a run's claim on it; who is refused, and what is left as it was."""
+"""One owner per folder, and a run's claim on it; refusals leave everything unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The heartbeat on Ray: a stopped actor and a blocked one are found within half a minute, by name, and killed."""
+"""The heartbeat on Ray: stopped and blocked actors are found within half a minute, named, and killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 class Sleeper(AsyncBeating):
-    """Waits, with its event loop or in its way."""
+    """Waits, with or without blocking its event loop."""
 
     async def nap(self, seconds: float) -> int:
         await asyncio.sleep(seconds)

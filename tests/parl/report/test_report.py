@@ -1,4 +1,4 @@
-"""The report opens from disk, shows what the run holds, and trusts none of its text."""
+"""The report opens from disk, shows the run's content, and escapes all text."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def make_run(folder: Path) -> Path:
 
 
 def unpack(packed: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """(JSON part, positions in ``vocab``, log-probs in thousandths) of a packed episode, as the page reads it."""
+    """(JSON part, positions in ``vocab``, log-probs in thousandths) of a packed episode."""
     content = gzip.decompress(base64.b64decode(packed))
     length = int(np.frombuffer(content[:4], "<u4")[0])
     data = json.loads(content[4 : 4 + length])
@@ -200,7 +200,7 @@ def unpack(packed: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
 
 
 def episodes_of(page: _Page) -> list[dict[str, Any]]:
-    """The page's episodes, headings and unpacked parts in one."""
+    """The page's episodes: headings merged with unpacked parts."""
     headings = json.loads(page.scripts["data"])["episodes"]
     return [{**heading, **unpack(page.scripts[f"episode-{i}"])[0]} for i, heading in enumerate(headings)]
 
@@ -379,7 +379,7 @@ def test_text_that_no_encoding_can_carry_does_not_stop_the_page() -> None:
 
 
 def speaking_episode(tokenizer: Tokenizer, width: int = 12) -> Episode:
-    """:func:`swarm_episode` with the tokens of what its turns say, each with a log-prob of its own."""
+    """:func:`swarm_episode` with the tokens of its turns' texts, with distinct log-probs."""
     episode, rng = swarm_episode(width), random.Random(1)
     for trace in episode.traces:
         trace.tokens = tokenizer.encode("what the agent reads")

@@ -1,4 +1,4 @@
-"""The swarm viewer in a headless Chromium: what it draws, what a click opens, links, keys, search, phone."""
+"""The swarm viewer in a headless Chromium: drawing, clicks, links, keys, search, phone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def chrome() -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(chrome: Browser, page: Path) -> Iterator[Browser]:
-    """The page freshly opened; afterwards nothing may have gone wrong in it, nor left it."""
+    """The freshly opened page; afterwards it must have no errors and no network requests."""
     chrome.problems.clear()
     chrome.requests.clear()
     chrome.open(page)

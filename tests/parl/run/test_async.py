@@ -1,4 +1,4 @@
-"""Training beside collecting: ages within the bound, nothing lost or trained twice, kills and dead actors survived."""
+"""Asynchronous training: bounded ages, nothing lost or trained twice, kills and dead actors survived."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def changed(config: Config, name: str, **trainer: Any) -> Config:
 
 
 def check(folder: Path, config: Config) -> list[dict[str, Any]]:
-    """What holds for any run; its rows."""
+    """Properties of any run; returns its rows."""
     steps, bound = config.trainer.steps, config.trainer.staleness
     rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
@@ -122,7 +122,7 @@ def training(actors: Training) -> Training:
 
 
 def seen(outcome: Outcome) -> Any:
-    """What an outcome holds, comparable."""
+    """The content of an outcome, comparable."""
     if outcome is None:
         return None
     episode, rest = (outcome, ()) if isinstance(outcome, Episode) else (outcome.episode, astuple(outcome)[1:])

@@ -1,4 +1,4 @@
-"""Checkpoints: parts that any number of ranks reads, saves beside the next step, and whatever can befall a file."""
+"""Checkpoints: parts readable by any number of ranks, concurrent saves, and damaged files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from parl.run.saver import Saver
 
 
 class OneTensor:
-    """A learner whose state is one tensor; it writes when it is let."""
+    """A learner whose state is one tensor; it writes when released."""
 
     def __init__(self) -> None:
         self.weights, self.let = torch.arange(1000.0), threading.Event()

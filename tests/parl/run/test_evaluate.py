@@ -1,4 +1,4 @@
-"""The evaluation: every policy on the same held-out tasks, and files that say what they must."""
+"""The evaluation: every policy on the same held-out tasks, and the files' content."""
 
 from __future__ import annotations
 

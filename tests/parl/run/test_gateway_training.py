@@ -1,4 +1,4 @@
-"""A black-box harness on OpenAI's own client, through the gateway, to rows that train."""
+"""A black-box harness on OpenAI's own client, through the gateway, to trained rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TOOL: Any = {
 
 
 class Told:
-    """An engine of the policy that is told what to sample, so that it calls tools; log-probs are the policy's own."""
+    """An engine of the policy with prescribed tokens, so that it calls tools."""
 
     def __init__(self, policy: Transformer, tokenizer: Tokenizer, turns: list[Any]) -> None:
         self.policy, self.tokenizer, self.turns = policy, tokenizer, turns

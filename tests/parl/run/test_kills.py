@@ -1,4 +1,4 @@
-"""The kill benchmark: a few kills go through it, and it can tell a run that went another way."""
+"""The kill benchmark: a few kills pass, and it detects a run that differs."""
 
 from __future__ import annotations
 

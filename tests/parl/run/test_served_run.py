@@ -1,4 +1,4 @@
-"""Runs whose engines are servers: weights reach them, versions come back, and a server that forgets is served again."""
+"""Runs with servers as engines: weights arrive, versions come back, servers that lost them recover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole run: bit-equal after kills at the worst moments, whole again after dead engines, loud about all else."""
+"""A whole run: bit-equal after kills at the worst moments, recovers from dead engines, exits on all else."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ KILLS = [  # (moment, in which call of this process): each resumes what the one 
 
 
 def timeless(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl`` without what a clock or a cache measured."""
+    """The rows of ``metrics.jsonl`` without values of clocks and caches."""
     rows = [row for row in read_rows(run_dir / "metrics.jsonl") if row["kind"] == "train"]
     return [{k: v for k, v in row.items() if not k.startswith(("time/", "speed/", "latency/"))} for row in rows]
 
 
 def said(episode: Episode) -> list[Any]:
-    """All that an episode is, but for its times."""
+    """Everything of an episode except its times."""
     traces = [
         (t.agent_id, t.tokens, t.logprobs, t.versions, t.status, None if t.routes is None else t.routes.tolist())
         for t in episode.traces

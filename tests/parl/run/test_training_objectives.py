@@ -1,4 +1,4 @@
-"""A short run on two ranks with everything that is off by default: the numbers that only it has, and no other."""
+"""A short run on two ranks with all optional features: their metrics are there, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step of the loop with a learner and rollouts that only keep what they are told: schedules, cursors, batches."""
+"""One step of the loop with a learner and rollouts that record calls: schedules, cursors, batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REWARDS = {"lambda_parallel": 0.4, "lambda_finish": 0.2, "anneal": 0.5, "critica
 
 
 class Learner:
-    """Keeps every call; its metrics are the number of the call."""
+    """Records every call; its metrics are the number of the call."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
@@ -48,7 +48,7 @@ class Learner:
 
 
 class Collector:
-    """Hands out made-up episodes of the tasks that it is asked for."""
+    """Returns made-up episodes of the requested tasks."""
 
     restarts = 0
 
@@ -70,7 +70,7 @@ class Collector:
 
 
 class Texts:
-    """Texts that tell the step and the number of their batch."""
+    """Texts that encode the step and the number of their batch."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
@@ -295,7 +295,7 @@ def test_with_dynamic_sampling_groups_without_a_difference_are_stored_and_counte
 
 
 class Worker:
-    """A stand-in for the actor that makes demonstrations: it says which ones it was asked for."""
+    """A stand-in for the demonstrations' actor that records requests."""
 
     def __init__(self) -> None:
         self.rows = self

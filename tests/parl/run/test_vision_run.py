@@ -1,4 +1,4 @@
-"""Pictures from the configuration to a finished run: the cold start shows them, mistakes are named, a run sees."""
+"""Pictures from the configuration to a finished run: cold start, mistakes, training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PLACEHOLDER = VOCAB - len(SPECIAL_TOKENS) + SPECIAL_TOKENS.index(MEDIA_PAD)
 
 
 def seeing_config(root: Path, **sections: Any) -> Config:
-    """The tiny run with eyes; only pictures are asked for."""
+    """The tiny run with vision; only picture tasks."""
     base = tiny_config(root)
     model = {**base.model.model_dump(), "vision": VISION, "media_placeholder_token_id": PLACEHOLDER}
     world = {"entities": 120, "widths": (2, 4), "mix": {PICTURE: 1.0}}
@@ -62,7 +62,7 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path):
 
 
 def test_a_configuration_without_vision_says_nothing_of_it():
-    """Hashes and files of policies that cannot see are what they were."""
+    """Hashes and files of policies without vision are unchanged."""
     config = load_config(VISION_YAML.with_name("quickstart.yaml"))
     assert "vision" not in config.model.model_dump() and not config.envs.config.pictures
     seeing = config.model.model_copy(update={"vision": load_config(VISION_YAML).model.vision})
@@ -105,7 +105,7 @@ def test_the_tools_of_a_world_without_pictures_are_what_they_were():
 
 
 def taught(config: Config, cold: Path, folder: Path) -> Path:
-    """``cold`` after it has learned the first two demonstrations by heart: no such short cold start calls a tool."""
+    """``cold`` after memorising the first two demonstrations, since so short a cold start calls no tool."""
     weights, model, tokenizer, meta = load_policy(cold, Kimi())
     demos = Demonstrator(config, tokenizer)
 

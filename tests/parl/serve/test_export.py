@@ -1,4 +1,4 @@
-"""``parl export``: transformers loads the folder, and its model and tokenizer are the policy's own."""
+"""``parl export``: transformers loads the folder, with the policy's model and tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``parl gateway`` as a command: where it listens, whom it serves, and what it makes of old recordings."""
+"""``parl gateway`` as a command: addresses, access, and earlier recordings."""
 
 from __future__ import annotations
 

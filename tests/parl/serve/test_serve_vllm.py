@@ -1,4 +1,4 @@
-"""An exported policy in an engine that is not ours."""
+"""An exported policy in vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands print: a stranger's text neither steers the terminal nor is read as markup, wherever it stands."""
+"""Output of commands: untrusted text neither controls the terminal nor is read as markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/metrics.md and what a run logs are the same: read back by wandb's own reader from an offline run."""
+"""docs/metrics.md lists exactly what a run logs, read back from an offline run by wandb's own reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorBoard and Prometheus, read back through their own libraries; without them, one clear error."""
+"""TensorBoard and Prometheus, read back through their own libraries; a clear error without them."""
 
 from __future__ import annotations
 

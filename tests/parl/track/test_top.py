@@ -1,4 +1,4 @@
-"""``parl top``: what it shows of running, finished, silent and damaged runs."""
+"""``parl top`` for running, finished, silent and damaged runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers survive: one W&B run, one JSONL, a kill in between."""
+"""Tracking survives a kill: one W&B run, one JSONL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine over a chat server: what it sends, what it makes of answers, and what it does when there are none."""
+"""The engine over a chat server: requests, parsed answers, and failures."""
 
 from __future__ import annotations
 

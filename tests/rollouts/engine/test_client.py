@@ -1,4 +1,4 @@
-"""The client of inference servers: whatever bytes come, an answer that was asked for or a fault of the server."""
+"""The client of inference servers: any bytes give a valid answer or a server fault."""
 
 from __future__ import annotations
 

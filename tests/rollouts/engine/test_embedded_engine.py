@@ -1,4 +1,4 @@
-"""The embedded engine: continuous batching that changes no bit, sharing that is never stale, requests that end."""
+"""The embedded engine: batching changes no bit, shared pages are never stale, requests end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def ask(engine: Engine, prompt: list[int], session: str = "s", *, seed: in
 
 
 async def under_way(engine: EmbeddedEngine) -> None:
-    """Until the engine has sampled a few tokens."""
+    """Wait until the engine has sampled a few tokens."""
     start = engine.generated
     while engine.generated < start + 5:
         await asyncio.sleep(0)

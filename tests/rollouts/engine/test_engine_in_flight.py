@@ -1,4 +1,4 @@
-"""New weights while streams run, and requests that are cut short: every token is what its own version says."""
+"""New weights in flight, and interrupted requests: every token is that of its own version."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def sampled(engine: EmbeddedEngine, count: int) -> None:
 
 
 async def by_parts(prompt: list[int], versions: tuple[int, ...], new: int, seed: int = 5) -> Completion:
-    """The same answer by new engines, one a version, each fed with all that is there before it."""
+    """The same answer by new engines, one per version, each prefilled with all earlier tokens."""
     tokens, logprobs = list(prompt), []
     for version in dict.fromkeys(versions):
         engine, count = await serving(version), versions.count(version)

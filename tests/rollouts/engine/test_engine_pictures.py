@@ -1,4 +1,4 @@
-"""The engine with pictures: the learner's numbers, the same bits in any batch, pages known by what they show."""
+"""The engine with pictures: the learner's numbers, the same bits in any batch, pages keyed by content."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def words(count: int, seed: int = 0) -> list[int]:
 
 
 def some_prompt(seed: int) -> Prompt:
-    """Words, a picture, words, perhaps another picture: some begin in the middle of a page, some span several."""
+    """Words, a picture, words, perhaps another picture, at various positions in pages."""
     rng = Random(seed)
     parts: list[list[int] | bytes] = [words(rng.randrange(1, 40), seed), a_picture(seed, rng.randint(1, 9))]
     parts.append(words(rng.randrange(1, 40), seed + 1))

@@ -1,4 +1,4 @@
-"""The client of inference servers: what it asks and reads, what it tries again, and what it takes for an error."""
+"""The client of inference servers: requests, answers, retries and errors."""
 
 from __future__ import annotations
 

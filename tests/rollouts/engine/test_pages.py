@@ -1,4 +1,4 @@
-"""The page pool: shared prefixes are the right ones, and no page ever has two owners who write."""
+"""The page pool: shared prefixes are correct, and no page has two writing owners."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ WORDS = [[word] * PAGE for word in (1, 2)]  # streams made of few different page
 
 
 class Stream:
-    """Tokens fed so far and the pages that hold them, as the engine keeps them."""
+    """Tokens fed so far and their pages, as the engine keeps them."""
 
     def __init__(self, tokens: list[int], pages: list[int]) -> None:
         self.tokens, self.pages = tokens, pages
 
 
 class PagesUnderAnEngine(RuleBasedStateMachine):
-    """Streams come, grow, share and go as in the engine; ``written`` says what each page really holds."""
+    """Streams start, grow, share and end as in the engine; ``written`` records what each page holds."""
 
     streams = Bundle("streams")
 
@@ -35,7 +35,7 @@ class PagesUnderAnEngine(RuleBasedStateMachine):
         return sum(stream.pages.count(page) for stream in self.open)
 
     def grow(self, stream: Stream, tokens: list[int]) -> bool:
-        """Feed ``tokens``; False where the pool is full."""
+        """Feed ``tokens``; False if the pool is full."""
         for token in tokens:
             if len(stream.tokens) == len(stream.pages) * PAGE:
                 try:

@@ -1,4 +1,4 @@
-"""What a real vLLM answered, through our client."""
+"""Recorded answers of a real vLLM, through our client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wire between workers and engine actors: batched both ways, and no request is ever left waiting."""
+"""The traffic between workers and engine actors: batched both ways, and no request waits for ever."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHTS = random_weights(CONFIG)
 
 
 class _Method:
-    """``handle.method.remote(...)`` as Ray has it: runs at once, awaited or not."""
+    """``handle.method.remote(...)`` as in Ray: runs at once, awaited or not."""
 
     def __init__(self, call: Callable[..., Awaitable]) -> None:
         self._call = call
@@ -32,7 +32,7 @@ class _Method:
 
 
 class Replica:
-    """An engine actor without Ray; counts the calls that travel, and can die."""
+    """An engine actor without Ray; counts calls, and can die."""
 
     def __init__(self) -> None:
         self.actor = EngineActor(

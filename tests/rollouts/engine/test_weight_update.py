@@ -1,4 +1,4 @@
-"""Weights to a server, and the proof that it computes with them."""
+"""Weight updates of a server, and their verification."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ VALUES = {0: [-1.0, -2.0, -3.0], 1: [-1.5, -2.5, -3.5], 2: [-1.6, -2.6, -3.6]}
 
 
 class Server(httpx.AsyncBaseTransport):
-    """A stand-in for vLLM: ``loaded`` is what it computes with. ``stale``: a reload in place changes nothing.
+    """A stand-in for vLLM: ``loaded`` is its weights. ``stale``: a reload in place changes nothing.
 
-    ``started``: the file that the restart command writes the folder's name into.
+    ``started``: the file into which the restart command writes the folder's name.
     """
 
     def __init__(self, started: Path, *, stale: bool = False, noise: float = 0.0, broken: bool = False) -> None:

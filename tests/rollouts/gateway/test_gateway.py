@@ -1,4 +1,4 @@
-"""The gateway: what it records of conversations, what it answers, what it refuses."""
+"""The gateway: recorded conversations, answers, refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAYERS, EXPERTS = 2, 2
 
 
 class Said:
-    """An engine that says ``turns`` one after the other: text, calls, or raw tokens. Routes tell their position."""
+    """An engine that returns ``turns`` in order: text, calls, or raw tokens. Routes encode positions."""
 
     def __init__(self, tokenizer: Tokenizer, *turns: Any) -> None:
         self.tokenizer, self.turns = tokenizer, list(turns)

@@ -1,4 +1,4 @@
-"""Whatever stands in a request's body, headers, method or path: never a 500, and each 400 names a field of it."""
+"""Any request body, headers, method or path: never a 500, and each 400 names a field of it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ tools = st.lists(
 
 @pytest.fixture
 def run() -> Iterator[Callable[[Callable[[Caller], Coroutine[Any, Any, None]]], None]]:
-    """Runs coroutines over one gateway, which must serve others as before at the end."""
+    """Runs coroutines over one gateway, which must still serve other requests at the end."""
     with asyncio.Runner() as runner:
         served = gateway(None, conversations=16)
         caller = runner.run(served.__aenter__())
@@ -62,7 +62,7 @@ def run() -> Iterator[Callable[[Callable[[Caller], Coroutine[Any, Any, None]]], 
 
 
 def named(answer: Any, tree: Any, *known: str) -> None:
-    """Fails where a 400 names what the request does not have."""
+    """Fails if a 400 names a field that the request does not have."""
     if answer.status_code == 400:
         field = answer.json()["error"]["param"]
         assert field is not None
@@ -101,7 +101,7 @@ async def paths(caller: Caller, method: str, path: str) -> None:
     assert answer.status_code in (200, 400, 404, 405, 415), answer.text
 
 
-# what is drawn, and what is done with it
+# strategy, and the request made from it
 FUZZ: dict[str, tuple[Any, dict[str, Any]]] = {
     "completions": (
         completions,

@@ -1,4 +1,4 @@
-"""The gateway under strangers and bad luck: what it still accepts, what it bounds, and that one mishap costs one."""
+"""The gateway under untrusted requests and faults: what it accepts, its bounds, and isolation of failures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rewarded(name: str) -> str:
     return f"/v1/parl/episodes/{quote(name, safe='')}/reward"
 
 
-# ---------------------------------------------------------------- what OpenAI takes is taken
+# ---------------------------------------------------------------- what OpenAI accepts is accepted
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ async def test_a_byte_order_mark_and_a_charset_are_read(tmp_path):
 
 
 async def test_a_fields_mistake_is_named_before_a_form_as_content_type(tmp_path):
-    """``curl -d`` without a header sends a form: both are refused, the field's mistake is the one to know."""
+    """``curl -d`` without a header sends a form: both are wrong, and the field's mistake is reported."""
     form = {"content-type": "application/x-www-form-urlencoded"}
     async with gateway(tmp_path) as caller:
         await caller.refused(400, "reward", "/v1/parl/episodes/a/reward", b'{"reward": NaN}', headers=form)
@@ -136,7 +136,7 @@ async def test_a_name_comes_in_a_header_as_utf8(tmp_path):
 
 
 class Refusing(EpisodeStore):
-    """A store that cannot take some episodes."""
+    """A store that refuses some episodes."""
 
     refused: str | None = "bad"
 
@@ -272,7 +272,7 @@ async def test_an_engine_that_fails_is_told_in_openais_form_and_leaves_nothing_b
 
 
 class Waiting(Parrot):
-    """An engine that answers when it may."""
+    """An engine that answers when released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -386,7 +386,7 @@ async def test_a_caller_that_hangs_up_ends_the_generation(tmp_path):
 
 
 async def hang_up(served: Gateway, body: dict[str, Any]) -> None:
-    """A request whose connection ends while its answer is generated."""
+    """A request whose client disconnects during generation."""
     messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
     async def receive() -> Any:

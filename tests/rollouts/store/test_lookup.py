@@ -1,4 +1,4 @@
-"""Single episodes of a shard come back as they were written; a damaged one is named and spares the others."""
+"""Single episodes of a shard are read back unchanged; a damaged one is reported and spares the others."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is stored comes back exactly, in whole shards or not at all."""
+"""Stored episodes are read back exactly, in whole shards or not at all."""
 
 import dataclasses
 import subprocess
@@ -89,7 +89,7 @@ def make_episode(index=0, **changes):
 
 
 def plain(value):
-    """A comparable picture of an episode with the types of everything in it."""
+    """A comparable form of an episode with all types."""
     if isinstance(value, np.ndarray):
         return (value.dtype.str, value.shape, value.tobytes())
     if dataclasses.is_dataclass(value):

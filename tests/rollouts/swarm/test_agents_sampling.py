@@ -1,4 +1,4 @@
-"""Who samples how: temperature, top-p, noise and length of every agent's turns, in each pool and at peers."""
+"""Sampling settings by agent: temperature, top-p, noise and length of every turn, in each pool and at peers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH = 3
 
 
 class Recording(SimulatedEngine):
-    """Keeps the sampling of every agent's every turn."""
+    """Records the sampling of every turn."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(KimiChat(tokenizer), fan_out(WIDTH, WIDTH), Latency(median_s=0.0))
@@ -125,7 +125,7 @@ async def test_at_a_peer_sub_agents_sample_as_at_home(tokenizer: Tokenizer, fold
 
 
 async def test_tokens_of_sub_agents_at_peers_count_as_those_at_home(tokenizer: Tokenizer, folder: str):
-    """The orchestrator's second turn is refused exactly where all agents have sampled ``total_tokens`` by then."""
+    """The orchestrator's second turn is refused exactly if all agents have sampled ``total_tokens``."""
     whole = await episode_of(worker_of(folder, Recording(tokenizer)))
     first = whole.orchestrator.turns[0]
     spent = first.end - first.start + sum(sum(trace.mask) for trace in whole.subagents)
@@ -139,7 +139,7 @@ async def test_tokens_of_sub_agents_at_peers_count_as_those_at_home(tokenizer: T
 
 
 async def test_sub_agents_do_not_look_at_what_all_have_spent(tokenizer: Tokenizer, folder: str):
-    """They would depend on what runs beside them. The orchestrator's next turn is what the budget forbids."""
+    """Otherwise they would depend on concurrency. The budget stops the orchestrator's next turn."""
     whole = await episode_of(worker_of(folder, Recording(tokenizer)))
     first = whole.orchestrator.turns[0]
     budget = BudgetConfig(total_tokens=first.end - first.start)

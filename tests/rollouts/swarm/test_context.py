@@ -1,4 +1,4 @@
-"""Context management: what an agent goes on with, that nothing is trained twice, and that rows are what was seen."""
+"""Context management: the new context, nothing is trained twice, and rows equal the engine's contexts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOW = Latency(median_s=0.0)
 
 
 class Recorder(SimulatedEngine):
-    """Remembers what it was asked to continue, by session."""
+    """Records the prompts of each session."""
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)

@@ -1,4 +1,4 @@
-"""What a continued episode has spent already: tokens, time, steps and the rest of a turn, worked out by hand."""
+"""What a continued episode has already used: tokens, time, steps and the rest of a turn, by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOOK, ASSIGN = "look", "assign_task"
 
 
 class Asked:
-    """An engine that keeps what it was asked, and gives ``answer`` after ``seconds``."""
+    """An engine that records requests, and returns ``answer`` after ``seconds``."""
 
     def __init__(self, answer: Callable[[], tuple[list[int], Finish]], seconds: float = 0.0) -> None:
         self.answer, self.seconds = answer, seconds
@@ -51,7 +51,7 @@ def turn(start: int, end: int, *names: str, answered: bool = True, spawned: Sequ
 
 
 def trace(agent_id: str, turns: list[Turn], length: int, **fields) -> Trace:
-    """Tokens of which those of the turns were sampled; ``more`` sampled ones at the end belong to no turn yet."""
+    """Tokens, those of the turns sampled; ``more`` sampled ones at the end belong to no turn yet."""
     more = fields.pop("more", 0)
     mask = [any(t.start <= i < t.end for t in turns) for i in range(length)] + [True] * more
     return Trace(
@@ -156,7 +156,7 @@ async def test_a_turn_that_was_cut_short_gets_the_rest_of_its_tokens(tokenizer: 
 
 
 async def test_a_turn_that_was_cut_short_goes_on_though_the_tokens_are_spent_by_now(tokenizer: Tokenizer):
-    """It had passed its limits when it began; the next turn does not."""
+    """It was within its limits when it began; the next turn is not."""
     engine = Asked(lambda: ([5], Finish.LENGTH))
     budget = BudgetConfig(total_tokens=3, turn_tokens=12)
     settings = SwarmSettings(chat=KimiChat(tokenizer), pool=lambda trace: engine, budget=budget)
@@ -171,7 +171,7 @@ async def test_a_turn_that_was_cut_short_goes_on_though_the_tokens_are_spent_by_
         assert episode.limit == ("" if asked else "total_tokens")
 
 
-# ---------------------------------------------------------------- calls that are made again in a new session
+# ---------------------------------------------------------------- repeated calls in a new session
 
 
 class Session:

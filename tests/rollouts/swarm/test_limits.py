@@ -1,4 +1,4 @@
-"""Slots, deadlines and the switch: what bounds a swarm from outside, and what is kept of what it ends."""
+"""Slots, deadlines and the stop switch: how they bound a swarm, and what is kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def still() -> SkippingLoop:
 
 
 class Play:
-    """Episodes of simulated swarms on a clock of their own."""
+    """Episodes of simulated swarms on their own clock."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

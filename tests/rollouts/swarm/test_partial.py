@@ -1,4 +1,4 @@
-"""Episodes that are halted and continued: the same bits as uninterrupted, whatever moment, process and session."""
+"""Halted and continued episodes: the same bits as uninterrupted, at any moment, in any process and session."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BUDGET = BudgetConfig(turn_tokens=120, episode_s=60.0)
 
 
 class Remembering(WorldEnvironment):
-    """The world with a memory: an answer tells how many calls the agent and the whole episode have made before."""
+    """A world with state: answers count the earlier calls of the agent and of the episode."""
 
     stateless = False
     opened = 0
@@ -55,7 +55,7 @@ class Remembering(WorldEnvironment):
 
 
 class Slow(ScriptedEngine):
-    """A script that is written token by token and can be cut short."""
+    """A script written token by token, which can be interrupted."""
 
     cut = False
     written = 0
@@ -78,8 +78,7 @@ class Slow(ScriptedEngine):
 
 
 class Stage:
-    """Runs one episode of a wide task in which the orchestrator and some sub-agents follow scripts, token by token, and
-    the other sub-agents are a random policy on a real engine."""
+    """One episode of scripted agents, token by token, and of sampled sub-agents on an engine."""
 
     def __init__(self, tokenizer: Tokenizer, engine: EmbeddedEngine, environment: WorldEnvironment) -> None:
         self.tokenizer, self.engine, self.environment = tokenizer, engine, environment
@@ -101,7 +100,7 @@ class Stage:
     async def run(
         self, limit: float, saved: Suspended | None, flight: Flight | None = None, *, sampled: float = float("inf")
     ) -> Episode | Suspended:
-        """To the end, or halted when ``limit`` tokens have been written or the engine has sampled ``sampled``."""
+        """Run to the end, or halt after ``limit`` written tokens or ``sampled`` tokens of the engine."""
         Slow.cut = False
         flight = flight or Flight(saved=saved)
         job = asyncio.create_task(
@@ -151,7 +150,7 @@ def same(first: Episode, second: Episode) -> None:
 
 
 async def finish(stage: Stage, rng: Random, longest: int) -> tuple[Episode, int]:
-    """The episode with halts at random moments, each time in a new session; and how many halts there were."""
+    """The episode with halts at random moments, each time in a new session; and the number of halts."""
     saved, halts = None, 0
     while True:
         outcome = await stage.run(rng.randrange(1, longest), saved)

@@ -1,4 +1,4 @@
-"""A sub-agent's time at a peer: its stage's deadline, its episode's age, and how agents are spread."""
+"""A sub-agent on another worker: its stage's deadline, its episode's age, and how agents are spread."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def job(elapsed_s: float, stage_s: float | None) -> Job:
 
 
 def ran(tokenizer: Tokenizer, given: Job, began: float = 100.0, **limits: float) -> Trace:
-    """The trace of a job whose three turns and two calls take a second each, by a worker that is ``began`` s old."""
+    """The trace of a job of three turns and two calls, a second each; the worker is ``began`` s old."""
 
     async def play() -> Trace:
         await asyncio.sleep(began)
@@ -89,7 +89,7 @@ def test_its_own_deadline_counts_from_its_beginning(tokenizer: Tokenizer):
 
 
 class Peer:
-    """A worker's handle that keeps what runs there until it is let go."""
+    """A worker's handle that holds its jobs until released."""
 
     def __init__(self) -> None:
         self.running: list[asyncio.Future] = []

@@ -1,4 +1,4 @@
-"""Sub-agents on any worker: the same episodes for any number of workers and any timing, and nothing is lost."""
+"""Sub-agents on any worker: the same episodes for any number of workers and any timing, and none is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = {"seed": 3, "temperature": 1.0, "critical_budget": 0}
 
 
 class Handle:
-    """A worker's actor handle without Ray: what travels is a copy, and takes a random time both ways."""
+    """A worker's actor handle without Ray: it copies arguments, with random delays both ways."""
 
     def __init__(self, worker: RolloutWorker, delays: Random) -> None:
         self.worker, self.delays, self.calls = worker, delays, 0

@@ -1,4 +1,4 @@
-"""The swarm: what runs at once, what comes back in which order, what ends it, and that timing changes nothing."""
+"""The swarm: concurrency, order of results, ends, and independence of timing."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ async def test_the_tokens_of_all_agents_count_but_are_looked_at_between_the_orch
 
 
 class Says:
-    """An engine that says ``tokens`` once."""
+    """An engine that returns ``tokens`` once."""
 
     def __init__(self, tokens: list[int], finish: Finish = Finish.STOP) -> None:
         self.tokens, self.finish = tokens, finish
@@ -359,7 +359,7 @@ async def test_only_the_orchestrator_learns(play: Play):
     assert [row.key for row in episode_rows(episode, 1.0)] == [("t", 0, "0")]
 
 
-# ---------------------------------------------------------------- what goes wrong outside the policy
+# ---------------------------------------------------------------- faults outside the policy
 
 
 async def forever(agent_id: str, call: ToolCall) -> str:

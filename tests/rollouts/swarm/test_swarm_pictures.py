@@ -1,4 +1,4 @@
-"""A tool shows a picture: where it stands in the stream, what is stored of it, and who cannot see."""
+"""A tool returns a picture: its position in the stream, its storage, and policies without vision."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHOWN = {
 
 
 class Gallery:
-    """An environment whose one tool shows pictures."""
+    """An environment with one tool that returns pictures."""
 
     def tasks(self, split: str) -> list[Task]:
         return [TASK]

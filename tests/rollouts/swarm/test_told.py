@@ -1,4 +1,4 @@
-"""What agents are told and how they write are settings: prompts, descriptions of the spawning tools, reasoning."""
+"""Settings of prompts: system prompts, descriptions of the spawning tools, reasoning."""
 
 from __future__ import annotations
 
