@@ -183,9 +183,6 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-# ---------------------------------------------------------------- faults
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """``strike(run)`` causes the fault; ``known``: words of which a message has one; ``mend`` undoes it.
@@ -418,9 +415,6 @@ def _said(run: Run, after: int, known: Sequence[str]) -> str:
     """The first later line that names the fault."""
     lines = run.text()[after:].splitlines()
     return next((line.strip() for line in lines if any(word in line for word in known)), "")
-
-
-# ---------------------------------------------------------------- surroundings of runs
 
 
 @contextmanager

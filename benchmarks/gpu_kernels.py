@@ -117,9 +117,6 @@ def both(layer: Callable[..., Tensor], leaves: list[Tensor], dout: Tensor) -> li
     return [out, *torch.autograd.grad(out, leaves, dout)]
 
 
-# ---------------------------------------------------------------- parity
-
-
 def parity(bench: Bench) -> None:
     """Every kernel against the specification in float64."""
     for tokens, *rest in ROUTER_PARITY:
@@ -179,9 +176,6 @@ def _int4_parity(bench: Bench, dtype: torch.dtype) -> None:
     wanted = int4.dequantize(*int4.quantize(weight.cpu().flatten(0, -2))).view(weight.shape).to(dtype)
     wrong = (int4.fake_quant(weight).cpu() != wanted).double().mean().item()
     bench.add("INT4", wrong, "share of wrong bits", parity=wrong, ok=wrong == 0, shape="3x64x96", dtype=kind(dtype))
-
-
-# ---------------------------------------------------------------- times
 
 
 def ceilings(bench: Bench) -> None:
@@ -350,9 +344,6 @@ def quantisation(bench: Bench) -> None:
     rate = {name: 4 * weight.numel() / s / 1e12 for name, s in seconds.items()}
     bench.add("INT4, time", rate["ours"], "TB/s read and written", peer="torch operators", peer_value=rate["torch"],
               parity=wrong, ok=wrong == 0, shape="x".join(map(str, size)), dtype="bfloat16")  # fmt: skip
-
-
-# ---------------------------------------------------------------- graphs and bits
 
 
 def graphs(bench: Bench) -> None:

@@ -90,9 +90,6 @@ def child(file: Path, folder: Path) -> None:
         Training(config, folder, cold).run(Log())  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------- the parent's side
-
-
 @dataclass
 class Run:
     """A child process."""

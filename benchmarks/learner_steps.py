@@ -86,9 +86,6 @@ def profile(step: Callable[[], Any]) -> dict[str, float]:
     return {name: times[name] / whole for name in sorted(times, key=lambda name: -times[name])[:16]}
 
 
-# ---------------------------------------------------------------- parl
-
-
 def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> None:
     """The learner as used in a run, without Ray."""
     from model.kimi.family import Kimi
@@ -134,9 +131,6 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
         return {"sync_ms": 1000 * sorted(times)[2], "sync_bytes": float(sum(a.nbytes for a in new.values()))}
 
     serve(watch, lambda: learner.policy_step(mine, Grpo(), **settings), end)
-
-
-# ---------------------------------------------------------------- plain torch
 
 
 def plain(folder: Path, micro_tokens: int) -> None:
@@ -185,9 +179,6 @@ def plain(folder: Path, micro_tokens: int) -> None:
         done()
 
     serve(watch, step, dict)
-
-
-# ---------------------------------------------------------------- TRL
 
 
 def trl(folder: Path, micro_tokens: int) -> None:

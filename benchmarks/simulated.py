@@ -119,8 +119,6 @@ def simulated_task(number: int, split: str = "train") -> Task:
     )
 
 
-# ---------------------------------------------------------------- the engine
-
 Plan = Callable[[str, int], Action]  # (agent id, number of its turn) -> what it says
 
 
@@ -193,9 +191,6 @@ def fan_out(width: int, calls: int) -> Plan:
         return [(PROBE.name, {"n": turn})] if turn < own else "ok"
 
     return plan
-
-
-# ---------------------------------------------------------------- the clock
 
 
 class SkippingLoop(asyncio.SelectorEventLoop):

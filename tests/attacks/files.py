@@ -44,9 +44,6 @@ def refused(call: Callable[[], Any], says: str) -> None:
     assert _peak() - before < MEMORY, "it took too much memory"
 
 
-# ------------------------------------------------------------------------------------------ configurations
-
-
 def _laughs(levels: int = 12) -> str:
     lines = ['a0: &a0 ["x", "x", "x", "x", "x", "x", "x", "x", "x"]']
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
@@ -105,9 +102,6 @@ def _config(content: str | bytes, says: str, folder: Path) -> None:
     file = folder / "config.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(lambda: load_config(file), says)
-
-
-# ------------------------------------------------------------------------------------------ models
 
 
 def _published() -> dict[str, Any]:
@@ -266,9 +260,6 @@ def _quantized(given: Any, folder: Path) -> None:
     refused(lambda: group_size_of(given), "quantization_config")
 
 
-# ------------------------------------------------------------------------------------------ tokenizers
-
-
 def _tokenizer() -> dict[str, Any]:
     found = next((ROOT / "configs" / "starters").glob("*/tokenizer.json"))
     return json.loads(found.read_text())
@@ -389,9 +380,6 @@ def _bytes_ranks() -> list[bytes]:
     return [base64.b64encode(bytes([byte])) + b" %d" % byte for byte in range(256)]
 
 
-# ------------------------------------------------------------------------------------------ stores
-
-
 def _table(folder: Path, **columns: Any) -> tuple[Any, Path]:
     """A shard of one episode as an Arrow table with replaced columns, and its path."""
     import pyarrow as pa
@@ -484,9 +472,6 @@ def _wide_routes(told: list[dict[str, Any]]) -> None:
     told[0]["routes"] = [2**40, 2**20, 2**20]
 
 
-# ------------------------------------------------------------------------------------------ pictures
-
-
 def _png(width: int, height: int, chunks: bytes = b"", data: bytes | None = None) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -525,9 +510,6 @@ def _counted(folder: Path) -> None:
     from model.kimi.vision.picture_size import picture_tokens
 
     refused(lambda: picture_tokens(_png(2**30, 2**30)), "pixels")
-
-
-# ------------------------------------------------------------------------------------------ trajectories
 
 
 def _atif(**fields: Any) -> dict[str, Any]:

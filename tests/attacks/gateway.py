@@ -130,9 +130,6 @@ def cases() -> Iterator[Attack]:
 _LOCAL, _JSON, _APP = ("host", "localhost"), ("content-type", JSON), ("origin", "https://app.example")
 
 
-# ---------------------------------------------------------------- in this process
-
-
 def _with(folder: Path, act: Any, **options: Any) -> None:
     from gateway_client import gateway
 
@@ -311,9 +308,6 @@ def _absurd_length(folder: Path) -> None:
         assert answer == 413
 
     _with(folder, act)
-
-
-# ---------------------------------------------------------------- on a socket
 
 
 def _on_socket(folder: Path, *, act: Any) -> None:

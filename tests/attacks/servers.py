@@ -240,9 +240,6 @@ def _chat_lie(tree: Any, folder: Path) -> None:
     assert not answers
 
 
-# ---------------------------------------------------------------- over a socket
-
-
 def _forever(socket_: socket.socket, head: bytes, part: bytes, pause_s: float = 0.0) -> None:
     socket_.sendall(head)
     give_up = time.monotonic() + DEADLINE_S + 4

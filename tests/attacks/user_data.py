@@ -49,9 +49,6 @@ def _table(**fields: Any) -> str:
     return _row(gold=table | fields)
 
 
-# ---------------------------------------------------------------- tasks that are refused: rows
-
-
 def _bad_rows() -> list[tuple[str, str, Content, list[str]]]:
     """Each is the second line of a file: its name, the line, and texts that the message must contain."""
     rows = {
@@ -175,9 +172,6 @@ def _bad_rows() -> list[tuple[str, str, Content, list[str]]]:
     ]  # fmt: skip
 
 
-# ---------------------------------------------------------------- tasks that are refused: files
-
-
 def _bad_files() -> list[tuple[str, str, Content, list[str]]]:
     latin = '{"prompt": "Größe?", "gold": {"kind": "exact", "answers": ["42"]}}'
     return [
@@ -219,9 +213,6 @@ def parquet(columns: dict[str, list[Any]], path: Path) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table(columns), path)
-
-
-# ---------------------------------------------------------------- tasks that are read
 
 
 def _good_rows() -> list[tuple[str, str, Content, dict[str, Any]]]:
@@ -336,9 +327,6 @@ def _good_files() -> list[tuple[str, str, Content, dict[str, Any]]]:
             wanted,
         ),
     ]
-
-
-# ---------------------------------------------------------------- running the cases
 
 
 def write(path: Path, content: Content) -> None:

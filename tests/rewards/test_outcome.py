@@ -179,9 +179,6 @@ def test_score_answer_picks_the_rule_by_the_kind_of_gold():
         score_answer(task(Gold(kind="poem")), "")
 
 
-# ---------------------------------------------------------------- gold that cannot be reached
-
-
 @pytest.mark.parametrize(
     "gold",
     [

@@ -160,9 +160,6 @@ def test_the_bias_chooses_but_does_not_weigh():
         torch.testing.assert_close(weights, torch.sigmoid(torch.tensor([[-1.0, 1.0]])))
 
 
-# ---------------------------------------------------------------- the same bits
-
-
 @needs_compiler
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_bits_are_those_of_another_run_and_of_any_number_of_threads(dtype: torch.dtype):
@@ -211,9 +208,6 @@ def test_decoding_in_one_call_has_the_bits_of_the_forward_pass_however_many_rows
         assert fused.equal(many[:tokens]) and alone.equal(fused[:1])
     with torch.no_grad(), pytest.raises(ValueError, match="there are 3 experts"):
         ops.experts(one.x, one.w13, one.w2, torch.tensor([[0, 3]], dtype=torch.int16), torch.ones(1, 2))
-
-
-# ---------------------------------------------------------------- memory
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -30,8 +30,6 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# ---------------------------------------------------------------- router
-
 # T, E, K, groups, open groups
 ROUTERS = [(0, 8, 2, 1, 1), (1, 8, 2, 1, 1), (7, 16, 3, 1, 1), (13, 384, 8, 1, 1), (11, 24, 4, 3, 2), (5, 12, 3, 4, 2)]
 
@@ -104,9 +102,6 @@ def test_a_nan_is_the_least_and_ids_stay_in_range():
     assert int(kernels.route_fwd(*to(logits, torch.zeros(12), forced), 3, 1, 1, True, 1.0)[0].max()) == 11
 
 
-# ---------------------------------------------------------------- log-probs
-
-
 @pytest.mark.parametrize(("rows", "vocabulary"), [(0, 64), (7, 64), (5, 163), (3, 1000)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_log_probs_entropies_and_the_logits_gradient(rows: int, vocabulary: int, dtype: torch.dtype):
@@ -156,9 +151,6 @@ def test_rotated_tails_are_those_of_the_plain_rotation(tokens, heads, width, rot
     torch.testing.assert_close(given[0].cpu(), x, rtol=1e-6, atol=1e-6)
 
 
-# ---------------------------------------------------------------- dispatch
-
-
 @pytest.mark.parametrize(("tokens", "experts", "top_k"), [(0, 4, 2), (1, 5, 1), (53, 7, 3), (40, 384, 8), (40, 3, 2)])
 @pytest.mark.parametrize("skewed", [False, True])
 def test_dispatch_is_the_stable_order(tokens: int, experts: int, top_k: int, skewed: bool):
@@ -168,9 +160,6 @@ def test_dispatch_is_the_stable_order(tokens: int, experts: int, top_k: int, ske
     counts = torch.bincount(ids.flatten().int(), minlength=experts).to(torch.int32)
     for given, wanted in zip(kernels.dispatch(*to(ids, counts)), reference.dispatch(ids, counts), strict=True):
         assert torch.equal(given.cpu(), wanted) and given.dtype == torch.int32
-
-
-# ---------------------------------------------------------------- experts
 
 
 def layer(tokens: int, experts: int, top_k: int, hidden: int, width: int, dtype: torch.dtype, load: str = "random"):
@@ -257,9 +246,6 @@ def test_settings_end_with_their_block_also_by_an_error():
         assert settings.current().exact_sums
         _ = 1 / 0
     assert settings.current() is before
-
-
-# ---------------------------------------------------------------- INT4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

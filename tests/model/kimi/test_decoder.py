@@ -75,9 +75,6 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return torch.log_softmax(torch.from_numpy(logits), dim=-1).numpy()
 
 
-# ---------------------------------------------------------------- the same function
-
-
 @needs_compiler
 @pytest.mark.parametrize("shape", SHAPES)
 def test_native_reference_and_training_forward_agree(shape):
@@ -96,9 +93,6 @@ def test_native_reference_and_training_forward_agree(shape):
     live = torch.stack(chosen, dim=1).numpy()
     np.testing.assert_array_equal(fast.routes(0), live)
     np.testing.assert_array_equal(slow.routes(0), live)
-
-
-# ---------------------------------------------------------------- the same bits
 
 
 def in_chunks(feed: Feeder, stream: int, tokens: list[int], size: int) -> np.ndarray:
@@ -164,9 +158,6 @@ def test_the_bits_do_not_depend_on_the_number_of_threads():
         children.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     first, second = (child.communicate(timeout=120)[0] for child in children)
     assert len(first) > 60 and first == second
-
-
-# ---------------------------------------------------------------- sampling
 
 
 def draw(decoder, logits: np.ndarray, keys, positions, heat: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -254,9 +245,6 @@ def test_native_and_reference_pick_the_same_tokens():
     np.testing.assert_allclose(first[1], second[1], atol=1e-5)
 
 
-# ---------------------------------------------------------------- broken weights
-
-
 KINDS = [pytest.param(NativeDecoder, marks=needs_compiler), ReferenceDecoder]
 
 
@@ -294,9 +282,6 @@ def test_exported_weights_are_copies():
     with torch.no_grad():
         policy.norm.weight.zero_()
     assert (weights["norm.weight"] == 1).all()
-
-
-# ---------------------------------------------------------------- building
 
 
 @pytest.fixture

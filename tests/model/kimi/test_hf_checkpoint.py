@@ -87,9 +87,6 @@ def test_vision_and_layers_that_predict_further_tokens_are_passed_over(policy: T
     assert same(load(tmp_path), policy)
 
 
-# ---------------------------------------------------------------- what is wrong is named
-
-
 @pytest.fixture
 def folder(policy: Transformer, tmp_path: Path) -> Path:
     save(policy, tmp_path, shard_bytes=20_000)

@@ -51,9 +51,6 @@ def same(first: Transformer, second: Transformer) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-# ---------------------------------------------------------------- round trips
-
-
 @pytest.mark.parametrize("shard_bytes", [10**9, 20_000, 1], ids=["one file", "shards", "a file a tensor"])
 def test_a_policy_comes_back_with_its_vision_side(policy: Transformer, shard_bytes: int, tmp_path: Path):
     save(policy, tmp_path, "kimi_k25", shard_bytes=shard_bytes)
@@ -116,9 +113,6 @@ def test_beside_int4_experts_the_vision_side_is_whole(tmp_path: Path):
     assert off and all(".experts." in name for name in off)
 
 
-# ---------------------------------------------------------------- configuration
-
-
 def test_k2_5s_vision_section_is_read_in_either_spelling():
     config = from_hf(WHOLE)
     assert config.vision == VisionConfig() and config.media_placeholder_token_id == 163605
@@ -158,9 +152,6 @@ def test_k2_5_has_the_published_number_and_size_of_vision_tensors():
     assert vision["vision_tower.encoder.blocks.26.wqkv.weight"] == (3456, 1152)
     assert vision["vision_tower.patch_embed.pos_emb.weight"] == (64, 64, 1152)
     assert vision["mm_projector.proj.2.weight"] == (7168, 4608)
-
-
-# ---------------------------------------------------------------- what is wrong is named
 
 
 @pytest.fixture

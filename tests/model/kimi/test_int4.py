@@ -83,9 +83,6 @@ def test_a_matrix_without_whole_groups_is_refused():
         int4.quantize(matrix(inputs=48))
 
 
-# ---------------------------------------------------------------- checkpoints
-
-
 @pytest.fixture(scope="module")
 def policy() -> Transformer:
     return random_policy(tiny_model(hidden_size=64, moe_intermediate_size=32, vocab_size=50))
@@ -183,9 +180,6 @@ def test_other_quantisations_are_refused(folder: Path, changes: dict[str, Any], 
     with pytest.raises(ValueError, match=message) as error:
         load(folder)
     assert str(folder / "config.json") in str(error.value)
-
-
-# ---------------------------------------------------------------- quantisation-aware training
 
 
 def quantised(**changes: Any) -> ModelConfig:

@@ -34,9 +34,6 @@ def channels_first(frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(frames).movedim(-1, -3)
 
 
-# ------------------------------------------------------------------------------------- parity with transformers
-
-
 @pytest.mark.parametrize(
     ("limits", "theirs"), [(MediaLimits(), {}), (SMALL, {"max_patches": 40, **THEIR_SMALL})], ids=["k25", "small"]
 )
@@ -57,9 +54,6 @@ def test_sizes_of_all_shapes_are_those_of_transformers():
         size = fit(height, width, max_patches=limits.image_patches)
         patches = (size.padded_height // 14) * (size.padded_width // 14)
         assert patches == image_processor.get_number_of_image_patches(height, width), (height, width)
-
-
-# ------------------------------------------------------------------------------------- what holds without it
 
 
 def test_a_picture_is_padded_with_black_and_cut_row_by_row():
@@ -118,8 +112,6 @@ def test_what_is_no_picture_is_told(call: Any, message: str):
     with pytest.raises(ValueError, match=message):
         call()
 
-
-# ------------------------------------------------------------------------------------- placeholders
 
 PAD = 9
 

@@ -50,9 +50,6 @@ def recorded_routes(policy: Transformer, tokens: Tensor) -> Tensor:
     return torch.stack(chosen, dim=2).to(torch.int16)
 
 
-# ---------------------------------------------------------------- an independent reference: explicit loops, float64
-
-
 class Reference:
     """One token after the other, one head after the other: the equations of the DeepSeek-V2 and V3 reports."""
 
@@ -160,9 +157,6 @@ def test_log_probs_and_entropy_under_a_temperature(policy: Transformer):
     assert not entropy.requires_grad
 
 
-# ---------------------------------------------------------------- causality
-
-
 def test_later_tokens_and_padding_change_nothing(policy: Transformer):
     tokens = random_tokens(2, 40, policy.config.vocab_size)
     whole = logprobs(policy, tokens)
@@ -190,9 +184,6 @@ def test_a_row_beyond_the_context_is_refused(policy: Transformer):
     tokens = random_tokens(1, policy.config.max_position_embeddings + 1, policy.config.vocab_size)
     with pytest.raises(ValueError, match="exceeds max_position_embeddings=1024"):
         policy(tokens, all_but_first(tokens))
-
-
-# ---------------------------------------------------------------- routes
 
 
 def test_recorded_routes_reproduce_the_live_forward_exactly(policy: Transformer):
@@ -237,9 +228,6 @@ def test_balancing_moves_the_bias_against_the_load():
     router.balance(0.01)
     torch.testing.assert_close(router.e_score_correction_bias, torch.tensor([-0.01, 0.01, 0.0, 0.0]))
     assert not router.load_E.any()
-
-
-# ---------------------------------------------------------------- parameters
 
 
 def test_every_parameter_has_one_optimiser_and_embeddings_head_router_and_gains_are_not_orthogonalised(

@@ -53,9 +53,6 @@ def make(config: VisionConfig, **options: Any) -> VisionModel:
     return model
 
 
-# ------------------------------------------------------------------------------------- parity with transformers
-
-
 def their_features(theirs: Any, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
     """Consecutive items with equal frames are packed together; transformers 5.23 cannot pool others.
 
@@ -121,9 +118,6 @@ def test_published_weights_are_converted_as_transformers_converts_them(tmp_path:
     expected, ours = vision_parameters(theirs.model), from_published(weights, TINY)
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name].float(), expected[name]) for name in expected)
-
-
-# ------------------------------------------------------------------------------- an independent reference, float64
 
 
 def published_weights(config: VisionConfig, seed: int = 3) -> dict[str, Tensor]:
@@ -233,9 +227,6 @@ def test_weights_that_are_not_the_vision_sides_are_told():
         from_published({"language_model.model.norm.weight": torch.ones(3)}, TINY)
     with pytest.raises(ValueError, match=r"wqkv.weight has 9 rows: expected 3 x hidden_size=48"):
         from_published({"vision_tower.encoder.blocks.0.wqkv.weight": torch.ones(9, 48)}, TINY)
-
-
-# ------------------------------------------------------------------------------------------ what must hold
 
 
 def test_kimi_k25s_parameters_are_counted():

@@ -223,9 +223,6 @@ def test_each_evaluated_policy_has_refreshed_sub_agents_of_its_own(tmp_path: Pat
         assert [(args[0].version, float(args[1]["w"][0])) for _, args, _ in served.asked] == [(0, 1.0), (0, 2.0)]
 
 
-# ---------------------------------------------------------------- the stream
-
-
 class Beside:
     """The collector of a stream: groups end when the test says so."""
 

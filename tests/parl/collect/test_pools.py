@@ -104,9 +104,6 @@ def test_a_folder_without_a_policy_is_named(tmp_path: Path):
         subagents(config.rollouts, config.model, str(tmp_path), {})
 
 
-# ---------------------------------------------------------------- with the shipped policy, on Ray
-
-
 @pytest.fixture(scope="module")
 def starter() -> Path:
     return next((ROOT / "configs" / "starters").iterdir())

@@ -141,9 +141,6 @@ def test_a_chat_servers_agents_sample_as_the_section_says(config, tokenizer, tmp
         assert settings.context == config.rollouts.context
 
 
-# ---------------------------------------------------------------- which attempts are there
-
-
 def outline(task: Task, index: int, *, failed: bool = False, mark: str = "") -> Outline:
     episode = made(task, index)
     episode.error = mark
@@ -185,9 +182,6 @@ def test_slices_hold_every_attempt_once_and_no_more_than_their_size():
     todo = {0: [0, 1], 1: [0], 3: [0, 1, 2], 4: [2]}
     assert _slices(todo, 3) == [{0: [0, 1], 1: [0]}, {3: [0, 1, 2]}, {4: [2]}]
     assert _slices(todo, 100) == [todo] and _slices(todo, 1) == [{0: [0, 1]}, {1: [0]}, {3: [0, 1, 2]}, {4: [2]}]
-
-
-# ---------------------------------------------------------------- numbers of an attempt
 
 
 def test_an_attempts_tokens_by_hand():
@@ -258,9 +252,6 @@ def test_costs_are_of_tokens_in_and_out_each_at_its_price():
     }
     theirs = ours | {"usage": {"prompt_tokens": 1000, "completion_tokens": 50, "requests": 3}}
     assert cost(theirs, (2.0, 10.0))["total"] == pytest.approx((2 * 1000 + 10 * 50) / 1e6)
-
-
-# ---------------------------------------------------------------- weights of stored episodes
 
 
 def test_a_stored_step_is_scored_with_the_weights_under_which_it_was_trained(config: Config):

@@ -258,9 +258,6 @@ def test_what_agents_are_told_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert prompts_digest((), prompts, chat) != prompts_digest(WorldEnvironment(WorldConfig()).tools(), prompts, chat)
 
 
-# ---------------------------------------------------------------- as `parl eval` uses it
-
-
 def with_policies(root: Path, **sections: Any) -> Config:
     """A run with a policy for sub-agents, so that nothing is trained."""
     for name in ("policy", "agents", "cold"):
@@ -342,8 +339,6 @@ def test_a_servers_model_and_address_count(tmp_path: Path):
     told = [Served(url=url, name=name) for url, name in (("http://a/v1", "m"), ("http://a/v1", "n"), ("http://b", "m"))]
     assert len({one.store for served in told for one in served_policies(config, served, False)}) == 6
 
-
-# ---------------------------------------------------------------- what the code makes of the same settings
 
 WORLD = WorldConfig(entities=120, widths=(2, 4), distractors=0.5, aliases=0.2, hops=(2, 3), attributes=(1, 2))
 MADE = "c4c8636eecae"  # of VERSION 1

@@ -115,9 +115,6 @@ def test_split_rows_keep_the_prefix_and_partition_the_mask(pieces, ends):
     assert denominator(parts) == row.trained
 
 
-# ---------------------------------------------------------------- credit of co-trained sub-agents
-
-
 def co_trained(key, index, total, *finished):
     """An episode whose sub-agents are trained; ``finished`` says which of them returned a valid message."""
     episode = make_episode(key, index, total, subagents=len(finished))

@@ -106,9 +106,6 @@ def distance(first: Tensor, second: Tensor) -> float:
     return float((first - second).norm() / second.norm())
 
 
-# ---------------------------------------------------------------- engine and learner agree
-
-
 def test_the_engines_log_probs_are_the_learners(learner: Learner, rows: list[Row]):
     metrics = step(learner, rows)
     assert metrics["logprob_gap"] < 1e-4
@@ -124,9 +121,6 @@ def other_experts(routes: np.ndarray | None) -> np.ndarray:
 def test_a_wrong_route_is_seen_in_the_gap(learner: Learner, rows: list[Row]):
     wrong = [replace(row, routes=other_experts(row.routes)) for row in rows]
     assert step(learner, wrong)["logprob_gap"] > 1e-2
-
-
-# ---------------------------------------------------------------- the gradient
 
 
 def test_the_gradient_is_the_objectives_own(learner: Learner, rows: list[Row], monkeypatch):
@@ -173,9 +167,6 @@ def test_what_was_read_after_the_last_trained_token_is_left_out_even_beyond_the_
     assert step(learner, [longer])["logprob_gap"] < 1e-4
 
 
-# ---------------------------------------------------------------- refusals
-
-
 def test_rows_without_routes_are_refused(learner: Learner, rows: list[Row]):
     with pytest.raises(ValueError, match="no routes"):
         step(learner, [rows[0], replace(rows[1], routes=None)])
@@ -194,9 +185,6 @@ def test_a_nan_leaves_the_weights_untouched_and_the_next_step_clean(learner: Lea
 
 def same_weights(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
-
-
-# ---------------------------------------------------------------- steps and state
 
 
 def test_steps_raise_the_log_probs_of_what_paid(learner: Learner, rows: list[Row]):
@@ -291,9 +279,6 @@ def test_scoring_rows_counts_no_load(learner: Learner, rows: list[Row]):
     assert not any(router.load_E.any() for router in learner.model.routers()) and learner.model.training
     step(learner, rows)
     assert all(router.load_E.any() for router in learner.model.routers())
-
-
-# ---------------------------------------------------------------- the optimiser
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])

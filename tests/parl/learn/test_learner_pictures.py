@@ -237,9 +237,6 @@ def test_a_policys_folder_carries_its_vision_side(tmp_path: Path, tokenizer):
     check_weights(weight_shapes(config), weights)
 
 
-# ---------------------------------------------------------------- learning to see
-
-
 def reading_row(seed: int) -> TextRow:
     """A picture of one row, and its tens digit as the only token that is trained."""
     rng = Random(seed)

@@ -72,9 +72,6 @@ def gradient(objective: Objective, data: dict[str, torch.Tensor], n: float = N) 
     return torch.autograd.grad(loss_of(objective, data | {"logprobs": new}, n)[0], new)[0]
 
 
-# ---------------------------------------------------------- slow references: dL/dlogπ of a token, in Python floats
-
-
 def slow_weight(objective, differences: list[float], own: float) -> float:
     """The correction's weight of a token whose log-weight is ``own``, in a trace with these ``differences``."""
     kind = getattr(objective, "correction", "none")
@@ -175,9 +172,6 @@ def test_runaway_tokens_leave_everything_finite(objective):
     assert gradient(objective, data).isfinite().all()
 
 
-# ---------------------------------------------------------------- clips
-
-
 def one(ratio: float, advantage: float) -> dict[str, torch.Tensor]:
     new = torch.tensor([[math.log(ratio)]], dtype=torch.float64)
     zero = torch.zeros_like(new)
@@ -217,9 +211,6 @@ def test_on_policy_with_an_exact_engine_all_are_reinforce(objective):
     same = dict.fromkeys(("logprobs", "proximal", "reference", "sampler"), data["sampler"])
     wanted = -torch.where(data["mask"], data["advantages"], 0.0) / N
     torch.testing.assert_close(gradient(objective, data | same), wanted, rtol=1e-12, atol=0)
-
-
-# ---------------------------------------------------------------- corrections, reference, entropy
 
 
 @pytest.mark.parametrize(
@@ -304,9 +295,6 @@ def test_advantages_are_divided_by_the_groups_deviation_where_wanted():
     np.testing.assert_allclose(group_advantages(rewards, normalise_std=True), centred / np.std(rewards, ddof=1), 1e-5)
     assert group_advantages([0.5] * 4, normalise_std=True) == [0.0] * 4
     assert group_advantages([0.5], normalise_std=True) == [0.0]
-
-
-# ---------------------------------------------------------------- rows
 
 
 def random_rows(seed: int, count: int) -> list[Row]:

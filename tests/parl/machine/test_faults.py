@@ -145,9 +145,6 @@ def test_a_lost_rank_explains_why_its_peers_failed():
     assert worst([peer]) is peer
 
 
-# ---------------------------------------------------------------- hung, or busy
-
-
 def watched() -> Watched:
     return Watched(handle=None, label="policy engine 0", asynchronous=True, answered=0.0, idle_since=0.0)
 
@@ -226,9 +223,6 @@ def test_a_silent_process_that_computes_is_left_alone(process: subprocess.Popen,
     for now in range(0, 120, 4):
         clock[0] = float(now)
         assert not one.silent(float(now))
-
-
-# ---------------------------------------------------------------- whole steps only
 
 
 def episode(index: int, limit: str = "", error: str = "", status: EpisodeStatus = EpisodeStatus.FAILED) -> Episode:
@@ -349,9 +343,6 @@ def raising(error: Exception) -> Any:
 def test_the_benchmark_counts_what_was_silent_late_or_biased(change: dict[str, Any], verdict: bool):
     row = {"fault": "f", "known_s": 3.0, "exit": 1, "named": True, "equal": True, "said": "x"}
     assert bad(Row(**{**row, **change})) == verdict
-
-
-# ---------------------------------------------------------------- how a command ends
 
 
 @pytest.mark.parametrize(

@@ -129,9 +129,6 @@ def test_a_link_or_a_folder_in_the_locks_place_is_named(tmp_path: Path):
     assert (tmp_path / "precious").read_text() == "keep"
 
 
-# ---------------------------------------------------------------- a run's claim
-
-
 def test_a_new_run_gets_a_folder_and_its_configuration(tmp_path: Path):
     config = tiny_config(tmp_path)
     with claimed(config, resume=False) as run_dir:

@@ -44,9 +44,6 @@ def k2_5() -> ModelConfig:
     return read_model(str(ROOT / "configs" / "models" / "kimi_k2_5.yaml"))[0]
 
 
-# ---------------------------------------------------------------- the model
-
-
 def test_k2_5_counts(k2_5: ModelConfig):
     n = count(k2_5)
     assert (n.routed, round(n.total / 1e9, 2)) == (ROUTED, 1026.41)
@@ -75,9 +72,6 @@ def _product(shape: tuple[int, ...]) -> int:
     for side in shape:
         result *= side
     return result
-
-
-# ---------------------------------------------------------------- memory, traffic, time
 
 
 def test_k2_5_on_256_gpus_by_hand(k2_5: ModelConfig):
@@ -130,9 +124,6 @@ def test_few_tokens_are_bound_by_reading_the_weights(k2_5: ModelConfig):
     assert made.seconds["compute"] == pytest.approx(2 * resident * 4 / 4.3e12)
 
 
-# ---------------------------------------------------------------- what fits
-
-
 def test_the_nearest_layout_fits_and_changes_no_more_than_it_must(k2_5: ModelConfig):
     asked = Layout(gpus=64, zero=2, ep=64)
     assert not fits(plan(k2_5, asked, H200), H200, HOST)
@@ -156,9 +147,6 @@ def test_layouts_that_make_no_sense_are_named(k2_5: ModelConfig):
     ):
         with pytest.raises(UserError, match=text):
             check(k2_5, layout)
-
-
-# ---------------------------------------------------------------- the command
 
 
 def test_the_command_prints_a_plan():
@@ -230,9 +218,6 @@ def test_a_card_of_ones_own_is_what_was_said_of_it():
     assert "assumed" in find_gpu("mine", Given(gb=12, tflops=40)).source
 
 
-# ---------------------------------------------------------------- what the learner cannot do
-
-
 GAPS = [
     ({}, {}, {}, ["CPUs, over gloo", "float32", "builds the model whole"]),
     ({"gpus": 16}, {}, {}, ["16 GPUs are 2 nodes"]),
@@ -253,9 +238,6 @@ def test_a_plan_that_fits_is_not_called_trainable():
     done = CliRunner().invoke(app, ["plan", "tiny", "--gpus", "8", "--gpu", "a100"])
     assert done.exit_code == 0 and "the learner cannot do this yet:" in done.stdout
     assert "it is no promise that parl trains it" in done.stdout.replace("\n", " ")
-
-
-# ---------------------------------------------------------------- a run on this machine
 
 
 def test_the_least_that_a_run_holds_by_hand():

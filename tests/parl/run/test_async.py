@@ -96,9 +96,6 @@ def test_a_killed_run_goes_on_with_its_unfinished_episodes(
     check(config.run_dir, config)
 
 
-# ---------------------------------------------------------------- one set of actors, several streams
-
-
 PROGRESS = SimpleNamespace(phase=lambda *args: None)
 
 

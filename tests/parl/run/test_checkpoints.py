@@ -68,9 +68,6 @@ def no_file_longer_than(size: int) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# ---------------------------------------------------------------- parts
-
-
 @settings(deadline=None, max_examples=30)
 @given(
     shape=st.lists(st.integers(0, 5), max_size=3).map(tuple),
@@ -156,9 +153,6 @@ def test_another_models_checkpoint_is_refused_by_the_tensors_name(tmp_path: Path
         restore(wider, torch.optim.SGD(wider.parameters()), PartsReader(tmp_path))
 
 
-# ---------------------------------------------------------------- saving beside the next step
-
-
 def test_what_is_saved_is_the_state_at_the_call_though_it_is_written_later(tmp_path: Path):
     saving, learner, checkpoints = saver(tmp_path)
     learner.let.clear()
@@ -184,9 +178,6 @@ def test_a_second_save_waits_for_the_first(tmp_path: Path):
     second.join(30)
     saving.close()
     assert [path.name for path in checkpoints.all()] == ["step-000001", "step-000002"]
-
-
-# ---------------------------------------------------------------- what befalls files
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 100, 300, 2000, 4100])

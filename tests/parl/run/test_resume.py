@@ -81,9 +81,6 @@ def test_what_changes_nothing_that_is_learned_is_free(tmp_path: Path, capsys, se
     assert load_config(file, files=False) == other
 
 
-# ---------------------------------------------------------------- another length
-
-
 def after(folder: Path, step: int) -> None:
     """A checkpoint of ``step`` in ``folder``, as far as its state goes."""
     checkpoints = Checkpoints(folder / "checkpoints", 2)

@@ -111,9 +111,6 @@ def test_killed_runs_leave_no_process_behind(resumed: Path, tiny_yaml: Path):
     assert not left
 
 
-# ---------------------------------------------------------------- what dies while a run goes on
-
-
 @pytest.fixture(scope="module")
 def training(one_ray: None, cold_start: Path, tiny_run: Config, tmp_path_factory: pytest.TempPathFactory):
     """A run before its first step, all actors up."""
@@ -177,9 +174,6 @@ def test_a_dead_learner_ends_the_run_with_its_own_error(training: Training):
     ray.kill(training._learner._ranks[0])
     with pytest.raises(RayActorError):
         training._step(PROGRESS)
-
-
-# ---------------------------------------------------------------- resuming what cannot be resumed
 
 
 def test_resuming_needs_a_run_of_the_same_configuration(finished: Path, tiny_run: Config):

@@ -138,9 +138,6 @@ def at(run: Training, step: int) -> Training:
     return run
 
 
-# ---------------------------------------------------------------- schedules
-
-
 @pytest.mark.parametrize(("step", "scale"), [(0, 1.0), (5, 1 - 0.25 * 0.9), (10, 0.55), (19, 1 - 0.95 * 0.9)])
 def test_the_learning_rate_falls_linearly_to_its_last_share(run: Training, step: int, scale: float):
     at(run, step)._step(Quiet())
@@ -172,9 +169,6 @@ def test_the_single_agent_is_not_paid_for_spawning_and_cannot_spawn(tmp_path: Pa
     assert alone.model_dump() == kept  # and nothing else differs
     metrics = training(alone)._step(Quiet())
     assert metrics["lambda/parallel"] == metrics["lambda/finish"] == 0.0 and metrics["lambda/critical"] == 0.25
-
-
-# ---------------------------------------------------------------- what is asked for, and cursors
 
 
 def test_a_step_asks_for_the_next_tasks_at_the_rollouts_temperature(run: Training):
@@ -229,9 +223,6 @@ def test_the_age_of_tokens_is_the_mean_over_trained_ones(tmp_path: Path):
     counts = [sum(episode.orchestrator.mask) for episode in (old, new)]
     found = run._staleness([old, new])
     assert found == {"policy/staleness": pytest.approx(2 * counts[0] / sum(counts)), "policy/staleness_max": 2}
-
-
-# ---------------------------------------------------------------- minibatches
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -289,9 +280,6 @@ def test_with_dynamic_sampling_groups_without_a_difference_are_stored_and_counte
     assert {row.key[0] for step in run._learner.steps for row in step["rows"]} == {"wide-1", "wide-2"}
     assert (metrics["rollouts/groups"], metrics["rollouts/flat_groups"]) == (3, 1)
     assert len(run.store.read(1)[0]) == TASKS * GROUP and run.state.tasks_drawn == TASKS
-
-
-# ---------------------------------------------------------------- imitation beside
 
 
 class Worker:

@@ -155,9 +155,6 @@ def test_transformers_loads_an_exported_policy_that_sees(tokenizer: Tokenizer, t
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
-# ---------------------------------------------------------------- tokenizer
-
-
 def test_transformers_tokenizer_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Path):
     transformers = pytest.importorskip("transformers", minversion="5.13", reason="the reference is not installed")
     run, _ = run_of(tmp_path, tiny_model(), tokenizer)
@@ -181,9 +178,6 @@ def test_the_chat_template_writes_all_reference_conversations(tokenizer: Tokeniz
         assert text == case["text"], case["name"]
     with pytest.raises(Exception, match="declare_tools"):
         theirs.apply_chat_template([{"role": "user", "content": "q"}], tools=cases[0]["tools"] or [{}], tokenize=False)
-
-
-# ---------------------------------------------------------------- the command
 
 
 def test_the_command_writes_and_says_where(tokenizer: Tokenizer, tmp_path: Path):

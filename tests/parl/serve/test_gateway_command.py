@@ -28,9 +28,6 @@ from rollouts.store.store import EpisodeStore
 ROOT = Path(__file__).parents[3]
 
 
-# ---------------------------------------------------------------- where it listens
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.3", "localhost"])
 def test_loopback_needs_no_key(host):
     sockets = bound_sockets(host, 0, keyed=False)
@@ -111,9 +108,6 @@ def test_hosts_are_the_bound_name_and_those_given_and_never_the_wildcard():
     assert access_of("0.0.0.0", [], ["https://app.example:8443"], "k").hosts == ()
 
 
-# ---------------------------------------------------------------- recordings
-
-
 def recorded(folder: Path, *rewards: Any) -> list[Episode]:
     store = EpisodeStore(folder)
     for step, reward in enumerate(rewards, 1):
@@ -154,9 +148,6 @@ def test_a_name_of_which_this_machine_has_one_address_is_served_there(monkeypatc
 def test_the_largest_rewards_give_finite_advantages(tmp_path):
     rows = recorded_rows(recorded(tmp_path, 1e9, -1e9), temperature=1.0, routed=False, normalise_std=True)
     assert all(math.isfinite(row.advantages[1]) for row in rows)
-
-
-# ---------------------------------------------------------------- the whole command
 
 
 @pytest.mark.slow

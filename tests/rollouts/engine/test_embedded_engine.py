@@ -50,9 +50,6 @@ def same(first: Completion, second: Completion) -> bool:
     return equal and np.array_equal(*routes)
 
 
-# ---------------------------------------------------------------- the same bits
-
-
 async def test_200_streams_at_once_are_each_the_same_as_alone():
     rng = Random(0)
     stem = some_tokens(40, seed=99)
@@ -138,9 +135,6 @@ async def test_the_engine_on_the_reference_decoder_writes_the_same(monkeypatch):
     np.testing.assert_array_equal(first.routes, second.routes)
 
 
-# ---------------------------------------------------------------- sessions
-
-
 async def test_continuing_a_session_is_one_long_prompt():
     turns, whole = await fresh(), await fresh()
     prompt = some_tokens(30)
@@ -188,9 +182,6 @@ async def test_a_history_that_was_rendered_anew_is_refused():
         await ask(engine, [*prompt[:-1], prompt[-1] ^ 1, *answer.tokens, 1])
     with pytest.raises(ValueError, match="re-rendered"):
         await ask(engine, prompt)  # forgets what was sampled
-
-
-# ---------------------------------------------------------------- how a request ends
 
 
 async def test_a_stop_token_ends_the_turn_and_is_part_of_it():
@@ -294,9 +285,6 @@ async def test_a_nan_reaches_whoever_waits():
 async def test_an_engine_without_weights_says_so():
     with pytest.raises(RuntimeError, match="no weights"):
         await ask(EmbeddedEngine(CONFIG, pages=4), [1])
-
-
-# ---------------------------------------------------------------- new weights
 
 
 async def test_an_update_is_refused_while_requests_run():

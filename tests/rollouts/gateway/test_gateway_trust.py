@@ -37,9 +37,6 @@ def rewarded(name: str) -> str:
     return f"/v1/parl/episodes/{quote(name, safe='')}/reward"
 
 
-# ---------------------------------------------------------------- what OpenAI accepts is accepted
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -88,9 +85,6 @@ async def test_a_fields_mistake_is_named_before_a_form_as_content_type(tmp_path)
         await caller.refused(415, "content-type", CHAT, b"messages=q", headers=form)
 
 
-# ---------------------------------------------------------------- names
-
-
 def test_any_name_is_stored_whole_or_refused_and_costs_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda handle: None)  # hundreds of shards
 
@@ -130,9 +124,6 @@ async def test_a_name_comes_in_a_header_as_utf8(tmp_path):
         headers = [("host", "localhost"), ("content-type", "application/json"), ("x-parl-episode", "día/1".encode())]
         status, answer = await asgi_post(caller.gateway, CHAT, json.dumps(BODY).encode(), headers)
         assert status == 200 and answer["parl"]["episode"] == "día/1" and "día/1" in caller.gateway.recorder.open
-
-
-# ---------------------------------------------------------------- storing
 
 
 class Refusing(EpisodeStore):
@@ -180,9 +171,6 @@ async def test_two_rewards_at_once_store_an_episode_once(tmp_path):
         assert sorted(answer.status_code for answer in answers)[0] == 200
         assert {answer.status_code for answer in answers[1:]} <= {200, 404, 409}
         assert len(stored(caller)) == 1
-
-
-# ---------------------------------------------------------------- what the policy or its engine does
 
 
 async def test_what_a_policy_writes_can_always_be_sent_and_stored_and_gone_on_from(tmp_path):
@@ -268,9 +256,6 @@ async def test_an_engine_that_fails_is_told_in_openais_form_and_leaves_nothing_b
         await caller.alive()
 
 
-# ---------------------------------------------------------------- bounds
-
-
 class Waiting(Parrot):
     """An engine that answers when released."""
 
@@ -337,9 +322,6 @@ async def test_bodies_under_way_together_are_bounded(tmp_path):
         assert (await caller.send(CHAT, BODY)).status_code == 503
         caller.gateway._bodies._held = 0
         await caller.alive()
-
-
-# ---------------------------------------------------------------- the embedded engine behind it
 
 
 async def embedded(pages: int) -> EmbeddedEngine:

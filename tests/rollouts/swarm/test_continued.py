@@ -171,9 +171,6 @@ async def test_a_turn_that_was_cut_short_goes_on_though_the_tokens_are_spent_by_
         assert episode.limit == ("" if asked else "total_tokens")
 
 
-# ---------------------------------------------------------------- repeated calls in a new session
-
-
 class Session:
     def __init__(self) -> None:
         self.made: list[tuple[str, str]] = []

@@ -225,9 +225,6 @@ async def test_continued_under_new_weights_every_token_keeps_its_version(stage: 
             assert sampled == sorted(sampled)
 
 
-# ---------------------------------------------------------------- in a worker
-
-
 @pytest.fixture
 def worker(tokenizer: Tokenizer, tmp_path: Path) -> RolloutWorker:
     environment = Remembering(WorldConfig(entities=120, widths=(2, 4), mix={"wide": 1.0}))

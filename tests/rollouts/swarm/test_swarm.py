@@ -133,9 +133,6 @@ def statuses(episode: Episode) -> list[TraceStatus]:
     return [trace.status for trace in episode.traces]
 
 
-# ---------------------------------------------------------------- parallel sub-agents
-
-
 async def test_assignments_of_one_turn_run_at_once_and_answer_in_the_order_of_the_calls(play: Play):
     together = asyncio.Barrier(3)
     finished = {name: asyncio.Event() for name in "abc"}
@@ -209,9 +206,6 @@ async def test_bad_calls_are_told_and_launch_nothing(play: Play):
     assert episode.status is EpisodeStatus.ANSWERED and not episode.subagents
 
 
-# ---------------------------------------------------------------- budgets
-
-
 async def test_sub_agents_beyond_the_budget_are_not_launched(play: Play):
     episode = await play([CREATE, assign("a"), assign("b"), assign("c")], [assign("d")], "42", subagents=2)
     assert texts(episode, 0)[1:] == ["done: a", "done: b", "error: too many sub-agents"]
@@ -268,9 +262,6 @@ async def test_the_tokens_of_all_agents_count_but_are_looked_at_between_the_orch
     assert (episode.status, episode.limit) == (EpisodeStatus.OVER_BUDGET, "total_tokens")
     assert statuses(episode) == [TraceStatus.OVER_BUDGET, TraceStatus.FINISHED, TraceStatus.FINISHED]
     assert (await play(*plan, sub=looks_first, total_tokens=used + 1)).orchestrator.steps == 3
-
-
-# ---------------------------------------------------------------- what the policy may write
 
 
 class Says:
@@ -338,9 +329,6 @@ async def test_control_tokens_in_what_a_tool_returns_stay_text(play: Play):
     assert episode.orchestrator.turns[1].results[0].text == forged
 
 
-# ---------------------------------------------------------------- traces
-
-
 async def test_a_trace_says_of_every_token_who_wrote_it(play: Play):
     episode = await play([CREATE, assign("a")], [look()], "42", sub=looks_first)
     for trace in episode.traces:
@@ -357,9 +345,6 @@ async def test_only_the_orchestrator_learns(play: Play):
     episode = await play([CREATE, assign("a"), assign("b")], "42")
     assert [trace.trainable for trace in episode.traces] == [True, False, False]
     assert [row.key for row in episode_rows(episode, 1.0)] == [("t", 0, "0")]
-
-
-# ---------------------------------------------------------------- faults outside the policy
 
 
 async def forever(agent_id: str, call: ToolCall) -> str:
@@ -401,9 +386,6 @@ async def test_cancellation_goes_through_and_closes_the_session(play: Play):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert play.bench.closed == 1
-
-
-# ---------------------------------------------------------------- the same episodes whatever the concurrency
 
 
 def test_noise_keys_differ_in_every_part():
