@@ -15,7 +15,7 @@ from model.hf.shape import HfShape
 
 def costs(shape: HfShape) -> Costs:
     """See :class:`model.costs.Costs`. ValueError where the model cannot be a policy."""
-    return _costs(shape.model_dump_json())
+    return _costs(shape.model_dump_json(include=set(HfShape.model_fields)))  # a run's section has more
 
 
 @lru_cache(maxsize=16)
