@@ -171,6 +171,20 @@ def family_of(shape: Shape) -> Family:
     return _family(type(shape).home)
 
 
+def either_chat(shape: Shape, tokenizer: Vocabulary) -> ChatFormat:
+    """The chat format of ``shape`` with thinking off, or on for a model that always reasons.
+
+    For what depends on neither: stop ids, whether there is a format at all. ValueError as :meth:`Family.chat`.
+    """
+    try:
+        return family_of(shape).chat(shape, tokenizer)
+    except ValueError as error:
+        try:
+            return family_of(shape).chat(shape, tokenizer, thinking=True)
+        except ValueError:
+            raise error from None
+
+
 @lru_cache(maxsize=16)
 def _family(home: str) -> Family:
     module, _, name = home.partition(":")

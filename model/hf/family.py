@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from model.chat.base import ChatFormat, Vocabulary
 from model.chat.choose import chat_format
 from model.costs import Costs
-from model.family import Family
+from model.family import Family, either_chat
 from model.hf.shape import HfShape, read_shape
 
 if TYPE_CHECKING:
@@ -50,5 +50,5 @@ class Hf(Family):
         """See :func:`model.hf.files.write_folder`."""
         from model.hf.files import write_folder
 
-        stops = self.chat(policy.config, tokenizer).stop_ids
+        stops = either_chat(policy.config, tokenizer).stop_ids
         write_folder(policy, tokenizer, folder, stops, **options)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model.decoder import export_weights
-from model.family import Shape, family_of
+from model.family import Shape, either_chat, family_of
 from model.files import remove_leftovers
 from model.policy_files import SINGLE, save_policy
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -64,7 +64,7 @@ def _take_over(init: Path, shape: Shape, folder: Path) -> None:
             f" vocab_size={shape.vocab_size} rows of the embedding: they are not of one model"
         )
     try:
-        family_of(shape).chat(shape, tokenizer)
+        either_chat(shape, tokenizer)
     except ValueError as error:
         raise UserError(f"model.init = {init}: {error}") from error
     check_placeholder(shape, tokenizer)

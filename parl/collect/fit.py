@@ -46,7 +46,9 @@ class Context:
         self.limit = min(filter(None, (model.max_position_embeddings, own)))
         less = own is not None and own == self.limit
         self.name = "rollouts.context.orchestrator_tokens" if less else "model.max_position_embeddings"
-        self._chat, self._prompts, self._tokenizer = chat_format(model, rollouts), rollouts.prompts, tokenizer
+        self._prompts, self._tokenizer = rollouts.prompts, tokenizer
+        given = self.tokenizer if model.init is not None else None  # its template may say how tools are declared
+        self._chat = chat_format(model, rollouts, given)
         self._tools = (*tools, *(rollouts.prompts.spawning if rollouts.swarm else ()))
 
     @cached_property
@@ -71,7 +73,9 @@ class Context:
 
     def prompt(self, text: str) -> int:
         """Tokens of an episode's opening with the question ``text``."""
-        return self.opening + len(self.tokenizer.encode_segments(self._chat.user(text)))
+        declared = [tool.to_openai() for tool in self._tools]
+        system = [{"role": "system", "content": self._prompts.orchestrator}]
+        return self.opening + len(self.tokenizer.encode_segments(self._chat.question(text, system, declared)))
 
     def room(self, gold: Gold) -> int:
         """Tokens reserved for the answer."""

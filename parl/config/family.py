@@ -8,12 +8,19 @@ from model.chat.base import ChatFormat, Vocabulary
 from model.family import Family, Shape, family_of
 from model.json_file import read_json
 from parl.config.plugin_kinds import FAMILIES
+from parl.errors import UserError
 from rollouts.config import RolloutsConfig
 
 
 def chat_format(model: Shape, rollouts: RolloutsConfig, tokenizer: Vocabulary | None = None) -> ChatFormat:
-    """The chat format of policies of shape ``model``; without a tokenizer, it renders text only."""
-    return family_of(model).chat(model, tokenizer, thinking=rollouts.thinking)
+    """The chat format of policies of shape ``model``; without a tokenizer, it renders text only.
+
+    UserError where the format does not go with the tokenizer, or with ``rollouts.thinking``.
+    """
+    try:
+        return family_of(model).chat(model, tokenizer, thinking=rollouts.thinking)
+    except ValueError as error:
+        raise UserError(f"these policies cannot be spoken to: {error}") from error
 
 
 def _of_others(folder: Path) -> Family:

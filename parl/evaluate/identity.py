@@ -144,11 +144,12 @@ def policy_digest(folder: Path) -> str:
 
 
 def policy_vocabulary(folder: Path) -> str:
-    """A hash of the tokenizer's file in ``folder``; FileNotFoundError if it is missing."""
+    """A hash of the tokenizer's file in ``folder`` and of its chat template; FileNotFoundError without the former."""
     found = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
     if not found:
         raise FileNotFoundError(f"{folder} has no tokenizer: neither {' nor '.join(_TOKENIZERS)}")
-    return file_digest(found[0])
+    template = folder / "chat_template.jinja"
+    return file_digest(found[0]) + (file_digest(template) if template.is_file() else "")
 
 
 def tasks_digest(tasks: list[Task]) -> str:
