@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from parl.cold_start.rows import DemoWorker
+from parl.cold_start.shipped import Recipe
 from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.schema import Config
 from parl.learn.batch import TextRow
@@ -15,7 +16,8 @@ from parl.learn.batch import TextRow
 def demonstration_rows(config: Config, tokens: int, start: int = 0, chunk: int = 24) -> list[TextRow]:
     """Traces of demonstrations from ``start`` on, until they have ``tokens`` tokens; the same every time."""
     with tempfile.TemporaryDirectory() as folder:
-        worker = DemoWorker(config, str(build_tokenizer(config).save(Path(folder) / "tokenizer.json")))
+        recipe = Recipe.of(config)
+        worker = DemoWorker(recipe, str(build_tokenizer(recipe).save(Path(folder) / "tokenizer.json")))
 
         async def collect() -> list[TextRow]:
             rows: list[TextRow] = []

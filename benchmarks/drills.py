@@ -26,6 +26,7 @@ from model.chat.kimi import KimiChat
 from model.kimi.transformer import Transformer
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start.drills import drill_batches, exercise_row
+from parl.cold_start.shipped import Recipe
 from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.load import load_config
 from parl.learn.batch import TextRow, lay
@@ -44,7 +45,7 @@ def main() -> None:
     config = load_config(options.config, options.set)
     torch.set_num_threads(1)
     torch.manual_seed(config.sft.seed)
-    tokenizer = build_tokenizer(config)
+    tokenizer = build_tokenizer(Recipe.of(config))
     model = Transformer(config.model).train()
     matrices, rest = model.muon_parameters()
     optimizer = MuonAdamW(matrices, rest, muon_lr=config.sft.muon_lr, lr=config.sft.lr, grad_clip=1.0)
@@ -53,7 +54,7 @@ def main() -> None:
         "                               number    name  number    name  number    name"
     )
     tokens = 0
-    for step, rows in enumerate(drill_batches(config, tokenizer)):
+    for step, rows in enumerate(drill_batches(Recipe.of(config), tokenizer)):
         tokens += sum(len(row.tokens) for row in rows)
         logprobs_M, weights_M = measure(model, rows)
         loss = -(weights_M * logprobs_M).sum() / weights_M.sum()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from model.kimi.transformer import Transformer
 from parl.cold_start.rows import DemoWorker
+from parl.cold_start.shipped import Recipe
 from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.load import load_config
 from parl.learn.batch import TextRow, lay, micro_batches
@@ -99,8 +100,9 @@ def main() -> None:
     torch.manual_seed(0)
     model, limit = Transformer(config.model).train(), config.trainer.micro_tokens
     tokenizer = Path("configs/starters")
-    saved = next(tokenizer.glob("*/tokenizer.json"), None) or build_tokenizer(config).save(Path("tokenizer.json"))
-    rows = asyncio.run(DemoWorker(config, str(saved)).rows(0, max(1, options.tokens // 2000)))
+    recipe = Recipe.of(config)
+    saved = next(tokenizer.glob("*/tokenizer.json"), None) or build_tokenizer(recipe).save(Path("tokenizer.json"))
+    rows = asyncio.run(DemoWorker(recipe, str(saved)).rows(0, max(1, options.tokens // 2000)))
     rng = np.random.default_rng(0)
     tokens = options.tokens // 4
     print("rows             count   tokens  padding  batches packed  packed t/s  padded/packed  gradient")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cold_start.demos import Demonstrator
+from parl.cold_start.shipped import Recipe
 from parl.config.schema import Config
 from parl.episodes.stores import find_stores
 from parl.evaluate.rescore import rescore
@@ -36,7 +37,7 @@ OTHER = Config(rewards=Parl(lambda_parallel=0.1, critical_penalty=0.5, parallel_
 def make_store(folder: Path, episodes: int, tokenizer: Path) -> None:
     """``episodes`` scored demonstrations in ``STEPS`` shards."""
     config = Config(name="rescore")
-    demonstrator = Demonstrator(config, Tokenizer.load(tokenizer))
+    demonstrator = Demonstrator(Recipe.of(config), Tokenizer.load(tokenizer))
 
     async def demonstrations() -> list[Episode]:
         return [await demonstrator.episode(index) for index in range(episodes)]

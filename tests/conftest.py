@@ -14,6 +14,7 @@ import torch
 from tiny import tiny_config
 
 from model.tokenizer.tokenizer import Tokenizer
+from parl.cold_start.shipped import Recipe
 from parl.cold_start.vocabulary import build_tokenizer
 
 torch.set_num_threads(1)
@@ -41,4 +42,4 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """A small tokenizer of the embedded world, reused from ``tests/mutants.py`` if it made one."""
     if kept := os.environ.get("PARL_TEST_TOKENIZER"):
         return Tokenizer.load(Path(kept))
-    return build_tokenizer(tiny_config(tmp_path_factory.mktemp("tokenizer")))
+    return build_tokenizer(Recipe.of(tiny_config(tmp_path_factory.mktemp("tokenizer"))))

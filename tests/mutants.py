@@ -160,10 +160,11 @@ def _make_tokenizer(tree: Path, folder: Path) -> int:
     sys.path.insert(1, str(tree / "tests"))
     from tiny import tiny_config
 
+    from parl.cold_start.shipped import Recipe
     from parl.cold_start.vocabulary import build_tokenizer
 
     folder.mkdir()
-    build_tokenizer(tiny_config(folder)).save(folder)
+    build_tokenizer(Recipe.of(tiny_config(folder))).save(folder)
     return 0
 
 

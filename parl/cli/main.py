@@ -289,14 +289,14 @@ def plugins(as_json: AsJson = False) -> None:
 
 def _check_data(config: Config) -> None:
     """Check a user's data for ``--dry-run``; UserError if it cannot be used."""
-    from parl.cold_start.shipped import starter_note
+    from parl.cold_start.shipped import Recipe, starter_note
 
     notes = []
     if config.envs.tasks or config.envs.build().digest():
         from parl.collect.tasks import data_notes, run_tasks
 
         notes = [*data_notes(config, run_tasks(config, estimate=True))]
-    for note in filter(None, [*notes, starter_note(config)]):
+    for note in filter(None, [*notes, starter_note(Recipe.of(config))]):
         echo(f"note: {note}", err=True)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from envs.base import Role
 from model.tokenizer.tokenizer import Tokenizer
+from parl.cold_start.shipped import Recipe
 from parl.cold_start.vocabulary import teacher_of
 from parl.config.family import chat_format
-from parl.config.schema import Config
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, Trace
@@ -21,16 +21,16 @@ _ROOMY = BudgetConfig(orchestrator_steps=200, subagents=64, total_tokens=10**9, 
 
 
 class Demonstrator:
-    """Makes demonstration ``i`` of a run: a pure function of (config, i)."""
+    """Makes demonstration ``i`` of a run: a pure function of (recipe, i)."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
-        self.config, self.chat = config, chat_format(config.model, config.rollouts, tokenizer)
-        self.environment = config.envs.build()
-        self._teacher = teacher_of(config, self.environment)
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        self.recipe, self.chat = recipe, chat_format(recipe.model, recipe.rollouts, tokenizer)
+        self.environment = recipe.envs.build()
+        self._teacher = teacher_of(recipe, self.environment)
 
     async def episode(self, index: int) -> Episode:
         """The ``index``-th demonstration."""
-        sft = self.config.sft
+        sft = self.recipe.sft
         shown = self._teacher.demonstration(index, seed=sft.seed, parallel=sft.parallel, wrong=sft.wrong)
 
         def pool(trace: Trace) -> ScriptedEngine:
@@ -38,12 +38,12 @@ class Demonstrator:
                 return ScriptedEngine(trace, self.chat, lambda history: shown.orchestrator(history, trace.media))
             return ScriptedEngine(trace, self.chat, lambda history: shown.subagent(trace.prompt, history))
 
-        media = self.config.model.pictures
+        media = self.recipe.model.pictures
         settings = SwarmSettings(
             chat=self.chat,
             pool=pool,
             budget=_ROOMY,
-            prompts=self.config.rollouts.prompts,
+            prompts=self.recipe.rollouts.prompts,
             spawning=shown.spawning,
             media=media,
         )

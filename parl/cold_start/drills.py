@@ -16,9 +16,9 @@ from envs.teacher import Part
 from model.chat.base import Call, ChatFormat
 from model.chat.base import Piece as Segment
 from model.tokenizer.tokenizer import Tokenizer
+from parl.cold_start.shipped import Recipe
 from parl.cold_start.vocabulary import teacher_of
 from parl.config.family import chat_format
-from parl.config.schema import Config
 from parl.learn.batch import TextRow
 
 _REPEATED = 48  # random tokens that a copying drill repeats
@@ -48,14 +48,14 @@ def copying_drill(vocab: int, rng: np.random.Generator) -> TextRow:
     return TextRow(tokens=tokens.astype(np.int32), weights=weights.astype(np.float32))
 
 
-def drill_batches(config: Config, tokenizer: Tokenizer) -> Iterator[list[TextRow]]:
+def drill_batches(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[list[TextRow]]:
     """``sft.copying_tokens`` of copying, then ``sft.drill_tokens`` of the teacher's exercises, mixed: like rows only
     make the gradient swing from one kind to the next."""
-    sft, teacher = config.sft, teacher_of(config, config.envs.build())
+    sft, teacher = recipe.sft, teacher_of(recipe, recipe.envs.build())
     numbers, rng = np.random.default_rng(sft.seed), Random(f"drills:{sft.seed}")
     copying, exercise = partial(copying_drill, tokenizer.vocab_size, numbers), partial(teacher.exercise, rng)
     yield from _batches(copying, sft.copying_tokens, sft.batch_tokens)
-    chat = chat_format(config.model, config.rollouts, tokenizer)
+    chat = chat_format(recipe.model, recipe.rollouts, tokenizer)
     yield from _batches(lambda: exercise_row(chat, exercise()), sft.drill_tokens, sft.batch_tokens)
 
 

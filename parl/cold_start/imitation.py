@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from model.decoder import Weights
-from model.family import family_of
+from model.family import Shape, family_of
 from model.files import replacing
 from model.lora import merged
 from model.policy_files import SINGLE, load_policy, save_policy
@@ -26,9 +26,9 @@ from parl.cold_start.drills import drill_batches
 from parl.cold_start.given import check_placeholder, owning_cold_start, taken_over
 from parl.cold_start.kept import Kept, State
 from parl.cold_start.rows import CHUNK, row_maker
-from parl.cold_start.shipped import cold_start_hash, cold_start_settings, shipped, starter_note
+from parl.cold_start.shipped import Recipe, cold_start_hash, cold_start_settings, shipped, starter_note
 from parl.cold_start.vocabulary import build_tokenizer
-from parl.config.schema import Config
+from parl.config.schema import Config, SftConfig, TrainerConfig
 from parl.errors import UserError
 from parl.learn.batch import TextRow
 from parl.learn.config import OptimizerConfig
@@ -65,22 +65,23 @@ def run_sft(
             f"model.init = {config.model.init}: there is no cold start to train; set sft.data to what is to be imitated"
             " (teacher, or a file), or leave model.init out"
         )
-    key = cold_start_hash(config)
+    recipe = Recipe.of(config)
+    key = cold_start_hash(recipe)
     folder = config.root / "cold_start" / key
-    starter = shipped(config)
+    starter = shipped(recipe)
     if from_scratch or not (folder / SINGLE).exists():
         with owning_cold_start(folder):
             if not from_scratch and starter:
                 with replacing(folder) as partial:
                     shutil.copytree(starter, partial)
             elif from_scratch or not (folder / SINGLE).exists():
-                if not from_scratch and (note := starter_note(config)):
+                if not from_scratch and (note := starter_note(recipe)):
                     echo(f"note: {note}", err=True)
                 kept = Kept(folder.with_name(f"{key}.kept"))
                 if from_scratch:
                     kept.drop()
-                weights, tokenizer, metrics = _train(config, kept, report or print_report(), check)
-                meta = {"hash": key, **metrics, "settings": cold_start_settings(config)}
+                weights, tokenizer, metrics = _train(recipe, config.trainer, kept, report or print_report(), check)
+                meta = {"hash": key, **metrics, "settings": cold_start_settings(recipe)}
                 save_policy(folder, config.model.shape, weights, tokenizer, meta)
                 kept.drop()
     if out is not None:
@@ -140,32 +141,34 @@ class _Start:
     weights: Weights | None
 
     @classmethod
-    def of(cls, config: Config) -> _Start:
-        work = config.root / "cold_start"
-        if config.model.init is not None:
-            folder = taken_over(config.model, work)
-            weights, _, tokenizer, _ = load_policy(folder, family_of(config.model))
+    def of(cls, recipe: Recipe) -> _Start:
+        work = recipe.root / "cold_start"
+        if recipe.model.init is not None:
+            folder = taken_over(recipe.model, work)
+            weights, _, tokenizer, _ = load_policy(folder, family_of(recipe.model))
             return cls(tokenizer=tokenizer, vocabulary=folder, weights=weights)
-        tokenizer = build_tokenizer(config)
-        check_placeholder(config.model, tokenizer)
+        tokenizer = build_tokenizer(recipe)
+        check_placeholder(recipe.model, tokenizer)
         work.mkdir(parents=True, exist_ok=True)
-        path = tokenizer.save(work / f"tokenizer-{cold_start_hash(config)}.json")
+        path = tokenizer.save(work / f"tokenizer-{cold_start_hash(recipe)}.json")
         return cls(tokenizer=tokenizer, vocabulary=path, weights=None)
 
 
-def _train(config: Config, kept: Kept, report: Report, check: Check | None) -> tuple[Weights, Tokenizer, dict]:
-    sft, start = config.sft, _Start.of(config)
+def _train(
+    recipe: Recipe, trainer: TrainerConfig, kept: Kept, report: Report, check: Check | None
+) -> tuple[Weights, Tokenizer, dict]:
+    sft, start = recipe.sft, _Start.of(recipe)
     given = start.weights is not None
     rate = fine_tuning_rate if given else learning_rate
-    fit = Fit(config.model.max_position_embeddings)
+    fit = Fit(recipe.model.max_position_embeddings)
     metrics: dict[str, float] = {}
     with local_ray():
-        learner = _learner(config)
+        learner = _learner(recipe.model, sft, trainer)
         if given:
             learner.load_weights(start.weights)
-        worker = actor(*row_maker(config, start.vocabulary), _label="the maker of demonstrations")
+        worker = actor(*row_maker(recipe, start.vocabulary), _label="the maker of demonstrations")
         state = kept.resume(learner) if given else State()
-        batches = islice(_batches(config, start.tokenizer, worker, fit), state.batches, None)
+        batches = islice(_batches(recipe, start.tokenizer, worker, fit), state.batches, None)
         enough = False
         while state.tokens < sft.tokens and not enough:
             batch, before = next(batches), state.tokens
@@ -176,7 +179,7 @@ def _train(config: Config, kept: Kept, report: Report, check: Check | None) -> t
             if given and (over or state.tokens // sft.check_tokens > before // sft.check_tokens):
                 kept.save(learner, state)
                 if sft.enough is not None:
-                    metrics |= _checked(config, start, learner, state, check)
+                    metrics |= _checked(sft, start, learner, state, check)
                     enough = metrics["score"] >= sft.enough
         weights = learner.weights()
         learner.close()
@@ -191,10 +194,9 @@ def _train(config: Config, kept: Kept, report: Report, check: Check | None) -> t
     return merged(start.weights or {}, weights), start.tokenizer, meta
 
 
-def _learner(config: Config) -> LearnerGroup:
-    sft, trainer = config.sft, config.trainer
+def _learner(model: Shape, sft: SftConfig, trainer: TrainerConfig) -> LearnerGroup:
     return LearnerGroup(
-        config.model,
+        model,
         OptimizerConfig(lr=sft.lr, muon_lr=sft.muon_lr, lora=sft.lora),
         seed=sft.seed,
         ranks=trainer.ranks,
@@ -206,12 +208,11 @@ def _learner(config: Config) -> LearnerGroup:
 
 
 def _checked(
-    config: Config, start: _Start, learner: LearnerGroup, state: State, check: Check | None
+    sft: SftConfig, start: _Start, learner: LearnerGroup, state: State, check: Check | None
 ) -> dict[str, float]:
     """Let the policy run freely on val, and say how it did."""
     if check is None:
         raise ValueError("sft.enough needs a check")
-    sft = config.sft
     echo(f"cold start after {state.tokens / 1e3:.0f} k tokens: it runs freely on {sft.check_tasks} tasks of val")
     found = check(merged(start.weights or {}, learner.weights()), start.vocabulary)
     state.scores.append((state.tokens, found["score"]))
@@ -223,12 +224,12 @@ def _checked(
     return found
 
 
-def _batches(config: Config, tokenizer: Tokenizer, worker, fit: Fit) -> Iterator[list[TextRow]]:
+def _batches(recipe: Recipe, tokenizer: Tokenizer, worker, fit: Fit) -> Iterator[list[TextRow]]:
     """Batches of at least ``batch_tokens`` tokens: from scratch drills, then mixed traces in a seeded order."""
-    if config.model.init is None:
-        yield from drill_batches(config, tokenizer)
-    rng = Random(config.sft.seed)
-    size, start = config.sft.batch_tokens, 0
+    if recipe.model.init is None:
+        yield from drill_batches(recipe, tokenizer)
+    rng = Random(recipe.sft.seed)
+    size, start = recipe.sft.batch_tokens, 0
     pending: list = []
     pool: list[TextRow] = []
     while True:

@@ -13,7 +13,7 @@ from itertools import repeat
 from pathlib import Path
 
 from parl.cold_start.rows import row_maker
-from parl.config.schema import Config
+from parl.cold_start.shipped import Recipe
 from parl.learn.batch import TextRow
 from parl.machine.cluster import actor, stop, wait
 
@@ -24,10 +24,11 @@ _DEMOS = 4  # demonstrations of one optimiser step
 class PtxTexts:
     """Makes the texts of each optimiser step in a Ray actor of its own; none where ``objective.ptx`` is 0."""
 
-    def __init__(self, config: Config, tokenizer: Path) -> None:
-        self._deadline_s = config.trainer.step_s
-        made = row_maker(config, tokenizer)
-        self._worker = actor(*made, _label="the maker of texts") if config.objective.ptx else None
+    def __init__(self, recipe: Recipe, tokenizer: Path, *, weight: float, deadline_s: float) -> None:
+        """``weight``: ``objective.ptx``; ``deadline_s``: of the texts of one optimiser step."""
+        self._deadline_s = deadline_s
+        made = row_maker(recipe, tokenizer)
+        self._worker = actor(*made, _label="the maker of texts") if weight else None
 
     def batches(self, step: int, count: int) -> Iterator[list[TextRow]]:
         """The texts of the ``count`` optimiser steps of training step ``step``, one after the other."""

@@ -14,8 +14,8 @@ import numpy as np
 from model.tokenizer.tokenizer import load_tokenizer
 from parl.cold_start.conversations import Conversation, conversation_row, read_conversations
 from parl.cold_start.demos import Demonstrator
+from parl.cold_start.shipped import Recipe
 from parl.config.family import chat_format
-from parl.config.schema import Config
 from parl.learn.batch import TextRow
 from rollouts.beat import AsyncBeating
 from rollouts.episode import EpisodeStatus, Trace
@@ -28,10 +28,10 @@ _SUBAGENTS = 2  # sub-agent traces kept of one demonstration: they are all alike
 class DemoWorker(AsyncBeating):
     """Ray actor: an environment's demonstrations as rows."""
 
-    def __init__(self, config: Config, tokenizer: str) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: str) -> None:
         """``tokenizer``: its file or folder."""
-        self._config = config
-        self._demos = Demonstrator(config, load_tokenizer(tokenizer))
+        self._recipe = recipe
+        self._demos = Demonstrator(recipe, load_tokenizer(tokenizer))
 
     async def rows(self, start: int, count: int = CHUNK) -> list[TextRow]:
         """Rows of ``count`` demonstrations from ``start`` on: a function of its arguments alone."""
@@ -39,15 +39,15 @@ class DemoWorker(AsyncBeating):
 
     async def chunk(self, start: int, count: int = CHUNK) -> tuple[list[TextRow], list[int]]:
         """The same, and the lengths of the orchestrators' traces, those that do not fit among them."""
-        rng = Random(f"rows:{self._config.sft.seed}:{start}")
+        rng = Random(f"rows:{self._recipe.sft.seed}:{start}")
         rows: list[TextRow] = []
         lengths = []
         for index in range(start, start + count):
             episode = await self._demos.episode(index)
             if episode.status is not EpisodeStatus.ANSWERED:
                 raise RuntimeError(f"demonstration {index} ended {episode.status}: {episode.error or episode.limit}")
-            limit = self._config.model.max_position_embeddings
-            fitting = text_rows(episode, self._config.sft.observation_weight, rng)
+            limit = self._recipe.model.max_position_embeddings
+            fitting = text_rows(episode, self._recipe.sft.observation_weight, rng)
             rows += [row for row in fitting if len(row.tokens) <= limit]
             lengths.append(len(episode.orchestrator.tokens))
         return rows, lengths
@@ -56,15 +56,15 @@ class DemoWorker(AsyncBeating):
 class RecordedWorker(AsyncBeating):
     """Ray actor: conversations of ``sft.data`` as rows, each time through in another order."""
 
-    def __init__(self, config: Config, tokenizer: str) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: str) -> None:
         """``tokenizer``: its file or folder. UserError where the data cannot be used."""
-        assert config.sft.data is not None
-        self._config = config
-        self._chat = chat_format(config.model, config.rollouts, load_tokenizer(tokenizer))
-        own = config.envs.build().tools()
-        spawning = config.rollouts.prompts.spawning if config.rollouts.swarm else ()
+        assert recipe.sft.data is not None
+        self._recipe = recipe
+        self._chat = chat_format(recipe.model, recipe.rollouts, load_tokenizer(tokenizer))
+        own = recipe.envs.build().tools()
+        spawning = recipe.rollouts.prompts.spawning if recipe.rollouts.swarm else ()
         self._tools = [[tool.to_openai() for tool in tools] for tools in ((*own, *spawning), own)]
-        self._recorded = read_conversations(Path(config.sft.data))
+        self._recorded = read_conversations(Path(recipe.sft.data))
         self._orders: dict[int, list[int]] = {}  # by lap
 
     async def rows(self, start: int, count: int = CHUNK) -> list[TextRow]:
@@ -73,7 +73,7 @@ class RecordedWorker(AsyncBeating):
 
     async def chunk(self, start: int, count: int = CHUNK) -> tuple[list[TextRow], list[int]]:
         """The same, and the lengths of the orchestrators' conversations, those that do not fit among them."""
-        rng = Random(f"rows:{self._config.sft.seed}:{start}")
+        rng = Random(f"rows:{self._recipe.sft.seed}:{start}")
         rows: list[TextRow] = []
         lengths = []
         for index in range(start, start + count):
@@ -81,7 +81,7 @@ class RecordedWorker(AsyncBeating):
             own = self._row(orchestrator, 0)
             lengths.append(len(own.tokens))
             rows += [own, *(self._row(told, 1) for told in rng.sample(subagents, min(_SUBAGENTS, len(subagents))))]
-        limit = self._config.model.max_position_embeddings
+        limit = self._recipe.model.max_position_embeddings
         return [row for row in rows if len(row.tokens) <= limit], lengths
 
     def _place(self, index: int) -> int:
@@ -89,18 +89,18 @@ class RecordedWorker(AsyncBeating):
         lap, place = divmod(index, len(self._recorded))
         if lap not in self._orders:
             everyone = range(len(self._recorded))
-            self._orders[lap] = Random(f"order:{self._config.sft.seed}:{lap}").sample(everyone, len(everyone))
+            self._orders[lap] = Random(f"order:{self._recipe.sft.seed}:{lap}").sample(everyone, len(everyone))
         return self._orders[lap][place]
 
     def _row(self, told: Conversation, role: int) -> TextRow:
         tools = self._tools[role] if told.tools is None else told.tools
-        return conversation_row(self._chat, told, tools, self._config.sft.observation_weight)
+        return conversation_row(self._chat, told, tools, self._recipe.sft.observation_weight)
 
 
-def row_maker(config: Config, tokenizer: Path) -> tuple[Any, ...]:
+def row_maker(recipe: Recipe, tokenizer: Path) -> tuple[Any, ...]:
     """The actor's class, and what it is made with."""
-    made = DemoWorker if config.sft.data in (None, TEACHER) else RecordedWorker
-    return made, config, str(tokenizer.resolve())
+    made = DemoWorker if recipe.sft.data in (None, TEACHER) else RecordedWorker
+    return made, recipe, str(tokenizer.resolve())
 
 
 def text_rows(demonstration, observation_weight: float, rng: Random) -> list[TextRow]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from parl.config.load import config_hash
-from parl.config.schema import Config, PolicyFields
+from parl.config.mistakes import leaves
+from parl.config.schema import Config, EnvsFields, PolicyFields, SftConfig, TokenizerConfig
+from rollouts.config import RolloutsConfig
 
 VERSION = 9  # part of the hash: raised when the demonstrations or the recipe change in code
 WEIGHTS = "model.safetensors"
@@ -16,20 +19,38 @@ _SHOWN = 4  # differences that are named
 _MINUTES = 23 / 6e6  # of a token: the default shape on two busy cores (docs/quickstart.md)
 
 
-def cold_start_hash(config: Config) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a cold start is made from, by the sections of a configuration. ``root``, ``starter``: where one may lie."""
+
+    root: Path
+    starter: Path | None
+    model: PolicyFields
+    tokenizer: TokenizerConfig
+    envs: EnvsFields
+    sft: SftConfig
+    rollouts: RolloutsConfig
+
+    @classmethod
+    def of(cls, config: Config) -> Recipe:
+        """That of a run of ``config``."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
+
+def cold_start_hash(recipe: Recipe) -> str:
     """12 hex digits of everything that the cold start depends on; of a table its content, wherever it lies."""
-    digest = config.envs.build().digest()
-    own = config.envs.config.model_copy(update=dict.fromkeys(digest))
-    parts = [config.envs.name] if config.envs.name != "world" else []
-    parts += [f"{name}={value}" for name, value in _shown_to_agents(config).items()]
-    model, sft = config.model, config.sft
+    digest = recipe.envs.build().digest()
+    own = recipe.envs.config.model_copy(update=dict.fromkeys(digest))
+    parts = [recipe.envs.name] if recipe.envs.name != "world" else []
+    parts += [f"{name}={value}" for name, value in _shown_to_agents(recipe).items()]
+    model, sft = recipe.model, recipe.sft
     if model.init is not None:
         parts.append(f"init={init_key(model)}")
         model = model.model_copy(update={"init": None})
     if sft.data is not None and Path(sft.data).exists():
         parts.append(f"data={_stamps(Path(sft.data))}")
         sft = sft.model_copy(update={"data": None})
-    return config_hash(model, config.tokenizer, own, sft, VERSION, *digest.values(), *parts)
+    return config_hash(model, recipe.tokenizer, own, sft, VERSION, *digest.values(), *parts)
 
 
 def init_key(model: PolicyFields) -> str:
@@ -44,68 +65,68 @@ def _stamps(path: Path) -> list[str]:
     return [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
 
 
-def _shown_to_agents(config: Config) -> dict[str, Any]:
+def _shown_to_agents(recipe: Recipe) -> dict[str, Any]:
     """Prompts and way of writing that demonstrations have, where they are not the default ones."""
-    default, rollouts = type(config.rollouts)(), config.rollouts
+    default, rollouts = type(recipe.rollouts)(), recipe.rollouts
     told = {"rollouts.prompts": rollouts.prompts.model_dump(mode="json"), "rollouts.thinking": rollouts.thinking}
     usual = {"rollouts.prompts": default.prompts.model_dump(mode="json"), "rollouts.thinking": default.thinking}
     return {name: value for name, value in told.items() if value != usual[name]}
 
 
-def cold_start_settings(config: Config) -> dict[str, Any]:
+def cold_start_settings(recipe: Recipe) -> dict[str, Any]:
     """What :func:`cold_start_hash` is made of, by dotted key: kept beside the weights, to tell later what differs."""
     settings = {
-        **_flat("model", config.model.model_dump(mode="json")),
-        **_flat("tokenizer", config.tokenizer.model_dump(mode="json")),
-        **_flat("envs.config", config.envs.config.model_dump(mode="json")),
-        **_flat("sft", config.sft.model_dump(mode="json")),
-        **_shown_to_agents(config),
+        **dict(leaves(recipe.model.model_dump(mode="json"), "model.")),
+        **dict(leaves(recipe.tokenizer.model_dump(mode="json"), "tokenizer.")),
+        **dict(leaves(recipe.envs.config.model_dump(mode="json"), "envs.config.")),
+        **dict(leaves(recipe.sft.model_dump(mode="json"), "sft.")),
+        **_shown_to_agents(recipe),
     }
-    digest = config.envs.build().digest()
+    digest = recipe.envs.build().digest()
     contents = {f"envs.config.{key}": f"a file with the SHA-256 {content[:12]}" for key, content in digest.items()}
-    name = {} if config.envs.name == "world" else {"envs.name": config.envs.name}
+    name = {} if recipe.envs.name == "world" else {"envs.name": recipe.envs.name}
     return settings | contents | name | {"recipe": VERSION}
 
 
-def cold_start_folder(config: Config) -> Path:
+def cold_start_folder(recipe: Recipe) -> Path:
     """Where the cold start is cached."""
-    return config.root / "cold_start" / cold_start_hash(config)
+    return recipe.root / "cold_start" / cold_start_hash(recipe)
 
 
-def shipped(config: Config) -> Path | None:
+def shipped(recipe: Recipe) -> Path | None:
     """The starter's folder for this configuration; None where there is none."""
-    folder = config.starter / cold_start_hash(config) if config.starter else None
+    folder = recipe.starter / cold_start_hash(recipe) if recipe.starter else None
     return folder if folder and (folder / WEIGHTS).exists() else None
 
 
-def starter_note(config: Config) -> str | None:
+def starter_note(recipe: Recipe) -> str | None:
     """Why the starter that is named does not apply, and what that costs; None where it does or nothing is trained."""
-    if config.starter is None or config.model.init is not None or shipped(config):
+    if recipe.starter is None or recipe.model.init is not None or shipped(recipe):
         return None
-    if (cold_start_folder(config) / WEIGHTS).exists():
+    if (cold_start_folder(recipe) / WEIGHTS).exists():
         return None
-    minutes = config.sft.tokens * _MINUTES
+    minutes = recipe.sft.tokens * _MINUTES
     cost = (
-        f"the cold start is trained instead, {config.sft.tokens / 1e6:.1f} M tokens, which take about"
+        f"the cold start is trained instead, {recipe.sft.tokens / 1e6:.1f} M tokens, which take about"
         f" {max(round(minutes), 1)} minutes on two cores with the default shape, once: it is kept in"
-        f" {cold_start_folder(config)}"
+        f" {cold_start_folder(recipe)}"
     )
-    return f"starter = {config.starter} does not apply ({_why(config)}): {cost}"
+    return f"starter = {recipe.starter} does not apply ({_why(recipe)}): {cost}"
 
 
-def _why(config: Config) -> str:
+def _why(recipe: Recipe) -> str:
     """How the settings differ from those of the closest starter."""
-    if not config.starter or not config.starter.is_dir():
+    if not recipe.starter or not recipe.starter.is_dir():
         return "there is no such folder"
-    wanted = cold_start_settings(config)
+    wanted = cold_start_settings(recipe)
     found = {
-        folder.name: _settings(folder) for folder in sorted(config.starter.iterdir()) if (folder / WEIGHTS).exists()
+        folder.name: _settings(folder) for folder in sorted(recipe.starter.iterdir()) if (folder / WEIGHTS).exists()
     }
     if not found:
         return "it holds no cold start, which is a folder HASH with model.safetensors"
     known = {name: settings for name, settings in found.items() if settings}
     if not known:
-        return f"it holds {', '.join(found)}, and this configuration needs {cold_start_hash(config)}"
+        return f"it holds {', '.join(found)}, and this configuration needs {cold_start_hash(recipe)}"
     differences = {name: _differences(wanted, settings) for name, settings in known.items()}
     closest = min(differences, key=lambda name: len(differences[name]))
     lines = differences[closest]
@@ -134,14 +155,6 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         return {}
     return {re.sub(r"^envs\.world\.", "envs.config.", key): value for key, value in settings.items()}  # once so called
-
-
-def _flat(prefix: str, tree: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        key = f"{prefix}.{name}"
-        flat |= _flat(key, value) if isinstance(value, dict) and value else {key: value}
-    return flat
 
 
 def _shown(value: Any) -> str:

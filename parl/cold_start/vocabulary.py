@@ -9,37 +9,37 @@ from envs.base import Environment
 from envs.teacher import Teacher, Words
 from model.tokenizer.bpe import plain_texts, train_tokenizer
 from model.tokenizer.tokenizer import Tokenizer
+from parl.cold_start.shipped import Recipe
 from parl.config.family import chat_format
-from parl.config.schema import Config
 from parl.errors import UserError
 
 _PROMPTS = 150  # times that each kind of prompt is shown
 
 
-def teacher_of(config: Config, environment: Environment) -> Teacher:
+def teacher_of(recipe: Recipe, environment: Environment) -> Teacher:
     """The environment's teacher; UserError where it has none and a policy from scratch needs one."""
     if environment.teacher is None:
         raise UserError(
-            f"envs.name = {config.envs.name}: this environment has no teacher, so a policy from scratch cannot learn"
+            f"envs.name = {recipe.envs.name}: this environment has no teacher, so a policy from scratch cannot learn"
             " to act in it: name a pretrained checkpoint with model.init, or give the environment a teacher"
         )
     return environment.teacher
 
 
-def build_tokenizer(config: Config) -> Tokenizer:
+def build_tokenizer(recipe: Recipe) -> Tokenizer:
     """A tokenizer of ``tokenizer.vocab_size`` tokens; the teacher says which texts and which words."""
-    environment = config.envs.build()
-    words = teacher_of(config, environment).words(config.sft.seed)
-    texts = _texts(config, environment, words)
+    environment = recipe.envs.build()
+    words = teacher_of(recipe, environment).words(recipe.sft.seed)
+    texts = _texts(recipe, environment, words)
     return train_tokenizer(
-        texts, config.tokenizer.vocab_size, atoms=words.atoms, words=list(words.values), items=words.items
+        texts, recipe.tokenizer.vocab_size, atoms=words.atoms, words=list(words.values), items=words.items
     )
 
 
-def _texts(config: Config, environment: Environment, words: Words) -> Iterable[str]:
+def _texts(recipe: Recipe, environment: Environment, words: Words) -> Iterable[str]:
     """The teacher's text, and conversations' plain runs with their scaffolding as often as rollouts show it."""
-    rng = Random(config.sft.seed)
-    chat, prompts, own = chat_format(config.model, config.rollouts), config.rollouts.prompts, environment.tools()
+    rng = Random(recipe.sft.seed)
+    chat, prompts, own = chat_format(recipe.model, recipe.rollouts), recipe.rollouts.prompts, environment.tools()
     names = [tool.name for tool in (*own, *prompts.spawning)]
     calls = list(words.calls) or [{}]
     yield from words.alone

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from envs.base import Gold, Task, ToolSpec
 from model.chat.base import Piece
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from parl.cold_start.shipped import cold_start_folder, shipped
+from parl.cold_start.shipped import Recipe, cold_start_folder, shipped
 from parl.config.family import chat_format
-from parl.config.schema import Config, PolicyFields
+from parl.config.schema import PolicyFields
 from rewards.outcome.reach import ideal_answer
 from rollouts.config import RolloutsConfig
 
@@ -122,18 +122,18 @@ def _bytes(text: str) -> int:
     return len(text.encode("utf-8", "replace"))
 
 
-def policy_tokenizer(config: Config, *, estimate: bool = False) -> Tokenizer:
+def policy_tokenizer(recipe: Recipe, *, estimate: bool = False) -> Tokenizer:
     """The tokenizer of a run's policies: of ``model.init`` or the cold start, or trained now.
 
     ``estimate``: any starter's if the run's own does not exist yet.
     """
-    if config.model.init is not None:
-        return load_tokenizer(config.model.init)
-    exact = [cold_start_folder(config), shipped(config)]
-    others = sorted(config.starter.glob("*/tokenizer.json")) if estimate and config.starter else []
+    if recipe.model.init is not None:
+        return load_tokenizer(recipe.model.init)
+    exact = [cold_start_folder(recipe), shipped(recipe)]
+    others = sorted(recipe.starter.glob("*/tokenizer.json")) if estimate and recipe.starter else []
     for folder in (*exact, *(file.parent for file in others)):
         if folder is not None and (folder / "tokenizer.json").is_file():
             return Tokenizer.load(folder)
     from parl.cold_start.vocabulary import build_tokenizer
 
-    return build_tokenizer(config)
+    return build_tokenizer(recipe)

@@ -13,6 +13,7 @@ from envs.tasks_io import TaskSource, is_there, names_file, read_tasks
 from parl.cold_start.conversations import read_conversations
 from parl.cold_start.demos import Demonstrator
 from parl.cold_start.rows import TEACHER
+from parl.cold_start.shipped import Recipe
 from parl.cold_start.vocabulary import teacher_of
 from parl.collect.fit import Context, demonstrations_that_fit, policy_tokenizer
 from parl.config.schema import Config, EnvsFields, EvalConfig
@@ -64,7 +65,7 @@ class Tasks:
 def run_tasks(config: Config, *, estimate: bool = False) -> Tasks:
     """The tasks of a run of ``config``; ``estimate`` as in :func:`data_notes`."""
     environment = config.envs.build()
-    tokenizer = partial(policy_tokenizer, config, estimate=estimate)
+    tokenizer = partial(policy_tokenizer, Recipe.of(config), estimate=estimate)
     context = Context(config.model, config.rollouts, environment.tools(), tokenizer)
     return Tasks(config.envs, environment, config.eval, context, config.seed)
 
@@ -98,7 +99,7 @@ def _checked(config: Config, tasks: Tasks) -> Iterator[str]:
     taught = scratch or config.sft.data == TEACHER
     yield from environment.notes()
     if taught:
-        teacher_of(config, environment)
+        teacher_of(Recipe.of(config), environment)
     elif config.sft.data is not None:
         read_conversations(Path(config.sft.data))
     if own := config.envs.tasks:
@@ -123,7 +124,7 @@ def _checked(config: Config, tasks: Tasks) -> Iterator[str]:
     if (readings := environment.readings()) is not None:
         yield from _reading_notes(readings, tasks.context)
         if taught:
-            demos = Demonstrator(config, tasks.context.tokenizer)
+            demos = Demonstrator(Recipe.of(config), tasks.context.tokenizer)
             yield from _demonstration_notes(readings.source, demos, config.model.max_position_embeddings)
 
 

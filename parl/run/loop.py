@@ -16,6 +16,7 @@ from model.family import family_of
 from model.lora import merged
 from model.policy_files import load_policy, save_policy
 from parl.cold_start.ptx import PtxTexts
+from parl.cold_start.shipped import Recipe
 from parl.collect.collector import Collector
 from parl.collect.pools import RolloutSide, pool_sizes
 from parl.collect.sampling import draw_groups, groups, informative
@@ -277,7 +278,8 @@ class Training:
         )
         if config.objective.kl:
             self._learner.set_reference(weights)
-        self._texts = PtxTexts(config, self.cold)
+        ptx, step_s = config.objective.ptx, trainer.step_s
+        self._texts = PtxTexts(Recipe.of(config), self.cold, weight=ptx, deadline_s=step_s)
         self._saver = Saver(self.checkpoints, self._learner)
         kept = self.folder / "subagents"
         self._collector = Collector(RolloutSide.of(config), self.cold, weights, kept=kept)

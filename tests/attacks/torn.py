@@ -118,7 +118,7 @@ def _whole() -> Path:
     from tiny import random_weights, tiny_config
 
     from model.policy_files import save_policy
-    from parl.cold_start.shipped import cold_start_hash
+    from parl.cold_start.shipped import Recipe, cold_start_hash
     from parl.cold_start.vocabulary import build_tokenizer
     from parl.run.checkpoints import Checkpoints, State
     from parl.track.tracker import _dumps
@@ -137,7 +137,7 @@ def _whole() -> Path:
         Path(entry["store"]).mkdir(parents=True)
         shutil.copy(run / "eval" / f"{label}-000000.parquet", entry["store"])
     (run / "evals" / "summary.json").write_text(json.dumps({"policies": stores}))
-    weights, tokenizer = random_weights(config.model.shape), build_tokenizer(config)
-    for folder in (run / "policy", root / "cold_start" / cold_start_hash(config)):
+    weights, tokenizer = random_weights(config.model.shape), build_tokenizer(Recipe.of(config))
+    for folder in (run / "policy", root / "cold_start" / cold_start_hash(Recipe.of(config))):
         save_policy(folder, config.model.shape, weights, tokenizer, {"step": 4, "policy_version": 4})
     return root

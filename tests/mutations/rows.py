@@ -205,8 +205,8 @@ MUTANTS = [
     ),
     recipe(
         "hash-forgets-the-recipe",
-        "config_hash(model, config.tokenizer, own, sft, VERSION,",
-        "config_hash(model, config.tokenizer, own, VERSION,",
+        "config_hash(model, recipe.tokenizer, own, sft, VERSION,",
+        "config_hash(model, recipe.tokenizer, own, VERSION,",
     ),
     recipe(
         "hash-forgets-the-table",
@@ -214,7 +214,7 @@ MUTANTS = [
         "VERSION, *parts)",
     ),
     recipe(
-        "hash-of-the-tables-name", "config.envs.config.model_copy(update=dict.fromkeys(digest))", "config.envs.config"
+        "hash-of-the-tables-name", "recipe.envs.config.model_copy(update=dict.fromkeys(digest))", "recipe.envs.config"
     ),
     clip("factor-upside-down", "self._tau / logits_LH[i], 1.0)", "logits_LH[i] / self._tau, 1.0)"),
     clip("all-heads-are-scaled", "torch.where(above_LH[i], self._tau / logits_LH[i], 1.0)", "self._tau / logits_LH[i]"),

@@ -141,7 +141,7 @@ MUTANTS = [
     ptx("texts-of-the-cold-start", "_FIRST = 1_000_000", "_FIRST = 0"),
     ptx("texts-come-again", "(step * count + part) * _DEMOS", "part * _DEMOS"),
     ptx("texts-overlap", "(step * count + part) * _DEMOS", "(step * count + part)"),
-    ptx("texts-without-the-term", "if config.objective.ptx else None", "if config.objective.ptx >= 0 else None"),
+    ptx("texts-without-the-term", "if weight else None", "if weight >= 0 else None"),
     sync(
         "answered-version-is-unchecked",
         "        if any(answer != update.version for answer in served):",

@@ -9,6 +9,7 @@ import pytest
 
 from parl.cold_start.imitation import Fit
 from parl.cold_start.shipped import (
+    Recipe,
     _differences,
     _settings,
     cold_start_folder,
@@ -18,22 +19,21 @@ from parl.cold_start.shipped import (
     starter_note,
 )
 from parl.config.load import load_config
-from parl.config.schema import Config
 from parl.errors import UserError
 
 QUICKSTART = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 
 
-def quickstart(tmp_path: Path, *settings: str) -> Config:
-    return load_config(QUICKSTART, [f"root={tmp_path}", *settings])
+def quickstart(tmp_path: Path, *settings: str) -> Recipe:
+    return Recipe.of(load_config(QUICKSTART, [f"root={tmp_path}", *settings]))
 
 
 def test_the_shipped_starter_applies_and_says_what_it_was_made_with(tmp_path: Path):
-    config = quickstart(tmp_path)
-    folder = shipped(config)
-    assert folder is not None and starter_note(config) is None
+    recipe = quickstart(tmp_path)
+    folder = shipped(recipe)
+    assert folder is not None and starter_note(recipe) is None
     meta = json.loads((folder / "meta.json").read_text())
-    assert meta["hash"] == cold_start_hash(config) and _settings(folder) == cold_start_settings(config)
+    assert meta["hash"] == cold_start_hash(recipe) and _settings(folder) == cold_start_settings(recipe)
 
 
 @pytest.mark.parametrize(
@@ -46,17 +46,17 @@ def test_the_shipped_starter_applies_and_says_what_it_was_made_with(tmp_path: Pa
     ],
 )
 def test_another_configuration_is_told_what_differs_and_what_it_costs(tmp_path: Path, setting: str, said: str):
-    config = quickstart(tmp_path, setting)
-    note = starter_note(config)
-    assert note and said in note and "minutes" in note and str(cold_start_folder(config)) in note
+    recipe = quickstart(tmp_path, setting)
+    note = starter_note(recipe)
+    assert note and said in note and "minutes" in note and str(cold_start_folder(recipe)) in note
 
 
 def test_nothing_is_said_where_nothing_is_trained(tmp_path: Path):
-    config = quickstart(tmp_path, "sft.seed=3")
-    assert starter_note(config)
-    cold_start_folder(config).mkdir(parents=True)
-    (cold_start_folder(config) / "model.safetensors").touch()
-    assert starter_note(config) is None
+    recipe = quickstart(tmp_path, "sft.seed=3")
+    assert starter_note(recipe)
+    cold_start_folder(recipe).mkdir(parents=True)
+    (cold_start_folder(recipe) / "model.safetensors").touch()
+    assert starter_note(recipe) is None
     assert starter_note(quickstart(tmp_path, "starter=null", "sft.seed=4")) is None
 
 

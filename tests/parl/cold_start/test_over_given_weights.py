@@ -23,7 +23,7 @@ from parl.cold_start.conversations import Conversation, conversation_row, read_c
 from parl.cold_start.demos import Demonstrator
 from parl.cold_start.imitation import fine_tuning_rate, run_sft
 from parl.cold_start.rows import RecordedWorker
-from parl.cold_start.shipped import cold_start_hash
+from parl.cold_start.shipped import Recipe, cold_start_hash
 from parl.collect.free_running import free_running
 from parl.config.load import load_config
 from parl.config.schema import Config
@@ -40,7 +40,7 @@ QUESTION = [{"role": "user", "content": "How high?"}, {"role": "assistant", "con
 @pytest.fixture(scope="module")
 def shown(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> list[Episode]:
     """Demonstrations, one with sub-agents among them."""
-    demos = Demonstrator(tiny_config(tmp_path_factory.mktemp("demos"), sft={"parallel": 1.0}), tokenizer)
+    demos = Demonstrator(Recipe.of(tiny_config(tmp_path_factory.mktemp("demos"), sft={"parallel": 1.0})), tokenizer)
 
     async def all_of_them() -> list[Episode]:
         return [await demos.episode(index) for index in range(6)]
@@ -149,7 +149,7 @@ def test_recorded_conversations_go_round_each_time_in_another_order(tokenizer: T
     path = write(tmp_path / "rows.jsonl", *rows)
     config = tiny_config(tmp_path)
     config = config.model_copy(update={"sft": config.sft.model_copy(update={"data": str(path)})})
-    worker = RecordedWorker(config, str(tokenizer.save(tmp_path / "tokenizer.json")))
+    worker = RecordedWorker(Recipe.of(config), str(tokenizer.save(tmp_path / "tokenizer.json")))
     laps = [asyncio.run(worker.rows(start, 20)) for start in (0, 20)]
     texts = [[tokenizer.decode(row.tokens[row.weights == 1].tolist()) for row in lap] for lap in laps]
     assert len(set(texts[0])) == 20 and texts[0] != texts[1] and set(texts[0]) == set(texts[1])
@@ -199,12 +199,12 @@ def over(tiny_yaml: Path, init: Path, root: Path, *more: str) -> Config:
 def test_the_hash_depends_on_the_given_weights_and_on_what_is_imitated(given: Path, tiny_yaml: Path, tmp_path: Path):
     rows = write(tmp_path / "rows.jsonl", {"messages": QUESTION})
     first, *others = (
-        cold_start_hash(over(tiny_yaml, given, tmp_path, *more))
+        cold_start_hash(Recipe.of(over(tiny_yaml, given, tmp_path, *more)))
         for more in ([], [f"sft.data={rows}"], ["sft.enough=0.5"], ["sft.lora={rank: 2}"], ["sft.check_tasks=4"])
     )
     assert len({first, *others}) == 5
     write(rows, {"messages": QUESTION}, {"messages": QUESTION})
-    assert cold_start_hash(over(tiny_yaml, given, tmp_path, f"sft.data={rows}")) not in (first, *others)
+    assert cold_start_hash(Recipe.of(over(tiny_yaml, given, tmp_path, f"sft.data={rows}"))) not in (first, *others)
 
 
 # ---------------------------------------------------------------- training

@@ -28,7 +28,7 @@ from parl.cold_start.demos import Demonstrator
 from parl.cold_start.drills import copying_drill, drill_batches, exercise_row
 from parl.cold_start.imitation import learning_rate, run_sft
 from parl.cold_start.rows import text_rows
-from parl.cold_start.shipped import cold_start_hash
+from parl.cold_start.shipped import Recipe, cold_start_hash
 from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.load import load_config
 from parl.config.schema import Config
@@ -48,7 +48,7 @@ def changed(config: Config, **sections: dict[str, Any]) -> Config:
 
 def test_the_hash_changes_with_what_the_cold_start_depends_on_and_with_nothing_else(tmp_path: Path):
     config = tiny_config(tmp_path)
-    key = cold_start_hash(config)
+    key = cold_start_hash(Recipe.of(config))
     depends: list[dict[str, Any]] = [
         {"model": {"hidden_size": 40}},
         {"tokenizer": {"vocab_size": 790}},
@@ -56,7 +56,7 @@ def test_the_hash_changes_with_what_the_cold_start_depends_on_and_with_nothing_e
         {"sft": {"seed": 5}},
         {"sft": {"tokens": 9_000_000}},
     ]
-    assert len({key, *(cold_start_hash(changed(config, **change)) for change in depends)}) == 6
+    assert len({key, *(cold_start_hash(Recipe.of(changed(config, **change))) for change in depends)}) == 6
     independent: list[dict[str, Any]] = [
         {"trainer": {"steps": 3}},
         {"rewards": {"lambda_parallel": 0.0}},
@@ -66,7 +66,7 @@ def test_the_hash_changes_with_what_the_cold_start_depends_on_and_with_nothing_e
         {"name": "other"},
         {"root": str(tmp_path / "elsewhere")},
     ]
-    assert {cold_start_hash(changed(config, **change)) for change in independent} == {key}
+    assert {cold_start_hash(Recipe.of(changed(config, **change))) for change in independent} == {key}
 
 
 def test_the_hash_knows_a_table_by_its_content(tmp_path: Path):
@@ -74,14 +74,14 @@ def test_the_hash_knows_a_table_by_its_content(tmp_path: Path):
     for name, text in (("a", "x,y\np,1\n"), ("b", "x,y\np,1\n"), ("c", "x,y\np,2\n")):
         table = tmp_path / f"{name}.csv"
         table.write_text(text)
-        keys.append(cold_start_hash(tiny_config(tmp_path, envs={"config": {"source": table}})))
+        keys.append(cold_start_hash(Recipe.of(tiny_config(tmp_path, envs={"config": {"source": table}}))))
     assert keys[0] == keys[1] != keys[2]
 
 
 def test_the_shipped_starter_is_that_of_the_quickstart():
     config = load_config(Path(__file__).parents[3] / "configs" / "quickstart.yaml", [])
     assert config.starter is not None
-    folder = config.starter / cold_start_hash(config)
+    folder = config.starter / cold_start_hash(Recipe.of(config))
     weights, shape, tokenizer, meta = load_policy(folder, Kimi())
     assert meta["hash"] == folder.name and shape == config.model.shape and tokenizer.vocab_size <= shape.vocab_size
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6e6 and weights
@@ -107,7 +107,7 @@ def test_a_starter_of_the_same_hash_is_taken_and_no_other(cold_start: Path, tiny
     shutil.copytree(cold_start, starter / cold_start.name)
     config = changed(tiny_run, root=str(tmp_path / "runs"), starter=str(starter))
     folder = run_sft(config)
-    assert folder == tmp_path / "runs" / "cold_start" / cold_start_hash(tiny_run)
+    assert folder == tmp_path / "runs" / "cold_start" / cold_start_hash(Recipe.of(tiny_run))
     assert (folder / "model.safetensors").read_bytes() == (cold_start / "model.safetensors").read_bytes()
     shutil.rmtree(starter)
     assert run_sft(config) == folder  # now it is cached
@@ -197,7 +197,7 @@ def test_an_agenda_drill_trains_the_items_that_follow_from_its_list_wherever_it_
 
 def test_drill_batches_copy_first_and_then_mix_the_others(tokenizer: Tokenizer, tmp_path: Path):
     config = tiny_config(tmp_path, sft={"copying_tokens": 5_000, "drill_tokens": 20_000})
-    batches = list(drill_batches(config, tokenizer))
+    batches = list(drill_batches(Recipe.of(config), tokenizer))
     sizes = [sum(len(row.tokens) for row in batch) for batch in batches]
     assert min(sizes) >= 1536 and 25_000 <= sum(sizes) < 30_000
     texts = [[tokenizer.decode(row.tokens.tolist()) for row in batch] for batch in batches]
@@ -209,14 +209,14 @@ def test_drill_batches_copy_first_and_then_mix_the_others(tokenizer: Tokenizer, 
 
 def test_a_world_of_single_rows_still_has_drills(tokenizer: Tokenizer, tmp_path: Path):
     config = tiny_config(tmp_path, envs={"config": {"widths": [1, 1]}}, sft={"drill_tokens": 5_000})
-    assert len(list(drill_batches(config, tokenizer))) > 3
+    assert len(list(drill_batches(Recipe.of(config), tokenizer))) > 3
 
 
 # ---------------------------------------------------------------- demonstrations
 
 
 def demonstrations(config: Config, tokenizer: Tokenizer, order: list[int]) -> dict[int, Episode]:
-    demonstrator = Demonstrator(config, tokenizer)
+    demonstrator = Demonstrator(Recipe.of(config), tokenizer)
 
     async def all_of_them() -> list[Episode]:
         return list(await asyncio.gather(*(demonstrator.episode(index) for index in order)))
@@ -252,6 +252,6 @@ def test_rows_weigh_what_an_agent_wrote_and_a_little_of_what_it_read(tokenizer: 
 
 
 def test_the_tokenizer_is_the_same_every_time(tokenizer: Tokenizer, tmp_path: Path):
-    again = build_tokenizer(tiny_config(tmp_path))
+    again = build_tokenizer(Recipe.of(tiny_config(tmp_path)))
     files = [chosen.save(tmp_path / name) for chosen, name in ((tokenizer, "a.json"), (again, "b.json"))]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -12,7 +12,7 @@ from tiny import tiny_config
 
 from envs.world.environment import WorldEnvironment
 from envs.world.tasks import distinct_tasks
-from parl.cold_start.shipped import cold_start_folder
+from parl.cold_start.shipped import Recipe, cold_start_folder
 from parl.collect.tasks import check_tasks, data_notes, run_tasks
 from parl.config.schema import Config
 from parl.errors import UserError
@@ -49,8 +49,8 @@ def own(tmp_path: Path, *rows: dict, **changes: Any) -> Config:
 
 def with_vocabulary(config: Config) -> Config:
     """``config`` with a tokenizer where its cold start would be: to train one takes seconds."""
-    cold_start_folder(config).mkdir(parents=True, exist_ok=True)
-    copyfile(next(STARTERS.glob("*/tokenizer.json")), cold_start_folder(config) / "tokenizer.json")
+    cold_start_folder(Recipe.of(config)).mkdir(parents=True, exist_ok=True)
+    copyfile(next(STARTERS.glob("*/tokenizer.json")), cold_start_folder(Recipe.of(config)) / "tokenizer.json")
     return config
 
 

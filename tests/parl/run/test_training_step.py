@@ -15,6 +15,7 @@ from envs.base import Role
 from parl.cold_start import ptx
 from parl.cold_start.ptx import PtxTexts
 from parl.cold_start.rows import CHUNK, DemoWorker
+from parl.cold_start.shipped import Recipe
 from parl.config.schema import Config
 from parl.learn.rows import Row
 from parl.run.job import single_agent
@@ -300,7 +301,8 @@ def ptx_texts(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PtxTexts, Wo
         ptx, "actor", lambda cls, *args, **options: worker if cls is DemoWorker else pytest.fail(str(cls))
     )
     monkeypatch.setattr(ptx, "wait", lambda call, *bounds, **options: call)
-    return PtxTexts(config_of(root, objective={"name": "k25", "ptx": 0.1}), root / "tokenizer.json"), worker
+    recipe = Recipe.of(config_of(root))
+    return PtxTexts(recipe, root / "tokenizer.json", weight=0.1, deadline_s=9.0), worker
 
 
 def test_texts_are_demonstrations_that_the_cold_start_never_sees_and_none_comes_twice(tmp_path: Path, monkeypatch):
@@ -316,5 +318,5 @@ def test_texts_are_demonstrations_that_the_cold_start_never_sees_and_none_comes_
 
 def test_without_the_term_no_texts_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ptx, "actor", lambda *args, **options: pytest.fail("an actor was made"))
-    texts = PtxTexts(config_of(tmp_path), tmp_path / "tokenizer.json")
+    texts = PtxTexts(Recipe.of(config_of(tmp_path)), tmp_path / "tokenizer.json", weight=0.0, deadline_s=9.0)
     assert list(texts.batches(3, 2)) == [[], []]

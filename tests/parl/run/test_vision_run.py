@@ -20,6 +20,7 @@ from model.policy_files import load_policy, save_policy
 from parl.cold_start.demos import Demonstrator
 from parl.cold_start.imitation import run_sft
 from parl.cold_start.rows import text_rows
+from parl.cold_start.shipped import Recipe
 from parl.cold_start.vocabulary import build_tokenizer
 from parl.collect.tasks import run_tasks
 from parl.config.load import config_hash, load_config, to_yaml
@@ -50,7 +51,7 @@ def seeing_config(root: Path, **sections: Any) -> Config:
 def test_the_shipped_configuration_fits_its_own_tokenizer():
     config = load_config(VISION_YAML)
     assert config.envs.config.pictures and config.model.vision is not None
-    tokenizer = build_tokenizer(config)
+    tokenizer = build_tokenizer(Recipe.of(config))
     assert tokenizer.special[MEDIA_PAD] == config.model.media_placeholder_token_id
     assert load_config(VISION_YAML, ["optimizer.freeze_tower=true"]).optimizer.freeze_tower
 
@@ -85,7 +86,7 @@ def test_another_placeholder_than_the_tokenizers_is_named_with_the_right_one(tmp
 
 def test_demonstrations_look_at_the_picture_and_are_right(tmp_path: Path):
     config = seeing_config(tmp_path)
-    demos = Demonstrator(config, build_tokenizer(config))
+    demos = Demonstrator(Recipe.of(config), build_tokenizer(Recipe.of(config)))
 
     async def some() -> list[Episode]:
         return [await demos.episode(index) for index in range(12)]
@@ -107,7 +108,7 @@ def test_the_tools_of_a_world_without_pictures_are_what_they_were():
 def taught(config: Config, cold: Path, folder: Path) -> Path:
     """``cold`` after memorising the first two demonstrations, since so short a cold start calls no tool."""
     weights, model, tokenizer, meta = load_policy(cold, Kimi())
-    demos = Demonstrator(config, tokenizer)
+    demos = Demonstrator(Recipe.of(config), tokenizer)
 
     async def first_two() -> list[Episode]:
         return [await demos.episode(index) for index in range(2)]
