@@ -22,10 +22,13 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from model.decoder import export_weights  # noqa: E402
 from model.hf.build import EXPERTS  # noqa: E402
+from model.hf.family import Hf  # noqa: E402
 from model.hf.policy import HfPolicy  # noqa: E402
 from model.hf.shape import HfShape  # noqa: E402
 
@@ -248,10 +251,30 @@ def greedy(family: str) -> Row:
     return Row(family=family, check="greedy tokens", value=float((tokens != wanted).sum()), tolerance=0)
 
 
+def engine(family: str) -> Row:
+    """Log-probs that the family's decoder says of 40 tokens, fed in pieces, against the learner's with its routes."""
+    policy, _ = models(family)
+    decoder = Hf().decoder(policy.config, pages=8)
+    decoder.load(export_weights(policy))
+    tokens = torch.randint(0, VOCAB, (41,), generator=torch.Generator().manual_seed(3))
+    table, said = np.arange(4, dtype=np.int32)[None], []
+    for part in (slice(0, 17), slice(17, 18), slice(18, 40)):
+        places = np.arange(part.start, part.stop, dtype=np.int32)
+        inputs = tokens[part].int().numpy(), places, np.zeros_like(places), table
+        said.append(torch.from_numpy(decoder.forward(*inputs, rows=np.arange(len(places), dtype=np.int32))))
+    engines = torch.log_softmax(torch.cat(said), dim=-1).gather(1, tokens[1:, None])[:, 0]
+    routes = torch.from_numpy(np.concatenate(list(decoder.routes))[:41])[None] if policy.config.routes else None
+    mask = torch.arange(41)[None] > 0
+    with torch.no_grad():
+        learners, _ = policy(tokens[None], mask, routes)
+    gap = float((engines - learners).abs().max())
+    return Row(family=family, check="engine", value=gap, tolerance=2e-5)
+
+
 def checks_of(family: str) -> dict[str, Callable[[str], Row]]:
     """Those that the family has."""
     routed = {"experts": experts, "replay": replay} if shape_of(family).routes else {}
-    return {"logits": logits, "packing": packing, "gradients": gradients, "greedy": greedy, **routed}
+    return {"logits": logits, "packing": packing, "gradients": gradients, "greedy": greedy, "engine": engine, **routed}
 
 
 def main() -> None:

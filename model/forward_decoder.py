@@ -15,15 +15,17 @@ from model.policy import Policy
 
 
 class ForwardDecoder:
-    """See :class:`model.decoder.Decoder`. ``policy`` has neither routes nor vision."""
+    """See :class:`model.decoder.Decoder`. ``policy`` has no vision."""
 
     def __init__(self, policy: Policy, pages: int) -> None:
-        if policy.routers():
-            raise ValueError(f"{type(policy).__name__} routes tokens: its family needs a decoder of its own")
         self._policy = policy.eval()
         self._shapes = shapes_of(policy)
         self._tokens = np.zeros(pages * PAGE, np.int64)
-        self.routes = np.empty((pages, PAGE, 0, 0), np.int16)
+        said = policy.config.routes
+        self.routes = np.full((pages, PAGE, said.layers, said.chosen) if said else (pages, PAGE, 0, 0), -1, np.int16)
+        self._chosen: list[torch.Tensor] = []  # [T, K] of each router, of the sequence at hand
+        for router in policy.routers():
+            router.register_forward_hook(lambda _, __, choice: self._chosen.append(choice.ids))
 
     def load(self, weights: Weights) -> None:
         """See :meth:`model.decoder.Decoder.load`."""
@@ -49,7 +51,10 @@ class ForwardDecoder:
         for row in rows:
             places = np.arange(positions[row] + 1)
             slots = tables[sequences[row]][places // PAGE].astype(np.int64) * PAGE + places % PAGE
+            self._chosen.clear()
             found.append(self._policy.next_logits(torch.from_numpy(self._tokens[slots])).float().numpy())
+            if self._chosen:
+                self.routes.reshape(-1, *self.routes.shape[2:])[slots] = torch.stack(self._chosen, dim=1).numpy()
         logits = np.stack(found) if found else np.empty((0, self._policy.config.vocab_size), np.float32)
         if not np.isfinite(logits).all():
             raise NotFinite("the policy produced a NaN or infinite logit")

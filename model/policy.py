@@ -37,6 +37,10 @@ class Router(Protocol):
         """As :class:`torch.nn.Module`."""
         ...
 
+    def register_forward_hook(self, hook: Any) -> Any:
+        """As :class:`torch.nn.Module`."""
+        ...
+
     def balance(self, rate: float) -> None:
         """Adjust the correction bias against the load, and reset the load."""
         ...

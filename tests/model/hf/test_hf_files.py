@@ -21,6 +21,8 @@ from model.hf.shape import HfShape
 from model.policy_files import load_policy, save_policy
 from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from parl.config.family import family_at
+from parl.config.load import load_config
+from parl.plan.limits import check_memory
 from parl.plan.table import read_model
 from parl.serve.export import export
 
@@ -92,6 +94,15 @@ def test_costs_are_those_of_the_model(family: str, tmp_path: Path):
         stacks = [module.experts for module in reference.modules() if hasattr(module, "experts")]
         assert costs.routed == sum(p.numel() for stack in stacks for p in stack.parameters())
         assert (costs.routed_layers, costs.experts, costs.chosen) == (len(stacks), 4, 2) == (routes.layers, 4, 2)
+
+
+def test_a_run_over_a_folder_is_planned_and_its_memory_is_checked(tmp_path: Path):
+    models("llama")[1].save_pretrained(tmp_path / "llama")
+    (tmp_path / "run.yaml").write_text("model: {family: hf, init: llama, dtype: bfloat16, max_position_embeddings: 64}")
+    config = load_config(tmp_path / "run.yaml")
+    assert (config.model.dtype, config.model.max_position_embeddings) == ("bfloat16", 64)
+    check_memory(config.model, config.optimizer, config.trainer)
+    assert read_model(str(tmp_path / "run.yaml"))[0] == config.model.shape
 
 
 def test_costs_of_published_sizes():
