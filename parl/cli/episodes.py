@@ -21,8 +21,8 @@ Kind = Annotated[str | None, typer.Option("--kind", help="Only shards of this ki
 Step = Annotated[int | None, typer.Option("--step", help="Only this training step.")]
 Family = Annotated[str | None, typer.Option("--family", help="Only tasks of this family.")]
 Status = Annotated[str | None, typer.Option("--status", help="answered, over_budget, malformed or failed.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="At most so many.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Maximum number of episodes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 
 
 @app.command("ls")
@@ -119,13 +119,13 @@ Form = Annotated[
 @app.command("export")
 def export(
     store: StoreArg,
-    out: Annotated[Path, typer.Option("--out", "-o", help="a file; a folder where a format has a file an episode")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="a file; a folder for formats with one file per episode")],
     form: Form,
     kind: Kind = None,
     step: Step = None,
     family: Family = None,
     status: Status = None,
-    keep_gold: Annotated[bool, typer.Option("--keep-gold", help="Leave gold answers and plans in.")] = False,
+    keep_gold: Annotated[bool, typer.Option("--keep-gold", help="Keep gold answers and plans.")] = False,
     no_tokens: Annotated[bool, typer.Option("--no-tokens", help="Without token ids and log-probs.")] = False,
 ) -> None:
     """Write episodes in another format, without gold answers and secrets (docs/formats.md)."""
@@ -146,7 +146,9 @@ def import_(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="a .json or .jsonl file, or a folder of them")],
     out: Annotated[Path, typer.Option("--out", "-o", help="the new store's folder")],
     form: Form,
-    tasks: Annotated[Path | None, typer.Option("--tasks", help="own tasks, whose gold goes to episodes by key")] = None,
+    tasks: Annotated[
+        Path | None, typer.Option("--tasks", help="own tasks, whose gold is added to episodes by key")
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="split of --tasks")] = "test",
 ) -> None:
     """Read episodes of another format into a store, for rescore, compare, report, ls, show and grep."""

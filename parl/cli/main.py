@@ -34,7 +34,7 @@ app.add_typer(cli_episodes.app, name="episodes")
 app.add_typer(cli_models.app, name="model")
 app.add_typer(cli_policies.app)
 
-FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Ignore caches and shipped weights: do it all.")]
+FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Ignore caches and shipped weights.")]
 
 
 @app.command()
@@ -106,7 +106,7 @@ def evaluate(
     overrides: Overrides = None,
     n: Annotated[int, typer.Option("--n", help="Attempts at each task.")] = 1,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first of the held-out tasks.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of tasks and sampling: eval.seed.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of tasks and sampling; default: eval.seed.")] = None,
     policy: Annotated[
         list[str] | None,
         typer.Option("--policy", help="cold_start, cold_start_no_spawn, trained, single_agent; may be repeated."),
@@ -115,11 +115,15 @@ def evaluate(
         str | None, typer.Option("--model", help="A policy's folder instead of the run's own, or a chat server's URL.")
     ] = None,
     model_name: Annotated[
-        str | None, typer.Option("--model-name", help="Of a server's models; default: the first that it lists.")
+        str | None, typer.Option("--model-name", help="Name of the server's model; default: the first that it lists.")
     ] = None,
     single_agent: Annotated[bool, typer.Option("--single-agent", help="Without the tools that spawn.")] = False,
-    price_in: Annotated[float | None, typer.Option("--price-in", min=0, help="Of a million prompt tokens.")] = None,
-    price_out: Annotated[float | None, typer.Option("--price-out", min=0, help="Of a million sampled tokens.")] = None,
+    price_in: Annotated[
+        float | None, typer.Option("--price-in", min=0, help="Price per million prompt tokens.")
+    ] = None,
+    price_out: Annotated[
+        float | None, typer.Option("--price-out", min=0, help="Price per million sampled tokens.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run's policies on held-out tasks: avg@k, max@k, pass@k with intervals, and costs. Resumable."""
@@ -148,7 +152,8 @@ def rescore(
     store: StoreArg,
     overrides: Overrides = None,
     rewards: Annotated[
-        Path | None, typer.Option("--rewards", metavar="CONFIG", help="Whose rewards section; default: the run's own.")
+        Path | None,
+        typer.Option("--rewards", metavar="CONFIG", help="A configuration with the rewards; default: the run's own."),
     ] = None,
     kind: Kind = None,
     as_json: AsJson = False,
@@ -171,7 +176,9 @@ def replay(
     kind: Kind = None,
     step: Step = None,
     family: Family = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Whose world; default: the run's own.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A configuration with the environment; default: the run's own.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Repeat the tool calls of stored episodes and show changed answers; exits with 1 if there are any."""
@@ -217,8 +224,8 @@ def compare(
 @app.command()
 def top(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder or name")],
-    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
-    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between updates.")] = 2.0,
 ) -> None:
     """Watch a run in the terminal: curves, families, times, slowest episodes, warnings."""
     with reported():
@@ -253,16 +260,18 @@ def report(
 @app.command()
 def plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a shape in configs/models, a YAML file, or a folder")],
-    gpus: Annotated[int, typer.Option("--gpus", help="GPUs in all.")],
-    gpu: Annotated[str, typer.Option("--gpu", help="Their kind, e.g. h200, a100-80, l40s, rtx4090.")] = "h200",
+    gpus: Annotated[int, typer.Option("--gpus", help="Number of GPUs.")],
+    gpu: Annotated[str, typer.Option("--gpu", help="Type of GPU, e.g. h200, a100-80, l40s, rtx4090.")] = "h200",
     zero: Annotated[int, typer.Option("--zero", help="ZeRO stage.")] = 2,
     ep: Annotated[int, typer.Option("--ep", help="GPUs that share a layer's experts; 0: as many as possible.")] = 0,
-    offload: Annotated[str, typer.Option("--offload", help="none or optimizer: its states in host memory.")] = "none",
-    micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens of a GPU in one pass.")] = 4096,
-    step_tokens: Annotated[int, typer.Option("--step-tokens", help="Tokens of all in one step.")] = 4_194_304,
+    offload: Annotated[
+        str, typer.Option("--offload", help="none, or optimizer: keep its states in host memory.")
+    ] = "none",
+    micro_tokens: Annotated[int, typer.Option("--micro-tokens", help="Tokens per GPU and pass.")] = 4096,
+    step_tokens: Annotated[int, typer.Option("--step-tokens", help="Tokens of all GPUs per step.")] = 4_194_304,
     context: Annotated[int, typer.Option("--context", help="Length of the rows in tokens.")] = 32_768,
     host_gb: Annotated[float, typer.Option("--host-gb", help="Memory of a node of 8 GPUs.")] = 2000.0,
-    gpu_gb: Annotated[float | None, typer.Option("--gpu-gb", help="Memory of one's own kind of GPU.")] = None,
+    gpu_gb: Annotated[float | None, typer.Option("--gpu-gb", help="Memory of another type of GPU.")] = None,
     gpu_tflops: Annotated[float | None, typer.Option("--gpu-tflops", help="... its dense bfloat16 speed.")] = None,
     gpu_tbs: Annotated[float | None, typer.Option("--gpu-tbs", help="... its memory's TB/s.")] = None,
     link_gbs: Annotated[float | None, typer.Option("--link-gbs", help="GB/s one way between GPUs of a node.")] = None,

@@ -13,7 +13,7 @@ from parl.shown.terminal import echo
 app = typer.Typer()
 
 ConfigArg = Annotated[
-    Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, a preset's name, e.g. quickstart, or a run's")
+    Path, typer.Argument(metavar="CONFIG|RUN", help="a YAML file, a preset such as quickstart, or a run")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, e.g. trainer.steps=20 seed=2")
@@ -26,7 +26,9 @@ def export(
     format: Annotated[str, typer.Option("--format", help="hf (deepseek_v3) or kimi_k25 (also with vision).")] = "hf",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: a folder in RUN named after it.")] = None,
     int4: Annotated[bool, typer.Option("--int4", help="Routed experts as INT4, packed as K2.5's are.")] = False,
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the other matrices: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Dtype of the other matrices: float32 or bfloat16.")
+    ] = "float32",
 ) -> None:
     """Write a policy as a Hugging Face folder, which transformers and inference servers load."""
     with reported():
@@ -41,18 +43,19 @@ def gateway(
     run: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="a run's folder or name, or a policy's folder")],
     port: Annotated[int, typer.Option("--port")] = 8000,
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
-    record: Annotated[Path | None, typer.Option("--record", help="Folder that finished episodes are kept in.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="For all requests.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="For all requests.")] = None,
-    thinking: Annotated[bool, typer.Option("--thinking", help="The policy thinks before it answers.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Of sampling.")] = 1,
+    record: Annotated[Path | None, typer.Option("--record", help="Folder for finished episodes.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Of all requests.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Of all requests.")] = None,
+    thinking: Annotated[bool, typer.Option("--thinking", help="Let the policy reason before it answers.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Sampling seed.")] = 1,
     engine: Annotated[str, typer.Option("--engine", help="embedded, vllm or sglang.")] = "embedded",
-    url: Annotated[str | None, typer.Option("--url", help="Of the server behind it, with vllm or sglang.")] = None,
+    url: Annotated[str | None, typer.Option("--url", help="Address of the vllm or sglang server.")] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option("--allow-host", help="A name that clients may call it by; again for more.")
+        list[str] | None, typer.Option("--allow-host", help="Allowed Host name; may be repeated.")
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option("--allow-origin", help="https://SITE whose pages may ask; again for more.")
+        list[str] | None,
+        typer.Option("--allow-origin", help="https://SITE whose pages may send requests; may be repeated."),
     ] = None,
 ) -> None:
     """Serve a policy over OpenAI's chat API and record its clients' episodes, for training (docs/engines.md).
@@ -72,7 +75,7 @@ def chat(
     config: ConfigArg,
     overrides: Overrides = None,
     model: Annotated[Path | None, typer.Option("--model", help="A policy's folder instead of the run's own.")] = None,
-    ask: Annotated[list[str] | None, typer.Option("--ask", help="Ask this and end; may be repeated.")] = None,
+    ask: Annotated[list[str] | None, typer.Option("--ask", help="Ask this question and exit; may be repeated.")] = None,
     single_agent: Annotated[bool, typer.Option("--single-agent", help="Without the tools that spawn.")] = False,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=2.0, help="0 = greedy.")] = 1.0,
 ) -> None:
