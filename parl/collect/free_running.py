@@ -24,7 +24,8 @@ SPLIT = "val"
 def free_running(config: Config) -> Callable[[Weights, Path], dict[str, float]]:
     """A check of weights and the tokenizer in a folder: one episode per task of ``sft.check_tasks`` in val.
 
-    Returns the mean ``score``, the share of ``malformed`` episodes, and the share that ``spawned``.
+    Returns the mean ``score``, the share of ``malformed`` episodes, and the shares that ``spawned``: of tasks
+    where that may pay, and of those where their oracle says it cannot (``spawned_in_vain``).
     Sub-agents are the same policy; sampling is that of the evaluation.
     """
     sft, evaluation = config.sft, config.eval
@@ -42,11 +43,13 @@ def free_running(config: Config) -> Callable[[Weights, Path], dict[str, float]]:
             )
         finally:
             collector.close()
-        count = max(len(episodes), 1)
-        return {
-            "score": sum(measure(episode).score for episode in episodes) / count,
-            "malformed": sum(episode.status is EpisodeStatus.MALFORMED for episode in episodes) / count,
-            "spawned": sum(bool(episode.subagents) for episode in episodes) / count,
-        }
+        parts: dict[str, list[float]] = {"score": [], "malformed": [], "spawned": [], "spawned_in_vain": []}
+        for episode in episodes:
+            oracle = episode.task.oracle
+            parts["score"].append(measure(episode).score)
+            parts["malformed"].append(episode.status is EpisodeStatus.MALFORMED)
+            pays = oracle is None or oracle.width > 0
+            parts["spawned" if pays else "spawned_in_vain"].append(bool(episode.subagents))
+        return {name: sum(values) / len(values) for name, values in parts.items() if values}
 
     return check

@@ -16,6 +16,7 @@ from tiny import random_weights, tiny_config, tiny_model
 from envs.base import Role
 from model.chat.kimi import KimiChat
 from model.decoder import Weights
+from model.hf.family import Hf
 from model.kimi.family import Kimi
 from model.policy_files import load_policy, save_policy
 from model.tokenizer.tokenizer import Tokenizer
@@ -29,11 +30,14 @@ from parl.config.load import load_config
 from parl.config.schema import Config
 from parl.episodes.formats.common import messages
 from parl.errors import UserError
+from parl.serve.gguf import Gguf
+from parl.serve.pretrained import write_llama
 from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.prompts import PromptsConfig
 from rollouts.store.store import EpisodeStore
 
+ROOT = Path(__file__).parents[3]
 QUESTION = [{"role": "user", "content": "How high?"}, {"role": "assistant", "content": "3 m"}]
 
 
@@ -268,4 +272,28 @@ def test_it_ends_when_it_is_enough_and_adapters_are_merged(cold_start: Path, tin
 def test_a_free_run_is_scored_on_val(cold_start: Path, tiny_yaml: Path, tmp_path: Path):
     config = over(tiny_yaml, cold_start, tmp_path, "sft.enough=0.5", "sft.check_tasks=3")
     found = free_running(config)(weights_of(cold_start), cold_start)
-    assert found.keys() == {"score", "malformed", "spawned"} and all(0 <= value <= 1 for value in found.values())
+    assert found.keys() >= {"score", "malformed"} and all(0 <= value <= 1 for value in found.values())
+
+
+@pytest.mark.slow
+def test_a_decoder_of_transformers_is_taught_as_its_preset_says(one_ray: None, tmp_path: Path):
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    write_llama(Gguf(ROOT / "tests/data/gguf/tiny.gguf"), folder)
+    shape = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 8192}
+    (folder / "config.json").write_text(json.dumps(shape))
+    settings = ["sft.tokens=12000", "sft.check_tokens=6000", "model.max_position_embeddings=8192", "trainer.threads=1"]
+    settings.append("model.chat=hermes")  # the tiny template writes no prompt of a turn
+    config = load_config(ROOT / "configs/own_model.yaml", [f"root={tmp_path}", f"model.init={folder}", *settings])
+    losses: list[float] = []
+    scores = iter([0.1, 0.9])
+    made = run_sft(
+        config,
+        report=lambda done, total, metrics: losses.append(metrics["loss"]),
+        check=lambda weights, tokenizer: {"score": next(scores)},
+    )
+    meta = json.loads((made / "meta.json").read_text())
+    assert [score for _, score in meta["scores"]] == [0.1, 0.9] and losses[-1] < losses[0]
+    weights, model, tokenizer, _ = load_policy(made, Hf())
+    assert model == config.model.shape and tokenizer.template
+    assert {str(array.dtype) for array in weights.values()} == {"bfloat16"}
