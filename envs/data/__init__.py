@@ -1,1 +1,1 @@
-"""A user's data, read strictly: files, tables, task rows; mistakes have file, line, field and fix."""
+"""A user's data, read strictly; all mistakes are reported with file, line and fix."""

@@ -1,1 +1,1 @@
-"""The embedded wide-search world: generated knowledge, pages, an index, HTTP tools, tasks and reference policies."""
+"""The embedded wide-search world: knowledge, pages, HTTP tools, tasks, reference policies."""

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run or a store: verdict, curves, and the viewer of single episodes."""
+"""One self-contained HTML page about a run or a store, with a viewer of episodes."""
 
 from parl.report.data import report_source
 from parl.report.page import write_report
