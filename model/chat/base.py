@@ -17,12 +17,13 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
+
+from pydantic import AfterValidator
 
 Piece = tuple[str, bool]  # text, and whether the format wrote it as one control token
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
-FormatName = Literal["auto", "kimi", "hermes", "hermes-short", "template"]  # see model.chat.choose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,20 @@ class ParsedTurn:
     reasoning: str = ""
     tool_calls: tuple[Call, ...] = ()
     malformed: str = ""
+
+
+FORMATS = ("auto", "kimi", "hermes", "hermes-short", "template")  # see model.chat.choose
+LIBRARY = "renderers:"  # what stands before the name of one of that package's renderers
+
+
+def known_format(name: str) -> str:
+    """``name``; ValueError where there is no format of that name."""
+    if name not in FORMATS and not (name.startswith(LIBRARY) and name != LIBRARY):
+        raise ValueError(f"{name!r} is unknown: it must be one of {', '.join(FORMATS)}, or {LIBRARY}NAME")
+    return name
+
+
+FormatName = Annotated[str, AfterValidator(known_format)]
 
 
 class Vocabulary(Protocol):

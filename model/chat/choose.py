@@ -6,22 +6,23 @@
 ``hermes``      ChatML with ``<tool_call>`` JSON: Qwen2.5, Qwen3, SmolLM2; tools declared by their JSON schemas
 ``hermes-short`` the same with one line a tool, which a policy has to be taught
 ``template``    the model's own Jinja template, where turns can be appended and a reader knows its calls
+``renderers:N`` the renderer N of the package ``renderers`` (an extra of that name)
 =============== ================================================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
-from model.chat.base import ChatFormat, FormatName
+from model.chat.base import LIBRARY, ChatFormat, known_format
 from model.chat.bridge.jinja import render
+from model.chat.bridge.library import library_chat
 from model.chat.bridge.template import TemplateChat
 from model.chat.hermes import HermesChat, Reasoning
 from model.chat.hermes_parser import IM_END, IM_START
 from model.chat.kimi import KimiChat, join
 
-FORMATS = get_args(FormatName)
 _TOOL = {
     "type": "function",
     "function": {
@@ -49,8 +50,7 @@ def chat_format(name: str, tokenizer: Any | None, *, thinking: bool = False) -> 
     Without a tokenizer one that renders text only: ChatML for all that depend on the model's own template. ValueError
     says why a format does not go with the tokenizer, or names the formats there are.
     """
-    if name not in FORMATS:
-        raise ValueError(f"chat {name!r} is unknown: it must be one of {', '.join(FORMATS)}")
+    known_format(name)
     if tokenizer is None:
         return KimiChat(thinking=thinking) if name == "kimi" else HermesChat(lines=name == "hermes-short")
     makers: dict[str, Callable[[], ChatFormat]] = {
@@ -59,6 +59,8 @@ def chat_format(name: str, tokenizer: Any | None, *, thinking: bool = False) -> 
         "hermes-short": lambda: hermes(tokenizer, thinking=thinking, lines=True),
         "template": lambda: TemplateChat(tokenizer, thinking=thinking),
     }
+    if name.startswith(LIBRARY):
+        return library_chat(name.removeprefix(LIBRARY), tokenizer, thinking=thinking)
     if name != "auto":
         return makers[name]()
     reasons = []

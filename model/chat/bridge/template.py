@@ -10,7 +10,7 @@ Turns may end in several tokens. Where one also begins the next message (GLM), i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from model.chat.base import Call, ChatFormat, Message, ParsedTurn, Piece, Tool, Vocabulary
@@ -37,17 +37,22 @@ _SCHEMAS = 4096  # tools whose schemas are remembered
 _PROBE = {"place": 'x "y"\n', "deep": {"all": [1, -2.5, None, True], "é": {}}, "flag": False, "many": 3}
 
 
+Renders = Callable[[Sequence[Message], Sequence[Tool], bool], str]  # the text of a conversation, or with its prompt
+
+
 class TemplateChat(ChatFormat):
     """The format of ``tokenizer.template``. ``parallel``: whether a turn may have several calls; ``reader``: the name
     of the reader of its calls (:mod:`model.chat.calls.readers`)."""
 
-    def __init__(self, tokenizer: Vocabulary, *, thinking: bool = False) -> None:
-        """ValueError names the fault of a template that cannot be appended to, or whose calls cannot be read."""
+    def __init__(self, tokenizer: Vocabulary, *, thinking: bool = False, renders: Renders | None = None) -> None:
+        """``renders``: what renders conversations in the template's place. ValueError names the fault of a template
+        that cannot be appended to, or whose calls cannot be read."""
         super().__init__(tokenizer, thinking=thinking)
-        self._template: str | None = self.tokenizer.template
-        if self._template is None:
-            raise ValueError("the tokenizer has no chat template")
-        compiled(self._template)
+        self._renders = renders or self._jinja
+        if renders is None:
+            if self.tokenizer.template is None:
+                raise ValueError("the tokenizer has no chat template")
+            compiled(self.tokenizer.template)
         self._given = {role: name for role in _NAMES if (name := self.tokenizer.named(role)) is not None}
         self._schemas: dict[str, Any] = {}
         self._texts = False  # whether arguments are given as JSON text
@@ -140,9 +145,11 @@ class TemplateChat(ChatFormat):
     # ---------------------------------------------------------------- parts of renderings
 
     def _rendered(self, masks: Masks, messages: Sequence[Message], tools: Sequence[Tool], prompt: bool) -> list[Part]:
+        return masks.parts(self._renders(messages, tools, prompt))
+
+    def _jinja(self, messages: Sequence[Message], tools: Sequence[Tool], prompt: bool) -> str:
         options = {"enable_thinking": self.thinking, "thinking": self.thinking}
-        assert self._template is not None
-        return masks.parts(render(self._template, messages, tools, prompt=prompt, names=self._given, **options))
+        return render(self.tokenizer.template, messages, tools, prompt=prompt, names=self._given, **options)
 
     def _masked(self, masks: Masks, messages: Iterable[Message]) -> list[dict[str, Any]]:
         return [self._message(masks, message) for message in messages]
@@ -302,7 +309,7 @@ class TemplateChat(ChatFormat):
             self._texts, self.parallel = texts, count > 1
             calls = [Call(id=f"{i:09d}", name="look", arguments=_PROBE) for i in range(count)]
             try:
-                if "tool" not in str(self._template):
+                if self._renders == self._jinja and "tool" not in self.tokenizer.template:
                     raise ValueError("the chat template writes no tool calls")
                 self._learn_call_end(count)
                 thought = "x" if self._opened else ""
