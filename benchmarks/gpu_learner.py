@@ -49,7 +49,7 @@ Step = Callable[[Tensor, Tensor], Tensor]  # tokens [B, T], mask of trained toke
 
 
 def same_weights(module: nn.Module, given: dict[str, Tensor]) -> None:
-    """Give transformers' model the weights of ours, where names may lack a prefix and gate and up be one."""
+    """Load our weights into transformers' model, with its prefixes and fused gate and up."""
     for name, parameter in module.named_parameters():
         key, half = name if name in given else name.removeprefix("model."), None
         for part, old in enumerate(("gate_proj.weight", "up_proj.weight")):
@@ -85,7 +85,7 @@ def ours_qwen(sizes: dict[str, Any]) -> tuple[nn.Module, Step]:
 
 
 def theirs_qwen(sizes: dict[str, Any]) -> tuple[nn.Module, Step]:
-    """transformers' Qwen3 as it comes, with torch's attention."""
+    """transformers' own Qwen3, with torch's attention."""
     from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
     from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
@@ -242,7 +242,7 @@ def _measured(
 
 
 def offload(bench: Bench) -> None:
-    """A step of our Moonlight layers under DeepSpeed's ZeRO 2, masters and AdamW's moments in the host's memory."""
+    """A step of our Moonlight layers under ZeRO 2 with masters and AdamW's moments in host memory."""
     what, sizes = "learner step, ZeRO 2 with offload", SIZES | SMALL if bench.small else SIZES
     try:
         import deepspeed

@@ -1,9 +1,9 @@
-"""Gather what ``benchmarks/gpu.py`` needs on a GPU box that reaches no package registry.
+"""Gather the packages of ``benchmarks/gpu.py`` for a GPU box without a package registry.
 
     python benchmarks/gpu_wheels.py build/wheels            # here: wheels for Python 3.12 on Linux, x86-64
     pip install --no-deps --no-index --target wheels build/wheels/*.whl      # there; then PYTHONPATH=wheels
 
-The box has torch, triton and, to be measured beside, transformers. The versions are those of this environment.
+The box has torch and triton; transformers is optional. Versions are those of this environment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def pinned(package: str) -> str:
 
 
 def gather(folder: Path, python: str, platform: str) -> list[Path]:
-    """The wheels in ``folder``, smallest first. CalledProcessError when pip cannot find one."""
+    """The wheels in ``folder``, smallest first. CalledProcessError if pip cannot find one."""
     folder.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip"]
     where = ["--only-binary=:all:", "--python-version", python, "--platform", platform, "--implementation", "cp"]
@@ -39,7 +39,7 @@ def gather(folder: Path, python: str, platform: str) -> list[Path]:
 
 
 def main() -> int:
-    """Gather, list, and hold the sum to what can be carried."""
+    """Gather, list, and check the total size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default="3.12", help="the box's Python")

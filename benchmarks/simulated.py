@@ -119,7 +119,7 @@ def simulated_task(number: int, split: str = "train") -> Task:
     )
 
 
-Plan = Callable[[str, int], Action]  # (agent id, number of its turn) -> what it says
+Plan = Callable[[str, int], Action]  # (agent id, number of its turn) -> its action
 
 
 class SimulatedEngine(PoolEngine):
@@ -155,7 +155,7 @@ class SimulatedEngine(PoolEngine):
         )
 
     async def update(self, update: Update) -> None:
-        """Report its version from here on."""
+        """Set the reported version."""
         self.policy_version = update.version
 
     def statistics(self) -> dict[str, float]:

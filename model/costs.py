@@ -23,7 +23,7 @@ class Costs:
     heads: int
     inside: int
     cache: int
-    tied: bool = False  # the head reads the embedding's matrix, which then counts as passed
+    tied: bool = False  # the head shares the embedding's matrix
     routed_layers: int = 0
     experts: int = 1
     chosen: int = 0  # experts that a token is sent to
@@ -35,7 +35,7 @@ class Costs:
 
     @property
     def unread(self) -> int:
-        """Parameters of which a token reads one row: the embedding's, where the head has a matrix of its own."""
+        """Parameters of which a token reads one row: the embedding's, unless tied."""
         return 0 if self.tied else self.embedding
 
     @property

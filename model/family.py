@@ -109,7 +109,7 @@ class Family(ABC):
     """A model family. It holds no state: everything it needs is in the policy's shape."""
 
     Shape: ClassVar[type[Shape]]
-    reads: ClassVar[tuple[str, ...]] = ()  # values of `model_type` in Hugging Face folders that are its own
+    reads: ClassVar[tuple[str, ...]] = ()  # `model_type` values of Hugging Face folders that it reads
 
     def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)
@@ -174,7 +174,8 @@ def family_of(shape: Shape) -> Family:
 def either_chat(shape: Shape, tokenizer: Vocabulary) -> ChatFormat:
     """The chat format of ``shape`` with thinking off, or on for a model that always reasons.
 
-    For what depends on neither: stop ids, whether there is a format at all. ValueError as :meth:`Family.chat`.
+    For what does not depend on thinking: stop ids, whether a format exists. ValueError as in
+    :meth:`Family.chat`.
     """
     try:
         return family_of(shape).chat(shape, tokenizer)

@@ -1,4 +1,4 @@
-"""Atomic file writes: written under a temporary name, flushed, renamed; and what a file holds. No torch."""
+"""Atomic file writes (written under a temporary name, flushed, renamed) and digests. No torch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of what the file holds, in hex."""
+    """SHA-256 of the file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -23,7 +23,7 @@ class ForwardDecoder:
         self._tokens = np.zeros(pages * PAGE, np.int64)
         said = policy.config.routes
         self.routes = np.full((pages, PAGE, said.layers, said.chosen) if said else (pages, PAGE, 0, 0), -1, np.int16)
-        self._chosen: list[torch.Tensor] = []  # [T, K] of each router, of the sequence at hand
+        self._chosen: list[torch.Tensor] = []  # [T, K] of each router, of the current sequence
         for router in policy.routers():
             router.register_forward_hook(lambda _, __, choice: self._chosen.append(choice.ids))
 

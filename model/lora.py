@@ -24,7 +24,7 @@ PREFIX = "lora."
 class Lora(nn.Module):
     """Adapters of ``names``, the linear layers of ``model``: ``down`` random [r, I], ``up`` zero [O, r].
 
-    Adapters are float32, whatever the policy is, and compute in its type.
+    Adapters are float32, and compute in the policy's dtype.
     """
 
     def __init__(self, model: Policy, names: list[str], *, rank: int, alpha: float) -> None:

@@ -71,7 +71,7 @@ class Policy(nn.Module):
     layer_classes: tuple[str, ...] = ()  # layers whose weights ZeRO 3 gathers together, "module.Class"
     adapter_owners: Mapping[str, tuple[type[nn.Module], ...]] = {}  # optimizer.lora.targets -> their modules
 
-    shares: bool = False  # whether the common beginnings of packed rows may be computed once (hidden_shared)
+    shares: bool = False  # whether common prefixes of packed rows can be computed once (hidden_shared)
 
     lm_head: Head
 
@@ -135,7 +135,7 @@ class Policy(nn.Module):
     def hidden_shared(
         self, tokens_BT: Tensor, routes_BTLK: Tensor | None, lengths: Sequence[int], shared: Shared
     ) -> Tensor:
-        """:meth:`hidden` of the computed tokens alone, [U, D]; for policies with the trait :attr:`shares`."""
+        """:meth:`hidden` of the computed tokens only, [U, D]; for policies with the trait :attr:`shares`."""
         raise NotImplementedError(f"{type(self).__name__} computes every row by itself")
 
     def routers(self) -> Sequence[Router]:

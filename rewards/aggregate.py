@@ -73,7 +73,7 @@ def duplicate_rate(episode: Episode) -> float:
 
 
 def _turns(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Shares of all agents' turns that the parser could not read and that were cut by length; calls an episode."""
+    """Shares of all agents' turns that were malformed or truncated; calls per episode."""
     turns = [turn for episode in episodes for trace in episode.traces for turn in trace.turns]
     out = {"turns/calls": sum(len(turn.calls) for turn in turns) / len(episodes)}
     if turns:

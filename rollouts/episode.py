@@ -20,7 +20,7 @@ import numpy as np
 
 from envs.base import Role, Task, ToolCall, ToolResult
 
-CUT = "the turn did not end within its tokens"  # Turn.malformed of a turn that was cut by length
+CUT = "the turn did not end within its tokens"  # Turn.malformed of a truncated turn
 MACHINE = "machine"  # Episode.limit after a machine fault: the episode is run again
 
 
@@ -68,12 +68,12 @@ class Turn:
 
     @property
     def cut(self) -> bool:
-        """Whether it was cut by length; it is malformed then."""
+        """Whether it was truncated by length; it is malformed then."""
         return self.malformed == CUT
 
     @property
     def unread(self) -> bool:
-        """Whether it ended by itself and the parser could not read it."""
+        """Whether it ended by itself and the parser refused it."""
         return bool(self.malformed) and not self.cut
 
 

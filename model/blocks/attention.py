@@ -41,10 +41,10 @@ def max_logits(query_BHTQ: Tensor, key_BHTQ: Tensor, real_BT: Tensor, scale: flo
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Which positions of packed rows are computed: all but the beginnings that rows share with an earlier row.
+    """Which positions of packed rows are computed: all except prefixes shared with an earlier row.
 
-    ``own`` [rows]: number of first positions that an earlier row computes. ``place_T``: index of each position's token
-    among the U computed ones. ``first_U``: the first position of each of them.
+    ``own`` [rows]: number of first positions that an earlier row computes. ``place_T``: index of each
+    position's token among the U computed ones. ``first_U``: the first position of each of them.
     """
 
     own: tuple[int, ...]

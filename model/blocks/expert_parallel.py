@@ -83,7 +83,7 @@ def _computed(local: Callable[[Tensor, Tensor, Tensor], Tensor], rows_RD: Tensor
 
 
 def cut(module: nn.Module, shared: ExpertGroup) -> list[str]:
-    """Leave this rank its share of the stacks of ``module``, all of whose parameters are such; their names in it."""
+    """Leave this rank its share of the stacks of ``module``, whose parameters are all stacks; their names."""
     names = []
     for key, parameter in list(module.named_parameters()):
         setattr(module, key, nn.Parameter(share(parameter.detach(), shared.rank, shared.ranks).clone()))

@@ -177,7 +177,7 @@ def expert_mlp_bwd(
 
 
 def attends(query: Tensor, value: Tensor) -> bool:
-    """Whether :func:`attend` takes these: bfloat16 of even widths on the CPU, where the kernels could be built."""
+    """Whether :func:`attend` supports these: bfloat16 of even widths on the CPU, with kernels built."""
     even = query.shape[-1] % 2 == value.shape[-1] % 2 == 0
     return query.dtype == torch.bfloat16 and query.device.type == "cpu" and even and load_library() is not None
 

@@ -47,13 +47,13 @@ class Context:
         less = own is not None and own == self.limit
         self.name = "rollouts.context.orchestrator_tokens" if less else "model.max_position_embeddings"
         self._prompts, self._tokenizer = rollouts.prompts, tokenizer
-        given = self.tokenizer if model.init is not None else None  # its template may say how tools are declared
+        given = self.tokenizer if model.init is not None else None  # its template may determine how tools are declared
         self._chat = chat_format(model, rollouts, given)
         self._tools = (*tools, *(rollouts.prompts.spawning if rollouts.swarm else ()))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The policy's."""
+        """The policy's tokenizer."""
         return self._tokenizer()
 
     @cached_property

@@ -25,8 +25,8 @@ def free_running(config: Config) -> Callable[[Weights, Path], dict[str, float]]:
     """A check of weights and the tokenizer in a folder: one episode per task of ``sft.check_tasks`` in val.
 
     Returns the mean ``score``, the share of ``malformed`` episodes, and the shares that ``spawned``: of tasks
-    where that may pay, and of those where their oracle says it cannot (``spawned_in_vain``).
-    Sub-agents are the same policy; sampling is that of the evaluation.
+    where it may pay, and of those whose oracle says it cannot (``spawned_in_vain``). Sub-agents are the same
+    policy; sampling is that of the evaluation.
     """
     sft, evaluation = config.sft, config.eval
     asked = evaluation.model_copy(update={"split": SPLIT, "tasks": sft.check_tasks})

@@ -15,7 +15,7 @@ from rollouts.config import RolloutsConfig
 def chat_format(model: Shape, rollouts: RolloutsConfig, tokenizer: Vocabulary | None = None) -> ChatFormat:
     """The chat format of policies of shape ``model``; without a tokenizer, it renders text only.
 
-    UserError where the format does not go with the tokenizer, or with ``rollouts.thinking``.
+    UserError if the format does not fit the tokenizer, or ``rollouts.thinking``.
     """
     try:
         return family_of(model).chat(model, tokenizer, thinking=rollouts.thinking)
@@ -24,7 +24,7 @@ def chat_format(model: Shape, rollouts: RolloutsConfig, tokenizer: Vocabulary | 
 
 
 def _of_others(folder: Path) -> Family:
-    """The family that reads a Hugging Face folder; of a folder that is none, the one that says what is missing."""
+    """The family that reads a Hugging Face folder; else the one that says what is missing."""
     ours = FAMILIES.resolve("kimi")
     kind = read_json(folder / "config.json", finite=False).get("model_type", ours.reads[0])
     return (ours if kind in ours.reads else FAMILIES.resolve("hf"))()

@@ -144,7 +144,7 @@ def policy_digest(folder: Path) -> str:
 
 
 def policy_vocabulary(folder: Path) -> str:
-    """A hash of the tokenizer's file in ``folder`` and of its chat template; FileNotFoundError without the former."""
+    """A hash of the tokenizer's file and chat template in ``folder``; FileNotFoundError without the former."""
     found = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
     if not found:
         raise FileNotFoundError(f"{folder} has no tokenizer: neither {' nor '.join(_TOKENIZERS)}")

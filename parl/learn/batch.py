@@ -69,7 +69,7 @@ class Batch:
 def micro_batches(rows: Sequence, limit: int, *, share: bool = False) -> list[list]:
     """Rows in groups of at most ``limit`` tokens, or of a single longer row: first fit, by falling length.
 
-    ``share``: a common beginning counts once, so rows that begin alike follow each other.
+    ``share``: a common prefix counts once, and rows with a common prefix are neighbours.
     """
     if share:
         return _alike(rows, limit)
@@ -90,7 +90,7 @@ def micro_batches(rows: Sequence, limit: int, *, share: bool = False) -> list[li
 def _alike(rows: Sequence, limit: int) -> list[list]:
     groups: list[list] = []
     held = limit
-    for row in sorted(rows, key=lambda r: r.tokens.astype(">i4").tobytes()):  # as numbers are ordered
+    for row in sorted(rows, key=lambda r: r.tokens.astype(">i4").tobytes()):  # in numeric order
         length = len(row.tokens)
         new = length - (_common(groups[-1][-1], row) if groups else 0)
         if held + new > limit:
@@ -102,7 +102,7 @@ def _alike(rows: Sequence, limit: int) -> list[list]:
 
 
 def _common(one: Row | TextRow, other: Row | TextRow) -> int:
-    """Number of first positions at which two rows compute the same."""
+    """Length of the prefix at which two rows compute the same."""
     if one.media or other.media:
         return 0
     length = min(len(one.tokens), len(other.tokens))
@@ -113,7 +113,7 @@ def _common(one: Row | TextRow, other: Row | TextRow) -> int:
 
 
 def _shared(rows: list) -> Shared | None:
-    """What each row shares with the one before; None where that is nothing."""
+    """The prefix that each row shares with the one before; None without any."""
     own = [0, *(_common(*pair) for pair in pairwise(rows))]
     if not any(own):
         return None
@@ -139,8 +139,8 @@ def lay(
 ) -> Batch:
     """``rows`` packed; an MoE policy's rows must all have routes, or none.
 
-    ``pictures``: how pictures are cut; ValueError if rows have some and the policy has no vision. ``share``: find what
-    neighbours begin with in common (``Policy.shares``).
+    ``pictures``: how pictures are cut; ValueError if rows have some and the policy has no vision. ``share``:
+    compute common prefixes of neighbours once (``Policy.shares``).
     """
     lengths = [len(row.tokens) for row in rows]
     tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows]).astype(np.int64))[None]

@@ -1,7 +1,7 @@
-"""Stops a run that begins with turns nobody can read: its rewards would teach noise.
+"""Stops a run whose first turns are mostly malformed: its rewards would be noise.
 
-What others report as a silent failure (a wrong parser, a chat template that is not the model's, too few tokens a turn)
-ends here with the turns themselves and what the parser said.
+Typical causes are a wrong parser, another model's chat template, or too few tokens per turn; the error shows
+examples with the parser's messages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SHOWN, _HEAD, _TAIL = 2, 240, 80  # turns, and characters of each
 
 
 def check_readable(episodes: Sequence[Episode], most: float, policy: Path) -> None:
-    """UserError where more than the share ``most`` of the turns is malformed. ``policy``: its tokenizer's folder."""
+    """UserError if more than the share ``most`` of the turns is malformed. ``policy``: tokenizer's folder."""
     turns = [turn for episode in episodes if not episode.void for trace in episode.traces for turn in trace.turns]
     unread, cut = sum(turn.unread for turn in turns), sum(turn.cut for turn in turns)
     if not turns or unread + cut <= most * len(turns):
@@ -43,7 +43,7 @@ def check_readable(episodes: Sequence[Episode], most: float, policy: Path) -> No
 
 
 def _examples(episodes: Sequence[Episode]) -> Iterator[tuple[Episode, Trace, Turn]]:
-    """Malformed turns, each reason once."""
+    """Malformed turns, one per reason."""
     seen: set[str] = set()
     for episode in episodes:
         for trace in episode.traces:

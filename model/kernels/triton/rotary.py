@@ -1,4 +1,4 @@
-"""Rotary positions of the last part of each head, written over the heads on a GPU: the rest is not moved.
+"""Rotary positions of the last part of each head on a GPU, in place.
 
 Shapes: N tokens, H heads, Q width of a head, R of it rotated (the last), P positions in the tables.
 """

@@ -1,8 +1,7 @@
 """All formats by name: how they are written and read.
 
-``docs/formats.md`` lists what differs after going there and back: all of it for an episode that uses every field, and
-nothing else (``test_formats.py``). Metrics, critical steps among them, are never read: they are computed again from the
-traces.
+``docs/formats.md`` lists exactly what a round trip of an episode with every field loses
+(``test_formats.py``). Metrics and critical steps are never read, but computed from the traces.
 """
 
 from __future__ import annotations
