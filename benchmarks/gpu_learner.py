@@ -72,10 +72,10 @@ def ours(sizes: dict[str, Any]) -> tuple[nn.Module, Step]:
 
 def ours_qwen(sizes: dict[str, Any]) -> tuple[nn.Module, Step]:
     """transformers' Qwen3 as our policy: our attention over packed rows, our log-probs."""
-    from model.hf.policy import HfPolicy
+    from model.hf.family import Hf
     from model.hf.shape import HfShape
 
-    model = HfPolicy(HfShape.model_validate({"transformers": sizes}))
+    model = Hf().policy(HfShape.model_validate({"transformers": sizes}))
 
     def step(tokens: Tensor, mask: Tensor) -> Tensor:
         rows = [tokens.shape[1]] * len(tokens)

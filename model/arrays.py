@@ -62,6 +62,7 @@ def fill(module: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
         raise ValueError(f"not the weights of this model: {', '.join(odd[:3])} are missing or unknown")
     with torch.no_grad():
         for name, tensor in state.items():
-            if tensor.shape != weights[name].shape:
-                raise ValueError(f"weight {name} has shape {weights[name].shape}, here it is {tuple(tensor.shape)}")
-            tensor.copy_(to_tensor(weights[name]))
+            array = weights[name]
+            if tensor.shape != array.shape:
+                raise ValueError(f"weight {name} has shape {array.shape}, here it is {tuple(tensor.shape)}")
+            tensor.copy_(to_tensor(array))

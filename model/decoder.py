@@ -93,8 +93,13 @@ def check_weights(shapes: Shapes, weights: Weights) -> None:
     for name, array in weights.items():
         if array.shape != shapes[name]:
             raise ValueError(f"weight {name} has shape {array.shape}, this model's is {shapes[name]}")
-        if not np.isfinite(array).all():
-            raise NotFinite(f"weight {name} holds NaN or infinity")
+        check_finite(name, array)
+
+
+def check_finite(name: str, array: np.ndarray) -> None:
+    """NotFinite unless all numbers of the weight ``name`` are finite."""
+    if not np.isfinite(array).all():
+        raise NotFinite(f"weight {name} holds NaN or infinity")
 
 
 # ---------------------------------------------------------------- sampling

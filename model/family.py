@@ -128,11 +128,15 @@ class Family(ABC):
 
     # ---------------------------------------------------------------- optional
 
+    def blank(self, shape: Any) -> Policy:
+        """A policy of ``shape`` that weights are loaded into; until then they hold anything."""
+        return self.policy(shape)
+
     def decoder(self, shape: Any, pages: int) -> Decoder:
         """The embedded engine's decoder, with ``pages`` cache pages. By default the policy itself (slow)."""
         from model.forward_decoder import ForwardDecoder
 
-        return ForwardDecoder(self.policy(shape), pages)
+        return ForwardDecoder(self.blank(shape), pages)
 
     def costs(self, shape: Any) -> Costs | None:
         """Costs of a policy of ``shape``, for ``parl plan``; None if unknown."""

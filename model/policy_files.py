@@ -67,7 +67,7 @@ def meta_of(folder: Path) -> dict[str, Any]:
 
 def with_weights(shape: Shape, weights: Weights) -> Policy:
     """A policy of ``shape`` with ``weights``, not for training."""
-    policy = family_of(shape).policy(shape)
+    policy = family_of(shape).blank(shape)
     fill(policy, weights)
     return policy.eval()
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from model.arrays import fill
-from model.decoder import check_weights, shapes_of
+from model.decoder import check_finite
 from model.json_file import read_json
 
 if TYPE_CHECKING:
@@ -30,22 +33,38 @@ def read_shape(folder: Path, kind: type[S]) -> S:
 
 def load(folder: Path, family: Family) -> Policy:
     """A policy of ``family`` as written by :func:`save_policy`."""
-    policy = family.policy(family.read_shape(folder))
+    policy = family.blank(family.read_shape(folder))
     load_weights(policy, folder)
     return policy
 
 
 def load_weights(policy: Policy, folder: Path) -> None:
-    """Load the weights in ``folder`` into ``policy``; ValueError names the file and the tensor."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    """Load the weights in ``folder`` into ``policy``, one at a time; ValueError names the file and the tensor."""
+    from safetensors import SafetensorError, safe_open
 
+    file = folder / SINGLE
     try:
-        weights = load_file(folder / SINGLE)
+        with safe_open(file, "np") as stored:
+            fill(policy, _Stored(stored))
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / SINGLE} cannot be read: {error}") from error
-    try:
-        check_weights(shapes_of(policy), weights)
+        raise ValueError(f"{file} cannot be read: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{folder / SINGLE}: {error}") from None
-    fill(policy, weights)
+        raise ValueError(f"{file}: {error}") from None
+
+
+class _Stored(Mapping[str, np.ndarray]):
+    """Weights in an open file, read when they are asked for. NotFinite for what is broken."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._names = file, list(file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self._file.get_tensor(name)
+        check_finite(name, array)
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

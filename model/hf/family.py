@@ -26,9 +26,20 @@ class Hf(Family):
 
     def policy(self, shape: HfShape) -> Policy:
         """A :class:`model.hf.policy.HfPolicy`; ValueError with the reason where the model cannot be one."""
+        from model.hf.build import check_numbers, new_model
         from model.hf.policy import HfPolicy
 
-        return HfPolicy(shape)
+        policy = HfPolicy(shape, new_model(shape))
+        if not policy.lm_head.weight.is_meta:
+            check_numbers(policy.causal, policy.hidden)
+        return policy
+
+    def blank(self, shape: HfShape) -> Policy:
+        """The same without drawing weights, and without comparing it with transformers."""
+        from model.hf.build import new_model
+        from model.hf.policy import HfPolicy
+
+        return HfPolicy(shape, new_model(shape, drawn=False))
 
     def costs(self, shape: HfShape) -> Costs:
         """Counted in the model."""

@@ -21,7 +21,7 @@ from model.blocks.expert_parallel import ExpertGroup, cut
 from model.blocks.logprobs import Head
 from model.blocks.recompute import recomputed
 from model.hf.attention import Packed
-from model.hf.build import check_class, check_numbers, new_model, refused
+from model.hf.build import check_class, refused
 from model.hf.experts import fused
 from model.hf.routers import make_routed
 from model.hf.shape import HfShape
@@ -44,16 +44,15 @@ class TiedHead(Head):
 
 
 class HfPolicy(Policy):
-    """See :class:`model.policy.Policy`. ``causal``: the model, made from ``config`` where none is given.
+    """See :class:`model.policy.Policy`. ``causal``: transformers' model of the shape ``config``.
 
-    ValueError with the reason where the model cannot be a policy.
+    ValueError with the reason where it cannot be a policy.
     """
 
     config: HfShape
 
-    def __init__(self, config: HfShape, causal: Any = None) -> None:
+    def __init__(self, config: HfShape, causal: Any) -> None:
         super().__init__(config)
-        causal = new_model(config) if causal is None else causal
         check_class(causal)
         self._base = causal.base_model_prefix
         self._causal = (causal,)  # a tuple: its modules are ours
@@ -72,8 +71,6 @@ class HfPolicy(Policy):
         self.shares = not any(own.get(key) for key in ("sliding_window", "attention_chunk_size"))
         self.layer_classes = tuple({f"{type(layer).__module__}.{type(layer).__name__}" for layer in self.layers()})
         self.adapter_owners = adapter_owners(self.layers())
-        if not self.lm_head.weight.is_meta:
-            check_numbers(causal, self.hidden)
 
     @property
     def tied(self) -> bool:

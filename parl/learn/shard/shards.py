@@ -190,7 +190,7 @@ class Shards:
 
     def frozen(self, weights: Weights) -> Policy:
         """Another policy with ``weights``, never trained, shared by the ranks in the same way."""
-        model = family_of(self.model.config).policy(self.model.config)
+        model = family_of(self.model.config).blank(self.model.config)
         fill(model, weights)
         if self.experts is not None:
             for name in model.split_experts(self.experts.split):

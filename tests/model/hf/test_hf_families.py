@@ -22,6 +22,7 @@ from benchmarks.families import (
     tokens_and_mask,
 )
 from model.hf.experts import fused
+from model.hf.family import Hf
 from model.hf.policy import HfPolicy
 from model.hf.shape import HfShape
 from model.lora import attach
@@ -55,7 +56,7 @@ def test_a_family_agrees_with_transformers(family: str, check: str):
 def test_a_model_that_cannot_be_served_is_refused_by_name_with_the_reason(config: dict[str, Any], reason: str):
     tiny = {key: FAMILIES["llama"][key] for key in FAMILIES["llama"] if key != "model_type"}
     with pytest.raises(ValueError, match=reason) as raised:
-        HfPolicy(HfShape(transformers=tiny | {"num_hidden_layers": 2} | config))
+        Hf().policy(HfShape(transformers=tiny | {"num_hidden_layers": 2} | config))
     assert config["model_type"] in str(raised.value)
 
 
@@ -66,7 +67,7 @@ def test_a_tied_head_has_no_weight_of_its_own():
 
 
 def test_a_row_beyond_the_context_is_refused():
-    policy = HfPolicy(shape_of("llama").model_copy(update={"max_position_embeddings": 16}))
+    policy = Hf().policy(shape_of("llama").model_copy(update={"max_position_embeddings": 16}))
     with pytest.raises(ValueError, match="row of 17 tokens exceeds max_position_embeddings=16"):
         policy.hidden(torch.zeros(1, 17, dtype=torch.long))
 
@@ -133,7 +134,7 @@ def test_a_router_counts_its_load_once_and_is_balanced_against_it():
 def test_a_configuration_that_tells_of_other_experts_than_the_model_has_is_refused():
     config = {key: value for key, value in FAMILIES["qwen3_moe"].items() if key != "num_experts"}
     with pytest.raises(ValueError, match="0 layers of 0 routed experts, the model has 3 of 128"):
-        HfPolicy(HfShape(transformers=config))
+        Hf().policy(HfShape(transformers=config))
 
 
 def test_muon_gets_linear_layers_and_experts_and_adapters_find_theirs():
