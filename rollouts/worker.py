@@ -196,11 +196,10 @@ class RolloutWorker(AsyncBeating):
         """
         frozen = (self._config.subagent_temperature, 1.0)
         subagent_temperature, subagent_top_p = (temperature, top_p) if self._co_trained else frozen
-        return SwarmSettings(
+        return SwarmSettings.of(
+            self._config,
             chat=self._chat,
-            prompts=self._config.prompts,
             pool=self._pool,
-            budget=self._config.budget,
             spawning=spawning,
             temperature=temperature,
             top_p=top_p,
@@ -208,8 +207,6 @@ class RolloutWorker(AsyncBeating):
             subagent_top_p=subagent_top_p,
             train_subagents=self._co_trained,
             media=self._media,
-            limits=self._config.limits,
-            context=self._config.context,
             slots=self._places,
             switch=switch,
             placement=self._placement,

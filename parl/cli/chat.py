@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.live import Live
 
 from envs.base import Environment, Gold, Role, Task
-from model.family import family_of
+from model.chat.base import ChatFormat
+from model.family import Family, family_of
 from model.policy_files import load_policy
 from model.tokenizer.tokenizer import load_tokenizer
 from parl.cold_start.start import shown_start
@@ -26,6 +27,7 @@ from parl.errors import UserError
 from parl.evaluate.policies import check_policy
 from parl.shown import terminal
 from parl.shown.terminal import cell, echo, styled
+from rollouts.config import RolloutsConfig
 from rollouts.critical_path import critical_steps
 from rollouts.engine.base import Engine, Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
@@ -69,10 +71,11 @@ async def _talk(
     questions: Iterable[str] | None,
 ) -> None:
     rollouts = config.rollouts
-    policy = await _engine(config, folder)
+    family = family_of(config.model)
+    policy = await _engine(family, folder)
     others = rollouts.subagent_policy or cold
-    frozen = policy if others == folder else await _engine(config, others)
-    settings = _settings(config, folder, policy, frozen)
+    frozen = policy if others == folder else await _engine(family, others)
+    settings = _settings(rollouts, chat_format(config.model, rollouts, load_tokenizer(folder)), policy, frozen)
     settings = replace(settings, spawning=rollouts.swarm if spawning is None else spawning, temperature=temperature)
     environment = config.envs.build()
     try:
@@ -82,8 +85,8 @@ async def _talk(
         await environment.close()
 
 
-async def _engine(config: Config, folder: Path) -> EmbeddedEngine:
-    weights, shape, _, meta = load_policy(folder, family_of(config.model))
+async def _engine(family: Family, folder: Path) -> EmbeddedEngine:
+    weights, shape, _, meta = load_policy(folder, family)
     if shape.pictures is not None:
         raise UserError(f"{folder} sees, and a terminal shows no pictures: try it with parl gateway")
     engine = EmbeddedEngine(shape, record_routes=False)
@@ -91,21 +94,11 @@ async def _engine(config: Config, folder: Path) -> EmbeddedEngine:
     return engine
 
 
-def _settings(config: Config, folder: Path, policy: Engine, frozen: Engine) -> SwarmSettings:
-    rollouts = config.rollouts
-
+def _settings(rollouts: RolloutsConfig, chat: ChatFormat, policy: Engine, frozen: Engine) -> SwarmSettings:
     def pool(trace: Trace) -> Engine:
         return policy if trace.role is Role.ORCHESTRATOR else frozen
 
-    return SwarmSettings(
-        chat=chat_format(config.model, rollouts, load_tokenizer(folder)),
-        pool=pool,
-        budget=rollouts.budget,
-        prompts=rollouts.prompts,
-        subagent_temperature=rollouts.subagent_temperature,
-        limits=rollouts.limits,
-        context=rollouts.context,
-    )
+    return SwarmSettings.of(rollouts, chat=chat, pool=pool)
 
 
 def _typed() -> Iterator[str]:

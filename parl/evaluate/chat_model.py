@@ -159,22 +159,16 @@ class ChatCollector:
                 arrived([episode])
 
     def _settings(self, usage: Usage) -> SwarmSettings:
-        rollouts = self._rollouts
-
         def pool(trace: Trace) -> ChatEngine:
             return ChatEngine(trace, self._chat, self._model, self._tools[trace.role], usage)
 
-        return SwarmSettings(
+        return SwarmSettings.of(
+            self._rollouts,
             chat=self._chat,
-            prompts=rollouts.prompts,
             pool=pool,
-            budget=rollouts.budget,
             spawning=self._spawning,
             temperature=self._evaluation.temperature,
             top_p=self._evaluation.top_p,
-            subagent_temperature=rollouts.subagent_temperature,
-            limits=rollouts.limits,
-            context=rollouts.context,
             slots=self._slots,
             switch=self._switch,
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from parl.config.schema import Config
 from parl.errors import UserError
 from parl.run.checkpoints import newest_state
 from parl.shown.terminal import echo
+from rewards.base import Reward
 from rollouts.store.store import EpisodeStore
 
 # Keys or sections. Episodes are functions of seeds for any number of engines and workers, unless deadlines or
@@ -53,7 +56,8 @@ def continue_run(run_dir: Path, config: Config) -> None:
             f" name=; free to change are {free}, and {_STEPS} may grow"
         )
     if _STEPS in changed:
-        _lengthen(run_dir, earlier, config, said[_STEPS])
+        old, new, final_lr = earlier.trainer.steps, config.trainer.steps, config.optimizer.final_lr
+        _lengthen(run_dir, old, new, said[_STEPS], partial(_schedules, config.rewards, final_lr))
     for key in changed:
         if _within(key, ROUNDING):
             echo(f"{said[key]} now: equal to rounding, not to the bit")
@@ -61,9 +65,8 @@ def continue_run(run_dir: Path, config: Config) -> None:
         write_text(run_dir / "config.yaml", whole_yaml(config))
 
 
-def _lengthen(run_dir: Path, earlier: Config, config: Config, said: str) -> None:
+def _lengthen(run_dir: Path, old: int, new: int, said: str, schedules: Callable[[int, int], dict[str, float]]) -> None:
     """More steps: from the next one on, schedules use the new length. Reports the changes."""
-    old, new = earlier.trainer.steps, config.trainer.steps
     done = newest_state(run_dir).step
     if new < old:
         raise UserError(
@@ -73,8 +76,10 @@ def _lengthen(run_dir: Path, earlier: Config, config: Config, said: str) -> None
     if not done:
         raise UserError(f"{said}: nothing has been trained yet, so start it without --resume")
     echo(f"{said} now: from step {done + 1} on the schedules are those of {new} steps")
-    for name, (was, will) in _scheduled(earlier, config, done).items():
-        echo(f"  at step {done + 1}: {name} {was:.3f} -> {will:.3f}")
+    will = schedules(done, new)
+    for name, was in schedules(done, old).items():
+        if was != will[name]:
+            echo(f"  at step {done + 1}: {name} {was:.3f} -> {will[name]:.3f}")
     echo(f"  the result is not that of a run that was begun with {new} steps")
     for folder in (run_dir, run_dir / "single_agent"):  # collected but not trained, with rewards of the old schedule
         if folder.exists():
@@ -84,16 +89,10 @@ def _lengthen(run_dir: Path, earlier: Config, config: Config, said: str) -> None
         (run_dir / "summary.json").rename(run_dir / f"summary-{old}-steps.json")
 
 
-def _scheduled(earlier: Config, config: Config, done: int) -> dict[str, tuple[float, float]]:
-    """Name -> (value by the old length, by the new one) for the step after ``done``, if different."""
-
-    def values(one: Config) -> dict[str, float]:
-        weights = one.rewards.weights(done, one.trainer.steps)
-        share = max(1.0 - done / one.trainer.steps * (1.0 - one.optimizer.final_lr), one.optimizer.final_lr)
-        return {"learning rate x": share, **{f"λ {name}": value for name, value in weights.items()}}
-
-    was, will = values(earlier), values(config)
-    return {name: (was[name], will[name]) for name in was if was[name] != will[name]}
+def _schedules(reward: Reward, final_lr: float, done: int, steps: int) -> dict[str, float]:
+    """The values of the step after ``done``, of ``steps``, by name."""
+    share = max(1.0 - done / steps * (1.0 - final_lr), final_lr)
+    return {"learning rate x": share, **{f"λ {name}": value for name, value in reward.weights(done, steps).items()}}
 
 
 def _within(key: str, names: tuple[str, ...]) -> bool:

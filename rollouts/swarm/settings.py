@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from model.chat.base import ChatFormat
 from model.family import Pictures
-from rollouts.config import BudgetConfig, ContextConfig, LimitsConfig
+from rollouts.config import BudgetConfig, ContextConfig, LimitsConfig, RolloutsConfig
 from rollouts.engine.base import Engine
 from rollouts.episode import Trace
 from rollouts.prompts import PromptsConfig
@@ -40,3 +41,9 @@ class SwarmSettings:
     switch: StopSwitch = field(default_factory=StopSwitch)
     placement: Placement | None = None  # None: sub-agents run where their episode does
     stalled: Callable[[float], str] = lambda since: ""  # why worker or engines stood still after a time of the loop
+
+    @classmethod
+    def of(cls, rollouts: RolloutsConfig, **own: Any) -> SwarmSettings:
+        """The settings of ``rollouts``; ``own`` adds the others, or replaces some."""
+        names = ("budget", "prompts", "subagent_temperature", "limits", "context")
+        return cls(**{name: getattr(rollouts, name) for name in names} | own)

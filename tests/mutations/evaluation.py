@@ -13,6 +13,7 @@ attempts = mutants_of("evaluation", "parl/evaluate/evaluation.py", SETTINGS)
 stores = mutants_of("evaluation", "parl/evaluate/policies.py", IDENTITY)
 account = mutants_of("evaluation", "parl/evaluate/measures.py", SETTINGS)
 chat = mutants_of("evaluation", "parl/evaluate/chat_model.py", SETTINGS)
+swarm = mutants_of("evaluation", "rollouts/swarm/settings.py", SETTINGS)
 scoring = mutants_of("evaluation", "parl/evaluate/scoring.py", SETTINGS)
 identity = mutants_of("evaluation", "parl/evaluate/identity.py", IDENTITY)
 
@@ -147,15 +148,11 @@ MUTANTS = [
     chat(
         "chat-at-the-rollouts-temperature",
         "temperature=self._evaluation.temperature,",
-        "temperature=rollouts.temperature,",
+        "temperature=self._rollouts.temperature,",
     ),
     chat("chat-without-top-p", "            top_p=self._evaluation.top_p,\n", ""),
-    chat(
-        "chat-sub-agents-as-the-orchestrator",
-        "subagent_temperature=rollouts.subagent_temperature,",
-        "subagent_temperature=self._evaluation.temperature,",
-    ),
-    chat("chat-without-limits", "            limits=rollouts.limits,\n", ""),
+    swarm("sub-agents-at-a-temperature-of-their-own", '"prompts", "subagent_temperature", ', '"prompts", '),
+    swarm("chat-without-limits", '"limits", "context"', '"context"'),
     chat("chat-always-a-swarm", "spawning=self._spawning,", "spawning=True,"),
     scoring(
         "a-step-ahead",
