@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Gold, Oracle, Role, Task, ToolCall, ToolResult
-from parl.config.load import whole_yaml
+from parl.config.load import to_yaml
 from parl.config.schema import Config
 from rewards.score import score_episode
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
@@ -108,7 +108,7 @@ def make_run(config: Config, *, steps: int = 4, tasks: int = 6) -> Path:
     """The folder of a run of ``steps`` steps with baseline and evaluation, scored as by the trainer."""
     run = config.run_dir
     run.mkdir(parents=True)
-    (run / "config.yaml").write_text(whole_yaml(config))
+    (run / "config.yaml").write_text(to_yaml(config, marked=True))
     asked = [wide_task(i, 3 + i % 12) if i % 3 else chain_task(i) for i in range(tasks)]
     stores = {"episodes": (True, config.rewards), "single_agent/episodes": (False, config.rewards.alone())}
     for name, (spawning, rewards) in stores.items():

@@ -8,18 +8,18 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
 from envs.base import Environment, Gold, Role, Task
-from model.chat.base import ChatFormat
 from model.family import Family, family_of
 from model.policy_files import load_policy
 from model.tokenizer.tokenizer import load_tokenizer
-from parl.cold_start.start import shown_start
+from parl.cold_start.start import shown_start, starting_policy
+from parl.collect.free_running import free_running
 from parl.config.family import chat_format
 from parl.config.schema import Config
 from parl.episodes.view import episode_tree
@@ -27,11 +27,10 @@ from parl.errors import UserError
 from parl.evaluate.policies import check_policy
 from parl.shown import terminal
 from parl.shown.terminal import cell, echo, styled
-from rollouts.config import RolloutsConfig
 from rollouts.critical_path import critical_steps
-from rollouts.engine.base import Engine, Update
+from rollouts.engine.base import Update
 from rollouts.engine.embedded.engine import EmbeddedEngine
-from rollouts.episode import Episode, Trace
+from rollouts.episode import Episode
 from rollouts.swarm.partial import Flight
 from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
@@ -54,35 +53,31 @@ def chat(
     start from. ``spawning`` overrides ``rollouts.swarm``. ``questions`` from the command line are asked one
     after another.
     """
-    cold = shown_start(config, False)
+    rollouts, family, environment = config.rollouts, family_of(config.model), config.envs.build()
+    cold = shown_start(config.name, partial(starting_policy, config, check=free_running(config)))
     trained = config.run_dir / "policy"
     folder = model or (trained if trained.is_dir() else cold)
-    check_policy(config.model, folder)
-    echo(f"policy: {folder}; sub-agents: {config.rollouts.subagent_policy or cold}")
-    asyncio.run(_talk(config, folder, cold, spawning, temperature, questions))
-
-
-async def _talk(
-    config: Config,
-    folder: Path,
-    cold: Path,
-    spawning: bool | None,
-    temperature: float,
-    questions: Iterable[str] | None,
-) -> None:
-    rollouts = config.rollouts
-    family = family_of(config.model)
-    policy = await _engine(family, folder)
     others = rollouts.subagent_policy or cold
-    frozen = policy if others == folder else await _engine(family, others)
-    settings = _settings(rollouts, chat_format(config.model, rollouts, load_tokenizer(folder)), policy, frozen)
-    settings = replace(settings, spawning=rollouts.swarm if spawning is None else spawning, temperature=temperature)
-    environment = config.envs.build()
-    try:
-        for number, question in enumerate(questions if questions is not None else _typed()):
-            print_answer(await answered(question, environment, settings, number, config.seed))
-    finally:
-        await environment.close()
+    check_policy(config.model, folder)
+    echo(f"policy: {folder}; sub-agents: {others}")
+
+    async def talk() -> None:
+        policy = await _engine(family, folder)
+        frozen = policy if others == folder else await _engine(family, others)
+        settings = SwarmSettings.of(
+            rollouts,
+            chat=chat_format(config.model, rollouts, load_tokenizer(folder)),
+            pool=lambda trace: policy if trace.role is Role.ORCHESTRATOR else frozen,
+            spawning=rollouts.swarm if spawning is None else spawning,
+            temperature=temperature,
+        )
+        try:
+            for number, question in enumerate(questions if questions is not None else _typed()):
+                print_answer(await answered(question, environment, settings, number, config.seed))
+        finally:
+            await environment.close()
+
+    asyncio.run(talk())
 
 
 async def _engine(family: Family, folder: Path) -> EmbeddedEngine:
@@ -92,13 +87,6 @@ async def _engine(family: Family, folder: Path) -> EmbeddedEngine:
     engine = EmbeddedEngine(shape, record_routes=False)
     await engine.update(Update(version=int(meta.get("policy_version", 0)), weights=weights))
     return engine
-
-
-def _settings(rollouts: RolloutsConfig, chat: ChatFormat, policy: Engine, frozen: Engine) -> SwarmSettings:
-    def pool(trace: Trace) -> Engine:
-        return policy if trace.role is Role.ORCHESTRATOR else frozen
-
-    return SwarmSettings.of(rollouts, chat=chat, pool=pool)
 
 
 def _typed() -> Iterator[str]:

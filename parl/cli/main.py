@@ -21,7 +21,7 @@ from parl.own_packages import append, here
 from parl.shown.terminal import catch_warnings, echo, open_output
 
 if TYPE_CHECKING:
-    from parl.config.schema import Config, TrackingConfig
+    from parl.config.schema import TrackingConfig
 
 app = typer.Typer(
     name="parl",
@@ -58,7 +58,15 @@ def train(
             raise UserError(f"{config} is a run: --resume continues it, its config.yaml as CONFIG starts it anew")
         _check_surroundings(resolved.tracking, resolved.envs.tasks)
         if dry_run:
-            _check_data(resolved)
+            from parl.cold_start.shipped import Recipe, starter_note
+
+            notes = [starter_note(Recipe.of(resolved))]
+            if resolved.envs.tasks or resolved.envs.build().digest():
+                from parl.collect.tasks import data_notes, run_tasks
+
+                notes = [*data_notes(resolved, run_tasks(resolved, estimate=True)), *notes]
+            for note in filter(None, notes):
+                echo(f"note: {note}", err=True)
             echo(to_yaml(resolved), nl=False)
             echo(f"# run folder: {resolved.run_dir}")
         from parl.plan.limits import check_memory
@@ -294,19 +302,6 @@ def plugins(as_json: AsJson = False) -> None:
         from parl.cli.plugins import print_plugins
 
         print_plugins(as_json=as_json)
-
-
-def _check_data(config: Config) -> None:
-    """Check a user's data for ``--dry-run``; UserError if it cannot be used."""
-    from parl.cold_start.shipped import Recipe, starter_note
-
-    notes = []
-    if config.envs.tasks or config.envs.build().digest():
-        from parl.collect.tasks import data_notes, run_tasks
-
-        notes = [*data_notes(config, run_tasks(config, estimate=True))]
-    for note in filter(None, [*notes, starter_note(Recipe.of(config))]):
-        echo(f"note: {note}", err=True)
 
 
 def _check_surroundings(tracking: TrackingConfig, tasks: str | None) -> None:

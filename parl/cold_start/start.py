@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -31,11 +32,11 @@ def starting_policy(
     return folder
 
 
-def shown_start(config: Config, from_scratch: bool, check: Check | None = None) -> Path:
-    """:func:`starting_policy` with its progress shown, a line every 5 %."""
+def shown_start(name: str, start: Callable[..., Path]) -> Path:
+    """What ``start`` returns, :func:`starting_policy` of the run ``name``, with progress shown every 5 %."""
     shown = -1
 
-    with Progress(1, f"{config.name}: cold start") as progress:
+    with Progress(1, f"{name}: cold start") as progress:
 
         def report(done: int, total: int, metrics: dict[str, float]) -> None:
             nonlocal shown
@@ -44,7 +45,7 @@ def shown_start(config: Config, from_scratch: bool, check: Check | None = None) 
                 score = f", score {metrics['score']:.2f}" if "score" in metrics else ""
                 progress.phase(f"loss {metrics['loss']:.2f}, accuracy {metrics['accuracy']:.3f}{score}", done, total)
 
-        return starting_policy(config, from_scratch=from_scratch, report=report, check=check)
+        return start(report=report)
 
 
 def check_policy_files(folder: Path, cure: str) -> None:

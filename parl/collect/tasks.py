@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial, wraps
 from pathlib import Path
+from typing import Any
 
 from envs.base import Environment, Readings, Repeated, Task, TaskStream
 from envs.tasks_io import TaskSource, is_there, names_file, read_tasks
@@ -81,20 +82,26 @@ def check_tasks(config: Config) -> Tasks:
     return tasks
 
 
+def _once(notes: Callable[..., Iterator[str]]) -> Callable[..., Iterator[str]]:
+    """Each note once; faults in the data are UserErrors."""
+
+    @wraps(notes)
+    def told(*given: Any) -> Iterator[str]:
+        seen: set[str] = set()
+        try:
+            for note in notes(*given):
+                if note not in seen:
+                    yield note
+                seen.add(note)
+        except _FAULTS as error:
+            raise UserError(str(error)) from error
+
+    return told
+
+
+@_once
 def data_notes(config: Config, tasks: Tasks) -> Iterator[str]:
-    """Check all data of ``config`` and yield notes for the user. UserError with all mistakes."""
-    seen: set[str] = set()
-    try:
-        for note in _checked(config, tasks):
-            if note not in seen:
-                yield note
-            seen.add(note)
-    except _FAULTS as error:
-        raise UserError(str(error)) from error
-
-
-def _checked(config: Config, tasks: Tasks) -> Iterator[str]:
-    """Checks in order of cost."""
+    """Check all data of ``config``, in order of cost, and yield notes for the user. UserError with all mistakes."""
     environment, evaluation, scratch = tasks.environment, config.eval, config.model.init is None
     taught = scratch or config.sft.data == TEACHER
     yield from environment.notes()

@@ -56,14 +56,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, files: 
     return _resolve_paths(path, config) if files else config
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML that :func:`load_config` reads back, with credentials replaced."""
-    return yaml.safe_dump(without_credentials(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+def to_yaml(config: Config, *, marked: bool = False) -> str:
+    """The resolved configuration as YAML that :func:`load_config` reads back, with credentials replaced.
 
-
-def whole_yaml(config: Config) -> str:
-    """The same for a run's folder: :func:`load_config` refuses it if truncated."""
-    return yaml_text.marked(to_yaml(config))
+    ``marked``: with its end marked, for a run's folder; then a truncated file is refused.
+    """
+    tree = without_credentials(config.model_dump(mode="json"))
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return yaml_text.marked(text) if marked else text
 
 
 def config_hash(*parts: BaseModel | str | int | float | bool | None) -> str:

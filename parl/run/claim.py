@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from model.files import remove_leftovers, write_text
-from parl.config.load import whole_yaml
+from parl.config.load import to_yaml
 from parl.config.runs import run_config
 from parl.config.schema import Config
 from parl.errors import ConfigError, UserError
@@ -41,7 +41,7 @@ def claimed(config: Config, *, resume: bool) -> Iterator[Path]:
         _say_alike(run_dir)
         remove_leftovers(run_dir)
         if not resume:
-            write_text(run_dir / "config.yaml", whole_yaml(config))
+            write_text(run_dir / "config.yaml", to_yaml(config, marked=True))
         yield run_dir
 
 

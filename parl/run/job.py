@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
-from parl.cold_start.start import shown_start
+from parl.cold_start.start import shown_start, starting_policy
 from parl.collect.free_running import free_running
 from parl.collect.tasks import Tasks, check_tasks
 from parl.config.schema import Config
@@ -35,7 +36,8 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
 
 def _run(config: Config, tasks: Tasks, run_dir: Path, began: float, from_scratch: bool) -> None:
     with PeakMemory() as memory, local_ray():
-        cold = shown_start(config, from_scratch, free_running(config))
+        check = free_running(config)
+        cold = shown_start(config.name, partial(starting_policy, config, from_scratch=from_scratch, check=check))
         policies = {
             "cold_start": (cold, config.rollouts.swarm),
             "trained": (_train(config, run_dir, cold), config.rollouts.swarm),

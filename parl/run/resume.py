@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from model.files import write_text
-from parl.config.load import to_yaml, whole_yaml
+from parl.config.load import to_yaml
 from parl.config.mistakes import leaves
 from parl.config.runs import LENGTHS, lengths, run_config
 from parl.config.schema import Config
@@ -62,7 +62,7 @@ def continue_run(run_dir: Path, config: Config) -> None:
         if _within(key, ROUNDING):
             echo(f"{said[key]} now: equal to rounding, not to the bit")
     if changed:
-        write_text(run_dir / "config.yaml", whole_yaml(config))
+        write_text(run_dir / "config.yaml", to_yaml(config, marked=True))
 
 
 def _lengthen(run_dir: Path, old: int, new: int, said: str, schedules: Callable[[int, int], dict[str, float]]) -> None:
