@@ -40,7 +40,7 @@ def own_config(tree: dict[str, Any]) -> Any:
         raise ValueError(f"model_type={kind!r} brings its own code, which is never run: transformers must have it")
     try:
         return auto.for_model(**{key: value for key, value in tree.items() if key != "transformers_version"})
-    except ValueError as error:
+    except Exception as error:  # whatever its class makes of a damaged file
         raise ValueError(f"model_type={kind!r}: {error}") from None
 
 

@@ -94,7 +94,8 @@ def _told(tree: dict[str, Any]) -> dict[str, Any]:
     missing = [key for key in _OWN if key not in tree]
     if not missing:
         return {}
-    from model.hf.build import own_config
+    from model.hf.build import check_config, own_config
 
     config = own_config(tree)
+    check_config(config)
     return {key: getattr(config, key) for key in missing if getattr(config, key, None) is not None}

@@ -67,7 +67,7 @@ def text_section(hf: dict[str, Any]) -> dict[str, Any]:
         return {"model_type": "deepseek_v3", **text}
     if kind not in TEXT_TYPES:
         known = ", ".join((*TEXT_TYPES, "kimi_k25"))
-        raise ValueError(f"model_type={kind!r} is not supported, only {known} are")
+        raise ValueError(f"model_type={kind!r} is not supported, only {known} are; model.family=hf reads others")
     return hf
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,6 +104,21 @@ def test_a_run_over_a_folder_is_planned_and_its_memory_is_checked(tmp_path: Path
     assert (config.model.dtype, config.model.max_position_embeddings) == ("bfloat16", 64)
     check_memory(config.model, config.optimizer, config.trainer)
     assert read_model(str(tmp_path / "run.yaml"))[0] == config.model.shape
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"model_type": "gemma3"}, "see or hear"),
+        ({"model_type": "llama", "num_attention_heads": "many"}, "num_attention_heads"),
+        ({"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "mine.Model"}}, "never run"),
+    ],
+)
+def test_a_folder_s_bad_configuration_is_named(tree: dict[str, Any], said: str, tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=said) as raised:
+        Hf().read_shape(tmp_path)
+    assert str(tmp_path / "config.json") in str(raised.value)
 
 
 def test_costs_of_published_sizes():
