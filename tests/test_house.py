@@ -135,6 +135,19 @@ def test_the_configuration_stays_small():
 FAMILY_NAMED = {"parl/config/plugin_kinds.py"}
 
 
+def test_the_whole_configuration_is_taken_by_entries_alone():
+    """Who needs some of a run's settings takes their section, or a dataclass that is made of a few once."""
+    taken = [
+        f"{file.relative_to(ROOT)}: {node.name}"
+        for file in sorted((ROOT / "parl").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for given in (*node.args.args, *node.args.kwonlyargs)
+        if given.annotation and ast.unparse(given.annotation) in ("Config", "ConfigFields")
+    ]
+    assert len(taken) <= 28, "\n".join(taken)
+
+
 def test_a_family_is_named_in_model_alone():
     named = re.compile(r"model\.kimi|model\.chat\.kimi|num_moe_layers|\bTransformer\b|thinking=False")
     outside = [file for file in FILES if file.relative_to(ROOT).parts[0] != "model"]
