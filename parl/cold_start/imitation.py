@@ -164,7 +164,7 @@ def _train(
     metrics: dict[str, float] = {}
     with local_ray():
         learner = _learner(recipe.model, sft, trainer)
-        if given:
+        if start.weights is not None:
             learner.load_weights(start.weights)
         worker = actor(*row_maker(recipe, start.vocabulary), _label="the maker of demonstrations")
         state = kept.resume(learner) if given else State()

@@ -16,12 +16,12 @@ from parl.cold_start.conversations import Conversation, conversation_row, read_c
 from parl.cold_start.demos import Demonstrator
 from parl.cold_start.shipped import Recipe
 from parl.config.family import chat_format
+from parl.config.schema import TEACHER
 from parl.learn.batch import TextRow
 from rollouts.beat import AsyncBeating
 from rollouts.episode import EpisodeStatus, Trace
 
 CHUNK = 48  # demonstrations that one call makes
-TEACHER = "teacher"  # sft.data: those of the environment's teacher
 _SUBAGENTS = 2  # sub-agent traces kept of one demonstration: they are all alike
 
 

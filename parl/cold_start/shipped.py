@@ -10,7 +10,7 @@ from typing import Any
 
 from parl.config.load import config_hash
 from parl.config.mistakes import leaves
-from parl.config.schema import Config, EnvsFields, PolicyFields, SftConfig, TokenizerConfig
+from parl.config.schema import TEACHER, Config, EnvsFields, PolicyFields, SftConfig, TokenizerConfig
 from rollouts.config import RolloutsConfig
 
 VERSION = 9  # part of the hash: raised when the demonstrations or the recipe change in code
@@ -47,8 +47,8 @@ def cold_start_hash(recipe: Recipe) -> str:
     if model.init is not None:
         parts.append(f"init={init_key(model)}")
         model = model.model_copy(update={"init": None})
-    if sft.data is not None and Path(sft.data).exists():
-        parts.append(f"data={_stamps(Path(sft.data))}")
+    if (data := sft.data) is not None and data != TEACHER and Path(data).exists():
+        parts.append(f"data={_stamps(Path(data))}")
         sft = sft.model_copy(update={"data": None})
     return config_hash(model, recipe.tokenizer, own, sft, VERSION, *digest.values(), *parts)
 

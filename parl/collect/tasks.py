@@ -13,11 +13,10 @@ from envs.base import Environment, Readings, Repeated, Task, TaskStream
 from envs.tasks_io import TaskSource, is_there, names_file, read_tasks
 from parl.cold_start.conversations import read_conversations
 from parl.cold_start.demos import Demonstrator
-from parl.cold_start.rows import TEACHER
 from parl.cold_start.shipped import Recipe
 from parl.cold_start.vocabulary import teacher_of
 from parl.collect.fit import Context, demonstrations_that_fit, policy_tokenizer
-from parl.config.schema import Config, EnvsFields, EvalConfig
+from parl.config.schema import TEACHER, Config, EnvsFields, EvalConfig
 from parl.errors import UserError
 from parl.shown.terminal import echo
 from rewards.outcome.reach import unreachable

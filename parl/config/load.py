@@ -24,7 +24,7 @@ from parl.config.fields import section, takes_text, text_of, with_texts
 from parl.config.mistakes import explain, leaves, show
 from parl.config.plugin_kinds import FAMILIES
 from parl.config.plugin_sections import choose, plain
-from parl.config.schema import Config, ConfigFields
+from parl.config.schema import TEACHER, Config, ConfigFields
 from parl.errors import ConfigError
 from parl.presets import preset, preset_names
 from parl.shown.redaction import without_credentials
@@ -251,7 +251,7 @@ def _resolve_paths(path: Path, config: Config) -> Config:
         if file and not is_there(file)
     ]
     data = config.sft.data
-    imitated = _beside(path, Path(data)) if data not in (None, "teacher") else None
+    imitated = _beside(path, Path(data)) if data not in (None, TEACHER) else None
     if imitated is not None and not is_there(imitated):
         problems.append(f"sft.data = {data}: neither teacher nor a file or folder, beside {path} or here")
     if spec is not None and not problems and (fault := file_problem(str(found["tasks"] or spec))):

@@ -107,6 +107,9 @@ class TokenizerConfig(_Section):
     vocab_size: int = Field(default=1152, gt=300, description="byte alphabet + merges + special tokens")
 
 
+TEACHER = "teacher"  # sft.data: the demonstrations of the environment's teacher
+
+
 class SftConfig(_Section):
     """The cold start: imitation of demonstrations. Keys without effect from scratch are left out of dumps."""
 
