@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from model.chat.base import ChatFormat, Vocabulary
 from model.chat.choose import chat_format
 from model.costs import Costs
+from model.decoder import Decoder
 from model.family import Family, either_chat
 from model.hf.shape import HfShape, read_shape
 
@@ -40,6 +41,12 @@ class Hf(Family):
         from model.hf.policy import HfPolicy
 
         return HfPolicy(shape, new_model(shape, drawn=False))
+
+    def decoder(self, shape: HfShape, pages: int) -> Decoder:
+        """See :func:`model.hf.decode.choose.make_decoder`."""
+        from model.hf.decode.choose import make_decoder
+
+        return make_decoder(shape, pages)
 
     def costs(self, shape: HfShape) -> Costs:
         """Counted in the model."""

@@ -14,6 +14,8 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 _FOLDER = Path(__file__).parent / "cpu"
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-w")
 
@@ -47,6 +49,7 @@ def load_library() -> ctypes.CDLL | None:
         return None
     library.parl_decoder_new.restype = ctypes.c_void_p
     library.parl_page_floats.restype = ctypes.c_long
+    library.parl_gqa_new.restype = ctypes.c_void_p
     return library
 
 
@@ -70,3 +73,25 @@ def _built() -> Path:
             raise _BuildError(f"{' '.join(compiler)} failed:\n{run.stderr[-2000:]}")
         os.replace(built, target)
     return target
+
+
+def pointer(array: np.ndarray) -> ctypes.c_void_p:
+    """Where ``array`` begins, which must be contiguous."""
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def sample(
+    library: ctypes.CDLL,
+    logits: np.ndarray,
+    temperature: np.ndarray,
+    keys: np.ndarray,
+    positions: np.ndarray,
+    top_p: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """:meth:`model.decoder.Decoder.sample` by the kernels."""
+    count = len(logits)
+    top_p = np.ones(count, np.float32) if top_p is None else top_p
+    token, logprob = np.empty(count, np.int32), np.empty(count, np.float32)
+    arrays = (logits, temperature, keys, positions, top_p, token, logprob)
+    library.parl_sample(count, logits.shape[1], *map(pointer, arrays))
+    return token, logprob

@@ -27,7 +27,7 @@ from model.decoder import (
     sampled,
     shapes_of,
 )
-from model.kernels.native import load_library
+from model.kernels.native import load_library, pointer, sample
 from model.kimi.attention import LatentAttention, rope_tables
 from model.kimi.config import ModelConfig
 from model.kimi.int4 import fake_quant
@@ -38,10 +38,6 @@ from model.kimi.vision.picture_encoder import PREFIX
 def weight_shapes(config: ModelConfig) -> Shapes:
     """Name and shape of all weights of a policy of ``config``."""
     return shapes_of(Transformer(config))
-
-
-def _pointer(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
 
 
 class _Shape(ctypes.Structure):
@@ -80,7 +76,7 @@ class NativeDecoder:
             raise RuntimeError("decoder.cpp has another DecoderShape: the built kernels are of another version")
         if c.rope_scaling:  # decoder.cpp makes the plain tables itself
             for name, table in zip(("rope_cos", "rope_sin"), rope_tables(c), strict=True):
-                library.parl_decoder_set(self._model, -1, name.encode(), _pointer(table.numpy()))
+                library.parl_decoder_set(self._model, -1, name.encode(), pointer(table.numpy()))
         self._pages = np.zeros((pages, library.parl_page_floats(self._model)), np.float32)
         self.routes = np.full((pages, PAGE, c.num_moe_layers, c.num_experts_per_tok), -1, np.int16)
 
@@ -101,7 +97,7 @@ class NativeDecoder:
             if not self.config.rope_interleave:
                 array = _interleaved(key, array, self.config)
             data = np.ascontiguousarray(array, np.float32)
-            if self._lib.parl_decoder_set(self._model, layer, key.encode(), _pointer(data)):
+            if self._lib.parl_decoder_set(self._model, layer, key.encode(), pointer(data)):
                 raise ValueError(f"decoder.cpp knows no weight {name!r}")
 
     def forward(
@@ -117,9 +113,9 @@ class NativeDecoder:
         logits = np.empty((len(rows), self.config.vocab_size), np.float32)
         places, values = _checked(features, self.config)
         bad = self._lib.parl_decoder_forward(
-            self._model, len(tokens), _pointer(tokens), _pointer(positions), _pointer(sequences), _pointer(tables),
-            tables.shape[1], _pointer(self._pages), _pointer(self.routes), len(rows), _pointer(rows), _pointer(logits),
-            len(places), _pointer(places), _pointer(values),
+            self._model, len(tokens), pointer(tokens), pointer(positions), pointer(sequences), pointer(tables),
+            tables.shape[1], pointer(self._pages), pointer(self.routes), len(rows), pointer(rows), pointer(logits),
+            len(places), pointer(places), pointer(values),
         )  # fmt: skip
         if bad:
             raise NotFinite("the policy produced a NaN or infinite logit")
@@ -134,14 +130,7 @@ class NativeDecoder:
         top_p: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`model.decoder.Decoder.sample`."""
-        count = len(logits)
-        top_p = np.ones(count, np.float32) if top_p is None else top_p
-        token, logprob = np.empty(count, np.int32), np.empty(count, np.float32)
-        self._lib.parl_sample(
-            count, logits.shape[1], _pointer(logits), _pointer(temperature), _pointer(keys), _pointer(positions),
-            _pointer(top_p), _pointer(token), _pointer(logprob),
-        )  # fmt: skip
-        return token, logprob
+        return sample(self._lib, logits, temperature, keys, positions, top_p)
 
 
 def _checked(features: Features | None, config: ModelConfig) -> Features:

@@ -276,6 +276,59 @@ vf upto(const float* p, int left) {  // -inf where there is no more
     return loadv(x);
 }
 
+void sample_row(int vocab, const float* l, float temperature, uint64_t key, int position, float top_p, int* token, float* logprob) {
+    const int blocks = (vocab + 15) / 16;
+    std::vector<float> e(blocks * 16);
+    std::vector<double> part(blocks);
+    auto sums = [&] {
+        double all = 0;
+        for (int b = 0; b < blocks; b++) {
+            double s = 0;
+            for (int j = 0; j < 16; j++) s += e[b * 16 + j];
+            all += part[b] = s;
+        }
+        return all;
+    };
+    float inv = temperature > 0 ? 1.0f / temperature : 1.0f;
+    vf top = vf{} - INFINITY;
+    for (int i = 0; i < blocks * 16; i += VL) {
+        const vf x = i + VL <= vocab ? loadv(l + i) : upto(l + i, vocab - i);
+        top = top > x ? top : x;
+    }
+    const float most = widest(top);
+    float high = most * inv;
+    for (int i = 0; i < blocks * 16; i += VL) {
+        const vf x = (i + VL <= vocab ? loadv(l + i) : upto(l + i, vocab - i)) * inv - high;
+        storev(&e[i], x > -80.0f ? exp_of(x) : vf{});
+    }
+    double sum = sums(), kept = sum;
+    int pick = int(std::find(l, l + vocab, most) - l);
+    if (temperature > 0 && top_p < 1) {
+        std::vector<int> order(vocab);
+        for (int i = 0; i < vocab; i++) order[i] = i;
+        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return e[a] > e[b]; });
+        kept = 0;
+        for (int i : order)
+            if (kept < top_p * sum) kept += e[i];
+            else e[i] = 0;
+        kept = sums();
+    }
+    if (temperature > 0) {
+        double u = double(mix(key ^ mix(uint64_t(position))) >> 11) * 0x1.0p-53, target = u * kept, cum = 0;
+        int b = 0;
+        while (b < blocks - 1 && cum + part[b] <= target) cum += part[b++];
+        for (int i = b * 16; i < vocab; i++) {
+            cum += e[i];
+            if (cum > target) {
+                pick = i;
+                break;
+            }
+        }
+    }
+    *token = pick;
+    *logprob = float(double(l[pick]) * inv - high - std::log(sum));
+}
+
 }  // namespace
 
 extern "C" {
@@ -388,58 +441,8 @@ int parl_decoder_forward(const Decoder* mp, int T, const int* tokens, const int*
 // log-probs are those before that cut. Sums are taken in blocks of 16, so that one need not wait for the other.
 void parl_sample(int rows, int vocab, const float* logits, const float* temperature, const uint64_t* key,
                  const int* position, const float* top_p, int* token, float* logprob) {
-    const int blocks = (vocab + 15) / 16;
-    std::vector<float> e(blocks * 16);
-    std::vector<double> part(blocks);
-    std::vector<int> order(vocab);
-    auto sums = [&] {
-        double all = 0;
-        for (int b = 0; b < blocks; b++) {
-            double s = 0;
-            for (int j = 0; j < 16; j++) s += e[b * 16 + j];
-            all += part[b] = s;
-        }
-        return all;
-    };
-    for (int r = 0; r < rows; r++) {
-        const float* l = logits + size_t(r) * vocab;
-        float inv = temperature[r] > 0 ? 1.0f / temperature[r] : 1.0f;
-        vf top = vf{} - INFINITY;
-        for (int i = 0; i < blocks * 16; i += VL) {
-            const vf x = i + VL <= vocab ? loadv(l + i) : upto(l + i, vocab - i);
-            top = top > x ? top : x;
-        }
-        const float most = widest(top);
-        float high = most * inv;
-        for (int i = 0; i < blocks * 16; i += VL) {
-            const vf x = (i + VL <= vocab ? loadv(l + i) : upto(l + i, vocab - i)) * inv - high;
-            storev(&e[i], x > -80.0f ? exp_of(x) : vf{});
-        }
-        double sum = sums(), kept = sum;
-        int pick = int(std::find(l, l + vocab, most) - l);
-        if (temperature[r] > 0 && top_p[r] < 1) {
-            for (int i = 0; i < vocab; i++) order[i] = i;
-            std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return e[a] > e[b]; });
-            kept = 0;
-            for (int i : order)
-                if (kept < top_p[r] * sum) kept += e[i];
-                else e[i] = 0;
-            kept = sums();
-        }
-        if (temperature[r] > 0) {
-            double u = double(mix(key[r] ^ mix(uint64_t(position[r]))) >> 11) * 0x1.0p-53, target = u * kept, cum = 0;
-            int b = 0;
-            while (b < blocks - 1 && cum + part[b] <= target) cum += part[b++];
-            for (int i = b * 16; i < vocab; i++) {
-                cum += e[i];
-                if (cum > target) {
-                    pick = i;
-                    break;
-                }
-            }
-        }
-        token[r] = pick;
-        logprob[r] = float(double(l[pick]) * inv - high - std::log(sum));
-    }
+#pragma omp parallel for schedule(static) if (long(rows) * vocab > 100000)
+    for (int r = 0; r < rows; r++)
+        sample_row(vocab, logits + size_t(r) * vocab, temperature[r], key[r], position[r], top_p[r], token + r, logprob + r);
 }
 }

@@ -169,24 +169,6 @@ inline void route_token(const RouteShape& s, RouteScratch& r, const float* logit
     weigh(s, r.score.data(), ids, weights, scores);
 }
 
-// Eight rows of eight turned into columns.
-inline void transpose8(v8* r) {
-    v8 p[8], q[8];
-    for (int i = 0; i < 8; i += 2) {  // neighbours' elements side by side, in each half
-        p[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        p[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
-            q[i + 2 * j] = __builtin_shufflevector(p[i + j], p[i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
-            q[i + 2 * j + 1] = __builtin_shufflevector(p[i + j], p[i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
-        }
-    for (int i = 0; i < 4; i++) {
-        r[i] = __builtin_shufflevector(q[i], q[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        r[i + 4] = __builtin_shufflevector(q[i], q[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
-}
-
 // Eight tokens at once, a lane each: an expert enters a token's list of the K best where it is better than one in it, so
 // equal ones stay in their order. score has room for [8][E up to eights]. For few experts; many enter seldom and cost all.
 template <int K>

@@ -136,6 +136,24 @@ inline float high(v8 v) {
     return a[0];
 }
 
+// Eight rows of eight turned into columns.
+inline void transpose8(v8* r) {
+    v8 p[8], q[8];
+    for (int i = 0; i < 8; i += 2) {  // neighbours' elements side by side, in each half
+        p[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        p[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            q[i + 2 * j] = __builtin_shufflevector(p[i + j], p[i + 2 + j], 0, 1, 8, 9, 4, 5, 12, 13);
+            q[i + 2 * j + 1] = __builtin_shufflevector(p[i + j], p[i + 2 + j], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < 4; i++) {
+        r[i] = __builtin_shufflevector(q[i], q[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        r[i + 4] = __builtin_shufflevector(q[i], q[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
 // Sums of all lanes: of a vector, and of four at once, each in the same order.
 inline v8 folded(v8 v) { return v; }
 inline v8 folded(v16 v) {

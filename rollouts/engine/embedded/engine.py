@@ -18,6 +18,7 @@ done; ``policy_version`` changes only in :meth:`EmbeddedEngine.update`.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from model.decoder import PAGE, Features
-from model.family import Shape, family_of
+from model.family import Family, Shape, family_of
 from model.lora import merged
 from rollouts.engine.base import Completion, EngineFull, Finish, Pictures, Sampling, Update
 from rollouts.engine.embedded.pages import CacheFull, PagePool
@@ -35,12 +36,13 @@ from rollouts.engine.embedded.traits import EmbeddedTraits
 _CHUNK = 128  # prompt tokens per stream and step
 _BATCH = 512  # tokens per step
 _STREAMS = 4096
+_PAGES = 24_576
 
 
 class EmbeddedEngine(EmbeddedTraits):
     """Serves one model to coroutines of one event loop. ``record_routes``: return routes of every fed token."""
 
-    def __init__(self, config: Shape, *, pages: int = 24_576, record_routes: bool = True) -> None:
+    def __init__(self, config: Shape, *, pages: int | None = None, record_routes: bool = True) -> None:
         self.config = config
         self.policy_version = -1
         self.generated = 0
@@ -49,6 +51,7 @@ class EmbeddedEngine(EmbeddedTraits):
         self._step_began: float | None = None
         self._record = record_routes and config.routes is not None
         family = family_of(config)
+        pages = pages or _pages(family, config)
         self._decoder = family.decoder(config, pages)
         self._pictures = family.picture_encoder(config) if config.pictures else None
         self._pool = PagePool(pages)
@@ -369,3 +372,12 @@ class EmbeddedEngine(EmbeddedTraits):
 
 def _ints(values: list[int]) -> np.ndarray:
     return np.array(values, np.int32)
+
+
+def _pages(family: Family, shape: Shape) -> int:
+    costs = family.costs(shape)
+    if costs is None:
+        return _PAGES
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    page = PAGE * costs.cache * (1 if shape.weights_dtype == "bfloat16" else 2)
+    return max(1, min(_PAGES, memory // 6 // page))
