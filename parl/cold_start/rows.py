@@ -23,6 +23,7 @@ from rollouts.episode import EpisodeStatus, Trace
 
 CHUNK = 48  # demonstrations that one call makes
 _SUBAGENTS = 2  # sub-agent traces kept of one demonstration: they are all alike
+_TAUGHT = 1  # the same over given weights: what takes the tokens there is when to go on and when to answer
 
 
 class DemoWorker(AsyncBeating):
@@ -47,7 +48,8 @@ class DemoWorker(AsyncBeating):
             if episode.status is not EpisodeStatus.ANSWERED:
                 raise RuntimeError(f"demonstration {index} ended {episode.status}: {episode.error or episode.limit}")
             limit = self._recipe.model.max_position_embeddings
-            fitting = text_rows(episode, self._recipe.sft.observation_weight, rng)
+            most = _SUBAGENTS if self._recipe.model.init is None else _TAUGHT
+            fitting = text_rows(episode, self._recipe.sft.observation_weight, rng, most)
             rows += [row for row in fitting if len(row.tokens) <= limit]
             lengths.append(len(episode.orchestrator.tokens))
         return rows, lengths
@@ -103,10 +105,10 @@ def row_maker(recipe: Recipe, tokenizer: Path) -> tuple[Any, ...]:
     return made, recipe, str(tokenizer.resolve())
 
 
-def text_rows(demonstration, observation_weight: float, rng: Random) -> list[TextRow]:
-    """The traces of a demonstration as rows; of its sub-agents a few at random."""
+def text_rows(demonstration, observation_weight: float, rng: Random, most: int = _SUBAGENTS) -> list[TextRow]:
+    """The traces of a demonstration as rows; of its sub-agents ``most`` at random."""
     subagents = demonstration.subagents
-    chosen = rng.sample(subagents, min(_SUBAGENTS, len(subagents)))
+    chosen = rng.sample(subagents, min(most, len(subagents)))
     return [_row(trace, observation_weight) for trace in (demonstration.orchestrator, *chosen)]
 
 
