@@ -47,7 +47,7 @@ from rollouts.store.store import EpisodeStore
 _SHARD = 16  # episodes lost at most by a kill
 _SLICE = 8  # episodes per slot given to the workers at once
 
-Collect = Callable[[list[Task], list[list[int]], Callable[[list[Episode]], None]], object]  # tasks, attempts, arrived
+Collect = Callable[..., object]  # takes tasks, attempts, arrived
 
 
 class Bar(Protocol):
@@ -85,7 +85,7 @@ class _Asked:
                 shown_bar.advance(len(episodes))
 
             for part in _slices(todo, slots):
-                collect([self.tasks[i] for i in part], list(part.values()), arrived)
+                collect([self.tasks[i] for i in part], attempts=list(part.values()), arrived=arrived)
 
 
 def run_eval(
@@ -195,19 +195,10 @@ def _run_local(
             for policy in policies:
                 assert isinstance(policy.source, Path)
                 collector.serve(load_policy(policy.source, family)[0])
-                asked.run(policy, partial(_collect_local, collector, sampling | {"spawning": policy.spawning}), slots)
+                collect = partial(collector.collect, group_size=1, spawning=policy.spawning, **sampling)
+                asked.run(policy, collect, slots)
         finally:
             collector.close()
-
-
-def _collect_local(
-    collector: Collector,
-    settings: dict[str, Any],
-    tasks: list[Task],
-    attempts: list[list[int]],
-    arrived: Callable[[list[Episode]], None],
-) -> None:
-    collector.collect(tasks, group_size=1, attempts=attempts, arrived=arrived, **settings)
 
 
 def _run_served(

@@ -12,7 +12,6 @@ and is not trained on.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -27,6 +26,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
+from model.json_file import parse_json
 from rollouts.engine.address import is_loopback, shown
 from rollouts.faults import Lost, MachineFault
 
@@ -256,9 +256,9 @@ def make_client(url: str, **settings: Any) -> httpx.AsyncClient:
 def parse(body: bytes, what: str, quote: Callable[[bytes], str]) -> dict[str, Any]:
     """``body`` as a JSON object; BadAnswer for anything else, repeated keys, or NaN."""
     try:
-        tree = json.loads(body.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        reason = type(error).__name__ if isinstance(error, RecursionError) else shown_text(str(error))[:200]
+        tree = parse_json(body.decode("utf-8"))
+    except ValueError as error:
+        reason = shown_text(str(error))[:200]
         raise BadAnswer(f"{what} did not answer with a JSON object ({reason}): {quote(body)[:200]!r}") from None
     if not isinstance(tree, dict):
         raise BadAnswer(f"{what} did not answer with a JSON object: {quote(body)[:200]!r}")
@@ -283,17 +283,6 @@ def shown_text(text: str) -> str:
     """``text`` on one line, truncated, without control characters, terminal escapes and lone surrogates."""
     text = " ".join(text[: 4 * _SHOWN].split())[:_SHOWN]
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a key is given twice")
-    return made
 
 
 class _Pauses:

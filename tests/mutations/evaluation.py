@@ -113,8 +113,8 @@ MUTANTS = [
     attempts("with-the-runs-seed", 'sampling = {"seed": evaluation.seed,', 'sampling = {"seed": side.seed,'),
     attempts(
         "single-agents-may-spawn",
-        '{"spawning": policy.spawning}',
-        '{"spawning": side.rollouts.swarm}',
+        "group_size=1, spawning=policy.spawning,",
+        "group_size=1, spawning=side.rollouts.swarm,",
     ),
     attempts("unscored", "self._scoring.score_held_out(episode)", "pass"),
     attempts(
@@ -125,8 +125,8 @@ MUTANTS = [
     attempts("everything-is-run-again", "[k for k in range(n) if (task.key, k) not in done]", "list(range(n))"),
     attempts(
         "first-attempts-again",
-        "list(part.values()), arrived)",
-        "[list(range(len(own))) for own in part.values()], arrived)",
+        "attempts=list(part.values())",
+        "attempts=[list(range(len(own))) for own in part.values()]",
     ),
     attempts("slices-overflow", "+ len(attempts) > episodes:", "> episodes:"),
     account("solved-by-attempts", "solved = sum(one.success for one in tries)", "solved = len(tries)"),
