@@ -31,7 +31,9 @@ class HfShape(Shape):
         gt=0, le=LARGEST["max_position_embeddings"], description="longest trace in tokens; may be less than the model's"
     )
     chat: FormatName = Field(
-        default="auto", description="the format of conversations; `auto`: what fits vocabulary and chat template"
+        default="auto",
+        description="how conversations are written: `auto` (what fits vocabulary and chat template), `kimi`, `hermes`,"
+        " `hermes-short`, `template` or `renderers:NAME`; see docs/chat_formats.md",
     )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the weights and of computing")
 
