@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from envs.base import Role
 from rollouts.engine.address import check_address, check_key, shown
 from rollouts.engine.base import EngineConfig
 from rollouts.prompts import PromptsConfig
@@ -108,6 +109,7 @@ class RolloutsConfig(BaseModel):
 
     swarm: bool = Field(default=True, description="offer create_subagent and assign_task; False = single agent")
     thinking: bool = Field(default=False, description="agents reason before they answer; the tiny policy does not")
+    subagent_thinking: bool | None = Field(default=None, description="of sub-agents; null: as `thinking`")
     prompts: PromptsConfig = PromptsConfig()
     group_size: int = Field(default=8, gt=1, description="episodes of one task")
     tasks_per_step: int = Field(default=8, gt=0)
@@ -148,6 +150,10 @@ class RolloutsConfig(BaseModel):
     budget: BudgetConfig = BudgetConfig()
     limits: LimitsConfig = LimitsConfig()
     context: ContextConfig = ContextConfig()
+
+    def thinks(self, role: Role) -> bool:
+        """Whether agents of ``role`` reason before they answer."""
+        return self.thinking if role is Role.ORCHESTRATOR or self.subagent_thinking is None else self.subagent_thinking
 
     @model_validator(mode="after")
     def _check(self) -> RolloutsConfig:

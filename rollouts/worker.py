@@ -51,7 +51,9 @@ class RolloutWorker(AsyncBeating):
     ) -> None:
         self._environment = environment
         self._media = model.pictures
-        self._chat = family_of(model).chat(model, load_tokenizer(tokenizer_folder), thinking=config.thinking)
+        tokenizer, family = load_tokenizer(tokenizer_folder), family_of(model)
+        self._chat = family.chat(model, tokenizer, thinking=config.thinks(Role.ORCHESTRATOR))
+        self._subagent_chat = family.chat(model, tokenizer, thinking=config.thinks(Role.SUBAGENT))
         self._config = config
         self._name = name
         self._co_trained = config.subagent_pool == "co_trained"
@@ -199,6 +201,7 @@ class RolloutWorker(AsyncBeating):
         return SwarmSettings.of(
             self._config,
             chat=self._chat,
+            subagent_chat=self._subagent_chat,
             pool=self._pool,
             spawning=spawning,
             temperature=temperature,

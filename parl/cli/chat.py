@@ -64,9 +64,11 @@ def chat(
     async def talk() -> None:
         policy = await _engine(family, folder)
         frozen = policy if others == folder else await _engine(family, others)
+        tokenizer = load_tokenizer(folder)
         settings = SwarmSettings.of(
             rollouts,
-            chat=chat_format(config.model, rollouts, load_tokenizer(folder)),
+            chat=chat_format(config.model, rollouts, tokenizer),
+            subagent_chat=chat_format(config.model, rollouts, tokenizer, role=Role.SUBAGENT),
             pool=lambda trace: policy if trace.role is Role.ORCHESTRATOR else frozen,
             spawning=rollouts.swarm if spawning is None else spawning,
             temperature=temperature,

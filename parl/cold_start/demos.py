@@ -25,6 +25,7 @@ class Demonstrator:
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self.recipe, self.chat = recipe, chat_format(recipe.model, recipe.rollouts, tokenizer)
+        self._subagent_chat = chat_format(recipe.model, recipe.rollouts, tokenizer, role=Role.SUBAGENT)
         self.environment = recipe.envs.build()
         self._teacher = teacher_of(recipe, self.environment)
 
@@ -36,11 +37,12 @@ class Demonstrator:
         def pool(trace: Trace) -> ScriptedEngine:
             if trace.role is Role.ORCHESTRATOR:
                 return ScriptedEngine(trace, self.chat, lambda history: shown.orchestrator(history, trace.media))
-            return ScriptedEngine(trace, self.chat, lambda history: shown.subagent(trace.prompt, history))
+            return ScriptedEngine(trace, self._subagent_chat, lambda history: shown.subagent(trace.prompt, history))
 
         media = self.recipe.model.pictures
         settings = SwarmSettings(
             chat=self.chat,
+            subagent_chat=self._subagent_chat,
             pool=pool,
             budget=_ROOMY,
             prompts=self.recipe.rollouts.prompts,

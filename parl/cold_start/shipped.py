@@ -69,8 +69,10 @@ def _shown_to_agents(recipe: Recipe) -> dict[str, Any]:
     """Prompts and way of writing that demonstrations have, where they are not the default ones."""
     default, rollouts = type(recipe.rollouts)(), recipe.rollouts
     told = {"rollouts.prompts": rollouts.prompts.model_dump(mode="json"), "rollouts.thinking": rollouts.thinking}
+    if rollouts.subagent_thinking is not None:
+        told["rollouts.subagent_thinking"] = rollouts.subagent_thinking
     usual = {"rollouts.prompts": default.prompts.model_dump(mode="json"), "rollouts.thinking": default.thinking}
-    return {name: value for name, value in told.items() if value != usual[name]}
+    return {name: value for name, value in told.items() if value != usual.get(name)}
 
 
 def cold_start_settings(recipe: Recipe) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from envs.base import Role
 from model.chat.base import ChatFormat, Vocabulary
 from model.family import Family, Shape, family_of
 from model.json_file import read_json
@@ -12,13 +13,15 @@ from parl.errors import UserError
 from rollouts.config import RolloutsConfig
 
 
-def chat_format(model: Shape, rollouts: RolloutsConfig, tokenizer: Vocabulary | None = None) -> ChatFormat:
+def chat_format(
+    model: Shape, rollouts: RolloutsConfig, tokenizer: Vocabulary | None = None, *, role: Role = Role.ORCHESTRATOR
+) -> ChatFormat:
     """The chat format of policies of shape ``model``; without a tokenizer, it renders text only.
 
     UserError if the format does not fit the tokenizer, or ``rollouts.thinking``.
     """
     try:
-        return family_of(model).chat(model, tokenizer, thinking=rollouts.thinking)
+        return family_of(model).chat(model, tokenizer, thinking=rollouts.thinks(role))
     except ValueError as error:
         raise UserError(f"these policies cannot be spoken to: {error}") from error
 

@@ -65,7 +65,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
     Effect.CONTENT: {
         "model": "init",
         "envs": "tasks",
-        "rollouts": "subagent_policy thinking",
+        "rollouts": "subagent_policy thinking subagent_thinking",
         "rollouts.prompts": "orchestrator create_subagent assign_task",
     },
     Effect.NONE: {

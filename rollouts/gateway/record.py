@@ -121,8 +121,12 @@ class Recorder:
         return recording, conversation
 
     def _prompt(self, known: list[int], rest: list[Message], tools: Sequence[Any]) -> list[int]:
-        """Ids of what is new after ``known``; BadRequest if the whole exceeds the context."""
-        pieces = self._more(rest, known[-1]) if known else self._chat.conversation(rest, tools)
+        """Ids of what is new after ``known``; BadRequest if the whole exceeds the context, or if the chat format
+        refuses the messages (a model's own template may want roles to alternate)."""
+        try:
+            pieces = self._more(rest, known[-1]) if known else self._chat.conversation(rest, tools)
+        except ValueError as error:
+            raise BadRequest("messages", str(error)) from error
         characters = sum(len(text) for text, _ in pieces)
         if characters > self._longest * self._token_bytes:  # certainly too long
             count = f"more than {characters // self._token_bytes}"

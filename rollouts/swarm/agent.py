@@ -34,7 +34,8 @@ class Agent:
         self._names = {tool.name for tool in tools}
         self._engine = self.settings.pool(trace)
         self._temperature = temperature
-        self.transcript = Transcript(trace, self.settings.chat, self.settings.media)
+        self._chat = self.settings.chat_of(trace.role)
+        self.transcript = Transcript(trace, self._chat, self.settings.media)
         swarm.live[trace.agent_id] = self
         if trace.tokens:  # a resumed trace
             self._opening = trace.turns[0].start if trace.turns else turn_start(trace)
@@ -54,7 +55,7 @@ class Agent:
             temperature=self._temperature,
             top_p=self.settings.top_p if self.trace.parent is None else self.settings.subagent_top_p,
             max_new_tokens=self.settings.budget.turn_tokens,
-            stop=self.settings.chat.stop_ids,
+            stop=self._chat.stop_ids,
         )
 
     async def run(self, max_steps: int) -> None:
@@ -83,7 +84,7 @@ class Agent:
         if self.settings.context.policy == "none":
             return "context"
         opening = self.trace.tokens[: self._opening]
-        ids = new_context(self.settings.context, self.trace, opening, self.settings.chat)
+        ids = new_context(self.settings.context, self.trace, opening, self._chat)
         if len(ids) > self._context_limit:
             return "context"
         await self._engine.release(self._session_id)
@@ -125,7 +126,7 @@ class Agent:
         pairs = zip(turn.calls, turn.results, strict=True)
         images = [image for result in turn.results for image in result.images]
         shown = [(call.id, call.name, content_of(result)) for call, result in pairs]
-        self.transcript.observe(self.settings.chat.results(shown), images)
+        self.transcript.observe(self._chat.results(shown), images)
         self._end(turn)
 
     def _end(self, turn: Turn) -> None:
@@ -153,7 +154,7 @@ class Agent:
     def _parse(self, tokens: list[int], finish: Finish) -> ParsedTurn:
         if finish is Finish.LENGTH:
             return ParsedTurn(malformed=CUT)
-        return self.settings.chat.parse(tokens, tools=self._names, first=self.trace.tool_calls)
+        return self._chat.parse(tokens, tools=self._names, first=self.trace.tool_calls)
 
     async def _execute(self, turn: Turn, answers: Answers) -> None:
         """Fill ``answers``, except for halted sub-agents. Registrations come first; the calls run at once."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from envs.base import Role
 from model.chat.base import ChatFormat
 from model.family import Pictures
 from rollouts.config import BudgetConfig, ContextConfig, LimitsConfig, RolloutsConfig
@@ -20,11 +21,12 @@ from rollouts.swarm.placement import Placement
 class SwarmSettings:
     """Settings that all episodes of a run share.
 
-    ``chat``: the policies' chat format; ``pool`` picks the engine of a trace. ``media``: how pictures are
-    cut, None without vision.
+    ``chat``: the policies' chat format; ``subagent_chat``: that of sub-agents where it is another. ``pool``
+    picks the engine of a trace. ``media``: how pictures are cut, None without vision.
     """
 
     chat: ChatFormat
+    subagent_chat: ChatFormat | None = None
     pool: Callable[[Trace], Engine]
     budget: BudgetConfig
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
@@ -41,6 +43,10 @@ class SwarmSettings:
     switch: StopSwitch = field(default_factory=StopSwitch)
     placement: Placement | None = None  # None: sub-agents run where their episode does
     stalled: Callable[[float], str] = lambda since: ""  # why worker or engines stood still after a time of the loop
+
+    def chat_of(self, role: Role) -> ChatFormat:
+        """The chat format of agents of ``role``."""
+        return self.chat if role is Role.ORCHESTRATOR or self.subagent_chat is None else self.subagent_chat
 
     @classmethod
     def of(cls, rollouts: RolloutsConfig, **own: Any) -> SwarmSettings:

@@ -191,7 +191,7 @@ class Swarm:
     def opening(self, role: Role, system: str, tools: list[ToolSpec], question: str) -> tuple[list[int], list[Piece]]:
         """(token ids of tools and ``system``, shared by all agents of ``role``; pieces of the ``question``)."""
         declared = [tool.to_openai() for tool in tools]
-        messages, chat = [{"role": "system", "content": system}], self.settings.chat
+        messages, chat = [{"role": "system", "content": system}], self.settings.chat_of(role)
         if (role, system) not in self._openings:
             self._openings[role, system] = chat.encode(chat.opening(messages, declared))
         return self._openings[role, system], chat.question(question, messages, declared)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from benchmarks.simulated import Latency, SimulatedEngine, SimulatedEnvironment, fan_out, simulated_task
+from envs.base import Role
 from model.chat.kimi import END_THINK, THINK, KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from parl.episodes.formats.common import system_prompt
-from rollouts.config import BudgetConfig, ContextConfig
+from rollouts.config import BudgetConfig, ContextConfig, RolloutsConfig
 from rollouts.episode import Episode, EpisodeStatus
 from rollouts.prompts import PromptsConfig
 from rollouts.swarm.settings import SwarmSettings
@@ -50,6 +51,24 @@ def test_turns_are_written_and_read_with_reasoning_where_it_is_on(tokenizer: Tok
             ends = (THINK,) if thinking else (THINK, END_THINK)
             assert prompt[-len(ends) :] == [tokenizer.special[name] for name in ends]
             assert sampled.count(tokenizer.special[END_THINK]) == thinking
+
+
+def test_one_role_alone_may_reason(tokenizer: Tokenizer):
+    thinks, plain = KimiChat(tokenizer, thinking=True), KimiChat(tokenizer)
+    engines = {
+        role: SimulatedEngine(chat, fan_out(2, 4), NOW) for role, chat in zip(Role, (thinks, plain), strict=True)
+    }
+    given = SwarmSettings(
+        chat=thinks, subagent_chat=plain, pool=lambda trace: engines[trace.role], budget=BudgetConfig()
+    )
+    run = run_episode(simulated_task(0), SimulatedEnvironment(NOW), given, index=0, seed=0, critical_budget=0)
+    episode = asyncio.run(run)
+    assert episode.status is EpisodeStatus.ANSWERED and len(episode.subagents) == 2
+    for trace in episode.traces:
+        sampled = [token for token, mine in zip(trace.tokens, trace.mask, strict=True) if mine]
+        assert (tokenizer.special[END_THINK] in sampled) == (trace.role is Role.ORCHESTRATOR)
+    given = [RolloutsConfig(thinking=one, subagent_thinking=other) for one, other in ((True, None), (True, False))]
+    assert [[config.thinks(role) for role in Role] for config in given] == [[True, True], [True, False]]
 
 
 def test_a_format_without_a_tokenizer_renders_and_says_that_it_cannot_encode():
