@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks.families import (
     shape_of,
     tokens_and_mask,
 )
+from model.decoder import export_weights
 from model.hf.experts import fused
 from model.hf.family import Hf
 from model.hf.policy import HfPolicy
@@ -107,6 +109,22 @@ def test_a_learner_takes_a_step_and_comes_back_from_its_files(family: str, tmp_p
     assert step(first) == step(second)
     for name, array in first.weights().items():
         assert np.array_equal(array, second.weights()[name]), name
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_the_learner_tells_which_share_of_replayed_experts_it_would_choose_itself(family: str):
+    learner = Learner(shape_of(family), OptimizerConfig(), seed=0)
+    learner.load_weights(export_weights(policy_of(family)))
+    row, chosen = some_row(0), []
+    hooks = [r.register_forward_hook(lambda _, __, choice: chosen.append(choice.ids)) for r in learner.model.routers()]
+    learner.model.hidden(torch.from_numpy(row.tokens).long()[None])
+    for hook in hooks:
+        hook.remove()
+    live = torch.stack(chosen, dim=1).numpy().astype(np.int16)
+    settings = {"denominator": 1e6, "temperature": 1.0, "micro_tokens": 100, "lr_scale": 0.0}
+    for routes, low, high in ((live, 1.0, 1.0), ((live + 1) % 4, 0.2, 0.8)):
+        metrics = learner.policy_step([replace(row, routes=routes)], K25(log_ratio_min=-9.0), **settings)
+        assert low <= metrics["route_overlap"] <= high
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if shape_of(family).routes])
