@@ -3,6 +3,7 @@
     python benchmarks/learner.py                      # one and two ranks, TRL, torch: a table, and which limits hold
     python benchmarks/learner.py --quick --json rows.json
     python -m pip install --target TRL --no-deps trl accelerate && PYTHONPATH=TRL python benchmarks/learner.py
+    python benchmarks/learner.py --model FOLDER       # a model of transformers instead: beside transformers and torch
 
 The model is the quickstart's with its shipped cold start, for TRL exported as transformers' DeepseekV3. Rows are traces
 of demonstrations; what agents wrote is trained, advantages are drawn. Every trainer is a process of its own and takes a
@@ -12,6 +13,10 @@ parl   Learner.policy_step, objective grpo: log-probs, entropies, statistics, Mu
 trl    GRPOTrainer.train in float32 with ``loss_type=dapo``, gradient checkpointing off; what generation would have
        returned is given, padded to the longest prompt and the longest completion, as TRL does it
 torch  our model, rows in their order padded to one another, the same loss written out, torch's AdamW, clipping
+
+With ``--model`` (``benchmarks/learner_models.py``): parl in bfloat16, on one rank of two threads and on two of one, and in
+float32; transformers' model with torch's AdamW, under bfloat16 autocast and in float32. Rows of 1,024 tokens, all trained,
+and two tasks of six episodes. ``tokens_per_cpu_s`` counts the CPU seconds of all threads: what a busy machine leaves alone.
 
 tokens_per_s  tokens of the rows, without padding, over the median step
 mfu           FLOP of the step over its time and the ceiling of as many threads. FLOP: 3 (forward, 2 in backward) times
@@ -36,7 +41,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
 FIELDS = ("trainer", "model", "ranks", "zero", "ep", "tokens_per_s", "mfu", "peak_gib", "step_ms", "sync_ms")
 PARTS = ("forward", "backward", "optimizer", "other")
 _DEADLINE_S = 300.0
@@ -45,14 +51,22 @@ _DEADLINE_S = 300.0
 class Trainer:
     """One or more processes (one per rank) that take a step on command."""
 
-    def __init__(self, name: str, ranks: int, folder: Path, options: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        name: str,
+        ranks: int,
+        folder: Path,
+        options: argparse.Namespace,
+        module: str = "benchmarks.learner_steps",
+        threads: int = 1,
+    ) -> None:
         self.name, self.ranks, self.steps, self.parts = name, ranks, [], []
         from parl.learn.learner import free_port
 
-        port, environment = free_port(), {**os.environ, "OMP_NUM_THREADS": "1"}
+        port, environment = free_port(), {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
         environment["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
         logs = [(folder / f"{name}-{rank}.log").open("w") for rank in range(ranks)]
-        command = [sys.executable, "-m", "benchmarks.learner_steps", name, str(folder), str(ranks), str(port)]
+        command = [sys.executable, "-m", module, name, str(folder), str(ranks), str(port)]
         self._processes = [
             subprocess.Popen([*command, str(rank), str(options.micro_tokens)], cwd=ROOT, env=environment, text=True,
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=logs[rank])
@@ -166,6 +180,57 @@ def verdict(rows: list[dict[str, Any]], trainers: dict[tuple[str, int], Trainer]
         print(f"two ranks: {median([a / b for a, b in pairs]):.2f} times as fast as one")
 
 
+def compare_models(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of the table for the model in ``options.model``: each kind of rows by itself, steps taken in turn."""
+    from benchmarks.learner_models import rows_of
+    from model.hf.family import Hf
+
+    shape = Hf().read_shape(options.model)
+    wanted = [("parl-bfloat16", 1), ("parl-bfloat16", 2), ("parl-float32", 1)]
+    wanted += [("transformers-autocast", 1), ("transformers-float32", 1)]
+    wanted = [one for one in wanted if not options.only or one[0] in options.only]
+    found: list[dict[str, Any]] = []
+    for case in options.rows:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "model").symlink_to(options.model.resolve())
+            rows = rows_of(case, shape.vocab_size)
+            np.savez(
+                folder / "rows.npz", **{f"{i}/{key}": value for i, row in enumerate(rows) for key, value in row.items()}
+            )
+            tokens = sum(len(row["tokens"]) for row in rows)
+            print(f"{case}: {len(rows)} rows, {tokens} tokens, {sum(int(r['mask'].sum()) for r in rows)} trained")
+            trainers = {
+                key: Trainer(
+                    *key, folder, options, "benchmarks.learner_models", threads=max(options.threads // key[1], 1)
+                )
+                for key in wanted
+            }
+            for number in range((options.steps or 3) + 1):
+                for trainer in trainers.values():
+                    trainer.step(count=number > 0)
+            if options.profile and ("parl-bfloat16", 1) in trainers:
+                for operator, share in trainers["parl-bfloat16", 1].profile().items():
+                    print(f"{share:6.1%}  {operator}")
+            for (trainer, ranks), process in trainers.items():
+                step, own = median(process.steps), process.end()
+                values = {"trainer": trainer, "model": options.model.name, "rows": case, "ranks": ranks}
+                values |= {"tokens_per_s": tokens / step, "peak_gib": own["peak_gib"] * ranks, "step_ms": 1000 * step}
+                values["tokens_per_cpu_s"] = tokens / median(part["cpu"] for part in process.parts) / ranks
+                parts = {p: 1000 * median([part[p] for part in process.parts]) for p in PARTS if p in process.parts[0]}
+                found.append(values | parts)
+    return found
+
+
+def print_models(rows: list[dict[str, Any]]) -> None:
+    """A Markdown table."""
+    names = ("rows", "trainer", "ranks", "tokens_per_s", "tokens_per_cpu_s", "peak_gib", "step_ms", *PARTS)
+    print("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
+    for row in rows:
+        cells = [row.get(name, "") for name in names]
+        print("| " + " | ".join(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |")
+
+
 def main() -> None:
     """Take the steps interleaved, print the table, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,11 +238,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="of a step")
     parser.add_argument("--steps", type=int, help="that are counted")
     parser.add_argument("--micro-tokens", type=int, default=8192, help="padded tokens of one forward pass")
-    parser.add_argument("--only", nargs="*", default=["parl", "torch", "trl"])
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--model", type=Path, help="folder of a model of transformers")
+    parser.add_argument("--threads", type=int, default=2, help="of all ranks of a trainer, with --model")
+    parser.add_argument("--rows", nargs="*", default=["long", "episodes"], help="kinds of rows, with --model")
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2], help="of parl")
     parser.add_argument("--profile", action="store_true", help="also print where parl's step on one rank goes")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
+    if options.model:
+        print_models(found := compare_models(options))
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+        return
+    options.only = options.only or ["parl", "torch", "trl"]
     tokens, steps = options.tokens or (6000 if options.quick else 32_000), options.steps or (3 if options.quick else 7)
     from importlib.util import find_spec
 

@@ -58,10 +58,10 @@ class Stopwatch:
     def step(self, call: Callable[[], Any]) -> None:
         """Answer with the time of ``call`` and of its parts; the rest is ``other``."""
         self.parts = {}
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         call()
         whole = time.perf_counter() - began
-        answer(step=whole, other=whole - sum(self.parts.values()), **self.parts)
+        answer(step=whole, cpu=time.process_time() - used, other=whole - sum(self.parts.values()), **self.parts)
 
 
 def serve(watch: Stopwatch, step: Callable[[], Any], end: Callable[[], dict[str, float]]) -> None:

@@ -81,12 +81,12 @@ class Shards:
         if self.zero == 0:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             return [Flat(tensor=p, spans=[self._whole_span(p)], group=None) for p in parameters]
-        device = next(self.model.parameters()).device
+        device, kind = next(self.model.parameters()).device, getattr(torch, self.model.config.weights_dtype)
         flats = []
         for flat, muon in self._flat_ranges() if self.zero < 3 else self._slices():
             flats.append(flat)
             if muon and flat.group is not None:
-                self.optimizer.splits[id(flat.tensor)] = SplitMuon(flat.spans, flat.group, device)
+                self.optimizer.splits[id(flat.tensor)] = SplitMuon(flat.spans, flat.group, device, kind)
         return flats
 
     def _whole_span(self, parameter: nn.Parameter) -> Span:

@@ -53,10 +53,21 @@ class _Cut:
 
 
 class SplitMuon:
-    """The update of one flat tensor of matrices; all ranks of ``group`` must call it."""
+    """The update of one flat tensor of matrices; all ranks of ``group`` must call it.
 
-    def __init__(self, spans: list[Span], group: dist.ProcessGroup, device: torch.device) -> None:
+    ``dtype``: that of the Newton-Schulz iteration. bfloat16, as the Muon reference has it, halves its time where the
+    processor has bfloat16 units, and turns updates by 1.4 degrees.
+    """
+
+    def __init__(
+        self,
+        spans: list[Span],
+        group: dist.ProcessGroup,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._group, self._device, self._rank = group, device, dist.get_rank(group)
+        self._dtype = dtype
         self._runs: list[_Run] = []
         self._cuts: list[_Cut] = []
         loads = [0] * dist.get_world_size(group)
@@ -87,10 +98,15 @@ class SplitMuon:
         for run in self._runs:
             part = slice(run.offset, run.offset + run.count * run.n * run.m)
             matrices = ahead[part].view(run.count, run.n, run.m)
-            out[part] = (orthogonalise(matrices) * muon_scale(run.n, run.m)).flatten()
+            out[part] = self._orthogonal(matrices)
         for bucket in self._buckets():
             self._together(bucket, ahead, out)
         return out
+
+    def _orthogonal(self, matrices: Tensor) -> Tensor:
+        """Flat, in the type of ``matrices``, scaled to AdamW's size."""
+        out = orthogonalise(matrices.to(self._dtype)).to(matrices.dtype)
+        return (out * muon_scale(*matrices.shape[-2:])).flatten()
 
     def _buckets(self) -> list[list[_Cut]]:
         buckets: list[list[_Cut]] = []
@@ -116,7 +132,7 @@ class SplitMuon:
         for cut, place in zip(bucket, places, strict=False):
             if cut.owner == self._rank:
                 matrix = whole[place : place + cut.n * cut.m].view(cut.n, cut.m)
-                done[place : place + cut.n * cut.m] = (orthogonalise(matrix) * muon_scale(cut.n, cut.m)).flatten()
+                done[place : place + cut.n * cut.m] = self._orthogonal(matrix)
         dist.all_reduce(done, group=self._group)
         for cut, place in zip(bucket, places, strict=False):
             part = slice(cut.offset, cut.offset + cut.stop - cut.start)
