@@ -14,9 +14,9 @@ trl    GRPOTrainer.train in float32 with ``loss_type=dapo``, gradient checkpoint
        returned is given, padded to the longest prompt and the longest completion, as TRL does it
 torch  our model, rows in their order padded to one another, the same loss written out, torch's AdamW, clipping
 
-With ``--model`` (``benchmarks/learner_models.py``): parl in bfloat16, on one rank of two threads and on two of one, and in
-float32; transformers' model with torch's AdamW, under bfloat16 autocast and in float32. Rows of 1,024 tokens, all trained,
-and two tasks of six episodes. ``tokens_per_cpu_s`` counts the CPU seconds of all threads: what a busy machine leaves alone.
+With ``--model`` (``benchmarks/learner_models.py``): parl in bfloat16, on one rank of two threads and on two of one, and
+in float32; transformers' model with torch's AdamW, under bfloat16 autocast and in float32. Rows of 1,024 tokens, all
+trained, and two tasks of six episodes. ``tokens_per_cpu_s`` counts the CPU seconds of all threads.
 
 tokens_per_s  tokens of the rows, without padding, over the median step
 mfu           FLOP of the step over its time and the ceiling of as many threads. FLOP: 3 (forward, 2 in backward) times

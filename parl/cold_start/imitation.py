@@ -163,7 +163,7 @@ def _train(
     fit = Fit(recipe.model.max_position_embeddings)
     metrics: dict[str, float] = {}
     with local_ray():
-        learner = _learner(recipe.model, sft, trainer)
+        learner = _learner(recipe.model, sft, trainer, drawn=not given)
         if start.weights is not None:
             learner.load_weights(start.weights)
         worker = actor(*row_maker(recipe, start.vocabulary), _label="the maker of demonstrations")
@@ -194,7 +194,7 @@ def _train(
     return merged(start.weights or {}, weights), start.tokenizer, meta
 
 
-def _learner(model: Shape, sft: SftConfig, trainer: TrainerConfig) -> LearnerGroup:
+def _learner(model: Shape, sft: SftConfig, trainer: TrainerConfig, *, drawn: bool) -> LearnerGroup:
     return LearnerGroup(
         model,
         OptimizerConfig(lr=sft.lr, muon_lr=sft.muon_lr, lora=sft.lora),
@@ -204,6 +204,7 @@ def _learner(model: Shape, sft: SftConfig, trainer: TrainerConfig) -> LearnerGro
         micro_tokens=trainer.micro_tokens,
         deadline_s=max(_DEADLINE_S, trainer.step_s),
         parallel=trainer.parallel,
+        drawn=drawn,
     )
 
 

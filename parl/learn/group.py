@@ -47,11 +47,13 @@ class LearnerGroup:
         micro_tokens: int,
         deadline_s: float,
         parallel: ParallelConfig = NOT_PARALLEL,
+        drawn: bool = True,
     ) -> None:
         self._micro_tokens, self._deadline_s = micro_tokens, deadline_s
         parallel = settled(parallel, model, optimizer)
         self._shared = parallel.zero > 0 or parallel.expert_parallel > 1
         shared = {"seed": seed, "threads": threads, "ranks": ranks, "port": free_port(), "parallel": parallel}
+        shared["drawn"] = drawn
         hosted = {"_threads": threads, "_beside": _IO}
         self._ranks = [
             actor(Learner, model, optimizer, rank=rank, _label=f"learner rank {rank}", **shared, **hosted)

@@ -47,7 +47,11 @@ _OPTIONAL = ("routes", "proximal", "reference")  # optional fields of a row
 
 
 class Learner(Beating):
-    """Trains one policy, in process or as a Ray actor (``parl.machine.cluster``)."""
+    """Trains one policy, in process or as a Ray actor (``parl.machine.cluster``).
+
+    ``drawn``: whether it begins with weights drawn by ``seed``; without, :meth:`load_weights` must come first, and
+    memory for weights that ZeRO 3 gives to other ranks is never touched.
+    """
 
     def __init__(
         self,
@@ -60,12 +64,14 @@ class Learner(Beating):
         ranks: int = 1,
         port: int | None = None,
         parallel: ParallelConfig = NOT_PARALLEL,
+        drawn: bool = True,
     ) -> None:
         self.rank, self.ranks = rank, ranks
         self._snapshot: Snapshot | None = None
         _prepare_process(threads, rank, ranks, port or free_port())
         torch.manual_seed(seed)
-        self.model = family_of(model).policy(model)
+        family = family_of(model)
+        self.model = family.policy(model) if drawn else family.blank(model)
         self.model.freeze_tower(optimizer.freeze_tower)
         self._limits = model.pictures
         self._reference: Policy | None = None

@@ -275,6 +275,7 @@ class Training:
             micro_tokens=trainer.micro_tokens,
             deadline_s=trainer.step_s,
             parallel=trainer.parallel,
+            drawn=False,
         )
         if config.objective.kl:
             self._learner.set_reference(weights)

@@ -125,10 +125,13 @@ def make_engine(model: Policy, optimizer: MuonAdamW, parallel: ParallelConfig, *
             super()._configure_distributed_model(model)
             self.has_moe_layers = parallel.expert_parallel > 1 and parallel.zero < 3
 
+        def _broadcast_model(self) -> None:
+            """Nothing: ranks draw the same weights by the same seed, or are given the same."""
+
     config = _config(model, parallel, grad_clip)
     if parallel.zero == 0 and parallel.expert_parallel == 1:
         return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
-    check_parts(DeepSpeedEngine, ("_configure_distributed_model",), "trainer.parallel")
+    check_parts(DeepSpeedEngine, ("_configure_distributed_model", "_broadcast_model"), "trainer.parallel")
     settings = DeepSpeedConfig(config, None)
     engine = Engine(args=None, model=model, optimizer=optimizer, config=config, config_class=settings)
     if parallel.zero:
