@@ -85,7 +85,7 @@ def chat(
 async def _engine(family: Family, folder: Path) -> EmbeddedEngine:
     weights, shape, _, meta = load_policy(folder, family)
     if shape.pictures is not None:
-        raise UserError(f"{folder} sees, and a terminal shows no pictures: try it with parl gateway")
+        raise UserError(f"{folder} takes images, which a terminal cannot show: use parl gateway")
     engine = EmbeddedEngine(shape, record_routes=False)
     await engine.update(Update(version=int(meta.get("policy_version", 0)), weights=weights))
     return engine

@@ -46,7 +46,7 @@ def ls(
             for row in rows:
                 echo(json.dumps(row))
         elif not print_listing(rows):
-            raise UserError("no episode is like that: parl episodes ls STORE lists all")
+            raise UserError("no episode matches: parl episodes ls STORE lists all")
 
 
 @app.command("show")

@@ -20,7 +20,7 @@ def check_engine_fits(rollouts: RolloutsConfig, *, pictures: bool, staleness: in
             f"{named} takes no pictures, and the policy sees: rollouts.engine must be embedded, or model.vision null"
         )
     if staleness and not kind.in_flight:
-        raise ValueError(f"{named} does not go with trainer.staleness={staleness}: leave one out")
+        raise ValueError(f"{named} conflicts with trainer.staleness={staleness}: leave one out")
     if rollouts.rebalance and not kind.rebalance:
         raise ValueError(f"rollouts.rebalance=true moves engines between pools, which {named} cannot: set it to false")
     kind.check(rollouts)

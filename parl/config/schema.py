@@ -323,7 +323,7 @@ class ConfigFields(_Section):
             f"rollouts.subagent_pool={rollouts.subagent_pool}": rollouts.subagent_pool == "refreshed",
         }
         if wrong := [name for name, given in bad.items() if given]:
-            raise ValueError(f"{wrong[0]} does not go with trainer.staleness={self.trainer.staleness}: leave one out")
+            raise ValueError(f"{wrong[0]} conflicts with trainer.staleness={self.trainer.staleness}: leave one out")
 
     def in_folder(self, folder: Path) -> Self:
         """The same for a run that is now in ``folder``."""

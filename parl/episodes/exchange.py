@@ -37,7 +37,7 @@ def chosen_format(name: str) -> Format:
 def export_episodes(given: Path, out: Path, form: Format, wanted: Filter, options: ExportOptions) -> tuple[int, int]:
     """(episodes, documents) written to ``out``: a folder for formats with one file per episode, else a file."""
     if out.exists() and (not form.files or any(out.iterdir())):
-        raise UserError(f"{out} is there already: remove it, or name another with --out")
+        raise UserError(f"{out} already exists: remove it, or name another with --out")
     target = out if form.files else out.parent
     target.mkdir(parents=True, exist_ok=True)
     episodes = documents = 0
@@ -57,7 +57,7 @@ def export_episodes(given: Path, out: Path, form: Format, wanted: Filter, option
         if lines is not None:
             lines.close()
     if not episodes:
-        raise UserError("no episode is like that: parl episodes ls STORE lists all")
+        raise UserError("no episode matches: parl episodes ls STORE lists all")
     return episodes, documents
 
 

@@ -136,7 +136,7 @@ def print_replay(given: Path, wanted: Filter, config: Path | None = None, *, as_
     out = console(highlight=False)
     total = sum(1 for _ in list_episodes(given, wanted))
     if not total:
-        raise UserError("no episode is like that: parl episodes ls STORE lists all")
+        raise UserError("no episode matches: parl episodes ls STORE lists all")
     found = replay(given, wanted, config)
     drifted = calls = skipped = 0
     shown = found if as_json else track(found, "replaying", total=total, console=console(stderr=True))

@@ -60,7 +60,7 @@ def test_names_of_engines_rewards_and_objectives_that_lead_nowhere_are_named(out
 
 def test_an_engine_is_asked_for_what_the_rest_of_the_configuration_needs(outside: Outside):
     for section, named in (
-        ({"trainer": {"staleness": 1}}, "rollouts.engine=engine:Plain does not go with trainer.staleness=1"),
+        ({"trainer": {"staleness": 1}}, "rollouts.engine=engine:Plain conflicts with trainer.staleness=1"),
         ({"rollouts": {**ENGINE, "rebalance": True}}, "rollouts.rebalance=true moves engines between pools"),
         ({"rollouts": {**ENGINE, "http": {"urls": ["http://127.0.0.1:1"]}}}, "rollouts.http.urls is for servers"),
     ):
