@@ -21,7 +21,6 @@ from pydantic import Field
 
 from rewards.base import Parts, Reward, Weights
 from rewards.outcome import Outcome
-from rewards.schedule import LinearAnneal
 from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 
@@ -48,11 +47,8 @@ class Parl(Reward):
 
     def weights(self, step: int, steps: int) -> Weights:
         """λ1 and λ2 fall to 0 and stay there in an evaluation; μ stays."""
-
-        def falling(start: float) -> float:
-            return LinearAnneal(start=start, anneal_fraction=self.anneal, total_steps=steps)(step)
-
-        parallel, finish = falling(self.lambda_parallel), falling(self.lambda_finish)
+        starts = (self.lambda_parallel, self.lambda_finish)
+        parallel, finish = (annealed(start, self.anneal, step, steps) for start in starts)
         return {"parallel": parallel, "finish": finish, "critical": self.critical_penalty}
 
     def weighted(self, parts: Parts, weights: Weights) -> Parts:
@@ -68,6 +64,16 @@ class Parl(Reward):
     def alone(self) -> Self:
         """λ1 = λ2 = 0."""
         return self.model_copy(update={"lambda_parallel": 0.0, "lambda_finish": 0.0})
+
+
+def annealed(start: float, fraction: float, step: int, steps: int) -> float:
+    """λ at ``step`` of ``steps``: start · max(0, 1 − step / horizon), horizon = min(fraction · steps, steps − 1).
+
+    ``step`` counts from 0. The K2.5 report anneals to 0 without a schedule. The second bound makes the last step a
+    λ = 0 step even with ``fraction`` 1, against spawn farming.
+    """
+    horizon = min(fraction * steps, steps - 1)
+    return start * (1 - step / horizon) if step < horizon else 0.0
 
 
 def finish_rate(episode: Episode) -> float | None:

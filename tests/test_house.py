@@ -78,7 +78,7 @@ def test_imports_go_down_the_floors_only(file: Path):
         "parl.config.schema, envs, rewards, rollouts.episode",
         "parl.cli.main, parl.config.load, parl.track.progress, parl.track.tracker, parl.report",
         "parl.config.plugin_kinds, parl.learn.objective.k25, parl.learn.objective.cispo, parl.learn.objective.gspo",
-        "rewards.score, rewards.aggregate, rewards.parl_reward, rewards.schedule, rollouts.swarm.budget",
+        "rewards.score, rewards.aggregate, rewards.parl_reward, rollouts.swarm.budget",
         "parl.evaluate.rescore, parl.evaluate.compare, parl.evaluate.compare_page",
         "parl.episodes.listing, parl.episodes.view",
         "parl.evaluate.statistics, parl.evaluate.table",

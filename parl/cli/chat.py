@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,6 @@ from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 
 _LOOKS_A_SECOND = 4
-Show = Callable[[Flight], None]
 
 
 def chat(

@@ -7,7 +7,6 @@ OUTCOME = "tests/rewards/test_outcome.py"
 
 parl = mutants_of("rewards", "rewards/parl_reward.py", REWARD)
 base = mutants_of("rewards", "rewards/base.py", REWARD)
-schedule = mutants_of("rewards", "rewards/schedule.py", REWARD)
 score = mutants_of("rewards", "rewards/score.py", REWARD)
 aggregate = mutants_of("rewards", "rewards/aggregate.py", REWARD)
 group = mutants_of("rewards", "envs/base.py", REWARD)
@@ -65,27 +64,15 @@ MUTANTS = [
         "oracle.serial_steps if oracle else episode.critical_budget",
         "oracle.serial_steps if oracle else 0",
     ),
-    schedule(
-        "horizon-of-all-steps",
-        "return min(self.anneal_fraction * self.total_steps, self.total_steps - 1)",
-        "return min(self.anneal_fraction * self.total_steps, self.total_steps)",
-    ),
-    schedule(
-        "horizon-is-the-later",
-        "return min(self.anneal_fraction * self.total_steps,",
-        "return max(self.anneal_fraction * self.total_steps,",
-    ),
-    schedule(
-        "one-step-ahead",
-        "self.start * (1 - max(step, 0) / self.horizon)",
-        "self.start * (1 - max(step + 1, 0) / self.horizon)",
-    ),
-    schedule("never-zero", "        if step >= self.horizon:\n            return 0.0\n", ""),
-    schedule("falls-as-a-square", "(1 - max(step, 0) / self.horizon)", "(1 - max(step, 0) / self.horizon) ** 2"),
+    parl("horizon-of-all-steps", "min(fraction * steps, steps - 1)", "min(fraction * steps, steps)"),
+    parl("horizon-is-the-later", "horizon = min(fraction * steps,", "horizon = max(fraction * steps,"),
+    parl("one-step-ahead", "start * (1 - step / horizon)", "start * (1 - (step + 1) / horizon)"),
+    parl("never-zero", " if step < horizon else 0.0", ""),
+    parl("falls-as-a-square", "(1 - step / horizon)", "(1 - step / horizon) ** 2"),
     parl(
         "finish-has-the-parallel-weight",
-        "falling(self.lambda_parallel), falling(self.lambda_finish)",
-        "falling(self.lambda_parallel), falling(self.lambda_parallel)",
+        "(self.lambda_parallel, self.lambda_finish)",
+        "(self.lambda_parallel, self.lambda_parallel)",
     ),
     parl("penalty-falls-too", '"critical": self.critical_penalty}', '"critical": falling(self.critical_penalty)}'),
     base("held-out-pays-for-spawning", "return self.weights(1, 1)", "return self.weights(0, 2)"),

@@ -10,8 +10,7 @@ from envs.base import ErrorKind, Gold, Oracle, Role, Task, TaskGroup, ToolCall, 
 from envs.world.groups import GROUPS
 from rewards.aggregate import aggregate, duplicate_rate, evaluation_table
 from rewards.base import Reward
-from rewards.parl_reward import Parl
-from rewards.schedule import LinearAnneal
+from rewards.parl_reward import Parl, annealed
 from rewards.score import score_episode
 from rollouts.episode import CUT, Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.swarm.budget import critical_budget
@@ -122,16 +121,15 @@ def test_with_all_lambdas_zero_a_useless_spawn_still_costs_something():
 
 
 def test_lambda_falls_linearly_and_ends_in_a_zero_phase():
-    schedule = LinearAnneal(start=0.4, anneal_fraction=0.5, total_steps=40)
-    assert [schedule(0), schedule(5), schedule(10), schedule(19)] == pytest.approx([0.4, 0.3, 0.2, 0.02])
-    assert {schedule(step) for step in range(20, 41)} == {0.0}
+    values = [annealed(0.4, 0.5, step, 40) for step in range(41)]
+    assert [values[0], values[5], values[10], values[19]] == pytest.approx([0.4, 0.3, 0.2, 0.02])
+    assert set(values[20:]) == {0.0}
 
 
 @pytest.mark.parametrize("total_steps", [1, 2, 7, 40])
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99, 1.0])
 def test_the_last_step_is_always_a_lambda_zero_step(total_steps, fraction):
-    schedule = LinearAnneal(start=0.3, anneal_fraction=fraction, total_steps=total_steps)
-    values = [schedule(step) for step in range(total_steps)]
+    values = [annealed(0.3, fraction, step, total_steps) for step in range(total_steps)]
     assert values[-1] == 0.0
     assert values == sorted(values, reverse=True)
 
@@ -182,11 +180,6 @@ def test_a_reward_of_ones_own_is_scored_and_averaged_by_the_names_of_its_parts()
 def test_a_part_that_is_no_number_is_named(settings, said):
     with pytest.raises(ValueError, match=said):
         score_episode(make_episode(), Terse(**settings), {"short": 0.25})
-
-
-def test_a_schedule_refuses_nonsense():
-    with pytest.raises(ValueError, match="anneal_fraction"):
-        LinearAnneal(start=0.3, anneal_fraction=0.0, total_steps=3)
 
 
 def test_the_critical_budget_follows_the_oracle():
@@ -400,6 +393,6 @@ def test_families_without_a_group_get_a_row_each():
 
 
 def test_rewards_import_without_torch():
-    modules = "rewards.score, rewards.aggregate, rewards.schedule, rollouts.swarm.budget"
+    modules = "rewards.score, rewards.aggregate, rollouts.swarm.budget"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
