@@ -133,7 +133,7 @@ MUTANTS = [
         "[e for e in episodes if group.holds(e.task.family, e.task.width)]",
         "[e for e in episodes if group.holds(e.task.family, e.task.width) and not e.void]",
     ),
-    budget("no-slack", "- 1e-9) + slack", "- 1e-9)"),
+    budget("no-slack", "- 1e-9) + _SLACK", "- 1e-9)"),
     budget(
         "rounds-down",
         "math.ceil(factor * task.oracle.serial_steps - 1e-9)",

@@ -184,10 +184,10 @@ def test_a_part_that_is_no_number_is_named(settings, said):
 
 def test_the_critical_budget_follows_the_oracle():
     assert critical_budget(make_task(), 1.5) == 16
-    assert critical_budget(make_task(oracle=Oracle(serial_steps=10, parallel_steps=4, width=4)), 1.1, slack=0) == 11
+    assert critical_budget(make_task(oracle=Oracle(serial_steps=10, parallel_steps=4, width=4)), 1.1) == 15
     uneven = make_task(oracle=Oracle(serial_steps=50, parallel_steps=4, width=4))
     assert 1.1 * 50 > 55 and critical_budget(uneven, 1.1) == 59
-    assert critical_budget(make_task(oracle=Oracle(serial_steps=5, parallel_steps=5, width=0)), 1.5, slack=0) == 8
+    assert critical_budget(make_task(oracle=Oracle(serial_steps=5, parallel_steps=5, width=0)), 1.5) == 12
     assert critical_budget(make_task(oracle=None), 1.5) == 0
 
 
