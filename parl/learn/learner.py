@@ -49,8 +49,7 @@ _OPTIONAL = ("routes", "proximal", "reference")  # optional fields of a row
 class Learner(Beating):
     """Trains one policy, in process or as a Ray actor (``parl.machine.cluster``).
 
-    ``drawn``: whether it begins with weights drawn by ``seed``; without, :meth:`load_weights` must come first, and
-    memory for weights that ZeRO 3 gives to other ranks is never touched.
+    ``drawn``: whether it begins with weights drawn by ``seed``; without, :meth:`load_weights` must come first.
     """
 
     def __init__(
