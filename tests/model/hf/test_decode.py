@@ -26,9 +26,11 @@ from model.hf.decode.choose import make_decoder
 from model.hf.decode.native import GqaDecoder
 from model.hf.decode.paged import PagedDecoder
 from model.hf.decode.plan import Plan, supported
-from model.hf.policy import HfPolicy
+from model.hf.family import Hf
 from model.hf.shape import HfShape
 from model.kernels.native import load_library
+from rollouts.engine.base import Sampling, Update
+from rollouts.engine.embedded.engine import EmbeddedEngine
 
 needs_compiler = pytest.mark.skipif(load_library() is None, reason="no C++ compiler")
 VOCAB, PAGES = 133, 16
@@ -251,7 +253,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads():
 
 def paged_feeder(family: str, streams: int = 1) -> Feeder:
     policy = models(family)[0]
-    decoder = PagedDecoder(HfPolicy(shape_of(family)), streams * PAGES)
+    decoder = PagedDecoder(Hf().policy(shape_of(family)), streams * PAGES)
     decoder.load(export_weights(policy))
     return Feeder(decoder, streams)
 
@@ -270,6 +272,26 @@ def test_the_reference_decoder_has_the_same_bits_in_any_company(family: str):
     vocab = shape_of(family).vocab_size
     check_chunks(lambda streams: paged_feeder(family, streams), vocab, 40, (1, 7))
     check_beside_others(lambda streams: paged_feeder(family, streams), vocab, (6,))
+
+
+# ---------------------------------------------------------------- in the engine
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "glm4_moe"])
+async def test_the_engine_samples_with_the_log_probs_that_the_learner_computes(family: str):
+    policy, shape = models(family)[0], shape_of(family)
+    engine = EmbeddedEngine(shape, pages=64)
+    await engine.update(Update(version=0, weights=export_weights(policy)))
+    prompt = some_tokens(21, vocab=shape.vocab_size)
+    done = await engine.generate(prompt, Sampling(seed=3, max_new_tokens=20), session="s", deadline_s=60.0)
+    tokens = torch.tensor([prompt + done.tokens])
+    mask, routes = torch.zeros_like(tokens, dtype=torch.bool), torch.full((1, 41, *done.routes.shape[1:]), -1)
+    mask[0, 21:], routes[0, : len(done.routes)] = True, torch.from_numpy(done.routes).long()
+    with torch.no_grad():
+        learned, _ = policy(tokens, mask, routes)
+        free, _ = policy(tokens, mask)
+    np.testing.assert_allclose(learned.numpy(), done.logprobs, atol=5e-5)
+    np.testing.assert_allclose(free.numpy(), done.logprobs, atol=5e-5)  # it would have chosen the same
 
 
 # ---------------------------------------------------------------- which, and what is refused
