@@ -85,13 +85,13 @@ def measure(options: Namespace) -> list[dict[str, Any]]:
         return np.random.default_rng(seed).integers(0, vocabulary, (streams, options.length)).tolist()
 
     with worker(sys.executable, every[0], options.model, longest) as ours:
-        for engine in every[1:]:
+        for index, engine in enumerate(every[1:]):
             with worker(options.vllm, engine, options.model, longest) as other:
                 ask(other, prompts(2, 0), 8)
                 for streams in options.batches:
                     pairs = []
                     for run in range(options.runs):
-                        asked = prompts(streams, run + 1)
+                        asked = prompts(streams, 1000 * index + run + 1)  # of which ours has cached nothing
                         pairs.append((ask(other, asked, options.new), ask(ours, asked, options.new)))
                     tokens = streams * options.new
                     for found in (
