@@ -9,7 +9,7 @@ Shapes: B batch, T positions, H heads of queries, K of keys, Q width of a head's
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from model.blocks.attention import Shared, packed_attention
 from model.hf.build import ATTENTION
+
+_QUERIES = 512  # that are computed at a time under a window, with the keys that they reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +42,26 @@ class Packed:
             router.routes_TK = None if self.routes_TLK is None else self.routes_TLK[:, layer]
 
 
-@dataclass
+@dataclass(eq=False)
 class Seen:
     """Which keys a query sees. ``reach``: how far back at most; 0: all before it, in plain causality."""
 
     function: Callable[..., Tensor]
     reach: int
     device: torch.device
-    _rows: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    _blocks: dict[tuple[range, range], Tensor] = field(default_factory=dict)
 
     def causal(self, length: int) -> bool:
         """Whether a row of ``length`` is masked by causality alone."""
         return not self.reach or length <= self.reach
 
-    def of(self, start: int, end: int) -> Tensor:
-        """[1, 1, end - start, end - start], True where the query (first) sees the key; kept for the other layers."""
-        if (start, end) not in self._rows:
-            zero, places = torch.zeros((), dtype=torch.long, device=self.device), torch.arange(start, end)
-            places = places.to(self.device)
-            self._rows[start, end] = self.function(zero, zero, places[:, None], places[None, :])[None, None]
-        return self._rows[start, end]
+    def of(self, queries: range, keys: range) -> Tensor:
+        """[1, 1, queries, keys], True where the query sees the key; kept for the other layers."""
+        if (queries, keys) not in self._blocks:
+            zero = torch.zeros((), dtype=torch.long, device=self.device)
+            rows, columns = (torch.tensor(places, device=self.device) for places in (queries, keys))
+            self._blocks[queries, keys] = self.function(zero, zero, rows[:, None], columns[None, :])[None, None]
+        return self._blocks[queries, keys]
 
 
 def mask(
@@ -83,7 +85,7 @@ def attention(
     query_BHTQ: Tensor,
     key_BKTQ: Tensor,
     value_BKTV: Tensor,
-    attention_mask: Seen | None = None,
+    attention_mask: Seen,
     scaling: float | None = None,
     *,
     packed: Packed | None = None,
@@ -100,8 +102,7 @@ def attention(
         raise NotImplementedError(f"{type(module).__name__} changes its attention logits by a cap or a bias")
     length = query_BHTQ.shape[2]
     lengths, shared = (packed.lengths, packed.shared) if packed else ((length,), None)
-    seen = attention_mask
-    if s_aux is None and (seen is None or all(seen.causal(n) for n in lengths)):
+    if s_aux is None and all(attention_mask.causal(n) for n in lengths):
         if packed and len(query_BHTQ) == 1:
             query, key, value = (x[0].transpose(0, 1) for x in (query_BHTQ, key_BKTQ, value_BKTV))
             return packed_attention(query, key, value, lengths, scaling, shared)[None], None
@@ -111,35 +112,52 @@ def attention(
         return out.transpose(1, 2), None
     if shared is not None:
         raise NotImplementedError(f"{type(module).__name__}: rows share no beginnings under a window or with sinks")
+    scale = query_BHTQ.shape[3] ** -0.5 if scaling is None else scaling
+    if s_aux is not None:
+        query_BHTQ, key_BKTQ, value_BKTV = _with_room(query_BHTQ, key_BKTQ, value_BKTV)
     outs, start = [], 0
     for n in lengths:
-        part = slice(start, start + n)
-        wanted = _causal(n, query_BHTQ.device) if seen is None or seen.causal(n) else seen.of(start, start + n)
-        outs.append(_masked(*(x[:, :, part] for x in (query_BHTQ, key_BKTQ, value_BKTV)), wanted, scaling, s_aux))
+        for queries, keys in _blocks(start, n, 0 if attention_mask.causal(n) else attention_mask.reach):
+            query = query_BHTQ[:, :, queries.start : queries.stop]
+            key, value = (x[:, :, keys.start : keys.stop] for x in (key_BKTQ, value_BKTV))
+            outs.append(_masked(query, key, value, attention_mask.of(queries, keys), scale, s_aux))
         start += n
-    return torch.cat(outs, dim=2).transpose(1, 2), None
+    out = torch.cat(outs, dim=2)
+    return (out if s_aux is None else out[..., :-1]).transpose(1, 2), None
 
 
 def _grouped(query_BHTQ: Tensor, key_BKTQ: Tensor) -> bool:
     return query_BHTQ.shape[1] != key_BKTQ.shape[1]
 
 
-def _causal(length: int, device: torch.device) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+def _blocks(start: int, length: int, reach: int) -> Iterator[tuple[range, range]]:
+    """Queries of a row and the keys that they may see; ``reach`` 0: the whole row at once."""
+    size = _QUERIES if reach else length
+    for begin in range(start, start + length, size):
+        end = min(begin + size, start + length)
+        yield range(begin, end), range(max(start, begin - reach + 1) if reach else start, end)
 
 
-def _masked(
-    query: Tensor, key: Tensor, value: Tensor, seen_TT: Tensor, scale: float | None, sinks_H: Tensor | None
-) -> Tensor:
-    """Attention under a mask, with a sink: a last key whose logit is the head's own and whose value is 0."""
-    grouped = _grouped(query, key)
+def _with_room(query_BHTQ: Tensor, key_BKTQ: Tensor, value_BKTV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An element more in each vector, 1 in queries and 0 in keys and values, which a head of its own has each."""
+    groups = query_BHTQ.shape[1] // key_BKTQ.shape[1]
+    key_BHTQ, value_BHTV = (x.repeat_interleave(groups, dim=1) for x in (key_BKTQ, value_BKTV))
+    return F.pad(query_BHTQ, (0, 1), value=1.0), F.pad(key_BHTQ, (0, 1)), F.pad(value_BHTV, (0, 1))
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, seen_TS: Tensor, scale: float, sinks_H: Tensor | None) -> Tensor:
+    """Attention under a mask, with a sink: a last key whose logit is the head's own and whose value is 0.
+
+    That logit stands in the sink's last element, which the queries' 1 multiplies: no bias of heads × T × T is made.
+    """
     if sinks_H is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen_TT, scale=scale, enable_gqa=grouped)
-    key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
-    bias = torch.zeros(seen_TT.shape, dtype=query.dtype, device=query.device).masked_fill(~seen_TT, -torch.inf)
-    sink = sinks_H.to(query.dtype)[None, :, None, None].expand(len(query), -1, query.shape[2], 1)
-    bias = torch.cat([bias.expand(*sink.shape[:3], -1), sink], dim=-1)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, enable_gqa=grouped)
+        grouped = _grouped(query, key)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen_TS, scale=scale, enable_gqa=grouped)
+    sink = F.pad((sinks_H / scale).to(key.dtype)[None, :, None, None], (key.shape[3] - 1, 0)).expand(
+        len(key), -1, -1, -1
+    )
+    key, value = torch.cat([key, sink], dim=2), F.pad(value, (0, 0, 0, 1))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=F.pad(seen_TS, (0, 1), value=True), scale=scale)
 
 
 AttentionInterface.register(ATTENTION, attention)
