@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from model.costs import Costs
-from model.hf.build import new_model
 from model.hf.policy import HfPolicy, stacks
 from model.hf.shape import HfShape
 
@@ -23,7 +22,7 @@ def costs(shape: HfShape) -> Costs:
 def _costs(text: str) -> Costs:
     shape = HfShape.model_validate_json(text)
     with torch.device("meta"):
-        policy = HfPolicy(shape, new_model(shape, drawn=False))
+        policy = HfPolicy(shape)
     config, layers = policy.causal.config, policy.layers()
     counted = {id(p): p.numel() for p in policy.parameters()}
     routed = sum(p.numel() for _, stack in stacks(policy) for p in stack.parameters())

@@ -37,10 +37,9 @@ class Hf(Family):
 
     def blank(self, shape: HfShape) -> Policy:
         """The same without drawing weights, and without comparing it with transformers."""
-        from model.hf.build import new_model
         from model.hf.policy import HfPolicy
 
-        return HfPolicy(shape, new_model(shape, drawn=False))
+        return HfPolicy(shape)
 
     def decoder(self, shape: HfShape, pages: int) -> Decoder:
         """See :func:`model.hf.decode.choose.make_decoder`."""

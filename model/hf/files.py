@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from model.files import write_text
-from model.hf.build import check_numbers, new_model, stored_model
+from model.hf.build import check_numbers, stored_model
 from model.hf.policy import HfPolicy
 from model.hf.shape import HfShape, read_shape
 from model.json_file import read_json
@@ -25,7 +25,7 @@ def load(folder: Path) -> HfPolicy:
     if "model_type" in read_json(folder / "config.json", finite=False):
         policy = HfPolicy(shape, stored_model(shape, folder))
     else:
-        policy = HfPolicy(shape, new_model(shape, drawn=False))
+        policy = HfPolicy(shape)
         load_weights(policy, folder)
     check_numbers(policy.causal, policy.hidden)
     return policy

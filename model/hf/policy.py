@@ -21,7 +21,7 @@ from model.blocks.expert_parallel import ExpertGroup, cut
 from model.blocks.logprobs import Head
 from model.blocks.recompute import recomputed
 from model.hf.attention import Packed
-from model.hf.build import check_class, refused
+from model.hf.build import check_class, new_model, refused
 from model.hf.experts import fused
 from model.hf.routers import make_routed
 from model.hf.shape import HfShape
@@ -44,15 +44,16 @@ class TiedHead(Head):
 
 
 class HfPolicy(Policy):
-    """See :class:`model.policy.Policy`. ``causal``: transformers' model of the shape ``config``.
+    """See :class:`model.policy.Policy`. ``causal``: transformers' model of shape ``config``; by default a blank one.
 
     ValueError with the reason where it cannot be a policy.
     """
 
     config: HfShape
 
-    def __init__(self, config: HfShape, causal: Any) -> None:
+    def __init__(self, config: HfShape, causal: Any = None) -> None:
         super().__init__(config)
+        causal = new_model(config, drawn=False) if causal is None else causal
         check_class(causal)
         self._base = causal.base_model_prefix
         self._causal = (causal,)  # a tuple: its modules are ours
