@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.arrays import to_tensor
+from model.arrays import BFLOAT16, to_tensor
 from model.decoder import Weights, export_weights
-from parl.learn.config import OptimizerConfig, ParallelConfig
+from parl.learn.config import LoraConfig, OptimizerConfig, ParallelConfig
 from parl.learn.learner import Learner, free_port
 from parl.learn.objective.k25 import K25
 from parl.learn.rows import Row, denominator
@@ -152,3 +152,16 @@ def test_one_rank_trains_as_it_does_without_zero(tied: bool, dtype: str, zero: i
 def test_two_ranks_train_as_one_does(files: Path, tied: bool, dtype: str, zero: int):
     found, weights = torch.load(files / f"{(tied, dtype, zero)}.pt")
     check(found, weights, tied, dtype)
+
+
+def test_adapters_stay_float32_over_a_policy_in_bfloat16():
+    adapted = single(True, "bfloat16", 0, OptimizerConfig(lr=1e-2, lora=LoraConfig(rank=4, targets=("attention",))))
+    lora, model = adapted.model.lora, adapted.model
+    assert lora is not None and {p.dtype for p in lora.parameters()} == {torch.float32}
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    assert {p.dtype for p in frozen.values()} == {torch.bfloat16}
+    first, *_, last = (metrics["loss"] for _ in range(2) for metrics in steps(adapted, ROWS))
+    assert last < first
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in frozen.items())
+    assert {array.dtype for array in adapted.weights().values()} == {np.dtype(np.float32)}
+    assert export_weights(model)["model.norm.weight"].dtype == BFLOAT16
