@@ -58,5 +58,6 @@ class _Tails(torch.autograd.Function):
 
         grad = grad_BTW.clone(memory_format=torch.contiguous_format)
         heads = grad.view(-1, grad.shape[-1] // ctx.width, ctx.width)
-        rotate_tails_(heads, *ctx.saved_tensors, ctx.interleave, back=True)
+        cos, sin = ctx.saved_tensors
+        rotate_tails_(heads, cos, sin, ctx.interleave, back=True)
         return grad, None, None, None, None
