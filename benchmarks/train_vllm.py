@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from parl.cold_start.start import starting_policy
+from parl.cold_start.starting_policy import starting_policy
 from parl.config.load import load_config
 from parl.config.schema import Config
 from parl.machine.cluster import local_ray

@@ -18,7 +18,7 @@ from envs.base import Environment, Gold, Role, Task
 from model.family import Family, family_of
 from model.policy_files import load_policy
 from model.tokenizer.tokenizer import load_tokenizer
-from parl.cold_start.start import shown_start, starting_policy
+from parl.cold_start.starting_policy import shown_start, starting_policy
 from parl.collect.free_running import free_running
 from parl.config.family import chat_format
 from parl.config.schema import Config

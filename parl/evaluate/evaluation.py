@@ -20,7 +20,7 @@ from model.chat.base import ChatFormat
 from model.family import family_of
 from model.files import remove_leftovers, write_text
 from model.policy_files import load_policy
-from parl.cold_start.start import starting_policy
+from parl.cold_start.starting_policy import starting_policy
 from parl.collect.collector import Collector
 from parl.collect.free_running import free_running
 from parl.collect.pools import RolloutSide

@@ -14,7 +14,7 @@ from typing import Any
 from model.family import family_of
 from model.policy_files import INDEX, SINGLE
 from parl.cold_start.shipped import VERSION as TEXTS_VERSION
-from parl.cold_start.start import check_policy_files, starting_policy
+from parl.cold_start.starting_policy import check_policy_files, starting_policy
 from parl.collect.free_running import free_running
 from parl.config.schema import Config, EvalConfig, PolicyFields
 from parl.errors import UserError

@@ -16,7 +16,7 @@ from parl.episodes.stores import STORES
 from parl.evaluate.evaluation import evaluate
 from parl.evaluate.policies import local_policy
 from parl.evaluate.table import print_table
-from parl.machine.memory import PeakMemory
+from parl.machine.peak_memory import PeakMemory
 from parl.report import write_report
 from parl.report.episodes import sampled_episodes
 from parl.run.checkpoints import newest_state

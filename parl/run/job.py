@@ -6,12 +6,12 @@ import time
 from functools import partial
 from pathlib import Path
 
-from parl.cold_start.start import shown_start, starting_policy
+from parl.cold_start.starting_policy import shown_start, starting_policy
 from parl.collect.free_running import free_running
 from parl.collect.tasks import Tasks, check_tasks
 from parl.config.schema import Config
 from parl.machine.cluster import local_ray, reach_cluster
-from parl.machine.memory import PeakMemory
+from parl.machine.peak_memory import PeakMemory
 from parl.run.checkpoints import newest_state
 from parl.run.claim import claimed
 from parl.run.finish import evaluate_policies, track_evaluation

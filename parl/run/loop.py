@@ -29,7 +29,7 @@ from parl.learn.group import LearnerGroup
 from parl.learn.rows import Row, step_rows
 from parl.learn.shard.learner_state import saved_weights
 from parl.run.checkpoints import Checkpoints, State
-from parl.run.first_step import check_readable
+from parl.run.readable_turns import check_readable
 from parl.run.saver import Saver
 from parl.run.timeline import POOLS, Timeline
 from parl.track.progress import Progress

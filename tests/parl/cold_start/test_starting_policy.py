@@ -19,7 +19,7 @@ from model.kimi.files.checkpoint import save
 from model.policy_files import load_policy, save_policy
 from model.tokenizer.tokenizer import KimiTokenizer, Tokenizer
 from parl.cold_start.imitation import run_sft
-from parl.cold_start.start import starting_policy
+from parl.cold_start.starting_policy import starting_policy
 from parl.config.load import config_hash, load_config, to_yaml
 from parl.config.schema import Config
 from parl.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 from envs.base import Gold, Role, Task
 from model.tokenizer.tokenizer import Tokenizer
 from parl.errors import UserError
-from parl.run.first_step import check_readable
+from parl.run.readable_turns import check_readable
 from rollouts.episode import CUT, Episode, EpisodeStatus, Trace, Turn
 
 TASK = Task(key="t1", family="wide", split="train", prompt="?", gold=Gold(kind="exact", answers=("x",)))
