@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.kernels import cpu_ops, reference
@@ -223,8 +222,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if gate_up.is_cuda and gate_up.dtype != torch.float64:
         rows = gate_up.flatten(0, -2).contiguous()
         return torch.ops.parl.swiglu(rows).unflatten(0, gate_up.shape[:-1])
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return reference.swiglu_fwd(gate_up)
 
 
 @torch.library.custom_op("parl::swiglu", mutates_args=())

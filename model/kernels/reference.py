@@ -79,8 +79,8 @@ def route_bwd(dweights_TK: Tensor, scores_TK: Tensor, ids_TK: Tensor, experts: i
 
 
 def swiglu_fwd(gate_up_T2I: Tensor) -> Tensor:
-    """silu(gate) · up [T, I]; gate is the first half of a row."""
-    gate, up = gate_up_T2I.chunk(2, dim=1)
+    """silu(gate) · up [..., I]; gate is the first half of a row."""
+    gate, up = gate_up_T2I.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
