@@ -1,4 +1,4 @@
-"""Tasks as rows: JSON Lines, JSON, CSV, TSV and Parquet files, and data sets of the hub.
+"""Tasks as rows: JSON Lines, JSON, CSV, TSV and Parquet files, data sets of the hub, and Python functions.
 
 The form of a row is in ``envs.data.task_row``. All mistakes of a source are reported at once.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Task
+from envs.data.called import called_rows, is_called
 from envs.data.grid import read_csv, read_parquet
 from envs.data.json_rows import json_rows
 from envs.data.problems import Problems, TooMany, show
@@ -42,7 +43,7 @@ class TaskSource:
 
 
 def load_tasks(spec: str, split: str, check: Check | None = None) -> list[Task]:
-    """Tasks of ``split`` from a file (``FILES``), or from the hub data set ``spec``.
+    """Tasks of ``split`` from a file (``FILES``), a function, or the hub's data set ``spec``.
 
     Checks all rows, those of other splits too (:func:`read_tasks`). Raises DataError (a ValueError) with
     file, line, field, value and fix of every mistake.
@@ -91,7 +92,7 @@ def save_tasks(tasks: Iterable[Task], path: str | Path) -> None:
 
 
 def file_problem(spec: str) -> str | None:
-    """Why ``spec`` can be neither a task file nor the name of a data set; None if it may be one."""
+    """Why ``spec`` can be neither a task file nor the name of a data set or a function; None if it may be one."""
     path = Path(spec)
     if not spec.strip():
         return "is empty; name a file, or leave the key out for generated tasks"
@@ -102,7 +103,9 @@ def file_problem(spec: str) -> str | None:
             return "no such file"
         cure = "unpack an archive, save a sheet as CSV, or give the file the suffix that it should have"
         return None if path.suffix.lower() in FILES else f"is none of {', '.join(FILES)}; {cure}"
-    return None if _HUB.fullmatch(spec) else f"neither a file ({', '.join(FILES)}) nor the name of a data set"
+    if is_called(spec) or _HUB.fullmatch(spec):
+        return None
+    return f"neither a file ({', '.join(FILES)}), nor the name of a data set, nor package.module:function"
 
 
 def is_there(path: Path) -> bool:
@@ -125,6 +128,8 @@ def _rows(spec: str, split: str, problems: Problems) -> tuple[Iterable[tuple[str
     if fault := file_problem(spec):
         problems.add("", fault)
         return [], False
+    if is_called(spec) and not is_there(Path(spec)):
+        return ((f"row {number}", row) for number, row in enumerate(called_rows(spec, split), 1)), False
     if not names_file(spec):
         return ((f"row {number}", row) for number, row in enumerate(_hub_rows(spec, split), 1)), False
     path = Path(spec)

@@ -40,7 +40,10 @@ def _family(found: type) -> None:
 
 ENVIRONMENTS = Kind(
     what="environment",
-    built_in={"world": "envs.world.environment:WorldEnvironment"},
+    built_in={
+        "world": "envs.world.environment:WorldEnvironment",
+        "functions": "envs.plugs.functions:FunctionsEnvironment",
+    },
     check=_environment,
 )
 

@@ -79,7 +79,8 @@ class EnvsFields(_Section):
     )
     tasks: str | None = Field(
         default=None,
-        description="own tasks: .jsonl, .json, .csv, .tsv, .parquet or a datasets hub id; None = generated",
+        description="own tasks: .jsonl, .json, .csv, .tsv, .parquet, a datasets hub id, or package.module:function;"
+        " None = the environment's",
     )
 
     def build(self) -> Environment:

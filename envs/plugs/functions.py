@@ -1,0 +1,220 @@
+"""Python functions with type hints and docstrings as tools.
+
+``tools`` names functions, modules (all their public functions), or classes: of a class there is one object an
+episode, and its public methods are tools that share its state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import ArgsKwargs
+
+from envs.base import Environment, ErrorKind, Role, Task, ToolCall, ToolResult, ToolSpec
+from envs.named import named
+from envs.plugs.session import PlugEnvironment, PlugSection, PlugSession, Refused, result_of
+from envs.plugs.threads import OwnThread, in_thread
+
+_KEY = "envs.config.tools"
+_OWN = ("close", "score")  # methods of a class that are no tools
+
+
+class FunctionsConfig(PlugSection):
+    """Functions as tools."""
+
+    tools: tuple[str, ...] = Field(
+        min_length=1,
+        description="package.module:function; package.module for all its public functions; package.module:Class",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """A tool: what agents are told, and ``arguments`` that checks what they give (pydantic)."""
+
+    spec: ToolSpec
+    call: Callable[..., Any]
+    owner: type | None  # the class of a method
+    arguments: TypeAdapter[Any]
+
+    def checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with the types of the function; Refused names each that does not fit."""
+        try:
+            return self.arguments.validate_python(ArgsKwargs((), arguments))
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+            raise Refused(ErrorKind.BAD_ARGS, f"bad arguments: {'; '.join(faults)}") from None
+
+
+_UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+
+
+def function_tool(call: Callable[..., Any], owner: type | None = None) -> Function:
+    """``call``, a function or a method of ``owner``, as a tool. ValueError if agents could not call it."""
+    name = call.__name__
+    bound = call.__get__(object()) if owner else call  # without self
+
+    @wraps(bound)
+    def given(*args: Any, **kwargs: Any) -> Any:
+        return kwargs
+
+    signature = inspect.signature(bound)
+    for parameter in signature.parameters.values():
+        if parameter.kind in _UNNAMED:
+            raise ValueError(f"{_KEY}: {name}: the parameter {parameter.name} has no name that an agent could give")
+    vars(given)["__signature__"] = signature
+    checked: Any = given
+    try:
+        adapter = TypeAdapter(checked)
+        schema = _plain(adapter.json_schema())
+    except (PydanticUserError, NameError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{_KEY}: {name}: its type hints make no JSON schema: {why}") from error
+    about = inspect.cleandoc(call.__doc__ or name.replace("_", " "))
+    spec = ToolSpec(name=name, description=about, parameters=schema)
+    return Function(spec=spec, call=call, owner=owner, arguments=adapter)
+
+
+def _plain(schema: Any) -> Any:
+    """``schema`` without pydantic's titles, which repeat the names."""
+    if isinstance(schema, list):
+        return [_plain(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: value for key, value in schema.items() if key != "title" or not isinstance(value, str)}
+    return {key: _plain(value) for key, value in kept.items()}
+
+
+class FunctionsEnvironment(PlugEnvironment):
+    """Tools of a user's module."""
+
+    Config = FunctionsConfig
+    config: FunctionsConfig
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config}  # functions are found by name again
+
+    @cached_property
+    def functions(self) -> dict[str, Function]:
+        """All tools by name, in order; ValueError for what cannot be one."""
+        found: dict[str, Function] = {}
+        for name in self.config.tools:
+            for function in _functions(name):
+                if function.spec.name in found:
+                    raise ValueError(f"{_KEY}: two tools are called {function.spec.name}: rename one")
+                found[function.spec.name] = function
+        return found
+
+    @property
+    def stateless(self) -> bool:  # type: ignore[override]
+        """Functions are; the objects of classes have state."""
+        return not any(function.owner for function in self.functions.values())
+
+    @property
+    def spreads(self) -> bool:  # type: ignore[override]
+        """The same."""
+        return self.stateless
+
+    def tools(self) -> tuple[ToolSpec, ...]:
+        """See :class:`envs.base.Environment`."""
+        return tuple(function.spec for function in self.functions.values())
+
+    def digest(self) -> dict[str, str]:
+        """The names and the text of their modules."""
+        modules = {name.partition(":")[0] for name in self.config.tools}
+        files = [file for name in sorted(modules) if (file := named(name, _KEY).__file__)]
+        text = b"\0".join([repr(self.config.tools).encode(), *(Path(file).read_bytes() for file in files)])
+        return {"tools": hashlib.sha256(text).hexdigest()}
+
+    def notes(self) -> Iterator[str]:
+        """ValueError for bad tools; a note on those that agents are told nothing about."""
+        self.offered(self.tools())
+        for function in self.functions.values():
+            if not function.call.__doc__:
+                yield f"{_KEY}: {function.spec.name} has no docstring: agents see only its name and parameters"
+
+    async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> FunctionsSession:
+        """A session, with an object of each class (made with those of task, seed, attempt that it takes)."""
+        given = {"task": task, "seed": seed, "attempt": attempt}
+        owners = dict.fromkeys(function.owner for function in self.functions.values() if function.owner)
+        thread = OwnThread()
+        made: dict[type, Any] = {}
+        for owner in owners:
+            taken = inspect.signature(owner).parameters
+            made[owner] = await thread.run(owner, **{name: given[name] for name in given if name in taken})
+        offered = self.offered(self.tools())
+        return FunctionsSession(offered, self.config.result_chars, self.functions, made, thread)
+
+
+class FunctionsSession(PlugSession):
+    """One episode's tools. Blocking functions run in threads of their own, methods one after another."""
+
+    def __init__(
+        self,
+        offered: dict[Role, tuple[ToolSpec, ...]],
+        result_chars: int,
+        functions: dict[str, Function],
+        made: dict[type, Any],
+        thread: OwnThread,
+    ) -> None:
+        super().__init__(offered, result_chars)
+        self._functions, self._made, self._thread = functions, made, thread
+
+    async def run(self, agent_id: str, call: ToolCall, deadline_s: float) -> ToolResult:
+        """See :class:`PlugSession`."""
+        function = self._functions[call.name]
+        arguments = function.checked(call.arguments)
+        target = function.call
+        if function.owner is not None:
+            target = target.__get__(self._made[function.owner])
+        if inspect.iscoroutinefunction(target):
+            return result_of(await target(**arguments))
+        if function.owner is not None:
+            return result_of(await self._thread.run(target, **arguments))
+        return result_of(await in_thread(target, **arguments))
+
+    async def close(self) -> None:
+        """Also closes the objects that have a method ``close``."""
+        if self.closed:
+            return
+        self.closed = True
+        for made in self._made.values():
+            if close := getattr(made, "close", None):
+                done = await self._thread.run(close)
+                if inspect.isawaitable(done):
+                    await done
+        self._thread.end()
+
+
+def _functions(name: str) -> Iterator[Function]:
+    found = named(name, _KEY)
+    if isinstance(found, ModuleType):
+        public = [
+            value
+            for key, value in vars(found).items()
+            if inspect.isfunction(value) and value.__module__ == found.__name__ and key[0] != "_"
+        ]
+        if not public:
+            raise ValueError(f'{_KEY} = "{name}": the module has no public function')
+        yield from map(function_tool, public)
+    elif inspect.isclass(found):
+        if issubclass(found, Environment):
+            raise ValueError(f'{_KEY} = "{name}": is an environment of its own: name it in envs.name')
+        methods = [value for key, value in inspect.getmembers(found, inspect.isfunction) if key[0] != "_"]
+        methods = [method for method in methods if method.__name__ not in _OWN]
+        if not methods:
+            raise ValueError(f'{_KEY} = "{name}": the class has no public method')
+        yield from (function_tool(method, found) for method in methods)
+    elif inspect.isfunction(found):
+        yield function_tool(found)
+    else:
+        raise ValueError(f'{_KEY} = "{name}": is {type(found).__name__}, not a function, a module or a class')
