@@ -89,12 +89,14 @@ class Oracle:
     """Lowest costs of a task in critical steps, the answer's turn included.
 
     ``serial_steps``: one agent, one call per turn. ``parallel_steps``: the best plan with sub-agents, if
-    better. ``width``: sub-agents in that plan, 0 if spawning does not pay.
+    better. ``width``: sub-agents in that plan, 0 if spawning does not pay. ``direct_steps``: one agent that may
+    make several calls in a turn (``rollouts.budget.direct_calls``); None: unknown.
     """
 
     serial_steps: int
     parallel_steps: int
     width: int
+    direct_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +131,8 @@ class Task:
     def to_row(self) -> dict[str, Any]:
         """The task as a flat ``datasets`` row (nested parts as JSON strings)."""
         row = asdict(self)
+        if self.oracle and self.oracle.direct_steps is None:  # rows of tasks that do not know it have no such key
+            del row["oracle"]["direct_steps"]
         for name in ("gold", "oracle", "plan"):
             row[name] = json.dumps(row[name], ensure_ascii=False, sort_keys=True)
         return row

