@@ -20,8 +20,9 @@ from benchmarks.families import VOCAB, Row, policy_of, shape_of, some_routes
 from model.decoder import Weights, export_weights
 from parl.learn import rows as learning
 from parl.learn.config import OptimizerConfig, ParallelConfig
-from parl.learn.learner import Learner, free_port
+from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
+from parl.learn.process import free_port
 from parl.learn.shard import ds_engine
 
 OPTIMIZER = OptimizerConfig(lr=1e-3, muon_lr=3e-3, weight_decay=0.1)

@@ -27,10 +27,10 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import gpu_dense, gpu_kernels, gpu_learner  # noqa: E402
+from benchmarks import gpu_dense, gpu_kernels, gpu_learner, gpu_steps  # noqa: E402
 from benchmarks.gpu_rows import Bench, facts, write_page  # noqa: E402
 
-SECTIONS = gpu_kernels.SECTIONS | gpu_dense.SECTIONS | gpu_learner.SECTIONS
+SECTIONS = gpu_kernels.SECTIONS | gpu_dense.SECTIONS | gpu_learner.SECTIONS | gpu_steps.SECTIONS
 _WARMERS = 14  # each holds a context and a layer on the device
 _WARMING_S = 150.0
 

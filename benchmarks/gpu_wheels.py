@@ -19,6 +19,7 @@ BINARY = (
     "msgpack", "py-cpuinfo", "einops", "tqdm", "packaging", "ml-dtypes",
 )  # fmt: skip
 BUILT = ("deepspeed",)  # published as source only; its wheel is plain Python
+PLATFORMS = "manylinux2014_x86_64,manylinux_2_27_x86_64,manylinux_2_28_x86_64"
 MOST_BYTES = 40 * 2**20
 
 
@@ -31,7 +32,8 @@ def gather(folder: Path, python: str, platform: str) -> list[Path]:
     """The wheels in ``folder``, smallest first. CalledProcessError if pip cannot find one."""
     folder.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip"]
-    where = ["--only-binary=:all:", "--python-version", python, "--platform", platform, "--implementation", "cp"]
+    platforms = [part for name in platform.split(",") for part in ("--platform", name)]
+    where = ["--only-binary=:all:", "--python-version", python, *platforms, "--implementation", "cp"]
     command = [*pip, "download", "-q", "--no-deps", *where, "-d", str(folder), *map(pinned, BINARY)]
     subprocess.run(command, check=True)
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(folder), *map(pinned, BUILT)], check=True)
@@ -43,7 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default="3.12", help="the box's Python")
-    parser.add_argument("--platform", default="manylinux2014_x86_64", help="as pip names it")
+    parser.add_argument("--platform", default=PLATFORMS, help="as pip names it; several by commas")
     options = parser.parse_args()
     wheels = gather(options.folder, options.python, options.platform)
     for wheel in wheels:

@@ -61,7 +61,7 @@ class Trainer:
         threads: int = 1,
     ) -> None:
         self.name, self.ranks, self.steps, self.parts = name, ranks, [], []
-        from parl.learn.learner import free_port
+        from parl.learn.process import free_port
 
         port, environment = free_port(), {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
         environment["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"

@@ -100,30 +100,35 @@ class Policy(nn.Module):
     def forward(
         self,
         tokens_BT: Tensor,
-        mask_BT: Tensor,
+        mask_BT: Tensor | None = None,
         routes_BTLK: Tensor | None = None,
         temperature: float = 1.0,
         media: Any = None,
         lengths: Sequence[int] | None = None,
         shared: Shared | None = None,
+        places_M: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probs [M] of the M tokens under ``mask_BT`` given their prefixes, and the entropies [M] (detached).
 
         A token at a row's position 0 has no prefix and must not be under the mask. ``shared``: compute the common
-        beginnings of packed rows once; only for policies with the trait ``shares``.
+        beginnings of packed rows once; only for policies with the trait ``shares``. ``places_M``, in place of the
+        mask: the indices of those tokens in the flattened B T, checked (:func:`trained_places`); a GPU need not be
+        asked then how many there are.
         """
         rows = list(lengths or [tokens_BT.shape[1]] * len(tokens_BT))
-        mask = mask_BT.flatten()
-        if bool(mask[torch.tensor([0, *rows[:-1]]).cumsum(0)].any()):
-            raise ValueError("mask covers position 0, which has no prefix to predict it from")
-        real = _up_to_last(mask, rows).view_as(mask_BT) if self.collect_logits and self.training else None
+        if places_M is None:
+            assert mask_BT is not None, "give mask_BT or places_M"
+            places_M = trained_places(mask_BT.flatten(), rows)
+        real = None
+        if self.collect_logits and self.training:
+            real = _up_to_last(places_M, rows, tokens_BT.numel()).view(tokens_BT.shape)
+        before_M = places_M - 1
         if shared is None:
             hidden = self.hidden(tokens_BT, routes_BTLK, real, media, lengths).flatten(0, 1)
-            chosen = hidden[:-1][mask[1:]]  # no row's first token is under the mask, so none reads the previous row
         else:
             hidden = self.hidden_shared(tokens_BT, routes_BTLK, rows, shared)
-            chosen = hidden[shared.place_T[:-1][mask[1:]]]
-        return self.lm_head(chosen, tokens_BT.flatten()[mask], temperature)  # type: ignore[return-value]
+            before_M = shared.place_T[before_M]
+        return self.lm_head(hidden[before_M], tokens_BT.flatten()[places_M], temperature)  # type: ignore[return-value]
 
     @torch.no_grad()
     def next_logits(self, tokens_T: Tensor) -> Tensor:
@@ -163,6 +168,14 @@ class Policy(nn.Module):
         return [p for p in trained if id(p) in matrices], [p for p in trained if id(p) not in matrices]
 
 
-def _up_to_last(mask_T: Tensor, lengths: Sequence[int]) -> Tensor:
-    """True up to each row's last True: later positions, padding included, do not affect the loss."""
+def trained_places(mask_T: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Indices [M] of the tokens under ``mask_T``; ValueError if a row's first token is among them."""
+    if bool(mask_T[torch.tensor([0, *lengths[:-1]]).cumsum(0)].any()):
+        raise ValueError("mask covers position 0, which has no prefix to predict it from")
+    return mask_T.nonzero().squeeze(1)
+
+
+def _up_to_last(places_M: Tensor, lengths: Sequence[int], count: int) -> Tensor:
+    """True up to each row's last place: later positions, padding included, do not affect the loss."""
+    mask_T = places_M.new_zeros(count, dtype=torch.bool).index_fill_(0, places_M, True)
     return torch.cat([row.flip(0).cumsum(0).flip(0) > 0 for row in mask_T.split(list(lengths))])

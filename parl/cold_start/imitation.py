@@ -205,6 +205,7 @@ def _learner(model: Shape, sft: SftConfig, trainer: TrainerConfig, *, drawn: boo
         deadline_s=max(_DEADLINE_S, trainer.step_s),
         parallel=trainer.parallel,
         drawn=drawn,
+        device=trainer.device,
     )
 
 

@@ -166,6 +166,9 @@ class TrainerConfig(_Section):
     )
     ranks: int = Field(default=2, gt=0, description="learner processes, which split the rows")
     threads: int = Field(default=1, gt=0, description="CPU threads of each rank")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where ranks compute; auto: on a GPU each if the cluster has any"
+    )
     parallel: ParallelConfig = NOT_PARALLEL
     checkpoint_every: int = Field(default=1, gt=0, description="steps between checkpoints")
     keep_checkpoints: int = Field(default=2, gt=0)

@@ -79,8 +79,8 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "rollouts.http": "urls api_key_env weights restart without_routes tolerance update_s",
         "optimizer": "lr muon_lr final_lr weight_decay grad_clip freeze_tower qk_clip",
         "optimizer.lora": "rank alpha targets",
-        "trainer": "steps epochs minibatches micro_tokens ranks threads checkpoint_every keep_checkpoints keep_best"
-        " staleness overlap step_s most_unread",
+        "trainer": "steps epochs minibatches micro_tokens ranks threads device checkpoint_every keep_checkpoints"
+        " keep_best staleness overlap step_s most_unread",
         "trainer.parallel": "zero expert_parallel offload recompute",
         "eval": "tasks",  # how many, not how
         "tracking": "wandb project tensorboard prometheus_port",

@@ -6,7 +6,7 @@ Shapes: B = 1, T positions of all rows, L MoE layers, K experts per token, M tra
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -16,7 +16,10 @@ from torch import Tensor
 
 from model.blocks.attention import Shared
 from model.family import Pictures
+from model.policy import trained_places
 from parl.learn.rows import Row
+
+HOST = torch.device("cpu")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,7 +37,10 @@ class TextRow:
 
 @dataclass(slots=True)
 class Batch:
-    """Packed rows of ``lengths``. Routes are contiguous per layer."""
+    """Packed rows of ``lengths``, for a policy on ``device``. Routes are contiguous per layer.
+
+    The mask stays on the host, which then knows every size: nothing here waits for a GPU.
+    """
 
     rows: list[Row] | list[TextRow]
     lengths: list[int]
@@ -43,23 +49,31 @@ class Batch:
     routes_BTLK: Tensor | None
     media: Any = None
     shared: Shared | None = None
+    device: torch.device = HOST
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The policy's inputs for this batch."""
+        """The policy's inputs for this batch, on its device; ValueError if a row's first token is trained."""
+        shared = self.shared
+        if shared is not None:
+            shared = replace(shared, place_T=self._sent(shared.place_T), first_U=self._sent(shared.first_U))
         return {
-            "tokens_BT": self.tokens_BT,
-            "mask_BT": self.mask_BT,
-            "routes_BTLK": self.routes_BTLK,
+            "tokens_BT": self._sent(self.tokens_BT),
+            "places_M": self._sent(trained_places(self.mask_BT[0], self.lengths)),
+            "routes_BTLK": None if self.routes_BTLK is None else self._sent(self.routes_BTLK),
             "media": self.media,
             "lengths": self.lengths,
-            "shared": self.shared,
+            "shared": shared,
         }
 
     def gather(self, name: str) -> Tensor:
         """Field ``name`` of every row at the masked positions, float32 [M]."""
         values = np.concatenate([getattr(row, name) for row in self.rows]).astype(np.float32, copy=False)
-        return torch.from_numpy(values)[self.mask_BT[0]]
+        return self._sent(torch.from_numpy(values)[self.mask_BT[0]])
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """``tensor`` on the device; from pinned memory, so that the host need not wait for the copy."""
+        return tensor if self.device == HOST else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def by_row(self, values_M: Tensor) -> list[Tensor]:
         """``values_M`` split by rows."""
@@ -136,6 +150,7 @@ def lay(
     pictures: Pictures | None = None,
     *,
     share: bool = False,
+    device: torch.device = HOST,
 ) -> Batch:
     """``rows`` packed; an MoE policy's rows must all have routes, or none.
 
@@ -150,7 +165,7 @@ def lay(
         token_major = torch.from_numpy(np.concatenate([row.routes for row in rows]))
         routes = token_major.transpose(0, 1).contiguous().transpose(0, 1)[None]
     shared = _shared(rows) if share else None
-    return Batch(rows, lengths, tokens, masks, routes, _media(rows, lengths, pictures), shared)
+    return Batch(rows, lengths, tokens, masks, routes, _media(rows, lengths, pictures), shared, device)
 
 
 def _media(rows: list, lengths: list[int], pictures: Pictures | None) -> Any:

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from envs.base import Section
 from model.family import Shape
 
+Device = Literal["cpu", "cuda"]
+
 
 class LoraConfig(Section):
     """Low-rank adapters, trained by AdamW with ``optimizer.lr``; the policy itself is frozen."""

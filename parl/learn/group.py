@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -18,11 +18,13 @@ import ray
 from model.arrays import Sent
 from model.decoder import Weights
 from model.family import Shape
+from parl.errors import UserError
 from parl.learn.batch import TextRow
-from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig, settled
-from parl.learn.learner import Learner, free_port
+from parl.learn.config import NOT_PARALLEL, Device, OptimizerConfig, ParallelConfig, settled
+from parl.learn.learner import Learner
 from parl.learn.objective.base import Objective
 from parl.learn.objective.loss import check_rows
+from parl.learn.process import free_port
 from parl.learn.rows import Row, denominator
 from parl.learn.shard.parts import Part
 from parl.machine.cluster import actor, stop, wait
@@ -34,7 +36,10 @@ _ATTENTION_TOKENS = 1500  # length at which attention costs as much as the rest 
 
 
 class LearnerGroup:
-    """``ranks`` learners with ``threads`` CPU threads each. ``deadline_s`` bounds every call."""
+    """``ranks`` learners with ``threads`` CPU threads each, and with a GPU each if ``device`` says so.
+
+    ``deadline_s`` bounds every call.
+    """
 
     def __init__(
         self,
@@ -48,13 +53,15 @@ class LearnerGroup:
         deadline_s: float,
         parallel: ParallelConfig = NOT_PARALLEL,
         drawn: bool = True,
+        device: Device | Literal["auto"] = "cpu",
     ) -> None:
         self._micro_tokens, self._deadline_s = micro_tokens, deadline_s
+        chosen = learner_device(device, ranks)
         parallel = settled(parallel, model, optimizer)
         self._shared = parallel.zero > 0 or parallel.expert_parallel > 1
         shared = {"seed": seed, "threads": threads, "ranks": ranks, "port": free_port(), "parallel": parallel}
-        shared["drawn"] = drawn
-        hosted = {"_threads": threads, "_beside": _IO}
+        shared |= {"drawn": drawn, "device": chosen}
+        hosted = {"_threads": threads, "_beside": _IO, "_gpus": int(chosen == "cuda")}
         self._ranks = [
             actor(Learner, model, optimizer, rank=rank, _label=f"learner rank {rank}", **shared, **hosted)
             for rank in range(ranks)
@@ -158,6 +165,23 @@ class LearnerGroup:
     def _all(self, method: str, *args: Any, deadline_s: float | None = None) -> list[Any]:
         calls = [getattr(rank, method).remote(*args) for rank in self._ranks]
         return wait(calls, deadline_s or self._deadline_s, self._ranks)
+
+
+def learner_device(wanted: Device | Literal["auto"], ranks: int) -> Device:
+    """``wanted``, or with ``auto`` a GPU for each rank where the cluster has any.
+
+    UserError if it has too few.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if wanted == "cpu" or (wanted == "auto" and not gpus):
+        return "cpu"
+    if gpus < ranks:
+        fix = f"set trainer.ranks={gpus}, or " if gpus else "install a CUDA build of torch and a driver, or "
+        raise UserError(
+            f"trainer.device={wanted}, trainer.ranks={ranks}: every rank needs a GPU, and Ray finds {gpus}: {fix}set"
+            " trainer.device=cpu"
+        )
+    return "cuda"
 
 
 def deal_rows(rows: list, ranks: int) -> list[list]:

@@ -8,8 +8,6 @@ the micro-batch size do not change the gradient.
 from __future__ import annotations
 
 import os
-import socket
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,22 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
-from torch.distributed import HashStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
-from torch.nn.utils.rnn import pad_sequence
+from torch import Tensor
 
 from model.arrays import Sent, fill, to_numpy
 from model.decoder import Weights
 from model.family import Shape, family_of
 from model.lora import PREFIX, attach
 from model.policy import Policy
-from parl.learn.batch import Batch, TextRow, lay, micro_batches
-from parl.learn.config import NOT_PARALLEL, OptimizerConfig, ParallelConfig, settled
+from parl.learn.batch import HOST, Batch, TextRow, lay, micro_batches
+from parl.learn.config import NOT_PARALLEL, Device, OptimizerConfig, ParallelConfig, settled
 from parl.learn.objective.base import Objective
-from parl.learn.objective.common import k3
-from parl.learn.objective.entropy import entropy_stats
-from parl.learn.objective.loss import check_rows, policy_loss, statistic_names
-from parl.learn.objective.sft import sft_loss
+from parl.learn.objective.loss import check_rows
+from parl.learn.process import free_port, prepare_process
 from parl.learn.qk_clip import QKClip
 from parl.learn.route_replay import RouteWatch, check_routes
 from parl.learn.rows import Row
@@ -40,9 +34,9 @@ from parl.learn.shard.learner_state import Snapshot, restore, share_of, whole_pi
 from parl.learn.shard.optimizer import NotFiniteLoss
 from parl.learn.shard.parts import Part, PartsReader
 from parl.learn.shard.shards import Shards
+from parl.learn.terms import Sums, add, metric_names, policy_terms, read, text_terms
 from rollouts.beat import Beating
 
-_LOOPBACK = "127.0.0.1"
 _OPTIONAL = ("routes", "proximal", "reference")  # optional fields of a row
 
 
@@ -50,6 +44,7 @@ class Learner(Beating):
     """Trains one policy, in process or as a Ray actor (``parl.machine.cluster``).
 
     ``drawn``: whether it begins with weights drawn by ``seed``; without, :meth:`load_weights` must come first.
+    ``device``: where the policy computes; weights are drawn on the host, so they do not depend on it.
     """
 
     def __init__(
@@ -64,13 +59,14 @@ class Learner(Beating):
         port: int | None = None,
         parallel: ParallelConfig = NOT_PARALLEL,
         drawn: bool = True,
+        device: Device = "cpu",
     ) -> None:
         self.rank, self.ranks = rank, ranks
         self._snapshot: Snapshot | None = None
-        _prepare_process(threads, rank, ranks, port or free_port())
+        self.device = prepare_process(device, threads=threads, rank=rank, ranks=ranks, port=port or free_port())
         torch.manual_seed(seed)
         family = family_of(model)
-        self.model = family.policy(model) if drawn else family.blank(model)
+        self.model = (family.policy(model) if drawn else family.blank(model)).to(self.device)
         self.model.freeze_tower(optimizer.freeze_tower)
         self._limits = model.pictures
         self._reference: Policy | None = None
@@ -111,32 +107,23 @@ class Learner(Beating):
         check_rows(objective, rows)
         self._set_lr(lr_scale)
         rows = [_without_tail(row) for row in rows]
-        names = (*statistic_names(objective), "entropy", "entropy_drift", "logprob_gap", "mismatch_kl")
-        totals: dict[str, float] = dict.fromkeys(names, 0.0)  # all of them, also on a rank without rows
+        totals: Sums = dict.fromkeys(metric_names(objective), 0.0)  # all of them, also on a rank without rows
 
         def loss_of(batch: Batch) -> Tensor:
-            logprobs, entropy = self.engine(**batch.inputs, temperature=temperature)
-            loss, stats = _objective_loss(objective, batch, logprobs, denominator)
-            share = len(logprobs) / denominator
-            for name in statistic_names(objective):
-                totals[name] += float(stats[name]) * share
-            for name, value in entropy_stats(entropy, logprobs, batch.gather("advantages")).items():
-                totals[name] += value / denominator
-            drift = logprobs.detach() - batch.gather("logprobs")
-            totals["logprob_gap"] = max(totals["logprob_gap"], float(drift.abs().max()) if len(drift) else 0.0)
-            totals["mismatch_kl"] += float(k3(drift).sum()) / denominator
+            settings = {"denominator": denominator, "temperature": temperature}
+            loss, sums = policy_terms(self.engine, batch, objective, **settings)
+            add(totals, sums)
             return loss
 
         def imitation(batch: Batch) -> Tensor:
-            logprobs, _ = self.engine(**batch.inputs)
-            return objective.ptx * sft_loss(logprobs, batch.gather("weights"), denominator=text_denominator)
+            return objective.ptx * text_terms(self.engine, batch, denominator=text_denominator)[0]
 
         with self._watch:
             loss = self._accumulate(rows, loss_of, micro_tokens, mask=_trained)
-        totals |= self._watch.overlap()
+        metrics = read(totals) | self._watch.overlap()
         if objective.ptx:
-            totals["ptx_loss"] = self._accumulate(list(texts), imitation, micro_tokens, mask=_imitated) / objective.ptx
-        return totals | {"loss": loss} | self._update()
+            metrics["ptx_loss"] = self._accumulate(list(texts), imitation, micro_tokens, mask=_imitated) / objective.ptx
+        return metrics | {"loss": loss} | self._update()
 
     @torch.no_grad()
     def logprobs(
@@ -154,11 +141,11 @@ class Learner(Beating):
         out = [np.zeros(len(row.tokens), np.float32) for row in rows]
         groups = micro_batches(cut, micro_tokens, share=model.shares)
         for _ in range(self._rounds(len(groups)) - len(groups)):
-            model(*_nothing())  # peers need this rank's weights and experts
+            model(*self._nothing())  # peers need this rank's weights and experts
         for group in groups:
-            batch = lay(group, _trained, self._limits, share=model.shares)
+            batch = lay(group, _trained, self._limits, share=model.shares, device=self.device)
             found, _ = model(**batch.inputs, temperature=temperature)
-            for row, values_M in zip(group, batch.by_row(found), strict=True):
+            for row, values_M in zip(group, batch.by_row(found.cpu()), strict=True):
                 out[places[id(row)]][: len(row.tokens)][_trained(row)] = values_M.numpy()
         model.train(training)
         return out
@@ -176,47 +163,53 @@ class Learner(Beating):
         (``right``).
         """
         self._set_lr(lr_scale)
-        seen = {"right": 0.0, "acted": 0.0}
+        seen: Sums = {"right": 0.0, "acted": 0.0}
 
         def loss_of(batch: Batch) -> Tensor:
-            logprobs, _ = self.engine(**batch.inputs)
-            weights = batch.gather("weights")
-            acted = weights == 1
-            seen["right"] += float((logprobs.detach()[acted] > np.log(0.5)).sum())
-            seen["acted"] += float(acted.sum())
-            return sft_loss(logprobs, weights, denominator=denominator)
+            loss, sums = text_terms(self.engine, batch, denominator=denominator)
+            add(seen, sums)
+            return loss
 
         metrics = {"loss": self._accumulate(rows, loss_of, micro_tokens, mask=_imitated)} | self._update()
         for router in self.model.routers():
             if self.ranks > 1:
                 torch.distributed.all_reduce(router.load_E)
             router.balance(balance)
-        return metrics | seen
+        return metrics | read(seen)
 
     def _accumulate(self, rows: list, loss_of: Callable[[Batch], Tensor], micro_tokens: int, *, mask) -> float:
-        """Add the gradient of all micro-batches of ``rows``; returns the sum of their losses."""
-        total, share = 0.0, self.model.shares
+        """Add the gradient of all micro-batches of ``rows``; returns the sum of their losses.
+
+        On a GPU the loss is looked at once, in the end: asking for it would stop the queue of work.
+        """
+        total, share = torch.zeros((), dtype=torch.float64, device=self.device), self.model.shares
         groups = micro_batches(rows, micro_tokens, share=share)
         rounds = self._rounds(len(groups))
         if not rounds:  # this rank has no rows in a small step, but its peers wait for its gradient
-            self.engine.backward(sum((p.sum() for p in self.model.parameters()), torch.zeros(())) * 0.0)
+            nothing = torch.zeros((), device=self.device)
+            self.engine.backward(sum((p.sum() for p in self.model.parameters()), nothing) * 0.0)
         for group in groups:
-            loss = loss_of(lay(group, mask, self._limits, share=share))
-            finite = bool(torch.isfinite(loss))
-            if not finite and self._lockstep:
-                loss = loss * torch.nan  # peers wait within this pass; the gradient's norm tells them
-            elif not finite:
-                self.engine.zero_grad()
-                if self._qk_clip:
-                    self._qk_clip.forget()
-                raise NotFiniteLoss(
-                    f"loss is {float(loss.detach())}: lower the learning rate, or look at the last episodes"
-                )
+            loss = loss_of(lay(group, mask, self._limits, share=share, device=self.device))
+            total += loss.detach()
+            if self._lockstep:  # peers wait within this pass; the gradient's norm tells them
+                loss = loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
+            elif self.device == HOST:
+                self._check_loss(total)
             self.engine.backward(loss * self.ranks)  # DeepSpeed averages over the ranks; the denominator is global
-            total += float(loss.detach())
         for _ in range(rounds - len(groups)):
             self._idle()
-        return total
+        if not self._lockstep:
+            self._check_loss(total)
+        return float(total)
+
+    def _check_loss(self, total: Tensor) -> None:
+        """NotFiniteLoss, without a trace of the step, unless ``total`` is finite."""
+        if bool(total.isfinite()):
+            return
+        self.engine.zero_grad()
+        if self._qk_clip:
+            self._qk_clip.forget()
+        raise NotFiniteLoss(f"loss is {float(total)}: lower the learning rate, or look at the last episodes")
 
     def _rounds(self, count: int) -> int:
         """Number of passes of this rank for ``count`` micro-batches: in lockstep the maximum over ranks."""
@@ -229,10 +222,15 @@ class Learner(Beating):
     def _idle(self) -> None:
         """An empty pass: this rank has no more rows, but its peers wait for its gradient and its experts."""
         loads = [router.load_E.clone() for router in self.model.routers()]
-        logprobs, _ = self.engine(*_nothing())
+        logprobs, _ = self.engine(*self._nothing())
         self.engine.backward(logprobs.sum() * 0.0)
         for router, load in zip(self.model.routers(), loads, strict=True):
             router.load_E.copy_(load)
+
+    def _nothing(self) -> tuple[Tensor, Tensor]:
+        """Tokens and mask of an empty batch."""
+        tokens_BT = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        return tokens_BT, torch.zeros_like(tokens_BT, dtype=torch.bool)
 
     def _update(self) -> dict[str, float]:
         norm = self._shards.step()
@@ -314,11 +312,6 @@ def _without_tail(row: Row) -> Row:
     return replace(row, **cut, media=tuple(shown for shown in row.media if shown[0] < end))
 
 
-def _nothing() -> tuple[Tensor, Tensor]:
-    """Tokens and mask of an empty batch."""
-    return torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.bool)
-
-
 def _trained(row: Any) -> np.ndarray:
     return row.mask
 
@@ -327,59 +320,3 @@ def _imitated(row: TextRow) -> np.ndarray:
     mask = row.weights > 0
     mask[0] = False
     return mask
-
-
-def _objective_loss(
-    objective: Objective, batch: Batch, logprobs_M: Tensor, denominator: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of a micro-batch and its means; trained tokens are flat, [M], except for whole-trace objectives."""
-    first = batch.rows[0]
-    names = ["logprobs", "advantages"] + [n for n in ("proximal", "reference") if getattr(first, n, None) is not None]
-    fields = {name: batch.gather(name) for name in names}
-    mask = torch.ones_like(logprobs_M, dtype=torch.bool)
-    if objective.whole_traces:
-        logprobs_M, mask, *values = (
-            pad_sequence(batch.by_row(values_M), batch_first=True) for values_M in (logprobs_M, mask, *fields.values())
-        )
-        fields = dict(zip(fields, values, strict=True))
-    sampler, advantages = fields.pop("logprobs"), fields.pop("advantages")
-    return policy_loss(objective, logprobs_M, sampler, advantages, mask, denominator=denominator, **fields)
-
-
-def free_port() -> int:
-    """A free TCP port of this machine."""
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return probe.getsockname()[1]
-
-
-def _prepare_process(threads: int, rank: int, ranks: int, port: int) -> None:
-    """Set up this process as one gloo rank, without a launcher and unneeded native ops."""
-    torch.set_num_threads(threads)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "parl" / "torch_extensions"))
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": _LOOPBACK, "MASTER_PORT": str(port)}
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"  # not the host's own IP
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__
-
-    deepspeed.utils.logging.logger.setLevel("ERROR")
-    if not deepspeed.comm.is_initialized():
-        __compatible_ops__["deepspeed_shm_comm"] = False  # otherwise DeepSpeed compiles it first, for 24 s and more
-        if not distributed.is_initialized():
-            distributed.init_process_group("gloo", store=_meeting(rank, ranks, port), rank=rank, world_size=ranks)
-        deepspeed.init_distributed(dist_backend="gloo")
-
-
-def _meeting(rank: int, ranks: int, port: int) -> Store:
-    """The ranks' rendezvous. (PyTorch's own server would listen on all addresses.)"""
-    if ranks == 1:
-        return HashStore()
-    if rank != 0:
-        return TCPStore(_LOOPBACK, port, ranks, is_master=False)
-    listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((_LOOPBACK, port))
-    listening.listen()
-    return TCPStore(_LOOPBACK, port, ranks, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())

@@ -11,6 +11,7 @@ Shapes: T tokens, L mixture-of-experts layers, K experts per token.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,10 +50,10 @@ class RouteWatch:
     def __init__(self, routers: Sequence[Router]) -> None:
         self._routers = list(routers)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._seen = np.zeros((len(self._routers), 2))  # experts in common, experts replayed
+        self._seen: list[Any] = [0] * len(self._routers)  # experts in common, experts replayed: on the device
 
     def __enter__(self) -> RouteWatch:
-        self._seen[:] = 0
+        self._seen = [0] * len(self._routers)
         for layer, router in enumerate(self._routers):
             self._hooks.append(router.register_forward_pre_hook(self._compare(layer)))
         return self
@@ -71,7 +72,7 @@ class RouteWatch:
             ids_TK = router.forward(x_TD).ids
             router.training = True
             same = (ids_TK[:, :, None] == routes_TK[:, None, :]).any(1)
-            self._seen[layer] += int(same.sum()), int((routes_TK >= 0).sum())
+            self._seen[layer] = self._seen[layer] + torch.stack((same.sum(), (routes_TK >= 0).sum()))
 
         return compare
 
@@ -83,7 +84,8 @@ class RouteWatch:
         """
         if not self._routers:
             return {}
-        seen = torch.from_numpy(self._seen.copy())
+        nothing = torch.zeros(2, dtype=torch.int64, device=self._routers[0].load_E.device)
+        seen = torch.stack([nothing + counts for counts in self._seen]).double()
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             torch.distributed.all_reduce(seen)
         shares = seen[:, 0] / seen[:, 1].clamp(min=1)

@@ -195,19 +195,23 @@ def actor(
     _label: str,
     _threads: int = 1,
     _beside: str | None = None,
+    _gpus: int = 0,
     concurrency: int | None = None,
     **kwargs: Any,
 ) -> Any:
     """``cls(*args, **kwargs)`` as a Ray actor with ``_threads`` CPU threads.
 
     ``_label``: its name in messages, e.g. "learner rank 1"; it is watched until :func:`stop`. ``_beside``: a
-    concurrency group whose calls run beside all others, one at a time. ``concurrency``: for async actors.
+    concurrency group whose calls run beside all others, one at a time. ``_gpus``: those it has to itself.
+    ``concurrency``: for async actors.
     """
     import ray
 
     waits = {"OMP_NUM_THREADS": str(_threads), "OMP_WAIT_POLICY": "PASSIVE"}  # engines and learner share cores
     environment = {**waits, "TOKENIZERS_PARALLELISM": "false", **_ENV}
-    options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
+    if _gpus:
+        environment["DS_ACCELERATOR"] = "cuda"
+    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": _gpus, "runtime_env": {"env_vars": environment}}
     if concurrency is not None:
         options["max_concurrency"] = concurrency
     remote: Any = ray.remote

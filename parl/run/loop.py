@@ -276,6 +276,7 @@ class Training:
             deadline_s=trainer.step_s,
             parallel=trainer.parallel,
             drawn=False,
+            device=trainer.device,
         )
         if config.objective.kl:
             self._learner.set_reference(weights)

@@ -36,7 +36,7 @@ def _metrics(folder: Path) -> None:
         import prometheus_client  # noqa: F401
     except ImportError:
         raise NotHere("prometheus-client is not installed") from None
-    from parl.learn.learner import free_port
+    from parl.learn.process import free_port
     from parl.track.sinks import Prometheus
 
     with _only_loopback_is_added():
@@ -55,7 +55,7 @@ def _world(folder: Path) -> None:
 
 def _rendezvous(folder: Path) -> None:
     """Two ranks find each other through a server on loopback; one rank needs none."""
-    from parl.learn.learner import _meeting, free_port
+    from parl.learn.process import _meeting, free_port
 
     before, port = _listening(), free_port()
     assert _meeting(0, 1, port) is not None and _listening() == before

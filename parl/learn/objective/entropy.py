@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def entropy_stats(entropy: Tensor, logprobs: Tensor, advantages: Tensor) -> dict[str, float]:
+def entropy_stats(entropy: Tensor, logprobs: Tensor, advantages: Tensor) -> dict[str, Tensor]:
     """Sums over tokens of one shape: ``entropy`` H, and ``entropy_drift`` −A (log π + H); below 0, H falls."""
     drift = -(advantages * (logprobs.detach() + entropy))
-    return {"entropy": float(entropy.sum()), "entropy_drift": float(drift.sum())}
+    return {"entropy": entropy.sum(), "entropy_drift": drift.sum()}

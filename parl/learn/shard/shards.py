@@ -190,7 +190,8 @@ class Shards:
 
     def frozen(self, weights: Weights) -> Policy:
         """Another policy with ``weights``, never trained, shared by the ranks in the same way."""
-        model = family_of(self.model.config).blank(self.model.config)
+        device = next(self.model.parameters()).device
+        model = family_of(self.model.config).blank(self.model.config).to(device)
         fill(model, weights)
         if self.experts is not None:
             for name in model.split_experts(self.experts.split):

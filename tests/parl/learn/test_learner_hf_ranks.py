@@ -14,8 +14,9 @@ import torch
 from model.arrays import BFLOAT16, to_tensor
 from model.decoder import Weights, export_weights
 from parl.learn.config import LoraConfig, OptimizerConfig, ParallelConfig
-from parl.learn.learner import Learner, free_port
+from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
+from parl.learn.process import free_port
 from parl.learn.rows import Row, denominator
 from parl.learn.shard import ds_engine
 

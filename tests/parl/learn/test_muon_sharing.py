@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from parl.learn.learner import free_port
+from parl.learn.process import free_port
 from parl.learn.shard.optimizer import MuonAdamW, deal
 
 SHAPES = [(16, 24), (24, 16), (4, 8, 8), (8, 8), (30, 12)]

@@ -166,12 +166,12 @@ def test_the_largest_logits_are_those_of_the_rows_alone():
 
 
 def test_the_first_token_of_a_later_row_cannot_be_trained():
-    policy = random_policy(CONFIG)
-    inputs = lay(ROWS, MASK).inputs
-    inputs["mask_BT"] = inputs["mask_BT"].clone()
-    inputs["mask_BT"][0, len(ROWS[0].tokens)] = True
+    policy, batch = random_policy(CONFIG), lay(ROWS, MASK)
+    batch.mask_BT[0, len(ROWS[0].tokens)] = True
     with pytest.raises(ValueError, match="mask covers position 0"):
-        policy(**inputs)
+        policy(**batch.inputs)
+    with pytest.raises(ValueError, match="mask covers position 0"):
+        policy(batch.tokens_BT, batch.mask_BT, lengths=batch.lengths)
 
 
 def test_a_row_beyond_the_context_is_refused_but_many_short_ones_are_not():

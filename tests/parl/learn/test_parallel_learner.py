@@ -17,7 +17,8 @@ import torch
 from parallel_ranks import CONFIG, FREE, MICRO_TOKENS, OPTIMIZER, STEPS, WEIGHTS, layout_name, policy_step, run, shares
 
 from parl.learn.config import ParallelConfig
-from parl.learn.learner import Learner, free_port
+from parl.learn.learner import Learner
+from parl.learn.process import free_port
 from parl.learn.shard.parts import PartsReader
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,9 @@ from tiny import random_policy, tiny_model
 
 from model.decoder import export_weights
 from parl.learn.config import OptimizerConfig
-from parl.learn.learner import Learner, NotFiniteLoss, free_port
+from parl.learn.learner import Learner, NotFiniteLoss
 from parl.learn.objective.k25 import K25
+from parl.learn.process import free_port
 from parl.learn.qk_clip import QKClip
 from parl.learn.rows import Row, denominator
 

@@ -1,0 +1,74 @@
+"""A learner rank's process: its threads, its device, and the ranks' meeting point.
+
+A rank on a GPU sees that GPU alone, which Ray gives it. Tensors of the host travel over gloo, those of GPUs
+over nccl.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.distributed import HashStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from parl.learn.config import Device
+
+_LOOPBACK = "127.0.0.1"
+_BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+
+
+def prepare_process(device: Device, *, threads: int, rank: int, ranks: int, port: int) -> torch.device:
+    """Set up this process as one rank, without a launcher and unneeded native ops; its device.
+
+    RuntimeError if there is no such device here.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"trainer.device=cuda: torch {torch.__version__} finds no GPU in this process: install a CUDA build of"
+            " torch and a driver for it, or set trainer.device=cpu"
+        )
+    torch.set_num_threads(threads)
+    os.environ["DS_ACCELERATOR"] = device
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "parl" / "torch_extensions"))
+    local = 0 if device == "cuda" else rank  # DeepSpeed's number of the GPU
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": _LOOPBACK, "MASTER_PORT": str(port)}
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"  # not the host's own IP
+    if device == "cuda":
+        os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+        torch.cuda.set_device(0)
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    deepspeed.utils.logging.logger.setLevel("ERROR")
+    if not deepspeed.comm.is_initialized():
+        __compatible_ops__["deepspeed_shm_comm"] = False  # otherwise DeepSpeed compiles it first, for 24 s and more
+        backend = _BACKENDS[device]
+        if not distributed.is_initialized():
+            distributed.init_process_group(backend, store=_meeting(rank, ranks, port), rank=rank, world_size=ranks)
+        deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo")
+    return torch.device(device)
+
+
+def free_port() -> int:
+    """A free TCP port of this machine."""
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+def _meeting(rank: int, ranks: int, port: int) -> Store:
+    """The ranks' rendezvous. (PyTorch's own server would listen on all addresses.)"""
+    if ranks == 1:
+        return HashStore()
+    if rank != 0:
+        return TCPStore(_LOOPBACK, port, ranks, is_master=False)
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((_LOOPBACK, port))
+    listening.listen()
+    return TCPStore(_LOOPBACK, port, ranks, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
