@@ -67,12 +67,8 @@ def text_terms(
 def add(totals: Sums, sums: Sums) -> None:
     """Add a batch's ``sums`` to ``totals``."""
     for name, value in sums.items():
-        if name == _LARGEST:
-            totals[name] = torch.maximum(
-                value.new_tensor(0.0) if isinstance(totals[name], float) else totals[name], value
-            )
-        else:
-            totals[name] = totals[name] + value
+        largest = name == _LARGEST and isinstance(totals[name], Tensor)
+        totals[name] = torch.maximum(totals[name], value) if largest else totals[name] + value
 
 
 def read(totals: Mapping[str, Any]) -> dict[str, float]:

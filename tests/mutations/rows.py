@@ -12,6 +12,7 @@ contexts = mutants_of("rows", "parl/learn/rows.py", "tests/rollouts/swarm/test_c
 pictures = mutants_of("rows", "parl/learn/rows.py", "tests/parl/learn/test_advantage.py")
 batch = mutants_of("rows", "parl/learn/batch.py", PACKING)
 learner = mutants_of("learner", "parl/learn/learner.py", LEARNER)
+terms = mutants_of("learner", "parl/learn/terms.py", LEARNER)
 objective = mutants_of("learner", "parl/learn/learner.py", STEPS)
 ranks = mutants_of("learner", "parl/learn/group.py", "tests/parl/learn/test_ranks.py", PACKING)
 optimizer = mutants_of("learner", "parl/learn/shard/optimizer.py", LEARNER)
@@ -22,12 +23,12 @@ routes = mutants_of("learner", "parl/learn/route_replay.py", "tests/parl/learn/t
 router = mutants_of("learner", "model/kimi/moe.py", "tests/model/kimi/test_transformer.py", LEARNER)
 
 MUTANTS = [
-    learner(
-        "means-of-micro-batches-add-up",
-        "totals[name] += float(stats[name]) * share",
-        "totals[name] += float(stats[name])",
+    terms("means-of-micro-batches-add-up", "stats[name].detach().double() * share", "stats[name].detach().double()"),
+    terms(
+        "entropy-of-micro-batches",
+        "sums[name] = value.double() / denominator",
+        "sums[name] = value.double() / len(logprobs)",
     ),
-    learner("entropy-of-micro-batches", "totals[name] += value / denominator", "totals[name] += value / len(logprobs)"),
     learner("scoring-trains", "        model.eval()  # do not count", "        model.train()  # nothing is counted"),
     advantage("no-baseline", "advantages = [reward - mean for reward in rewards]", "advantages = list(rewards)"),
     advantage(
@@ -108,24 +109,22 @@ MUTANTS = [
         "np.concatenate([row.routes for row in rows])",
         "np.concatenate([row.routes for row in rows[::-1]])",
     ),
-    learner(
-        "temperature-is-ignored", "self.engine(**batch.inputs, temperature=temperature)", "self.engine(**batch.inputs)"
-    ),
+    terms("temperature-is-ignored", "forward(**batch.inputs, temperature=temperature)", "forward(**batch.inputs)"),
     learner("gradient-of-one-rank", "self.engine.backward(loss * self.ranks)", "self.engine.backward(loss * 0.5)"),
-    learner("tail-is-kept", "rows = [_without_tail(row) for row in rows]\n        names", "names"),
+    learner("tail-is-kept", "rows = [_without_tail(row) for row in rows]\n        totals", "totals"),
     learner("tail-cuts-the-last-token", ".max(initial=0)) + 1\n", ".max(initial=0))\n"),
-    learner(
+    terms(
         "gap-is-the-last",
-        'max(totals["logprob_gap"], float(drift.abs().max()) if len(drift) else 0.0)',
-        "float(drift.abs().max()) if len(drift) else 0.0",
+        "torch.maximum(totals[name], value) if largest",
+        "value if largest",
     ),
     learner("one-rate-for-both", 'self._lr[group["muon"]] * scale', "self._lr[True] * scale"),
     learner(
         "scale-is-ignored", 'group["lr"] = self._lr[group["muon"]] * scale', 'group["lr"] = self._lr[group["muon"]]'
     ),
-    learner("not-finite-passes", "finite = bool(torch.isfinite(loss))", "finite = True"),
+    learner("not-finite-passes", "if bool(total.isfinite()):", "if True:"),
     learner("experts-are-not-balanced", "            router.balance(balance)\n", "            router.load_E.zero_()\n"),
-    learner("accuracy-of-read-tokens", "acted = weights == 1", "acted = weights > 0"),
+    terms("accuracy-of-read-tokens", "acted = weights == 1", "acted = weights > 0"),
     learner("first-token-is-imitated", "    mask[0] = False\n", ""),
     objective(
         "reference-is-the-policy", "model = self.model if not reference else self._reference", "model = self.model"
@@ -135,7 +134,7 @@ MUTANTS = [
         "out[places[id(row)]][: len(row.tokens)]",
         "out[group.index(row)][: len(row.tokens)]",
     ),
-    objective("ptx-weight-is-ignored", "return objective.ptx * sft_loss(", "return sft_loss("),
+    objective("ptx-weight-is-ignored", "return objective.ptx * text_terms(", "return text_terms("),
     objective("ptx-by-the-rows-denominator", "denominator=text_denominator)", "denominator=denominator)"),
     ranks(
         "each-rank-its-own-denominator",
@@ -220,7 +219,7 @@ MUTANTS = [
     clip("all-heads-are-scaled", "torch.where(above_LH[i], self._tau / logits_LH[i], 1.0)", "self._tau / logits_LH[i]"),
     clip("logits-are-kept", "        self.forget()\n        logits_LH", "        logits_LH"),
     clip("every-head-is-above", "above_LH = logits_LH > self._tau", "above_LH = logits_LH > 0"),
-    routes("overlap-of-all-routes", "int((routes_TK >= 0).sum())", "routes_TK.numel()"),
+    routes("overlap-of-all-routes", "(routes_TK >= 0).sum()))", "(routes_TK >= -1).sum()))"),
     routes(
         "watching-counts-load",
         "            router.training = False  # the live choice must not count in the load\n",
