@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.arrays import sent
 from model.kernels import cpu_ops
 
 _QUERIES = 256  # queries whose logits are held at once when the largest are collected
@@ -59,20 +60,39 @@ def packed_attention(
     lengths: Sequence[int],
     scale: float | None,
     shared: Shared | None = None,
+    starts_R: Tensor | None = None,
 ) -> Tensor:
     """Causal attention [U, H, V] within each of the packed rows, ``lengths`` long; without ``shared`` U is T.
 
-    bfloat16 on a CPU uses our own kernel; everything else goes to torch, row by row.
+    bfloat16 on a CPU uses our own kernel. On a GPU 16-bit rows go to torch's flash attention for rows of any length
+    in one call, if ``starts_R`` is given (:func:`row_starts`). Everything else goes to torch, row by row.
     """
     if cpu_ops.attends(query_UHQ, value_UKV):
         own = (0,) * len(lengths) if shared is None else shared.own
         place_T = torch.arange(sum(lengths)) if shared is None else shared.place_T
         scale = query_UHQ.shape[2] ** -0.5 if scale is None else scale
         return _Attend.apply(query_UHQ, key_UKQ, value_UKV, tuple(lengths), own, place_T, scale)  # type: ignore
-    if shared is None:
-        return causal_attention(query_UHQ, key_UKQ, value_UKV, lengths, scale)
-    query, key, value = (x.index_select(0, shared.place_T) for x in (query_UHQ, key_UKQ, value_UKV))
-    return causal_attention(query, key, value, lengths, scale).index_select(0, shared.first_U)
+    whole = query_UHQ, key_UKQ, value_UKV
+    if shared is not None:
+        whole = tuple(x.index_select(0, shared.place_T) for x in whole)
+    if starts_R is not None and query_UHQ.dtype in (torch.bfloat16, torch.float16):
+        out = _varlen(*whole, starts_R, max(lengths), scale)
+    else:
+        out = causal_attention(*whole, lengths, scale)
+    return out if shared is None else out.index_select(0, shared.first_U)
+
+
+def row_starts(lengths: Sequence[int], device: torch.device) -> Tensor | None:
+    """Where each packed row begins, and the end, int32 [rows + 1]; None on a CPU, where nothing needs it."""
+    return None if device.type == "cpu" else sent(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    grouped = query.shape[1] != key.shape[1]
+    causal = {"scale": scale, "window_size": (-1, 0), "enable_gqa": grouped}
+    return varlen_attn(query, key, value, starts, starts, longest, longest, **causal)  # type: ignore[return-value]
 
 
 class _Attend(torch.autograd.Function):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.kernels import ops
+
 
 def frequencies(width: int, theta: float) -> Tensor:
     """Radians per position of each pair, float64 [width / 2]."""
@@ -44,20 +46,16 @@ def rotate_tails(x_BTW: Tensor, width: int, cos_TR: Tensor, sin_TR: Tensor, inte
 class _Tails(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTW: Tensor, width: int, cos_TR: Tensor, sin_TR: Tensor, interleave: bool) -> Tensor:
-        from model.kernels.triton import rotate_tails_
-
         ctx.save_for_backward(cos_TR, sin_TR)
         ctx.width, ctx.interleave = width, interleave
         ctx.mark_dirty(x_BTW)
-        rotate_tails_(x_BTW.view(-1, x_BTW.shape[-1] // width, width), cos_TR, sin_TR, interleave, back=False)
+        ops.rotate_tails_(x_BTW.view(-1, x_BTW.shape[-1] // width, width), cos_TR, sin_TR, interleave, back=False)
         return x_BTW
 
     @staticmethod
     def backward(ctx: Any, grad_BTW: Tensor) -> tuple[Tensor | None, ...]:
-        from model.kernels.triton import rotate_tails_
-
         grad = grad_BTW.clone(memory_format=torch.contiguous_format)
         heads = grad.view(-1, grad.shape[-1] // ctx.width, ctx.width)
         cos, sin = ctx.saved_tensors
-        rotate_tails_(heads, cos, sin, ctx.interleave, back=True)
+        ops.rotate_tails_(heads, cos, sin, ctx.interleave, back=True)
         return grad, None, None, None, None

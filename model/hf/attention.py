@@ -35,6 +35,7 @@ class Packed:
     routes_TLK: Tensor | None
     routers: tuple[Any, ...]  # of model.hf.routers, first to last
     shared: Shared | None = None
+    starts_R: Tensor | None = None  # of model.blocks.attention.row_starts
 
     def replay(self) -> None:
         """Tell the routers."""
@@ -105,7 +106,8 @@ def attention(
     if s_aux is None and all(attention_mask.causal(n) for n in lengths):
         if packed and len(query_BHTQ) == 1:
             query, key, value = (x[0].transpose(0, 1) for x in (query_BHTQ, key_BKTQ, value_BKTV))
-            return packed_attention(query, key, value, lengths, scaling, shared)[None], None
+            starts = packed.starts_R if query.shape[2] == value.shape[2] else None
+            return packed_attention(query, key, value, lengths, scaling, shared, starts)[None], None
         out = F.scaled_dot_product_attention(
             query_BHTQ, key_BKTQ, value_BKTV, is_causal=True, scale=scaling, enable_gqa=_grouped(query_BHTQ, key_BKTQ)
         )

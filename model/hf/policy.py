@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.blocks.attention import Shared
+from model.blocks.attention import Shared, row_starts
 from model.blocks.expert_parallel import ExpertGroup, cut
 from model.blocks.logprobs import Head
 from model.blocks.recompute import recomputed
@@ -113,7 +113,7 @@ class HfPolicy(Policy):
         if shared is not None:
             tokens_BT, positions = tokens_BT[:, shared.first_U], positions[:, shared.first_U]
             routes = None if routes is None else routes[shared.first_U]
-        packed = Packed(tuple(rows), routes, tuple(self._routers), shared)
+        packed = Packed(tuple(rows), routes, tuple(self._routers), shared, row_starts(rows, tokens_BT.device))
         packed.replay()
         self._recompute(self.recompute)
         base: nn.Module = getattr(self, self._base)

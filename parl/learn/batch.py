@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.arrays import sent
 from model.blocks.attention import Shared
 from model.family import Pictures
 from model.policy import trained_places
@@ -39,13 +40,15 @@ class TextRow:
 class Batch:
     """Packed rows of ``lengths``, for a policy on ``device``. Routes are contiguous per layer.
 
-    The mask stays on the host, which then knows every size: nothing here waits for a GPU.
+    Which tokens are trained is known on the host, so that nothing here waits for a GPU: ``places_M`` are their indices
+    in T, ``counts`` how many each row has.
     """
 
     rows: list[Row] | list[TextRow]
     lengths: list[int]
     tokens_BT: Tensor
-    mask_BT: Tensor
+    places_M: Tensor
+    counts: list[int]
     routes_BTLK: Tensor | None
     media: Any = None
     shared: Shared | None = None
@@ -53,13 +56,13 @@ class Batch:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The policy's inputs for this batch, on its device; ValueError if a row's first token is trained."""
+        """The policy's inputs for this batch, on its device."""
         shared = self.shared
         if shared is not None:
             shared = replace(shared, place_T=self._sent(shared.place_T), first_U=self._sent(shared.first_U))
         return {
             "tokens_BT": self._sent(self.tokens_BT),
-            "places_M": self._sent(trained_places(self.mask_BT[0], self.lengths)),
+            "places_M": self._sent(self.places_M),
             "routes_BTLK": None if self.routes_BTLK is None else self._sent(self.routes_BTLK),
             "media": self.media,
             "lengths": self.lengths,
@@ -67,17 +70,16 @@ class Batch:
         }
 
     def gather(self, name: str) -> Tensor:
-        """Field ``name`` of every row at the masked positions, float32 [M]."""
+        """Field ``name`` of every row at the trained positions, float32 [M]."""
         values = np.concatenate([getattr(row, name) for row in self.rows]).astype(np.float32, copy=False)
-        return self._sent(torch.from_numpy(values)[self.mask_BT[0]])
+        return self._sent(torch.from_numpy(values)[self.places_M])
 
     def _sent(self, tensor: Tensor) -> Tensor:
-        """``tensor`` on the device; from pinned memory, so that the host need not wait for the copy."""
-        return tensor if self.device == HOST else tensor.pin_memory().to(self.device, non_blocking=True)
+        return sent(tensor, self.device)
 
     def by_row(self, values_M: Tensor) -> list[Tensor]:
         """``values_M`` split by rows."""
-        return list(values_M.split([int(mask.sum()) for mask in self.mask_BT[0].split(self.lengths)]))
+        return list(values_M.split(self.counts))
 
 
 def micro_batches(rows: Sequence, limit: int, *, share: bool = False) -> list[list]:
@@ -152,20 +154,21 @@ def lay(
     share: bool = False,
     device: torch.device = HOST,
 ) -> Batch:
-    """``rows`` packed; an MoE policy's rows must all have routes, or none.
+    """``rows`` packed; an MoE policy's rows must all have routes, or none. ValueError if a first token is trained.
 
     ``pictures``: how pictures are cut; ValueError if rows have some and the policy has no vision. ``share``:
     compute common prefixes of neighbours once (``Policy.shares``).
     """
     lengths = [len(row.tokens) for row in rows]
     tokens = torch.from_numpy(np.concatenate([row.tokens for row in rows]).astype(np.int64))[None]
-    masks = torch.from_numpy(np.concatenate([mask(row) for row in rows]))[None]
+    masks = [mask(row) for row in rows]
+    places, counts = trained_places(torch.from_numpy(np.concatenate(masks)), lengths), [int(m.sum()) for m in masks]
     routes = None
     if rows[0].routes is not None:
         token_major = torch.from_numpy(np.concatenate([row.routes for row in rows]))
         routes = token_major.transpose(0, 1).contiguous().transpose(0, 1)[None]
     shared = _shared(rows) if share else None
-    return Batch(rows, lengths, tokens, masks, routes, _media(rows, lengths, pictures), shared, device)
+    return Batch(rows, lengths, tokens, places, counts, routes, _media(rows, lengths, pictures), shared, device)
 
 
 def _media(rows: list, lengths: list[int], pictures: Pictures | None) -> Any:

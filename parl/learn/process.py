@@ -51,7 +51,7 @@ def prepare_process(device: Device, *, threads: int, rank: int, ranks: int, port
         if not distributed.is_initialized():
             distributed.init_process_group(backend, store=_meeting(rank, ranks, port), rank=rank, world_size=ranks)
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo")
-    return torch.device(device)
+    return torch.device(device, 0) if device == "cuda" else torch.device(device)
 
 
 def free_port() -> int:

@@ -167,11 +167,12 @@ def test_the_largest_logits_are_those_of_the_rows_alone():
 
 def test_the_first_token_of_a_later_row_cannot_be_trained():
     policy, batch = random_policy(CONFIG), lay(ROWS, MASK)
-    batch.mask_BT[0, len(ROWS[0].tokens)] = True
+    mask_BT = torch.from_numpy(np.concatenate([MASK(row) for row in ROWS]))[None]
+    mask_BT[0, len(ROWS[0].tokens)] = True
     with pytest.raises(ValueError, match="mask covers position 0"):
-        policy(**batch.inputs)
+        policy(batch.tokens_BT, mask_BT, lengths=batch.lengths)
     with pytest.raises(ValueError, match="mask covers position 0"):
-        policy(batch.tokens_BT, batch.mask_BT, lengths=batch.lengths)
+        lay(ROWS, lambda row: MASK(row) | (np.arange(len(row.tokens)) == 0) & (row is ROWS[1]))
 
 
 def test_a_row_beyond_the_context_is_refused_but_many_short_ones_are_not():
