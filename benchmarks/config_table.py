@@ -116,9 +116,11 @@ def tables() -> str:
             continue
         seen |= {prefix + name for name in fields}
         heading = f"### `{prefix.rstrip('.')}`" if prefix else "### Top level"
-        if len(built_in_sections(prefix.rstrip("."))) > 1:
-            chooses = "name" if "name" in fields else "family"
-            heading += f" with `{chooses}: {_default(fields[chooses])}`"
+        choices = built_in_sections(prefix.rstrip("."))
+        if len(choices) > 1:
+            chosen = next(name for name, kind in choices.items() if kind is model)
+            key = "family" if prefix == "model." else "name"
+            heading += f" with `{key}: {chosen}`"
         summary = (model.__doc__ or "").strip().splitlines()[0].split(". ")[0].rstrip(".") + "."
         rows = [_row(prefix + name, field) for name, field in fields.items()]
         head = ["| key | default | allowed | unit | meaning |", "|---|---|---|---|---|"]

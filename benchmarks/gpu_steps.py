@@ -88,7 +88,7 @@ def parity(bench: Bench) -> None:
         model, _, what = name.partition("/")
         off = _apart(given, exact[name])
         columns = {"shape": model, "dtype": "float32", "parity": off, "ok": off <= _TOLERANCE}
-        bench.add(f"learner on this device against the CPU: {what}", None, "", **columns)
+        bench.add(f"learner on this device against the CPU: {what}", off, "apart", **columns)
 
 
 def _all_trained(device: Any) -> dict[str, np.ndarray]:

@@ -10,7 +10,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch import device as Device
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -48,15 +47,6 @@ def to_tensor(array: np.ndarray) -> Tensor:
     if array.dtype == BFLOAT16:
         return torch.from_dlpack(np.ascontiguousarray(array).view(np.uint16)).view(torch.bfloat16)
     return torch.from_dlpack(array)
-
-
-def sent(tensor: Tensor, device: Device) -> Tensor:
-    """``tensor`` of the host on ``device``; to a GPU from pinned memory, so that the host need not wait."""
-    import torch
-
-    if device.type == "cpu":
-        return tensor
-    return (tensor.pin_memory() if torch.cuda.is_available() else tensor).to(device, non_blocking=True)
 
 
 def fill(module: nn.Module, weights: Mapping[str, np.ndarray]) -> None:

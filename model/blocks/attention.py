@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.arrays import sent
+from model.blocks.device import sent
 from model.kernels import cpu_ops
 
 _QUERIES = 256  # queries whose logits are held at once when the largest are collected

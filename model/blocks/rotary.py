@@ -43,13 +43,26 @@ def rotate_tails(x_BTW: Tensor, width: int, cos_TR: Tensor, sin_TR: Tensor, inte
     return _Tails.apply(x_BTW, width, cos_TR, sin_TR, interleave)
 
 
+def _rotate_tails_(x_NHQ: Tensor, cos_PR: Tensor, sin_PR: Tensor, near: bool, back: bool) -> None:
+    ops.implementation(x_NHQ).rotate_tails_(x_NHQ, cos_PR, sin_PR, near, back)
+
+
+torch.library.custom_op("parl::rotate_tails_", _rotate_tails_, mutates_args=("x_NHQ",)).register_fake(lambda *_: None)
+
+
+def _rotate(x_NHQ: Tensor, *rest: Any) -> None:
+    """The operator where it is traced, else the kernel itself, which costs less to call."""
+    traced = type(x_NHQ) is not Tensor or torch.compiler.is_compiling()
+    (torch.ops.parl.rotate_tails_ if traced else _rotate_tails_)(x_NHQ, *rest)
+
+
 class _Tails(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTW: Tensor, width: int, cos_TR: Tensor, sin_TR: Tensor, interleave: bool) -> Tensor:
         ctx.save_for_backward(cos_TR, sin_TR)
         ctx.width, ctx.interleave = width, interleave
         ctx.mark_dirty(x_BTW)
-        ops.rotate_tails_(x_BTW.view(-1, x_BTW.shape[-1] // width, width), cos_TR, sin_TR, interleave, back=False)
+        _rotate(x_BTW.view(-1, x_BTW.shape[-1] // width, width), cos_TR, sin_TR, interleave, False)
         return x_BTW
 
     @staticmethod
@@ -57,5 +70,5 @@ class _Tails(torch.autograd.Function):
         grad = grad_BTW.clone(memory_format=torch.contiguous_format)
         heads = grad.view(-1, grad.shape[-1] // ctx.width, ctx.width)
         cos, sin = ctx.saved_tensors
-        ops.rotate_tails_(heads, cos, sin, ctx.interleave, back=True)
+        _rotate(heads, cos, sin, ctx.interleave, True)
         return grad, None, None, None, None

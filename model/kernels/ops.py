@@ -214,21 +214,6 @@ def _logprobs_grad(ctx: Any, *grads: Any) -> tuple:
 torch.library.register_autograd("parl::token_logprobs", _logprobs_grad, setup_context=_logprobs_setup)
 
 
-# ---------------------------------------------------------------- rotation
-
-
-def rotate_tails_(x_NHQ: Tensor, cos_PR: Tensor, sin_PR: Tensor, near: bool, back: bool) -> None:
-    """Rotate the last R of each head in place, on a GPU; see :func:`model.kernels.triton.rotary.rotate_tails_`."""
-    _call("rotate_tails_", _rotate_tails_, None, x_NHQ, cos_PR, sin_PR, near, back)
-
-
-def _rotate_tails_(x: Tensor, cos: Tensor, sin: Tensor, near: bool, back: bool) -> None:
-    implementation(x).rotate_tails_(x, cos, sin, near, back)
-
-
-torch.library.custom_op("parl::rotate_tails_", _rotate_tails_, mutates_args=("x",)).register_fake(lambda *_: None)
-
-
 # ---------------------------------------------------------------- dense feed-forward part
 
 

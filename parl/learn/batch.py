@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.arrays import sent
 from model.blocks.attention import Shared
+from model.blocks.device import sent
 from model.family import Pictures
 from model.policy import trained_places
 from parl.learn.rows import Row
