@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from types import ModuleType
 from typing import Any
 
 
@@ -36,7 +35,7 @@ def named(name: str, key: str) -> Any:
     return found
 
 
-def extra(module: str, package: str, key: str) -> ModuleType:
+def extra(module: str, package: str, key: str) -> Any:
     """The ``module`` of an optional ``package``; ModuleNotFoundError says what to install for ``key``."""
     try:
         return importlib.import_module(module)

@@ -44,6 +44,7 @@ ENVIRONMENTS = Kind(
         "world": "envs.world.environment:WorldEnvironment",
         "functions": "envs.plugs.functions:FunctionsEnvironment",
         "research": "envs.research.environment:ResearchEnvironment",
+        "mcp": "envs.plugs.mcp:McpEnvironment",
     },
     check=_environment,
 )

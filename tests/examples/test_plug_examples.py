@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,18 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def whole(outside: Outside, example: str, llama: Path, *modules: str, **engine: Any) -> list[dict[str, Any]]:
+def whole(
+    outside: Outside, example: str, llama: Path, *modules: str, more: tuple[str, ...] = (), **engine: Any
+) -> list[dict[str, Any]]:
     """Train one step with ``example``.yaml, evaluate, replay; the calls of the run's last step's episodes."""
     for name in (f"{example}.yaml", *modules):
-        shutil.copy(ROOT / "examples" / name, outside.modules if name.endswith(".py") else outside.folder)
+        shutil.copy(ROOT / "examples" / name, outside.folder)
     shutil.copy(Path(__file__).parent / "forced.py", outside.modules)
     settings = [
         *(f"model.init={llama}", "model.max_position_embeddings=8192", "model.chat=hermes", "root=."),
         *("rollouts.engine=forced:Forced", f"rollouts.engine_config={json.dumps(engine)}"),
         *("rollouts.group_size=2", "rollouts.tasks_per_step=2", "trainer.steps=1", "trainer.threads=1", "eval.tasks=2"),
-        *("rollouts.concurrency=4", "trainer.keep_best=null", "tracking.wandb=disabled", "baseline=false"),
+        *("rollouts.concurrency=4", "trainer.keep_best=null", "tracking.wandb=disabled", "baseline=false", *more),
     ]
     outside.parl("train", f"{example}.yaml", *settings)
     outside.parl("eval", example, "eval.seed=9")
@@ -54,3 +57,11 @@ def test_functions(outside: Outside, llama: Path):
     frozen = [[["population", {"town": "Town 4"}]], "10548"]
     rows = whole(outside, "functions", llama, "town_tools.py", policy=policy, frozen=frozen, other="1")
     assert rows
+
+
+@pytest.mark.slow
+def test_mcp(outside: Outside, llama: Path):
+    pytest.importorskip("mcp", reason="the package mcp is not installed (extra mcp)")
+    policy = [[["convert", {"amount": 2, "unit": "yard", "to": "inch"}]], "72"]
+    more = (f"envs.config.servers.units.command={sys.executable}",)
+    whole(outside, "mcp", llama, "unit_server.py", policy=policy, other="1", more=more)
