@@ -26,11 +26,8 @@ _MULTIPLE = 8  # of the widths that the grouped products take
 
 def fused(module: Any) -> bool:
     """Whether ``module`` is a stack of experts that our kernels compute."""
-    plain = (
-        module.is_concatenated
-        and module.has_gate
-        and not (module.is_transposed or module.has_bias or module.has_post_expert_norm or module._is_expert_parallel)
-    )
+    other = ("is_transposed", "has_bias", "has_post_expert_norm", "_is_expert_parallel")  # some are new in 5.24
+    plain = module.is_concatenated and module.has_gate and not any(getattr(module, name, False) for name in other)
     silu = isinstance(getattr(module, "act_fn", None), (nn.SiLU, SiLUActivation))
     return (
         plain
