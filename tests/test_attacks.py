@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from attacks.base import Attack, NotHere, all_attacks
 
-SLOW = {"process faults", "network", "writers", "torn files"}  # minutes: test_attacks_slow.py
+SLOW = {"process faults", "network", "writers", "torn files", "sandbox levels"}  # minutes: test_attacks_slow.py
 CASES = [attack for attack in all_attacks() if attack.area not in SLOW]
 DOCUMENT = Path(__file__).parents[1] / "docs" / "security.md"
 

@@ -26,8 +26,10 @@ def test_the_faults_that_are_tried_are_there():
 
 
 def _case(attack: Attack) -> object:
-    """Attacks of one live run, and faults with shared runs, stay in one test process, in order."""
-    together = [pytest.mark.xdist_group(attack.area)] if attack.area in ("network", "process faults") else []
+    """Attacks of one live run, of one batch, and faults with shared runs, stay in one test process, in order."""
+    together = (
+        [pytest.mark.xdist_group(attack.area)] if attack.area in ("network", "process faults", "sandbox levels") else []
+    )
     return pytest.param(attack, id=f"{attack.area}: {attack.name}", marks=together)
 
 
