@@ -45,6 +45,7 @@ ENVIRONMENTS = Kind(
         "functions": "envs.plugs.functions:FunctionsEnvironment",
         "research": "envs.research.environment:ResearchEnvironment",
         "mcp": "envs.plugs.mcp:McpEnvironment",
+        "retrieve": "envs.plugs.retrieve:RetrieveEnvironment",
     },
     check=_environment,
 )
