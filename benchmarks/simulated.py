@@ -67,7 +67,7 @@ class SimulatedEnvironment(Environment):
         """Eight tasks."""
         return [simulated_task(number, split) for number in range(8)]
 
-    async def open(self, task: Task) -> SimulatedSession:
+    async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> SimulatedSession:
         """A session of ``task``."""
         return SimulatedSession(self, task)
 

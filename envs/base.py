@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsFloat, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -70,6 +71,8 @@ class ToolResult:
 
     ``images`` (PNG files) follow the text, for a policy with vision. ``machine``: the call failed because of
     the tools' machine (no connection, a dead server): no agent reads it, and the episode is run again.
+    ``done``: the agent has ended (a game is over). A sub-agent's message, or the episode's answer, is then what
+    the agent wrote beside its call, or else ``text``.
     """
 
     text: str
@@ -77,6 +80,7 @@ class ToolResult:
     latency_s: float = 0.0
     images: tuple[bytes, ...] = ()
     machine: bool = False
+    done: bool = False
 
     @property
     def readable(self) -> str:
@@ -101,7 +105,9 @@ class Oracle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gold:
-    """The hidden answer. ``kind`` is ``table`` (columns, key columns, rows) or ``exact`` (accepted strings)."""
+    """The hidden answer, by ``kind``: ``table`` (columns, key columns, rows), ``exact`` (accepted strings), or
+    ``none``: the session scores the episode (:class:`Scorer`), or nothing does.
+    """
 
     kind: str
     columns: tuple[str, ...] = ()
@@ -109,6 +115,37 @@ class Gold:
     rows: tuple[tuple[str, ...], ...] = ()
     answers: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)  # other accepted spelling -> the spelling in rows or answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How good an episode's outcome is: ``value`` in [``low``, ``high``], which may be negative.
+
+    ``success``: whether it counts as solved; None: where ``value`` is ``high``. ``parts``: named numbers to be
+    tracked beside it. ValueError for a value outside its range or a number that is not finite.
+    """
+
+    value: float
+    success: bool | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, number in {"value": self.value, "low": self.low, "high": self.high, **self.parts}.items():
+            if not isinstance(number, SupportsFloat) or not math.isfinite(number):
+                raise ValueError(f"a score's {name} = {number!r} is no finite number")
+        if not self.low < self.high:
+            raise ValueError(f"a score's low = {self.low} must be below its high = {self.high}")
+        if not self.low <= self.value <= self.high:
+            raise ValueError(
+                f"a score of {self.value} is outside [{self.low}, {self.high}]: scale it, or declare its low and high"
+            )
+
+    @property
+    def solved(self) -> bool:
+        """``success``, or whether the value is the highest."""
+        return self.value >= self.high if self.success is None else self.success
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +252,19 @@ class Cancellable(Protocol):
         ...
 
 
+@runtime_checkable
+class Scorer(Protocol):
+    """An optional part of a session: it scores the finished episode."""
+
+    async def score(self, episode: Any) -> Score:
+        """The score of a ``rollouts.episode.Episode``, whatever its status; stored with it.
+
+        Awaited once, after the last agent ended and before ``close``, for at most
+        ``rollouts.score_deadline_s`` seconds. If it fails, the episode is run again, never scored 0.
+        """
+        ...
+
+
 class Section(BaseModel):
     """The section of a configuration that a class brings: frozen, and unknown keys are errors.
 
@@ -274,6 +324,8 @@ class Environment:
     spreads: ClassVar[bool] = False
     # No call changes later ones: a continued episode need not repeat its calls.
     stateless: ClassVar[bool] = False
+    # The same calls in a new session lead to the same state. False: an episode that lost its session begins anew.
+    repeatable: ClassVar[bool] = True
     # Its texts are not made of the words that a policy from scratch learns from its teacher.
     foreign: bool = False
     # How tables and reports group results, in order. Families without a group follow, a group each; all tasks
@@ -287,8 +339,12 @@ class Environment:
         """Distinct tasks of ``split`` in a fixed order; ValueError for an unknown split."""
         raise NotImplementedError(f"{type(self).__name__} has no method tasks")
 
-    async def open(self, task: Task) -> Session:
-        """A fresh session for one episode of ``task``."""
+    async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> Session:
+        """A fresh session for one episode of ``task``.
+
+        ``seed``, below 2^31, is the same for all episodes of a task's group and the same when one is run again;
+        ``attempt`` is the episode's number in its group.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no method open")
 
     async def close(self) -> None:

@@ -50,7 +50,7 @@ class Towns(Environment):
             about = {"family": "towns", "split": split, "width": len(towns), "oracle": oracle}
             yield Task(key=task_key(prompt, gold.rows), prompt=prompt, gold=gold, **about)
 
-    async def open(self, task):
+    async def open(self, task, *, seed=0, attempt=0):
         return Lookup(self)
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from envs.base import Score
 from rewards.base import Parts, Reward, Weights
-from rewards.outcome import Outcome
 from rollouts.episode import Episode
 
 
@@ -24,9 +24,9 @@ class Convex(Reward):
     share: float = Field(default=0.1, ge=0, le=1, description="λ at the start")
     cap: int = Field(default=8, gt=0, description="sub-agents at which parallel reaches 1")
 
-    def parts(self, episode: Episode, outcome: Outcome) -> Parts:
+    def parts(self, episode: Episode, score: Score | None) -> Parts:
         """Tracked as ``reward/NAME``, as is ``perf``, the answer's score."""
-        solved = outcome.score if outcome.success else 0.0
+        solved = score.value if score and score.solved else 0.0
         return {"parallel": min(len(episode.subagents), self.cap) / self.cap, "solved": solved}
 
     def weights(self, step: int, steps: int) -> Weights:

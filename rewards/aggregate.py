@@ -12,6 +12,7 @@ import numpy as np
 
 from envs.base import TaskGroup
 from rewards.base import TOTAL, Reward, Weights
+from rewards.score import PARTS
 from rollouts.episode import Episode, EpisodeStatus
 
 
@@ -22,8 +23,9 @@ def aggregate(
 
     ``episodes/<status>`` counts all episodes; everything else is a mean over those that did not end FAILED or
     CANCELLED. ``swarm/finish_rate`` is the mean over episodes that spawned, ``swarm/useless_spawn_rate`` the
-    spawn rate over tasks with oracle width 0. A mean over nothing is left out. ``perf/item_f1`` of
-    exact-match tasks is their exact match.
+    spawn rate over tasks with oracle width 0. A mean over nothing is left out: a metric's mean is that of the
+    episodes that have it. ``perf/item_f1`` of exact-match tasks is their exact match, ``score/NAME`` a part of
+    other scores.
     """
     out = {f"episodes/{status}": float(sum(e.status is status for e in episodes)) for status in EpisodeStatus}
     valid = [e for e in episodes if not e.void]
@@ -36,28 +38,28 @@ def aggregate(
         "steps/critical": _mean(critical),
         "steps/critical_p50": float(np.percentile(critical, 50)),
         "steps/critical_p95": float(np.percentile(critical, 95)),
-        "steps/total": _metric(valid, "total_steps"),
-        "swarm/subagents": _metric(valid, "subagents"),
-        "swarm/spawn_rate": _metric(valid, "spawned"),
+        "steps/total": _mean(e.metrics["total_steps"] for e in valid),
+        "swarm/subagents": _mean(e.metrics["subagents"] for e in valid),
+        "swarm/spawn_rate": _mean(e.metrics["spawned"] for e in valid),
         "swarm/parallelism": _mean(e.metrics["total_steps"] / max(e.metrics["critical_steps"], 1) for e in valid),
-        "perf/success": _metric(valid, "success"),
     }
+    named = dict.fromkeys(name for e in valid for name in e.metrics if name.startswith(PARTS))
+    out |= _metrics(valid, {"perf/success": "success", **dict(zip(named, named, strict=True))})
     if reward is not None and weights is not None:
         shares = reward.weighted({name: value for name, value in parts.items() if name != TOTAL}, weights)
         out |= {f"reward/weighted/{name}": value for name, value in shares.items()}
     out |= _turns(valid) | _latencies(valid)
     spawned = [e for e in valid if e.metrics["spawned"]]
     if spawned:
-        out["swarm/finish_rate"] = _metric(spawned, "finish_rate")
+        out |= _metrics(spawned, {"swarm/finish_rate": "finish_rate"})
         out["swarm/duplicate_rate"] = _mean(duplicate_rate(e) for e in spawned)
     hopeless = [e for e in valid if e.task.oracle is not None and e.task.oracle.width == 0]
     if hopeless:
-        out["swarm/useless_spawn_rate"] = _metric(hopeless, "spawned")
+        out |= _metrics(hopeless, {"swarm/useless_spawn_rate": "spawned"})
     for family in sorted({e.task.family for e in valid}):
         members = [e for e in valid if e.task.family == family]
-        out[f"swarm/spawn_rate/{family}"] = _metric(members, "spawned")
-        out[f"perf/item_f1/{family}"] = _metric(members, "item_f1")
-        out[f"steps/critical/{family}"] = _metric(members, "critical_steps")
+        names = {"swarm/spawn_rate": "spawned", "perf/item_f1": "item_f1", "steps/critical": "critical_steps"}
+        out |= _metrics(members, {f"{tracked}/{family}": name for tracked, name in names.items()})
     return out
 
 
@@ -112,8 +114,8 @@ def evaluation_table(episodes: Sequence[Episode], groups: Sequence[TaskGroup] = 
 
     Each holds the means ``item_f1`` (exact-match tasks: their exact match), ``success``, ``critical_steps``,
     ``total_steps``, ``subagents``, ``spawn_rate``; ``finish_rate``, the mean over episodes that spawned, or
-    None; and ``n_tasks``, the number of distinct tasks. A group without tasks has ``n_tasks`` 0 and None
-    elsewhere, or no row (``TaskGroup.always``). FAILED episodes count with their score of 0.
+    None; and ``n_tasks``, the number of distinct tasks. What no episode has is None. A group without tasks has
+    ``n_tasks`` 0 and None elsewhere, or no row (``TaskGroup.always``). FAILED episodes count with their score of 0.
     """
     found = {group.name: [e for e in episodes if group.holds(e.task.family, e.task.width)] for group in groups}
     table = {group.name: _row(found[group.name]) for group in groups if group.always or found[group.name]}
@@ -125,16 +127,23 @@ def evaluation_table(episodes: Sequence[Episode], groups: Sequence[TaskGroup] = 
 
 def _row(episodes: list[Episode]) -> dict[str, Any]:
     means = ("item_f1", "success", "critical_steps", "total_steps", "subagents")
-    row: dict[str, Any] = {name: _metric(episodes, name) if episodes else None for name in means}
-    row["spawn_rate"] = _metric(episodes, "spawned") if episodes else None
-    spawned = [e for e in episodes if e.metrics["spawned"]]
-    row["finish_rate"] = _metric(spawned, "finish_rate") if spawned else None
+    row: dict[str, Any] = {name: _metric(episodes, name) for name in means}
+    row["spawn_rate"] = _metric(episodes, "spawned")
+    row["finish_rate"] = _metric([e for e in episodes if e.metrics["spawned"]], "finish_rate")
     row["n_tasks"] = len({e.task.key for e in episodes})
     return row
 
 
-def _metric(episodes: list[Episode], name: str) -> float:
-    return _mean(e.metrics[name] for e in episodes)
+def _metrics(episodes: list[Episode], names: dict[str, str]) -> dict[str, float]:
+    """Means by tracked name, of those metrics that some of ``episodes`` have."""
+    means = {tracked: _metric(episodes, name) for tracked, name in names.items()}
+    return {tracked: mean for tracked, mean in means.items() if mean is not None}
+
+
+def _metric(episodes: list[Episode], name: str) -> float | None:
+    """The mean over the episodes that have it; None without one."""
+    values = [e.metrics[name] for e in episodes if name in e.metrics]
+    return _mean(values) if values else None
 
 
 def _mean(values: Iterable[float]) -> float:

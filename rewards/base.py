@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rewards.outcome import Outcome
+from envs.base import Score
 from rollouts.episode import Episode
 
 Parts = dict[str, float]  # by name, unweighted
@@ -32,10 +32,10 @@ class Reward(BaseModel):
 
     name: str = Field(description="the reward: parl, package.module:Class, or an installed entry point")
 
-    def parts(self, episode: Episode, outcome: Outcome) -> Parts:
+    def parts(self, episode: Episode, score: Score | None) -> Parts:
         """The parts besides ``perf``, unweighted, by name; a ``perf`` here replaces the answer's score.
 
-        ``outcome``: the score of the answer, 0 unless the episode ended ANSWERED. When a stored episode is
+        ``score``: that of the episode or its answer, None if nothing scores it. When a stored episode is
         scored again, its traces have turns, spans and statuses but no tokens; see ``texts``.
         """
         return {}

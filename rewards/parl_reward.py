@@ -3,7 +3,7 @@
 Kimi K2.5 report, Agent Swarm:  r = λ1 · r_parallel + λ2 · r_finish + r_perf, with λ1, λ2 annealed to 0. The
 report gives the terms but not their formulas; these are ours (docs/reward.md has the reasons):
 
-    perf      score of the answer in [0, 1] (item-F1 or exact match); 0 unless the episode ended ANSWERED
+    perf      score of the episode, or of its answer (item-F1 or exact match, 0 unless it ended ANSWERED)
     parallel  min(sub-agents, cap) / cap, in [0, 1]: against serial collapse
     finish    sub-agents that returned a valid message / sub-agents launched, in [0, 1]: against spurious parallelism
     critical  min(critical steps / reference, 2), in [0, 2]: enters the total with a minus sign; 0 without a reference
@@ -19,8 +19,8 @@ from typing import Self
 
 from pydantic import Field
 
+from envs.base import Score
 from rewards.base import Parts, Reward, Weights
-from rewards.outcome import Outcome
 from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 
@@ -37,7 +37,7 @@ class Parl(Reward):
     parallel_cap: int = Field(default=16, gt=0, description="sub-agents at which r_parallel reaches 1")
     critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
 
-    def parts(self, episode: Episode, outcome: Outcome) -> Parts:
+    def parts(self, episode: Episode, score: Score | None) -> Parts:
         """See the module docstring for the formulas."""
         return {
             "parallel": min(len(episode.subagents), self.parallel_cap) / self.parallel_cap,
@@ -59,7 +59,7 @@ class Parl(Reward):
     def total(self, parts: Parts, weights: Weights) -> float:
         """perf + λ1 · parallel + λ2 · finish − μ · critical, added in this order."""
         bonus = weights["parallel"] * parts["parallel"] + weights["finish"] * parts["finish"]
-        return parts["perf"] + bonus - weights["critical"] * parts["critical"]
+        return parts.get("perf", 0.0) + bonus - weights["critical"] * parts["critical"]
 
     def alone(self) -> Self:
         """λ1 = λ2 = 0."""

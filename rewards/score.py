@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 from typing import SupportsFloat
 
-from envs.base import Role
+from envs.base import Role, Score
 from rewards.base import PERF, TOTAL, Reward, Weights
-from rewards.outcome import Outcome, score_answer
+from rewards.outcome import PURE, score_answer
 from rewards.parl_reward import finish_rate
 from rollouts.critical_path import critical_steps, tool_calls, total_steps
 from rollouts.episode import Episode, EpisodeStatus
+
+_ANSWERS = ("item_f1", "row_f1")  # parts of an answer's score; metrics without a prefix
+PARTS = "score/"  # the prefix of other scores' parts
 
 
 def score_episode(episode: Episode, reward: Reward, weights: Weights) -> None:
     """Fill ``episode.rewards`` (``perf``, the reward's parts, unweighted, and ``total``) and ``.metrics``.
 
-    Replaces earlier values. ValueError names a part that is not a finite number.
+    Without a score there is no ``perf``. Replaces earlier values. ValueError names a part that is not a finite number.
     """
-    outcome = measure(episode)
-    parts = {PERF: outcome.score} | reward.parts(episode, outcome)
+    score = measure(episode)
+    parts: dict[str, float] = {} if score is None else {PERF: score.value}
+    parts |= reward.parts(episode, score)
     if TOTAL in parts:
         raise ValueError(f"rewards.name={reward.name}: a part is called {TOTAL}, which is their sum: rename it")
     parts = {name: _number(value, name, reward, episode) for name, value in parts.items()}
@@ -34,23 +38,36 @@ def _number(value: object, name: str, reward: Reward, episode: Episode) -> float
     return number
 
 
-def measure(episode: Episode) -> Outcome:
-    """Fill ``episode.metrics``, which do not depend on the reward; returns the answer's score.
+def score_of(episode: Episode) -> Score | None:
+    """The score that it got when it ended, or that of its answer; None if nothing scores it.
 
-    Metrics: ``item_f1``, ``row_f1`` (exact-match tasks: 0 or 1), ``success`` (0 or 1), ``critical_steps``,
+    Answers count only if the episode ended ANSWERED.
+    """
+    if episode.score is not None or episode.task.gold.kind not in PURE:
+        return episode.score
+    if episode.status is EpisodeStatus.ANSWERED:
+        return score_answer(episode.task, episode.answer)
+    return Score(value=0.0, success=False, parts=dict.fromkeys(_ANSWERS, 0.0))
+
+
+def measure(episode: Episode) -> Score | None:
+    """Fill ``episode.metrics``, which do not depend on the reward; returns :func:`score_of` it.
+
+    Metrics, where there is a score: ``success`` (0 or 1), and its parts: ``item_f1``, ``row_f1`` (exact-match
+    tasks: 0 or 1), any other as ``score/NAME``. Metrics of all episodes: ``critical_steps``,
     ``total_steps`` in turns, ``tool_calls``, ``subagents``, ``spawned`` (0 or 1), ``finish_rate`` (None if
     nothing was launched), ``tokens_orchestrator``, ``tokens_subagent`` (sampled tokens), ``useless_spawn`` (1
-    if it spawned on a task with oracle width 0). Answers count only if the episode ended ANSWERED.
+    if it spawned on a task with oracle width 0).
     """
-    answered = episode.status is EpisodeStatus.ANSWERED
-    outcome = score_answer(episode.task, episode.answer) if answered else Outcome()
+    score = score_of(episode)
+    told = {} if score is None else {_name(part): value for part, value in score.parts.items()}
+    if score is not None:
+        told["success"] = int(score.solved)
     oracle = episode.task.oracle
     spawned = int(bool(episode.subagents))
     episode.metrics = {
         **episode.metrics,
-        "item_f1": outcome.details.get("item_f1", 0.0),
-        "row_f1": outcome.details.get("row_f1", 0.0),
-        "success": int(outcome.success),
+        **told,
         "critical_steps": critical_steps(episode),
         "total_steps": total_steps(episode),
         "tool_calls": tool_calls(episode),
@@ -61,7 +78,11 @@ def measure(episode: Episode) -> Outcome:
         "tokens_subagent": _sampled(episode, Role.SUBAGENT),
         "useless_spawn": int(bool(spawned and oracle is not None and oracle.width == 0)),
     }
-    return outcome
+    return score
+
+
+def _name(part: str) -> str:
+    return part if part in _ANSWERS else PARTS + part
 
 
 def _sampled(episode: Episode, role: Role) -> int:

@@ -146,6 +146,7 @@ class RolloutsConfig(BaseModel):
     )
     engine_config: SerializeAsAny[EngineConfig] = EngineConfig()
     http: HttpConfig = HttpConfig()
+    score_deadline_s: float = Field(default=60.0, gt=0, description="deadline of scoring one episode")
     max_restarts: int = Field(default=3, ge=0, description="restarts of lost rollout actors per run")
     budget: BudgetConfig = BudgetConfig()
     limits: LimitsConfig = LimitsConfig()

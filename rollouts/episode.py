@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.base import Role, Task, ToolCall, ToolResult
+from envs.base import Role, Score, Task, ToolCall, ToolResult
 
 CUT = "the turn did not end within its tokens"  # Turn.malformed of a truncated turn
 MACHINE = "machine"  # Episode.limit after a machine fault: the episode is run again
@@ -143,6 +143,7 @@ class Episode:
     error: str = ""
     critical_budget: int = 0  # critical steps allowed, 0 = unlimited
     wall_s: float = 0.0
+    score: Score | None = None  # what the session or another scorer gave it when it ended
     rewards: dict[str, float] = field(default_factory=dict)  # filled by scoring: parts and their weighted sum "total"
     metrics: dict[str, Any] = field(default_factory=dict)
 

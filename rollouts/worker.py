@@ -25,7 +25,7 @@ from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 
 GC_THRESHOLDS = (50_000, 20, 100)  # episodes are large trees without cycles: Python's (700, 10, 10) scans them in vain
-_HALT_S = 60.0  # beyond the tools' own deadline
+_HALT_S = 60.0  # beyond the deadline of a tool or a scorer
 
 
 class EngineLost(Lost):
@@ -172,7 +172,8 @@ class RolloutWorker(AsyncBeating):
     async def suspend(self) -> None:
         """Halt everything that :meth:`advance` runs; returns when done, raises TimeoutError if that fails."""
         self._halting = True
-        async with asyncio.timeout(self._config.budget.call_s + _HALT_S):
+        longest = max(self._config.budget.call_s, self._config.score_deadline_s)
+        async with asyncio.timeout(longest + _HALT_S):
             while self._groups:
                 for flight in self._flights():
                     flight.halting = True

@@ -144,7 +144,7 @@ class ResearchEnvironment(Environment):
         """None: parts of pages are as long as ``part`` says."""
         return None
 
-    async def open(self, task: Task) -> ToolSession:
+    async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> ToolSession:
         """A session for one episode."""
         return ToolSession(self._client.get(), PLACE, TOOLS)
 

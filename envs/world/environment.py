@@ -141,7 +141,7 @@ class WorldEnvironment(Environment):
         texts = [(entity.name, "\n".join(profile_lines(entity))) for entity in read_table(source)]
         return Readings(source=str(source), what="rows make pages", texts=texts)
 
-    async def open(self, task: Task) -> ToolSession:
+    async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> ToolSession:
         """A session for one episode of ``task``; ValueError for an unknown split."""
         check_split(task.split)
         return ToolSession(self._client.get(), task.split, self.tools())

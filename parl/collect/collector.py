@@ -84,7 +84,7 @@ class Collector:
 
     def suspend(self) -> None:
         """Halt all groups of :meth:`begin`: their references return the outcomes so far."""
-        deadline = self._rollouts.budget.call_s + _SETUP_S
+        deadline = max(self._rollouts.budget.call_s, self._rollouts.score_deadline_s) + _SETUP_S
         ray.get([worker.suspend.remote() for worker in self._workers], timeout=deadline)
 
     def snapshots(self) -> dict[int, bytes]:

@@ -5,6 +5,8 @@ Each names a class by ``module:Class``, imported when a configuration asks for i
 
 from __future__ import annotations
 
+import inspect
+
 from pydantic import BaseModel
 
 from model.family import check_family
@@ -30,6 +32,9 @@ def _environment(found: type) -> None:
     for name in ("tasks", "open"):
         if getattr(found, name) is getattr(Environment, name):
             raise ValueError(f"it has no method {name}")
+    taken = inspect.signature(found.open).parameters
+    if not {"seed", "attempt"} <= taken.keys() and all(one.kind is not one.VAR_KEYWORD for one in taken.values()):
+        raise ValueError("write its method as: async def open(self, task, *, seed=0, attempt=0)")
     check_section(found.Config, "its class Config")
 
 

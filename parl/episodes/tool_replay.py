@@ -25,6 +25,7 @@ from parl.errors import UserError
 from parl.shown.terminal import console, echo, plain
 from rollouts.episode import Episode, Trace
 from rollouts.prompts import SPAWNING_NAMES
+from rollouts.swarm.partial import session_seed
 
 _PASSING = frozenset({ErrorKind.TIMEOUT, ErrorKind.CANCELLED, ErrorKind.BUDGET, ErrorKind.RATE_LIMITED})
 CALL_S = 60.0  # deadline of one call
@@ -67,7 +68,7 @@ class Replayed:
 async def replay_episode(episode: Episode, environment: Environment, ref: str = "") -> Replayed:
     """Repeat the calls of ``episode``, agent by agent: their tools' state is separate."""
     out = Replayed(ref=ref, task=episode.task.key)
-    session = await environment.open(episode.task)
+    session = await environment.open(episode.task, seed=session_seed(episode.seed, episode.task), attempt=episode.index)
     try:
         for trace in episode.traces:
             await _agent(trace, session, out)

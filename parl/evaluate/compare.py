@@ -72,6 +72,7 @@ def compare(samples: Sequence[Sample], *, seed: int = 0, of_one_run: bool = Fals
     else:
         pairs = [(samples[0], other) for other in samples[1:]]
     return {
+        "policies": [sample.label for sample in samples],
         "reference": trained.label if trained else samples[0].label,
         "pairs": [compare_pair(a, b, seed=seed) for a, b in pairs],
         "pareto": pareto(samples, seed=seed),
@@ -83,7 +84,8 @@ def compare_pair(a: Sample, b: Sample, *, seed: int = 0) -> dict[str, Any]:
     a, b = _common([a, b])
     result = {"a": a.label, "b": b.label, "tasks": len(a.by_task), "attempts": [a.attempts, b.attempts]}
     result["groups"] = {name: _paired(a.of(belongs), b.of(belongs), seed) for name, belongs in groups([a, b]).items()}
-    rows = [_task_row(a.by_task[key], b.by_task[key]) for key in a.by_task]
+    scored = a.has("score") and b.has("score")
+    rows = [_task_row(a.by_task[key], b.by_task[key]) for key in a.by_task if scored]
     rows.sort(key=lambda row: (abs(row["difference"]), row["task"]), reverse=True)
     result["regressions"] = [row for row in rows if row["difference"] < 0]
     result["improvements"] = [row for row in rows if row["difference"] > 0]
@@ -93,13 +95,15 @@ def compare_pair(a: Sample, b: Sample, *, seed: int = 0) -> dict[str, Any]:
 def pareto(samples: Sequence[Sample], *, seed: int = 0) -> list[dict[str, Any]]:
     """Score, critical steps and sampled tokens of each policy on the common tasks.
 
-    ``front``: no other policy is at least as good in all three and better in one.
+    ``front``: no other policy is at least as good in all three and better in one. Empty without scores.
     """
     samples = _common(samples)
+    if not all(sample.has("score") for sample in samples):
+        return []
     boot = Bootstrap(len(samples[0].by_task), seed=seed)
     rows = []
     for sample in samples:
-        row = {"policy": sample.label, "score": boot.mean(sample.means("score"), bounds=SCORE)}
+        row = {"policy": sample.label, "score": boot.mean(sample.means("score"), bounds=sample.range)}
         rows.append(row | {name: boot.mean(sample.means(name)) for name in PARETO})
     points = [(-row["score"].value, *(row[name].value for name in PARETO)) for row in rows]
     for row, point in zip(rows, points, strict=True):
@@ -165,8 +169,11 @@ def _common(samples: Sequence[Sample]) -> list[Sample]:
 def _paired(a: Sample, b: Sample, seed: int) -> dict[str, Any]:
     boot = Bootstrap(len(a.by_task), seed=seed)
     row: dict[str, Any] = {"tasks": len(a.by_task)}
+    ranges = {"score": (min(a.range[0], b.range[0]), max(a.range[1], b.range[1]))}
     for name in (*SCORES, *COSTS):
-        bounds = SCORE if name in SCORES else None
+        if not (a.has(name) and b.has(name)):
+            continue
+        bounds = ranges.get(name, SCORE) if name in SCORES else None
         of_a, of_b = a.means(name), b.means(name)
         row[name] = {
             "a": boot.mean(of_a, bounds=bounds),
@@ -180,7 +187,7 @@ def _paired(a: Sample, b: Sample, seed: int) -> dict[str, Any]:
 
 def _task_row(of_a: list[Attempt], of_b: list[Attempt]) -> dict[str, Any]:
     steps = [[one.critical_steps for one in tries] for tries in (of_a, of_b)]
-    scores = [[one.score for one in tries] for tries in (of_a, of_b)]
+    scores = [[one.score for one in tries if one.score is not None] for tries in (of_a, of_b)]
     return {
         "task": of_a[0].task,
         "family": of_a[0].family,

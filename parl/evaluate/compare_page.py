@@ -28,9 +28,11 @@ def render(result: dict[str, Any]) -> str:
     """The page as a string. No script, no network; all names are escaped."""
     css = (files("parl.report") / "assets" / "report.css").read_text(encoding="utf-8")
     rows = result["pareto"]
-    plots = "".join(_card(f"Score against {name.replace('_', ' ')}", _scatter(rows, name), rows) for name in _AXES)
+    plots = "".join(
+        _card(f"Score against {name.replace('_', ' ')}", _scatter(rows, name), rows) for name in _AXES if rows
+    )
     pairs = "".join(_pair(pair) for pair in result["pairs"])
-    title = f"{' · '.join(row['policy'] for row in rows)}"
+    title = " · ".join(result["policies"])
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -101,13 +103,16 @@ def _pair(pair: dict[str, Any]) -> str:
     heading = f"{escape(pair['b'])} against {escape(pair['a'])}"
     counts = f"{len(pair['improvements'])} tasks better, {len(pair['regressions'])} worse, of {pair['tasks']}"
     return f"""<h2>{heading}</h2>
-<div class="card"><h3>Difference of score by group of tasks</h3><p>right of the line: {escape(pair["b"])} is better</p>
-{_forest(pair["groups"])}</div>
+{_forest(pair)}
 <p class="legend-note">{counts}; 95 % intervals over tasks, paired.</p>
 {_differences(pair)}{_changes(pair, "regressions")}{_changes(pair, "improvements")}"""
 
 
-def _forest(groups: dict[str, dict[str, Any]]) -> str:
+def _forest(pair: dict[str, Any]) -> str:
+    """The differences of score; empty without scores."""
+    groups = {name: row for name, row in pair["groups"].items() if "score" in row}
+    if not groups:
+        return ""
     height = _ROW * len(groups) + 34
     intervals = [row["score"]["difference"] for row in groups.values()]
     at, ticks = _axis([*intervals, Interval(0, 0, 0)], _NAMES, _WIDTH * 2 - _RIGHT)
@@ -128,19 +133,23 @@ def _forest(groups: dict[str, dict[str, Any]]) -> str:
             f'<circle cx="{at(interval.value):.1f}" cy="{y:.1f}" r="5" fill="{color}"/></g>'
         )
     label = "difference of score by group of tasks"
-    return f'<svg viewBox="0 0 {_WIDTH * 2} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    svg = f'<svg viewBox="0 0 {_WIDTH * 2} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    told = f"<p>right of the line: {escape(pair['b'])} is better</p>"
+    return f'<div class="card"><h3>Difference of score by group of tasks</h3>{told}\n{svg}</div>'
 
 
 def _differences(pair: dict[str, Any]) -> str:
     head = "".join(f'<th scope="col">{name.replace("_", " ")}</th>' for name in METRICS)
     body = ""
     for group, row in pair["groups"].items():
-        cells = "".join(f"<td>{_moved(row[name], digits)}</td>" for name, digits in METRICS.items())
+        cells = "".join(f"<td>{_moved(row.get(name), digits)}</td>" for name, digits in METRICS.items())
         body += f'<tr><th scope="row">{escape(group.replace("_", " "))} ({row["tasks"]})</th>{cells}</tr>'
     return f'<div class="scroll"><table><thead><tr><th scope="col">tasks</th>{head}</tr></thead>{body}</table></div>'
 
 
-def _moved(cell: dict[str, Any], digits: int) -> str:
+def _moved(cell: dict[str, Any] | None, digits: int) -> str:
+    if cell is None:
+        return "–"
     a, b = (f"{cell[side].value:,.{digits}f}" for side in ("a", "b"))
     return f"{a} → {b}<br><small>{shown(cell['difference'], digits)}</small>"
 

@@ -45,7 +45,8 @@ def _differences(pair: dict[str, Any]) -> Table:
     for group, row in pair["groups"].items():
         head = (cell(group.replace("_", " ")), str(row["tasks"]))
         for name, digits in METRICS.items():
-            found = row[name]
+            if (found := row.get(name)) is None:
+                continue
             ratio = found.get("ratio")
             table.add_row(
                 *head,

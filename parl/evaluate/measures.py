@@ -24,8 +24,9 @@ class Attempt:
     index: int
     ref: str
     status: str
-    score: float  # r_perf: item-F1, or exact match; 0 without an answer
-    success: float
+    score: float | None  # r_perf; None if nothing scores it
+    success: float | None
+    range: tuple[float, float] = SCORE  # of the score
     spawned: float
     critical_steps: int
     total_steps: int
@@ -48,8 +49,9 @@ def attempt(outline: Outline) -> Attempt:
         index=episode.index,
         ref=outline.ref,
         status=str(episode.status),
-        score=episode.rewards["perf"],
-        success=float(metrics["success"]),
+        score=episode.rewards.get("perf"),
+        success=float(metrics["success"]) if "success" in metrics else None,
+        range=SCORE if episode.score is None else (episode.score.low, episode.score.high),
         spawned=float(metrics["spawned"]),
         critical_steps=metrics["critical_steps"],
         total_steps=metrics["total_steps"],
@@ -86,6 +88,16 @@ class Sample:
         """The fewest attempts at any task: the k of avg@k."""
         return min((len(tries) for tries in self.by_task.values()), default=0)
 
+    def has(self, name: str) -> bool:
+        """Whether every attempt has this field."""
+        return all(getattr(one, name) is not None for tries in self.by_task.values() for one in tries)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and highest possible score."""
+        ranges = [one.range for tries in self.by_task.values() for one in tries]
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
+
     def means(self, name: str) -> list[float]:
         """Each task's mean of a field of :class:`Attempt`."""
         return [sum(getattr(one, name) for one in tries) / len(tries) for tries in self.by_task.values()]
@@ -117,17 +129,23 @@ def groups(samples: Sequence[Sample]) -> dict[str, Callable[[Attempt], bool]]:
 
 
 def estimates(sample: Sample, k: int, *, seed: int = 0) -> dict[str, Interval | int]:
-    """avg@k, max@k, pass@k, success and costs of one policy over its tasks, with intervals, and counts."""
+    """avg@k, max@k, pass@k, success and costs of one policy over its tasks, with intervals, and counts.
+
+    Without scores of all attempts only the costs.
+    """
     boot = Bootstrap(len(sample.by_task), seed=seed)
     numbers: dict[str, Interval | int] = {
         "tasks": len(sample.by_task),
         "attempts": sum(map(len, sample.by_task.values())),
-        f"avg@{k}": boot.mean(sample.means("score"), bounds=SCORE),
-        f"max@{k}": boot.mean(sample.best("score", k), bounds=SCORE),
-        f"pass@{k}": boot.mean(sample.best("success", k), bounds=SCORE),
-        "success": boot.mean(sample.means("success"), bounds=SCORE),
-        "spawn_rate": boot.mean(sample.means("spawned"), bounds=SCORE),
     }
+    if sample.has("score"):
+        numbers |= {
+            f"avg@{k}": boot.mean(sample.means("score"), bounds=sample.range),
+            f"max@{k}": boot.mean(sample.best("score", k), bounds=sample.range),
+            f"pass@{k}": boot.mean(sample.best("success", k), bounds=SCORE),
+            "success": boot.mean(sample.means("success"), bounds=SCORE),
+        }
+    numbers["spawn_rate"] = boot.mean(sample.means("spawned"), bounds=SCORE)
     return numbers | {name: boot.mean(sample.means(name)) for name in COSTS}
 
 
@@ -135,7 +153,7 @@ def account(sample: Sample) -> dict[str, Any]:
     """Tokens of all attempts together, and per solved task; None if none was solved."""
     tries = [one for attempts in sample.by_task.values() for one in attempts]
     sums = {name: sum(getattr(one, name) for one in tries) for name in _TOKENS}
-    solved = sum(one.success for one in tries)
+    solved = sum(one.success or 0.0 for one in tries)
     return sums | {"solved": solved, "sampled_tokens_per_solved": sums["sampled_tokens"] / solved if solved else None}
 
 

@@ -58,7 +58,7 @@ class Rescored:
             **{f"stored/{name}": value for name, value in self.stored.items()},
             **{f"lambda/{name}": value for name, value in self.weights.items()},
             "same": self.same,
-            **{name: self.metrics[name] for name in _METRICS},
+            **{name: self.metrics.get(name) for name in _METRICS},
         }
 
 

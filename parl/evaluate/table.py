@@ -49,7 +49,7 @@ def print_evaluation(result: dict[str, Any], console: Console | None = None) -> 
             row = policy["estimates"][group]
             head = ("", "") if number else (cell(group.replace("_", " ")), str(row["tasks"]))
             digits = [1 if name == "critical_steps" else 3 for name in columns]
-            cells = [_interval(row[name], d) for name, d in zip(columns, digits, strict=True)]
+            cells = [_interval(row.get(name), d) for name, d in zip(columns, digits, strict=True)]
             table.add_row(*head, cell(label), *cells, *(f"{row[name]['value']:,.1f}" for name in costs))
         table.add_section()
     console = console or terminal.console()
@@ -84,6 +84,8 @@ def _billed(sums: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _interval(cell: dict[str, Any], digits: int) -> str:
+def _interval(cell: dict[str, Any] | None, digits: int) -> str:
+    if cell is None:  # nothing scores these tasks
+        return "-"
     low, high = ("-" if cell[end] is None else f"{cell[end]:.{digits}f}" for end in ("low", "high"))
     return f"{cell['value']:.{digits}f} [{low}, {high}]"

@@ -26,11 +26,13 @@ def allowed_bytes(size: int) -> int:
     return min(_FLOOR + _RATIO * size, _MOST)
 
 
-def check_claims(file: pq.ParquetFile, size: int, wanted: pa.Schema) -> None:
-    """Check the columns and the sizes in the file's metadata."""
+def check_claims(file: pq.ParquetFile, size: int, wanted: pa.Schema, optional: Sequence[str] = ()) -> None:
+    """Check the columns and the sizes in the file's metadata; older files lack the ``optional`` ones."""
     found = file.schema_arrow
     for field in wanted:
         place = found.get_field_index(field.name)
+        if place < 0 and field.name in optional:
+            continue
         if place < 0:
             raise ValueError(f"it lacks the column {field.name!r}")
         if found.field(place).type != field.type:

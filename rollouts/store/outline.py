@@ -16,11 +16,11 @@ from typing import Any
 from envs.base import Role, Task, ToolCall
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.store.check import check_agents
-from rollouts.store.store import SHARD_NAME, StoreError, open_shard, read_rows, tool_result
+from rollouts.store.store import SHARD_NAME, StoreError, open_shard, read_rows, score_of, tool_result
 
 _JSON = ("task", "traces", "rewards", "metrics")
 _PLAIN = ("index", "seed", "answer", "limit", "error", "critical_budget", "wall_s")
-_COLUMNS = ("task_key", "status", *_PLAIN, *_JSON)
+_COLUMNS = ("task_key", "status", "score", *_PLAIN, *_JSON)
 _ROLES = {str(role): role for role in Role}
 _STATUSES = {str(status): status for status in TraceStatus}
 
@@ -75,6 +75,7 @@ def _outline(row: dict[str, Any], tasks: dict[str, Task], texts: bool, number: i
             traces=[_trace(trace, texts) for trace in traces],
             rewards=_loads("rewards", row["rewards"]),
             metrics=_loads("metrics", row["metrics"]),
+            score=score_of(row.get("score")),
         )
         check_agents(episode.traces)
         lengths = [trace["length"]["tokens"] for trace in traces]

@@ -3,10 +3,10 @@
 A shard is ``KIND-STEP.parquet`` (``train-000012.parquet``), one row per episode, readable by any Parquet tool
 and by ``datasets.load_dataset("parquet", data_files=...)``. Columns to filter by are plain (``task_key``,
 ``family``, ``index``, ``status``, ``answer``, ``policy_version``, ...); ``task``, ``traces``, ``rewards`` and
-``metrics`` are JSON. Token arrays of an episode's traces are concatenated in binary columns, little endian:
-``tokens`` int32, ``mask`` uint8, ``logprobs`` float32, ``versions`` int32, ``routes`` int16 [tokens, L, K]
-(traces with routes only). Each trace in ``traces`` gives the lengths of its arrays and the shape of its
-routes.
+``metrics`` are JSON, as is ``score``, null for an episode without one. Token arrays of an episode's traces are
+concatenated in binary columns, little endian: ``tokens`` int32, ``mask`` uint8, ``logprobs`` float32,
+``versions`` int32, ``routes`` int16 [tokens, L, K] (traces with routes only). Each trace in ``traces`` gives
+the lengths of its arrays and the shape of its routes.
 
 Pictures are base64 in the tool results; ``media_at`` of a trace holds their positions. Log-probs are rounded
 to float32.
@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from envs.base import ErrorKind, Role, Task, ToolCall, ToolResult
+from envs.base import ErrorKind, Role, Score, Task, ToolCall, ToolResult
 from model.files import replacing, sync
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.store.check import batches, check_agents, check_claims, check_lengths
@@ -61,6 +61,7 @@ _SCHEMA = pa.schema(
         ("traces", pa.large_string()),
         ("rewards", pa.string()),
         ("metrics", pa.string()),
+        ("score", pa.string()),
         *((name, pa.large_binary()) for name in (*_ARRAYS, "routes")),
     ]
 )
@@ -175,7 +176,7 @@ def open_shard(path: str | Path) -> Iterator[tuple[pq.ParquetFile, dict[str, str
         if not re.fullmatch(r"[a-z][a-z_]*", meta.get("kind", "")):
             raise StoreError(f"{path}: its metadata gives kind = {meta.get('kind')!r:.80}, no lower-case word")
         try:
-            check_claims(file, Path(path).stat().st_size, _SCHEMA)
+            check_claims(file, Path(path).stat().st_size, _SCHEMA, optional=("score",))
         except ValueError as error:
             raise StoreError(f"{path}: {error}") from error
         yield file, meta
@@ -212,6 +213,7 @@ def _episode_row(episode: Episode) -> dict[str, Any]:
         "traces": _dumps([_trace_json(trace) for trace in episode.traces]),
         "rewards": _dumps(episode.rewards),
         "metrics": _dumps(episode.metrics),
+        "score": None if episode.score is None else _dumps(asdict(episode.score)),
         "routes": b"".join(np.asarray(t.routes, dtype="<i2").tobytes() for t in episode.traces if t.routes is not None),
     }
 
@@ -251,7 +253,8 @@ def _turn_json(turn: Turn) -> dict[str, Any]:
 def result_json(result: ToolResult) -> list[Any]:
     """A tool's result as JSON: :func:`tool_result`'s arguments."""
     images = [base64.b64encode(image).decode() for image in result.images]
-    return [result.text, result.error, result.latency_s, *([images] if images else [])]
+    seldom = [images, True] if result.done else [images] if images else []
+    return [result.text, result.error, result.latency_s, *seldom]
 
 
 def _dumps(value: Any) -> str:
@@ -283,7 +286,18 @@ def episode_of(row: dict[str, Any], tasks: dict[str, Task]) -> Episode:
         traces=traces,
         rewards=json.loads(row["rewards"]),
         metrics=json.loads(row["metrics"]),
+        score=score_of(row.get("score")),
     )
+
+
+def score_of(text: str | None) -> Score | None:
+    """A score from its stored form; ValueError for one that is none."""
+    if text is None:
+        return None
+    try:
+        return Score(**json.loads(text))
+    except TypeError as error:
+        raise ValueError(f"its score is damaged ({error})") from None
 
 
 def _trace(data: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
@@ -319,8 +333,10 @@ def _turn(data: dict[str, Any]) -> Turn:
     )
 
 
-def tool_result(text: str, error: str | None, latency_s: float, images: Sequence[str] = ()) -> ToolResult:
+def tool_result(
+    text: str, error: str | None, latency_s: float, images: Sequence[str] = (), done: bool = False
+) -> ToolResult:
     """A tool's result from its stored form."""
     kind = None if error is None else ErrorKind(error)
     shown = tuple(base64.b64decode(image) for image in images)
-    return ToolResult(text=text, error=kind, latency_s=latency_s, images=shown)
+    return ToolResult(text=text, error=kind, latency_s=latency_s, images=shown, done=done)

@@ -127,6 +127,8 @@ class Agent:
         images = [image for result in turn.results for image in result.images]
         shown = [(call.id, call.name, content_of(result)) for call, result in pairs]
         self.transcript.observe(self._chat.results(shown), images)
+        if ended := [result.text for result in turn.results if result.done]:
+            self.trace.status, self.trace.message = TraceStatus.FINISHED, turn.content or ended[0]
         self._end(turn)
 
     def _end(self, turn: Turn) -> None:

@@ -55,6 +55,12 @@ class Deadline:
             self.name = name
             self._clock.reschedule(now)
 
+    def extend(self, seconds: float) -> None:
+        """End ``seconds`` later than set."""
+        when = self._clock.when()
+        if when is not None:
+            self._clock.reschedule(when + seconds)
+
 
 class StopSwitch:
     """Stops all episodes that run under it at once, keeping their turns."""

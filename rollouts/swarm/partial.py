@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from envs.base import Environment, ErrorKind, Session, Task, ToolCall, ToolResult
 from rollouts.episode import Episode, Trace, TraceStatus, Turn
 from rollouts.faults import MachineFault
+from rollouts.noise import noise_key
 from rollouts.prompts import SPAWNING_NAMES
 
 
@@ -60,13 +61,23 @@ class Flight:
         """The episode's current state; None if it has not begun."""
         return self.state() if self.state else self.saved
 
-    async def open(self, environment: Environment, task: Task, call_s: float) -> Session:
+    def forget_lost(self, environment: Environment) -> None:
+        """Begin anew if the session is lost and its calls cannot be repeated."""
+        if self.saved and self.session is None and not environment.repeatable:
+            self.saved = None
+
+    async def open(self, environment: Environment, task: Task, call_s: float, *, seed: int, attempt: int) -> Session:
         """The kept session, or a new one brought to the same state."""
         if self.session is None:
-            self.session = await environment.open(task)
+            self.session = await environment.open(task, seed=session_seed(seed, task), attempt=attempt)
             if self.saved and not environment.stateless:
                 await replay(self.saved, self.session, call_s)
         return self.session
+
+
+def session_seed(seed: int, task: Task) -> int:
+    """The seed of all sessions of a task's group, below 2^31, from that of its episodes."""
+    return noise_key(seed, task.key) % 2**31
 
 
 def unanswered(trace: Trace) -> Turn | None:

@@ -7,6 +7,7 @@ import asyncio
 from envs.base import Environment
 from rollouts.episode import Trace
 from rollouts.swarm.limits import Deadline
+from rollouts.swarm.partial import session_seed
 from rollouts.swarm.placement import Job
 from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import CLOSE_S, Swarm
@@ -17,7 +18,8 @@ async def run_job(job: Job, environment: Environment, settings: SwarmSettings) -
     host = Swarm(job.task, settings, index=job.index, seed=job.seed, critical_budget=0, age_s=job.elapsed_s)
     stage = None if job.stage_s is None else asyncio.get_running_loop().time() + job.stage_s
     deadline = Deadline()
-    session = await asyncio.wait_for(environment.open(job.task), settings.budget.episode_s)
+    opening = environment.open(job.task, seed=session_seed(job.seed, job.task), attempt=job.index)
+    session = await asyncio.wait_for(opening, settings.budget.episode_s)
     try:
         async with deadline:
             settings.switch.enter(deadline)

@@ -15,6 +15,7 @@ from rollouts.episode import Trace
 from rollouts.prompts import PromptsConfig
 from rollouts.swarm.limits import Slots, StopSwitch
 from rollouts.swarm.placement import Placement
+from rollouts.swarm.scoring import ScoreEpisode, by_session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,8 @@ class SwarmSettings:
     """Settings that all episodes of a run share.
 
     ``chat``: the policies' chat format; ``subagent_chat``: that of sub-agents where it is another. ``pool``
-    picks the engine of a trace. ``media``: how pictures are cut, None without vision.
+    picks the engine of a trace. ``media``: how pictures are cut, None without vision. ``score`` scores a finished
+    episode; None: it is not scored.
     """
 
     chat: ChatFormat
@@ -41,6 +43,8 @@ class SwarmSettings:
     context: ContextConfig = field(default_factory=ContextConfig)
     slots: Slots = field(default_factory=Slots)
     switch: StopSwitch = field(default_factory=StopSwitch)
+    score: ScoreEpisode | None = by_session
+    score_deadline_s: float = 60.0
     placement: Placement | None = None  # None: sub-agents run where their episode does
     stalled: Callable[[float], str] = lambda since: ""  # why worker or engines stood still after a time of the loop
 
@@ -51,5 +55,5 @@ class SwarmSettings:
     @classmethod
     def of(cls, rollouts: RolloutsConfig, **own: Any) -> SwarmSettings:
         """The settings of ``rollouts``; ``own`` adds the others, or replaces some."""
-        names = ("budget", "prompts", "subagent_temperature", "limits", "context")
+        names = ("budget", "prompts", "subagent_temperature", "limits", "context", "score_deadline_s")
         return cls(**{name: getattr(rollouts, name) for name in names} | own)

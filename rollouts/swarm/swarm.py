@@ -23,6 +23,7 @@ from rollouts.swarm.agent import Agent, refusal
 from rollouts.swarm.limits import STOPPED, Deadline
 from rollouts.swarm.partial import Answers, Flight, Suspended, unanswered
 from rollouts.swarm.placement import Job
+from rollouts.swarm.scoring import scored
 from rollouts.swarm.settings import SwarmSettings
 
 CLOSE_S = 5.0  # time for tools to stop when an episode ends badly
@@ -44,6 +45,7 @@ async def run_episode(
     faults.
     """
     flight = flight or Flight()
+    flight.forget_lost(environment)
     swarm = Swarm(task, settings, index=index, seed=seed, critical_budget=critical_budget, flight=flight)
     session: Session | None = None
     deadline = Deadline()
@@ -51,8 +53,11 @@ async def run_episode(
         async with deadline:
             deadline.tighten("episode_s", settings.budget.episode_s - swarm.episode.wall_s)
             settings.switch.enter(deadline)
-            session = await flight.open(environment, task, settings.budget.call_s)
+            session = await flight.open(environment, task, settings.budget.call_s, seed=seed, attempt=index)
             await swarm.run(session)
+            if settings.score and not flight.halted:
+                deadline.extend(settings.score_deadline_s)  # the agents' time is not the scorer's
+                swarm.episode.score = await scored(settings.score, session, swarm.episode, settings.score_deadline_s)
             open_session, session = session, None
             if not flight.halted:
                 await open_session.close()

@@ -70,7 +70,7 @@ MUTANTS = [
         "turns = [turn for trace in episode.traces for turn in trace.turns]",
         "turns = list(episode.orchestrator.turns)",
     ),
-    measures("score-with-penalty", 'score=episode.rewards["perf"]', 'score=episode.rewards["total"]'),
+    measures("score-with-penalty", 'score=episode.rewards.get("perf")', 'score=episode.rewards.get("total")'),
     measures("attempts-are-the-most", "return min((len(tries) for tries", "return max((len(tries) for tries"),
     measures("failed-tries-count-last", "if key not in found or not outline.episode.void:", "if True:"),
     measures("first-tries-count", "if key not in found or not outline.episode.void:", "if key not in found:"),
@@ -82,8 +82,8 @@ MUTANTS = [
     ),
     measures(
         "max-is-of-one",
-        'boot.mean(sample.best("score", k), bounds=SCORE)',
-        'boot.mean(sample.best("score", 1), bounds=SCORE)',
+        'boot.mean(sample.best("score", k), bounds=sample.range)',
+        'boot.mean(sample.best("score", 1), bounds=sample.range)',
     ),
     measures(
         "attempts-in-any-order",
@@ -129,7 +129,7 @@ MUTANTS = [
         "attempts=[list(range(len(own))) for own in part.values()]",
     ),
     attempts("slices-overflow", "+ len(attempts) > episodes:", "> episodes:"),
-    account("solved-by-attempts", "solved = sum(one.success for one in tries)", "solved = len(tries)"),
+    account("solved-by-attempts", "solved = sum(one.success or 0.0 for one in tries)", "solved = len(tries)"),
     account("prices-swapped", "zip(prices, tokens, strict=True)", "zip(prices[::-1], tokens, strict=True)"),
     account("our-tokens-before-the-servers", 'usage = sums.get("usage")', "usage = None"),
     account(

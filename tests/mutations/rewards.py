@@ -31,7 +31,7 @@ MUTANTS = [
         "min(critical_steps(episode) / reference, CRITICAL_MAX) if",
         "critical_steps(episode) / reference if",
     ),
-    parl("critical-sign", 'return parts["perf"] + bonus - weights', 'return parts["perf"] + bonus + weights'),
+    parl("critical-sign", 'parts.get("perf", 0.0) + bonus - weights', 'parts.get("perf", 0.0) + bonus + weights'),
     parl(
         "lambdas-swapped",
         'weights["parallel"] * parts["parallel"] + weights["finish"] * parts["finish"]',
@@ -79,8 +79,8 @@ MUTANTS = [
     base("unweighted-parts-are-lost", "weights.get(name, 1.0)", "weights.get(name, 0.0)"),
     score(
         "scores-unanswered",
-        "score_answer(episode.task, episode.answer) if answered else Outcome()",
-        "score_answer(episode.task, episode.answer)",
+        "if episode.status is EpisodeStatus.ANSWERED:",
+        "if True:",
     ),
     score(
         "roles-swapped",
@@ -94,7 +94,7 @@ MUTANTS = [
         "spawned and oracle is not None and oracle.width >= 0",
     ),
     score("forgets-other-metrics", "        **episode.metrics,\n", ""),
-    score("row-f1-is-item-f1", 'outcome.details.get("row_f1", 0.0)', 'outcome.details.get("item_f1", 0.0)'),
+    score("parts-without-a-prefix", "return part if part in _ANSWERS else PARTS + part", "return part"),
     score("unweighted-total", "reward.total(parts, weights)", "reward.total(parts, reward.held_out())"),
     score("parts-that-are-no-numbers", "or not math.isfinite(", "or math.isinf("),
     parl("weighted-critical-sign", '-weight if name == "critical" else weight', "weight"),
@@ -106,7 +106,7 @@ MUTANTS = [
     aggregate("failed-episodes-count", "valid = [e for e in episodes if not e.void]", "valid = list(episodes)"),
     aggregate(
         "finish-rate-of-all",
-        'out["swarm/finish_rate"] = _metric(spawned, "finish_rate")',
+        'out |= _metrics(spawned, {"swarm/finish_rate": "finish_rate"})',
         'out["swarm/finish_rate"] = _mean(e.metrics["finish_rate"] or 0.0 for e in valid)',
     ),
     aggregate(
@@ -142,7 +142,7 @@ MUTANTS = [
     budget("of-the-parallel-plan", "task.oracle.serial_steps", "task.oracle.parallel_steps"),
     budget("float-dust", "task.oracle.serial_steps - 1e-9", "task.oracle.serial_steps"),
     outcome("table-without-its-row-score", '"row_f1": table.row_f1', '"row_f1": table.f1'),
-    outcome("success-of-any-table", "success=table.success, details", "success=table.f1 > 0, details"),
+    outcome("success-of-any-table", "success=table.success, parts", "success=table.f1 > 0, parts"),
     exact("empty-answers-match", "return bool(given) and given in", "return given in"),
     exact(
         "first-marker-counts", "_MARKER.split(text)[-1]", "_MARKER.split(text)[min(1, len(_MARKER.split(text)) - 1)]"

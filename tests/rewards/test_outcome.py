@@ -172,9 +172,9 @@ def test_score_answer_picks_the_rule_by_the_kind_of_gold():
         return Task(key="k", family="wide", split="test", prompt="p", gold=gold)
 
     table = score_answer(task(GOLD), markdown(GOLD.rows[:2]))
-    assert table.score == table.details["item_f1"] == pytest.approx(2 / 3)
+    assert table.value == table.parts["item_f1"] == pytest.approx(2 / 3)
     exact = score_answer(task(Gold(kind="exact", answers=("a b",))), "A b")
-    assert (exact.score, exact.success, exact.details) == (1.0, True, {"item_f1": 1.0, "row_f1": 1.0})
+    assert (exact.value, exact.success, exact.parts) == (1.0, True, {"item_f1": 1.0, "row_f1": 1.0})
     with pytest.raises(ValueError, match="unknown gold kind 'poem'"):
         score_answer(task(Gold(kind="poem")), "")
 
@@ -192,7 +192,7 @@ def test_score_answer_picks_the_rule_by_the_kind_of_gold():
 )
 def test_gold_that_can_be_reached_is_by_its_ideal_answer(gold: Gold):
     assert unreachable(gold) is None
-    assert score_answer(task_of(gold), ideal_answer(gold)).score == 1.0
+    assert score_answer(task_of(gold), ideal_answer(gold)).value == 1.0
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ class Tools(SimulatedEnvironment):
         super().__init__(latency)
         self.spoil, self.left = spoil, at
 
-    async def open(self, task):
-        session = await super().open(task)
+    async def open(self, task, **place):
+        session = await super().open(task, **place)
         call = session.call
 
         async def spoiled(agent_id, asked, *, deadline_s):

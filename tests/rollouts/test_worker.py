@@ -41,10 +41,10 @@ class Counting(WorldEnvironment):
 
     now = most = 0
 
-    async def open(self, task):
+    async def open(self, task, **place):
         self.now += 1
         self.most = max(self.most, self.now)
-        session = await super().open(task)
+        session = await super().open(task, **place)
         await asyncio.sleep(0.002)
         close = session.close
 

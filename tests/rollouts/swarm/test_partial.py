@@ -38,9 +38,9 @@ class Remembering(WorldEnvironment):
     stateless = False
     opened = 0
 
-    async def open(self, task: Task):
+    async def open(self, task: Task, **place: int):
         self.opened += 1
-        session = await super().open(task)
+        session = await super().open(task, **place)
         ask, made = session.call, Counter()
 
         async def call(agent_id: str, call: ToolCall, *, deadline_s: float) -> ToolResult:

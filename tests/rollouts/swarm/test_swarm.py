@@ -65,7 +65,7 @@ class Bench:
     def tasks(self, split: str) -> list[Task]:
         return [TASK]
 
-    async def open(self, task: Task) -> Bench:
+    async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> Bench:
         return self
 
     def tools(self, role: Role) -> list[ToolSpec]:

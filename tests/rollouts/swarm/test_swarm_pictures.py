@@ -42,7 +42,7 @@ class Gallery:
     def tasks(self, split: str) -> list[Task]:
         return [TASK]
 
-    async def open(self, task: Task) -> Gallery:
+    async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> Gallery:
         return self
 
     def tools(self, role: Role) -> list[ToolSpec]:
