@@ -1,6 +1,6 @@
 """A corpus folder: pages in a full-text index, questions, and where the text comes from.
 
-    corpus.db      SQLite: the table ``pages`` and its FTS5 index, title and text
+    corpus.db      SQLite: pages in passages, and their FTS5 index over title and text
     corpus.json    name, number of pages, hash of the pages, sources
     tasks/         questions of a split, one file each, as rows of ``Task.to_row``
     LICENSES/      the licences of the texts
@@ -27,15 +27,22 @@ SPLITS = ("train", "val", "test")
 DATABASE, MANIFEST, TASKS, LICENCES = "corpus.db", "corpus.json", "tasks", "LICENSES"
 _FORMAT = 1
 _SCHEMA = """
-CREATE TABLE pages(row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL);
+CREATE TABLE pages(row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, key TEXT NOT NULL);
+CREATE INDEX keys ON pages(key);
+CREATE TABLE passages(row INTEGER PRIMARY KEY, page INTEGER NOT NULL, title TEXT NOT NULL, text TEXT NOT NULL);
+CREATE INDEX passages_of ON passages(page);
 CREATE VIRTUAL TABLE hits USING fts5(
-    title, text, content='pages', content_rowid='row', tokenize='unicode61 remove_diacritics 2');
+    title, text, content='passages', content_rowid='row', tokenize='unicode61 remove_diacritics 2');
 """
 _SEARCH = """
 SELECT pages.id, pages.title, snippet(hits, 1, '', '', ' ... ', ?)
-FROM hits JOIN pages ON pages.row = hits.rowid
-WHERE hits MATCH ? ORDER BY bm25(hits, 8.0, 1.0), pages.row LIMIT ?
+FROM hits JOIN passages ON passages.row = hits.rowid JOIN pages ON pages.row = passages.page
+WHERE hits MATCH ? ORDER BY bm25(hits, 8.0, 1.0), hits.rowid LIMIT ?
 """
+_EXACT = "SELECT id, title FROM pages WHERE key = ? ORDER BY row LIMIT ?"
+_TITLED = "SELECT row, id, title FROM pages WHERE {} = ? ORDER BY row LIMIT 1"
+_PASSAGE = 800  # characters of a passage; a longer line is one by itself
+_PASSAGES = 8  # looked at for each page wanted: several may be of one page
 _SILENT = frozenset(  # words that find nothing, and occur on nearly every page
     "a an and are at by for from in is it of on or s the to was were what which who with".split()  # noqa: SIM905
 )
@@ -77,10 +84,13 @@ def write_corpus(
     connection = sqlite3.connect(folder / DATABASE)
     try:
         connection.executescript(_SCHEMA)
-        for count, page in enumerate(pages, 1):  # noqa: B007 - the number of pages
-            row = (page.id, page.title, page.text)
-            digest.update(json.dumps(row, ensure_ascii=True).encode())
-            connection.execute("INSERT INTO pages(id, title, text) VALUES (?, ?, ?)", row)
+        for count, page in enumerate(pages, 1):
+            digest.update(json.dumps((page.id, page.title, page.text), ensure_ascii=True).encode())
+            connection.execute(
+                "INSERT INTO pages VALUES (?, ?, ?, ?)", (count, page.id, page.title, plain_words(page.title))
+            )
+            rows = [(count, page.title, text) for text in passages(page.text)]
+            connection.executemany("INSERT INTO passages(page, title, text) VALUES (?, ?, ?)", rows)
         connection.execute("INSERT INTO hits(hits) VALUES ('rebuild')")
         connection.execute("INSERT INTO hits(hits) VALUES ('optimize')")
         connection.commit()
@@ -130,27 +140,38 @@ class Corpus:
         return self.manifest["digest"]
 
     def search(self, query: str, limit: int, snippet_words: int = 0) -> list[Hit]:
-        """The ``limit`` best pages; any text is a valid query. A word in the title weighs eight in the text."""
+        """The ``limit`` best pages, by their best passage; any text is a valid query.
+
+        A page whose title has just the query's words comes first. A word in the title weighs eight in the text.
+        """
         words = list(dict.fromkeys(_WORD.findall(folded(query))))
         telling = [word for word in words if word not in _SILENT][:_MAX_WORDS] or words[:_MAX_WORDS]
         if not telling:
             return []
         expression = " OR ".join(f'"{word}"' for word in telling)
-        rows = self._rows(_SEARCH, (max(snippet_words, 1), expression, limit))
-        return [Hit(id=page, title=title, snippet=text if snippet_words else "") for page, title, text in rows]
+        exact = self._rows(_EXACT, (plain_words(query), limit))
+        found = {page: Hit(id=page, title=title) for page, title in exact}
+        for page, title, text in self._rows(_SEARCH, (max(snippet_words, 1), expression, _PASSAGES * limit)):
+            found.setdefault(page, Hit(id=page, title=title, snippet=text if snippet_words else ""))
+        return list(found.values())[:limit]
 
     def page(self, page_id: str) -> Page | None:
         """A page by its id; None if there is none."""
-        try:
-            rows = self._rows("SELECT id, title, text FROM pages WHERE id = ?", (page_id,))
-        except UnicodeEncodeError:  # lone surrogates, which JSON allows and SQLite refuses
-            return None
-        return Page(id=rows[0][0], title=rows[0][1], text=rows[0][2]) if rows else None
+        return self._page("id", page_id)
 
     def titled(self, title: str) -> Page | None:
         """The page of exactly that title: for builders and tests; agents search."""
-        rows = self._rows("SELECT id, title, text FROM pages WHERE title = ? ORDER BY row", (title,))
-        return Page(id=rows[0][0], title=rows[0][1], text=rows[0][2]) if rows else None
+        return self._page("title", title)
+
+    def _page(self, column: str, value: str) -> Page | None:
+        try:
+            rows = self._rows(_TITLED.format(column), (value,))
+        except UnicodeEncodeError:  # lone surrogates, which JSON allows and SQLite refuses
+            return None
+        if not rows:
+            return None
+        texts = self._rows("SELECT text FROM passages WHERE page = ? ORDER BY row", (rows[0][0],))
+        return Page(id=rows[0][1], title=rows[0][2], text="\n".join(text for (text,) in texts))
 
     def tasks(self, split: str) -> list[Task]:
         """The questions of ``split``; ValueError for an unknown split, CorpusError for a damaged file."""
@@ -171,6 +192,19 @@ class Corpus:
             connection = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)
             self._local.connection = connection
         return connection.execute(query, values).fetchall()
+
+
+def passages(text: str) -> list[str]:
+    """``text`` in parts of whole lines, which the index ranks by themselves; joined by line ends they are the text."""
+    found: list[list[str]] = [[]]
+    size = 0
+    for line in text.split("\n"):
+        if found[-1] and size + len(line) > _PASSAGE:
+            found.append([])
+            size = 0
+        found[-1].append(line)
+        size += len(line) + 1
+    return ["\n".join(lines) for lines in found]
 
 
 def folded(text: str) -> str:

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from envs.base import Environment, Readings, Section, Task, TaskGroup, TaskStream, ToolSpec
+from envs.base import Environment, Section, Task, TaskGroup, TaskStream, ToolSpec
 from envs.research.corpus import MANIFEST, TASKS, Corpus
 from envs.research.site import PLACE, TOOLS, Site
 from envs.world.site.session import ToolClient, ToolSession
+
+if TYPE_CHECKING:
+    from envs.teacher import Teacher
 
 
 class ResearchConfig(Section):
@@ -140,9 +143,13 @@ class ResearchEnvironment(Environment):
             raise ValueError(f"families = {unknown}: {self.config.corpus} has {sorted(known) or 'no questions'}")
         yield from ()
 
-    def readings(self) -> Readings | None:
-        """None: parts of pages are as long as ``part`` says."""
-        return None
+    @property
+    def teacher(self) -> Teacher | None:
+        """For the corpus ``factbook``, whose questions come with plans."""
+        from envs.research.factbook.build import NAME
+        from envs.research.factbook.teacher import CorpusTeacher
+
+        return CorpusTeacher(self) if self.corpus.manifest["name"] == NAME else None
 
     async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> ToolSession:
         """A session for one episode."""

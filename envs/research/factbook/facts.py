@@ -203,7 +203,8 @@ def _add_places(facts: Facts, articles: Mapping[str, Article], resolve: Mapping[
         )
         named = re.split(r", | in | of ", match[1])[-1] if match else ""
         country = resolve.get(reader.known_as(named))
-        if country not in asked or title in facts.countries or title not in facts.pages:
+        gone = re.search(r"[Aa]ncient|revolutionary", described)  # the place was never in that country
+        if gone or country not in asked or title in facts.countries or title not in facts.pages:
             continue
         if resolve.get(reader.known_as(country_on(facts.pages[title].text) or "")) == country:
             facts.hops[title, PLACE] = country

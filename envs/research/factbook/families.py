@@ -119,7 +119,7 @@ class Families:
         if self._amount(winner, best) == self._amount(ranked[1], best) or not self._plain(winner, label):
             return None
         plan = Plan(starts=names, labels=(label,), best=best, most=most, table=False)
-        said = f"Which of these has the {most} {best}: {'; '.join(names)}? Answer with its {label} alone."
+        said = f"Which of these has the {most} {best}: {'; '.join(names)}? Answer only with its {label}."
         cells = frozenset([(winner, label), *((name, best) for name in names)])
         return self._value(plan, said, winner, label, cells)
 
@@ -134,10 +134,10 @@ class Families:
             return None
         steps = [f"go to {_THAT[hop]}" for hop in hops if hop != PLACE]
         begin = f"Begin with the country of {start}" if hops[0] == PLACE else f"Begin with {start}"
-        said = f"{begin}; {'; from there '.join(steps)}. Answer with the {label} of the country where you end."
+        said = f"{begin}; {'; from there '.join(steps)}. Answer only with the {label} of the country where you end."
         plan = Plan(starts=(start,), hops=hops, labels=(label,), table=False)
         return self._value(
-            plan, said if steps else f"{begin}. Answer with its {label}.", end, label, frozenset([(end, label)])
+            plan, said if steps else f"{begin}. Answer only with its {label}.", end, label, frozenset([(end, label)])
         )
 
     def fact(self, rng: Random) -> Draft | None:

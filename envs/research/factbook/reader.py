@@ -142,3 +142,25 @@ def greatest(found: Sequence[tuple[str, Decimal]]) -> str | None:
 def known_as(name: str) -> str:
     """A name for comparing: folded words without ``the``."""
     return " ".join(word for word in folded(name).replace("&", "and").split() if word != "the")
+
+
+def brief(value: str, kind: str) -> str:
+    """What an answer writes of a line's ``value``: the amount with a short unit, or the words before a bracket."""
+    if kind == "number":
+        words = value.split()
+        taken, rest = words[:1], words[1:]
+        if rest and rest[0].lower() in _SCALES:
+            taken, rest = [*taken, rest[0]], rest[1:]
+        unit = []
+        for word in rest:
+            if word[:1] in "([" or word[:1].isdigit():
+                break
+            unit.append(word.rstrip(";"))
+        short = unit and not taken[0].endswith("%") and len(" ".join(unit)) <= _LONGEST and "/" not in "".join(unit)
+        return " ".join([*taken, *(unit if short else ())]).rstrip(";,")
+    if kind == "currency":
+        return value.partition(" (")[0]
+    return first_value(value)
+
+
+_LONGEST = 14  # characters of a unit
