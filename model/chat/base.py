@@ -101,7 +101,8 @@ class ChatFormat(ABC):
         missing = [name for name in self.control if tokenizer is not None and name not in tokenizer.special]
         if missing:
             kind = type(self).__name__
-            raise ValueError(f"the tokenizer lacks control tokens that {kind} writes: {', '.join(missing)}")
+            named = ", ".join(missing[:3]) + f" and {len(missing) - 3} more" * (len(missing) > 3)
+            raise ValueError(f"the tokenizer lacks control tokens that {kind} writes: {named}")
         self._tokenizer = tokenizer
         self.thinking = thinking
 

@@ -71,7 +71,11 @@ def chat_format(name: str, tokenizer: Any | None, *, thinking: bool = False) -> 
             return makers[kind]()
         except ValueError as error:
             reasons.append(f"{kind}: {error}")
-    raise ValueError("no chat format goes with this tokenizer; " + "; ".join(reasons))
+    cure = (
+        "take a model that was taught to call tools, or put a chat template that writes tool calls beside"
+        " tokenizer.json, as chat_template.jinja"
+    )
+    raise ValueError(f"no chat format goes with this tokenizer; {'; '.join(reasons)}: {cure}")
 
 
 def hermes(tokenizer: Any, *, thinking: bool, lines: bool = False) -> HermesChat:

@@ -82,7 +82,7 @@ def stored_model(shape: HfShape, folder: Path) -> Any:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(f"{folder} cannot be read: {error}") from error
     for what in ("missing_keys", "mismatched_keys"):
         if names := sorted(str(name) for name in found[what]):

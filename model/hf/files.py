@@ -38,21 +38,23 @@ def write_folder(
     stops: tuple[int, ...],
     *,
     format: str = "hf",
-    dtype: str = "float32",
+    dtype: str | None = None,
     int4: bool = False,
+    shard_bytes: int = 5 * 10**9,
     **_: Any,
 ) -> None:
-    """Write ``policy``, which is cast on the way, to ``out`` as ``from_pretrained`` reads it, with its tokenizer.
+    """Write ``policy`` to ``out`` as ``from_pretrained`` reads it, with its tokenizer.
 
-    ``stops``: ids that end a turn. ValueError for a ``format`` that is not transformers' own.
+    ``stops``: ids that end a turn. ``dtype``: cast ``policy`` on the way; None: its own. ``shard_bytes``: the largest
+    file. ValueError for a ``format`` that is not transformers' own.
     """
     if format != "hf" or int4:
         raise ValueError(f"--format {format}{' --int4' * int4}: a policy of the family hf is written by transformers")
-    causal, kind = policy.causal, getattr(torch, dtype)
+    causal, kind = policy.causal, getattr(torch, dtype or policy.config.dtype)
     for parameter in causal.parameters():  # not buffers: balancing moves them by less than bfloat16 can tell
         parameter.data = parameter.data.to(kind)
     causal.config.dtype = kind
-    causal.save_pretrained(out)
+    causal.save_pretrained(out, max_shard_size=shard_bytes)
     tokenizer.save(out)
     file = out / "generation_config.json"
     tree = read_json(file) if file.exists() else {}

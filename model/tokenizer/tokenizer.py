@@ -215,7 +215,10 @@ class Tokenizer:
         """Read a ``tokenizer.json`` (``path`` is that file or its folder) with the template beside it."""
         path = _file(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no tokenizer at {path}: train one with `parl sft`, or give its folder")
+            raise FileNotFoundError(
+                f"no tokenizer at {path}: `parl sft` trains one; where there is another kind of tokenizer file,"
+                " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
+            )
         try:
             read_json(path, MOST_BYTES)  # an object of bounded size and depth, each key once
             content = path.read_text(encoding="utf-8")

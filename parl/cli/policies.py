@@ -27,8 +27,9 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: a folder in RUN named after it.")] = None,
     int4: Annotated[bool, typer.Option("--int4", help="Routed experts as INT4, packed as K2.5's are.")] = False,
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Dtype of the other matrices: float32 or bfloat16.")
-    ] = "float32",
+        str | None,
+        typer.Option("--dtype", help="float32 or bfloat16. Default: float32; for the family hf, the policy's own."),
+    ] = None,
 ) -> None:
     """Write a policy as a Hugging Face folder, which transformers and inference servers load."""
     with reported():

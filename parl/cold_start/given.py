@@ -53,11 +53,18 @@ def check_placeholder(model: Shape, tokenizer: Tokenizer) -> None:
 
 def _take_over(init: Path, shape: Shape, folder: Path) -> None:
     try:
-        model, tokenizer = family_of(shape).load(init), load_tokenizer(init)
+        tokenizer = load_tokenizer(init)
+        check_tokenizer(shape, tokenizer, init)
+        model = family_of(shape).load(init)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"model.init: {error}") from error
     except ModuleNotFoundError as error:  # Kimi's vocabulary without its extra
         raise UserError(f"model.init = {init}: {error}") from error
+    save_policy(folder, shape, export_weights(model), tokenizer, {"init": str(init)}, dtype=shape.weights_dtype)
+
+
+def check_tokenizer(shape: Shape, tokenizer: Tokenizer, init: Path) -> None:
+    """UserError where the tokenizer does not go with the embedding, or has no chat format. Reads no weights."""
     if tokenizer.vocab_size > shape.vocab_size:
         raise UserError(
             f"model.init: the tokenizer of {init} has {tokenizer.vocab_size} ids, its config.json has"
@@ -68,4 +75,3 @@ def _take_over(init: Path, shape: Shape, folder: Path) -> None:
     except ValueError as error:
         raise UserError(f"model.init = {init}: {error}") from error
     check_placeholder(shape, tokenizer)
-    save_policy(folder, shape, export_weights(model), tokenizer, {"init": str(init)}, dtype=shape.weights_dtype)

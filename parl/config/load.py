@@ -42,7 +42,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None, *, files: 
     path = preset(Path(path))
     tree, words = _read_yaml(path)
     changes = [_override(text) for text in overrides or []]
-    chosen, unknown = choose(tree, {".".join(parts): _name(text) for parts, text, _ in changes})
+    replaced = {parts[0]: _mapping(text) for parts, text, _ in changes if len(parts) == 1}
+    replaced = {name: section for name, section in replaced.items() if section is not None}
+    chosen, unknown = choose(tree | replaced, {".".join(parts): _name(text) for parts, text, _ in changes})
     tree = with_texts(tree, words, chosen)
     for parts, text, override in changes:
         _apply_override(tree, chosen, parts, text, override)
@@ -145,6 +147,15 @@ def _override(text: str) -> tuple[list[str], str, str]:
 def _name(text: str) -> str | None:
     """A name in KEY=VALUE."""
     return text_of(_NAME, text)
+
+
+def _mapping(text: str) -> dict[str, Any] | None:
+    """The section that KEY=VALUE replaces as a whole, such as ``rewards={name: mine:Bonus}``; None for other values."""
+    try:
+        found = yaml_text.parse(text)
+    except yaml.YAMLError:  # reported when it is applied
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _apply_override(tree: dict[str, Any], root: type[ConfigFields], parts: list[str], text: str, override: str) -> None:

@@ -138,7 +138,9 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 def _name_of(model: type[BaseModel], key: str) -> str:
     field = model.model_fields.get(key)
-    return str(field.default) if field else model.__name__
+    if field is None or field.is_required():  # a class of the user's own has no default name
+        return f"{model.__module__}:{model.__qualname__}"
+    return str(field.default)
 
 
 def leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -311,8 +311,10 @@ class ConfigFields(_Section):
                     " model.init, or leave the key out"
                 )
         elif sft.data is None and (given := [name for name in ("lora", "enough") if getattr(sft, name) is not None]):
+            without = " and ".join(f"sft.{name}=null" for name in given)
             raise ValueError(
-                f"sft.{given[0]}={getattr(sft, given[0])} needs something to imitate: set sft.data to teacher or a file"
+                f"sft.{given[0]}={getattr(sft, given[0])} needs something to imitate: set sft.data to teacher or a"
+                f" file, or, to do without a cold start, {without}"
             )
 
     def _check_stream(self) -> None:

@@ -178,3 +178,12 @@ def test_loading_imports_nothing_heavy() -> None:
     code = "import sys, parl.config.load; print([m for m in ('torch', 'ray', 'wandb', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_section_replaced_as_a_whole_is_that_of_the_name_in_it(write) -> None:
+    text = "objective: {log_ratio_max: 0.9}"
+    path = write(text)
+    assert load_config(path, ["objective={name: cispo}"]).objective.name == "cispo"
+    assert not hasattr(load_config(path, ["objective={name: cispo}"]).objective, "tau")
+    assert load_config(write("objective: {name: cispo}"), ["objective={}"]).objective == Config().objective
+    assert 'objective.name = "cizpo"' in _message(write(text), "objective={name: cizpo}")
