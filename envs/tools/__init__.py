@@ -1,0 +1,1 @@
+"""Tools that any environment can offer: Python in the sandbox, files, pages of the web, hosted search."""
