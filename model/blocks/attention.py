@@ -84,7 +84,9 @@ def packed_attention(
 
 def row_starts(lengths: Sequence[int], device: torch.device) -> Tensor | None:
     """Where each packed row begins, and the end, int32 [rows + 1]; None on a CPU, where nothing needs it."""
-    return None if device.type == "cpu" else sent(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
+    if device.type == "cpu":
+        return None
+    return sent(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cpu"), device)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float | None) -> Tensor:

@@ -58,7 +58,8 @@ def _train_time(folder: Path) -> float:
 
 
 def _train(config: Config, folder: Path, cold: Path) -> Path:
-    with Progress(config.trainer.steps, config.name) as progress:
+    dtype = config.model.shape.weights_dtype
+    with Progress(config.trainer.steps, config.name, dtype=dtype) as progress:
         return Training(config, folder, cold).run(progress)
 
 

@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 UNREAD, CUT = 0.1, 0.1  # shares of turns
+GAPS = {"float32": 1e-3, "bfloat16": 1.0}  # nats, the largest of a step: transformers' two attentions differ by 0.3
 
 
-def alarms(row: Mapping[str, Any], step: int) -> list[str]:
-    """Warnings about a step's metrics, most serious first. A metric of None is missing."""
+def alarms(row: Mapping[str, Any], step: int, dtype: str = "float32") -> list[str]:
+    """Warnings about a step's metrics, most serious first. A metric of None is missing.
+
+    ``dtype``: of the policy's weights.
+    """
     out = []
 
     def value(name: str) -> float:
@@ -32,7 +36,7 @@ def alarms(row: Mapping[str, Any], step: int) -> list[str]:
         out.append("no agent called a tool: nothing is searched, and no sub-agent can be created")
     if failed := value("episodes/failed"):
         out.append(f"{failed:.0f} episodes failed in step {step}: parl episodes ls RUN --status failed says why")
-    if (gap := value("policy/engine_gap")) > 1e-3:
+    if (gap := value("policy/engine_gap")) > GAPS[dtype]:
         out.append(f"engine and learner differ by {gap:.1e} nats: they no longer compute the same policy")
     told = value("turns/unread") > UNREAD or value("turns/cut") > CUT
     malformed, answered = value("episodes/malformed"), value("episodes/answered")

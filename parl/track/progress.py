@@ -58,9 +58,11 @@ class Progress:
         *,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        dtype: str = "float32",
     ) -> None:
         self._clock = clock
         self.total_steps, self.title = total_steps, title
+        self._dtype = dtype  # of the policy, for what its warnings tolerate
         self._console = console or terminal.console()
         self._live: Live | None = None
         self._began = time.monotonic()
@@ -99,7 +101,7 @@ class Progress:
         self._phase = ""
         if not self._live:
             self._line(self.plain())
-            for text in alarms(metrics, step):
+            for text in alarms(metrics, step, self._dtype):
                 self._line(f"! {text}")
 
     def phase(self, text: str, done: int | None = None, total: int | None = None) -> None:
@@ -182,7 +184,7 @@ class Progress:
         for row in self._rows():
             body.add_row(*row)
         foot = cell(line(self._phase_text()), "dim")
-        wrong = [cell(f"! {text}", "bold red") for text in alarms(self._metrics, self._step)]
+        wrong = [cell(f"! {text}", "bold red") for text in alarms(self._metrics, self._step, self._dtype)]
         shown = Group(head, Text(), body, *wrong, foot)
         return Panel(shown, title=cell(line(self.title)), title_align="left", border_style="blue")
 

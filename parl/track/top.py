@@ -73,7 +73,7 @@ def frame(folder: Path, now: float | None = None) -> RenderableType:
     if rows:
         parts += [Text(), _curves(rows), Text(), _families(rows[-1]), Text(), _shares(rows)]
     parts += [Text(), _episodes(folder)]
-    if rows and (found := alarms(rows[-1], rows[-1]["step"])):
+    if rows and (found := alarms(rows[-1], rows[-1]["step"], config.model.shape.weights_dtype)):
         parts += [Text(), *(cell(f"! {text}", "bold red") for text in found)]
     return Panel(Group(*parts), title=cell(line(folder.name)), title_align="left", border_style="blue")
 

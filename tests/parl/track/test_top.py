@@ -87,3 +87,5 @@ def test_the_command_prints_one_frame_and_names_a_missing_run(run_dir, tmp_path)
 def test_a_healthy_row_gives_no_warning():
     healthy = {"episodes/failed": 0.0, "policy/engine_gap": 1e-5, "swarm/spawn_rate": 0.5, "lambda/parallel": 0.1}
     assert alarms(healthy, 1) == alarms({}, 0) == []
+    rounded = healthy | {"policy/engine_gap": 0.3}  # as far apart as two of transformers' attentions in bfloat16
+    assert alarms(rounded, 1, "bfloat16") == [] != alarms(rounded, 1)
