@@ -18,6 +18,8 @@ app = typer.Typer(no_args_is_help=True, help="Environments to train in: build.")
 builder = typer.Typer(no_args_is_help=True, help="Make a corpus of pages to search: factbook, folder.")
 app.add_typer(builder, name="build")
 
+_KINDS = 6  # suffixes of other files that are named
+_SHOWN = 5  # files that could not be read for one reason
 To = Annotated[Path | None, typer.Option("--to", help="The corpus's folder; default: corpora/NAME.")]
 
 
@@ -50,16 +52,60 @@ def factbook(to: To = None) -> None:
         echo(f"done: {folder}")
 
 
+@builder.command()
+def folder(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="a folder of Markdown, HTML, PDF, text or CSV files")],
+    to: To = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option("--questions", metavar="FILE", help="Tasks to ask; default: questions.jsonl in the folder."),
+    ] = None,
+) -> None:
+    """Make your documents searchable. The same command again reads them anew."""
+    with reported():
+        from envs.research.folder.build import build_folder
+        from rewards.outcome.reach import unreachable
+
+        if not path.is_dir():
+            raise UserError(f"{path} is {'a file' if path.exists() else 'not there'}: name a folder of documents")
+        target = to or Path("corpora") / path.resolve().name
+        with written_to(target), _new_corpus(target, again=True) as (_, partial):
+            assert partial is not None
+            try:
+                built = build_folder(path, partial, questions, lambda task: unreachable(task.gold))
+            except ValueError as error:
+                raise UserError(str(error)) from None
+        reasons: dict[str, list[str]] = {}
+        for name, reason in built.left_out:
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            echo(f"left out: {', '.join(names[:_SHOWN])}{more}: {reason}", err=True)
+        if built.others:
+            counted = ", ".join(f"{count} {suffix}" for suffix, count in built.others.most_common(_KINDS))
+            echo(f"left out: files that are no documents: {counted}", err=True)
+        for note in built.notes:
+            echo(f"note: {note}", err=True)
+        asked = ", ".join(f"{count} {split}" for split, count in built.tasks.items()) or "none (name some: --questions)"
+        echo(f"{built.files} files, {built.pages} pages; questions: {asked}")
+        echo(f"use it with: envs: {{name: research, config: {{corpus: {target}, snippet: 20}}}}")
+        echo(f"done: {target}")
+
+
 @contextmanager
-def _new_corpus(folder: Path) -> Iterator[tuple[Path, Path | None]]:
-    """(a scratch folder, an empty folder that becomes ``folder`` in the end); None for it if a corpus is there."""
+def _new_corpus(folder: Path, *, again: bool = False) -> Iterator[tuple[Path, Path | None]]:
+    """(a scratch folder, an empty folder that becomes ``folder`` in the end).
+
+    None for the latter if a corpus is there, unless it is made ``again``. UserError if something else is.
+    """
     from envs.research.corpus import MANIFEST
     from model.files import replacing
 
-    if (folder / MANIFEST).exists():
+    there = (folder / MANIFEST).exists()
+    if there and not again:
         yield folder, None
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not there and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there and is no corpus: remove it, or name another folder with --to")
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent)
