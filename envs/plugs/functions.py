@@ -21,7 +21,7 @@ from pydantic_core import ArgsKwargs
 
 from envs.base import Environment, ErrorKind, Role, Task, ToolCall, ToolResult, ToolSpec
 from envs.named import named
-from envs.plugs.session import PlugEnvironment, PlugSection, PlugSession, Refused, result_of
+from envs.plugs.session import PlugEnvironment, PlugSection, PlugSession, Refused, offered, result_of
 from envs.plugs.threads import OwnThread, in_thread
 
 _KEY = "envs.config.tools"
@@ -137,7 +137,7 @@ class FunctionsEnvironment(PlugEnvironment):
 
     def notes(self) -> Iterator[str]:
         """ValueError for bad tools; a note on those that agents are told nothing about."""
-        self.offered(self.tools())
+        offered(self.config, self.tools())
         for function in self.functions.values():
             if not function.call.__doc__:
                 yield f"{_KEY}: {function.spec.name} has no docstring: agents see only its name and parameters"
@@ -151,8 +151,8 @@ class FunctionsEnvironment(PlugEnvironment):
         for owner in owners:
             taken = inspect.signature(owner).parameters
             made[owner] = await thread.run(owner, **{name: given[name] for name in given if name in taken})
-        offered = self.offered(self.tools())
-        return FunctionsSession(offered, self.config.result_chars, self.functions, made, thread)
+        tools = offered(self.config, self.tools())
+        return FunctionsSession(tools, self.config.result_chars, self.functions, made, thread)
 
 
 class FunctionsSession(PlugSession):

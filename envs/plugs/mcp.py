@@ -19,7 +19,8 @@ from pydantic import Field, model_validator
 
 from envs.base import Role, Section, Task, ToolCall, ToolResult, ToolSpec
 from envs.plugs.mcp_connection import Connection, Offered
-from envs.plugs.session import PlugEnvironment, PlugSection, PlugSession, ServerLost
+from envs.plugs.session import PlugEnvironment, PlugSection, PlugSession, ServerLost, offered
+from envs.plugs.threads import outside
 
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
 _NO_NAME = re.compile(r"[^A-Za-z0-9_-]")  # characters that chat formats do not write in a tool's name
@@ -101,7 +102,7 @@ class McpEnvironment(PlugEnvironment):
 
     def notes(self) -> Iterator[str]:
         """ValueError if a server cannot be reached, or a name of a tool is wrong."""
-        self.offered(self.tools())
+        offered(self.config, self.tools())
         yield from ()
 
     async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> McpSession:
@@ -118,7 +119,7 @@ class McpEnvironment(PlugEnvironment):
         found = named_tools({name: task.result() for name, task in listing.items()})
         places = {spec.name: (connections[server], tool) for spec, server, tool in found}
         return McpSession(
-            self.offered([spec for spec, _, _ in found]), self.config.result_chars, places, tuple(own.values())
+            offered(self.config, [spec for spec, _, _ in found]), self.config.result_chars, places, tuple(own.values())
         )
 
     async def close(self) -> None:
@@ -191,20 +192,8 @@ def _listed(config: McpConfig) -> dict[str, list[Offered]]:
     key = json.dumps(config.model_dump(mode="json", include={"servers"}), sort_keys=True)
     with _LISTING:
         if key not in _LISTINGS:
-            found: list[Any] = []
-
-            def run() -> None:
-                try:
-                    found.append(asyncio.run(ask()))
-                except Exception as error:
-                    found.append(error)
-
-            thread = threading.Thread(target=run, daemon=True)
-            thread.start()
-            thread.join()
-            if isinstance(found[0], ServerLost):
-                raise ValueError(f"envs.config.servers: {found[0]}") from found[0]
-            if isinstance(found[0], Exception):
-                raise found[0]
-            _LISTINGS[key] = found[0]
+            try:
+                _LISTINGS[key] = outside(ask())
+            except ServerLost as lost:
+                raise ValueError(f"envs.config.servers: {lost}") from lost
         return _LISTINGS[key]

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from envs.base import ErrorKind, Task, ToolCall, ToolResult, ToolSpec
-from envs.plugs.session import PlugEnvironment, PlugSection, PlugSession, Refused, ServerLost, reason
+from envs.plugs.session import PlugEnvironment, PlugSection, PlugSession, Refused, ServerLost, offered, reason
 
 _GONE = (502, 503, 504)  # a proxy's answers for a missing server
 _TRIES = 3  # to connect
@@ -71,7 +71,7 @@ class RetrieveEnvironment(PlugEnvironment):
 
     def notes(self) -> Iterator[str]:
         """ValueError if the retriever does not answer as it should."""
-        self.offered(self.tools())
+        offered(self.config, self.tools())
         try:
             with httpx.Client(timeout=_PROBE_S, trust_env=False) as client:
                 reply = client.post(self.config.url, json=_body(self.config, ["test"]))
@@ -89,7 +89,7 @@ class RetrieveEnvironment(PlugEnvironment):
 
     async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> RetrieveSession:
         """A session; all sessions share a client."""
-        return RetrieveSession(self.offered(self.tools()), self.config, self._http())
+        return RetrieveSession(offered(self.config, self.tools()), self.config, self._http())
 
     async def close(self) -> None:
         """Close the client; the environment can be used again."""

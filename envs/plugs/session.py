@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -40,6 +41,14 @@ class Refused(Exception):
         self.kind = kind
 
 
+def no_tasks() -> ValueError:
+    """The error of an environment that brings tools alone."""
+    return ValueError(
+        "envs.tasks: this environment brings tools but no tasks; name a file of tasks (.jsonl, .csv, .parquet), a data"
+        " set of the hub, or package.module:function"
+    )
+
+
 class PlugEnvironment(Environment):
     """An environment whose tasks are the user's own, named in ``envs.tasks``."""
 
@@ -47,23 +56,18 @@ class PlugEnvironment(Environment):
 
     def tasks(self, split: str) -> Iterable[Task]:
         """ValueError: a plug brings tools, the user the tasks."""
-        raise ValueError(
-            "envs.tasks: this environment brings tools but no tasks; name a file of tasks (.jsonl, .csv, .parquet), a"
-            " data set of the hub, or package.module:function"
-        )
+        raise no_tasks()
 
-    def offered(self, tools: Sequence[ToolSpec]) -> dict[Role, tuple[ToolSpec, ...]]:
-        """The ``tools`` of each role; ValueError for a name that does not exist."""
-        chosen = {Role.ORCHESTRATOR: self.config.orchestrator, Role.SUBAGENT: self.config.subagents}
-        there = [tool.name for tool in tools]
-        keys = {Role.ORCHESTRATOR: "orchestrator", Role.SUBAGENT: "subagents"}
-        for role, names in chosen.items():
-            for name in names or ():
-                if name not in there:
-                    raise ValueError(
-                        f'envs.config.{keys[role]}: there is no tool "{name}"; there are: {", ".join(there)}'
-                    )
-        return {role: tuple(t for t in tools if names is None or t.name in names) for role, names in chosen.items()}
+
+def offered(config: PlugSection, tools: Sequence[ToolSpec]) -> dict[Role, tuple[ToolSpec, ...]]:
+    """The ``tools`` of each role; ValueError for a name that does not exist."""
+    chosen = {Role.ORCHESTRATOR: config.orchestrator, Role.SUBAGENT: config.subagents}
+    there = [tool.name for tool in tools]
+    for key, names in (("orchestrator", config.orchestrator), ("subagents", config.subagents)):
+        for name in names or ():
+            if name not in there:
+                raise ValueError(f'envs.config.{key}: there is no tool "{name}"; there are: {", ".join(there)}')
+    return {role: tuple(t for t in tools if names is None or t.name in names) for role, names in chosen.items()}
 
 
 class PlugSession:
@@ -84,9 +88,7 @@ class PlugSession:
         result = await self._answer(agent_id, call, deadline_s)
         cut = self._cut(result.text)
         latency_s = time.perf_counter() - started
-        return ToolResult(
-            text=cut, error=result.error, images=result.images, latency_s=latency_s, machine=result.machine
-        )
+        return dataclasses.replace(result, text=cut, latency_s=latency_s)
 
     async def run(self, agent_id: str, call: ToolCall, deadline_s: float) -> ToolResult:
         """The result of a known tool. May raise Refused, ServerLost, TimeoutError, or what the tool raises."""

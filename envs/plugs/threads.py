@@ -6,13 +6,34 @@ import asyncio
 import contextvars
 import queue
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 async def in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The result of ``function`` in a thread of its own. A cancelled call is not waited for."""
     return await _started(function, args, kwargs, lambda run: threading.Thread(target=run, daemon=True).start())
+
+
+def outside(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """The result of ``coroutine`` on an event loop of its own, whether or not the caller is in one."""
+    ended: list[tuple[BaseException | None, Any]] = []
+
+    def run() -> None:
+        try:
+            ended.append((None, asyncio.run(coroutine)))
+        except BaseException as error:
+            ended.append((error, None))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    error, value = ended[0]
+    if error is not None:
+        raise error
+    return value
 
 
 class OwnThread:

@@ -51,6 +51,11 @@ ENVIRONMENTS = Kind(
         "research": "envs.research.environment:ResearchEnvironment",
         "mcp": "envs.plugs.mcp:McpEnvironment",
         "retrieve": "envs.plugs.retrieve:RetrieveEnvironment",
+        "openenv": "envs.steps.openenv:OpenEnvEnvironment",
+        "gymnasium": "envs.steps.gymnasium:GymnasiumEnvironment",
+        "aviary": "envs.steps.aviary:AviaryEnvironment",
+        "skyrl": "envs.steps.skyrl:SkyRlEnvironment",
+        "textarena": "envs.steps.textarena:TextArenaEnvironment",
     },
     check=_environment,
 )
