@@ -23,8 +23,8 @@ _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_
 
 
 def gaps(model: Shape, optimizer: OptimizerConfig, layout: Layout) -> Iterator[str]:
-    """Why the learner cannot train ``model`` in ``layout`` yet; never empty: it has no GPUs."""
-    yield "it runs on CPUs, over gloo: on GPUs, over nccl, it was never run"
+    """Why the learner may not train ``model`` in ``layout`` yet; never empty: no layout was run whole on GPUs."""
+    yield "one rank was run on a GPU, a few layers at full width: several, over nccl, never were"
     if layout.gpus > NODE:
         yield f"its ranks were run on one machine only, and {layout.gpus} GPUs are {-(-layout.gpus // NODE)} nodes"
     whole = _FLOAT * count(model).total * min(layout.gpus, NODE)
@@ -43,7 +43,7 @@ def gaps(model: Shape, optimizer: OptimizerConfig, layout: Layout) -> Iterator[s
     except ValueError as error:
         yield f"a run's configuration refuses it: {error}"
     if layout.offload:
-        yield "offloading moves nothing on a CPU learner, and was not run on GPUs"
+        yield "offloading was run on one GPU only, with another optimiser"
 
 
 def check_memory(model: Shape, optimizer: OptimizerConfig, trainer: TrainerConfig) -> None:
