@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import parl
+from parl.cli import bench as cli_bench
 from parl.cli import env as cli_env
 from parl.cli import episodes as cli_episodes
 from parl.cli import models as cli_models
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_env.app, name="env")
 app.add_typer(cli_episodes.app, name="episodes")
+app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_models.app, name="model")
 app.add_typer(cli_policies.app)
 

@@ -1,0 +1,1 @@
+"""Published benchmarks from the command line: preparing, running and scoring."""
