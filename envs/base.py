@@ -106,7 +106,9 @@ class Oracle:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gold:
     """The hidden answer, by ``kind``: ``table`` (columns, key columns, rows), ``exact`` (accepted strings), or
-    ``none``: the session scores the episode (:class:`Scorer`), or nothing does.
+    ``none``: the session scores the episode (:class:`Scorer`), or nothing does. Those of kind ``function``,
+    ``judge`` and ``command`` are scored by what ``rewards`` names, which may read ``answers`` and ``data``.
+    ``command``: the task's own program and arguments.
     """
 
     kind: str
@@ -115,6 +117,12 @@ class Gold:
     rows: tuple[tuple[str, ...], ...] = ()
     answers: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)  # other accepted spelling -> the spelling in rows or answers
+    data: dict[str, Any] = field(default_factory=dict)  # JSON
+    command: tuple[str, ...] = ()
+
+    def to_row(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("data", "command")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +175,7 @@ class Task:
 
     def to_row(self) -> dict[str, Any]:
         """The task as a flat ``datasets`` row (nested parts as JSON strings)."""
-        row = asdict(self)
+        row = asdict(self) | {"gold": self.gold.to_row()}
         if self.oracle and self.oracle.direct_steps is None:  # rows of tasks that do not know it have no such key
             del row["oracle"]["direct_steps"]
         for name in ("gold", "oracle", "plan"):
@@ -180,7 +188,7 @@ class Task:
         defaults.
         """
         gold = _loads(row["gold"])
-        tuples = {name: tuple(gold.get(name) or ()) for name in ("columns", "unique_columns", "answers")}
+        tuples = {name: tuple(gold.get(name) or ()) for name in ("columns", "unique_columns", "answers", "command")}
         rows = tuple(tuple(r) for r in gold.get("rows") or ())
         oracle = _loads(row.get("oracle"))
         return cls(
@@ -188,7 +196,9 @@ class Task:
             family=row.get("family") or "user",
             split=row.get("split") or "test",
             prompt=row["prompt"],
-            gold=Gold(kind=gold["kind"], rows=rows, aliases=gold.get("aliases") or {}, **tuples),
+            gold=Gold(
+                kind=gold["kind"], rows=rows, aliases=gold.get("aliases") or {}, data=gold.get("data") or {}, **tuples
+            ),
             oracle=Oracle(**oracle) if oracle else None,
             width=int(row.get("width") or 1),
             plan=_loads(row.get("plan")) or {},

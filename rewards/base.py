@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from envs.base import Score
+from rewards.outcome.sections import CommandSection, JudgeSection
 from rollouts.episode import Episode
 
 Parts = dict[str, float]  # by name, unweighted
@@ -31,6 +32,24 @@ class Reward(BaseModel):
     texts: ClassVar[bool] = False  # set to read messages, tool calls or results, also of stored episodes
 
     name: str = Field(description="the reward: parl, package.module:Class, or an installed entry point")
+    function: str | None = Field(default=None, description="scores tasks of gold kind function: package.module:score")
+    judge: JudgeSection | None = Field(default=None, description="scores tasks of gold kind judge: a model's server")
+    command: CommandSection = CommandSection()
+    range: tuple[float, float] | None = Field(
+        default=None, description="lowest and highest score of function, judge or command; null = 0 and 1"
+    )
+
+    @field_validator("range")
+    @classmethod
+    def _rises(cls, range: tuple[float, float] | None) -> tuple[float, float] | None:
+        if range is not None and not range[0] < range[1]:
+            raise ValueError(f"{list(range)} must be the lowest and the highest score, in this order")
+        return range
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The lowest and highest score."""
+        return self.range or (0.0, 1.0)
 
     def parts(self, episode: Episode, score: Score | None) -> Parts:
         """The parts besides ``perf``, unweighted, by name; a ``perf`` here replaces the answer's score.

@@ -31,6 +31,10 @@ class EngineSilent(Lost, TimeoutError):
     """A replica did not answer within its deadline plus transfer time."""
 
 
+class Unscored(RuntimeError):
+    """This one episode has no score, whoever asks: it is run again once, then left out and reported."""
+
+
 class ToolsLost(MachineFault):
     """The tools' machine failed (``ToolResult.machine``)."""
 

@@ -21,6 +21,7 @@ from rollouts.swarm.limits import Slots, StopSwitch
 from rollouts.swarm.partial import Flight, Outcome
 from rollouts.swarm.placement import Job, Placement
 from rollouts.swarm.remote_subagents import run_job
+from rollouts.swarm.scoring import ScoreEpisode, by_session
 from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 
@@ -35,7 +36,8 @@ class EngineLost(Lost):
 class RolloutWorker(AsyncBeating):
     """Runs episodes of ``environment`` with a policy pool and a frozen pool, at most ``concurrency`` at once.
 
-    ``model``: the policies' shape, which determines chat format and how pictures are cut.
+    ``model``: the policies' shape, which determines chat format and how pictures are cut. ``score``: scores
+    ended episodes.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class RolloutWorker(AsyncBeating):
         frozen: Sequence[Any],
         name: str,
         model: Shape,
+        score: ScoreEpisode = by_session,
     ) -> None:
-        self._environment = environment
+        self._environment, self._score = environment, score
         self._media = model.pictures
         tokenizer, family = load_tokenizer(tokenizer_folder), family_of(model)
         self._chat = family.chat(model, tokenizer, thinking=config.thinks(Role.ORCHESTRATOR))
@@ -214,6 +217,7 @@ class RolloutWorker(AsyncBeating):
             slots=self._places,
             switch=switch,
             placement=self._placement,
+            score=self._score,
             stalled=self._stalled,
         )
 

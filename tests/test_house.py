@@ -34,7 +34,11 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "envs": (),
     "rollouts": ("envs", *TORCH_FREE_MODEL),
     "rollouts/engine": ("envs", "model"),
-    "rewards": ("envs.base", "rollouts.episode", "rollouts.critical_path"),
+    "rewards": (
+        *("envs.base", "envs.named", "envs.plugs.threads", "envs.sandbox", "model.files"),
+        *("rollouts.episode", "rollouts.critical_path", "rollouts.faults"),
+        *("rollouts.engine.address", "rollouts.engine.chat.client"),
+    ),
     "parl": ("model", "envs", "rollouts", "rewards"),
 }
 WITH_TORCH = ("model", "rollouts/engine", "parl")

@@ -9,8 +9,9 @@ from envs.data.fields import near
 from envs.data.problems import Say, show
 from envs.data.scalars import scalar_text
 
-_FIELDS = ("kind", "columns", "unique_columns", "rows", "answers", "aliases")
-_KINDS = ("table", "exact")
+_FIELDS = ("kind", "columns", "unique_columns", "rows", "answers", "aliases", "data", "command")
+_ASKED = ("function", "judge", "command", "none")  # scored by what `rewards` names, or by the session
+_KINDS = ("table", "exact", *_ASKED)
 _OTHER_KINDS = {"exact_match": "exact", "em": "exact", "string": "exact", "list": "exact", "item_f1": "table"}
 _EXAMPLE = {
     "exact": '{"kind": "exact", "answers": ["Paris"]}',
@@ -31,8 +32,11 @@ def gold_of(gold: dict[str, Any], say: Say, field: str = "gold") -> Gold | None:
         hint = f"; did you mean {close}?" if close else ""
         if kind is None:
             hint = f"; write {_EXAMPLE['table' if gold.get('rows') else 'exact']}"
-        say(f"{field}.kind", f"must be exact or table{hint}", kind)
+        say(f"{field}.kind", f"must be one of {', '.join(_KINDS)}{hint}", kind)
         return None
+    if kind in _ASKED:
+        return _asked(kind, gold, say, field)
+    _unused(gold, ("data", "command"), kind, say, field)
     aliases = _aliases(gold.get("aliases"), say, f"{field}.aliases")
     if kind == "exact":
         _unused(gold, ("columns", "unique_columns", "rows"), "exact", say, field)
@@ -46,6 +50,26 @@ def gold_of(gold: dict[str, Any], say: Say, field: str = "gold") -> Gold | None:
     _check_columns(columns, unique, say, field)
     _check_keys(columns, unique, rows, aliases, say, field)
     return Gold(kind="table", columns=columns, unique_columns=unique, rows=tuple(rows.values()), aliases=aliases)
+
+
+def _asked(kind: str, gold: dict[str, Any], say: Say, field: str) -> Gold:
+    """A gold that something else than the answer's text decides: accepted texts and data for whoever scores."""
+    own = ("command",) if kind == "command" else ()
+    without = [name for name in _FIELDS if name not in ("kind", "answers", "data", *own)]
+    _unused(gold, tuple(without) if kind != "none" else tuple(_FIELDS[1:]), kind, say, field)
+    answers = gold.get("answers")
+    if kind == "judge" and not answers and not gold.get("data"):
+        say(f"{field}.answers", 'is missing, so a judge has nothing to compare with; write "answers": ["Paris"]')
+    texts = _texts(answers, say, f"{field}.answers", _EXAMPLE["exact"]) if answers else ()
+    data = gold.get("data") or {}
+    if not isinstance(data, dict):
+        say(f"{field}.data", "must be an object", data)
+        data = {}
+    command = gold.get("command") or ()
+    if command and not (isinstance(command, list | tuple) and all(isinstance(part, str) for part in command)):
+        say(f"{field}.command", 'must be a list of the program and its arguments, e.g. ["python", "check.py"]', command)
+        command = ()
+    return Gold(kind=kind, answers=texts, data=data, command=tuple(command))
 
 
 def _unused(gold: dict[str, Any], names: tuple[str, ...], kind: str, say: Say, field: str) -> None:

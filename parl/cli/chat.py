@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -113,6 +114,7 @@ async def answered(
     console: Console | None = None,
 ) -> Episode:
     """The episode of a question; a terminal shows its agents while they work."""
+    settings = replace(settings, score=None)
     task = Task(key=f"chat-{number}", family="chat", split="test", prompt=question, gold=Gold(kind="exact"))
     console, flight = console or terminal.console(), Flight()
     running = asyncio.ensure_future(

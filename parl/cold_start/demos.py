@@ -48,5 +48,6 @@ class Demonstrator:
             prompts=self.recipe.rollouts.prompts,
             spawning=shown.spawning,
             media=media,
+            score=None,
         )
         return await run_episode(shown.task, self.environment, settings, index=0, seed=0, critical_budget=0)

@@ -167,9 +167,15 @@ class Collector:
         self._engines = {pool: self._replicas(pool, count) for pool, count in pool_sizes(rollouts).items()}
         arguments = (self._side.environment, self._tokenizer, rollouts)
         pools: dict[str, Any] = {**self._engines, "concurrency": 1000}
-        pools["model"] = self._side.model.shape
+        pools |= {"model": self._side.model.shape, "score": self._side.scoring}
         self._workers = [
-            actor(RolloutWorker, *arguments, **pools, name=f"worker-{i}-{self.restarts}", _label=f"rollout worker {i}")
+            actor(
+                RolloutWorker,
+                *arguments,
+                **pools,
+                name=f"worker-{i}-{self.restarts}",
+                _label=f"rollout worker {i}",
+            )
             for i in range(rollouts.workers)
         ]
         ray.get([worker.ready.remote() for worker in self._workers], timeout=_SETUP_S)

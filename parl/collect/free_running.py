@@ -24,9 +24,9 @@ SPLIT = "val"
 def free_running(config: Config) -> Callable[[Weights, Path], dict[str, float]]:
     """A check of weights and the tokenizer in a folder: one episode per task of ``sft.check_tasks`` in val.
 
-    Returns the mean ``score``, the share of ``malformed`` episodes, and the shares that ``spawned``: of tasks
-    where it may pay, and of those whose oracle says it cannot (``spawned_in_vain``). Sub-agents are the same
-    policy; sampling is that of the evaluation.
+    Returns the mean ``score``, 0 for what nothing scores, the share of ``malformed`` episodes, and the shares that
+    ``spawned``: of tasks where it may pay, and of those whose oracle says it cannot (``spawned_in_vain``).
+    Sub-agents are the same policy; sampling is that of the evaluation.
     """
     sft, evaluation = config.sft, config.eval
     asked = evaluation.model_copy(update={"split": SPLIT, "tasks": sft.check_tasks})
@@ -46,7 +46,8 @@ def free_running(config: Config) -> Callable[[Weights, Path], dict[str, float]]:
         parts: dict[str, list[float]] = {"score": [], "malformed": [], "spawned": [], "spawned_in_vain": []}
         for episode in episodes:
             oracle = episode.task.oracle
-            parts["score"].append(measure(episode).score)
+            score = measure(episode)
+            parts["score"].append(score.value if score else 0.0)
             parts["malformed"].append(episode.status is EpisodeStatus.MALFORMED)
             pays = oracle is None or oracle.width > 0
             parts["spawned" if pays else "spawned_in_vain"].append(bool(episode.subagents))

@@ -22,10 +22,12 @@ from model.tokenizer.tokenizer import load_tokenizer
 from parl.config.plugin_kinds import ENGINES
 from parl.config.schema import Config, PolicyFields
 from parl.errors import UserError
+from rewards.scoring import Scoring
 from rollouts.config import RolloutsConfig
 from rollouts.engine.base import PoolEngine
 from rollouts.engine.built_in import Embedded
 
+VERDICTS = "judge"  # a judge's verdicts, in a run's folder
 _BUSIER = 1.5  # ratio of requests per replica from which a replica changes pools
 
 
@@ -33,13 +35,14 @@ _BUSIER = 1.5  # ratio of requests per replica from which a replica changes pool
 class RolloutSide:
     """Settings of a run's rollout side.
 
-    ``environment`` goes to the workers; ``served``: folder of weights for servers; ``adapters``: the learner
-    trains them; ``back``: versions that a resumed run may go back; ``step_s``: deadline of a step.
+    ``environment`` and ``scoring`` go to the workers; ``served``: folder of weights for servers; ``adapters``:
+    the learner trains them; ``back``: versions that a resumed run may go back; ``step_s``: deadline of a step.
     """
 
     rollouts: RolloutsConfig
     model: PolicyFields
     environment: Environment
+    scoring: Scoring
     served: Path
     adapters: bool
     back: int
@@ -54,12 +57,18 @@ class RolloutSide:
             rollouts=config.rollouts,
             model=config.model,
             environment=config.envs.build(),
+            scoring=scoring_of(config),
             served=config.run_dir / "served",
             adapters=config.optimizer.lora is not None,
             back=trainer.checkpoint_every * trainer.keep_checkpoints,
             step_s=trainer.step_s,
             seed=config.seed,
         )
+
+
+def scoring_of(config: Config) -> Scoring:
+    """What scores ended episodes of a run of ``config``; a judge's verdicts are kept in its folder."""
+    return Scoring(config.rewards, config.run_dir.absolute() / VERDICTS)
 
 
 def pool_sizes(rollouts: RolloutsConfig) -> dict[str, int]:

@@ -20,6 +20,7 @@ from parl.config.schema import TEACHER, Config, EnvsFields, EvalConfig
 from parl.errors import UserError
 from parl.shown.terminal import echo
 from rewards.outcome.reach import unreachable
+from rewards.scoring import check_scoring
 
 _LISTED = 5
 _FAULTS = (ValueError, OSError, ModuleNotFoundError)  # the last: an extra is missing
@@ -49,6 +50,10 @@ class Tasks:
         asked = self._evaluation
         own = self._own(asked.split)
         return own[: asked.tasks] if own else self.environment.held_out(asked.split, asked.seed, asked.tasks)
+
+    def known(self) -> list[Task]:
+        """All own tasks of training and evaluation; of the environment's the first and the held-out ones."""
+        return [*(self._own("train") or self.take(0, 1)), *self.held_out()]
 
     def _own(self, split: str) -> list[Task]:
         if not self._file:
@@ -122,6 +127,7 @@ def data_notes(config: Config, tasks: Tasks) -> Iterator[str]:
                 f"eval.tasks = {evaluation.tasks}: this environment has {found} distinct tasks of split"
                 f" {evaluation.split}; the evaluation takes these"
             )
+    check_scoring(config.rewards, tasks.known())
     if (own or environment.foreign) and scratch:
         yield (
             "the policy is trained from scratch on the generated world's words and cannot read real ones: of your own"

@@ -27,6 +27,7 @@ from rollouts.engine.chat.engine import ChatEngine, ChatModel
 from rollouts.episode import Episode, Trace
 from rollouts.swarm.budget import critical_budget
 from rollouts.swarm.limits import Slots, StopSwitch
+from rollouts.swarm.scoring import ScoreEpisode
 from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 
@@ -90,7 +91,7 @@ async def _models(url: str) -> list[str]:
 class ChatCollector:
     """Runs episodes with ``served``, in an event loop of its own; usage goes to ``store``. Context manager.
 
-    ``chat``: the format whose tokens are counted.
+    ``chat``: the format whose tokens are counted. ``score``: scores ended episodes.
     """
 
     def __init__(
@@ -103,9 +104,10 @@ class ChatCollector:
         evaluation: EvalConfig,
         *,
         spawning: bool,
+        score: ScoreEpisode,
     ) -> None:
         self._store, self._environment, self._chat, self._spawning = store, environment, chat, spawning
-        self._rollouts, self._evaluation = rollouts, evaluation
+        self._rollouts, self._evaluation, self._score = rollouts, evaluation, score
         self._runner = asyncio.Runner()
         self._model = ChatModel(server=ChatServer(served.url, api_key=key_for(served.url)), name=served.name)
         own = [tool.to_openai() for tool in self._environment.tools()]
@@ -169,6 +171,7 @@ class ChatCollector:
             spawning=self._spawning,
             temperature=self._evaluation.temperature,
             top_p=self._evaluation.top_p,
+            score=self._score,
             slots=self._slots,
             switch=self._switch,
         )

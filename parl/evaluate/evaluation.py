@@ -23,7 +23,7 @@ from model.policy_files import load_policy
 from parl.cold_start.starting_policy import starting_policy
 from parl.collect.collector import Collector
 from parl.collect.free_running import free_running
-from parl.collect.pools import RolloutSide
+from parl.collect.pools import RolloutSide, scoring_of
 from parl.collect.tasks import Tasks, check_tasks
 from parl.config.family import chat_format
 from parl.config.schema import Config, EvalConfig
@@ -43,6 +43,7 @@ from rollouts.engine.address import shown
 from rollouts.episode import Episode
 from rollouts.store.outline import Outline, read_outlines, shard_paths
 from rollouts.store.store import EpisodeStore
+from rollouts.swarm.scoring import ScoreEpisode
 
 _SHARD = 16  # episodes lost at most by a kill
 _SLICE = 8  # episodes per slot given to the workers at once
@@ -150,9 +151,10 @@ def evaluate(
             write_text(policy.store / "about.json", json.dumps(policy.about, indent=1) + "\n")
         if missing := [policy for policy in policies if asked.todo(policy)]:
             if isinstance(policies[0].source, Served):
+                score = scoring_of(config)
                 chat = chat_format(config.model, config.rollouts, tasks.context.tokenizer)
                 for policy in missing:
-                    _run_served(policy, asked, config.envs.build(), chat, config.rollouts, config.eval)
+                    _run_served(policy, asked, config.envs.build(), chat, config.rollouts, config.eval, score)
             else:
                 _run_local(
                     missing,
@@ -208,9 +210,10 @@ def _run_served(
     chat: ChatFormat,
     rollouts: RolloutsConfig,
     evaluation: EvalConfig,
+    score: ScoreEpisode,
 ) -> None:
     assert isinstance(policy.source, Served)
-    settings = {"rollouts": rollouts, "evaluation": evaluation, "spawning": policy.spawning}
+    settings = {"rollouts": rollouts, "evaluation": evaluation, "spawning": policy.spawning, "score": score}
     with ChatCollector(policy.source, policy.store, environment, chat, **settings) as collector:
         asked.run(policy, collector.collect, _SLICE * rollouts.concurrency)
 

@@ -8,6 +8,7 @@ Prompts and tools count too, and ``VERSION`` for everything else in the code.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
@@ -20,6 +21,9 @@ from model.chat.base import ChatFormat
 from model.files import file_digest
 from parl.config.family import chat_format
 from parl.config.schema import Config, EnvsFields
+from rewards.base import Reward
+from rewards.outcome.function import score_function
+from rewards.outcome.sections import CommandSection
 from rollouts.prompts import PromptsConfig
 
 VERSION = 1  # raised when the code makes other episodes of the same settings; test_identity.py checks
@@ -46,6 +50,8 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "rollouts.limits": "agent_s stage_s subagents tool_calls",  # concurrency matters only with deadlines
         "rollouts.context": "policy orchestrator_tokens subagent_tokens",
         "eval": "split temperature top_p seed",
+        "rewards": "range",  # scores of functions, judges and commands are stored with the episodes
+        "rewards.judge": "url model temperature max_tokens",
     },
     Effect.OWN: {
         "model": "family vocab_size hidden_size num_hidden_layers"
@@ -67,6 +73,9 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "envs": "tasks",
         "rollouts": "subagent_policy thinking subagent_thinking",
         "rollouts.prompts": "orchestrator create_subagent assign_task",
+        "rewards": "function",
+        "rewards.judge": "prompt",
+        "rewards.command": "argv deadline_s level readable",
     },
     Effect.NONE: {
         "": "name root seed baseline starter",  # the starter matters through the cold start's weights
@@ -83,6 +92,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         " keep_best staleness overlap step_s most_unread",
         "trainer.parallel": "zero expert_parallel offload recompute",
         "eval": "tasks",  # how many, not how
+        "rewards.judge": "api_key_env tries request_s concurrency price_in price_out",
         "tracking": "wandb project tensorboard prometheus_port",
     },
 }
@@ -102,7 +112,7 @@ def effect_of(key: str) -> Effect:
     """What changing the dotted ``key`` affects."""
     if key.startswith("rollouts.engine_config."):
         return Effect.OWN
-    return Effect.NONE if key.startswith(_WITHOUT) else EFFECTS.get(key, Effect.ALL)
+    return EFFECTS.get(key, Effect.NONE if key.startswith(_WITHOUT) else Effect.ALL)
 
 
 def description(config: Config, policy: Mapping[str, str], *, spawning: bool, chat: bool) -> dict[str, Any]:
@@ -128,7 +138,8 @@ def description(config: Config, policy: Mapping[str, str], *, spawning: bool, ch
     return {
         "policy": dict(policy),
         "settings": settings | own | {"rollouts.swarm": spawning},
-        "content": _contents(config.envs, environment, config.eval.split, config.model.init if chat else None),
+        "content": _contents(config.envs, environment, config.eval.split, config.model.init if chat else None)
+        | _scoring(config.rewards),
         "code": {"version": VERSION, "prompts": shown},
     }
 
@@ -175,6 +186,19 @@ def _contents(envs: EnvsFields, environment: Environment, split: str, vocabulary
         found["envs.tasks"] = tasks_digest(load_tasks(envs.tasks, split))
     if vocabulary is not None:
         found["model.init"] = policy_vocabulary(vocabulary)
+    return found
+
+
+def _scoring(rewards: Reward) -> dict[str, str]:
+    """Digests of what scores episodes, if anything but their answers does."""
+    found: dict[str, str] = {}
+    if rewards.function is not None:
+        source = inspect.getsourcefile(score_function(rewards.function))
+        found["rewards.function"] = f"{rewards.function} {file_digest(Path(source)) if source else ''}"
+    if rewards.judge is not None and rewards.judge.prompt is not None:
+        found["rewards.judge.prompt"] = file_digest(rewards.judge.prompt)
+    if rewards.command != CommandSection():
+        found["rewards.command"] = _digest(rewards.command.model_dump_json().encode())
     return found
 
 

@@ -9,7 +9,7 @@ from rewards.outcome.item_f1 import item_f1, normalise_cell
 
 def ideal_answer(gold: Gold) -> str:
     """A right answer as an agent would write it: the table, or the first accepted text."""
-    if gold.kind == "exact":
+    if gold.kind != "table":
         return f"Answer: {gold.answers[0]}" if gold.answers else ""
     rows = [[" ".join(cell.split()) for cell in row] for row in (gold.columns, *gold.rows)]
     lines = [f"| {' | '.join(row)} |" for row in rows]
@@ -20,6 +20,8 @@ def unreachable(gold: Gold) -> str | None:
     """Why no answer earns the full score, with the field; None if one does."""
     if gold.kind == "exact":
         return _exact(gold)
+    if gold.kind != "table":
+        return None
     cells = {normalise_cell(cell) for row in gold.rows for cell in row}
     for alias, spelling in gold.aliases.items():
         if normalise_cell(spelling) not in cells:

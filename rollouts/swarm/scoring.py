@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from envs.base import Score, Scorer, Session
 from rollouts.episode import Episode
-from rollouts.faults import MachineFault, first_cause, machine_fault
+from rollouts.faults import MachineFault, Unscored, first_cause
 
 ScoreEpisode = Callable[[Session, Episode], Awaitable[Score | None]]
 _LINES = 8  # of a traceback, counted from its end
@@ -24,16 +24,17 @@ async def by_session(session: Session, episode: Episode) -> Score | None:
 
 
 async def scored(score: ScoreEpisode, session: Session, episode: Episode, deadline_s: float) -> Score | None:
-    """The score within ``deadline_s`` seconds. ScoringFailed, with the traceback, for any error."""
+    """The score within ``deadline_s`` seconds. ScoringFailed, with the traceback, for any error but Unscored."""
     try:
         async with asyncio.timeout(deadline_s) as clock:
             found = await score(session, episode)
     except TimeoutError as error:
         late = f"no score within rollouts.score_deadline_s={deadline_s:g} s"
         raise ScoringFailed(late if clock.expired() else said(error)) from error
+    except Unscored:
+        raise
     except Exception as error:
-        fault = machine_fault(error)
-        raise fault or ScoringFailed(said(error)) from error
+        raise ScoringFailed(said(error)) from error
     if found is not None and not isinstance(found, Score):
         raise ScoringFailed(f"{type(session).__name__}.score returned {found!r:.80}, not an envs.base.Score")
     return found

@@ -26,6 +26,7 @@ from parl.evaluate import identity as module
 from parl.evaluate.chat_model import Served
 from parl.evaluate.identity import EFFECTS, Effect, description, effect_of, identity, policy_digest, prompts_digest
 from parl.evaluate.policies import Policy, local_policies, served_policies
+from rewards.base import Reward
 from rollouts.config import BudgetConfig
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, Trace
@@ -66,6 +67,7 @@ def test_every_key_is_classified_once_and_no_key_is_classified_that_does_not_exi
     ]
     assert sorted(listed) == sorted(set(listed)) == sorted(EFFECTS)
     ours = [key for key in KEYS if not key.startswith(("rewards.", "objective."))]  # there a class brings its own
+    ours += [key for key in leaves(Reward, "rewards.") if key != "rewards.name"]  # but what every reward has is ours
     assert sorted(ours) == sorted(EFFECTS), "classify the new key in evaluate/identity.py: does it change an episode?"
 
 
