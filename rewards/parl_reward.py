@@ -9,13 +9,14 @@ report gives the terms but not their formulas; these are ours (docs/reward.md ha
     critical  min(critical steps / reference, 2), in [0, 2]: enters the total with a minus sign; 0 without a reference
 
 ``finish`` is 0 if nothing was launched: not spawning never earns more than spawning. The reference of
-``critical`` is the oracle's serial cost, or without an oracle the episode's critical-step budget. An episode
-without an answer pays the full 2: otherwise giving up at once would be cheaper than trying.
+``critical`` is the oracle's serial cost; without an oracle the critical steps of the group's shortest solved
+episode, or else the episode's critical-step budget. An episode without an answer pays the full 2: otherwise
+giving up at once would be cheaper than trying.
 """
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -25,6 +26,7 @@ from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 
 CRITICAL_MAX = 2.0
+SHORTEST = "shortest_success"  # metric: critical steps of the group's shortest solved episode (rewards.group)
 
 
 class Parl(Reward):
@@ -35,6 +37,11 @@ class Parl(Reward):
     lambda_finish: float = Field(default=0.1, ge=0, description="λ2 at the start")
     anneal: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
     parallel_cap: int = Field(default=16, gt=0, description="sub-agents at which r_parallel reaches 1")
+    critical_reference: Literal["group", "budget"] = Field(
+        default="group",
+        description="what critical steps are compared with without an oracle: the group's shortest solved episode,"
+        " if any, or always the budget",
+    )
     critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
 
     def parts(self, episode: Episode, score: Score | None) -> Parts:
@@ -42,7 +49,7 @@ class Parl(Reward):
         return {
             "parallel": min(len(episode.subagents), self.parallel_cap) / self.parallel_cap,
             "finish": finish_rate(episode) or 0.0,
-            "critical": critical_share(episode),
+            "critical": critical_share(episode, group=self.critical_reference == "group"),
         }
 
     def weights(self, step: int, steps: int) -> Weights:
@@ -83,10 +90,11 @@ def finish_rate(episode: Episode) -> float | None:
     return finished / len(launched) if launched else None
 
 
-def critical_share(episode: Episode) -> float:
+def critical_share(episode: Episode, *, group: bool = True) -> float:
     """min(critical steps / reference, 2), 2 without an answer, 0 without a reference (module docstring)."""
     oracle = episode.task.oracle
-    reference = oracle.serial_steps if oracle else episode.critical_budget
+    shortest = episode.metrics.get(SHORTEST, 0) if group else 0
+    reference = oracle.serial_steps if oracle else shortest or episode.critical_budget
     if reference <= 0:
         return 0.0
     answered = episode.status is EpisodeStatus.ANSWERED

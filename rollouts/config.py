@@ -27,6 +27,9 @@ class BudgetConfig(BaseModel):
     critical_factor: float = Field(
         default=1.5, gt=0, description="critical steps allowed = factor x the oracle's serial steps + 4"
     )
+    critical_steps: int | None = Field(
+        default=None, ge=0, description="the same without an oracle; null = orchestrator_steps, 0 = unlimited"
+    )
     turn_tokens: int = Field(default=512, gt=0, description="sampled tokens of one turn")
     total_tokens: int = Field(default=20_000, gt=0, description="sampled tokens of all agents")
     episode_s: float = Field(default=300.0, gt=0, description="wall-clock deadline")

@@ -79,7 +79,7 @@ class Collector:
             pause_s=pause_s,
             seed=self._side.seed,
             temperature=self._rollouts.temperature,
-            critical_budget=critical_budget(task, self._rollouts.budget.critical_factor),
+            critical_budget=critical_budget(task, self._rollouts.budget),
         )
 
     def suspend(self) -> None:
@@ -224,7 +224,7 @@ class Collector:
         self._weights.send("policy", self._engines["policy"], in_flight=in_flight)
 
     def _submit(self, group: Group, number: int, settings: dict[str, Any]) -> Any:
-        budget = critical_budget(group.task, self._rollouts.budget.critical_factor)
+        budget = critical_budget(group.task, self._rollouts.budget)
         worker = self._workers[number % len(self._workers)]
         more = settings | {"critical_budget": budget, "pause_s": group.pause_s}
         return worker.run.remote(group.task, group.missing, **more)

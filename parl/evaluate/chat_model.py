@@ -146,7 +146,7 @@ class ChatCollector:
             if self._model.server.gone:
                 return
             usage, status = Usage(), "interrupted"
-            budget = critical_budget(task, self._rollouts.budget.critical_factor)
+            budget = critical_budget(task, self._rollouts.budget)
             seed = self._evaluation.seed
             try:
                 episode = await run_episode(

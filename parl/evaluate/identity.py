@@ -45,8 +45,8 @@ class Effect(StrEnum):
 _TABLE: dict[Effect, dict[str, str]] = {
     Effect.ALL: {
         "rollouts": "swarm subagent_temperature",
-        "rollouts.budget": "orchestrator_steps subagent_steps subagents direct_calls critical_factor turn_tokens"
-        " total_tokens episode_s call_s",
+        "rollouts.budget": "orchestrator_steps subagent_steps subagents direct_calls critical_factor critical_steps"
+        " turn_tokens total_tokens episode_s call_s",
         "rollouts.limits": "agent_s stage_s subagents tool_calls",  # concurrency matters only with deadlines
         "rollouts.context": "policy orchestrator_tokens subagent_tokens",
         "eval": "split temperature top_p seed",

@@ -6,8 +6,8 @@ traces or rows: a baseline per row would weigh an episode by its number of rows.
 
 Credit for co-trained sub-agents (``objective.credit``): with ``episode`` every trainable trace has the
 episode's advantage. With ``agent`` a sub-agent's trace earns the episode's reward if it returned a valid
-message, else 0 (:func:`subagent_reward`), minus the mean over the sub-agents of its group, with equal weight
-per episode. Orchestrators keep the episode's advantage. Frozen sub-agents do not matter.
+message, else at most 0 (:func:`subagent_reward`), minus the mean over the sub-agents of its group, with equal
+weight per episode. Orchestrators keep the episode's advantage. Frozen sub-agents do not matter.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def group_advantages(rewards: Sequence[float], *, normalise_std: bool = False) -
 
 
 def subagent_reward(episode: Episode, trace: Trace) -> float:
-    """A sub-agent's reward: its episode's total if it returned a valid message, else 0."""
-    return episode.rewards["total"] if trace.status is TraceStatus.FINISHED else 0.0
+    """A sub-agent's reward: its episode's total if it returned a valid message, else at most 0."""
+    total = episode.rewards["total"]
+    return total if trace.status is TraceStatus.FINISHED else min(total, 0.0)
 
 
 def agent_advantages(group: Sequence[Episode], *, normalise_std: bool = False) -> list[dict[str, float]]:

@@ -36,6 +36,7 @@ from parl.track.progress import Progress
 from parl.track.tracker import Tracker
 from rewards.aggregate import aggregate
 from rewards.base import Weights as RewardWeights
+from rewards.group import note_groups
 from rewards.score import score_episode
 from rollouts.episode import Episode
 from rollouts.store.store import EpisodeStore
@@ -227,6 +228,7 @@ class Training:
         return draw_groups(draw, rollouts.tasks_per_step, rollouts.dynamic_sampling or 0)
 
     def _score_all(self, episodes: list[Episode], lambdas: RewardWeights) -> None:
+        note_groups(episodes)
         for episode in episodes:
             score_episode(episode, self.config.rewards, lambdas)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 
 from envs.base import Task
+from rollouts.config import BudgetConfig
 
 _SLACK = 4  # turns
 
 
-def critical_budget(task: Task, factor: float) -> int:
-    """Critical steps allowed: ⌈factor · oracle.serial_steps⌉ + 4, in turns; 0 = unlimited (no oracle).
+def critical_budget(task: Task, budget: BudgetConfig) -> int:
+    """Critical steps allowed, in turns: ⌈factor · oracle.serial_steps⌉ + 4; 0 = unlimited.
 
-    K2.5 limits training and evaluation by critical, not total, steps; it does not say how large the limit is.
+    Without an oracle ``budget.critical_steps``, by default as many as a single agent may take alone. K2.5 limits
+    training and evaluation by critical, not total, steps; it does not say how large the limit is.
     """
     if task.oracle is None:
-        return 0
+        return budget.orchestrator_steps if budget.critical_steps is None else budget.critical_steps
+    factor = budget.critical_factor
     return math.ceil(factor * task.oracle.serial_steps - 1e-9) + _SLACK  # 1.1 * 50 is 55, not 55.00000000000001

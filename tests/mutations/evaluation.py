@@ -175,7 +175,7 @@ MUTANTS = [
         '"rollouts.nothing": "agent_s stage_s subagents tool_calls",',
     ),
     identity("top-p-does-not-count", '"eval": "split temperature top_p seed",', '"eval": "split temperature seed",'),
-    identity("unknown-keys-do-not-count", "EFFECTS.get(key, Effect.ALL)", "EFFECTS.get(key, Effect.NONE)"),
+    identity("unknown-keys-do-not-count", "if key.startswith(_WITHOUT) else Effect.ALL", "if True else Effect.ALL"),
     identity(
         "chat-keys-for-all",
         "wanted = {Effect.ALL, Effect.CHAT if chat else Effect.OWN}",

@@ -61,8 +61,8 @@ MUTANTS = [
     ),
     parl(
         "budget-is-no-reference",
-        "oracle.serial_steps if oracle else episode.critical_budget",
-        "oracle.serial_steps if oracle else 0",
+        "oracle.serial_steps if oracle else shortest or episode.critical_budget",
+        "oracle.serial_steps if oracle else shortest",
     ),
     parl("horizon-of-all-steps", "min(fraction * steps, steps - 1)", "min(fraction * steps, steps)"),
     parl("horizon-is-the-later", "horizon = min(fraction * steps,", "horizon = max(fraction * steps,"),

@@ -49,12 +49,12 @@ MUTANTS = [
     rows("one-baseline-for-all-tasks", "groups[episode.task.key].append(position)", 'groups[""].append(position)'),
     advantage(
         "unfinished-subagents-earn",
-        'episode.rewards["total"] if trace.status is TraceStatus.FINISHED else 0.0',
-        'episode.rewards["total"]',
+        "total if trace.status is TraceStatus.FINISHED else min(total, 0.0)",
+        "total",
     ),
     advantage(
         "subagents-earn-the-answer-alone",
-        'episode.rewards["total"] if trace.status is TraceStatus.FINISHED',
+        "total if trace.status is TraceStatus.FINISHED",
         "1.0 if trace.status is TraceStatus.FINISHED",
     ),
     advantage(

@@ -182,8 +182,8 @@ MUTANTS = [
     ),
     collect(
         "one-budget-for-all",
-        "critical_budget(group.task, self._rollouts.budget.critical_factor)",
-        "critical_budget(group.task, 1.5)",
+        "critical_budget(group.task, self._rollouts.budget)",
+        "critical_budget(group.task, type(self._rollouts.budget)())",
     ),
     stream(
         "singles-are-accepted",

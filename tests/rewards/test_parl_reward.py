@@ -10,8 +10,10 @@ from envs.base import ErrorKind, Gold, Oracle, Role, Task, TaskGroup, ToolCall, 
 from envs.world.groups import GROUPS
 from rewards.aggregate import aggregate, duplicate_rate, evaluation_table
 from rewards.base import Reward
-from rewards.parl_reward import Parl, annealed
+from rewards.group import note_groups
+from rewards.parl_reward import SHORTEST, Parl, annealed, critical_share
 from rewards.score import score_episode
+from rollouts.config import BudgetConfig
 from rollouts.episode import CUT, Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.swarm.budget import critical_budget
 
@@ -183,12 +185,50 @@ def test_a_part_that_is_no_number_is_named(settings, said):
 
 
 def test_the_critical_budget_follows_the_oracle():
-    assert critical_budget(make_task(), 1.5) == 16
-    assert critical_budget(make_task(oracle=Oracle(serial_steps=10, parallel_steps=4, width=4)), 1.1) == 15
+    def allowed(task: Task, factor: float) -> int:
+        return critical_budget(task, BudgetConfig(critical_factor=factor))
+
+    assert allowed(make_task(), 1.5) == 16
+    assert allowed(make_task(oracle=Oracle(serial_steps=10, parallel_steps=4, width=4)), 1.1) == 15
     uneven = make_task(oracle=Oracle(serial_steps=50, parallel_steps=4, width=4))
-    assert 1.1 * 50 > 55 and critical_budget(uneven, 1.1) == 59
-    assert critical_budget(make_task(oracle=Oracle(serial_steps=5, parallel_steps=5, width=0)), 1.5) == 12
-    assert critical_budget(make_task(oracle=None), 1.5) == 0
+    assert 1.1 * 50 > 55 and allowed(uneven, 1.1) == 59
+    assert allowed(make_task(oracle=Oracle(serial_steps=5, parallel_steps=5, width=0)), 1.5) == 12
+
+
+def test_without_an_oracle_the_critical_budget_is_what_one_agent_may_take_alone():
+    free = make_task(oracle=None)
+    assert critical_budget(free, BudgetConfig(orchestrator_steps=30)) == 30
+    assert critical_budget(free, BudgetConfig(critical_steps=9)) == 9
+    assert critical_budget(free, BudgetConfig(critical_steps=0)) == 0
+    assert critical_budget(make_task(), BudgetConfig(critical_steps=9)) == 16
+
+
+def test_without_an_oracle_critical_steps_are_compared_with_the_groups_shortest_success():
+    free = make_task(oracle=None)
+    quick, slow, wrong = (
+        make_episode(free, turns=4),
+        make_episode(free, turns=6),
+        make_episode(free, turns=2, answer="no"),
+    )
+    lost = make_episode(free, turns=3, status=EpisodeStatus.FAILED)
+    known = make_episode(turns=4)
+    for episode in (quick, slow, wrong):
+        episode.critical_budget = 12
+    note_groups([quick, slow, wrong, lost, known])
+    assert SHORTEST not in known.metrics
+    assert [critical_share(one) for one in (quick, slow, wrong)] == [1.0, 1.5, 0.5]
+    assert critical_share(slow, group=False) == 0.5
+    score_episode(slow, Parl(critical_reference="budget"), WEIGHTS)
+    assert slow.rewards["critical"] == 0.5
+    score_episode(slow, PARL, WEIGHTS)  # alone, from what was noted
+    assert slow.rewards["critical"] == 1.5 and slow.metrics[SHORTEST] == 4
+
+
+def test_without_a_success_in_the_group_the_budget_stays_the_reference():
+    wrong = make_episode(make_task(oracle=None), turns=3, answer="no")
+    wrong.critical_budget = 12
+    note_groups([wrong])
+    assert SHORTEST not in wrong.metrics and critical_share(wrong) == 0.25
 
 
 def test_scoring_fills_rewards_and_metrics_and_may_be_repeated():

@@ -182,3 +182,9 @@ def test_cutting_a_subagents_row_keeps_its_credit_on_every_token():
             total[: len(piece.tokens)] += piece.advantages
         np.testing.assert_array_equal(total, whole[row.key].advantages)
     assert denominator(rows) == 3 * 3 + 3
+
+
+def test_a_subagent_that_failed_in_an_episode_worse_than_nothing_gains_nothing_by_it():
+    bad, good = co_trained("a", 0, -1.0, True, False), co_trained("a", 1, -0.5, True)
+    own = by_key(step_rows([bad, good], credit="agent"))
+    assert own["a", 0, "0/0"] == own["a", 0, "0/1"] == pytest.approx(-0.25)
