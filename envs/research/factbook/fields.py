@@ -18,6 +18,12 @@ MILITARY = "Military and Security"
 _SHORT_UNIT = 14  # characters of a unit that stays in the gold
 _NUMBER = re.compile(r"(-?\$?-?\d[\d,]*(?:\.\d+)?)( (?:million|billion|trillion))?(%)?((?: [^(;\[]*?)?)(?= ?[(;\[]|$)")
 _DATE = re.compile(r"(?:(\d{1,2}) )?(?:([A-Z][a-z]+) )?(\d{4})(?= ?[(;]|$)")
+_OFFICES = (
+    "Acting Captain Chancellor Chief Co-Prince Crown Duke Emir Executive Federal General Governor Governor-General"
+    " Grand Interim King Leader Minister Pope Premier President Prime Prince Queen Regent State Sultan Supreme"
+    " Taoiseach Transitional of the"
+)
+_TITLES = frozenset(_OFFICES.split())
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June", "July"),
     *("August", "September", "October", "November", "December"),
@@ -224,8 +230,10 @@ def _person(text: str) -> list[str] | None:
     match = re.match(r"([^(;\d]{5,60}?) \(since [^)]*\)", text)
     if match is None or "vacant" in match[1].lower():
         return None
-    name = re.search(r"(?:[A-Z][\w.'’-]+ )*[A-ZÀ-Þ][A-ZÀ-Þ'’ -]+(?: [IVX]+)?.*$", match[1])
-    return [match[1], *([name[0]] if name else [])]
+    words = match[1].split()
+    while len(words) > 1 and words[0].rstrip(",") in _TITLES:
+        words = words[1:]
+    return [match[1], " ".join(words)]
 
 
 def _date(text: str) -> list[str] | None:
