@@ -11,10 +11,11 @@ from typing import Annotated
 import typer
 
 from parl.cli.errors import reported, written_to
+from parl.cli.policies import ConfigArg, Overrides
 from parl.errors import UserError
 from parl.shown.terminal import echo
 
-app = typer.Typer(no_args_is_help=True, help="Environments to train in: build.")
+app = typer.Typer(no_args_is_help=True, help="Environments to train in: check, build.")
 builder = typer.Typer(no_args_is_help=True, help="Make a corpus of pages to search: factbook, folder.")
 app.add_typer(builder, name="build")
 
@@ -26,6 +27,23 @@ To = Annotated[Path | None, typer.Option("--to", help="The corpus's folder; defa
 @app.callback()
 def _group() -> None:
     """Environments to train in."""
+
+
+@app.command()
+def check(
+    config: ConfigArg,
+    overrides: Overrides = None,
+    call: Annotated[str | None, typer.Option("--call", help="Name of the tool to call; default: the first.")] = None,
+    arguments: Annotated[
+        str | None, typer.Option("--arguments", metavar="JSON", help="Its arguments; default: made up.")
+    ] = None,
+) -> None:
+    """Open a task, list the tools, call one, score an answer, and say what is missing. Needs no model."""
+    with reported():
+        from parl.cli.env_check import check_environment, environment_alone
+
+        if not check_environment(environment_alone(config, overrides or []), call, arguments):
+            raise typer.Exit(2)
 
 
 @builder.command()

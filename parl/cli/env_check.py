@@ -1,0 +1,225 @@
+"""``parl env check CONFIG``: tries a configuration's environment without a model.
+
+A task is opened, the tools are listed, one is called, and the right and a wrong answer are scored, as a run would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from envs.base import Environment, Gold, Role, Score, Session, Task, ToolCall, ToolSpec
+from envs.tasks_io import load_tasks
+from parl.config.runs import configuration
+from parl.config.schema import Config
+from parl.errors import UserError
+from parl.shown.terminal import echo
+from rewards.score import score_of
+from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
+from rollouts.swarm.scoring import by_session, scored
+
+_OPEN_S = 180.0  # with the imports of its libraries
+_WRONG = "a wrong answer"
+_SHOWN = 200  # characters of a text
+_AGENTS = {Role.ORCHESTRATOR: "0", Role.SUBAGENT: "0/0"}
+
+
+_MODEL = ("model", "sft", "optimizer", "trainer")  # sections of the policy, which is not needed here
+
+
+def environment_alone(config: Path, overrides: Sequence[str]) -> Config:
+    """The configuration with the default policy, so that the policy's files need not be there."""
+    others = [text for text in overrides if text.partition("=")[0].split(".")[0].strip() not in _MODEL]
+    return configuration(config, [*others, *(f"{section}={{}}" for section in _MODEL)])
+
+
+def check_environment(config: Config, call: str | None, arguments: str | None) -> bool:
+    """Print what happens; whether nothing is missing. UserError where it cannot go on.
+
+    ``call``: the tool to be called, instead of the first; with ``arguments`` (JSON), instead of made-up ones.
+    """
+    environment = config.envs.build()
+    try:
+        for note in environment.notes():
+            echo(f"note: {note}", err=True)
+        train, held_out = _tasks(config, environment)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise UserError(str(error)) from error
+    _say("tasks", f"train: {_short(train.prompt)}")
+    _say("", f"{config.eval.split}: {held_out} to evaluate")
+    checked = _Checked(environment, config, train)
+    with asyncio.Runner() as runner:
+        try:
+            runner.run(checked.all_of_it(call, arguments))
+        finally:
+            runner.run(environment.close())
+    kept = "they are repeated" if environment.repeatable else "it begins anew"
+    _say("state", "none" if environment.stateless else f"calls change it; where an episode loses its session, {kept}")
+    for line in checked.missing or ["nothing"]:
+        _say("missing", line)
+    return not checked.missing
+
+
+def _tasks(config: Config, environment: Environment) -> tuple[Task, int]:
+    """The first training task, and how many tasks there are to evaluate. ValueError without one."""
+    own, evaluation = config.envs.tasks, config.eval
+    if own is not None:
+        held_out = load_tasks(own, evaluation.split)[: evaluation.tasks]
+        return load_tasks(own, "train")[0], len(held_out)
+    held_out = environment.held_out(evaluation.split, evaluation.seed, evaluation.tasks)
+    return environment.task_stream("train", config.seed)[0], len(held_out)
+
+
+class _Checked:
+    """The tries, and what they found missing."""
+
+    def __init__(self, environment: Environment, config: Config, task: Task) -> None:
+        self.environment, self.task = environment, task
+        self.call_s, self.score_s = config.rollouts.budget.call_s, config.rollouts.score_deadline_s
+        self.missing: list[str] = []
+
+    async def all_of_it(self, call: str | None, arguments: str | None) -> None:
+        """Open, list, call, score."""
+        session = await self._open()
+        try:
+            found = {role: session.tools(role) for role in Role}
+            for role, tools in found.items():
+                _say("tools", f"{role}: {', '.join(map(_signature, tools)) or 'none'}")
+            await self._call(session, found, call, arguments)
+            first = await self._score(session, _right(self.task.gold))
+        finally:
+            await session.close()
+        if first is None:
+            self.missing.append(
+                f"a score: gold.kind = {self.task.gold.kind}, and the session has no method score; give the tasks a"
+                " gold answer, or the session `async def score(episode)` (docs/environments.md)"
+            )
+            return
+        if self.task.gold.kind not in ("exact", "table"):
+            return _say("score", f"after that call, {_number(first)}")
+        session = await self._open()
+        try:
+            wrong = await self._score(session, _WRONG)
+        finally:
+            await session.close()
+        _say(
+            "score",
+            f"the right answer {_short(_right(self.task.gold))!r}: {_number(first)}; {_WRONG}: {_number(wrong)}",
+        )
+        if wrong is not None and wrong.value >= first.value:
+            self.missing.append("a difference: a wrong answer scores as much as the right one")
+
+    async def _open(self) -> Session:
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(_OPEN_S):
+                session = await self.environment.open(self.task, seed=0, attempt=0)
+        except Exception as error:
+            raise UserError(f"envs.name={self._name}: open failed: {type(error).__name__}: {error}") from error
+        _say("opened", f"in {time.perf_counter() - began:.2f} s")
+        return session
+
+    @property
+    def _name(self) -> str:
+        return type(self.environment).__name__
+
+    async def _call(
+        self, session: Session, found: dict[Role, list[ToolSpec]], wanted: str | None, arguments: str | None
+    ) -> None:
+        offered = [(role, tool) for role, tools in found.items() for tool in tools]
+        chosen = [(role, tool) for role, tool in offered if wanted in (None, tool.name)]
+        if not chosen:
+            names = ", ".join(dict.fromkeys(tool.name for _, tool in offered)) or "none"
+            raise UserError(f"--call {wanted}: there is no such tool; there are: {names}")
+        role, tool = chosen[0]
+        given = _parsed(arguments) if arguments is not None else example(tool.parameters, tool.parameters)
+        called = ToolCall(id="functions.check:0", name=tool.name, arguments=given)
+        began = time.perf_counter()
+        result = await session.call(_AGENTS[role], called, deadline_s=self.call_s)
+        took = time.perf_counter() - began
+        _say("call", f"{tool.name}({json.dumps(given, ensure_ascii=False)}) in {took:.3f} s")
+        _say("", _short(result.readable) or "an empty result")
+        if result.machine:
+            self.missing.append(f"the tools' server: {result.text}")
+        elif result.error:
+            _say("", f"({result.error}; --call NAME --arguments JSON tries another call)")
+
+    async def _score(self, session: Session, answer: str) -> Score | None:
+        trace = Trace(agent_id="0", role=Role.ORCHESTRATOR, name="orchestrator", prompt=self.task.prompt)
+        trace.status, trace.message = TraceStatus.FINISHED, answer
+        episode = Episode(task=self.task, index=0, seed=0, traces=[trace], status=EpisodeStatus.ANSWERED, answer=answer)
+        try:
+            episode.score = await scored(by_session, session, episode, self.score_s)
+        except Exception as error:
+            raise UserError(str(error)) from error
+        return score_of(episode)
+
+
+def example(schema: dict[str, Any], whole: dict[str, Any]) -> Any:
+    """A value of ``schema``; ``whole`` holds its definitions."""
+    if "$ref" in schema:
+        place = whole
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            place = place[part]
+        return example(place, whole)
+    for key in ("default", "const"):
+        if key in schema:
+            return schema[key]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    for key in ("anyOf", "oneOf", "allOf"):
+        if schema.get(key):
+            return example(schema[key][0], whole)
+    kind = schema.get("type")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object" or "properties" in schema:
+        properties = schema.get("properties", {})
+        return {
+            name: example(properties[name], whole) for name in schema.get("required", properties) if name in properties
+        }
+    if kind == "array":
+        return [example(schema.get("items") or {"type": "string"}, whole)]
+    simple: dict[Any, Any] = {"integer": 1, "number": 1.0, "boolean": False, "null": None}
+    return schema.get("minimum", simple[kind]) if kind in simple else "test"
+
+
+def _parsed(arguments: str) -> dict[str, Any]:
+    try:
+        given = json.loads(arguments)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--arguments {arguments}: no JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise UserError(f'--arguments {arguments}: must be an object, such as {{"query": "test"}}')
+    return given
+
+
+def _right(gold: Gold) -> str:
+    """An answer that earns full marks, where there is one."""
+    if gold.kind == "table":
+        rows = [gold.columns, ["---"] * len(gold.columns), *gold.rows]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return gold.answers[0] if gold.answers else "an answer"
+
+
+def _signature(tool: ToolSpec) -> str:
+    return f"{tool.name}({', '.join(tool.parameters.get('properties', {}))})"
+
+
+def _number(score: Score | None) -> str:
+    if score is None:
+        return "nothing"
+    parts = "".join(f", {name} {value:g}" for name, value in score.parts.items())
+    return f"{score.value:g} in [{score.low:g}, {score.high:g}]{', solved' if score.solved else ''}{parts}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+
+
+def _say(what: str, text: str) -> None:
+    echo(f"{what:9}{text}")

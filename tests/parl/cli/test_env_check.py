@@ -1,0 +1,109 @@
+"""``parl env check``: what it shows of the examples, and what it says is missing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from parl.cli.env_check import example
+from parl.cli.main import app
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+MUTE = """
+from envs.base import Environment, Gold, Task, ToolResult, ToolSpec
+
+class Session:
+    def tools(self, role): return [ToolSpec(name="say", description="", parameters={})]
+    async def call(self, agent_id, call, *, deadline_s): return ToolResult(text="hm")
+    async def close(self): ...
+
+class Mute(Environment):
+    def tasks(self, split):
+        return [Task(key="a", family="f", split=split, prompt="Say hello.", gold=Gold(kind="none"))]
+    async def open(self, task, *, seed=0, attempt=0): return Session()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the examples, which is the working directory."""
+    for file in EXAMPLES.iterdir():
+        if file.suffix in (".py", ".yaml"):
+            shutil.copy(file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def check(*arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["env", "check", *arguments])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def written(folder: Path, **envs: Any) -> str:
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"envs": envs}))
+    return "mine.yaml"
+
+
+def test_it_opens_lists_calls_and_scores_without_a_model(folder: Path):
+    said = check("functions.yaml")
+    for line in (
+        "tasks    train: How many people live in Town 0?",
+        "tools    orchestrator: larger(one, other)",
+        "tools    subagent: population(town), larger(one, other)",
+        'call     larger({"one": "test", "other": "test"}) in ',
+        "error: KeyError: 'test'",
+        "score    the right answer '10000': 1 in [0, 1], solved",
+        "a wrong answer: 0 in [0, 1]",
+        "missing  nothing",
+    ):
+        assert line in said
+    assert "= 10137" not in said
+    said = check("functions.yaml", "--call", "population", "--arguments", '{"town": "Town 1"}')
+    assert 'population({"town": "Town 1"}) in' in said and "         10137" in said
+
+
+def test_what_is_missing_is_said_and_is_the_exit_code(folder: Path):
+    config = {"tools": ["town_tools:population"]}
+    rows = written(folder, name="functions", config=config)
+    said = check(rows, code=2)
+    assert "envs.tasks: this environment brings tools but no tasks" in said
+    (folder / "mute.py").write_text(MUTE)
+    said = check(written(folder, name="mute:Mute"), code=2)
+    assert "missing  a score: gold.kind = none, and the session has no method score" in said
+    said = check(written(folder, name="functions", tasks="town_tools:task", config=config), code=2)
+    assert 'envs.tasks = "town_tools:task": town_tools has no task; did you mean tasks?' in said
+    retrieve = {"url": "http://127.0.0.1:9/retrieve"}
+    said = check(written(folder, name="retrieve", tasks="town_tools:tasks", config=retrieve), code=2)
+    assert "envs.config.url = http://127.0.0.1:9/retrieve: ConnectError" in said
+
+
+def test_a_wrong_call_is_refused_with_what_there_is(folder: Path):
+    assert "--call size: there is no such tool; there are: larger, population" in check(
+        "functions.yaml", "--call", "size", code=2
+    )
+    assert "--arguments [1]: must be an object" in check("functions.yaml", "--arguments", "[1]", code=2)
+    assert "--arguments {a: no JSON" in check("functions.yaml", "--arguments", "{a", code=2)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "string"}, "test"),
+        ({"type": "integer", "minimum": 3}, 3),
+        ({"type": ["number", "null"]}, 1.0),
+        ({"enum": ["a", "b"]}, "a"),
+        ({"anyOf": [{"type": "boolean"}, {"type": "null"}]}, False),
+        ({"type": "array", "items": {"$ref": "#/$defs/one"}, "$defs": {"one": {"const": 5}}}, [5]),
+        ({"type": "object", "properties": {"a": {"type": "null"}, "b": {"default": 2}}, "required": ["b"]}, {"b": 2}),
+        ({}, "test"),
+    ],
+)
+def test_made_up_arguments_fit_the_schema(schema: dict[str, Any], value: Any):
+    assert example(schema, schema) == value
