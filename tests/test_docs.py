@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rooms import BEGIN, END, listed
+from benchmarks.snippets import filled
 
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "docs" / "README.md"
@@ -84,3 +85,9 @@ def test_contributing_says_how_many_keys_there_are():
     own = ("envs.config.", "model.")
     core = {key for key in keys() if not key.startswith(own)} | {"model.family", "model.init"}
     assert f"{len(core)} keys" in (ROOT / "CONTRIBUTING.md").read_text(), f"there are {len(core)}"
+
+
+@pages
+def test_blocks_that_name_a_file_are_its_text(page: Path):
+    """python benchmarks/snippets.py PAGE writes them."""
+    assert filled(page.read_text()) == page.read_text()

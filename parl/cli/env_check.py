@@ -15,10 +15,11 @@ from typing import Any
 from envs.base import Environment, Gold, Role, Score, Session, Task, ToolCall, ToolSpec
 from envs.tasks_io import load_tasks
 from parl.config.runs import configuration
-from parl.config.schema import Config
+from parl.config.schema import Config, EvalConfig
 from parl.errors import UserError
 from parl.shown.terminal import echo
 from rewards.score import score_of
+from rollouts.config import RolloutsConfig
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 from rollouts.swarm.scoring import by_session, scored
 
@@ -46,12 +47,12 @@ def check_environment(config: Config, call: str | None, arguments: str | None) -
     try:
         for note in environment.notes():
             echo(f"note: {note}", err=True)
-        train, held_out = _tasks(config, environment)
+        train, held_out = _tasks(environment, config.envs.tasks, config.eval, config.seed)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise UserError(str(error)) from error
     _say("tasks", f"train: {_short(train.prompt)}")
     _say("", f"{config.eval.split}: {held_out} to evaluate")
-    checked = _Checked(environment, config, train)
+    checked = _Checked(environment, train, config.rollouts)
     with asyncio.Runner() as runner:
         try:
             runner.run(checked.all_of_it(call, arguments))
@@ -64,22 +65,20 @@ def check_environment(config: Config, call: str | None, arguments: str | None) -
     return not checked.missing
 
 
-def _tasks(config: Config, environment: Environment) -> tuple[Task, int]:
+def _tasks(environment: Environment, own: str | None, evaluation: EvalConfig, seed: int) -> tuple[Task, int]:
     """The first training task, and how many tasks there are to evaluate. ValueError without one."""
-    own, evaluation = config.envs.tasks, config.eval
     if own is not None:
-        held_out = load_tasks(own, evaluation.split)[: evaluation.tasks]
-        return load_tasks(own, "train")[0], len(held_out)
+        return load_tasks(own, "train")[0], len(load_tasks(own, evaluation.split)[: evaluation.tasks])
     held_out = environment.held_out(evaluation.split, evaluation.seed, evaluation.tasks)
-    return environment.task_stream("train", config.seed)[0], len(held_out)
+    return environment.task_stream("train", seed)[0], len(held_out)
 
 
 class _Checked:
     """The tries, and what they found missing."""
 
-    def __init__(self, environment: Environment, config: Config, task: Task) -> None:
+    def __init__(self, environment: Environment, task: Task, rollouts: RolloutsConfig) -> None:
         self.environment, self.task = environment, task
-        self.call_s, self.score_s = config.rollouts.budget.call_s, config.rollouts.score_deadline_s
+        self.call_s, self.score_s = rollouts.budget.call_s, rollouts.score_deadline_s
         self.missing: list[str] = []
 
     async def all_of_it(self, call: str | None, arguments: str | None) -> None:
@@ -119,7 +118,7 @@ class _Checked:
             async with asyncio.timeout(_OPEN_S):
                 session = await self.environment.open(self.task, seed=0, attempt=0)
         except Exception as error:
-            raise UserError(f"envs.name={self._name}: open failed: {type(error).__name__}: {error}") from error
+            raise UserError(f"{self._name}.open failed: {type(error).__name__}: {error}") from error
         _say("opened", f"in {time.perf_counter() - began:.2f} s")
         return session
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from starlette.applications import Starlette
+from starlette.routing import Route
 from typer.testing import CliRunner
 
+from envs.world.site.server import SocketServer
 from parl.cli.env_check import example
 from parl.cli.main import app
 
+PACKAGES = ("mcp", "gymnasium", "textarena")  # examples that need the package of their name
 EXAMPLES = Path(__file__).parents[3] / "examples"
 MUTE = """
 from envs.base import Environment, Gold, Task, ToolResult, ToolSpec
@@ -33,8 +37,9 @@ class Mute(Environment):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the examples, which is the working directory."""
     for file in EXAMPLES.iterdir():
-        if file.suffix in (".py", ".yaml"):
-            shutil.copy(file, tmp_path)
+        if file.is_file():
+            text = file.read_text().replace("../configs/", f"{EXAMPLES.parent}/configs/")
+            (tmp_path / file.name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -90,6 +95,44 @@ def test_a_wrong_call_is_refused_with_what_there_is(folder: Path):
     )
     assert "--arguments [1]: must be an object" in check("functions.yaml", "--arguments", "[1]", code=2)
     assert "--arguments {a: no JSON" in check("functions.yaml", "--arguments", "{a", code=2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("functions", "table", "folder", "retrieve", "gymnasium"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mcp", "textarena")),
+    ],
+)
+def test_every_example_is_complete(folder: Path, name: str):
+    """They are the snippets of docs/environments.md."""
+    if name in PACKAGES:
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    more: list[str] = []
+    if name == "folder":
+        made = CliRunner().invoke(
+            app, ["env", "build", "folder", str(EXAMPLES.parent / "docs"), "--to", "corpora/docs"]
+        )
+        assert made.exit_code == 0, made.output
+    if name == "mcp":
+        more = [f"envs.config.servers.units.command={sys.executable}"]
+    if name == "retrieve":
+        import retriever  # pyright: ignore[reportMissingImports]
+
+        routes = [Route("/retrieve", retriever.retrieve, methods=["POST"])]
+        server = SocketServer(Starlette(routes=routes))
+        try:
+            assert "missing  nothing" in check("retrieve.yaml", f"envs.config.url={server.url}/retrieve")
+        finally:
+            server.close()
+        return
+    assert "missing  nothing" in check(f"{name}.yaml", *more)
+
+
+def test_examples_are_short():
+    for file in EXAMPLES.iterdir():
+        if file.suffix == ".yaml" or file.stem in ("town_tools", "unit_server", "retriever"):
+            assert len(file.read_text().splitlines()) <= 40
 
 
 @pytest.mark.parametrize(
