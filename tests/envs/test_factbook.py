@@ -11,12 +11,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from tiny import SHAPE, VOCAB
 
-from envs.base import Task, ToolCall
+from envs.base import Role, Task, ToolCall
 from envs.research.corpus import SPLITS, Corpus, Page, write_corpus
 from envs.research.environment import ResearchConfig, ResearchEnvironment
 from envs.research.factbook import reader
-from envs.research.factbook.build import ARTICLES, COUNTRIES, FROZEN, build_factbook, frozen
+from envs.research.factbook.build import ARTICLES, COUNTRIES, FROZEN, NAME, build_factbook, frozen
 from envs.research.factbook.facts import AUTHOR, BORDER, BORN, EXPORT, Facts, find_facts
 from envs.research.factbook.families import SHARES, Families, split_of
 from envs.research.factbook.fields import BY_LABEL, FIELDS, gold
@@ -24,10 +25,16 @@ from envs.research.factbook.pages import article_draft, country_drafts, country_
 from envs.research.factbook.plans import Plan
 from envs.research.factbook.reference import ReferencePolicy, plan_of, prompt_of, subagent_act
 from envs.research.factbook.teacher import draw_style
+from model.tokenizer.tokenizer import Tokenizer
+from parl.cold_start.demos import Demonstrator
+from parl.cold_start.shipped import Recipe
+from parl.config.load import load_config
 from parl.errors import MachineError, UserError
 from parl.machine.wheels import Wheel, download
 from rewards.outcome import score_answer
 from rewards.outcome.reach import ideal_answer, unreachable
+from rewards.score import measure
+from rollouts.episode import Episode
 
 BY_HAND = Path(__file__).parents[1] / "data" / "factbook" / "read_by_hand.csv"
 
@@ -190,11 +197,23 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResearchEnvironment
     drafts = [draft for code, made in countries.items() for draft in country_drafts(code, made)]
     drafts += map(article_draft, articles.values())
     pages = [Page(id=f"p{n}", title=draft.title, text=draft.text) for n, draft in enumerate(drafts)]
-    folder = tmp_path_factory.mktemp("small")
-    write_corpus(folder, "small", pages, {split: [] for split in SPLITS}, [])
     facts = find_facts(countries, articles, pages)
     assert not facts.dropped and len(facts.countries) == len(NAMES) == len(facts.works) == len(facts.places)
+    folder = tmp_path_factory.mktemp("small")
+    tasks = [task for family in SHARES for task in drawn(facts, family, 6)]
+    write_corpus(folder, NAME, pages, {"train": tasks, "val": [], "test": []}, [])
     return ResearchEnvironment(ResearchConfig(corpus=folder)), facts
+
+
+def drawn(facts: Facts, family: str, count: int) -> list[Task]:
+    """Some questions of ``family``."""
+    families, found = Families(facts, "train"), []
+    for number in range(60 * count):
+        draft = families.draw(family, Random(f"{family}:{number}"))
+        if draft is not None and len(found) < count:
+            found.append(families.task(family, draft))
+    assert len(found) == count
+    return found
 
 
 async def solved(environment: ResearchEnvironment, task: Task, style: str) -> tuple[str, int]:
@@ -230,11 +249,7 @@ async def solved(environment: ResearchEnvironment, task: Task, style: str) -> tu
 @pytest.mark.parametrize("family", SHARES)
 def test_scripts_solve_every_family_at_the_oracles_cost(small: tuple[ResearchEnvironment, Facts], family: str):
     environment, facts = small
-    families, tasks = Families(facts, "train"), []
-    for number in range(300):
-        if (draft := families.draw(family, Random(f"{family}:{number}"))) is not None and len(tasks) < 6:
-            tasks.append(families.task(family, draft))
-    assert len(tasks) == 6
+    tasks = drawn(facts, family, 3)
     for task in tasks:
         assert unreachable(task.gold) is None and task.oracle is not None
         assert score_answer(task, ideal_answer(task.gold)).solved
@@ -269,6 +284,46 @@ def test_styles_of_demonstrations(small: tuple[ResearchEnvironment, Facts]):
     styles = [draw_style(wide, Random(n), parallel=0.5, wrong=0.2) for n in range(200)]
     assert 70 < styles.count("parallel") < 130 and styles.count("serial") > 50 and "wrong" not in styles
     assert {draw_style(fact, Random(n), parallel=0.5, wrong=0.2) for n in range(200)} == {"serial", "wrong"}
+
+
+def test_demonstrations_through_the_swarm_earn_full_marks(
+    small: tuple[ResearchEnvironment, Facts], tmp_path: Path, tokenizer: Tokenizer
+):
+    run = {
+        "name": "x",
+        "model": SHAPE | {"max_position_embeddings": 4096},
+        "sft": {"parallel": 0.6, "wrong": 0.5},
+        "tokenizer": {"vocab_size": VOCAB},
+    }
+    envs = {"name": "research", "config": {"corpus": str(small[0].config.corpus)}}
+    (tmp_path / "run.yaml").write_text(json.dumps(run | {"envs": envs}))
+    config = load_config(tmp_path / "run.yaml")
+    assert config.envs.build().digest().keys() == {"corpus"}
+    demos = Demonstrator(Recipe.of(config), tokenizer)
+
+    async def all_of_them() -> list[Episode]:
+        return [await demos.episode(index) for index in range(24)]
+
+    episodes = asyncio.run(all_of_them())
+    assert all((score := measure(episode)) is not None and score.solved for episode in episodes)
+    assert {episode.task.family for episode in episodes} >= {"wide", "deep", "compare", "chain"}
+    spawning = [episode for episode in episodes if episode.subagents]
+    assert 4 < len(spawning) < 20
+    assert any(len(episode.subagents) == episode.task.width > 2 for episode in spawning)
+
+
+def test_a_closed_book_has_no_tools_and_no_teacher(small: tuple[ResearchEnvironment, Facts]):
+    corpus = small[0].config.corpus
+    closed = ResearchEnvironment(ResearchConfig(corpus=corpus, closed_book=True))
+    assert small[0].teacher is not None and closed.teacher is None
+    assert closed.tools() == ()
+
+    async def asked() -> tuple[list, str]:
+        session = await closed.open(closed.tasks("train")[0])
+        call = ToolCall(id="functions.search:0", name="search", arguments={"queries": ["Alland"]})
+        return session.tools(Role.ORCHESTRATOR), (await session.call("0", call, deadline_s=9)).text
+
+    assert asyncio.run(asked()) == ([], "error: unknown tool")
 
 
 def test_tasks_without_a_plan_cannot_be_shown():
