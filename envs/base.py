@@ -336,6 +336,7 @@ class Environment:
     stateless: ClassVar[bool] = False
     # The same calls in a new session lead to the same state. False: an episode that lost its session begins anew.
     repeatable: ClassVar[bool] = True
+    drives: ClassVar[bool] = False  # its sessions run agent programs of their own (envs.driver)
     # Its texts are not made of the words that a policy from scratch learns from its teacher.
     foreign: bool = False
     # How tables and reports group results, in order. Families without a group follow, a group each; all tasks

@@ -17,6 +17,7 @@ from rollouts.config import RolloutsConfig
 from rollouts.engine.remote import RemoteEngine
 from rollouts.episode import MACHINE, Episode, Trace
 from rollouts.faults import Lost
+from rollouts.swarm.driven import OpensDoors
 from rollouts.swarm.limits import Slots, StopSwitch
 from rollouts.swarm.partial import Flight, Outcome
 from rollouts.swarm.placement import Job, Placement
@@ -53,7 +54,8 @@ class RolloutWorker(AsyncBeating):
         score: ScoreEpisode = by_session,
     ) -> None:
         self._environment, self._score = environment, score
-        self._media = model.pictures
+        self._media, self._positions = model.pictures, model.max_position_embeddings
+        self._doors: OpensDoors | None = None
         tokenizer, family = load_tokenizer(tokenizer_folder), family_of(model)
         self._chat = family.chat(model, tokenizer, thinking=config.thinks(Role.ORCHESTRATOR))
         self._subagent_chat = family.chat(model, tokenizer, thinking=config.thinks(Role.SUBAGENT))
@@ -218,8 +220,17 @@ class RolloutWorker(AsyncBeating):
             switch=switch,
             placement=self._placement,
             score=self._score,
+            doors=self._open_doors,
             stalled=self._stalled,
         )
+
+    def _open_doors(self) -> OpensDoors:
+        """The policy for agent programs; its server starts with the first."""
+        if self._doors is None:
+            from rollouts.gateway.door import Doors
+
+            self._doors = Doors(lambda: self._policy, self._chat, self._positions)
+        return self._doors
 
     def _pool(self, trace: Trace) -> RemoteEngine:
         return self._policy if trace.role is Role.ORCHESTRATOR else self._frozen

@@ -109,6 +109,11 @@ def data_notes(config: Config, tasks: Tasks) -> Iterator[str]:
     environment, evaluation, scratch = tasks.environment, config.eval, config.model.init is None
     taught = scratch or config.sft.data == TEACHER
     yield from environment.notes()
+    if environment.drives and config.trainer.staleness:
+        raise UserError(
+            f"trainer.staleness={config.trainer.staleness}: programs of envs.name={config.envs.name} cannot be halted"
+            " while weights change: set it to 0"
+        )
     if taught:
         teacher_of(Recipe.of(config), environment)
     elif config.sft.data is not None:

@@ -47,6 +47,7 @@ ENVIRONMENTS = Kind(
     what="environment",
     built_in={
         "world": "envs.world.environment:WorldEnvironment",
+        "harness": "envs.harness:HarnessEnvironment",
         "functions": "envs.plugs.functions:FunctionsEnvironment",
         "research": "envs.research.environment:ResearchEnvironment",
         "mcp": "envs.plugs.mcp:McpEnvironment",

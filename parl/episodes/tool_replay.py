@@ -122,6 +122,8 @@ def replay(given: Path, wanted: Filter, config: Path | None = None) -> Iterator[
     else:
         raise UserError(f"{given} belongs to no run (no config.yaml above it): name its configuration, --config FILE")
     environment = envs.build()
+    if environment.drives:
+        raise UserError(f"envs.name={envs.name}: the tools are the programs' own, so no call can be repeated")
     with asyncio.Runner() as runner:
         try:
             for ref, episode in whole_episodes(given, wanted):

@@ -119,6 +119,8 @@ def run_eval(
                 f"--policy {', '.join(policies)} names policies of the run: leave it out with --model"
                 f" {shown(str(model))}"
             )
+        if tasks.environment.drives:
+            raise UserError(f"--model {shown(str(model))}: envs.name={config.envs.name} runs programs: give it to them")
         served = find_model(str(model), model_name, pictures=config.envs.config.pictures)
         chosen = served_policies(config, served, single_agent)
     else:

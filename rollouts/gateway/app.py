@@ -58,6 +58,7 @@ class GatewaySettings:
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int = 2048  # of a turn, by default
+    most_tokens: int | None = None  # of a turn, whatever a request asks
     deadline_s: float = 600.0  # of one completion
     idle_s: float = 3600.0  # an episode without requests for so long is ended
     body_bytes: int = 4_194_304
@@ -218,11 +219,12 @@ class Gateway:
         trace, name = conversation.trace, recording.name
         # a request's seed gives the same noise each time; otherwise each use of a name has its own
         drawn = (self.settings.seed, recording.use) if chat.seed is None else (chat.seed,)
+        asked = chat.max_tokens or self.settings.max_tokens
         sampling = Sampling(
             seed=noise_key(*drawn, len(name), name, trace.agent_id),  # its length: names may look like agents'
             temperature=chat.temperature,
             top_p=chat.top_p,
-            max_new_tokens=chat.max_tokens or self.settings.max_tokens,
+            max_new_tokens=min(asked, self.settings.most_tokens or asked),
             stop=self.chat.stop_ids,
         )
         return await self.engine.generate(

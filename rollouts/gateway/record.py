@@ -44,6 +44,7 @@ class Conversation:
     history: list[Message] = field(default_factory=list)
     ends: list[tuple[int, int]] = field(default_factory=list)  # messages, tokens
     busy: bool = False
+    asked_s: float = 0.0  # of the episode, when the answer under way was asked for
     broken: bool = False  # an answer failed, and its prompt is in the trace
 
     def ends_at(self, messages: int) -> bool:
@@ -118,6 +119,7 @@ class Recorder:
         self._results(conversation, rest)
         conversation.history += rest
         conversation.busy = True
+        conversation.asked_s = time.monotonic() - recording.began
         return recording, conversation
 
     def _prompt(self, known: list[int], rest: list[Message], tools: Sequence[Any]) -> list[int]:
@@ -145,7 +147,7 @@ class Recorder:
         calls = [ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in turn.tool_calls]
         trace, now = conversation.trace, time.monotonic() - recording.began
         step = Turn(start=start, end=end, content=turn.content, calls=calls, malformed=turn.malformed)
-        step.t_start = step.t_model = step.t_end = now
+        step.t_start, step.t_model, step.t_end = conversation.asked_s, now, now
         trace.turns.append(step)
         trace.message = turn.content
         trace.status = TraceStatus.MALFORMED if turn.malformed else TraceStatus.FINISHED
@@ -200,9 +202,9 @@ class Recorder:
             episode.rewards = {**parts, "total": reward}
         return episode
 
-    def forget(self, name: str) -> None:
-        """Drop the episode ``name``."""
-        if self.open.pop(name).named:
+    def forget(self, name: str, *, counted: bool = True) -> None:
+        """Drop the episode ``name``; not ``counted``, its next use has the same noise."""
+        if self.open.pop(name).named and counted:
             self._uses[name] += 1
             if len(self._uses) > _TASKS:
                 del self._uses[next(iter(self._uses))]

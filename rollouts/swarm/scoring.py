@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 
 from envs.base import Score, Scorer, Session
+from envs.driver import Driver
 from rollouts.episode import Episode
 from rollouts.faults import MachineFault, Unscored, first_cause
 
@@ -35,6 +36,8 @@ async def scored(score: ScoreEpisode, session: Session, episode: Episode, deadli
         raise
     except Exception as error:
         raise ScoringFailed(said(error)) from error
+    if found is None and isinstance(session, Driver) and episode.task.gold.kind == "none":
+        raise Unscored("the program posted no reward, and the task's gold is of kind none: nothing scores the episode")
     if found is not None and not isinstance(found, Score):
         raise ScoringFailed(f"{type(session).__name__}.score returned {found!r:.80}, not an envs.base.Score")
     return found

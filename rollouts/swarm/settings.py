@@ -13,6 +13,7 @@ from rollouts.config import BudgetConfig, ContextConfig, LimitsConfig, RolloutsC
 from rollouts.engine.base import Engine
 from rollouts.episode import Trace
 from rollouts.prompts import PromptsConfig
+from rollouts.swarm.driven import OpensDoors
 from rollouts.swarm.limits import Slots, StopSwitch
 from rollouts.swarm.placement import Placement
 from rollouts.swarm.scoring import ScoreEpisode, by_session
@@ -45,6 +46,7 @@ class SwarmSettings:
     switch: StopSwitch = field(default_factory=StopSwitch)
     score: ScoreEpisode | None = by_session
     score_deadline_s: float = 60.0
+    doors: Callable[[], OpensDoors] | None = None  # for agent programs; None: there is no policy of ours
     placement: Placement | None = None  # None: sub-agents run where their episode does
     stalled: Callable[[float], str] = lambda since: ""  # why worker or engines stood still after a time of the loop
 

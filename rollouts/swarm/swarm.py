@@ -14,12 +14,14 @@ from dataclasses import fields
 from functools import partial
 
 from envs.base import Cancellable, Environment, ErrorKind, Role, Session, Task, ToolCall, ToolResult, ToolSpec
+from envs.driver import Driver
 from model.chat.base import Piece
 from rollouts.critical_path import CriticalMeter
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.faults import EngineFailed, MachineFault, Stalled, first_cause, machine_fault
 from rollouts.prompts import PROMPT_METRIC, PromptsConfig
 from rollouts.swarm.agent import Agent, refusal
+from rollouts.swarm.driven import drive
 from rollouts.swarm.limits import STOPPED, Deadline
 from rollouts.swarm.partial import Answers, Flight, Suspended, unanswered
 from rollouts.swarm.placement import Job
@@ -55,7 +57,7 @@ async def run_episode(
             settings.switch.enter(deadline)
             session = await flight.open(environment, task, settings.budget.call_s, seed=seed, attempt=index)
             await swarm.run(session)
-            if settings.score and not flight.halted:
+            if settings.score and swarm.episode.score is None and not flight.halted:
                 deadline.extend(settings.score_deadline_s)  # the agents' time is not the scorer's
                 swarm.episode.score = await scored(settings.score, session, swarm.episode, settings.score_deadline_s)
             open_session, session = session, None
@@ -163,7 +165,9 @@ class Swarm:
                 await asyncio.wait_for(session.cancel(trace.agent_id), CLOSE_S)
 
     async def run(self, session: Session) -> None:
-        """The orchestrator's loop to its end; fills the episode."""
+        """The orchestrator's loop, or the session's own program, to its end; fills the episode."""
+        if isinstance(session, Driver):
+            return await self._drive(session)
         trace = self.episode.orchestrator
         prompts = self.settings.prompts
         if prompts.orchestrator != PromptsConfig().orchestrator:
@@ -177,6 +181,12 @@ class Swarm:
         ends = {TraceStatus.FINISHED: EpisodeStatus.ANSWERED, TraceStatus.OVER_BUDGET: EpisodeStatus.OVER_BUDGET}
         self.episode.status = ends.get(trace.status, EpisodeStatus.MALFORMED)
         self.episode.answer = trace.message
+
+    async def _drive(self, session: Driver) -> None:
+        if self.settings.doors is None:
+            raise ValueError("an agent program asks a policy of ours: it cannot be run with a server's model")
+        settings = {name: getattr(self.settings, name) for name in ("budget", "temperature", "top_p")}
+        await drive(session, self.episode, self.settings.doors(), **settings)
 
     def elapsed(self) -> float:
         """Seconds since the episode began."""
