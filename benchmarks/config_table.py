@@ -119,7 +119,7 @@ def tables() -> str:
         choices = built_in_sections(prefix.rstrip("."))
         if len(choices) > 1:
             chosen = next(name for name, kind in choices.items() if kind is model)
-            key = "family" if prefix == "model." else "name"
+            key = {"model.": "family", "rollouts.engine_config.": "engine"}.get(prefix, "name")
             heading += f" with `{key}: {chosen}`"
         summary = (model.__doc__ or "").strip().splitlines()[0].split(". ")[0].rstrip(".") + "."
         rows = [_row(prefix + name, field) for name, field in fields.items()]

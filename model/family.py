@@ -138,6 +138,15 @@ class Family(ABC):
 
         return ForwardDecoder(self.blank(shape), pages)
 
+    def check_int8(self, shape: Any) -> None:
+        """ValueError with the reason where :meth:`int8_decoder` cannot serve ``shape``; reads no heavy module."""
+        raise ValueError(f"the family {type(self).__name__} has no decoder with int8 weights")
+
+    def int8_decoder(self, shape: Any, pages: int) -> Decoder:
+        """:meth:`decoder` with matrices in int8. ValueError where there is none."""
+        self.check_int8(shape)
+        raise NotImplementedError(f"{type(self).__name__} checks int8 weights, but has no decoder with them")
+
     def costs(self, shape: Any) -> Costs | None:
         """Costs of a policy of ``shape``, for ``parl plan``; None if unknown."""
         return None

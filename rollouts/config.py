@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 
 from envs.base import Role
 from rollouts.engine.address import check_address, check_key, shown
-from rollouts.engine.base import EngineConfig
+from rollouts.engine.base import EmbeddedConfig, EngineConfig
 from rollouts.prompts import PromptsConfig
 
 
@@ -147,7 +147,7 @@ class RolloutsConfig(BaseModel):
         default="embedded",
         description="inference engine: embedded, vllm, sglang, package.module:Class, or an installed entry point",
     )
-    engine_config: SerializeAsAny[EngineConfig] = EngineConfig()
+    engine_config: SerializeAsAny[EngineConfig] = EmbeddedConfig()
     http: HttpConfig = HttpConfig()
     score_deadline_s: float = Field(default=60.0, gt=0, description="deadline of scoring one episode")
     max_restarts: int = Field(default=3, ge=0, description="restarts of lost rollout actors per run")

@@ -47,6 +47,22 @@ class Hf(Family):
 
         return make_decoder(shape, pages)
 
+    def check_int8(self, shape: HfShape) -> None:
+        """Only the native decoder has int8 weights, and for policies in bfloat16."""
+        from model.hf.decode.plan import FAMILIES
+
+        if shape.dtype != "bfloat16":
+            raise ValueError(f"int8 weights are for model.dtype=bfloat16, not {shape.dtype}")
+        if (kind := shape.transformers["model_type"]) not in FAMILIES:
+            raise ValueError(f"the decoder of model_type={kind!r} has no int8 weights; that of {FAMILIES} has")
+
+    def int8_decoder(self, shape: HfShape, pages: int) -> Decoder:
+        """See :class:`model.hf.decode.native.GqaDecoder`; RuntimeError where the native kernels cannot be built."""
+        from model.hf.decode.native import GqaDecoder
+
+        self.check_int8(shape)
+        return GqaDecoder(shape, pages, int8=True)
+
     def costs(self, shape: HfShape) -> Costs:
         """Counted in the model."""
         from model.hf.costs import costs

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from parl.config.fields import section
-from parl.config.plugin_sections import CHOICES, built_in_sections
+from parl.config.plugin_sections import CHOICES, Choice, built_in_sections
 from parl.config.schema import Config, ConfigFields
 from parl.shown.redaction import without_credentials
 from rollouts.engine.address import shown
@@ -58,7 +58,7 @@ def _unknown(key: str, value: Any, model: type[BaseModel] | None, root: type[Con
         keys = ", ".join(model.model_fields)
         return (
             f"{key} (given {show(value)}) is a key of {choice.at} = {' or '.join(owners)};"
-            f" {choice.at} = {_name_of(model, choice.key)} has {keys}"
+            f" {_chosen(model, choice)} has {keys or 'no keys'}"
         )
     if key in dict(_known_keys(root)):  # dotted key in a file
         return f"unknown key '{key}' (given {show(value)}): in a file a section is a mapping; {place}: {{{leaf}: ...}}"
@@ -136,11 +136,13 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
             yield from _known_keys(kind, f"{prefix}{name}.")
 
 
-def _name_of(model: type[BaseModel], key: str) -> str:
-    field = model.model_fields.get(key)
-    if field is None or field.is_required():  # a class of the user's own has no default name
-        return f"{model.__module__}:{model.__qualname__}"
-    return str(field.default)
+def _chosen(model: type[BaseModel], choice: Choice) -> str:
+    """What ``choice`` names, whose section is ``model``."""
+    field = model.model_fields.get(choice.key)
+    if field is None:
+        return f"the {choice.at} that was chosen"
+    own = field.is_required()  # a class of the user's has no default name
+    return f"{choice.at} = {f'{model.__module__}:{model.__qualname__}' if own else field.default}"
 
 
 def leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

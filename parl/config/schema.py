@@ -289,7 +289,7 @@ class ConfigFields(_Section):
                     f"objective.name={self.objective.name} weighs whole traces, which rollouts.context.policy cuts:"
                     " take k25 or cispo, or set the policy to none"
                 )
-        check_engine_fits(self.rollouts, pictures=self.model.pictures is not None, staleness=self.trainer.staleness)
+        check_engine_fits(self.rollouts, model=self.model, staleness=self.trainer.staleness)
         self._check_stream()
         check_parallel(self.trainer.ranks, self.trainer.parallel, self.model, self.optimizer)
         self._check_sft()

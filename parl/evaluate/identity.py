@@ -65,6 +65,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         " intermediate_size num_attention_heads merge_kernel_size rope_theta text_hidden_size"
         " projection_layer_norm_eps",
         "rollouts": "subagent_pool engine",
+        "rollouts.engine_config": "int8",
         "rollouts.http": "frozen_urls",
     },
     Effect.CHAT: {"tokenizer": "vocab_size", "sft": "seed"},

@@ -11,10 +11,10 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 if TYPE_CHECKING:
     from rollouts.config import RolloutsConfig
@@ -135,6 +135,20 @@ class EngineConfig(BaseModel):
     """The section of an engine without settings; others derive theirs from it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EmbeddedConfig(EngineConfig):
+    """Settings of the embedded engine."""
+
+    int8: Literal["none", "frozen", "all"] = Field(
+        default="none",
+        description="keep matrices in int8: those of frozen sub-agents, or of all engines, which then sample from"
+        " another function than the learner's; for `model.family: hf` in bfloat16",
+    )
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value != "none"}
 
 
 class PoolEngine:

@@ -9,6 +9,16 @@ from rollouts.engine.base import Place, PoolEngine
 from rollouts.engine.embedded.traits import EmbeddedTraits
 
 
+def int8_of(rollouts: RolloutsConfig) -> str:
+    """``rollouts.engine_config.int8``; "none" of engines without that key."""
+    return getattr(rollouts.engine_config, "int8", "none")
+
+
+def in_int8(rollouts: RolloutsConfig, pool: str) -> bool:
+    """Whether the embedded engines of ``pool`` keep their matrices in int8."""
+    return int8_of(rollouts) in ("all", pool)
+
+
 class Embedded(EmbeddedTraits):
     """The embedded engine over the family's decoder, in its actor's process."""
 
@@ -17,7 +27,18 @@ class Embedded(EmbeddedTraits):
         """The engine on this machine."""
         from rollouts.engine.embedded.engine import EmbeddedEngine
 
-        return EmbeddedEngine(place.model, record_routes=place.routes)
+        int8 = in_int8(place.rollouts, place.pool)
+        return EmbeddedEngine(place.model, record_routes=place.routes, int8=int8)
+
+    @classmethod
+    def check(cls, rollouts: RolloutsConfig) -> None:
+        """Also whether there are engines of frozen sub-agents, and they stay theirs."""
+        super().check(rollouts)
+        if int8_of(rollouts) == "frozen" and (rollouts.rebalance or rollouts.subagent_pool == "co_trained"):
+            raise ValueError(
+                "rollouts.engine_config.int8=frozen needs engines that serve frozen sub-agents alone: set"
+                " rollouts.rebalance to false and rollouts.subagent_pool to frozen or refreshed"
+            )
 
 
 class Server(PoolEngine):

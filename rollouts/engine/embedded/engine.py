@@ -40,9 +40,14 @@ _PAGES = 24_576
 
 
 class EmbeddedEngine(EmbeddedTraits):
-    """Serves one model to coroutines of one event loop. ``record_routes``: return routes of every fed token."""
+    """Serves one model to coroutines of one event loop. ``record_routes``: return routes of every fed token.
 
-    def __init__(self, config: Shape, *, pages: int | None = None, record_routes: bool = True) -> None:
+    ``int8``: with the family's decoder in int8; ValueError where it has none.
+    """
+
+    def __init__(
+        self, config: Shape, *, pages: int | None = None, record_routes: bool = True, int8: bool = False
+    ) -> None:
         self.config = config
         self.policy_version = -1
         self.generated = 0
@@ -52,7 +57,7 @@ class EmbeddedEngine(EmbeddedTraits):
         self._record = record_routes and config.routes is not None
         family = family_of(config)
         pages = pages or _pages(family, config)
-        self._decoder = family.decoder(config, pages)
+        self._decoder = (family.int8_decoder if int8 else family.decoder)(config, pages)
         self._pictures = family.picture_encoder(config) if config.pictures else None
         self._pool = PagePool(pages)
         per_stream = (config.max_position_embeddings + PAGE - 1) // PAGE
