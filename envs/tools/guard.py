@@ -201,7 +201,8 @@ class _Transport(httpx.AsyncHTTPTransport):
 
 class _Backend(httpcore.AsyncNetworkBackend):
     def __init__(self, guard: Guard) -> None:
-        self._guard, self._inner = guard, httpcore.AnyIOBackend()
+        self._guard = guard
+        self._inner: Any = httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None, socket_options=None

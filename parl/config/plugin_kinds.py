@@ -51,6 +51,7 @@ ENVIRONMENTS = Kind(
         "functions": "envs.plugs.functions:FunctionsEnvironment",
         "research": "envs.research.environment:ResearchEnvironment",
         "mcp": "envs.plugs.mcp:McpEnvironment",
+        "tools": "envs.tools.environment:ToolsEnvironment",
         "retrieve": "envs.plugs.retrieve:RetrieveEnvironment",
         "openenv": "envs.steps.openenv:OpenEnvEnvironment",
         "gymnasium": "envs.steps.gymnasium:GymnasiumEnvironment",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from outside import ROOT, Outside
 
+from envs.sandbox.levels import reason_against
 from parl.serve.gguf import Gguf
 from parl.serve.pretrained import write_llama
 
@@ -65,3 +66,13 @@ def test_mcp(outside: Outside, llama: Path):
     policy = [[["convert", {"amount": 2, "unit": "yard", "to": "inch"}]], "72"]
     more = (f"envs.config.servers.units.command={sys.executable}",)
     whole(outside, "mcp", llama, "unit_server.py", policy=policy, other="1", more=more)
+
+
+@pytest.mark.slow
+def test_tools(outside: Outside, llama: Path):
+    if reason_against("bubblewrap") and (why := reason_against("landlock")):
+        pytest.skip(why)
+    code = "open('n', 'w').write(str(pow(3, 4, 10)))\nopen('n').read()"
+    policy = [[["python", {"code": code}]], [["read_file", {"path": "n"}]], "1"]
+    rows = whole(outside, "tools", llama, "tools_questions.jsonl", policy=policy, other="2")
+    assert rows
