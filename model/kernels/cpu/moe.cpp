@@ -3,10 +3,11 @@
 //
 // Legend: T tokens, D hidden, E experts, K experts a token, I expert width, S = T K assignments sorted by expert.
 
+#include <type_traits>
 #include <vector>
 
 #include "dot.hpp"
-#include "gemm.hpp"
+#include "pairs.hpp"
 #include "route.hpp"
 
 using namespace parl;
@@ -20,18 +21,30 @@ struct Experts {  // what forward and backward share
     long S() const { return long(T) * K; }
 };
 
+// What lies between two products is float32; where the processor multiplies pairs of bfloat16, it is kept as such.
+template <class T>
+using Inner = std::conditional_t<PAIRS && sizeof(T) == 2, bf16, float>;
+
+// Rows of a tile, and of a piece of work at most.
+template <class T>
+constexpr int UNIT = sizeof(Inner<T>) == 2 ? PAIR_M : MR;
+template <class T>
+constexpr int MOST = sizeof(Inner<T>) == 2 ? 40 * PAIR_M : MC;
+
 struct Item {
     int expert, row, rows, begin, end;  // sorted rows; columns [begin, end)
 };
 
-// Rows of each expert in pieces of at most MC, columns in pieces where the rows alone would leave threads idle.
+// Rows of each expert in pieces of at most MOST, columns in pieces where the rows alone would leave threads idle.
+template <class T>
 std::vector<Item> items(const Experts& m, int columns) {
     std::vector<Item> out;
-    int piece = int(std::min<long>(MC, m.S() / (4L * m.threads) + 1));
-    piece = std::max((piece + MR - 1) / MR * MR, 8 * MR);
+    constexpr int U = UNIT<T>;
+    int piece = int(std::min<long>(MOST<T>, m.S() / (4L * m.threads) + 1));
+    piece = std::max((piece + U - 1) / U * U, 8 * U);
     for (int e = 0; e < m.E; e++) {
         int rows = m.offsets[e + 1] - m.offsets[e], parts = (rows + piece - 1) / piece;
-        int size = parts ? ((rows + parts - 1) / parts + MR - 1) / MR * MR : 0;  // of one length, not a rest at the end
+        int size = parts ? ((rows + parts - 1) / parts + U - 1) / U * U : 0;  // of one length, not a rest at the end
         for (int r = 0; r < rows; r += size)
             out.push_back({e, m.offsets[e] + r, std::min(size, rows - r), 0, columns});
     }
@@ -55,6 +68,26 @@ DotRoom& dot_room() {
     return s;
 }
 
+PairRoom& pair_room() {
+    static thread_local PairRoom s;
+    return s;
+}
+
+// Rows of A times the rows of B [n][k]: dot.hpp, or pairs.hpp where both are pairs. After B, `next` is read, if it is not null.
+template <class TA, class TB>
+void dots_of(const Operand<TA>& a, long i0, int m, const TB* b, int n, int k, float* c, long ldc, const TB* next) {
+    if constexpr (PAIRS && sizeof(TA) == 2 && sizeof(TB) == 2)
+        gemm_pairs(a, Operand<TB>{b, k, k}, i0, m, 0, n, 0, k, c, ldc, pair_room());
+    else
+        dots<TA>([&](int r) { return a.row(i0 + r); }, m, b, n, k, c, ldc, next, dot_room());
+}
+// The product of gemm.hpp, or of pairs.hpp.
+template <class TA, class TB>
+void gemm_of(const Operand<TA>& a, const Operand<TB>& b, long i0, int m, long j0, int n, long k0, int k, float* c, long ldc) {
+    if constexpr (PAIRS && sizeof(TA) == 2 && sizeof(TB) == 2) gemm_pairs(a, b, i0, m, j0, n, k0, k, c, ldc, pair_room());
+    else gemm(a, b, i0, m, j0, n, k0, k, c, ldc, scratch());
+}
+
 template <class T>
 void convert(const float* from, long n, T* to) {
     for (long i = 0; i < n; i += VL) {
@@ -65,11 +98,11 @@ void convert(const float* from, long n, T* to) {
 
 // Gate and up columns [begin, end) of an item's rows, and silu(gate) up. The next item's expert is `next`.
 template <class T>
-void up(const Experts& m, const Item& it, int next, const T* x, const T* w13, T* hidden, float* act) {
+void up(const Experts& m, const Item& it, int next, const T* x, const T* w13, T* hidden, Inner<T>* act) {
     int width = it.end - it.begin;
     const long size = 2L * m.I * m.D;
     const T *b = w13 + it.expert * size, *then = next == it.expert ? nullptr : w13 + next * size;
-    auto row = [&](int r) { return x + long(m.order[it.row + r] / m.K) * m.D; };
+    const Operand<T> rows{x, m.D, m.D, false, m.order, m.K};
     float* c;
     long ld;
     if constexpr (sizeof(T) == 4) {
@@ -79,10 +112,10 @@ void up(const Experts& m, const Item& it, int next, const T* x, const T* w13, T*
     }
     long second = sizeof(T) == 4 ? m.I : width;  // where up begins
     if (width == m.I) {
-        dots<T>(row, it.rows, b, 2 * m.I, m.D, c, ld, then, dot_room());
+        dots_of(rows, it.row, it.rows, b, 2 * m.I, m.D, c, ld, then);
     } else {
-        dots<T>(row, it.rows, b + long(it.begin) * m.D, width, m.D, c, ld, then, dot_room());
-        dots<T>(row, it.rows, b + long(m.I + it.begin) * m.D, width, m.D, c + second, ld, then, dot_room());
+        dots_of(rows, it.row, it.rows, b + long(it.begin) * m.D, width, m.D, c, ld, then);
+        dots_of(rows, it.row, it.rows, b + long(m.I + it.begin) * m.D, width, m.D, c + second, ld, then);
     }
     for (int r = 0; r < it.rows; r++)
         for (int i = 0; i < width; i += VL) {
@@ -112,9 +145,10 @@ void combine(const Experts& m, int t, const float* rows, const float* weights, c
 }
 
 template <class T>
-void forward(const Experts& m, const T* x, const T* w13, const T* w2, const T* base, T* hidden, float* act, float* y,
+void forward(const Experts& m, const T* x, const T* w13, const T* w2, const T* base, T* hidden, float* room, float* y,
              T* out) {
-    std::vector<Item> first = items(m, m.I), second = items(m, m.D);
+    auto act = reinterpret_cast<Inner<T>*>(room);
+    std::vector<Item> first = items<T>(m, m.I), second = items<T>(m, m.D);
 #pragma omp parallel num_threads(m.threads)
     {
 #pragma omp for schedule(dynamic, 1)
@@ -125,9 +159,9 @@ void forward(const Experts& m, const T* x, const T* w13, const T* w2, const T* b
             const Item& it = second[i];
             const long size = long(m.D) * m.I;
             const int next = second[std::min(i + 1, second.size() - 1)].expert;
-            dots<float>([&](int r) { return act + long(it.row + r) * m.I; }, it.rows,
-                        w2 + it.expert * size + long(it.begin) * m.I, it.end - it.begin, m.I,
-                        y + long(it.row) * m.D + it.begin, m.D, next == it.expert ? nullptr : w2 + next * size, dot_room());
+            dots_of(Operand<Inner<T>>{act, m.I, m.I}, it.row, it.rows, w2 + it.expert * size + long(it.begin) * m.I,
+                    it.end - it.begin, m.I, y + long(it.row) * m.D + it.begin, m.D,
+                    next == it.expert ? nullptr : w2 + next * size);
         }
 #pragma omp for schedule(static)
         for (int t = 0; t < m.T; t++) combine(m, t, y, m.weights, base, out);
@@ -136,7 +170,7 @@ void forward(const Experts& m, const T* x, const T* w13, const T* w2, const T* b
 
 // From da = dout W2 of sorted row s (unweighted): the weight's gradient, dh [2 I] and weight * act [I].
 template <class T>
-void through_swiglu(const Experts& m, long s, const T* hidden, const float* da, float* dh, float* act, float* dweights) {
+void through_swiglu(const Experts& m, long s, const T* hidden, const float* da, Inner<T>* dh, Inner<T>* act, float* dweights) {
     const T* h = hidden + s * 2 * m.I;
     float weight = m.weights[m.order[s]];
     vf sum = {};
@@ -158,57 +192,61 @@ void through_swiglu(const Experts& m, long s, const T* hidden, const float* da, 
 // Rows [begin, end) of an expert's weight gradient [rows][n]: sum over its sorted rows k of a(i, k) b(j, k).
 template <class T, class TA, class TB>
 void weight_gradient(const Experts& m, const Item& it, const Operand<TA>& a, const Operand<TB>& b, int n, T* out) {
-    Scratch& s = scratch();
     int from = m.offsets[it.expert], k = m.offsets[it.expert + 1] - from, rows = it.end - it.begin;
     if constexpr (sizeof(T) == 4) {
-        gemm(a, b, it.begin, rows, 0, n, from, k, out + long(it.begin) * n, n, s);
+        gemm_of(a, b, it.begin, rows, 0, n, from, k, out + long(it.begin) * n, n);
     } else {
-        float* c = s.at_least(s.c, size_t(rows) * n);
-        gemm(a, b, it.begin, rows, 0, n, from, k, c, n, s);
+        float* c = scratch().at_least(scratch().c, size_t(rows) * n);
+        gemm_of(a, b, it.begin, rows, 0, n, from, k, c, n);
         convert(c, long(rows) * n, out + long(it.begin) * n);
     }
 }
 
+template <class T>
 std::vector<Item> row_blocks(int experts, int rows) {
     std::vector<Item> out;
-    int parts = (rows + MC - 1) / MC, size = ((rows + parts - 1) / parts + MR - 1) / MR * MR;
+    int parts = (rows + MOST<T> - 1) / MOST<T>, size = ((rows + parts - 1) / parts + UNIT<T> - 1) / UNIT<T> * UNIT<T>;
     for (int e = 0; e < experts; e++)
         for (int r = 0; r < rows; r += size) out.push_back({e, 0, 0, r, std::min(rows, r + size)});
     return out;
 }
 
-// dh [S][2 I], act [S][I] and dxs [S][D] are room for what lies between.
+// room13 [S][2 I], room2 [S][I] and dxs [S][D] are room for what lies between: a row of act lies where its da, which it
+// replaces, began.
 template <class T>
-void backward(const Experts& m, const T* dout, const T* x, const T* w13, const T* w2, const T* hidden, float* dh,
-              float* act, float* dxs, T* dx, T* dw13, T* dw2, float* dweights) {
-    std::vector<Item> rows = items(m, m.I), second = items(m, m.D), b13 = row_blocks(m.E, 2 * m.I), b2 = row_blocks(m.E, m.D);
+void backward(const Experts& m, const T* dout, const T* x, const T* w13, const T* w2, const T* hidden, float* room13,
+              float* room2, float* dxs, T* dx, T* dw13, T* dw2, float* dweights) {
+    std::vector<Item> rows = items<T>(m, m.I), second = items<T>(m, m.D);
+    std::vector<Item> b13 = row_blocks<T>(m.E, 2 * m.I), b2 = row_blocks<T>(m.E, m.D);
     Operand<T> dout_rows{dout, m.D, m.D, false, m.order, m.K}, dout_columns{dout, m.D, m.D, true, m.order, m.K};
     Operand<T> x_columns{x, m.D, m.D, true, m.order, m.K};
-    Operand<float> dh_rows{dh, 2 * m.I, 2 * m.I}, dh_columns{dh, 2 * m.I, 2 * m.I, true}, act_columns{act, m.I, m.I, true};
+    auto dh = reinterpret_cast<Inner<T>*>(room13), act = reinterpret_cast<Inner<T>*>(room2);
+    const long apart = long(m.I) * sizeof(float) / sizeof(Inner<T>);  // of two rows of act
+    Operand<Inner<T>> dh_rows{dh, 2 * m.I, 2 * m.I}, dh_columns{dh, 2 * m.I, 2 * m.I, true}, act_columns{act, apart, m.I, true};
 #pragma omp parallel num_threads(m.threads)
     {
 #pragma omp for schedule(dynamic, 1)
         for (size_t i = 0; i < rows.size(); i++) {
             const Item& it = rows[i];
             Operand<T> w{w2 + long(it.expert) * m.D * m.I, m.I, m.I, true};
-            gemm(dout_rows, w, it.row, it.rows, it.begin, it.end - it.begin, 0, m.D, act + long(it.row) * m.I + it.begin, m.I,
-                 scratch());
+            gemm_of(dout_rows, w, it.row, it.rows, it.begin, it.end - it.begin, 0, m.D,
+                    room2 + long(it.row) * m.I + it.begin, m.I);
         }
 #pragma omp for schedule(static)
-        for (long s = 0; s < m.S(); s++) through_swiglu(m, s, hidden, act + s * m.I, dh + s * 2 * m.I, act + s * m.I, dweights);
+        for (long s = 0; s < m.S(); s++) through_swiglu(m, s, hidden, room2 + s * m.I, dh + s * 2 * m.I, act + s * apart, dweights);
 #pragma omp for schedule(dynamic, 1)
         for (size_t i = 0; i < second.size(); i++) {
             const Item& it = second[i];
             Operand<T> w{w13 + long(it.expert) * 2 * m.I * m.D, m.D, m.D, true};
-            gemm(dh_rows, w, it.row, it.rows, it.begin, it.end - it.begin, 0, 2 * m.I, dxs + long(it.row) * m.D + it.begin,
-                 m.D, scratch());
+            gemm_of(dh_rows, w, it.row, it.rows, it.begin, it.end - it.begin, 0, 2 * m.I,
+                    dxs + long(it.row) * m.D + it.begin, m.D);
         }
 #pragma omp for schedule(dynamic, 1)
         for (size_t i = 0; i < b13.size(); i++)
-            weight_gradient(m, b13[i], dh_columns, x_columns, m.D, dw13 + long(b13[i].expert) * 2 * m.I * m.D);
+            weight_gradient<T>(m, b13[i], dh_columns, x_columns, m.D, dw13 + long(b13[i].expert) * 2 * m.I * m.D);
 #pragma omp for schedule(dynamic, 1)
         for (size_t i = 0; i < b2.size(); i++)
-            weight_gradient(m, b2[i], dout_columns, act_columns, m.I, dw2 + long(b2[i].expert) * m.D * m.I);
+            weight_gradient<T>(m, b2[i], dout_columns, act_columns, m.I, dw2 + long(b2[i].expert) * m.D * m.I);
 #pragma omp for schedule(static)
         for (int t = 0; t < m.T; t++) combine<T>(m, t, dxs, nullptr, nullptr, dx);
     }
