@@ -15,7 +15,7 @@ from envs.named import extra, named
 from envs.plugs.session import Refused, ServerLost, reason
 
 if TYPE_CHECKING:
-    from envs.plugs.mcp import Server
+    from envs.plugs.mcp_server import Server
 
 CONNECT_S = 60.0  # until a server has started and listed its tools
 _END_S = 10.0
@@ -33,10 +33,13 @@ class Offered:
 
 
 class Connection:
-    """The connection to ``server``, made with the first use. Its client lives in a task of its own."""
+    """The connection to ``server``, made with the first use. Its client lives in a task of its own.
 
-    def __init__(self, name: str, server: Server) -> None:
-        self.name, self.server = name, server
+    ``running``: a server object of this process to connect with instead.
+    """
+
+    def __init__(self, name: str, server: Server, running: Any = None) -> None:
+        self.name, self.server, self._running = name, server, running
         self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._client: Any = None
@@ -122,6 +125,8 @@ class Connection:
 
     def _new_client(self) -> Any:
         mcp, server = _package("mcp"), self.server
+        if self._running is not None:
+            return mcp.Client(self._running)
         if server.command:
             env = server.variables(server.env)
             started = mcp.StdioServerParameters(command=server.command, args=list(server.args), env=env)

@@ -53,6 +53,7 @@ ENVIRONMENTS = Kind(
         "mcp": "envs.plugs.mcp:McpEnvironment",
         "tools": "envs.tools.environment:ToolsEnvironment",
         "retrieve": "envs.plugs.retrieve:RetrieveEnvironment",
+        "verifiers": "envs.plugs.verifiers:VerifiersEnvironment",
         "openenv": "envs.steps.openenv:OpenEnvEnvironment",
         "gymnasium": "envs.steps.gymnasium:GymnasiumEnvironment",
         "aviary": "envs.steps.aviary:AviaryEnvironment",
