@@ -1,4 +1,4 @@
-"""Your own functions as tools. With this file's folder as the working directory:
+"""Your own functions as tools, tasks and a score. With this file's folder as the working directory:
 
 parl train functions.yaml
 """
@@ -25,4 +25,11 @@ def tasks(split: str):
     """Rows as in a JSONL file: what is asked, and the hidden answer."""
     for n in range(10):
         town = f"Town {4 * n + {'train': 0, 'val': 1, 'test': 2}[split]}"
-        yield {"prompt": f"How many people live in {town}?", "answer": str(POPULATIONS[town])}
+        gold = {"kind": "function", "answers": [str(POPULATIONS[town])]}
+        yield {"prompt": f"How many people live in {town}?", "gold": gold}
+
+
+def score(episode) -> float:
+    """1 for the right number, less the farther the answer is from it."""
+    right, said = int(episode.task.gold.answers[0]), episode.answer.replace(",", "")
+    return max(0.0, 1 - 10 * abs(int(said) / right - 1)) if said.isdigit() else 0.0

@@ -1,6 +1,6 @@
 """Python functions with type hints and docstrings as tools.
 
-``tools`` names functions, modules (all their public functions), or classes: of a class there is one object an
+``tools`` names functions, modules (what their ``__all__`` lists), or classes: of a class there is one object an
 episode, and its public methods are tools that share its state.
 """
 
@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import ArgsKwargs
 
-from envs.base import Environment, ErrorKind, Role, Task, ToolCall, ToolResult, ToolSpec
+from envs.base import Environment, ErrorKind, Role, Score, Task, ToolCall, ToolResult, ToolSpec
 from envs.named import named
 from envs.plugs.session import PlugEnvironment, PlugSection, PlugSession, Refused, offered, result_of
 from envs.plugs.threads import OwnThread, in_thread
@@ -33,7 +33,7 @@ class FunctionsConfig(PlugSection):
 
     tools: tuple[str, ...] = Field(
         min_length=1,
-        description="package.module:function; package.module for all its public functions; package.module:Class",
+        description="package.module:function, package.module:Class, or package.module for what its __all__ lists",
     )
 
 
@@ -152,7 +152,9 @@ class FunctionsEnvironment(PlugEnvironment):
             taken = inspect.signature(owner).parameters
             made[owner] = await thread.run(owner, **{name: given[name] for name in given if name in taken})
         tools = offered(self.config, self.tools())
-        return FunctionsSession(tools, self.config.result_chars, self.functions, made, thread)
+        scores = any(hasattr(owner, "score") for owner in owners)
+        session = ScoringSession if scores else FunctionsSession
+        return session(tools, self.config.result_chars, self.functions, made, thread)
 
 
 class FunctionsSession(PlugSession):
@@ -195,17 +197,26 @@ class FunctionsSession(PlugSession):
         self._thread.end()
 
 
+class ScoringSession(FunctionsSession):
+    """One whose object scores the episode: a number, from 0 to 1, or a Score."""
+
+    async def score(self, episode: Any) -> Score:
+        """What the method ``score`` of the first object that has one says."""
+        found = next(made.score for made in self._made.values() if hasattr(made, "score"))
+        given = await self._thread.run(found, episode)
+        value = await given if inspect.isawaitable(given) else given
+        return value if isinstance(value, Score) else Score(value=float(value))
+
+
 def _functions(name: str) -> Iterator[Function]:
     found = named(name, _KEY)
     if isinstance(found, ModuleType):
-        public = [
-            value
-            for key, value in vars(found).items()
-            if inspect.isfunction(value) and value.__module__ == found.__name__ and key[0] != "_"
-        ]
-        if not public:
-            raise ValueError(f'{_KEY} = "{name}": the module has no public function')
-        yield from map(function_tool, public)
+        if not hasattr(found, "__all__"):  # it may hold the tasks and their answers, too
+            there = [key for key, value in vars(found).items() if inspect.isfunction(value) and key[0] != "_"]
+            hint = f"write package.module:function for each ({', '.join(there)}), or list them in its __all__"
+            raise ValueError(f'{_KEY} = "{name}": which of its functions? {hint}')
+        for public in found.__all__:
+            yield from _functions(f"{name}:{public}")
     elif inspect.isclass(found):
         if issubclass(found, Environment):
             raise ValueError(f'{_KEY} = "{name}": is an environment of its own: name it in envs.name')

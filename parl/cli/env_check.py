@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,10 @@ from parl.config.schema import Config, EvalConfig
 from parl.errors import UserError
 from parl.shown.terminal import echo
 from rewards.score import score_of
+from rewards.scoring import Scoring, check_scoring
 from rollouts.config import RolloutsConfig
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
-from rollouts.swarm.scoring import by_session, scored
+from rollouts.swarm.scoring import scored
 
 _OPEN_S = 180.0  # with the imports of its libraries
 _WRONG = "a wrong answer"
@@ -48,12 +50,13 @@ def check_environment(config: Config, call: str | None, arguments: str | None) -
         for note in environment.notes():
             echo(f"note: {note}", err=True)
         train, held_out = _tasks(environment, config.envs.tasks, config.eval, config.seed)
+        check_scoring(config.rewards, [train])
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise UserError(str(error)) from error
     _say("tasks", f"train: {_short(train.prompt)}")
     _say("", f"{config.eval.split}: {held_out} to evaluate")
-    checked = _Checked(environment, train, config.rollouts)
-    with asyncio.Runner() as runner:
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
+        checked = _Checked(environment, train, config.rollouts, Scoring(config.rewards, Path(folder)))
         try:
             runner.run(checked.all_of_it(call, arguments))
         finally:
@@ -76,8 +79,8 @@ def _tasks(environment: Environment, own: str | None, evaluation: EvalConfig, se
 class _Checked:
     """The tries, and what they found missing."""
 
-    def __init__(self, environment: Environment, task: Task, rollouts: RolloutsConfig) -> None:
-        self.environment, self.task = environment, task
+    def __init__(self, environment: Environment, task: Task, rollouts: RolloutsConfig, scoring: Scoring) -> None:
+        self.environment, self.task, self.scoring = environment, task, scoring
         self.call_s, self.score_s = rollouts.budget.call_s, rollouts.score_deadline_s
         self.missing: list[str] = []
 
@@ -95,11 +98,13 @@ class _Checked:
         if first is None:
             self.missing.append(
                 f"a score: gold.kind = {self.task.gold.kind}, and the session has no method score; give the tasks a"
-                " gold answer, or the session `async def score(episode)` (docs/environments.md)"
+                " gold answer, name a function in rewards.function, or give the session `async def score(episode)`"
             )
             return
         if self.task.gold.kind not in ("exact", "table"):
-            return _say("score", f"after that call, {_number(first)}")
+            return _say(
+                "score", f"after that call, with {_short(_right(self.task.gold))!r} as the answer: {_number(first)}"
+            )
         session = await self._open()
         try:
             wrong = await self._score(session, _WRONG)
@@ -152,7 +157,7 @@ class _Checked:
         trace.status, trace.message = TraceStatus.FINISHED, answer
         episode = Episode(task=self.task, index=0, seed=0, traces=[trace], status=EpisodeStatus.ANSWERED, answer=answer)
         try:
-            episode.score = await scored(by_session, session, episode, self.score_s)
+            episode.score = await scored(self.scoring, session, episode, self.score_s)
         except Exception as error:
             raise UserError(str(error)) from error
         return score_of(episode)

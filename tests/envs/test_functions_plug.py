@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult
+from envs.base import ErrorKind, Gold, Role, Score, Scorer, Task, ToolCall, ToolResult
 from envs.plugs.functions import FunctionsConfig, FunctionsEnvironment
 from envs.tasks_io import file_problem, load_tasks
 
@@ -21,6 +21,8 @@ from __future__ import annotations
 import asyncio, time
 from typing import Annotated, Literal
 from pydantic import BaseModel, Field
+
+__all__ = ["find", "later", "hang", "fail", "picture"]
 
 class Place(BaseModel):
     town: str
@@ -72,6 +74,9 @@ class Basket:
     def close(self):
         self.closed = True
         CLOSED.append(self)
+
+    def score(self, episode):
+        return len(self.items) / 4
 
 CLOSED = []
 '''
@@ -184,6 +189,26 @@ def test_a_class_is_one_object_an_episode_whose_methods_never_run_together(modul
     assert [basket.closed for basket in sys.modules[module].CLOSED] == [True, True]
 
 
+def test_an_object_with_a_method_score_scores_the_episode(module: str):
+    async def run(*tools: str) -> Score | None:
+        session: Any = await environment(*tools).open(TASK)
+        try:
+            if not isinstance(session, Scorer):
+                return None
+            await session.call("0", ToolCall(id="1", name="add", arguments={"item": "a"}), deadline_s=5)
+            return await session.score(None)
+        finally:
+            await session.close()
+
+    assert asyncio.run(run(module)) is None
+    score = asyncio.run(run(f"{module}:Basket"))
+    assert (
+        score is not None
+        and score.value == 0.25
+        and "score" not in {t.name for t in environment(f"{module}:Basket").tools()}
+    )
+
+
 def test_a_closed_session_answers_cancelled_and_environments_travel(module: str):
     env = pickle.loads(pickle.dumps(environment(module)))
 
@@ -200,6 +225,7 @@ def test_a_closed_session_answers_cancelled_and_environments_travel(module: str)
     ("name", "said"),
     [
         ("MODULE:fnd", "has no fnd; did you mean find?"),
+        ("MODULE_more", "which of its functions? write package.module:function for each (starred, odd, rows, "),
         ("MODULE.py", "there is no module MODULE.py"),
         ("nowhere:f", "there is no module nowhere: is its folder on PYTHONPATH"),
         ("MODULE_more:value", "is int, not a function, a module or a class"),

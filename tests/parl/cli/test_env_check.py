@@ -64,12 +64,15 @@ def test_it_opens_lists_calls_and_scores_without_a_model(folder: Path):
         "tools    subagent: population(town), larger(one, other)",
         'call     larger({"one": "test", "other": "test"}) in ',
         "error: KeyError: 'test'",
-        "score    the right answer '10000': 1 in [0, 1], solved",
-        "a wrong answer: 0 in [0, 1]",
+        "score    after that call, with '10000' as the answer: 1 in [0, 1], solved",
         "missing  nothing",
     ):
         assert line in said
     assert "= 10137" not in said
+    config = {"tools": ["town_tools:population"]}
+    (folder / "asked.jsonl").write_text('{"prompt": "Town 0?", "answer": "10000"}\n')
+    said = check(written(folder, name="functions", tasks="asked.jsonl", config=config))
+    assert "the right answer '10000': 1 in [0, 1], solved" in said and "a wrong answer: 0 in [0, 1]" in said
     said = check("functions.yaml", "--call", "population", "--arguments", '{"town": "Town 1"}')
     assert 'population({"town": "Town 1"}) in' in said and "         10137" in said
 
@@ -82,6 +85,11 @@ def test_what_is_missing_is_said_and_is_the_exit_code(folder: Path):
     (folder / "mute.py").write_text(MUTE)
     said = check(written(folder, name="mute:Mute"), code=2)
     assert "missing  a score: gold.kind = none, and the session has no method score" in said
+    (folder / "marks.py").write_text("def score(episode):\n    return {'score': 0.5, 'length': len(episode.answer)}\n")
+    with (folder / "mine.yaml").open("a") as file:
+        file.write("rewards: {function: marks:score}\n")
+    said = check("mine.yaml")
+    assert "with 'an answer' as the answer: 0.5 in [0, 1], length 9" in said and "missing  nothing" in said
     said = check(written(folder, name="functions", tasks="town_tools:task", config=config), code=2)
     assert 'envs.tasks = "town_tools:task": town_tools has no task; did you mean tasks?' in said
     retrieve = {"url": "http://127.0.0.1:9/retrieve"}
