@@ -58,6 +58,7 @@ ENVIRONMENTS = Kind(
         "gymnasium": "envs.steps.gymnasium:GymnasiumEnvironment",
         "aviary": "envs.steps.aviary:AviaryEnvironment",
         "skyrl": "envs.steps.skyrl:SkyRlEnvironment",
+        "benchmark": "envs.benchmarks.environment:BenchmarkEnvironment",
         "textarena": "envs.steps.textarena:TextArenaEnvironment",
     },
     check=_environment,

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from envs.benchmarks.scoring.short_answers import exact, word_f1
 from envs.benchmarks.scoring.widesearch import Recorded, Scores, Unavailable
 from envs.benchmarks.scoring.widesearch_compat import compat
 from envs.benchmarks.scoring.widesearch_sane import sane
@@ -55,4 +56,19 @@ def _widesearch(row: dict[str, Any], mode: str) -> dict[str, Any]:
         return asdict(Scores()) | {"error": str(error)}
 
 
-SCORES: dict[str, Score] = {"widesearch": _widesearch}
+def _short(closed: bool, one_gold: bool = False) -> Score:
+    def scores(row: dict[str, Any], mode: str) -> dict[str, Any]:
+        golds = row["answers"][:1] if one_gold else row["answers"]
+        if not isinstance(golds, list) or not golds:
+            raise ValueError(f"answers = {golds!r}: a list of accepted answers")
+        return {"em": exact(row["response"], golds), "f1": word_f1(row["response"], golds, closed=closed)}
+
+    return scores
+
+
+SCORES: dict[str, Score] = {
+    "widesearch": _widesearch,
+    "hotpotqa": _short(closed=True, one_gold=True),
+    "2wiki": _short(closed=True),
+    "musique": _short(closed=False),
+}
