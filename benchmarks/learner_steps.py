@@ -110,7 +110,7 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
                 mask=row["mask"],
                 logprobs=np.where(row["mask"], np.float32(-0.1), np.float32(0)),
                 advantages=np.where(row["mask"], row["advantage"], np.float32(0)),
-                routes=np.full((len(row["tokens"]), config.num_moe_layers, config.num_experts_per_tok), -1, np.int16),
+                routes=recorded_routes(learner.model, row["tokens"]),
             )
         )
     n = float(denominator(rows))
@@ -133,8 +133,22 @@ def parl(folder: Path, ranks: int, port: int, rank: int, micro_tokens: int) -> N
     serve(watch, lambda: learner.policy_step(mine, Grpo(), **settings), end)
 
 
+@torch.no_grad()
+def recorded_routes(model: Any, tokens: np.ndarray) -> np.ndarray:
+    """The experts that ``model`` chooses for ``tokens``, int16 [T, L, K], as an engine records them."""
+    found: list[torch.Tensor] = []
+    hooks = [router.register_forward_hook(lambda _, __, out: found.append(out.ids)) for router in model.routers()]
+    model.hidden(torch.from_numpy(tokens.astype(np.int64))[None])
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(found, dim=1).to(torch.int16).numpy()
+
+
 def plain(folder: Path, micro_tokens: int) -> None:
-    """A straightforward loop: rows in their order, padded to the longest of a micro-batch; AdamW on everything."""
+    """What a careful user writes: rows by length, padded to the longest of a micro-batch, logits at trained positions.
+
+    AdamW on everything, experts chosen live.
+    """
     from model.kimi.family import Kimi
     from model.kimi.transformer import Transformer
     from model.policy_files import load_policy
@@ -144,7 +158,7 @@ def plain(folder: Path, micro_tokens: int) -> None:
     model = Transformer(config).train()
     model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
     optimizer, rows, groups = torch.optim.AdamW(model.parameters(), lr=LR), given(folder), [[]]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: len(row["tokens"])):
         longest = max(len(r["tokens"]) for r in [*groups[-1], row])
         if groups[-1] and longest * (len(groups[-1]) + 1) > micro_tokens:
             groups.append([])
@@ -157,12 +171,12 @@ def plain(folder: Path, micro_tokens: int) -> None:
         for i, row in enumerate(group):
             tokens[i, : len(row["tokens"])] = torch.from_numpy(row["tokens"].astype(np.int64))
             mask[i, : len(row["tokens"])] = torch.from_numpy(row["mask"])
-        logits = model.lm_head(model.hidden(tokens))[:, :-1]
-        logprobs = torch.log_softmax(logits, -1).gather(2, tokens[:, 1:, None])[..., 0]
+        trained = mask[:, 1:] > 0
+        logits = model.lm_head(model.hidden(tokens)[:, :-1][trained])
+        logprobs = torch.log_softmax(logits, -1).gather(1, tokens[:, 1:][trained][:, None])[:, 0]
         ratio = torch.exp(logprobs - logprobs.detach())
-        advantages = torch.tensor([float(row["advantage"]) for row in group])[:, None]
-        policy = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
-        return -(policy * mask[:, 1:]).sum() / n
+        gains = torch.tensor([float(row["advantage"]) for row in group])[:, None].expand_as(trained)[trained]
+        return -torch.minimum(ratio * gains, ratio.clamp(0.8, 1.2) * gains).sum() / n
 
     timed, back, update = watch.of("forward", loss_of), watch.of("backward", torch.Tensor.backward), optimizer.step
 
