@@ -133,7 +133,7 @@ class ResearchEnvironment(Environment):
         """A hash of pages and questions."""
         folder = self.config.corpus
         whole = hashlib.sha256()
-        for path in (folder / MANIFEST, *sorted((folder / TASKS).glob("*.jsonl"))):
+        for path in sorted([*folder.glob(MANIFEST), *(folder / TASKS).glob("*.jsonl")]):
             whole.update(path.name.encode() + path.read_bytes())
         return {"corpus": whole.hexdigest()}
 

@@ -278,7 +278,8 @@ def _resolve_paths(path: Path, config: Config) -> Config:
 
 def _maker(file: Path) -> str:
     """The command that makes a missing corpus."""
-    return f"; make it with: parl env build {file.name}" if file.parent.name == "corpora" else ""
+    what = file.name if file.name == "factbook" else f"folder PATH --to {file}"
+    return f"; make it with: parl env build {what}" if file.parent.name == "corpora" else ""
 
 
 def _beside(config_path: Path, file: Path | None) -> Path | None:
