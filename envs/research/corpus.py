@@ -173,6 +173,13 @@ class Corpus:
         texts = self._rows("SELECT text FROM passages WHERE page = ? ORDER BY row", (rows[0][0],))
         return Page(id=rows[0][1], title=rows[0][2], text="\n".join(text for (text,) in texts))
 
+    def check(self) -> None:
+        """CorpusError unless all pages are there."""
+        ((found,),) = self._rows("SELECT count(*) FROM pages JOIN passages ON passages.page = pages.row", ())
+        ((pages,),) = self._rows("SELECT count(*) FROM pages", ())
+        if pages != len(self) or found < pages:
+            raise CorpusError(f"{self.folder / DATABASE} has {pages} pages, not {len(self)}; build the corpus again")
+
     def tasks(self, split: str) -> list[Task]:
         """The questions of ``split``; ValueError for an unknown split, CorpusError for a damaged file."""
         if split not in SPLITS:
@@ -191,7 +198,10 @@ class Corpus:
             path = (self.folder / DATABASE).absolute()
             connection = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)
             self._local.connection = connection
-        return connection.execute(query, values).fetchall()
+        try:
+            return connection.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise CorpusError(f"{self.folder / DATABASE}: {error}; build the corpus again") from None
 
 
 def passages(text: str) -> list[str]:

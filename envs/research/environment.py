@@ -139,6 +139,7 @@ class ResearchEnvironment(Environment):
 
     def notes(self) -> Iterator[str]:
         """ValueError for a damaged corpus or families that it does not have."""
+        self.corpus.check()
         known = {task.family for split in self.corpus.manifest["tasks"] for task in _tasks(self.corpus, split)}
         if unknown := sorted(set(self.config.families) - known):
             raise ValueError(f"families = {unknown}: {self.config.corpus} has {sorted(known) or 'no questions'}")

@@ -187,6 +187,18 @@ def test_a_folder_that_is_no_corpus(folder: Path, tmp_path: Path):
         Corpus(folder)
 
 
+def test_a_damaged_index_is_named_before_a_run(folder: Path):
+    whole = (folder / "corpus.db").read_bytes()
+    (folder / "corpus.db").write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(CorpusError, match=r"corpus\.db.*build the corpus again"):
+        list(environment(folder).notes())
+    (folder / "corpus.db").write_bytes(whole)
+    manifest = json.loads((folder / "corpus.json").read_text())
+    (folder / "corpus.json").write_text(json.dumps(manifest | {"pages": 7}))
+    with pytest.raises(CorpusError, match="has 5 pages, not 7"):
+        Corpus(folder).check()
+
+
 def test_damaged_questions_name_their_file(folder: Path):
     (folder / "tasks" / "train.jsonl").write_text('{"prompt": "x"}\n')
     with pytest.raises(CorpusError, match=r"train\.jsonl"):

@@ -97,7 +97,7 @@ def test_long_documents_are_divided_at_headings_and_lose_nothing():
 def test_two_documents_of_one_title_are_told_apart(source: Path, tmp_path: Path):
     (source / "deep" / "other.md").write_text("# The Guide\nAnother.")
     corpus = built(source, tmp_path)[1]
-    assert corpus.titled("The Guide") and corpus.titled("The Guide (deep/other.md)")
+    assert corpus.titled("The Guide") and corpus.titled("The Guide (deep/other.md, 2)")
 
 
 def test_html_without_its_frame(tmp_path: Path):

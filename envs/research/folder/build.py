@@ -87,7 +87,7 @@ def _read(source: Path, questions: Path | None, built: Built) -> Iterator[Docume
         built.files += 1
         for title, text in found:
             taken[title] = taken.get(title, 0) + 1
-            unique = title if taken[title] == 1 else f"{title} ({name})"
+            unique = title if taken[title] == 1 else f"{title} ({name}, {taken[title]})"
             yield from divided(unique, text)
 
 

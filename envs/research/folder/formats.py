@@ -84,9 +84,12 @@ def _html(path: Path) -> Iterator[Document]:
     except ImportError:
         raise Unreadable(_MISSING.format("resiliparse")) from None
     data = path.read_bytes()
-    tree = HTMLTree.parse_from_bytes(data, detect_encoding(data) or "utf-8")
-    main = extract_plain_text(tree, main_content=True, alt_texts=False)
-    whole = main if len(main) > _LEAST_MAIN else extract_plain_text(tree, alt_texts=False)
+    try:
+        tree = HTMLTree.parse_from_bytes(data, detect_encoding(data) or "utf-8")
+        main = extract_plain_text(tree, main_content=True, alt_texts=False)
+        whole = main if len(main) > _LEAST_MAIN else extract_plain_text(tree, alt_texts=False)
+    except (ValueError, RuntimeError) as error:
+        raise Unreadable(f"is no HTML that can be read ({type(error).__name__}: {str(error)[:120]})") from None
     yield tree.title or "", whole
 
 
