@@ -14,6 +14,8 @@ from pydantic_core import to_json
 from envs.base import Environment, ErrorKind, Role, Section, Task, ToolCall, ToolResult, ToolSpec
 
 _REASON = 300  # characters of an error that an agent reads
+_ENOUGH = 10  # items that can be divided into splits
+_HELD_OUT = {"val": 8, "test": 9}  # of every ten items, these places
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -29,8 +31,8 @@ class PlugSection(Section):
     result_chars: int = Field(default=20_000, gt=0, description="characters of a result that an agent reads")
 
 
-class ServerLost(Exception):
-    """The tools' server cannot be reached: a fault of the machine, for which no agent is to blame."""
+class ServerLost(ConnectionError):
+    """The tools' server cannot be reached: a fault of the machine, as all connection errors are."""
 
 
 class Refused(Exception):
@@ -68,6 +70,15 @@ def offered(config: PlugSection, tools: Sequence[ToolSpec]) -> dict[Role, tuple[
             if name not in there:
                 raise ValueError(f'envs.config.{key}: there is no tool "{name}"; there are: {", ".join(there)}')
     return {role: tuple(t for t in tools if names is None or t.name in names) for role, names in chosen.items()}
+
+
+def places(count: int, split: str) -> list[int]:
+    """Which of ``count`` items belong to ``split``: of every ten, the last two to val and test; of few, all to each."""
+    if split not in ("train", *_HELD_OUT):
+        raise ValueError(f"unknown split {split!r}: it must be one of train, {', '.join(_HELD_OUT)}")
+    if count < _ENOUGH:
+        return list(range(count))
+    return [i for i in range(count) if (i % 10 == _HELD_OUT[split] if split in _HELD_OUT else i % 10 < 8)]
 
 
 class PlugSession:

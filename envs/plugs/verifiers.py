@@ -18,13 +18,11 @@ from envs.base import Environment, Gold, Score, Task, TaskStream, ToolCall, Tool
 from envs.named import extra, named
 from envs.plugs.mcp_connection import Connection
 from envs.plugs.mcp_server import Server
-from envs.plugs.session import PlugSection, PlugSession, offered
+from envs.plugs.session import PlugSection, PlugSession, offered, places
 from envs.plugs.threads import outside
 from envs.steps.session import transcript
 
 _EXTRA = ("parl-swarm[verifiers]", "envs.name=verifiers")
-_HELD_OUT = {"val": 8, "test": 9}  # of every ten tasks, these places
-_ENOUGH = 10
 _HOOKS = ("setup", "finalize", "stage_verifier")  # they get a runtime, which there is none of
 
 
@@ -78,13 +76,11 @@ class VerifiersEnvironment(Environment):
 
     def tasks(self, split: str) -> Iterator[Task]:
         """The tasks of ``split``; all of them where there are fewer than ten."""
-        few = len(self.all_tasks) < _ENOUGH
-        for index, task in enumerate(self.all_tasks):
-            place = index % 10
-            if few or (place == _HELD_OUT[split] if split in _HELD_OUT else place < 8):
-                told = "\n\n".join(filter(None, (task.data.system_prompt, task.data.prompt_text)))
-                about = {"family": type(task).__name__.lower(), "plan": {"index": index}}
-                yield Task(key=task.key[:16], split=split, prompt=told, gold=Gold(kind="none"), **about)
+        for index in places(len(self.all_tasks), split):
+            task = self.all_tasks[index]
+            told = "\n\n".join(filter(None, (task.data.system_prompt, task.data.prompt_text)))
+            about = {"family": type(task).__name__.lower(), "plan": {"index": index}}
+            yield Task(key=task.key[:16], split=split, prompt=told, gold=Gold(kind="none"), **about)
 
     def task_stream(self, split: str, seed: int) -> TaskStream:
         """ValueError for a task set that cannot be used here."""

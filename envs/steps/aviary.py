@@ -10,11 +10,8 @@ from pydantic import Field
 
 from envs.base import ErrorKind, Task, ToolCall, ToolSpec
 from envs.named import extra, named
-from envs.plugs.session import Refused
+from envs.plugs.session import Refused, places
 from envs.steps.session import Opening, StepEnvironment, Stepped, StepSection
-
-_ENOUGH = 10  # environments that can be divided into splits
-_HELD_OUT = {"val": 8, "test": 9}  # of every ten, these places
 
 
 class AviaryConfig(StepSection):
@@ -37,11 +34,7 @@ class AviaryEnvironment(StepEnvironment):
 
     def seeds(self, split: str) -> Sequence[int]:
         """Indices of the data set."""
-        everything = range(_size(self.config))
-        if len(everything) < _ENOUGH:
-            return everything[: self.config.starts]
-        kept = [i for i in everything if (i % 10 == _HELD_OUT[split] if split in _HELD_OUT else i % 10 < 8)]
-        return kept[: self.config.starts]
+        return places(_size(self.config), split)[: self.config.starts]
 
 
 def _dataset(config: AviaryConfig) -> Any:

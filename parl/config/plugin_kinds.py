@@ -54,6 +54,7 @@ ENVIRONMENTS = Kind(
         "tools": "envs.tools.environment:ToolsEnvironment",
         "retrieve": "envs.plugs.retrieve:RetrieveEnvironment",
         "verifiers": "envs.plugs.verifiers:VerifiersEnvironment",
+        "nemo_gym": "envs.plugs.nemo_gym:NemoGymEnvironment",
         "openenv": "envs.steps.openenv:OpenEnvEnvironment",
         "gymnasium": "envs.steps.gymnasium:GymnasiumEnvironment",
         "aviary": "envs.steps.aviary:AviaryEnvironment",
