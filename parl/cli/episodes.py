@@ -112,7 +112,8 @@ def grep(
 
 
 Form = Annotated[
-    str, typer.Option("--format", help="atif, verifiers, verifiers-results, openai, widesearch, browsecomp-plus, otel")
+    str,
+    typer.Option("--format", help="atif, verifiers, openai, widesearch, swe-bench ... (docs/formats.md)"),
 ]
 
 

@@ -85,6 +85,12 @@ FORMATS: dict[str, Format] = {
             files=True,
         ),
         Format(
+            name="swe-bench",
+            what="SWE-bench's predictions: the patch in the answer, for its own harness; only written",
+            export=_one(rows.export_swe_bench),
+            load=None,
+        ),
+        Format(
             name="otel",
             what="OpenTelemetry spans (GenAI conventions) as OTLP JSON lines; only written",
             export=_one(otel.export),

@@ -1,4 +1,4 @@
-"""Chat rows and answers: OpenAI messages for fine-tuning, response files of WideSearch and BrowseComp-Plus.
+"""Chat rows and answers: OpenAI messages for fine-tuning, files of WideSearch, BrowseComp-Plus and SWE-bench.
 
 A row of messages is one agent, named by ``agent``. Responses hold the final answer for the official scripts;
 imported, they become episodes that ``parl rescore`` scores with the gold from
@@ -8,6 +8,7 @@ BrowseComp-Plus 97c637c.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,9 @@ from parl.episodes.formats.common import (
     trace_from_messages,
 )
 from rollouts.episode import Episode, Trace, TraceStatus, Turn
+
+_DIFF = re.compile(r"```(?:diff|patch)\n(.*?)```", re.DOTALL)
+_PATCH = re.compile(r"^(?:diff --git |--- )", re.MULTILINE)
 
 
 def export_messages(episode: Episode, options: ExportOptions) -> Iterator[dict[str, Any]]:
@@ -91,6 +95,15 @@ def load_browsecomp_plus(row: dict[str, Any]) -> Episode:
     if row.get("status") != "completed":
         trace.status = TraceStatus.FAILED
     return episode_of([trace], (row.get("metadata") or {}).get("parl_episode"), key=str(row["query_id"]))
+
+
+def export_swe_bench(episode: Episode, options: ExportOptions) -> dict[str, Any]:
+    """A line of a SWE-bench predictions file; an answer without a patch makes an empty one, which is scored wrong."""
+    fences = _DIFF.findall(episode.answer)
+    answer = fences[-1] if fences else episode.answer
+    start = _PATCH.search(answer)
+    patch = answer[start.start() :].rstrip() + "\n" if start else ""
+    return {"instance_id": episode.task.key, "model_name_or_path": "parl", "model_patch": patch}
 
 
 def _answered(answer: str, conversation: list[dict[str, Any]]) -> Trace:

@@ -229,6 +229,24 @@ def test_spans_nest_as_agents_do():
     assert all(int(span["startTimeUnixNano"]) <= int(span["endTimeUnixNano"]) for span in spans)
 
 
+@pytest.mark.parametrize(
+    ("answer", "patch"),
+    [
+        (
+            "Mended:\n```diff\ndiff --git a/x b/x\n--- a/x\n+++ b/x\n```\nDone.",
+            "diff --git a/x b/x\n--- a/x\n+++ b/x\n",
+        ),
+        ("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b", "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n"),
+        ("I gave up.", ""),
+    ],
+)
+def test_swe_bench_gets_the_patch_of_an_answer(answer: str, patch: str):
+    episode = rich_episode()
+    episode.answer = answer
+    [row] = FORMATS["swe-bench"].export(episode, WHOLE)
+    assert row == {"instance_id": episode.task.key, "model_name_or_path": "parl", "model_patch": patch}
+
+
 def events_of(episode: Episode) -> list[dict[str, Any]]:
     """Trace events, each as the format wants it."""
     [document] = FORMATS["trace-events"].export(episode, WHOLE)
