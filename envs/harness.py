@@ -18,6 +18,7 @@ import inspect
 import json
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ _PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "PYTHONPAT
 class HarnessConfig(Section):
     """An agent program: give ``command`` or ``call``."""
 
-    command: tuple[str, ...] = Field(default=(), description="the program and its arguments")
+    command: tuple[str, ...] = Field(default=(), description="the program and its arguments; python is parl's own")
     call: str | None = Field(default=None, description="a Python function instead: package.module:function")
     folder: Path | None = Field(default=None, description="where the command runs; null = an empty folder of its own")
     range: tuple[float, float] = Field(default=(0.0, 1.0), description="lowest and highest reward that it posts")
@@ -122,8 +123,9 @@ class HarnessSession:
         with tempfile.TemporaryDirectory(prefix="parl-harness-", ignore_cleanup_errors=True) as scratch:
             answer = Path(scratch) / "answer.txt"
             with (Path(scratch) / "stdout").open("w+b") as out, (Path(scratch) / "stderr").open("w+b") as err:
+                program, *arguments = self._config.command
                 process = await asyncio.create_subprocess_exec(
-                    *self._config.command,
+                    *(sys.executable if program == "python" else program, *arguments),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,

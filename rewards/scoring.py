@@ -26,7 +26,8 @@ class Scoring:
 
     def __init__(self, reward: Reward, folder: Path) -> None:
         """``folder`` keeps the judge's verdicts."""
-        self._reward, self._folder = reward, folder
+        self._function, self._asked, self._command = reward.function, reward.judge, reward.command
+        self._span, self._folder = reward.span, folder
         self._judge: Judge | None = None
 
     async def __call__(self, session: Session, episode: Episode) -> Score | None:
@@ -34,19 +35,19 @@ class Scoring:
         kind = episode.task.gold.kind
         if isinstance(session, Scorer) and kind not in (FUNCTION, JUDGE, COMMAND):
             return await session.score(episode)
-        if kind in PURE or (kind == NONE and self._reward.function is None):
+        if kind in PURE or (kind == NONE and self._function is None):
             return None
-        low, high = self._reward.span
+        low, high = self._span
         if episode.status is not EpisodeStatus.ANSWERED:
             return Score(value=low, success=False, low=low, high=high)
         if kind == JUDGE:
-            assert self._reward.judge is not None  # checked with the tasks
-            self._judge = self._judge or Judge(self._reward.judge, self._folder)
+            assert self._asked is not None  # checked with the tasks
+            self._judge = self._judge or Judge(self._asked, self._folder)
             return await self._judge.score(episode, low, high)
         if kind == COMMAND:
-            return await by_command(self._reward.command, episode, low, high)
-        assert self._reward.function is not None
-        return await by_function(self._reward.function, episode, low, high)
+            return await by_command(self._command, episode, low, high)
+        assert self._function is not None
+        return await by_function(self._function, episode, low, high)
 
 
 def check_scoring(reward: Reward, tasks: Iterable[Task]) -> None:

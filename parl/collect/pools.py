@@ -22,6 +22,8 @@ from model.tokenizer.tokenizer import load_tokenizer
 from parl.config.plugin_kinds import ENGINES
 from parl.config.schema import Config, PolicyFields
 from parl.errors import UserError
+from parl.shown.terminal import echo
+from rewards.outcome.judge import account
 from rewards.scoring import Scoring
 from rollouts.config import RolloutsConfig
 from rollouts.engine.base import PoolEngine
@@ -69,6 +71,12 @@ class RolloutSide:
 def scoring_of(config: Config) -> Scoring:
     """What scores ended episodes of a run of ``config``; a judge's verdicts are kept in its folder."""
     return Scoring(config.rewards, config.run_dir.absolute() / VERDICTS)
+
+
+def tell_judge(config: Config) -> None:
+    """Print the requests, tokens and cost of the run's judge, if it has one."""
+    if config.rewards.judge is not None:
+        echo(str(account(config.run_dir / VERDICTS, config.rewards.judge)))
 
 
 def pool_sizes(rollouts: RolloutsConfig) -> dict[str, int]:

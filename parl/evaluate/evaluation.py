@@ -23,7 +23,7 @@ from model.policy_files import load_policy
 from parl.cold_start.starting_policy import starting_policy
 from parl.collect.collector import Collector
 from parl.collect.free_running import free_running
-from parl.collect.pools import RolloutSide, scoring_of
+from parl.collect.pools import RolloutSide, scoring_of, tell_judge
 from parl.collect.tasks import Tasks, check_tasks
 from parl.config.family import chat_format
 from parl.config.schema import Config, EvalConfig
@@ -169,6 +169,7 @@ def evaluate(
         settings = {"n": n, "tasks": len(asked.tasks), "seed": config.eval.seed, "split": config.eval.split}
         result = settings | {"policies": measured}
         write_text(folder / "summary.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    tell_judge(config)
     return result
 
 

@@ -143,6 +143,7 @@ def _charts(
         metrics = ((prefix + name, f"c{i % 6}") for i, name in enumerate(names) if name not in without)
         return named(*((_LABELS.get(m, m.removeprefix(prefix).replace("_", " ")), color, m) for m, color in metrics))
 
+    perf = pair("reward/perf")
     charts = [
         {"title": "Reward", "note": "mean of a step's episodes", "series": pair("reward/total")},
         {
@@ -151,7 +152,8 @@ def _charts(
             "zero": True,
             "series": pair("steps/critical"),
         },
-        {"title": "Outcome: r_perf", "note": "item-F1 or exact match", "max": 1, "series": pair("reward/perf")},
+        {"title": "Outcome: r_perf", "note": "item-F1, exact match or another score", "series": perf}
+        | ({"max": 1} if all(0 <= value <= 1 for one in perf for _, value in one["points"]) else {}),
         {
             "title": "Spawn rate by task family",
             "note": "share of episodes that start a sub-agent",

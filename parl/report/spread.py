@@ -16,7 +16,7 @@ _POLICIES = (
     ("single_agent", "single agent", "single"),
     ("cold_start", "cold start", "cold"),
 )
-_NEEDED = {"critical_steps", "subagents", "item_f1"}  # missing in unscored episodes
+_NEEDED = {"critical_steps", "subagents"}  # missing in unscored episodes
 _TARGETS = 50  # points of the curve over target scores
 
 Points = list[list[float]]
@@ -64,21 +64,25 @@ def spread_charts(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _metrics(store: Path, kind: str) -> list[dict[str, Any]]:
-    """The metrics of each attempt at a task, the last of repeated ones."""
+    """The metrics of each attempt at a task with its ``perf``, if it has one; the last of repeated ones."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for path in shard_paths(store, kind):
-        for row in read_columns(path, ("task_key", "index", "metrics")):
+        for row in read_columns(path, ("task_key", "index", "rewards", "metrics")):
             if row["metrics"].keys() >= _NEEDED:
-                found[row["task_key"], row["index"]] = row["metrics"]
+                scored = {"perf": row["rewards"]["perf"]} if "perf" in row["rewards"] else {}
+                found[row["task_key"], row["index"]] = row["metrics"] | scored
     return list(found.values())
 
 
 def time_to_score(metrics: Sequence[dict[str, Any]]) -> Points:
     """[target, critical steps]: the smallest budget T with mean(score · [steps <= T]) >= target.
 
-    An exact form of K2.5's figure of execution time against item-F1: an episode that needs longer counts 0.
+    An exact form of K2.5's figure of execution time against item-F1: an episode that needs longer counts 0. Empty
+    unless all have a score.
     """
-    order = sorted((m["critical_steps"], m["item_f1"]) for m in metrics)
+    if not all("perf" in m for m in metrics):
+        return []
+    order = sorted((m["critical_steps"], m["perf"]) for m in metrics)
     reached = sum(score for _, score in order) / len(order)
     out: Points = []
     total, place = 0.0, 0

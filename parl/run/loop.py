@@ -324,6 +324,8 @@ class Training:
     def _score(self, metrics: dict[str, float]) -> float | None:
         """The metric that selects the best checkpoint."""
         name = self.config.trainer.keep_best
+        if name == "reward/perf" and name not in metrics:  # the default, where nothing scores episodes
+            name = "reward/total"
         if name is not None and name not in metrics and self.state.step == 1:
             known = ", ".join(sorted(metrics))
             raise UserError(f"trainer.keep_best = {name} is no metric that every step has: take one of {known}")

@@ -122,7 +122,7 @@ class Progress:
         parts = [f"step {self._step}/{self.total_steps}"]
         for label, value, form in (
             ("reward", get("reward/total"), ".3f"),
-            ("item-F1", self._item_f1(), ".3f"),
+            (*self._outcome(), ".3f"),
             ("critical steps", get("steps/critical"), ".1f"),
             ("sub-agents", get("swarm/subagents"), ".2f"),
         ):
@@ -153,11 +153,12 @@ class Progress:
     def _families(self, prefix: str) -> dict[str, float]:
         return {key[len(prefix) :]: value for key, value in self._metrics.items() if key.startswith(prefix)}
 
-    def _item_f1(self) -> float | None:
-        if "perf/item_f1" in self._metrics:
-            return self._metrics["perf/item_f1"]
+    def _outcome(self) -> tuple[str, float | None]:
+        """How good the answers are, and what measures it."""
         families = list(self._families(_F1).values())
-        return sum(families) / len(families) if families else self._metrics.get("reward/perf")
+        if families:
+            return "item-F1", sum(families) / len(families)
+        return "score", self._metrics.get("reward/perf")
 
     def _eta(self) -> str:
         """From the last steps, without the first, which includes start-up."""
@@ -201,9 +202,10 @@ class Progress:
         families = self._families(_SPAWN).items()
         spawn = line("  ".join(f"{name} {value:.0%}" for name, value in families))
         lambdas = self._lambdas()
+        outcome, value = self._outcome()
         return [
             ("reward", number(get("reward/total"), ".3f"), Text(sparkline(reward) + moved(reward, ".2f"), "green")),
-            ("item-F1", number(self._item_f1(), ".3f"), ""),
+            (outcome, number(value, ".3f"), ""),
             (
                 "critical steps",
                 number(get("steps/critical"), ".1f"),

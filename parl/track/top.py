@@ -120,15 +120,15 @@ def _curves(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _families(row: dict[str, Any]) -> Table:
-    prefix = "perf/item_f1/"
+    prefix = "steps/critical/"
     names = sorted(name[len(prefix) :] for name in row if name.startswith(prefix))
     table = Table(box=None, padding=(0, 2), header_style="dim")
     table.add_column("tasks of the last step", no_wrap=True)
-    for column in ("item-F1", "critical steps", "spawn rate"):
+    for column in ("critical steps", "item-F1", "spawn rate"):
         table.add_column(column, justify="right")
     for name in names:
-        cells = [f"{row[prefix + name]:.3f}"]
-        for other, form in (("steps/critical", ".1f"), ("swarm/spawn_rate", ".2f")):
+        cells = [f"{row[prefix + name]:.1f}"]
+        for other, form in (("perf/item_f1", ".3f"), ("swarm/spawn_rate", ".2f")):
             found = row.get(f"{other}/{name}")
             cells.append("-" if found is None else f"{found:{form}}")
         table.add_row(cell(line(name.replace("_", " "))), *cells)

@@ -11,9 +11,7 @@ from parl.report.spread import cumulative, shares, spread_charts, time_to_score
 
 
 def test_a_target_costs_the_budget_at_which_the_mean_reaches_it():
-    metrics = [
-        {"critical_steps": steps, "item_f1": score} for steps, score in ((3, 1.0), (10, 0.5), (7, 0.5), (4, 0.0))
-    ]
+    metrics = [{"critical_steps": steps, "perf": score} for steps, score in ((3, 1.0), (10, 0.5), (7, 0.5), (4, 0.0))]
     found = dict(time_to_score(metrics))
     assert found[0.02] == found[0.24] == 3  # the first alone gives a mean of 0.25
     assert found[0.26] == 7 and found[0.36] == 7 and found[0.38] == 10 and found[0.5] == 10

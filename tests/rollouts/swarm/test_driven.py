@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -279,7 +278,7 @@ reply = post(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body)
 async def command(tokenizer: Tokenizer, folder: Path, rest: str, **more: Any) -> Episode:
     file = folder / "agent.py"
     file.write_text(PROGRAM + rest)
-    return await play(tokenizer, config=HarnessConfig(command=(sys.executable, str(file))), **more)
+    return await play(tokenizer, config=HarnessConfig(command=("python", str(file))), **more)
 
 
 async def test_a_command_is_given_its_task_and_its_door(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: Any):
