@@ -113,6 +113,13 @@ def _by_metric(path: Path) -> dict[str, list[list[float]]]:
     return {name: [[step, points[step]] for step in sorted(points)] for name, points in series.items()}
 
 
+def _outcome(series: list[dict[str, Any]]) -> dict[str, Any]:
+    """The chart of the answers' scores, up to 1 unless some lie elsewhere."""
+    usual = all(0 <= value <= 1 for one in series for _, value in one["points"])
+    note = "item-F1, exact match or another score"
+    return {"title": "Outcome: r_perf", "note": note, "series": series} | ({"max": 1} if usual else {})
+
+
 def _charts(
     own: dict[str, list[list[float]]], single: dict[str, list[list[float]]], order: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -143,7 +150,6 @@ def _charts(
         metrics = ((prefix + name, f"c{i % 6}") for i, name in enumerate(names) if name not in without)
         return named(*((_LABELS.get(m, m.removeprefix(prefix).replace("_", " ")), color, m) for m, color in metrics))
 
-    perf = pair("reward/perf")
     charts = [
         {"title": "Reward", "note": "mean of a step's episodes", "series": pair("reward/total")},
         {
@@ -152,8 +158,7 @@ def _charts(
             "zero": True,
             "series": pair("steps/critical"),
         },
-        {"title": "Outcome: r_perf", "note": "item-F1, exact match or another score", "series": perf}
-        | ({"max": 1} if all(0 <= value <= 1 for one in perf for _, value in one["points"]) else {}),
+        _outcome(pair("reward/perf")),
         {
             "title": "Spawn rate by task family",
             "note": "share of episodes that start a sub-agent",
