@@ -23,6 +23,7 @@ from parl.config.plugin_kinds import ENGINES
 from parl.config.schema import Config, PolicyFields
 from parl.errors import UserError
 from parl.shown.terminal import echo
+from rewards.base import Reward
 from rewards.outcome.judge import account
 from rewards.scoring import Scoring
 from rollouts.config import RolloutsConfig
@@ -59,7 +60,7 @@ class RolloutSide:
             rollouts=config.rollouts,
             model=config.model,
             environment=config.envs.build(),
-            scoring=scoring_of(config),
+            scoring=scoring_of(config.rewards, config.run_dir),
             served=config.run_dir / "served",
             adapters=config.optimizer.lora is not None,
             back=trainer.checkpoint_every * trainer.keep_checkpoints,
@@ -68,15 +69,15 @@ class RolloutSide:
         )
 
 
-def scoring_of(config: Config) -> Scoring:
-    """What scores ended episodes of a run of ``config``; a judge's verdicts are kept in its folder."""
-    return Scoring(config.rewards, config.run_dir.absolute() / VERDICTS)
+def scoring_of(rewards: Reward, run_dir: Path) -> Scoring:
+    """What scores ended episodes of a run; a judge's verdicts are kept in its folder."""
+    return Scoring(rewards, run_dir.absolute() / VERDICTS)
 
 
-def tell_judge(config: Config) -> None:
+def tell_judge(rewards: Reward, run_dir: Path) -> None:
     """Print the requests, tokens and cost of the run's judge, if it has one."""
-    if config.rewards.judge is not None:
-        echo(str(account(config.run_dir / VERDICTS, config.rewards.judge)))
+    if rewards.judge is not None:
+        echo(str(account(run_dir / VERDICTS, rewards.judge)))
 
 
 def pool_sizes(rollouts: RolloutsConfig) -> dict[str, int]:

@@ -153,7 +153,7 @@ def evaluate(
             write_text(policy.store / "about.json", json.dumps(policy.about, indent=1) + "\n")
         if missing := [policy for policy in policies if asked.todo(policy)]:
             if isinstance(policies[0].source, Served):
-                score = scoring_of(config)
+                score = scoring_of(config.rewards, config.run_dir)
                 chat = chat_format(config.model, config.rollouts, tasks.context.tokenizer)
                 for policy in missing:
                     _run_served(policy, asked, config.envs.build(), chat, config.rollouts, config.eval, score)
@@ -169,7 +169,7 @@ def evaluate(
         settings = {"n": n, "tasks": len(asked.tasks), "seed": config.eval.seed, "split": config.eval.split}
         result = settings | {"policies": measured}
         write_text(folder / "summary.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    tell_judge(config)
+    tell_judge(config.rewards, config.run_dir)
     return result
 
 
