@@ -22,7 +22,7 @@ _SPLITS = ("train", "val", "test")
 _APART = 1_000_000  # seeds between splits
 START_S = 120.0  # until a game has started, its library's import included
 _OPENINGS: dict[tuple[type, str, int], Opening] = {}
-_OVER = ToolResult(text="error: the episode is over", error=ErrorKind.CANCELLED)
+_OVER = ToolResult(text="error: the episode is over", error=ErrorKind.CANCELLED, done=True)
 
 
 class StepSection(PlugSection):
