@@ -2,7 +2,8 @@
 
 A row has ``messages``, and may have ``subagents`` (the conversations of its sub-agents: lists of messages, or objects
 that hold one) and ``tools`` (OpenAI's declarations; without, those of the environment). A list may be given as JSON
-text. Of stored episodes those are taken that were answered and, where they are scored, earned full marks.
+text. Of stored episodes those are taken that were answered and, where they are scored, earned full marks; with
+``sft.best`` only the cheapest of each task, which is rejection sampling.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from parl.episodes.formats.common import call_of, messages, text_of
 from parl.episodes.listing import Filter
 from parl.errors import UserError
 from parl.learn.batch import TextRow
-from rollouts.episode import EpisodeStatus
+from rollouts.critical_path import critical_steps
+from rollouts.episode import Episode, EpisodeStatus
 from rollouts.store.store import SHARD_NAME
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -40,13 +42,14 @@ class Conversation:
     tools: Sequence[dict[str, Any]] | None = None
 
 
-def read_conversations(path: Path) -> list[list[Conversation]]:
+def read_conversations(path: Path, best: int | None = None) -> list[list[Conversation]]:
     """Of every demonstration its orchestrator's conversation, then those of its sub-agents.
 
-    ``path``: a .json, .jsonl or .parquet file of rows, or a run, a store or a shard. UserError, with all mistakes.
+    ``path``: a .json, .jsonl or .parquet file of rows, or a run, a store or a shard. ``best``: of each task's stored
+    episodes so many, with the fewest critical steps, then sampled tokens. UserError, with all mistakes.
     """
     if path.is_dir() or SHARD_NAME.fullmatch(path.name):
-        found = list(_of_episodes(path))
+        found = list(_of_episodes(path, best))
         cure = "no answered episode with full marks"
     else:
         problems = Problems(f"sft.data = {path}")
@@ -120,10 +123,18 @@ def _parts(given: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
 # ---------------------------------------------------------------- sources
 
 
-def _of_episodes(path: Path) -> Iterator[list[Conversation]]:
+def _of_episodes(path: Path, best: int | None) -> Iterator[list[Conversation]]:
+    right: dict[str, list[Episode]] = {}
     for _, episode in whole_episodes(path, Filter()):
         if episode.status is EpisodeStatus.ANSWERED and episode.rewards.get("perf", 1.0) >= 1.0:
+            right.setdefault(episode.task.key, []).append(episode)
+    for episodes in right.values():
+        for episode in sorted(episodes, key=_cost)[:best] if best else episodes:
             yield [Conversation(messages=messages(episode, trace)) for trace in episode.traces]
+
+
+def _cost(episode: Episode) -> tuple[int, int]:
+    return critical_steps(episode), sum(sum(trace.mask) for trace in episode.traces)
 
 
 def _of_rows(path: Path, problems: Problems) -> Iterator[list[Conversation]]:

@@ -66,7 +66,7 @@ class RecordedWorker(AsyncBeating):
         own = recipe.envs.build().tools()
         spawning = recipe.rollouts.prompts.spawning if recipe.rollouts.swarm else ()
         self._tools = [[tool.to_openai() for tool in tools] for tools in ((*own, *spawning), own)]
-        self._recorded = read_conversations(Path(recipe.sft.data))
+        self._recorded = read_conversations(Path(recipe.sft.data), recipe.sft.best)
         self._orders: dict[int, list[int]] = {}  # by lap
 
     async def rows(self, start: int, count: int = CHUNK) -> list[TextRow]:

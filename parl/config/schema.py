@@ -114,13 +114,18 @@ TEACHER = "teacher"  # sft.data: the demonstrations of the environment's teacher
 class SftConfig(_Section):
     """The cold start: imitation of demonstrations. Keys without effect from scratch are left out of dumps."""
 
-    optional: ClassVar[tuple[str, ...]] = ("data", "lora", "enough", "check_tokens", "check_tasks")
+    optional: ClassVar[tuple[str, ...]] = ("data", "best", "lora", "enough", "check_tokens", "check_tasks")
 
     seed: int = Field(default=1, ge=0)
     data: str | None = Field(
         default=None,
         description="over `model.init`, what to imitate first: `teacher` (the environment's), a file of"
         " conversations, or a folder of recorded episodes; null = nothing",
+    )
+    best: int | None = Field(
+        default=None,
+        gt=0,
+        description="of each task's recorded episodes in `data` so many: right, with the fewest critical steps",
     )
     tokens: int = Field(default=6_000_000, gt=0, description="training tokens, drills included")
     copying_tokens: int = Field(default=160_000, ge=0, description="of these, copying drills: repeated random text")

@@ -81,7 +81,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
     Effect.NONE: {
         "": "name root seed baseline starter",  # the starter matters through the cold start's weights
         "model": "initializer_range embedding_range embedding_mean look_back",  # only for training
-        "sft": "data tokens copying_tokens drill_tokens batch_tokens lr muon_lr parallel wrong observation_weight"
+        "sft": "data best tokens copying_tokens drill_tokens batch_tokens lr muon_lr parallel wrong observation_weight"
         " enough check_tokens check_tasks",
         "sft.lora": "rank alpha targets",
         "rollouts": "group_size tasks_per_step dynamic_sampling temperature concurrency workers policy_engines"

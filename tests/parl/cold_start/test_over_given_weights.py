@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,27 @@ def test_of_stored_episodes_those_with_full_marks_are_imitated(shown: list[Episo
     good = [episode for episode in shown if episode.rewards["perf"] == 1]
     assert len(found) == len(good) == len(shown) - 1
     assert [agents[0].messages[1]["content"] for agents in found] == [episode.task.prompt for episode in good]
+
+
+def test_of_a_tasks_right_episodes_the_cheapest_are_imitated(shown: list[Episode], tmp_path: Path):
+    config, first = tiny_config(tmp_path), shown[0]
+    longer = copy.deepcopy(first)
+    turns = longer.orchestrator.turns
+    turns.insert(0, copy.deepcopy(turns[0]))  # a critical step more
+    wrong = copy.deepcopy(first)
+    wrong.answer = "nothing"
+    del wrong.orchestrator.turns[1:]  # cheap, and no answer
+    for place, episode in enumerate(group := [longer, wrong, first, *shown[1:]]):
+        episode.index = place
+        score_episode(episode, config.rewards, config.rewards.weights(0, 1))
+    EpisodeStore(tmp_path / "store").write(0, group, policy_version=0)
+    right = [episode for episode in group if episode.rewards["perf"] == 1]
+    assert longer in right and wrong not in right
+    assert len(read_conversations(tmp_path / "store")) == len(right)
+    found = read_conversations(tmp_path / "store", best=1)
+    assert [agents[0].messages[1]["content"] for agents in found] == [e.task.prompt for e in right if e is not longer]
+    written = [message for message in found[0][0].messages if message["role"] == "assistant"]
+    assert len(written) == len(first.orchestrator.turns)
 
 
 def test_recorded_conversations_go_round_each_time_in_another_order(tokenizer: Tokenizer, tmp_path: Path):
