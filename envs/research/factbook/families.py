@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from random import Random
 
 from envs.base import Gold, Task, task_key
@@ -55,7 +56,7 @@ class Families:
         families: dict[str, Callable[[Random], Draft | None]] = {
             "wide": self.wide,
             "deep": self.deep,
-            "list": self.list,
+            "list": self.neighbours,
             "compare": self.compare,
             "chain": self.chain,
             "fact": self.fact,
@@ -90,7 +91,7 @@ class Families:
         plan = Plan(starts=names, hops=hops, labels=labels)
         return self._table(plan, said)
 
-    def list(self, rng: Random) -> Draft | None:
+    def neighbours(self, rng: Random) -> Draft | None:
         """Values of the neighbours of a country."""
         if not self.groups:
             return None
@@ -172,7 +173,7 @@ class Families:
             seen.add(name)
         return name
 
-    def _amount(self, name: str, label: str):
+    def _amount(self, name: str, label: str) -> Decimal:
         found = amount_of(self.facts.values[name, label][0])
         assert found is not None
         return found.number

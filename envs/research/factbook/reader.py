@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 from envs.research.corpus import folded, plain_words
 
 _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()  # noqa: SIM905
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

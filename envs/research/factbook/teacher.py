@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from random import Random
 
-from envs.base import Task, TaskStream
+from envs.base import Environment, Task, TaskStream
 from envs.research.factbook.reference import CREATE, WORKER, ReferencePolicy, Style, subagent_act
 from envs.teacher import Action, Demonstration, History, Part, Seen, Words
 
@@ -20,7 +20,7 @@ _CALLS = ({"queries": [""]}, {"page": ""}, {"page": "", "text": ""}, {"agent": W
 class CorpusTeacher:
     """Shows how the questions of ``environment``'s train split are solved."""
 
-    def __init__(self, environment) -> None:
+    def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._stream = lru_cache(2)(self._streamed)
 

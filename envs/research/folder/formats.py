@@ -78,9 +78,9 @@ def _text(path: Path) -> Iterator[Document]:
 
 def _html(path: Path) -> Iterator[Document]:
     try:
-        from resiliparse.extract.html2text import extract_plain_text
-        from resiliparse.parse.encoding import detect_encoding
-        from resiliparse.parse.html import HTMLTree
+        from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingImports]
+        from resiliparse.parse.encoding import detect_encoding  # pyright: ignore[reportMissingImports]
+        from resiliparse.parse.html import HTMLTree  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise Unreadable(_MISSING.format("resiliparse")) from None
     data = path.read_bytes()
@@ -99,8 +99,8 @@ _MISSING = "needs the package {}: pip install 'parl[documents]'"
 
 def _pdf(path: Path) -> Iterator[Document]:
     try:
-        from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
+        from pypdf import PdfReader  # pyright: ignore[reportMissingImports]
+        from pypdf.errors import PyPdfError  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise Unreadable(_MISSING.format("pypdf")) from None
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of every oddity that it mends
