@@ -1,7 +1,7 @@
 """The learner over decoders of transformers: two ranks that share the policy in every way, against one process alone.
 
-``benchmarks/families.py --ranks`` prints its rows. Ranks get different numbers of rows, one of them none at times, and
-all their tokens' routes.
+``benchmarks/families.py`` prints its rows after its own. Ranks get different numbers of rows, one of them none at
+times, and all their tokens' routes.
 """
 
 from __future__ import annotations

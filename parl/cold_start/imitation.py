@@ -31,7 +31,7 @@ from parl.cold_start.vocabulary import build_tokenizer
 from parl.config.schema import Config, SftConfig, TrainerConfig
 from parl.errors import UserError
 from parl.learn.batch import TextRow
-from parl.learn.config import OptimizerConfig
+from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.group import LearnerGroup
 from parl.machine.cluster import actor, local_ray, stop, wait
 from parl.shown.terminal import echo
@@ -195,6 +195,9 @@ def _train(
 
 
 def _learner(model: Shape, sft: SftConfig, trainer: TrainerConfig, *, drawn: bool) -> LearnerGroup:
+    parallel = trainer.parallel
+    if sft.lora is not None:  # every rank holds the adapters whole, and they have few states to share
+        parallel = ParallelConfig(recompute=parallel.recompute)
     return LearnerGroup(
         model,
         OptimizerConfig(lr=sft.lr, muon_lr=sft.muon_lr, lora=sft.lora),
@@ -203,7 +206,7 @@ def _learner(model: Shape, sft: SftConfig, trainer: TrainerConfig, *, drawn: boo
         threads=trainer.threads,
         micro_tokens=trainer.micro_tokens,
         deadline_s=max(_DEADLINE_S, trainer.step_s),
-        parallel=trainer.parallel,
+        parallel=parallel,
         drawn=drawn,
         device=trainer.device,
     )

@@ -322,6 +322,14 @@ class ConfigFields(_Section):
                 f" file, or, to do without a cold start, {without}"
             )
 
+        parallel = self.trainer.parallel
+        if sft.lora is not None and (parallel.zero == 3 or parallel.expert_parallel > 1):
+            raise ValueError(
+                f"sft.lora with trainer.parallel.zero={parallel.zero}, expert_parallel={parallel.expert_parallel}:"
+                " every rank must hold the weights under the adapters whole; use zero=2 and expert_parallel=1, or"
+                " leave sft.lora out"
+            )
+
     def _check_stream(self) -> None:
         """Check what cannot be combined with a staleness."""
         if not self.trainer.staleness:

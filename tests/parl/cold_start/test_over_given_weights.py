@@ -204,6 +204,10 @@ def test_the_rate_warms_up_and_falls_to_a_twentieth():
         (["sft.data=nowhere.jsonl", "model.init=INIT"], "neither teacher nor a file or folder"),
         (["model.family=hf"], r"model\.vocab_size: is missing.*model\.init=FOLDER"),
         (["sft.lora={}", "model.init=INIT"], "sft.lora=.* needs something to imitate"),
+        (
+            ["sft.lora={}", "sft.data=teacher", "model.init=INIT", "trainer.parallel.zero=3"],
+            "every rank must hold the weights under the adapters whole; use zero=2",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together(given: Path, tmp_path: Path, settings: list[str], said: str):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from benchmarks.tiny_models import write
 from model.policy_files import load_policy
+from parl.cold_start.imitation import run_sft
 from parl.cold_start.starting_policy import starting_policy
 from parl.config.family import chat_format, family_at
 from parl.config.load import load_config
@@ -43,6 +44,9 @@ def run_over(folder: Path, *more: str) -> Config:
 def test_a_folder_is_taken_over_and_exported_as_it_was(kind: str, settings: dict[str, Any], tmp_path: Path):
     folder = write(kind, tmp_path / "given", **settings)
     (folder / "generation_config.json").unlink()
+    for name, key in (("config.json", "pad_token_id"), ("tokenizer_config.json", "pad_token")):
+        tree = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(tree | {key: None}))
     assert len(list(folder.glob("*.safetensors"))) == (6 if settings.get("sharded") else 1)
     dtype = settings.get("dtype", "bfloat16")
     config = run_over(folder, f"model.dtype={dtype}")
@@ -98,3 +102,30 @@ def test_what_a_folder_lacks_is_said_with_the_cure(kind: str, spoken: bool, dama
     with pytest.raises(UserError, match=r"model\.init") as raised:
         starting_policy(run_over(folder))
     assert said in str(raised.value) and str(folder) in str(raised.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "dtype"), [("qwen3", "float32"), ("qwen3_moe", "bfloat16")])
+def test_a_cold_start_with_adapters_changes_their_matrices_by_their_rank(
+    one_ray: None, kind: str, dtype: str, tmp_path: Path
+):
+    folder = write(kind, tmp_path / "given", dtype=dtype)
+    settings = [f"model.dtype={dtype}", "sft.data=teacher", "sft.lora={rank: 3, targets: [attention]}"]
+    settings += ["sft.tokens=16000", "sft.check_tokens=8000", "sft.enough=0.9", "sft.lr=1e-2", "trainer.threads=1"]
+    losses: list[float] = []
+    scores = iter([0.1, 0.95])
+    start = run_sft(
+        run_over(folder, *settings),
+        report=lambda done, total, metrics: losses.append(metrics["loss"]),
+        check=lambda weights, tokenizer: {"score": next(scores)},
+    )
+    assert losses[-1] < losses[0] - 0.1
+    out = export(start, tmp_path / "out")
+    given, taught = (transformers.AutoModelForCausalLM.from_pretrained(at).state_dict() for at in (folder, out))
+    assert given.keys() == taught.keys()
+    changed = {name: taught[name] - given[name] for name in given if not torch.equal(given[name], taught[name])}
+    assert changed.keys() == {
+        f"model.layers.{layer}.self_attn.{part}_proj.weight" for layer in range(3) for part in "qkvo"
+    }
+    if dtype == "float32":  # the sum is rounded to bfloat16 otherwise
+        assert {int(torch.linalg.matrix_rank(change.double(), rtol=1e-4)) for change in changed.values()} == {3}
