@@ -100,12 +100,12 @@ def write_prepared(benchmark: Benchmark, path: Path, folder: Path) -> int:
             if row["id"] in seen:
                 raise ValueError(f"{path}: two tasks are called {row['id']!r}")
             seen.add(row["id"])
-            line = json.dumps(row, ensure_ascii=False) + "\n"
             benchmark.task(row)
+            line = json.dumps(row, ensure_ascii=False) + "\n"
             whole.update(line.encode())
             file.write(line)
     if not count:
-        raise ValueError(f"{path}: no tasks of {benchmark.name}; {benchmark.download}")
+        raise ValueError(f"{path}: no tasks of {benchmark.name}; wanted: {benchmark.download}")
     manifest = {
         "benchmark": f"{type(benchmark).__module__}:{type(benchmark).__qualname__}",
         "sha256": whole.hexdigest(),

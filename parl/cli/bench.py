@@ -116,9 +116,11 @@ def score(
         if (Path(name) / "benchmark.json").exists():
             judge = judge_settings(judge_url, judge_model, judge_key)
             rows = score_store(Path(name), path, kind, mode.value, judge)
-        elif path.is_file():
-            rows = score_cases(name, path, mode.value)
+        elif path.is_dir():
+            raise UserError(
+                f"{path} is a folder: to score stored episodes, name the prepared benchmark first, not {name}"
+            )
         else:
-            raise UserError(f"{path}: no file of replies; to score stored episodes, name the prepared folder first")
+            rows = score_cases(name, path, mode.value)
         for row in rows:
             echo(json.dumps(row, allow_nan=False))

@@ -26,16 +26,16 @@ def prepare(name: str, source: Path, folder: Path, settings: Sequence[str]) -> i
         raise UserError(f"{folder} is there and is no prepared benchmark: remove it, or name another with --to")
     if not source.exists():
         raise UserError(f"--from {source}: there is nothing")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         benchmark = benchmark_class(name)(folder, {key: value for key, _, value in pairs})
         with replacing(folder) as partial:
             partial.mkdir()
             return write_prepared(benchmark, source, partial)
     except KeyError as error:
-        raise UserError(f"{source}: a task has no {error}; {benchmark_class(name).download}") from None
+        raise UserError(f"{source}: a task has no {error}; wanted: {benchmark_class(name).download}") from None
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise UserError(f"{source}: {error}; {name}: parl bench list says what to download") from None
+        raise UserError(str(error) if str(source) in str(error) else f"{source}: {error}") from None
 
 
 def judge_settings(url: str | None, model: str | None, key_env: str | None) -> dict[str, Any] | None:

@@ -11,15 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
-from envs.base import Role, ToolCall
+from envs.base import Environment, Role, Section, Task, ToolCall, ToolResult, ToolSpec
 from envs.benchmarks.base import Benchmark, read_prepared, write_prepared
 from envs.benchmarks.environment import BenchmarkConfig, BenchmarkEnvironment
 from envs.benchmarks.harbor import Harbor, read_dockerfile
+from envs.benchmarks.judge import ChatJudge, JudgeConfig
 from envs.benchmarks.registry import BENCHMARKS, benchmark_class, prepared
 from envs.benchmarks.scoring.pages import chromium, visible_text
+from envs.plugs.session import PlugSession
 from parl.cli.main import app
 
 CANARY = "made-up canary 7d1f"
@@ -145,6 +148,95 @@ async def test_multi_hop_questions_with_their_pages(name: str, row: dict[str, An
     assert (await session.score(ended(f"Answer: {answer}", "over_budget"))).value == 0.0
     await session.close()
     await environment.close()
+
+
+async def test_widesearch_asks_a_judge_about_names_and_scores_both_ways(tmp_path: Path):
+    from envs.benchmarks.widesearch import WideSearch
+
+    rules = {
+        **{"unique_columns": ["city"], "required": ["city", "year"]},
+        "eval_pipeline": {name: {"preprocess": ["norm_str"], "metric": ["exact_match"]} for name in ("city", "year")},
+    }
+    row = {"instance_id": "ws_1", "query": "Which?", "evaluation": json.dumps(rules), "language": "en"}
+    (tmp_path / "widesearch.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "widesearch_gold").mkdir()
+    (tmp_path / "widesearch_gold" / "ws_1.csv").write_text("City,Year\nRome,2001\nOslo,2002\n")
+    environment = made(WideSearch, tmp_path, tmp_path / "p")
+    (task,) = environment.tasks("test")
+    assert task.width == 2 and "Rome" not in repr(task)
+    reply = "| City | Year |\n|---|---|\n| Roma | 2001 |\n| Oslo | |"
+    prompts = []
+
+    async def ask(prompt: str) -> str:
+        prompts.append(prompt)
+        return '```json\n{"Roma": "Rome"}\n```'
+
+    (row,) = read_prepared(tmp_path / "p")
+    fair = await WideSearch(tmp_path / "p").score(row, reply, ask)
+    official = await WideSearch(tmp_path / "p", {"mode": "compat"}).score(row, reply, ask)
+    assert (fair.value, official.value) == (0.75, 0.5) and len(prompts) == 2 and "Roma" in prompts[0]
+
+    async def dead(prompt: str) -> str:
+        raise ConnectionError("refused")
+
+    with pytest.raises(Exception, match="judge does not answer"):
+        await WideSearch(tmp_path / "p", {"mode": "compat"}).score(row, reply, dead)
+
+
+class Echo(Environment):
+    """Tools of another environment."""
+
+    class Config(Section):
+        """Its section."""
+
+        blocked: tuple[str, ...] = ()
+
+    def tasks(self, split: str) -> list[Task]:
+        return []
+
+    async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> PlugSession:
+        tool = ToolSpec(name="blocked", description="", parameters={"type": "object", "properties": {}})
+        session = PlugSession(dict.fromkeys(Role, (tool,)), 1000)
+        blocked = " ".join(self.config.blocked)
+
+        async def run(agent_id: str, call: ToolCall, deadline_s: float) -> ToolResult:
+            return ToolResult(text=blocked)
+
+        session.run = run  # type: ignore[method-assign]
+        return session
+
+
+async def test_tools_of_another_environment_stand_beside_the_benchmarks_own_and_know_what_is_blocked(tmp_path: Path):
+    row = {"_id": "q", "question": "Where?", "answer": "Rome", "context": [["Rome", ["A town."]]]}
+    (tmp_path / "dev.json").write_text(json.dumps([row]))
+    environment = made(benchmark_class("hotpotqa"), tmp_path / "dev.json", tmp_path / "p")
+    tools = {"name": f"{__name__}:Echo", "config": {"blocked": ["example.org"]}}
+    environment = BenchmarkEnvironment(BenchmarkConfig.model_validate({"folder": tmp_path / "p", "tools": tools}))
+    session = await environment.open(environment.tasks("test")[0])
+    assert [tool.name for tool in session.tools(Role.ORCHESTRATOR)] == ["read", "blocked"]
+    shown = (await session.call("main", call("blocked"), deadline_s=5)).text.split()
+    assert "huggingface.co" in shown and "example.org" in shown
+    assert (await session.call("main", call("read", titles=["Rome"]), deadline_s=5)).text == "Rome\nA town."
+    await session.close()
+
+
+async def test_the_judge_comes_back_after_a_busy_server_and_sends_its_key(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JUDGE_KEY", "k")
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if len(seen) == 1:
+            return httpx.Response(429)
+        return httpx.Response(200, json={"choices": [{"message": {"content": "correct: yes"}}]})
+
+    real = httpx.AsyncClient
+    monkeypatch.setattr(httpx, "AsyncClient", lambda **given: real(transport=httpx.MockTransport(answer), **given))
+    judge = ChatJudge(JudgeConfig(url="http://judge/v1/", model="m", key_env="JUDGE_KEY"))
+    assert await judge("Right?") == "correct: yes" and len(seen) == 2
+    assert str(seen[1].url) == "http://judge/v1/chat/completions" and seen[1].headers["Authorization"] == "Bearer k"
+    assert json.loads(seen[1].content)["messages"] == [{"role": "user", "content": "Right?"}]
+    await judge.close()
 
 
 def harbor_task(folder: Path, dockerfile: str, test: str = "echo 1 > /logs/verifier/reward.txt\n") -> Path:
