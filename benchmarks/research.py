@@ -43,7 +43,7 @@ from rollouts.swarm.swarm import run_episode
 ROOT = Path(__file__).resolve().parents[1]
 STYLES: tuple[Style, ...] = ("serial", "direct", "parallel")
 _ORACLE = {"serial": "serial_steps", "direct": "direct_steps", "parallel": "parallel_steps"}
-_CLOSED = ["envs.config.closed_book=true", "sft.data=null", "rollouts.swarm=false", "baseline=false"]
+_CLOSED = ["envs.config.closed_book=true", "sft.data=null", "sft.enough=null", "rollouts.swarm=false", "baseline=false"]
 _ROOMY = BudgetConfig(direct_calls=1000, turn_tokens=10**6, total_tokens=10**9, orchestrator_steps=200, subagents=64)
 
 
