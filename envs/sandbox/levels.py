@@ -78,6 +78,7 @@ def setup(level: str, place: Place, user: int) -> dict[str, Any]:
             "uid": user if os.getuid() == 0 and level != CONTAINER else None,
             "readable": [*_SYSTEM, *_prefixes(place.python), *place.readable],
             "filesystem": level == "landlock",
+            "keep_reading": level == "landlock" and not _reachable(place.python),
             "calls": level != "rlimits",
             "network": namespaces,
             "pids": namespaces,

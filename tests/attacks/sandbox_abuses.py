@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from envs.sandbox import Ran
 
 WEAK = ("rlimits",)
-MARK = "31.3131"  # seconds that daemons sleep: their command line tells them
 PRELUDE = """
 import ctypes, json, os, resource, signal, socket, subprocess, sys, time
-mark = '31.3131'
-o = json.load(open('outer.json'))
+o = json.load(open('outer.json')); mark = o['mark']
 libc = ctypes.CDLL(None, use_errno=True)
 def out(what=True):
     if what: print('ESC' + 'APED', what, flush=True)

@@ -18,9 +18,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from attacks.sandbox_abuses import ABUSES, MARK, PRELUDE, Abuse, known_open
+from attacks.sandbox_abuses import ABUSES, PRELUDE, Abuse, known_open
 from envs.sandbox import Limits, Sandbox
 
+MARK = f"31.{os.getpid()}"  # seconds that daemons sleep: their command line tells whose they are
 LIMITS = Limits(memory=1 << 28, disk=1 << 24, files=128, inodes=5000, processes=24, output=10_000)
 
 
@@ -64,6 +65,7 @@ class Outer:
                 "abstract": self.folder.name,
                 "victim": self.victim.pid,
                 "name": self.folder.name,
+                "mark": MARK,
                 "folder": str(self.folder / "open"),
                 **{name: str(self.folder / name) for name in ("secret", "common", "private")},
             }

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(not GIVEN, reason="this machine gives no level o
 async def test_code_runs_with_files_input_and_exit_code(level: str):
     async with Sandbox(level=level) as sandbox:
         ran = await sandbox.run(
-            "import sys\nprint(open('a/b').read(), input())\nopen('made', 'w').write('m')\nsys.exit(3)",
+            "import sys\nprint(open('a/b').read(), input())\nopen('a/b', 'a').write('x')\n"
+            "open('made', 'w').write('m')\nsys.exit(3)",
             deadline_s=30,
             files={"a/b": "given"},
             stdin="typed\n",
@@ -48,6 +49,12 @@ async def test_a_session_keeps_its_state_until_it_is_stopped(level: str):
         stopped = await session.run("print('so far', flush=True)\nwhile True: pass", deadline_s=0.3)
         assert stopped.timed_out and stopped.stdout == "so far\n"
         assert "NameError" in (await session.run("x", deadline_s=30)).stderr
+        started = "import subprocess\nsubprocess.Popen(['sleep', '60']).pid"
+        pid = (await session.run(started, deadline_s=30)).stdout.strip()
+        ended = (
+            f"import subprocess, time\ntime.sleep(.1)\nsubprocess._active[:] = []\nimport os\nos.waitpid({pid}, 0)[1]"
+        )
+        assert (await session.run(ended, deadline_s=5)).stdout == "9\n"
         left = await session.run("raise SystemExit(7)", deadline_s=30)
         assert left.code == 7
         await session.close()

@@ -10,7 +10,7 @@ import ctypes
 import os
 import resource
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from envs.sandbox.inside import syscalls
 
@@ -32,13 +32,14 @@ class Rules:
 
     ``uid``: the user to become, None: stay. ``readable``: files and folders to read and execute.
     ``filesystem``, ``calls``: confine by Landlock, by seccomp. ``network``, ``pids``: the worker is in
-    such a namespace of its own.
+    such a namespace of its own. ``keep_reading``: the interpreter is in a folder that the user may not enter.
     """
 
     work: str
     uid: int | None
     readable: list[str]
     filesystem: bool
+    keep_reading: bool
     calls: bool
     network: bool
     pids: bool
@@ -47,7 +48,6 @@ class Rules:
     files: int
     processes: int
     cpu_s: int
-    writable: list[str] = field(default_factory=list)
 
 
 def landlock_version() -> int:
@@ -66,7 +66,7 @@ def confine(rules: Rules) -> None:
     _limit(rules, _tasks_of_user() if rules.uid is None and not rules.pids else 0)
     ruleset = _ruleset(rules) if rules.filesystem else None
     if rules.uid is not None:
-        _become(rules.uid, keep_reading=rules.filesystem)
+        _become(rules.uid, keep_reading=rules.keep_reading)
     _checked(_LIBC.prctl(_PDEATHSIG, _SIGKILL, 0, 0, 0), "prctl")
     _checked(_LIBC.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     if ruleset is not None:
@@ -135,8 +135,7 @@ def _ruleset(rules: Rules) -> int:
         _allow(ruleset, path, (_EXECUTE | _READ | _READ_DIR) & every)
     for path in _DEVICES:
         _allow(ruleset, path, (_READ | _WRITE) & every)
-    for path in (rules.work, *rules.writable):
-        _allow(ruleset, path, every & ~_DEVICE_NODES)
+    _allow(ruleset, rules.work, every & ~_DEVICE_NODES)
     return ruleset
 
 

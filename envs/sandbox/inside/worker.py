@@ -89,7 +89,9 @@ class Worker:
         self.output, self.inodes, self.made = setup["output"], setup["inodes"], not setup["work"]
         self.sized = setup["sized"]  # a file system of its own size, None: the folder is on the host's
         self.kept: Any = None  # the interpreter that stays between jobs
-        os.chmod(work, 0o777)
+        if self.made and self.rules.uid is not None:
+            os.chown(work, self.rules.uid, self.rules.uid)
+        os.umask(0)  # the code may change the files that it is given
         os.chdir(work)
 
     def job(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -104,6 +106,10 @@ class Worker:
         code, why = self._watch(child, time.monotonic() + order["deadline_s"], order["keep"])
         if code is None:
             self.kept, code = child, child.answer
+            for pid in self._members(child):  # nothing goes on computing between jobs
+                if pid != child.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         else:
             self.kept = None
             self._kill(child)
