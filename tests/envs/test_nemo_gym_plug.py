@@ -31,7 +31,7 @@ from envs.world.site.server import SocketServer
 COUNTERS: dict[str, int] = {}
 SCHEMA = {"type": "object", "properties": {"count": {"type": "integer"}}, "required": ["count"]}
 INCREMENT = {"type": "function", "name": "increment_counter", "parameters": SCHEMA, "strict": True, "description": ""}
-VALUE = {"type": "function", "name": "get_counter_value", "parameters": {"type": "object", "properties": {}}}
+VALUE = INCREMENT | {"name": "get_counter_value", "parameters": {"type": "object", "properties": {}, "required": []}}
 LAUNCH = """
 import sys
 from unittest.mock import MagicMock
