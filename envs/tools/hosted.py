@@ -1,6 +1,6 @@
 """Hosted search and page readers: how each is asked, and its replies in one normal form.
 
-Requests and replies follow the public documentation of each service, read in November 2026: serper.dev,
+Requests and replies follow each service's public documentation; no service was asked for real: serper.dev,
 docs.tavily.com (SDK 0.7), docs.exa.ai (SDK 1.x), api.search.brave.com/app/documentation, docs.searxng.org
 (dev/search_api), jina.ai/reader and s.jina.ai, docs.firecrawl.dev (v2), docs.crawl4ai.com (the Docker server).
 """

@@ -1,6 +1,6 @@
 """Replies of hosted services in the shapes of their public documentation, shortened; contents are made up.
 
-Sources, read in November 2026: Serper, playground at serper.dev; Tavily, docs.tavily.com/documentation/
+No service was asked for real. Documentation: Serper, playground at serper.dev; Tavily, docs.tavily.com/documentation/
 api-reference/endpoint/search; Exa, docs.exa.ai/reference/search; Brave, api.search.brave.com/app/documentation/
 web-search/responses; SearXNG, docs.searxng.org/dev/search_api.html and its ``json`` format; Jina,
 github.com/jina-ai/reader; Firecrawl, docs.firecrawl.dev/api-reference/endpoint/search and /scrape (v2, and v1's
