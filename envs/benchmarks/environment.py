@@ -76,7 +76,7 @@ class BenchmarkEnvironment(Environment):
         given = self.config.tools
         if given is None:
             return None
-        kind: Any = named(_TOOLS.get(given.name, given.name), "envs.config.tools.name")
+        kind: Any = named(_TOOLS.get(given.name) or given.name, "envs.config.tools.name")
         settings = dict(given.config)
         if "blocked" in kind.Config.model_fields:
             settings["blocked"] = [*self.benchmark.blocked, *settings.get("blocked", ())]
@@ -145,8 +145,9 @@ class BenchmarkSession:
     async def score(self, episode: Any) -> Score:
         """The score of the episode's answer; one that was never given counts as empty."""
         answer = episode.answer if str(episode.status) == "answered" else ""
-        if hasattr(self._own, "grade"):  # it looks at what the agents made, not at the answer alone
-            return await self._own.grade(answer)
+        grade = getattr(self._own, "grade", None)
+        if grade is not None:  # it looks at what the agents made, not at the answer alone
+            return await grade(answer)
         return await self._benchmark.score(self._row, answer, self._ask)
 
     async def close(self) -> None:

@@ -92,7 +92,7 @@ def reason_against(level: str, python: str = sys.executable, image: str = "") ->
     if sys.platform != "linux":
         return "the sandbox needs Linux"
     if level == "bubblewrap" and bwrap() is None:
-        return "there is no bwrap: pip install 'parl[sandbox]', or install bubblewrap"
+        return "there is no bwrap: pip install 'parl-swarm[sandbox]', or install bubblewrap"
     if level == CONTAINER and (engine() is None or not image):
         return "name an image" if engine() else "there is neither docker nor podman"
     if level != "rlimits" and not syscalls.supported():

@@ -72,13 +72,13 @@ def packed_attention(
         place_T = torch.arange(sum(lengths)) if shared is None else shared.place_T
         scale = query_UHQ.shape[2] ** -0.5 if scale is None else scale
         return _Attend.apply(query_UHQ, key_UKQ, value_UKV, tuple(lengths), own, place_T, scale)  # type: ignore
-    whole = query_UHQ, key_UKQ, value_UKV
+    query, key, value = query_UHQ, key_UKQ, value_UKV
     if shared is not None:
-        whole = tuple(x.index_select(0, shared.place_T) for x in whole)
-    if starts_R is not None and query_UHQ.dtype in (torch.bfloat16, torch.float16):
-        out = _varlen(*whole, starts_R, max(lengths), scale)
+        query, key, value = (x.index_select(0, shared.place_T) for x in (query, key, value))
+    if starts_R is not None and query.dtype in (torch.bfloat16, torch.float16):
+        out = _varlen(query, key, value, starts_R, max(lengths), scale)
     else:
-        out = causal_attention(*whole, lengths, scale)
+        out = causal_attention(query, key, value, lengths, scale)
     return out if shared is None else out.index_select(0, shared.first_U)
 
 

@@ -127,7 +127,7 @@ def test_reasons_name_what_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(levels, "bwrap", lambda: None)
     monkeypatch.setattr(levels, "engine", lambda: None)
     monkeypatch.setattr(levels.confine, "landlock_version", lambda: 0)
-    assert "pip install 'parl[sandbox]'" in reason_against("bubblewrap")
+    assert "pip install 'parl-swarm[sandbox]'" in reason_against("bubblewrap")
     assert "no Landlock" in reason_against("landlock")
     assert "neither docker nor podman" in reason_against(CONTAINER, image="python:3.12-slim")
     monkeypatch.setattr(syscalls.platform, "machine", lambda: "riscv64")

@@ -175,7 +175,7 @@ def test_score_answer_picks_the_rule_by_the_kind_of_gold():
     assert table.value == table.parts["item_f1"] == pytest.approx(2 / 3)
     exact = score_answer(task(Gold(kind="exact", answers=("a b",))), "A b")
     assert (exact.value, exact.success, exact.parts) == (1.0, True, {"item_f1": 1.0, "row_f1": 1.0})
-    with pytest.raises(ValueError, match="unknown gold kind 'poem'"):
+    with pytest.raises(ValueError, match="gold of kind 'poem' is not scored"):
         score_answer(task(Gold(kind="poem")), "")
 
 

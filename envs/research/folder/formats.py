@@ -94,7 +94,7 @@ def _html(path: Path) -> Iterator[Document]:
 
 
 _LEAST_MAIN = 200  # characters of what counts as a page's main part; below, all of it is taken
-_MISSING = "needs the package {}: pip install 'parl[documents]'"
+_MISSING = "needs the package {}: pip install 'parl-swarm[documents]'"
 
 
 def _pdf(path: Path) -> Iterator[Document]:

@@ -26,6 +26,7 @@ from rewards.score import score_episode
 from rollouts.engine.chat.client import Usage
 from rollouts.episode import Episode, EpisodeStatus
 from rollouts.store.outline import Outline, read_outlines, shard_paths
+from rollouts.swarm.scoring import by_session
 
 EVAL = {"tasks": 3, "seed": 11, "temperature": 0.3, "top_p": 0.6}
 ROLLOUTS = {"temperature": 0.9, "subagent_temperature": 0.1, "group_size": 5, "concurrency": 4}
@@ -133,7 +134,7 @@ def test_a_chat_servers_agents_sample_as_the_section_says(config, tokenizer, tmp
     for spawning in (True, False):
         served = Served(url="http://127.0.0.1:9/v1", name="m")
         given = (config.envs.build(), KimiChat(tokenizer), config.rollouts, config.eval)
-        with ChatCollector(served, tmp_path, *given, spawning=spawning) as collector:
+        with ChatCollector(served, tmp_path, *given, spawning=spawning, score=by_session) as collector:
             settings = collector._settings(Usage())
         assert (settings.temperature, settings.top_p, settings.subagent_temperature) == (0.3, 0.6, 0.1)
         assert settings.spawning == spawning
