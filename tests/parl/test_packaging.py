@@ -52,7 +52,7 @@ def texts() -> Iterator[tuple[Path, str]]:
 
 
 def test_no_text_tells_to_install_another_projects_library():
-    assert HINT.search("pip install 'parl-swarm[vision]'") and not HINT.search("pip install parl-swarm")
+    assert HINT.search("pip install 'parl[vision]'") and not HINT.search("pip install parl-swarm")
     assert not [path for path, text in texts() if HINT.search(text)]
 
 
