@@ -68,6 +68,10 @@ def run(
     overrides: Overrides = None,
     n: Annotated[int, typer.Option("--n", help="Attempts at each task.")] = 1,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first tasks.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option("--policy", help="cold_start, cold_start_no_spawn, trained, single_agent; may be repeated."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="A policy's folder instead of the run's own, or a chat server's URL.")
     ] = None,
@@ -91,7 +95,7 @@ def run(
         from parl.evaluate.table import print_evaluation
 
         options = {"n": n, "limit": limit, "model": model, "model_name": model_name, "single_agent": single_agent}
-        result = run_eval(resolved, **options)
+        result = run_eval(resolved, policies=policy or (), **options)
         if as_json:
             echo(json.dumps(result, allow_nan=False))
         else:

@@ -99,7 +99,9 @@ class Outer:
             server.close()
 
     def _start_victim(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(["sleep", "999"], env={"PARL_SECRET": "hunter2", **os.environ}, start_new_session=True)
+        mute = subprocess.DEVNULL  # one that is left over must not hold our own streams open
+        env = {"PARL_SECRET": "hunter2", **os.environ}
+        return subprocess.Popen(["sleep", "999"], env=env, start_new_session=True, stdout=mute, stderr=mute)
 
     def _serve(self, family: int, address: object) -> socket.socket:
         server = socket.socket(family)
@@ -151,13 +153,15 @@ async def attempts(level: str, python: str, names: Sequence[str]) -> list[dict[s
     rows = []
     with tempfile.TemporaryDirectory(prefix="outer-", dir="/tmp") as folder:
         outer = Outer(Path(folder))
-        async with Sandbox(level=level, python=python, limits=LIMITS) as sandbox:
-            for abuse in ABUSES:
-                if (not names and known_open(abuse, level, os.getuid())) or (names and abuse.name not in names):
-                    continue
-                said = await attempt(abuse, sandbox, outer)
-                rows.append({"name": abuse.name, "held": not said, "said": said})
-        outer.close()
+        try:
+            async with Sandbox(level=level, python=python, limits=LIMITS) as sandbox:
+                for abuse in ABUSES:
+                    if (not names and known_open(abuse, level, os.getuid())) or (names and abuse.name not in names):
+                        continue
+                    said = await attempt(abuse, sandbox, outer)
+                    rows.append({"name": abuse.name, "held": not said, "said": said})
+        finally:
+            outer.close()
     return rows
 
 

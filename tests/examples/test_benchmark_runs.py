@@ -132,7 +132,7 @@ def test_bench_run_stores_episodes_and_bench_score_scores_them_again(outside: Ou
     script = [[["read", {"titles": ["Rome"]}]], "Answer: the Rome"]
     given = [one for one in settings(llama, Path(), policy=script) if not one.startswith("envs.")]
     given = [one for one in given if not one.startswith("eval.tasks")]
-    said = outside.parl("bench", "run", "hops-data", "run.yaml", *given, f"--model={llama}", "--single-agent", "--json")
+    said = outside.parl("bench", "run", "hops-data", "run.yaml", *given, "--policy=cold_start_no_spawn", "--json")
     assert '"tasks": 1' in said
     (row,) = [json.loads(line) for line in outside.parl("bench", "score", "hops-data", "hops").splitlines()]
     assert (row["id"], row["score"], row["em"]) == ("q1", 1.0, 1.0)
