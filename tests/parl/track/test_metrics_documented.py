@@ -34,9 +34,8 @@ def documented() -> set[str]:
     text = DOCS.read_text().split("## An episode's own numbers")[0]
     cells = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
     names = {name for cell in cells for name in re.findall(r"`([a-z_0-9/A-Z]+)`", cell)}
-    plain = {
-        name for name in names if "FAMILY" not in name and "NAME" not in name
-    }  # NAME: what a score calls its parts
+    names = {name for name in names if "NAME" not in name}  # what a user's own score calls its parts
+    plain = {name for name in names if "FAMILY" not in name}
     return plain | {name.replace("FAMILY", family) for name in names - plain for family in FAMILIES}
 
 
