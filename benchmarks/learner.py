@@ -12,7 +12,7 @@ step in turn with the others, so that a noisy machine disturbs all alike; figure
 parl   Learner.policy_step, objective grpo: log-probs, entropies, statistics, Muon and AdamW, expert choices replayed
 trl    GRPOTrainer.train in float32 with ``loss_type=dapo``, gradient checkpointing off; what generation would have
        returned is given, padded to the longest prompt and the longest completion, as TRL does it
-torch  our model, rows in their order padded to one another, the same loss written out, torch's AdamW, clipping
+torch  our model, rows by length padded to one another, logits where tokens are trained, the same loss, torch's AdamW
 
 With ``--model`` (``benchmarks/learner_models.py``): parl in bfloat16, on one rank of two threads and on two of one, and
 in float32; transformers' model with torch's AdamW, under bfloat16 autocast and in float32. Rows of 1,024 tokens, all

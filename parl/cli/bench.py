@@ -11,7 +11,7 @@ import typer
 
 from parl.cli.episodes import AsJson, Kind
 from parl.cli.errors import reported, written_to
-from parl.cli.policies import ConfigArg, Overrides
+from parl.cli.policies import ConfigArg, ModelArg, ModelName, Overrides, PolicyNames, SingleAgent
 from parl.errors import UserError
 from parl.shown.terminal import echo
 
@@ -68,17 +68,10 @@ def run(
     overrides: Overrides = None,
     n: Annotated[int, typer.Option("--n", help="Attempts at each task.")] = 1,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first tasks.")] = None,
-    policy: Annotated[
-        list[str] | None,
-        typer.Option("--policy", help="cold_start, cold_start_no_spawn, trained, single_agent; may be repeated."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="A policy's folder instead of the run's own, or a chat server's URL.")
-    ] = None,
-    model_name: Annotated[
-        str | None, typer.Option("--model-name", help="Name of the server's model; default: the first that it lists.")
-    ] = None,
-    single_agent: Annotated[bool, typer.Option("--single-agent", help="Without the tools that spawn.")] = False,
+    policy: PolicyNames = None,
+    model: ModelArg = None,
+    model_name: ModelName = None,
+    single_agent: SingleAgent = False,
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,
     judge_key: JudgeKey = None,

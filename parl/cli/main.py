@@ -17,7 +17,7 @@ from parl.cli import models as cli_models
 from parl.cli import policies as cli_policies
 from parl.cli.episodes import AsJson, Family, Kind, Step, StoreArg
 from parl.cli.errors import reported, written_to
-from parl.cli.policies import ConfigArg, Overrides
+from parl.cli.policies import ConfigArg, ModelArg, ModelName, Overrides, PolicyNames, SingleAgent
 from parl.errors import UserError
 from parl.own_packages import append, here
 from parl.shown.terminal import catch_warnings, echo, open_output
@@ -119,17 +119,10 @@ def evaluate(
     n: Annotated[int, typer.Option("--n", help="Attempts at each task.")] = 1,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first of the held-out tasks.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of tasks and sampling; default: eval.seed.")] = None,
-    policy: Annotated[
-        list[str] | None,
-        typer.Option("--policy", help="cold_start, cold_start_no_spawn, trained, single_agent; may be repeated."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="A policy's folder instead of the run's own, or a chat server's URL.")
-    ] = None,
-    model_name: Annotated[
-        str | None, typer.Option("--model-name", help="Name of the server's model; default: the first that it lists.")
-    ] = None,
-    single_agent: Annotated[bool, typer.Option("--single-agent", help="Without the tools that spawn.")] = False,
+    policy: PolicyNames = None,
+    model: ModelArg = None,
+    model_name: ModelName = None,
+    single_agent: SingleAgent = False,
     price_in: Annotated[
         float | None, typer.Option("--price-in", min=0, help="Price per million prompt tokens.")
     ] = None,

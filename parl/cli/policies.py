@@ -18,6 +18,17 @@ ConfigArg = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, e.g. trainer.steps=20 seed=2")
 ]
+PolicyNames = Annotated[
+    list[str] | None,
+    typer.Option("--policy", help="cold_start, cold_start_no_spawn, trained, single_agent; may be repeated."),
+]
+ModelArg = Annotated[
+    str | None, typer.Option("--model", help="A policy's folder instead of the run's own, or a chat server's URL.")
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model-name", help="Name of the server's model; default: the first that it lists.")
+]
+SingleAgent = Annotated[bool, typer.Option("--single-agent", help="Without the tools that spawn.")]
 
 
 @app.command()

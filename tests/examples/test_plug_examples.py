@@ -65,7 +65,7 @@ def test_mcp(outside: Outside, llama: Path):
     pytest.importorskip("mcp", reason="the package mcp is not installed (extra mcp)")
     policy = [[["convert", {"amount": 2, "unit": "yard", "to": "inch"}]], "72"]
     more = (f"envs.config.servers.units.command={sys.executable}",)
-    whole(outside, "mcp", llama, "unit_server.py", policy=policy, other="1", more=more)
+    assert whole(outside, "mcp", llama, "unit_server.py", policy=policy, other="1", more=more)
 
 
 @pytest.mark.slow
