@@ -6,8 +6,8 @@ Policies: the cold start; the same without spawning tools (``cold_start_no_spawn
 as long as the swarm; the trained swarm; and, without any model, a scripted single agent that asks for all
 rows of a table in one turn (``scripted``), which the rules of the run do not allow the trained one.
 
-``path tokens`` are the sampled tokens on the longest path: of each stage the orchestrator's and those of the
-sub-agent with most tokens, a proxy for decoding time. ``success`` is a whole answer, every cell right.
+``path tokens`` are the sampled tokens on the longest path, ``seconds`` the makespan under ``rewards.latency``
+(``rollouts.costs``). ``success`` is a whole answer, every cell right.
 """
 
 from __future__ import annotations
@@ -47,21 +47,6 @@ GROUPS: dict[str, Callable[[Task], bool]] = {
 _ROOMY = BudgetConfig(direct_calls=1000, turn_tokens=10**6, total_tokens=10**9, orchestrator_steps=200)
 
 
-def path_tokens(episode: Episode) -> int:
-    """Sampled tokens on the longest path through the episode's stages."""
-    by_id = {trace.agent_id: trace for trace in episode.traces}
-
-    def of(trace: Trace) -> int:
-        return sum(t.end - t.start + max((of(by_id[a]) for a in t.spawned), default=0) for t in trace.turns)
-
-    return of(episode.orchestrator)
-
-
-def all_tokens(episode: Episode) -> int:
-    """Sampled tokens of all agents."""
-    return sum(turn.end - turn.start for trace in episode.traces for turn in trace.turns)
-
-
 async def scripted(environment: Environment, tokenizer: Tokenizer, tasks: list[Task]) -> list[Episode]:
     """The scripted single agent with parallel calls, through the same swarm code and tools."""
     policy = ReferencePolicy("direct")
@@ -85,8 +70,9 @@ def rows_of(episodes: dict[str, Episode]) -> dict[str, dict[str, float]]:
             "success": float(episode.metrics["success"]),
             "item_f1": episode.metrics["item_f1"],
             "critical_steps": episode.metrics["critical_steps"],
-            "path_tokens": path_tokens(episode),
-            "tokens": all_tokens(episode),
+            "path_tokens": episode.metrics["path_tokens"],
+            "makespan_s": episode.metrics["makespan_s"],
+            "tokens": episode.metrics["total_tokens"],
             "spawned": float(episode.metrics["spawned"]),
         }
         for key, episode in episodes.items()
@@ -135,8 +121,8 @@ def report(tasks: list[Task], numbers: dict[str, dict[str, dict[str, float]]]) -
         keys = [task.key for task in tasks if belongs(task)]
         boot = Bootstrap(len(keys))
         print(f"\n### {group} ({len(keys)})\n")
-        print("| policy | success | item-F1 | critical steps | path tokens | all tokens | spawn rate |")
-        print("|---|---|---|---|---|---|---|")
+        print("| policy | success | item-F1 | critical steps | path tokens | seconds | all tokens | spawn rate |")
+        print("|---|---|---|---|---|---|---|---|")
         for label, rows in numbers.items():
             of = {name: [rows[key][name] for key in keys] for name in next(iter(rows.values()))}
             cells = [shown(boot.mean(of[name], bounds=(0, 1)), 3) for name in ("success", "item_f1")]
@@ -148,7 +134,7 @@ def report(tasks: list[Task], numbers: dict[str, dict[str, dict[str, float]]]) -
             pair = {n: tuple([numbers[p][k][n] for k in keys] for p in both) for n in ("success", *_DIGITS)}
             gain = boot.difference(*pair["success"], bounds=(0, 1))
             print(f"\ntrained - {label}: success {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", end="")
-            for name in ("critical_steps", "path_tokens", "tokens"):
+            for name in ("critical_steps", "path_tokens", "makespan_s", "tokens"):
                 ratio = boot.ratio(*pair[name])
                 if ratio:
                     print(f"; {name.replace('_', ' ')} {label} / trained {shown(ratio, 2)}", end="")
@@ -156,7 +142,7 @@ def report(tasks: list[Task], numbers: dict[str, dict[str, dict[str, float]]]) -
     return found
 
 
-_DIGITS = {"critical_steps": 1, "path_tokens": 0, "tokens": 0, "spawned": 2}
+_DIGITS = {"critical_steps": 1, "path_tokens": 0, "makespan_s": 1, "tokens": 0, "spawned": 2}
 
 if __name__ == "__main__":
     main()

@@ -13,6 +13,7 @@ import numpy as np
 from envs.base import TaskGroup
 from rewards.base import TOTAL, Reward, Weights
 from rewards.score import PARTS
+from rollouts.costs import COSTS, tokens_per_success
 from rollouts.episode import Episode, EpisodeStatus
 
 
@@ -49,6 +50,9 @@ def aggregate(
         shares = reward.weighted({name: value for name, value in parts.items() if name != TOTAL}, weights)
         out |= {f"reward/weighted/{name}": value for name, value in shares.items()}
     out |= _turns(valid) | _latencies(valid)
+    out |= _metrics(valid, {f"cost/{name}": name for name in COSTS})
+    if (each := tokens_per_success(valid)) is not None:
+        out["cost/tokens_per_success"] = each
     spawned = [e for e in valid if e.metrics["spawned"]]
     if spawned:
         out |= _metrics(spawned, {"swarm/finish_rate": "finish_rate"})
@@ -59,6 +63,7 @@ def aggregate(
     for family in sorted({e.task.family for e in valid}):
         members = [e for e in valid if e.task.family == family]
         names = {"swarm/spawn_rate": "spawned", "perf/item_f1": "item_f1", "steps/critical": "critical_steps"}
+        names |= {f"cost/{name}": name for name in ("path_tokens", "makespan_s")}
         out |= _metrics(members, {f"{tracked}/{family}": name for tracked, name in names.items()})
     return out
 
@@ -113,9 +118,10 @@ def evaluation_table(episodes: Sequence[Episode], groups: Sequence[TaskGroup] = 
     all.
 
     Each holds the means ``item_f1`` (exact-match tasks: their exact match), ``success``, ``critical_steps``,
-    ``total_steps``, ``subagents``, ``spawn_rate``; ``finish_rate``, the mean over episodes that spawned, or
-    None; and ``n_tasks``, the number of distinct tasks. What no episode has is None. A group without tasks has
-    ``n_tasks`` 0 and None elsewhere, or no row (``TaskGroup.always``). FAILED episodes count with their score of 0.
+    ``total_steps``, ``subagents``, ``spawn_rate`` and those of ``rollouts.costs.COSTS``; ``tokens_per_success``, the
+    tokens of all episodes by solved ones; ``finish_rate``, the mean over episodes that spawned; and ``n_tasks``, the
+    number of distinct tasks. What no episode has is None. A group without tasks has ``n_tasks`` 0 and None elsewhere,
+    or no row (``TaskGroup.always``). FAILED episodes count with their score of 0.
     """
     found = {group.name: [e for e in episodes if group.holds(e.task.family, e.task.width)] for group in groups}
     table = {group.name: _row(found[group.name]) for group in groups if group.always or found[group.name]}
@@ -126,10 +132,11 @@ def evaluation_table(episodes: Sequence[Episode], groups: Sequence[TaskGroup] = 
 
 
 def _row(episodes: list[Episode]) -> dict[str, Any]:
-    means = ("item_f1", "success", "critical_steps", "total_steps", "subagents")
+    means = ("item_f1", "success", "critical_steps", "total_steps", *COSTS, "subagents")
     row: dict[str, Any] = {name: _metric(episodes, name) for name in means}
     row["spawn_rate"] = _metric(episodes, "spawned")
     row["finish_rate"] = _metric([e for e in episodes if e.metrics["spawned"]], "finish_rate")
+    row["tokens_per_success"] = tokens_per_success(episodes)
     row["n_tasks"] = len({e.task.key for e in episodes})
     return row
 

@@ -7,12 +7,14 @@ and ``parl rescore`` compute the same. Example: examples/reward.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from envs.base import Score
 from rewards.outcome.sections import CommandSection, JudgeSection
+from rollouts.costs import LatencyModel
 from rollouts.episode import Episode
 
 Parts = dict[str, float]  # by name, unweighted
@@ -38,6 +40,7 @@ class Reward(BaseModel):
     range: tuple[float, float] | None = Field(
         default=None, description="lowest and highest score of function, judge or command; null = 0 and 1"
     )
+    latency: LatencyModel = LatencyModel()
 
     @field_validator("range")
     @classmethod
@@ -56,6 +59,14 @@ class Reward(BaseModel):
 
         ``score``: that of the episode or its answer, None if nothing scores it. When a stored episode is
         scored again, its traces have turns, spans and statuses but no tokens; see ``texts``.
+        """
+        return {}
+
+    def noted(self, group: Sequence[Episode], solved: Sequence[Episode]) -> Mapping[str, float]:
+        """What the episodes of one task say about each other, before they are scored: metrics of each of them.
+
+        ``group``: those that count; ``solved``: those of them that solved the task. They are stored with the
+        episodes, so that one of them can be scored again alone. An evaluation has none.
         """
         return {}
 

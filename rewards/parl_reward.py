@@ -6,27 +6,34 @@ report gives the terms but not their formulas; these are ours (docs/reward.md ha
     perf      score of the episode, or of its answer (item-F1 or exact match, 0 unless it ended ANSWERED)
     parallel  min(sub-agents, cap) / cap, in [0, 1]: against serial collapse
     finish    sub-agents that returned a valid message / sub-agents launched, in [0, 1]: against spurious parallelism
-    critical  min(critical steps / reference, 2), in [0, 2]: enters the total with a minus sign; 0 without a reference
+    critical  min(cost / reference, 2), in [0, 2]: enters the total with a minus sign; 0 without a reference
 
-``finish`` is 0 if nothing was launched: not spawning never earns more than spawning. The reference of
-``critical`` is the oracle's serial cost; without an oracle the critical steps of the group's shortest solved
-episode, or else the episode's critical-step budget. An episode without an answer pays the full 2: otherwise
-giving up at once would be cheaper than trying.
+``finish`` is 0 if nothing was launched: not spawning never earns more than spawning. The cost of ``critical``
+is that of ``rewards.critical``: critical steps (K2.5), sampled tokens on the longest path, or modelled seconds
+(``rollouts.costs``). The reference of steps is the oracle's serial cost; without an oracle the critical steps of
+the group's shortest solved episode, or else the episode's critical-step budget. That of tokens and seconds is the
+group's cheapest solved episode, or else ``rewards.critical_budget``. An episode without an answer pays the full 2:
+otherwise giving up at once would be cheaper than trying.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 from pydantic import Field
 
 from envs.base import Score
 from rewards.base import Parts, Reward, Weights
+from rollouts.costs import LatencyModel, modelled_makespan, path_tokens
 from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
 
 CRITICAL_MAX = 2.0
 SHORTEST = "shortest_success"  # metric: critical steps of the group's shortest solved episode (rewards.group)
+CHEAPEST = {"tokens": "cheapest_success_tokens", "seconds": "cheapest_success_s"}  # metrics: the same in other costs
+_DEAREST = {"tokens": "dearest_tokens", "seconds": "dearest_s"}  # metrics: of the group's dearest episode
+Unit = Literal["steps", "tokens", "seconds"]
 
 
 class Parl(Reward):
@@ -37,10 +44,21 @@ class Parl(Reward):
     lambda_finish: float = Field(default=0.1, ge=0, description="λ2 at the start")
     anneal: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
     parallel_cap: int = Field(default=16, gt=0, description="sub-agents at which r_parallel reaches 1")
+    critical: Unit = Field(
+        default="steps",
+        description="what the penalty prices: critical steps, sampled tokens on the longest path, or seconds"
+        " under rewards.latency",
+    )
     critical_reference: Literal["group", "budget"] = Field(
         default="group",
-        description="what critical steps are compared with without an oracle: the group's shortest solved episode,"
-        " if any, or always the budget",
+        description="what the cost is compared with (steps: only without an oracle): the group's cheapest solved"
+        " episode, if any, or always the budget",
+    )
+    critical_budget: float | None = Field(
+        default=None,
+        gt=0,
+        description="tokens or seconds that count 1 where no episode of the group solved the task; null = those of its"
+        " dearest episode",
     )
     critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
 
@@ -49,8 +67,25 @@ class Parl(Reward):
         return {
             "parallel": min(len(episode.subagents), self.parallel_cap) / self.parallel_cap,
             "finish": finish_rate(episode) or 0.0,
-            "critical": critical_share(episode, group=self.critical_reference == "group"),
+            "critical": self._critical(episode),
         }
+
+    def _critical(self, episode: Episode) -> float:
+        group = self.critical_reference == "group"
+        if self.critical == "steps":
+            return critical_share(episode, group=group)
+        solved = episode.metrics.get(CHEAPEST[self.critical], 0.0) if group else 0.0
+        reference = solved or self.critical_budget or episode.metrics.get(_DEAREST[self.critical], 0.0)
+        return _share(episode, cost_of(episode, self.critical, self.latency), reference)
+
+    def noted(self, group: Sequence[Episode], solved: Sequence[Episode]) -> Mapping[str, float]:
+        """Tokens or seconds of the group's cheapest solved and of its dearest episode, where they are priced."""
+        if self.critical == "steps":
+            return {}
+        facts = {_DEAREST[self.critical]: max(cost_of(one, self.critical, self.latency) for one in group)}
+        if solved:
+            facts[CHEAPEST[self.critical]] = min(cost_of(one, self.critical, self.latency) for one in solved)
+        return facts
 
     def weights(self, step: int, steps: int) -> Weights:
         """λ1 and λ2 fall to 0 and stay there in an evaluation; μ stays."""
@@ -95,7 +130,17 @@ def critical_share(episode: Episode, *, group: bool = True) -> float:
     oracle = episode.task.oracle
     shortest = episode.metrics.get(SHORTEST, 0) if group else 0
     reference = oracle.serial_steps if oracle else shortest or episode.critical_budget
+    return _share(episode, critical_steps(episode), reference)
+
+
+def cost_of(episode: Episode, unit: Unit, latency: LatencyModel) -> float:
+    """The episode's cost in critical steps, path tokens, or seconds under ``latency``."""
+    if unit == "seconds":
+        return modelled_makespan(episode, latency)
+    return critical_steps(episode) if unit == "steps" else path_tokens(episode)
+
+
+def _share(episode: Episode, cost: float, reference: float) -> float:
     if reference <= 0:
         return 0.0
-    answered = episode.status is EpisodeStatus.ANSWERED
-    return min(critical_steps(episode) / reference, CRITICAL_MAX) if answered else CRITICAL_MAX
+    return min(cost / reference, CRITICAL_MAX) if episode.status is EpisodeStatus.ANSWERED else CRITICAL_MAX

@@ -9,6 +9,7 @@ from envs.base import Role, Score
 from rewards.base import PERF, TOTAL, Reward, Weights
 from rewards.outcome import PURE, score_answer
 from rewards.parl_reward import finish_rate
+from rollouts.costs import LatencyModel, costs_of
 from rollouts.critical_path import critical_steps, tool_calls, total_steps
 from rollouts.episode import Episode, EpisodeStatus
 
@@ -21,7 +22,7 @@ def score_episode(episode: Episode, reward: Reward, weights: Weights) -> None:
 
     Without a score there is no ``perf``. Replaces earlier values. ValueError names a part that is not a finite number.
     """
-    score = measure(episode)
+    score = measure(episode, reward.latency)
     parts: dict[str, float] = {} if score is None else {PERF: score.value}
     parts |= reward.parts(episode, score)
     if TOTAL in parts:
@@ -50,14 +51,14 @@ def score_of(episode: Episode) -> Score | None:
     return Score(value=0.0, success=False, parts=dict.fromkeys(_ANSWERS, 0.0))
 
 
-def measure(episode: Episode) -> Score | None:
+def measure(episode: Episode, latency: LatencyModel | None = None) -> Score | None:
     """Fill ``episode.metrics``, which do not depend on the reward; returns :func:`score_of` it.
 
     Metrics, where there is a score: ``success`` (0 or 1), and its parts: ``item_f1``, ``row_f1`` (exact-match
     tasks: 0 or 1), any other as ``score/NAME``. Metrics of all episodes: ``critical_steps``,
     ``total_steps`` in turns, ``tool_calls``, ``subagents``, ``spawned`` (0 or 1), ``finish_rate`` (None if
     nothing was launched), ``tokens_orchestrator``, ``tokens_subagent`` (sampled tokens), ``useless_spawn`` (1
-    if it spawned on a task with oracle width 0).
+    if it spawned on a task with oracle width 0), and ``rollouts.costs.COSTS``, the seconds under ``latency``.
     """
     score = score_of(episode)
     told = {} if score is None else {_name(part): value for part, value in score.parts.items()}
@@ -70,6 +71,7 @@ def measure(episode: Episode) -> Score | None:
         **told,
         "critical_steps": critical_steps(episode),
         "total_steps": total_steps(episode),
+        **costs_of(episode, latency or LatencyModel()),
         "tool_calls": tool_calls(episode),
         "subagents": len(episode.subagents),
         "spawned": spawned,

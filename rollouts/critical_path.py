@@ -8,17 +8,21 @@ Kimi K2.5 report, section on Agent Swarm:
 over the stages t of the orchestrator, with S_main(t) = 1 turn and the maximum over the sub-agents launched in
 that turn (0 if none). A sub-agent that itself spawns costs by the same sum instead of its number of turns.
 
-Steps ignore queueing. ``makespan`` replays the measured durations with at most C sub-agents at once.
+Steps ignore queueing. ``makespan`` replays the turns' durations, measured or modelled (``rollouts.costs``), with
+at most C sub-agents at once.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from rollouts.episode import Episode, Trace, Turn
+
+# Of a trace and the index of its turn: (own seconds, seconds of direct tools in parallel to the sub-agents)
+TurnSeconds = Callable[[Trace, int], tuple[float, float]]
 
 
 def critical_steps(episode: Episode) -> int:
@@ -72,18 +76,18 @@ def longest_subagent(traces: Iterable[Trace]) -> Trace | None:
     return max(traces, key=lambda trace: trace.steps, default=None)
 
 
-def makespan(episode: Episode, concurrency: int | None = None) -> float:
+def makespan(episode: Episode, concurrency: int | None = None, *, seconds: TurnSeconds | None = None) -> float:
     """Seconds of the episode's turns with at most ``concurrency`` sub-agents running (None = no cap).
 
     Greedy list schedule: a sub-agent starts as soon as it is launched and a slot is free, in the order of
     launches. An agent that waits for its own sub-agents holds no slot; the orchestrator never needs one. A
     turn without spawning lasts ``t_end - t_start``; one that spawns lasts its model time and then the longer
     of its direct tool calls (``latency_s``) and its sub-agents. Gaps between turns do not count, so without a
-    cap this is the critical path in seconds.
+    cap this is the critical path in seconds. ``seconds``: durations of turns instead of the measured ones.
     """
     if concurrency is not None and concurrency < 1:
         raise ValueError(f"concurrency must be at least 1 or None, not {concurrency}")
-    return _Schedule(episode, concurrency).run()
+    return _Schedule(episode, concurrency, seconds or _measured).run()
 
 
 def critical_path(episode: Episode, *, seconds: bool = False) -> list[tuple[str, int]]:
@@ -116,6 +120,10 @@ def _path(trace: Trace, by_id: Mapping[str, Trace], costs: dict[str, float], sec
     return path
 
 
+def _measured(trace: Trace, index: int) -> tuple[float, float]:
+    return busy_seconds(trace.turns[index])
+
+
 def busy_seconds(turn: Turn) -> tuple[float, float]:
     """(own seconds, seconds of direct tools in parallel to the sub-agents) of a turn."""
     if not turn.spawned:
@@ -127,7 +135,8 @@ def busy_seconds(turn: Turn) -> tuple[float, float]:
 class _Schedule:
     """Event simulation for ``makespan``: every agent alternates between a turn and joining what it spawned."""
 
-    def __init__(self, episode: Episode, concurrency: int | None) -> None:
+    def __init__(self, episode: Episode, concurrency: int | None, seconds: TurnSeconds) -> None:
+        self.seconds = seconds
         self.by_id = {trace.agent_id: trace for trace in episode.traces}
         self.root = episode.orchestrator.agent_id
         self.free = float("inf") if concurrency is None else concurrency
@@ -159,7 +168,7 @@ class _Schedule:
         """Run the agent's next turn, or finish it after the last."""
         turns = self.by_id[agent].turns
         if self.turn[agent] < len(turns):
-            self._at(busy_seconds(turns[self.turn[agent]])[0], "turn", agent)
+            self._at(self.seconds(self.by_id[agent], self.turn[agent])[0], "turn", agent)
             return
         if agent != self.root:
             self.free += 1
@@ -168,8 +177,9 @@ class _Schedule:
                 self._at(0.0, "join", parent)
 
     def _turn_done(self, agent: str) -> None:
-        turn = self.by_id[agent].turns[self.turn[agent]]
-        self.turn[agent] += 1
+        number = self.turn[agent]
+        turn = self.by_id[agent].turns[number]
+        self.turn[agent] = number + 1
         if not turn.spawned:
             self._begin(agent)
             return
@@ -177,7 +187,7 @@ class _Schedule:
             self.free += 1
         self.waiting.extend(turn.spawned)
         self.joining[agent] = len(turn.spawned) + 1
-        self._at(busy_seconds(turn)[1], "join", agent)
+        self._at(self.seconds(self.by_id[agent], number)[1], "join", agent)
 
     def _joined(self, agent: str) -> None:
         self.joining[agent] -= 1

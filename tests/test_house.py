@@ -36,7 +36,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "rollouts/engine": ("envs", "model"),
     "rewards": (
         *("envs.base", "envs.named", "envs.plugs.threads", "envs.sandbox", "model.files"),
-        *("rollouts.episode", "rollouts.critical_path", "rollouts.faults"),
+        *("rollouts.episode", "rollouts.critical_path", "rollouts.costs", "rollouts.faults"),
         *("rollouts.engine.address", "rollouts.engine.chat.client"),
     ),
     "parl": ("model", "envs", "rollouts", "rewards"),

@@ -1,7 +1,8 @@
 """``parl compare``: policies on the same tasks, in pairs, from stored episodes.
 
 Differences are taken per task and bootstrapped over tasks (``parl.evaluate.statistics``), so a task's
-difficulty cancels. Scores and costs are computed from the episodes again; no configuration is needed.
+difficulty cancels. Scores and costs are computed from the episodes again; no configuration is needed. Modelled
+seconds are those of the runs' ``rewards.latency`` if all runs have one, else of its defaults.
 """
 
 from __future__ import annotations
@@ -12,22 +13,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from parl.config.runs import named_path
+from parl.config.runs import named_path, run_config
 from parl.episodes.groups import families, run_groups
 from parl.episodes.stores import Store, final_stores, find_stores, kind_of, readable
 from parl.errors import UserError
-from parl.evaluate.measures import SCORE, Attempt, Sample, attempt, groups, latest
+from parl.evaluate.measures import COSTS, SCORE, Attempt, Sample, attempt, groups, latest
 from parl.evaluate.scoring import TRAIN
 from parl.evaluate.statistics import Bootstrap
 from rewards.base import Reward
 from rewards.score import score_episode
+from rollouts.costs import LatencyModel
 from rollouts.store.outline import Outline
 
 SCORES = ("score", "success", "spawned")
-COSTS = ("critical_steps", "total_steps", "subagents", "sampled_tokens", "prompt_tokens", "new_prompt_tokens")
 _TRAINED = "trained"
 PARETO = ("critical_steps", "sampled_tokens")  # traded against score
-_ANSWER_ALONE = Reward(name="answer")  # compare answers, whatever the reward
 
 
 def load_samples(given: Sequence[str], *, of_one_run: bool = False) -> list[Sample]:
@@ -50,9 +50,10 @@ def load_samples(given: Sequence[str], *, of_one_run: bool = False) -> list[Samp
     labels = [kind if names.count(kind) == 1 else f"{_short(store)}:{kind}" for _, store, kind in found]
     earlier = [labels[:i].count(label) for i, label in enumerate(labels)]
     labels = [f"{label} ({count + 1})" if count else label for label, count in zip(labels, earlier, strict=True)]
+    reward = Reward(name="answer", latency=_latency({store.run for _, store, _ in found if store.run}))
     with readable():
         return [
-            Sample(label, _attempts(store, kind), families(run_groups(store.run)))
+            Sample(label, _attempts(store, kind, reward), families(run_groups(store.run)))
             for label, (_, store, kind) in zip(labels, found, strict=True)
         ]
 
@@ -150,10 +151,22 @@ def _short(store: Store) -> str:
     return store.run.name if store.run else store.folder.name
 
 
-def _attempts(store: Store, kind: str) -> Iterable[Attempt]:
+def _latency(runs: Iterable[Path]) -> LatencyModel:
+    """The latency model of all ``runs``, or the default: seconds of two policies must mean the same."""
+    models = set()
+    for run in runs:
+        try:
+            models.add(run_config(run).rewards.latency)
+        except UserError:  # damaged, or something that it names is not installed here
+            return LatencyModel()
+    return models.pop() if len(models) == 1 else LatencyModel()
+
+
+def _attempts(store: Store, kind: str, reward: Reward) -> Iterable[Attempt]:
+    """The attempts of a store; ``reward`` has no formula: answers are compared, whatever they earned."""
     outlines: Iterable[Outline] = store.outlines(texts=False, kind=kind)
     for outline in outlines if kind == TRAIN else latest(outlines).values():
-        score_episode(outline.episode, _ANSWER_ALONE, {})
+        score_episode(outline.episode, reward, {})
         yield attempt(outline)
 
 

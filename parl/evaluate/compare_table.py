@@ -12,7 +12,15 @@ from parl.evaluate.statistics import Interval
 from parl.shown import terminal
 from parl.shown.terminal import cell
 
-METRICS = {"score": 3, "success": 3, "critical_steps": 1, "sampled_tokens": 0, "prompt_tokens": 0}  # name -> digits
+METRICS = {  # name -> digits
+    "score": 3,
+    "success": 3,
+    "critical_steps": 1,
+    "path_tokens": 0,
+    "makespan_s": 1,
+    "sampled_tokens": 0,
+    "prompt_tokens": 0,
+}
 LISTED = 8
 
 

@@ -94,6 +94,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "trainer.parallel": "zero expert_parallel offload recompute",
         "eval": "tasks",  # how many, not how
         "rewards.judge": "api_key_env tries request_s concurrency price_in price_out",
+        "rewards.latency": "decode_s prefill_s tool_s concurrency",  # costs are computed when episodes are read
         "tracking": "wandb project tensorboard prometheus_port",
     },
 }

@@ -10,7 +10,10 @@ from parl.evaluate.statistics import Bootstrap, Interval, best_of
 from rollouts.store.outline import Outline
 
 SCORE = (0.0, 1.0)
-COSTS = ("critical_steps", "total_steps", "subagents", "sampled_tokens", "prompt_tokens", "new_prompt_tokens")
+COSTS = (
+    *("critical_steps", "total_steps", "path_tokens", "makespan_s", "makespan_capped_s"),
+    *("subagents", "sampled_tokens", "prompt_tokens", "new_prompt_tokens"),
+)
 _TOKENS = ("sampled_tokens", "prompt_tokens", "new_prompt_tokens")
 
 
@@ -30,6 +33,9 @@ class Attempt:
     spawned: float
     critical_steps: int
     total_steps: int
+    path_tokens: int  # sampled tokens on the longest path
+    makespan_s: float  # modelled seconds (rollouts.costs), without and with a cap on sub-agents at once
+    makespan_capped_s: float
     subagents: int
     sampled_tokens: int
     prompt_tokens: int  # sum over all model calls of their whole context
@@ -55,6 +61,9 @@ def attempt(outline: Outline) -> Attempt:
         spawned=float(metrics["spawned"]),
         critical_steps=metrics["critical_steps"],
         total_steps=metrics["total_steps"],
+        path_tokens=metrics["path_tokens"],
+        makespan_s=metrics["makespan_s"],
+        makespan_capped_s=metrics["makespan_capped_s"],
         subagents=metrics["subagents"],
         sampled_tokens=sampled,
         prompt_tokens=sum(t.start - trace.context_of(t.start) for trace in episode.traces for t in trace.turns),

@@ -10,7 +10,10 @@ from rich.table import Table
 from parl.shown import terminal
 from parl.shown.terminal import cell
 
-_COLUMNS = ("item_f1", "success", "critical_steps", "total_steps", "subagents", "spawn_rate", "n_tasks")
+_COLUMNS = (
+    *("item_f1", "success", "critical_steps", "path_tokens", "makespan_s", "total_tokens"),
+    *("subagents", "spawn_rate", "n_tasks"),
+)
 
 
 def print_table(policies: dict[str, dict[str, dict[str, Any]]], console: Console | None = None) -> None:
@@ -23,14 +26,15 @@ def print_table(policies: dict[str, dict[str, dict[str, Any]]], console: Console
             row = rows.get(group)
             if not row or not row["n_tasks"]:  # no such task was asked
                 continue
-            cells = ["-" if row[name] is None else _number(row[name]) for name in _COLUMNS]
+            values = [row.get(name) for name in _COLUMNS]  # a summary of an older version has no costs
+            cells = ["-" if value is None else _number(value) for value in values]
             table.add_row(cell(group), cell(label), *cells)
         table.add_section()
     (console or terminal.console()).print(table)
 
 
 def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.2f}"
+    return str(value) if isinstance(value, int) else f"{value:.2f}" if value < 1000 else f"{value:.0f}"
 
 
 def print_evaluation(result: dict[str, Any], console: Console | None = None) -> None:
@@ -41,7 +45,7 @@ def print_evaluation(result: dict[str, Any], console: Console | None = None) -> 
     for name in ("tasks", "", "policy"):
         table.add_column(name, justify="right" if not name else "left")
     columns = [f"avg@{n}", *((f"max@{n}", f"pass@{n}") if n > 1 else ("success",)), "critical_steps"]
-    costs = ("subagents", "sampled_tokens", "prompt_tokens")
+    costs = ("path_tokens", "makespan_s", "subagents", "sampled_tokens", "prompt_tokens")
     for name in (*columns, *costs):
         table.add_column(name.replace("_", " "), justify="right", no_wrap=name in columns)
     for group in next(iter(policies.values()))["estimates"]:

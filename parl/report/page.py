@@ -20,6 +20,9 @@ _COLUMNS = {
     "success": ("success", "{:.0%}"),
     "critical_steps": ("critical steps", "{:.1f}"),
     "total_steps": ("total steps", "{:.1f}"),
+    "path_tokens": ("path tokens", "{:,.0f}"),
+    "makespan_s": ("makespan, s", "{:,.1f}"),
+    "total_tokens": ("tokens", "{:,.0f}"),
     "subagents": ("sub-agents", "{:.2f}"),
     "spawn_rate": ("spawn rate", "{:.0%}"),
     "finish_rate": ("finish rate", "{:.0%}"),
@@ -164,6 +167,7 @@ def _verdict(summary: dict[str, Any], groups: Sequence[TaskGroup]) -> str:
     head = "".join(f"<th scope='col'>{label}</th>" for label, _ in _COLUMNS.values())
     return f"""<section><h2>Verdict on held-out tasks</h2><div class="scroll"><table class="verdict">
 <thead><tr><th scope="col">policy</th>{head}</tr></thead>{body}</table></div>
-<p class="legend-note">Critical steps: each orchestrator step plus the longest sub-agent that it started, summed.
+<p class="legend-note">Critical steps: each orchestrator step plus the longest sub-agent that it started, summed;
+path tokens are the same sum over sampled tokens, makespan the same path in seconds under <code>rewards.latency</code>.
 Means over the group's tasks; rates are shares of episodes;
 finish rate is the share of sub-agents that returned.</p></section>"""

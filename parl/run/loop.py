@@ -228,7 +228,7 @@ class Training:
         return draw_groups(draw, rollouts.tasks_per_step, rollouts.dynamic_sampling or 0)
 
     def _score_all(self, episodes: list[Episode], lambdas: RewardWeights) -> None:
-        note_groups(episodes)
+        note_groups(episodes, self.config.rewards)
         for episode in episodes:
             score_episode(episode, self.config.rewards, lambdas)
 

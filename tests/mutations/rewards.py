@@ -10,26 +10,45 @@ base = mutants_of("rewards", "rewards/base.py", REWARD)
 score = mutants_of("rewards", "rewards/score.py", REWARD)
 aggregate = mutants_of("rewards", "rewards/aggregate.py", REWARD)
 group = mutants_of("rewards", "envs/base.py", REWARD)
+costs = mutants_of("rewards", "rollouts/costs.py", "tests/rollouts/test_costs.py")
 budget = mutants_of("rewards", "rollouts/swarm/budget.py", REWARD)
 outcome = mutants_of("rewards", "rewards/outcome/__init__.py", REWARD)
 exact = mutants_of("rewards", "rewards/outcome/exact.py", OUTCOME)
 table = mutants_of("rewards", "rewards/outcome/item_f1.py", OUTCOME)
 
 MUTANTS = [
+    costs("path-of-all-subagents", "own + max([beside, *(", "own + sum([beside, *("),
+    costs("whole-context-is-new", "read = trace.turns[index - 1].end if index else 0", "read = 0"),
+    costs("new-context-is-known", "max(read, trace.context_of(turn.start))", "read"),
+    costs("every-turn-calls-tools", "if any(call.name not in SPAWNING_NAMES for call in turn.calls) else 0.0", ""),
+    costs(
+        "direct-tools-after-subagents",
+        "(model, tools) if turn.spawned else",
+        "(model + tools, 0.0) if turn.spawned else",
+    ),
+    costs("no-cap", "if capped and len(episode.subagents) > latency.concurrency:", "if False:"),
+    costs(
+        "tokens-of-solved-alone",
+        'sum(metrics["total_tokens"] for metrics in scored)',
+        'sum(m["total_tokens"] for m in scored if m["success"])',
+    ),
+    parl("cheapest-is-dearest", "= min(cost_of(one, self.critical", "= max(cost_of(one, self.critical"),
+    parl("tokens-for-seconds", 'if unit == "seconds":', 'if unit == "tokens":'),
+    parl("no-cheapest", "reference = solved or self.critical_budget", "reference = self.critical_budget"),
     parl(
         "unanswered-pays-its-steps",
-        "return min(critical_steps(episode) / reference, CRITICAL_MAX) if answered else CRITICAL_MAX",
-        "return min(critical_steps(episode) / reference, CRITICAL_MAX)",
+        "CRITICAL_MAX) if episode.status is EpisodeStatus.ANSWERED else CRITICAL_MAX",
+        "CRITICAL_MAX)",
     ),
     parl(
         "unanswered-pays-nothing",
-        "CRITICAL_MAX) if answered else CRITICAL_MAX",
-        "CRITICAL_MAX) if answered else 0.0",
+        "CRITICAL_MAX) if episode.status is EpisodeStatus.ANSWERED else CRITICAL_MAX",
+        "CRITICAL_MAX) if episode.status is EpisodeStatus.ANSWERED else 0.0",
     ),
     parl(
         "critical-is-not-cut",
-        "min(critical_steps(episode) / reference, CRITICAL_MAX) if",
-        "critical_steps(episode) / reference if",
+        "min(cost / reference, CRITICAL_MAX) if",
+        "cost / reference if",
     ),
     parl("critical-sign", 'parts.get("perf", 0.0) + bonus - weights', 'parts.get("perf", 0.0) + bonus + weights'),
     parl(

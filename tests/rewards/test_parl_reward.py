@@ -14,6 +14,7 @@ from rewards.group import note_groups
 from rewards.parl_reward import SHORTEST, Parl, annealed, critical_share
 from rewards.score import score_episode
 from rollouts.config import BudgetConfig
+from rollouts.costs import LatencyModel
 from rollouts.episode import CUT, Episode, EpisodeStatus, Trace, TraceStatus, Turn
 from rollouts.swarm.budget import critical_budget
 
@@ -211,10 +212,10 @@ def test_without_an_oracle_critical_steps_are_compared_with_the_groups_shortest_
         make_episode(free, turns=2, answer="no"),
     )
     lost = make_episode(free, turns=3, status=EpisodeStatus.FAILED)
-    known = make_episode(turns=4)
+    known = make_episode(make_task(key="known"), turns=4)
     for episode in (quick, slow, wrong):
         episode.critical_budget = 12
-    note_groups([quick, slow, wrong, lost, known])
+    note_groups([quick, slow, wrong, lost, known], PARL)
     assert SHORTEST not in known.metrics
     assert [critical_share(one) for one in (quick, slow, wrong)] == [1.0, 1.5, 0.5]
     assert critical_share(slow, group=False) == 0.5
@@ -227,7 +228,7 @@ def test_without_an_oracle_critical_steps_are_compared_with_the_groups_shortest_
 def test_without_a_success_in_the_group_the_budget_stays_the_reference():
     wrong = make_episode(make_task(oracle=None), turns=3, answer="no")
     wrong.critical_budget = 12
-    note_groups([wrong])
+    note_groups([wrong], PARL)
     assert SHORTEST not in wrong.metrics and critical_share(wrong) == 0.25
 
 
@@ -246,6 +247,10 @@ def test_scoring_fills_rewards_and_metrics_and_may_be_repeated():
         "success": 1,
         "critical_steps": 3,
         "total_steps": 4,
+        "path_tokens": 3,
+        "total_tokens": 4,
+        "makespan_s": pytest.approx(3 * 0.016),
+        "makespan_capped_s": pytest.approx(3 * 0.016),
         "tool_calls": 0,
         "subagents": 2,
         "spawned": 1,
@@ -411,9 +416,14 @@ def test_the_evaluation_table_groups_by_family_and_width():
         "success": 0.5,
         "critical_steps": 4.0,
         "total_steps": 4.5,
+        "path_tokens": 4.0,
+        "total_tokens": 4.5,
+        "makespan_s": pytest.approx(4 * 0.016),
+        "makespan_capped_s": pytest.approx(4 * 0.016),
         "subagents": 1.0,
         "spawn_rate": 0.5,
         "finish_rate": 1.0,
+        "tokens_per_success": 9.0,
         "n_tasks": 2,
     }
     assert table["wide_12"]["n_tasks"] == 1 and table["wide_12"]["critical_steps"] == 3.0
@@ -436,3 +446,42 @@ def test_rewards_import_without_torch():
     modules = "rewards.score, rewards.aggregate, rollouts.swarm.budget"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("unit", ["tokens", "seconds"])
+def test_tokens_and_seconds_are_compared_with_the_groups_cheapest_success(unit):
+    reward = Parl(critical=unit, latency=LatencyModel(decode_s=1.0, prefill_s=0.0))
+    cheap, dear = make_episode(turns=2, finished=[True]), make_episode(turns=6)
+    wrong, lost = make_episode(turns=1, answer="no"), make_episode(turns=9, status=EpisodeStatus.OVER_BUDGET)
+    note_groups([cheap, dear, wrong, lost], reward)
+    for episode in (cheap, dear, wrong, lost):  # each alone, from what was noted
+        score_episode(episode, reward, WEIGHTS)
+    shares = [episode.rewards["critical"] for episode in (cheap, dear, lost)]
+    assert shares == pytest.approx([1.0, 2.0, 2.0])  # 3 and 6 sampled tokens on the path
+    assert cheap.metrics["path_tokens"] == 3 and dear.metrics["makespan_s"] == pytest.approx(6.0)
+
+
+def test_where_no_episode_solved_the_task_tokens_are_compared_with_a_budget_or_the_dearest_episode():
+    wrong, longer = make_episode(turns=2, answer="no"), make_episode(turns=4, answer="no")
+    plain, budget = Parl(critical="tokens"), Parl(critical="tokens", critical_budget=8)
+    note_groups([wrong, longer], plain)
+    assert (plain.parts(wrong, None)["critical"], plain.parts(longer, None)["critical"]) == (0.5, 1.0)
+    assert budget.parts(wrong, None)["critical"] == 0.25
+    assert plain.parts(make_episode(), None)["critical"] == 0.0  # alone, as in an evaluation: there is nothing
+
+
+def test_the_cheapest_success_is_no_reference_if_the_budget_is_asked_for():
+    reward = Parl(critical="tokens", critical_reference="budget", critical_budget=10)
+    solved = make_episode(turns=5)
+    note_groups([solved], reward)
+    assert reward.parts(solved, None)["critical"] == 0.5
+
+
+def test_costs_of_a_step_and_of_each_family():
+    episodes = [scored(turns=4), scored(CHAIN, turns=2, answer="no")]
+    metrics = aggregate(episodes)
+    assert metrics["cost/path_tokens"] == 3.0 and metrics["cost/path_tokens/chain"] == 2.0
+    assert metrics["cost/total_tokens"] == 3.0
+    assert metrics["cost/tokens_per_success"] == 6.0  # all tokens, by solved episodes
+    assert metrics["cost/makespan_s/wide"] == pytest.approx(4 * 0.016)
+    assert "cost/tokens_per_success" not in aggregate(episodes[1:])
