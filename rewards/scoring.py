@@ -30,6 +30,11 @@ class Scoring:
         self._span, self._folder = reward.span, folder
         self._judge: Judge | None = None
 
+    @property
+    def judged(self) -> bool:
+        """Whether a judge may be asked, whose verdicts are kept in ``folder``."""
+        return self._asked is not None
+
     async def __call__(self, session: Session, episode: Episode) -> Score | None:
         """The score; None if the answer is scored later, or by nothing."""
         kind = episode.task.gold.kind

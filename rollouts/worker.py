@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,7 +45,7 @@ class RolloutWorker(AsyncBeating):
     def __init__(
         self,
         environment: Environment,
-        tokenizer_folder: str,
+        tokenizer_folder: str | os.PathLike[str],
         config: RolloutsConfig,
         *,
         policy: Sequence[Any],

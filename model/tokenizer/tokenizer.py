@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
@@ -325,7 +326,7 @@ def _file(path: str | Path) -> Path:
     return path if path.suffix == ".json" else path / "tokenizer.json"
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a policy or checkpoint: a ``tokenizer.json``, or Kimi's ``tiktoken.model``."""
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file() and (folder / "tiktoken.model").is_file():

@@ -11,6 +11,7 @@ import typer
 
 import parl
 from parl.cli import bench as cli_bench
+from parl.cli import cluster as cli_cluster
 from parl.cli import env as cli_env
 from parl.cli import episodes as cli_episodes
 from parl.cli import models as cli_models
@@ -23,7 +24,7 @@ from parl.own_packages import append, here
 from parl.shown.terminal import catch_warnings, echo, open_output
 
 if TYPE_CHECKING:
-    from parl.config.schema import TrackingConfig
+    from parl.config.schema import Config
 
 app = typer.Typer(
     name="parl",
@@ -36,6 +37,7 @@ app.add_typer(cli_env.app, name="env")
 app.add_typer(cli_episodes.app, name="episodes")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_models.app, name="model")
+app.add_typer(cli_cluster.app, name="cluster")
 app.add_typer(cli_policies.app)
 
 FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Ignore caches and shipped weights.")]
@@ -60,7 +62,7 @@ def train(
         resolved = configuration(config, overrides, run_first=resume)
         if not resume and not dry_run and is_run(config):
             raise UserError(f"{config} is a run: --resume continues it, its config.yaml as CONFIG starts it anew")
-        _check_surroundings(resolved.tracking, resolved.envs.tasks)
+        _check_surroundings(resolved)
         if dry_run:
             from parl.cold_start.shipped import Recipe, starter_note
 
@@ -102,7 +104,7 @@ def sft(
         from parl.plan.limits import check_memory
 
         check_memory(resolved.model, resolved.optimizer, TrainerConfig(ranks=1))  # one process trains it
-        _check_surroundings(resolved.tracking, resolved.envs.tasks)
+        _check_surroundings(resolved)
         from parl.cold_start.imitation import run_sft
         from parl.collect.free_running import free_running
         from parl.collect.tasks import check_tasks
@@ -137,7 +139,7 @@ def evaluate(
 
         settings = [*(overrides or []), *([] if seed is None else [f"eval.seed={seed}"])]
         resolved = configuration(config, settings)
-        _check_surroundings(resolved.tracking, resolved.envs.tasks)
+        _check_surroundings(resolved)
         from parl.evaluate.evaluation import run_eval
         from parl.evaluate.table import print_evaluation
 
@@ -301,12 +303,15 @@ def plugins(as_json: AsJson = False) -> None:
         print_plugins(as_json=as_json)
 
 
-def _check_surroundings(tracking: TrackingConfig, tasks: str | None) -> None:
+def _check_surroundings(config: Config) -> None:
     from envs.tasks_io import names_file
-    from parl.machine.shell_variables import check_cluster, check_proxy
+    from parl.machine.shell_variables import check_cluster, check_proxy, join
     from parl.track.sinks import check_sinks
 
-    check_sinks(tracking)
+    tasks = config.envs.tasks
+    check_sinks(config.tracking)
+    if config.cluster.address is not None:
+        join(config.cluster.address)
     check_cluster()
     if tasks and not names_file(tasks):  # a data set of the hub
         check_proxy()

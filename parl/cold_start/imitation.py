@@ -33,7 +33,8 @@ from parl.errors import UserError
 from parl.learn.batch import TextRow
 from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.group import LearnerGroup
-from parl.machine.cluster import actor, local_ray, stop, wait
+from parl.machine.cluster import actor, local_ray, stop, use, wait
+from parl.machine.nodes.check import data_paths
 from parl.shown.terminal import echo
 
 Report = Callable[[int, int, dict[str, float]], None]  # tokens done, tokens in all, metrics
@@ -65,6 +66,7 @@ def run_sft(
             f"model.init = {config.model.init}: there is no cold start to train; set sft.data to what is to be imitated"
             " (teacher, or a file), or leave model.init out"
         )
+    use(config.cluster, data_paths(config.envs.config))
     recipe = Recipe.of(config)
     key = cold_start_hash(recipe)
     folder = config.root / "cold_start" / key

@@ -25,6 +25,8 @@ from parl.collect.weight_sync import SYNC_S, PoolWeights
 from parl.errors import MachineError
 from parl.machine.cluster import actor, stop
 from parl.machine.faults import curable, named, said, struck
+from parl.machine.nodes.files import carried
+from parl.machine.nodes.place import keep_near
 from parl.shown.terminal import echo
 from rollouts.engine.actor import EngineActor
 from rollouts.engine.base import Place
@@ -42,12 +44,14 @@ class Collector:
 
     def __init__(self, side: RolloutSide, tokenizer: Path, frozen: Weights, kept: Path | None = None) -> None:
         """``frozen``: the starting policy; ``kept``: folder for refreshed sub-agents' weights."""
-        self._side, self._rollouts, self._tokenizer = side, side.rollouts, str(tokenizer.resolve())
+        self._side, self._rollouts, self._tokenizer = side, side.rollouts, carried(tokenizer)
         self._kinds = engine_kinds(side.rollouts)
         self._weights = PoolWeights(side, tokenizer, frozen, kept)
         self.restarts = 0
         self._workers: list[Any] = []
         self._engines: dict[str, list[Any]] = {}
+        if side.scoring.judged:  # the verdicts are in the run's folder
+            keep_near("worker")
         self.retrying(lambda: None)  # starts them
 
     def sync(self, weights: Weights, version: int, *, in_flight: bool = False) -> float:
@@ -175,6 +179,7 @@ class Collector:
                 **pools,
                 name=f"worker-{i}-{self.restarts}",
                 _label=f"rollout worker {i}",
+                _role="worker",
             )
             for i in range(rollouts.workers)
         ]
@@ -194,7 +199,7 @@ class Collector:
         for number, url in enumerate(urls):
             place = Place(pool=pool, number=number, model=model, rollouts=rollouts, tokenizer=self._tokenizer, url=url)
             label = f"{pool} client of {url}" if url else f"{pool} engine {number}"
-            made.append(actor(EngineActor, kind, place, concurrency=1000, _label=label))
+            made.append(actor(EngineActor, kind, place, concurrency=1000, _label=label, _role="engine"))
         return made
 
     def _actors(self) -> list[Any]:

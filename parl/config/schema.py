@@ -28,6 +28,7 @@ from parl.config.plugin_kinds import ENVIRONMENTS, FAMILIES, OBJECTIVES, REWARDS
 from parl.learn.config import NOT_PARALLEL, LoraConfig, OptimizerConfig, ParallelConfig, check_parallel
 from parl.learn.objective.base import Objective
 from parl.learn.objective.k25 import K25
+from parl.machine.nodes.config import ClusterConfig
 from rewards.base import Reward
 from rewards.parl_reward import Parl
 from rollouts.config import RolloutsConfig
@@ -261,6 +262,7 @@ class ConfigFields(_Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     trainer: TrainerConfig = TrainerConfig()
     eval: EvalConfig = EvalConfig()
+    cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     _folder: Path | None = PrivateAttr(default=None)  # of a run that was moved or renamed

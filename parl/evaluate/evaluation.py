@@ -34,7 +34,8 @@ from parl.evaluate.chat_model import ChatCollector, Served, find_model, is_url, 
 from parl.evaluate.measures import Sample, account, attempt, cost, estimates, groups, latest, plain
 from parl.evaluate.policies import Policy, local_policies, served_policies
 from parl.evaluate.scoring import Scoring
-from parl.machine.cluster import local_ray
+from parl.machine.cluster import local_ray, use
+from parl.machine.nodes.check import data_paths
 from parl.machine.ownership import owning
 from parl.track.progress import EpisodeBar
 from rewards.aggregate import evaluation_table
@@ -112,6 +113,7 @@ def run_eval(
         raise UserError(f"--n and --limit are whole numbers of at least 1, not {n} and {limit}")
     if model_name and not is_url(model):
         raise UserError(f"--model-name {model_name} is for servers: also give --model URL")
+    use(config.cluster, data_paths(config.envs.config))
     tasks = check_tasks(config)
     if is_url(model):
         if policies:

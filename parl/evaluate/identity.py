@@ -95,6 +95,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "eval": "tasks",  # how many, not how
         "rewards.judge": "api_key_env tries request_s concurrency price_in price_out",
         "rewards.latency": "decode_s prefill_s tool_s concurrency",  # costs are computed when episodes are read
+        "cluster": "address ports labels",
         "tracking": "wandb project tensorboard prometheus_port",
     },
 }

@@ -24,14 +24,14 @@ from parl.learn.config import NOT_PARALLEL, Device, OptimizerConfig, ParallelCon
 from parl.learn.learner import Learner
 from parl.learn.objective.base import Objective
 from parl.learn.objective.loss import check_rows
-from parl.learn.process import free_port
 from parl.learn.rows import Row, denominator
 from parl.learn.shard.parts import Part
 from parl.machine.cluster import actor, stop, wait
+from parl.machine.nodes.files import IO, blind, fetch, new_folder, send
+from parl.machine.nodes.place import Ranks
 
 _KNOWN_TO_ALL = ("grad_norm", "max_logit", "clipped_heads", "route_overlap", "route_overlap_min")
 _START_S = 300.0
-_IO = "io"  # calls that run concurrently with a rank's steps
 _ATTENTION_TOKENS = 1500  # length at which attention costs as much as the rest of a token
 
 
@@ -59,11 +59,21 @@ class LearnerGroup:
         chosen = learner_device(device, ranks)
         parallel = settled(parallel, model, optimizer)
         self._shared = parallel.zero > 0 or parallel.expert_parallel > 1
-        shared = {"seed": seed, "threads": threads, "ranks": ranks, "port": free_port(), "parallel": parallel}
-        shared |= {"drawn": drawn, "device": chosen}
-        hosted = {"_threads": threads, "_beside": _IO, "_gpus": int(chosen == "cuda")}
+        self._places = Ranks(ranks, threads=threads, gpu=chosen == "cuda")
+        shared = {"seed": seed, "threads": threads, "ranks": ranks, "parallel": parallel, "drawn": drawn}
+        shared |= {"device": chosen, **self._places.meeting._asdict()}
+        hosted = {"_threads": threads, "_beside": IO, "_gpus": int(chosen == "cuda")}
         self._ranks = [
-            actor(Learner, model, optimizer, rank=rank, _label=f"learner rank {rank}", **shared, **hosted)
+            actor(
+                Learner,
+                model,
+                optimizer,
+                rank=rank,
+                _label=f"learner rank {rank}",
+                _place=self._places.options(rank),
+                **shared,
+                **hosted,
+            )
             for rank in range(ranks)
         ]
         self.touched = False  # whether the state may be in the middle of a step
@@ -146,21 +156,49 @@ class LearnerGroup:
         return sum(self._all("snapshot"))
 
     def write_snapshot(self, folder: Path) -> list[Part]:
-        """Write the last :meth:`snapshot` into ``folder``, also while the ranks step. OSError: a full disk."""
-        calls = [rank.write_snapshot.options(concurrency_group=_IO).remote(folder.resolve()) for rank in self._ranks]
-        return wait(calls, self._deadline_s, self._ranks)
+        """Write the last :meth:`snapshot` into ``folder``, also while the ranks step. OSError: a full disk.
+
+        Ranks that do not see the folder write on their own nodes, from where the parts are fetched.
+        """
+        folder = folder.resolve()
+        apart = blind(self._ranks, folder)
+        targets = [new_folder(rank) if far else folder for rank, far in zip(self._ranks, apart, strict=True)]
+        calls = [
+            rank.write_snapshot.options(concurrency_group=IO).remote(target)
+            for rank, target in zip(self._ranks, targets, strict=True)
+        ]
+        parts = wait(calls, self._deadline_s, self._ranks)
+        for rank, far, target, part in zip(self._ranks, apart, targets, parts, strict=True):
+            if far:
+                fetch(rank, target / part.file, folder / part.file)
+                rank.drop.options(concurrency_group=IO).remote(target)
+        return parts
 
     def save(self, folder: Path, tag: str) -> None:
         """Weights and optimiser under ``folder``/``tag``, at once."""
-        self._all("save", folder.resolve(), tag)
+        (folder / tag).mkdir(parents=True, exist_ok=True)
+        self.snapshot()
+        self.write_snapshot(folder / tag)
 
     def load(self, folder: Path, tag: str) -> None:
-        """Weights and optimiser, written by any number of ranks; FileNotFoundError if there is nothing."""
-        self._all("load", folder.resolve(), tag)
+        """Weights and optimiser, written by any number of ranks; FileNotFoundError if there is nothing.
+
+        Ranks that do not see the folder are sent its parts.
+        """
+        source = folder.resolve() / tag
+        apart = blind(self._ranks, source) if source.is_dir() else [False] * len(self._ranks)
+        files = sorted(source.glob("part-*"))
+        places = [send(rank, files) if far else source for rank, far in zip(self._ranks, apart, strict=True)]
+        calls = [rank.load.remote(place.parent, place.name) for rank, place in zip(self._ranks, places, strict=True)]
+        wait(calls, self._deadline_s, self._ranks)
+        for rank, place, far in zip(self._ranks, places, apart, strict=True):
+            if far:
+                rank.drop.options(concurrency_group=IO).remote(place)
 
     def close(self) -> None:
         """Stop all ranks."""
         stop(self._ranks)
+        self._places.close()
 
     def _all(self, method: str, *args: Any, deadline_s: float | None = None) -> list[Any]:
         calls = [getattr(rank, method).remote(*args) for rank in self._ranks]

@@ -35,16 +35,19 @@ from parl.learn.shard.optimizer import NotFiniteLoss
 from parl.learn.shard.parts import Part, PartsReader
 from parl.learn.shard.shards import Shards
 from parl.learn.terms import Sums, add, metric_names, policy_terms, read, text_terms
+from parl.machine.nodes.files import Apart
+from parl.machine.nodes.place import LOOPBACK
 from rollouts.beat import Beating
 
 _OPTIONAL = ("routes", "proximal", "reference")  # optional fields of a row
 
 
-class Learner(Beating):
+class Learner(Apart, Beating):
     """Trains one policy, in process or as a Ray actor (``parl.machine.cluster``).
 
     ``drawn``: whether it begins with weights drawn by ``seed``; without, :meth:`load_weights` must come first.
-    ``device``: where the policy computes; weights are drawn on the host, so they do not depend on it.
+    ``address`` and ``port``: where the ranks meet. ``device``: where the policy computes; weights are drawn on
+    the host, so they do not depend on it.
     """
 
     def __init__(
@@ -57,13 +60,15 @@ class Learner(Beating):
         rank: int = 0,
         ranks: int = 1,
         port: int | None = None,
+        address: str = LOOPBACK,
         parallel: ParallelConfig = NOT_PARALLEL,
         drawn: bool = True,
         device: Device = "cpu",
     ) -> None:
         self.rank, self.ranks = rank, ranks
         self._snapshot: Snapshot | None = None
-        self.device = prepare_process(device, threads=threads, rank=rank, ranks=ranks, port=port or free_port())
+        meeting = {"port": port or free_port(), "address": address}
+        self.device = prepare_process(device, threads=threads, rank=rank, ranks=ranks, **meeting)
         torch.manual_seed(seed)
         family = family_of(model)
         self.model = (family.policy(model) if drawn else family.blank(model)).to(self.device)

@@ -16,13 +16,17 @@ from torch import distributed
 from torch.distributed import HashStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from parl.learn.config import Device
+from parl.machine.nodes.place import LOOPBACK, interface, own_address
 
-_LOOPBACK = "127.0.0.1"
 _BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 
-def prepare_process(device: Device, *, threads: int, rank: int, ranks: int, port: int) -> torch.device:
+def prepare_process(
+    device: Device, *, threads: int, rank: int, ranks: int, port: int, address: str = LOOPBACK
+) -> torch.device:
     """Set up this process as one rank, without a launcher and unneeded native ops; its device.
+
+    ``address`` and ``port``: where the ranks meet, on rank 0's node. All listen in that network alone.
 
     RuntimeError if there is no such device here.
     """
@@ -36,10 +40,12 @@ def prepare_process(device: Device, *, threads: int, rank: int, ranks: int, port
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "parl" / "torch_extensions"))
     local = 0 if device == "cuda" else rank  # DeepSpeed's number of the GPU
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(local), "WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": _LOOPBACK, "MASTER_PORT": str(port)}
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"  # not the host's own IP
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    loopback = "lo0" if sys.platform == "darwin" else "lo"  # not the host's own IP
+    line = loopback if address == LOOPBACK else interface(own_address())
+    os.environ["GLOO_SOCKET_IFNAME"] = line
     if device == "cuda":
-        os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+        os.environ["NCCL_SOCKET_IFNAME"] = line
         torch.cuda.set_device(0)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
@@ -49,7 +55,8 @@ def prepare_process(device: Device, *, threads: int, rank: int, ranks: int, port
         __compatible_ops__["deepspeed_shm_comm"] = False  # otherwise DeepSpeed compiles it first, for 24 s and more
         backend = _BACKENDS[device]
         if not distributed.is_initialized():
-            distributed.init_process_group(backend, store=_meeting(rank, ranks, port), rank=rank, world_size=ranks)
+            store = _meeting(rank, ranks, port, address)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo")
     return torch.device(device, 0) if device == "cuda" else torch.device(device)
 
@@ -57,18 +64,19 @@ def prepare_process(device: Device, *, threads: int, rank: int, ranks: int, port
 def free_port() -> int:
     """A free TCP port of this machine."""
     with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
+        probe.bind((LOOPBACK, 0))
         return probe.getsockname()[1]
 
 
-def _meeting(rank: int, ranks: int, port: int) -> Store:
+def _meeting(rank: int, ranks: int, port: int, address: str = LOOPBACK) -> Store:
     """The ranks' rendezvous. (PyTorch's own server would listen on all addresses.)"""
     if ranks == 1:
         return HashStore()
     if rank != 0:
-        return TCPStore(_LOOPBACK, port, ranks, is_master=False)
+        return TCPStore(address, port, ranks, is_master=False)
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind((_LOOPBACK, port))
+    listening.bind((address, port))
     listening.listen()
-    return TCPStore(_LOOPBACK, port, ranks, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    given = {"wait_for_workers": False, "master_listen_fd": listening.detach()}
+    return TCPStore(address, port, ranks, is_master=True, **given)

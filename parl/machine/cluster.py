@@ -11,21 +11,26 @@ import functools
 import logging
 import os
 import shutil
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from parl.errors import MachineError, UserError
+from parl.errors import MachineError
 from parl.machine.ending import kept_handlers
+from parl.machine.nodes.check import ask, refuse, verdict
+from parl.machine.nodes.code import own_modules, pack
+from parl.machine.nodes.config import ClusterConfig, Role
+from parl.machine.nodes.place import LOOPBACK, Cluster, joined, options
 from parl.machine.processes import no_leftovers
 from parl.machine.session_folder import session_folder
-from parl.machine.shell_variables import check_cluster, cluster_address, tidy
+from parl.machine.shell_variables import check_cluster, cluster_address, join, tidy
 from parl.machine.watch import SILENT_S, WATCH, kill_quietly
 from parl.own_packages import prepare_worker, worker_environment
+from parl.shown.terminal import echo
 from rollouts.beat import GROUP, Beating
 
 _ENV = {
@@ -37,10 +42,21 @@ _ENV = {
     "DS_ACCELERATOR": "cpu",
 }
 _LEAST_STORE_BYTES = 512 * 2**20
-_JOIN_S = 30.0
 _PEERS_S = 5.0  # time until a lost rank's end is known, after its peers failed
 _STORE_BYTES = 2 * 2**30  # at most; memory is taken when it is used
-LOOPBACK = "127.0.0.1"
+_cluster = ClusterConfig()
+_data: tuple[str, ...] = ()  # files that rollout workers read
+
+
+def use(cluster: ClusterConfig, data: tuple[str, ...] = ()) -> None:
+    """Run on the machines of ``cluster`` from here on; ``data``: files that rollout workers read.
+
+    UserError if RAY_ADDRESS names another cluster.
+    """
+    global _cluster, _data
+    _cluster, _data = cluster, data
+    if cluster.address is not None:
+        join(cluster.address)
 
 
 @contextmanager
@@ -108,8 +124,11 @@ def _store_bytes() -> int:
     return min(_STORE_BYTES, max(_LEAST_STORE_BYTES, free // 4))
 
 
-def _job_config() -> Any:
-    """The driver's module path for the workers, appended to theirs, so that it shadows nothing."""
+def _job_config(sent: Path | None = None) -> Any:
+    """The driver's module path for the workers, appended to theirs, so that it shadows nothing.
+
+    ``sent``: a folder of code that every node gets.
+    """
     from ray.job_config import JobConfig
 
     class PathLast(JobConfig):
@@ -117,7 +136,8 @@ def _job_config() -> Any:
             return True
 
     hook = f"{prepare_worker.__module__}.{prepare_worker.__qualname__}"
-    return PathLast(runtime_env={"worker_process_setup_hook": hook, "env_vars": worker_environment()})
+    environment: dict[str, Any] = {"worker_process_setup_hook": hook, "env_vars": worker_environment()}
+    return PathLast(runtime_env=environment | ({"working_dir": str(sent)} if sent else {}))
 
 
 def _check_private() -> None:
@@ -137,36 +157,39 @@ def _joined(address: str) -> Iterator[None]:
     import ray
 
     reach_cluster()
-    ray.init(address=address, job_config=_job_config(), logging_level=logging.ERROR, log_to_driver=True)
-    yield
+    nodes = ask(address, _cluster.port_range, _data)
+    modules = own_modules() if len(nodes) > 1 else {}
+    with tempfile.TemporaryDirectory(prefix="parl-code-") as folder:
+        sent = None
+        if modules or any(node.code != nodes[0].code for node in nodes):
+            sent = Path(folder) / "code"
+            pack(sent, modules)
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": True}
+        ray.init(address=address, job_config=_job_config(sent), **quiet)
+    with joined(Cluster(config=_cluster, nodes=nodes)):
+        yield
 
 
 def reach_cluster() -> None:
-    """UserError if no cluster at RAY_ADDRESS accepts this run; call it before anything starts."""
+    """UserError if the cluster at RAY_ADDRESS takes no run, or its machines will not do; prints what differs.
+
+    Call it before anything starts.
+    """
     address = cluster_address()
-    if address is not None:
-        check_cluster()
-        _try_to_join(address)
+    if address is None:
+        return
+    check_cluster()
+    nodes = ask(address, _cluster.port_range, _data)
+    found = verdict(nodes, _cluster, _data)
+    refuse(found, address)
+    _tell(tuple(found.notes))
 
 
 @functools.cache
-def _try_to_join(address: str) -> None:
-    """UserError if a test process cannot join. (Ray would wait for a minute, then end the process.)"""
-    patience = {
-        f"RAY_{name}": "10" for name in ("gcs_rpc_server_reconnect_timeout_s", "gcs_server_request_timeout_seconds")
-    }
-    command = [sys.executable, "-P", "-c", "import sys, ray; ray.init(sys.argv[1], logging_level='error')", address]
-    try:
-        done = subprocess.run(command, env=os.environ | patience, capture_output=True, text=True, timeout=_JOIN_S)
-    except subprocess.TimeoutExpired:
-        said, joined = f"no answer within {_JOIN_S:g} s", False
-    else:
-        said, joined = " ".join(done.stderr.strip().splitlines()[-1:]), done.returncode == 0
-    if not joined:
-        raise UserError(
-            f"RAY_ADDRESS={address}: what answers there is no Ray cluster that takes this run ({said[:400]}); for a"
-            " token set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; or correct the address, or unset it to train here"
-        )
+def _tell(notes: tuple[str, ...]) -> None:
+    """Say each list of notes once."""
+    for note in notes:
+        echo(f"note: {note}", err=True)
 
 
 def wait(reference: Any, deadline_s: float, whose: Sequence[Any] = (), *, computing: bool = False) -> Any:
@@ -207,6 +230,8 @@ def actor(
     _threads: int = 1,
     _beside: str | None = None,
     _gpus: int = 0,
+    _role: Role | None = None,
+    _place: dict[str, Any] | None = None,
     concurrency: int | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -214,6 +239,7 @@ def actor(
 
     ``_label``: its name in messages, e.g. "learner rank 1"; it is watched until :func:`stop`. ``_beside``: a
     concurrency group whose calls run beside all others, one at a time. ``_gpus``: those it has to itself.
+    ``_role``: where a cluster places it, None beside the driver; ``_place``: Ray's options instead.
     ``concurrency``: for async actors.
     """
     import ray
@@ -222,12 +248,13 @@ def actor(
     environment = {**waits, "TOKENIZERS_PARALLELISM": "false", **_ENV}
     if _gpus:
         environment["DS_ACCELERATOR"] = "cuda"
-    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": _gpus, "runtime_env": {"env_vars": environment}}
+    given: dict[str, Any] = {"num_cpus": 0, "num_gpus": _gpus, "runtime_env": {"env_vars": environment}}
+    given |= options(_role) if _place is None else _place
     if concurrency is not None:
-        options["max_concurrency"] = concurrency
+        given["max_concurrency"] = concurrency
     remote: Any = ray.remote
     groups = {GROUP: 1} | ({_beside: 1} if _beside else {})
-    handle = remote(concurrency_groups=groups)(cls).options(**options).remote(*args, **kwargs)
+    handle = remote(concurrency_groups=groups)(cls).options(**given).remote(*args, **kwargs)
     WATCH.add(handle, _label, asynchronous=cls.asynchronous)
     return handle
 

@@ -85,6 +85,23 @@ def cluster_address(environ: Mapping[str, str] = os.environ) -> str | None:
 _UNSET = "or unset it to train on this machine alone"
 
 
+_dropped: dict[str, str] = {}  # Ray's variables of this shell that a run without a cluster must not see
+
+
+def join(address: str, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let ``address``, a configuration's, be the cluster of this process; UserError if it cannot be.
+
+    Brings back what :func:`tidy` dropped before the configuration was known, such as the cluster's token.
+    """
+    given = cluster_address(environ)
+    if given not in (None, address):
+        raise UserError(f"RAY_ADDRESS={_shown(given)} and cluster.address={_shown(address)}: leave one of them out")
+    for name, value in _dropped.items():
+        environ.setdefault(name, value)
+    environ["RAY_ADDRESS"] = address
+    tidy(environ)
+
+
 def check_cluster(environ: Mapping[str, str] = os.environ) -> None:
     """UserError within seconds if nobody listens at RAY_ADDRESS."""
     address = cluster_address(environ)
@@ -132,7 +149,7 @@ def check_proxy(environ: Mapping[str, str] = os.environ) -> None:
 def _tidy_ray(environ: MutableMapping[str, str]) -> None:
     for name in [name for name in environ if name.startswith("RAY_")]:
         if not _RAY_KEPT.match(name):
-            del environ[name]
+            _dropped[name] = environ.pop(name)
         elif name[4].islower() and not _RAY_VALUE.match(environ[name].strip()):
             raise UserError(
                 f"{name}={_shown(environ[name])}: Ray takes a number, true or false here, and ends without a word at"

@@ -10,7 +10,8 @@ from parl.cold_start.starting_policy import shown_start, starting_policy
 from parl.collect.free_running import free_running
 from parl.collect.tasks import Tasks, check_tasks
 from parl.config.schema import Config
-from parl.machine.cluster import local_ray, reach_cluster
+from parl.machine.cluster import local_ray, reach_cluster, use
+from parl.machine.nodes.check import data_paths
 from parl.machine.peak_memory import PeakMemory
 from parl.run.checkpoints import newest_state
 from parl.run.claim import claimed
@@ -24,6 +25,7 @@ from parl.track.sinks import check_sinks
 def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False) -> Path:
     """Run ``parl train``; returns the run's folder. Raises UserError for mistakes with a fix."""
     began = time.monotonic()
+    use(config.cluster, data_paths(config.envs.config))
     tasks = check_tasks(config)
     check_sinks(config.tracking)
     reach_cluster()

@@ -7,6 +7,7 @@ with ``generate`` and ``update``; its traits declare what else it supports (exam
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -122,7 +123,7 @@ class Place:
     number: int
     model: Any  # the shape of its policy
     rollouts: RolloutsConfig
-    tokenizer: str  # folder of the tokenizer
+    tokenizer: str | os.PathLike[str]  # folder of the tokenizer
     url: str = ""  # of its server, with the trait ``servers``
 
     @property

@@ -1,0 +1,1 @@
+"""A cluster of several machines: its checks, the places of actors, and code and files for its nodes."""
