@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ _START_S, _RUN_S = 600.0, 1800.0
 _TOKEN = "nodes-of-one-machine-0123456789abcdef"
 _RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 _ROOT = "/srv/work/runs"
+LABELS = {"alpha": (2, "at=alpha"), "beta": (1, "at=beta,pair=beta-gamma"), "gamma": (1, "at=gamma,pair=beta-gamma")}
+PARTS = ("checks", "learner_lost", "others_lost")
 CONFIG = f"{CODE}/configs/quickstart.yaml"
 SMALLER = (  # the quickstart's policy, tasks and objective; deadlines for a machine that three hosts share
     f"trainer.steps={STEPS}",
@@ -68,11 +70,22 @@ class Hosts:
     def __init__(self) -> None:
         self._switch = Switch()
         self.hosts: dict[str, Host] = {}
-        self.head = self.boot("alpha", 1, code=True)
+        self._made = 0
+        self._joined: set[str] = set()
+        self.head = self.boot("alpha")
 
-    def boot(self, name: str, number: int, *, code: bool = False) -> Host:
+    def three(self) -> None:
+        """Have all three hosts in the cluster: boot and join those that are missing."""
+        missing = [self.boot(name) for name in LABELS if name not in self.hosts]
+        if self.head.name not in self._joined:
+            self._join(self.head)
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self._join, missing))
+
+    def boot(self, name: str) -> Host:
         """A new host; the compiled kernels of this machine lie in its cache, as in an image."""
-        self.hosts[name] = host = Host(self._switch, name, number, code=code)
+        self._made += 1
+        self.hosts[name] = host = Host(self._switch, name, self._made, code=self._made == 1)
         cache = Path(os.environ.get("PARL_CACHE") or Path.home() / ".cache" / "parl")
         home = host.path("/tmp/home")
         for kernels in cache.glob("kernels-*.so"):
@@ -80,8 +93,9 @@ class Hosts:
             shutil.copy(kernels, home / ".cache" / "parl")
         return host
 
-    def join(self, host: Host, *, cpus: int, labels: str) -> None:
+    def _join(self, host: Host) -> None:
         """Start Ray on ``host``: the cluster's first node on the head, a further one elsewhere."""
+        cpus, labels = LABELS[host.name]
         command = ["python", "-m", "ray.scripts.scripts", "start", "--node-ip-address", host.address]
         command += ["--num-cpus", str(cpus), "--labels", labels, "--object-store-memory", str(_STORE_BYTES)]
         command += ["--disable-usage-stats", "--include-log-monitor", "false"]
@@ -90,6 +104,7 @@ class Hosts:
         code, text = host.run(command, _RAY, timeout_s=_START_S)
         if code:
             raise RuntimeError(f"Ray did not start on {host.name}: {text[-2000:]}")
+        self._joined.add(host.name)
 
     @property
     def address(self) -> str:
@@ -166,23 +181,30 @@ class Run(Kept):
         """Its output so far."""
         return self._log.read_text(errors="replace")
 
+    @property
+    def steps(self) -> int:
+        """Those trained and on disk so far."""
+        return len(list(self.folder.glob("checkpoints/step-*[0-9]"))) - 1
+
     def until(self, step: int) -> None:
-        """Wait until ``step`` is trained; RuntimeError if the run ends before, or after half an hour."""
-        path = self.folder / "metrics.jsonl"
-        while not path.exists() or len(path.read_text().splitlines()) < step:
+        """Wait until ``step`` is trained and saved; RuntimeError if the run ends before, or after a while."""
+        self._wait(lambda: self.steps >= step, f"step {step}")
+
+    def until_said(self, text: str, count: int) -> None:
+        """Wait until ``count`` lines of the output hold ``text``; RuntimeError as :meth:`until`."""
+        self._wait(lambda: sum(text in line for line in self.said.splitlines()) >= count, f"{text!r}")
+
+    def _wait(self, reached: Callable[[], bool], what: str) -> None:
+        while not reached():
             if self._process.poll() is not None:
-                raise RuntimeError(f"the run ended before step {step}:\n{self.said[-3000:]}")
+                raise RuntimeError(f"the run ended before {what}:\n{self.said[-3000:]}")
             if time.monotonic() - self._began > _RUN_S:
-                raise RuntimeError(f"step {step} was not reached within {_RUN_S:g} s:\n{self.said[-3000:]}")
+                raise RuntimeError(f"no {what} within {_RUN_S:g} s:\n{self.said[-3000:]}")
             time.sleep(0.2)
 
     def stop_after_last(self) -> None:
-        """Wait for the last checkpoint, and do without the evaluation. RuntimeError as :meth:`until`."""
+        """Wait for the last step, and do without the evaluation. RuntimeError as :meth:`until`."""
         self.until(STEPS)
-        while not (self.folder / "checkpoints" / f"step-{STEPS:06d}").exists():
-            if self._process.poll() is not None:
-                raise RuntimeError(f"the run ended without its last checkpoint:\n{self.said[-3000:]}")
-            time.sleep(0.2)
         self._process.terminate()
         self.end()
 
@@ -217,13 +239,7 @@ class Scenarios:
     def checks(self) -> None:
         """Three nodes; ``parl cluster check`` says that they will do, or why not."""
         hosts = self.hosts
-        hosts.join(hosts.head, cpus=2, labels="at=alpha")
-        with ThreadPoolExecutor() as threads:
-            joining = [
-                threads.submit(hosts.join, hosts.boot(name, number), cpus=1, labels=f"at={name},pair=beta-gamma")
-                for number, name in enumerate(("beta", "gamma"), 2)
-            ]
-            [one.result() for one in joining]
+        hosts.three()
         began = time.monotonic()
         code, text = self._check()
         took = time.monotonic() - began
@@ -239,8 +255,9 @@ class Scenarios:
         return self.hosts.head.run(command, _RAY | {"PYTHONPATH": CODE}, timeout_s=_START_S)
 
     def learner_lost(self) -> None:
-        """Ranks on beta and gamma; gamma is cut in the third step, and the run is resumed on two nodes."""
+        """Ranks on beta and gamma; gamma is cut in the middle, and the run is resumed on two nodes."""
         hosts = self.hosts
+        hosts.three()
         cluster = {"address": hosts.address, "labels": {"learner": _on("beta", "gamma"), "engine": _on("alpha")}}
         run = Run(hosts, "ranks", cluster=cluster)
         run.until(2)
@@ -271,7 +288,7 @@ class Scenarios:
     def others_lost(self) -> None:
         """Engines on beta and the worker on gamma; each is cut in the middle of the run."""
         hosts = self.hosts
-        hosts.join(hosts.boot("gamma", 4), cpus=1, labels="at=gamma")
+        hosts.three()
         labels = {"learner": _on("alpha"), "engine": _on("beta"), "worker": _on("gamma")}
         run = Run(hosts, "cut", cluster={"address": hosts.address, "labels": labels})
         losses = ((1, "gamma", "the rollout worker's"), (3, "beta", "the engines'"))
@@ -279,15 +296,14 @@ class Scenarios:
             run.until(step)
             hosts.cut(name)
             began = time.monotonic()
-            run.until(step + 1)
+            run.until_said("started again", count)
+            noticed = time.monotonic() - began
+            step = run.steps + 1
+            run.until(step)
             took = time.monotonic() - began
-            wrong = run.differing(self.reference, range(1, step + 2))
-            again = [line for line in run.said.splitlines() if "started again" in line]
-            self.note(
-                f"{role} node is lost: the run goes on with the same episodes",
-                not wrong and len(again) >= count,
-                ", ".join(wrong) or f"the next step was trained after {took:.0f} s",
-            )
+            wrong = run.differing(self.reference, range(1, step + 1))
+            seen = f"noticed after {noticed:.0f} s, step {step} was trained after {took:.0f} s, every bit the same"
+            self.note(f"{role} node is lost: the run goes on", not wrong, ", ".join(wrong) or seen)
         run.stop_after_last()
         wrong = run.differing(self.reference, range(1, STEPS + 1))
         seen = ", ".join(wrong) or f"every bit of {STEPS} steps"
@@ -311,22 +327,16 @@ class _OtherVersion:
         self._host.run(["umount", self._file], {}, timeout_s=60)
 
 
-def run_all(keep: Path | None = None, reference: Path | None = None) -> list[Row]:
+def run_all(parts: Sequence[str], keep: Path | None = None, reference: Path | None = None) -> list[Row]:
     """All scenarios; the first that cannot go on ends them, as a row that fails."""
     hosts = Hosts()
     scenarios = Scenarios(hosts, reference)
-    parts: list[Callable[[], None]] = [
-        scenarios.alone,
-        scenarios.checks,
-        scenarios.learner_lost,
-        scenarios.others_lost,
-    ]
     try:
-        for part in parts:
+        for part in ("alone", *parts):
             try:
-                part()
+                getattr(scenarios, part)()
             except (RuntimeError, subprocess.TimeoutExpired) as error:
-                scenarios.note(f"{part.__name__} could not go on", False, str(error)[-1500:])
+                scenarios.note(f"{part} could not go on", False, str(error)[-1500:])
                 break
     finally:
         if keep:
@@ -341,11 +351,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--keep", type=Path, help="copy the runs' folders here")
     parser.add_argument("--reference", type=Path, help="FOLDER/runs/alone of an earlier --keep: do not run it again")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone")
     given = parser.parse_args()
     if why := possible():
         sys.exit(f"hosts cannot be made here: {why}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hosts are closed
-    rows = run_all(given.keep, given.reference)
+    rows = run_all(given.only or PARTS, given.keep, given.reference)
     if given.json:
         given.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     held = sum(row.ok for row in rows)

@@ -26,7 +26,8 @@ from parl.errors import MachineError
 from parl.machine.cluster import actor, stop
 from parl.machine.faults import curable, named, said, struck
 from parl.machine.nodes.files import carried
-from parl.machine.nodes.place import keep_near
+from parl.machine.nodes.place import doubt, keep_near
+from parl.machine.watch import WATCH
 from parl.shown.terminal import echo
 from rollouts.engine.actor import EngineActor
 from rollouts.engine.base import Place
@@ -257,5 +258,6 @@ class Collector:
         if self.restarts >= limit:
             raise MachineError(f"{who}; rollouts.max_restarts={limit} is used up, nothing of this step was trained")
         self.restarts += 1
+        doubt(WATCH.silent_hosts(self._actors()))
         echo(f"{who}; rollout actors are started again ({self.restarts} of {limit})", err=True)
         self.close()

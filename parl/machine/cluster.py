@@ -161,7 +161,7 @@ def _joined(address: str) -> Iterator[None]:
     modules = own_modules() if len(nodes) > 1 else {}
     with tempfile.TemporaryDirectory(prefix="parl-code-") as folder:
         sent = None
-        if modules or any(node.code != nodes[0].code for node in nodes):
+        if modules or len({node.code for node in nodes}) > 1:
             sent = Path(folder) / "code"
             pack(sent, modules)
         quiet = {"logging_level": logging.ERROR, "log_to_driver": True}

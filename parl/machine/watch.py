@@ -172,6 +172,15 @@ class Watch:
         with self._lock:
             return [one.pid for one in self._watched.values() if one.local]
 
+    def silent_hosts(self, handles: Sequence[Any]) -> set[str]:
+        """Other machines on which one of these is dead, or has not answered for some pings."""
+        own, now = socket.gethostname(), time.monotonic()
+        with self._lock:
+            gone = [self._gone[key] for handle in handles if (key := handle._actor_id.hex()) in self._gone]
+            known = [self._watched[key] for handle in handles if (key := handle._actor_id.hex()) in self._watched]
+        late = [one for one in known if now - one.answered > 3 * PING_S]
+        return {one.host for one in (*gone, *late) if one.host} - {own}
+
     def idle_s(self, handles: Sequence[Any]) -> float:
         """Seconds in which none of these computed; 0 if one of them is unknown or did."""
         known = [self.about(handle._actor_id.hex()) for handle in handles]

@@ -71,7 +71,10 @@ def _arrived(original: str, files: dict[str, bytes]) -> Carried:
 
 def private_folder() -> Path:
     """A folder of this user and node for copies, in Ray's own session folder: removed with it."""
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    from ray._private import worker
+
+    node: Any = worker._global_node  # Ray has no public name for it
+    session = Path(node.get_session_dir_path())
     folder = session / "parl"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -126,10 +129,15 @@ def new_folder(actor: Any) -> Path:
 def fetch(actor: Any, source: Path, target: Path) -> None:
     """Copy the file ``source`` of the actor's node to ``target`` here, flushed to disk. OSError: a full disk."""
     with target.open("wb") as file:
-        while data := ray.get(_io(actor.read_piece).remote(source, file.tell()), timeout=_ANSWER_S):
+        while data := _piece(actor, source, file.tell()):
             file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _piece(actor: Any, source: Path, start: int) -> bytes:
+    answer: Any = ray.get(_io(actor.read_piece).remote(source, start), timeout=_ANSWER_S)
+    return answer
 
 
 def send(actor: Any, sources: Sequence[Path]) -> Path:

@@ -8,8 +8,9 @@ any other when their node is gone. On one machine Ray decides.
 from __future__ import annotations
 
 import socket
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from parl.machine.nodes.config import ClusterConfig, Ports, Role
 LOOPBACK = "127.0.0.1"
 _ROOM_S = 60.0  # until a learner without room is given up
 _ANSWER_S = 60.0
+_DOUBT_S = 120.0  # Ray takes a minute to call a silent node dead
 
 
 class Meeting(NamedTuple):
@@ -38,6 +40,7 @@ class Cluster:
     nodes: Sequence[NodeFacts]
     taken: Counter[str] = field(default_factory=Counter)  # actors of each role so far
     near: set[Role] = field(default_factory=set)  # roles that stay on the driver's node
+    doubted: dict[str, float] = field(default_factory=dict)  # host -> when an actor was lost there
 
 
 _joined: Cluster | None = None
@@ -75,14 +78,29 @@ def options(role: Role | None) -> dict[str, Any]:
     own = ray.get_runtime_context().get_node_id()
     if role is None or role in _joined.near:
         return {"scheduling_strategy": NodeAffinitySchedulingStrategy(own, soft=False)}
-    node = chosen(ray.nodes(), _joined.config.labels.get(role, {}), _joined.taken[role])
+    since = time.monotonic() - _DOUBT_S
+    doubted = {host for host, when in _joined.doubted.items() if when > since}
+    node = chosen(ray.nodes(), _joined.config.labels.get(role, {}), _joined.taken[role], doubted)
     _joined.taken[role] += 1
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node or own, soft=True)}
+    # with soft=True a raylet that is slow to start a worker would send the actor to another node
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node or own, soft=False)}
 
 
-def chosen(nodes: Sequence[dict[str, Any]], labels: dict[str, str], number: int) -> str | None:
-    """The id of the node for actor ``number``: those with ``labels`` in turn, or else all in turn."""
+def doubt(hosts: Iterable[str]) -> None:
+    """Actors were lost on ``hosts``: start none there until Ray knows whether these nodes are alive."""
+    if _joined is not None:
+        _joined.doubted |= dict.fromkeys(hosts, time.monotonic())
+
+
+def chosen(
+    nodes: Sequence[dict[str, Any]], labels: dict[str, str], number: int, doubted: Collection[str] = ()
+) -> str | None:
+    """The id of the node for actor ``number``: those with ``labels`` in turn, or else all in turn.
+
+    ``doubted``: hosts that count only if there are no others.
+    """
     alive = sorted((node for node in nodes if node["Alive"]), key=lambda node: node["NodeManagerAddress"])
+    alive = [node for node in alive if node["NodeManagerHostname"] not in doubted] or alive
     fitting = [node for node in alive if matches(node.get("Labels", {}), labels)] or alive
     return fitting[number % len(fitting)]["NodeID"] if fitting else None
 
@@ -102,9 +120,8 @@ class Ranks:
 
         labels = _joined.config.labels.get("learner", {})
         bundle = {"CPU": float(threads)} | ({"GPU": 1.0} if gpu else {})
-        self._group = placement_group(
-            [bundle] * ranks, strategy="PACK", bundle_label_selector=[labels] * ranks if labels else None
-        )
+        chosen: Any = [labels] * ranks if labels else None
+        self._group = placement_group([bundle] * ranks, strategy="PACK", bundle_label_selector=chosen)
         if not self._group.wait(_ROOM_S):
             self.close()
             raise UserError(_no_room(ranks, bundle, labels))
@@ -131,7 +148,7 @@ class Ranks:
 
         remote: Any = ray.remote
         asked = remote(_meeting).options(num_cpus=0, max_retries=0, **self.options(0)).remote(ports)
-        found = ray.get(asked, timeout=_ANSWER_S)
+        found: Any = ray.get(asked, timeout=_ANSWER_S)
         if not found.port:
             raise MachineError(f"{found.address}: no port of cluster.ports={ports.first}-{ports.last} is free there")
         return found

@@ -9,6 +9,7 @@ line printed is a JSON list, one object a node.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from typing import Any
@@ -27,7 +28,7 @@ def probe(address: str, question: dict[str, Any]) -> list[dict[str, Any]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     cloudpickle.register_pickle_by_value(facts)
-    ray.init(address=address, logging_level="error", log_to_driver=False)
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     own = ray.get_runtime_context().get_node_id()
     alive = sorted((one for one in ray.nodes() if one["Alive"]), key=lambda one: _order(one, own))
     remote: Any = ray.remote
@@ -72,7 +73,7 @@ def _clock(actor: Any) -> float:
     best, off = float("inf"), 0.0
     for _ in range(_ASKED):
         before = time.time()
-        there = ray.get(actor.clock.remote(), timeout=_ANSWER_S)
+        there: Any = ray.get(actor.clock.remote(), timeout=_ANSWER_S)
         after = time.time()
         if after - before < best:
             best, off = after - before, there - (before + after) / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import pickle
 import shutil
 import socket
@@ -110,7 +111,8 @@ def test_a_range_of_ports_that_is_none_is_refused(given):
 
 def node(name: str, address: str, *, alive: bool = True, **labels: str) -> dict:
     """A node as ``ray.nodes`` gives it."""
-    return {"NodeID": name, "NodeManagerAddress": address, "Alive": alive, "Labels": labels}
+    place = {"NodeManagerAddress": address, "NodeManagerHostname": f"host-{name}"}
+    return {"NodeID": name, "Alive": alive, "Labels": labels, **place}
 
 
 def test_actors_take_turns_over_the_nodes_with_their_labels_and_go_elsewhere_without():
@@ -120,6 +122,12 @@ def test_actors_take_turns_over_the_nodes_with_their_labels_and_go_elsewhere_wit
     nodes[0]["Alive"] = nodes[2]["Alive"] = False
     assert place.chosen(nodes, {"role": "engine"}, 0) == "a"
     assert place.chosen([node("a", "10.0.0.1", alive=False)], {}, 0) is None
+
+
+def test_a_host_that_lost_an_actor_is_avoided_while_there_are_others():
+    nodes = [node("a", "10.0.0.1"), node("b", "10.0.0.2", role="engine")]
+    assert place.chosen(nodes, {"role": "engine"}, 0, {"host-b"}) == "a"
+    assert place.chosen(nodes[1:], {"role": "engine"}, 0, {"host-b"}) == "b"
 
 
 def test_on_one_machine_nothing_is_placed():
@@ -163,8 +171,8 @@ def test_the_users_modules_are_sent_and_what_is_installed_is_not(tmp_path: Path,
     (tmp_path / "my_tools").mkdir()
     (tmp_path / "my_tools" / "deep.py").write_text("Y = 2\n")
     monkeypatch.syspath_prepend(tmp_path)
-    import my_env
-    import my_tools.deep
+    my_env, my_tools = importlib.import_module("my_env"), importlib.import_module("my_tools")
+    importlib.import_module("my_tools.deep")
 
     loaded = {"my_env": my_env, "my_tools": my_tools, "my_tools.deep": my_tools.deep, "pytest": pytest, "json": sys}
     loaded |= {"parl": sys.modules["parl"], "nothing": types.ModuleType("nothing")}
