@@ -12,6 +12,7 @@ import numpy as np
 
 from envs.base import TaskGroup
 from rewards.base import TOTAL, Reward, Weights
+from rewards.outcome import ANSWERS
 from rewards.score import PARTS
 from rollouts.costs import COSTS, tokens_per_success
 from rollouts.episode import Episode, EpisodeStatus
@@ -45,7 +46,7 @@ def aggregate(
         "swarm/parallelism": _mean(e.metrics["total_steps"] / max(e.metrics["critical_steps"], 1) for e in valid),
     }
     named = dict.fromkeys(name for e in valid for name in e.metrics if name.startswith(PARTS))
-    out |= _metrics(valid, {"perf/success": "success", **dict(zip(named, named, strict=True))})
+    out |= _metrics(valid, {f"perf/{name}": name for name in ("success", *ANSWERS)} | {name: name for name in named})
     if reward is not None and weights is not None:
         shares = reward.weighted({name: value for name, value in parts.items() if name != TOTAL}, weights)
         out |= {f"reward/weighted/{name}": value for name, value in shares.items()}
@@ -117,11 +118,11 @@ def evaluation_table(episodes: Sequence[Episode], groups: Sequence[TaskGroup] = 
     """The evaluation by group of tasks: the environment's ``groups``, then families without a group, then
     all.
 
-    Each holds the means ``item_f1`` (exact-match tasks: their exact match), ``success``, ``critical_steps``,
-    ``total_steps``, ``subagents``, ``spawn_rate`` and those of ``rollouts.costs.COSTS``; ``tokens_per_success``, the
-    tokens of all episodes by solved ones; ``finish_rate``, the mean over episodes that spawned; and ``n_tasks``, the
-    number of distinct tasks. What no episode has is None. A group without tasks has ``n_tasks`` 0 and None elsewhere,
-    or no row (``TaskGroup.always``). FAILED episodes count with their score of 0.
+    Each holds the means ``item_f1``, ``row_f1``, ``values_f1`` (exact-match tasks: their exact match), ``success``,
+    ``critical_steps``, ``total_steps``, ``subagents``, ``spawn_rate`` and those of ``rollouts.costs.COSTS``;
+    ``tokens_per_success``, the tokens of all episodes by solved ones; ``finish_rate``, the mean over episodes that
+    spawned; and ``n_tasks``, the number of distinct tasks. What no episode has is None. A group without tasks has
+    ``n_tasks`` 0 and None elsewhere, or no row (``TaskGroup.always``). FAILED episodes count with their score of 0.
     """
     found = {group.name: [e for e in episodes if group.holds(e.task.family, e.task.width)] for group in groups}
     table = {group.name: _row(found[group.name]) for group in groups if group.always or found[group.name]}
@@ -132,7 +133,7 @@ def evaluation_table(episodes: Sequence[Episode], groups: Sequence[TaskGroup] = 
 
 
 def _row(episodes: list[Episode]) -> dict[str, Any]:
-    means = ("item_f1", "success", "critical_steps", "total_steps", *COSTS, "subagents")
+    means = ("item_f1", "row_f1", "values_f1", "success", "critical_steps", "total_steps", *COSTS, "subagents")
     row: dict[str, Any] = {name: _metric(episodes, name) for name in means}
     row["spawn_rate"] = _metric(episodes, "spawned")
     row["finish_rate"] = _metric([e for e in episodes if e.metrics["spawned"]], "finish_rate")

@@ -3,28 +3,32 @@
 Kimi K2.5 report, Agent Swarm:  r = λ1 · r_parallel + λ2 · r_finish + r_perf, with λ1, λ2 annealed to 0. The
 report gives the terms but not their formulas; these are ours (docs/reward.md has the reasons):
 
-    perf      score of the episode, or of its answer (item-F1 or exact match, 0 unless it ended ANSWERED)
-    parallel  min(sub-agents, cap) / cap, in [0, 1]: against serial collapse
-    finish    sub-agents that returned a valid message / sub-agents launched, in [0, 1]: against spurious parallelism
+    perf      score of the episode, or of its answer (exact match, or the F1 over the cells of a table that are not in
+              the question; 0 unless it ended ANSWERED)
+    parallel  min(sub-agents that count, cap, parts of the task) / cap, in [0, 1]: against serial collapse
+    finish    sub-agents that count / sub-agents launched, in [0, 1]: against spurious parallelism
     critical  min(cost / reference, 2), in [0, 2]: enters the total with a minus sign; 0 without a reference
 
-``finish`` is 0 if nothing was launched: not spawning never earns more than spawning. The cost of ``critical``
-is that of ``rewards.critical``: critical steps (K2.5), sampled tokens on the longest path, or modelled seconds
-(``rollouts.costs``). The reference of steps is the oracle's serial cost; without an oracle the critical steps of
-the group's shortest solved episode, or else the episode's critical-step budget. That of tokens and seconds is the
-group's cheapest solved episode, or else ``rewards.critical_budget``. An episode without an answer pays the full 2:
-otherwise giving up at once would be cheaper than trying.
+Which sub-agents count: ``rewards.valid``. ``finish`` is 0 if nothing was launched: not spawning never earns more
+than spawning. The cost of ``critical`` is that of ``rewards.critical``: critical steps (K2.5), sampled tokens on the
+longest path, or modelled seconds (``rollouts.costs``). The reference of steps is the oracle's serial cost; without an
+oracle the critical steps of the group's shortest solved episode, or else the episode's critical-step budget. That of
+tokens and seconds is the group's cheapest solved episode, or else ``rewards.critical_budget``. An episode without an
+answer, or with one of the lowest score, pays the full 2: otherwise giving up at once, or writing anything at all, would
+be cheaper than trying.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from envs.base import Score
-from rewards.base import Parts, Reward, Weights
+from envs.base import Score, Task
+from rewards.base import PERF, Parts, Reward, Weights
+from rewards.outcome import FOUND
+from rewards.valid import Rule, counts
 from rollouts.costs import LatencyModel, modelled_makespan, path_tokens
 from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode, EpisodeStatus, TraceStatus
@@ -39,11 +43,22 @@ Unit = Literal["steps", "tokens", "seconds"]
 class Parl(Reward):
     """r = perf + λ1 parallel + λ2 finish - μ critical."""
 
+    texts: ClassVar[bool] = True  # which sub-agents count depends on what they said
+
     name: str = Field(default="parl", description="the reward")
     lambda_parallel: float = Field(default=0.3, ge=0, description="λ1 at the start")
     lambda_finish: float = Field(default=0.1, ge=0, description="λ2 at the start")
     anneal: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
     parallel_cap: int = Field(default=16, gt=0, description="sub-agents at which r_parallel reaches 1")
+    validity: Rule = Field(
+        default="news",
+        description="which sub-agents count (docs/reward.md): news = those that returned something that the"
+        " orchestrator did not have, tool = OpenPARL's rule, any = all",
+    )
+    cells: Literal["found", "all"] = Field(
+        default="found",
+        description="table cells that are paid for: found = those that are not in the question, all = the item-F1",
+    )
     critical: Unit = Field(
         default="steps",
         description="what the penalty prices: critical steps, sampled tokens on the longest path, or seconds"
@@ -60,23 +75,39 @@ class Parl(Reward):
         description="tokens or seconds that count 1 where no episode of the group solved the task; null = those of its"
         " dearest episode",
     )
+    critical_failed: Literal["full", "cost"] = Field(
+        default="full", description="what an answer of the lowest score pays: full = as no answer, or its cost"
+    )
     critical_penalty: float = Field(default=0.25, ge=0, description="μ, constant; 0 switches the term off")
 
     def parts(self, episode: Episode, score: Score | None) -> Parts:
         """See the module docstring for the formulas."""
+        paid = score.parts[FOUND] if score and self.cells == "found" and FOUND in score.parts else None
+        launched = len(episode.subagents)
+        valid, finished = counts(episode, self.validity)
+        cap = self.parallel_cap if self.validity != "news" else min(self.parallel_cap, parts_of(episode.task))
+        junk = score is not None and (score.value if paid is None else paid) <= score.low
+        wasted = episode.status is not EpisodeStatus.ANSWERED or (junk and self.critical_failed == "full")
         return {
-            "parallel": min(len(episode.subagents), self.parallel_cap) / self.parallel_cap,
-            "finish": finish_rate(episode) or 0.0,
-            "critical": self._critical(episode),
+            **({} if paid is None else {PERF: paid}),
+            "parallel": min(valid, cap) / self.parallel_cap,
+            "finish": finished / launched if launched else 0.0,
+            "critical": self._critical(episode, wasted),
         }
 
-    def _critical(self, episode: Episode) -> float:
-        group = self.critical_reference == "group"
+    def _critical(self, episode: Episode, wasted: bool) -> float:
+        """min(cost / reference, 2), 2 if ``wasted``, 0 without a reference."""
+        group, noted = self.critical_reference == "group", episode.metrics
         if self.critical == "steps":
-            return critical_share(episode, group=group)
-        solved = episode.metrics.get(CHEAPEST[self.critical], 0.0) if group else 0.0
-        reference = solved or self.critical_budget or episode.metrics.get(_DEAREST[self.critical], 0.0)
-        return _share(episode, cost_of(episode, self.critical, self.latency), reference)
+            oracle, shortest = episode.task.oracle, noted.get(SHORTEST, 0) if group else 0
+            reference = oracle.serial_steps if oracle else shortest or episode.critical_budget
+        else:
+            solved = noted.get(CHEAPEST[self.critical], 0.0) if group else 0.0
+            reference = solved or self.critical_budget or noted.get(_DEAREST[self.critical], 0.0)
+        if reference <= 0:
+            return 0.0
+        cost = cost_of(episode, self.critical, self.latency)
+        return CRITICAL_MAX if wasted else min(cost / reference, CRITICAL_MAX)
 
     def noted(self, group: Sequence[Episode], solved: Sequence[Episode]) -> Mapping[str, float]:
         """Tokens or seconds of the group's cheapest solved and of its dearest episode, where they are priced."""
@@ -125,12 +156,11 @@ def finish_rate(episode: Episode) -> float | None:
     return finished / len(launched) if launched else None
 
 
-def critical_share(episode: Episode, *, group: bool = True) -> float:
-    """min(critical steps / reference, 2), 2 without an answer, 0 without a reference (module docstring)."""
-    oracle = episode.task.oracle
-    shortest = episode.metrics.get(SHORTEST, 0) if group else 0
-    reference = oracle.serial_steps if oracle else shortest or episode.critical_budget
-    return _share(episode, critical_steps(episode), reference)
+def parts_of(task: Task) -> float:
+    """The independent parts of a task: more sub-agents than that are not paid for. Infinite where unknown."""
+    if task.gold.kind == "table":
+        return max(task.width, len(task.gold.rows))
+    return task.width if task.oracle else float("inf")
 
 
 def cost_of(episode: Episode, unit: Unit, latency: LatencyModel) -> float:
@@ -138,9 +168,3 @@ def cost_of(episode: Episode, unit: Unit, latency: LatencyModel) -> float:
     if unit == "seconds":
         return modelled_makespan(episode, latency)
     return critical_steps(episode) if unit == "steps" else path_tokens(episode)
-
-
-def _share(episode: Episode, cost: float, reference: float) -> float:
-    if reference <= 0:
-        return 0.0
-    return min(cost / reference, CRITICAL_MAX) if episode.status is EpisodeStatus.ANSWERED else CRITICAL_MAX

@@ -7,13 +7,12 @@ from typing import SupportsFloat
 
 from envs.base import Role, Score
 from rewards.base import PERF, TOTAL, Reward, Weights
-from rewards.outcome import PURE, score_answer
+from rewards.outcome import ANSWERS, PURE, score_answer
 from rewards.parl_reward import finish_rate
 from rollouts.costs import LatencyModel, costs_of
 from rollouts.critical_path import critical_steps, tool_calls, total_steps
 from rollouts.episode import Episode, EpisodeStatus
 
-_ANSWERS = ("item_f1", "row_f1")  # parts of an answer's score; metrics without a prefix
 PARTS = "score/"  # the prefix of other scores' parts
 
 
@@ -48,22 +47,22 @@ def score_of(episode: Episode) -> Score | None:
         return episode.score
     if episode.status is EpisodeStatus.ANSWERED:
         return score_answer(episode.task, episode.answer)
-    return Score(value=0.0, success=False, parts=dict.fromkeys(_ANSWERS, 0.0))
+    return Score(value=0.0, success=False, parts=dict.fromkeys(ANSWERS, 0.0))
 
 
 def measure(episode: Episode, latency: LatencyModel | None = None) -> Score | None:
     """Fill ``episode.metrics``, which do not depend on the reward; returns :func:`score_of` it.
 
-    Metrics, where there is a score: ``success`` (0 or 1), and its parts: ``item_f1``, ``row_f1`` (exact-match
-    tasks: 0 or 1), any other as ``score/NAME``. Metrics of all episodes: ``critical_steps``,
-    ``total_steps`` in turns, ``tool_calls``, ``subagents``, ``spawned`` (0 or 1), ``finish_rate`` (None if
-    nothing was launched), ``tokens_orchestrator``, ``tokens_subagent`` (sampled tokens), ``useless_spawn`` (1
+    Metrics, where there is a score: ``score``, ``success`` (0 or 1), and its parts: those of
+    ``rewards.outcome.ANSWERS`` (exact-match tasks: 0 or 1), any other as ``score/NAME``. Metrics of all episodes:
+    ``critical_steps``, ``total_steps`` in turns, ``tool_calls``, ``subagents``, ``spawned`` (0 or 1), ``finish_rate``
+    (None if nothing was launched), ``tokens_orchestrator``, ``tokens_subagent`` (sampled tokens), ``useless_spawn`` (1
     if it spawned on a task with oracle width 0), and ``rollouts.costs.COSTS``, the seconds under ``latency``.
     """
     score = score_of(episode)
     told = {} if score is None else {_name(part): value for part, value in score.parts.items()}
     if score is not None:
-        told["success"] = int(score.solved)
+        told |= {"score": score.value, "success": int(score.solved)}
     oracle = episode.task.oracle
     spawned = int(bool(episode.subagents))
     episode.metrics = {
@@ -84,7 +83,7 @@ def measure(episode: Episode, latency: LatencyModel | None = None) -> Score | No
 
 
 def _name(part: str) -> str:
-    return part if part in _ANSWERS else PARTS + part
+    return part if part in ANSWERS else PARTS + part
 
 
 def _sampled(episode: Episode, role: Role) -> int:

@@ -100,14 +100,21 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}:1: a configuration is a mapping of keys to values, this is {show(tree)}")
-    return _today(tree), _today(words)
+    return _today(tree, yaml_text.whole_run(text)), _today(words, yaml_text.whole_run(text))
 
 
-def _today(tree: dict[str, Any]) -> dict[str, Any]:
-    """``tree`` with old keys renamed, so that old runs can be read.
+_PLAIN = {"validity": "any", "cells": "all", "critical_failed": "cost"}  # rewards of runs that lack these keys
 
-    The world's section was below its name; ``trainer.parallel`` had ``sequence_parallel`` = 1.
+
+def _today(tree: dict[str, Any], of_run: bool) -> dict[str, Any]:
+    """``tree`` with old keys renamed, so that old runs can be read. ``of_run``: it was written for a run's folder.
+
+    The world's section was below its name; ``trainer.parallel`` had ``sequence_parallel`` = 1; a run of ``parl``
+    rewards without ``validity`` counted every sub-agent and every cell.
     """
+    match tree:
+        case {"rewards": {"name": "parl", **rewards}} if of_run and "validity" not in rewards:
+            tree = tree | {"rewards": {"name": "parl", **_PLAIN, **rewards}}
     match tree:
         case {"trainer": {"parallel": {"sequence_parallel": 1, **rest}, **trainer}}:
             tree = tree | {"trainer": trainer | {"parallel": rest}}

@@ -41,6 +41,11 @@ def cut_off(text: str) -> bool:
     return begun and not re.search(r"^\.\.\.\s*$", text, re.MULTILINE)
 
 
+def whole_run(text: str) -> bool:
+    """Whether it is :func:`marked`'s output, with every key of its time."""
+    return text.startswith(_HEAD)
+
+
 def words(text: str) -> Any:
     """The same tree with every value as text, for ``text`` that :func:`parse` has read."""
     return yaml.load(text, Loader=yaml.BaseLoader)

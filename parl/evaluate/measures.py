@@ -27,7 +27,7 @@ class Attempt:
     index: int
     ref: str
     status: str
-    score: float | None  # r_perf; None if nothing scores it
+    score: float | None  # of the answer (item-F1), whatever the policy is paid for; None if nothing scores it
     success: float | None
     range: tuple[float, float] = SCORE  # of the score
     spawned: float
@@ -55,7 +55,7 @@ def attempt(outline: Outline) -> Attempt:
         index=episode.index,
         ref=outline.ref,
         status=str(episode.status),
-        score=episode.rewards.get("perf"),
+        score=metrics.get("score"),
         success=float(metrics["success"]) if "success" in metrics else None,
         range=SCORE if episode.score is None else (episode.score.low, episode.score.high),
         spawned=float(metrics["spawned"]),

@@ -63,7 +63,8 @@ class Rescored:
 
 
 _METRICS = (
-    *("item_f1", "row_f1", "success", "critical_steps", "total_steps", "tool_calls", "subagents", "finish_rate"),
+    *("item_f1", "row_f1", "values_f1", "success", "critical_steps", "total_steps", "tool_calls", "subagents"),
+    *("path_tokens", "total_tokens", "makespan_s", "makespan_capped_s", "finish_rate"),
     *("tokens_orchestrator", "tokens_subagent", "useless_spawn"),
 )
 

@@ -12,17 +12,24 @@ replace the official language-model alignment of keys).
 Three differences from the official script, which is exploitable or depends on its CSV reader there. Rows that
 name an entity again are wrong rows (officially they push recall above 1). A row with too many cells is a
 wrong row (officially the table becomes unreadable). Quotes and blank cells are ordinary text (officially 0).
+
+Two scores beside it count fewer cells, by the same formulas: ``values_f1`` those outside of the key columns, and
+``found_f1`` those that do not stand in the question. A key cell stands there if its words do, in a row; another
+column if all its cells do. Names that had to be searched for count. A row that matches no gold row counts as
+wrong with as many cells as the richest gold row has. Where no cell would count, they are the item-F1.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from envs.base import Gold
 
 _FENCE = re.compile(r"```markdown(.*?)```", re.DOTALL)
 _RULE = set("|-: \t\r")
+_WORD = re.compile(r"\w+")
 _MIN_PIPES = 4  # WideSearch: fewer pipes are no table
 
 
@@ -34,6 +41,8 @@ class ItemF1:
     recall: float = 0.0
     f1: float = 0.0
     row_f1: float = 0.0
+    values_f1: float = 0.0
+    found_f1: float = 0.0
     success: bool = False
 
 
@@ -45,7 +54,7 @@ class Table:
     rows: list[list[str] | None]
 
 
-def item_f1(answer: str, gold: Gold) -> ItemF1:
+def item_f1(answer: str, gold: Gold, question: str = "") -> ItemF1:
     """Score ``answer`` against the table of ``gold``; all zeros without a table with the right columns."""
     table = extract_table(answer)
     columns = [_column(name) for name in gold.columns]
@@ -59,8 +68,17 @@ def item_f1(answer: str, gold: Gold) -> ItemF1:
         cells = _cells(row, aliases)
         wanted.setdefault(tuple([cells[i] for i in keys]), cells)
     answered = _distinct([None if row is None else [row[i] for i in order] for row in table.rows], keys)
-    items, full = _matches(answered, wanted, keys, aliases)
-    return _scores(items, full, len(answered), len(wanted), len(columns))
+    pairs = _matches(answered, wanted, keys, aliases)
+    items = sum(a == b for cells, target in pairs for a, b in zip(cells, target, strict=True))
+    full = sum(cells == target for cells, target in pairs)
+    values = [i for i in range(len(columns)) if i not in keys]
+    found = _found(list(wanted.values()), keys, values, question)
+    scores = _scores(items, full, len(answered), len(wanted), len(columns))
+    return replace(
+        scores,
+        values_f1=_part(pairs, len(answered), list(wanted.values()), lambda row: values, scores.f1),
+        found_f1=_part(pairs, len(answered), list(wanted.values()), found, scores.f1),
+    )
 
 
 def extract_table(answer: str) -> Table | None:
@@ -136,9 +154,9 @@ def _matches(
     wanted: dict[tuple[str, ...], list[str]],
     keys: list[int],
     aliases: dict[str, str],
-) -> tuple[int, int]:
-    """(tp_item, tp_row); every gold row is matched at most once, by the first answer row that names it."""
-    items = full = 0
+) -> list[tuple[list[str], list[str]]]:
+    """(answer row, gold row) of those that match; a gold row does at most once, with the first that names it."""
+    pairs: list[tuple[list[str], list[str]]] = []
     used: set[tuple[str, ...]] = set()
     for row in rows:
         if row is None:
@@ -149,10 +167,38 @@ def _matches(
         if target is None or key in used:
             continue
         used.add(key)
-        right = sum([a == b for a, b in zip(cells, target, strict=True)])
-        items += right
-        full += right == len(target)
-    return items, full
+        pairs.append((cells, target))
+    return pairs
+
+
+def _found(
+    gold: list[list[str]], keys: list[int], values: list[int], question: str
+) -> Callable[[list[str]], list[int]]:
+    """The columns of a gold row that do not stand in ``question``."""
+    asked = f" {' '.join(_WORD.findall(question.casefold()))} "
+
+    def stands(cell: str) -> bool:
+        own = " ".join(_WORD.findall(cell))
+        return bool(own) and f" {own} " in asked
+
+    sought = [i for i in values if not all(stands(row[i]) for row in gold)]
+    return lambda row: [i for i in keys if not stands(row[i])] + sought
+
+
+def _part(
+    pairs: list[tuple[list[str], list[str]]],
+    answered: int,
+    gold: list[list[str]],
+    columns: Callable[[list[str]], list[int]],
+    whole: float,
+) -> float:
+    """F1 over the ``columns`` of each gold row; ``whole`` where no cell counts."""
+    counts = [len(columns(row)) for row in gold]
+    if not sum(counts):
+        return whole
+    right = sum(cells[i] == target[i] for cells, target in pairs for i in columns(target))
+    given = sum(len(columns(target)) for _, target in pairs) + (answered - len(pairs)) * max(counts)
+    return _f1(right / given, right / sum(counts)) if given else 0.0
 
 
 def _scores(items: int, full: int, answered: int, wanted: int, width: int) -> ItemF1:

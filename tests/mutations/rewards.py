@@ -10,6 +10,7 @@ base = mutants_of("rewards", "rewards/base.py", REWARD)
 score = mutants_of("rewards", "rewards/score.py", REWARD)
 aggregate = mutants_of("rewards", "rewards/aggregate.py", REWARD)
 group = mutants_of("rewards", "envs/base.py", REWARD)
+valid = mutants_of("rewards", "rewards/valid.py", "tests/rewards/test_valid.py", REWARD)
 costs = mutants_of("rewards", "rollouts/costs.py", "tests/rollouts/test_costs.py")
 budget = mutants_of("rewards", "rollouts/swarm/budget.py", REWARD)
 outcome = mutants_of("rewards", "rewards/outcome/__init__.py", REWARD)
@@ -69,10 +70,27 @@ MUTANTS = [
     ),
     parl(
         "parallel-beyond-the-cap",
-        "min(len(episode.subagents), self.parallel_cap) / self.parallel_cap",
-        "len(episode.subagents) / self.parallel_cap",
+        "min(valid, cap) / self.parallel_cap",
+        "valid / self.parallel_cap",
     ),
-    parl("parallel-counts-the-orchestrator", "min(len(episode.subagents),", "min(len(episode.traces),"),
+    valid("parallel-counts-the-orchestrator", "return len(episode.subagents), sum", "return len(episode.traces), sum"),
+    valid("empty-prompts-count", " and words(one.prompt)]", "]"),
+    valid("unfinished-ones-count", "if one.status is TraceStatus.FINISHED and", "if"),
+    valid("duplicates-count", "tuple(prompt) in asked or known", "known"),
+    valid("what-was-read-counts", "or known or (repeats", "or (repeats"),
+    valid("read-afterwards-is-read", "any(place <= turn and ", "any("),
+    valid("echoes-count", "news.isdisjoint(later[turn])", "False"),
+    valid("nonsense-counts", " and not message.isdisjoint(prompt)", ""),
+    valid("repeated-messages-count", "not about or any(news <= other for other in said)", "not about"),
+    valid("every-error-is-read", " and result.error is None", ""),
+    valid("openparl-without-tools", 'rule == "any" or bool(trace.tool_calls)', "True"),
+    parl("junk-dodges-the-price", 'or (junk and self.critical_failed == "full")', ""),
+    parl("paid-for-the-question", 'self.cells == "found" and FOUND in', "FOUND in"),
+    parl("more-sub-agents-than-parts", "min(self.parallel_cap, parts_of(episode.task))", "self.parallel_cap"),
+    table("keys-are-values", "if i not in keys]", "]"),
+    table("a-word-within-a-word-stands", 'f" {own} " in asked', "own in asked"),
+    table("one-cell-for-a-column", "if not all(stands(row[i])", "if not any(stands(row[i])"),
+    table("padding-costs-the-least", "* max(counts)", "* min(counts)"),
     parl(
         "reference-of-the-parallel-plan",
         "oracle.serial_steps if oracle else",

@@ -7,7 +7,7 @@ import pandas
 import pytest
 
 from envs.base import Gold, Task
-from rewards.outcome import score_answer
+from rewards.outcome import ANSWERS, score_answer
 from rewards.outcome.exact import exact_match, final_answer, normalise_answer
 from rewards.outcome.item_f1 import ItemF1, extract_table, item_f1
 from rewards.outcome.reach import ideal_answer, unreachable
@@ -58,7 +58,8 @@ def official(answer, gold):
 
 
 def test_a_perfect_table_scores_one_whatever_the_order_of_rows_and_columns():
-    assert item_f1(markdown(GOLD.rows), GOLD) == ItemF1(precision=1.0, recall=1.0, f1=1.0, row_f1=1.0, success=True)
+    whole = dict.fromkeys(("precision", "recall", "f1", "row_f1", "values_f1", "found_f1"), 1.0)
+    assert item_f1(markdown(GOLD.rows), GOLD) == ItemF1(**whole, success=True)
     shuffled = [(city.upper(), f" {name.lower()}  ", year) for name, year, city in reversed(GOLD.rows)]
     assert item_f1(markdown(shuffled, ("CITY", "name", "FoundedIn")), GOLD).success
 
@@ -174,7 +175,7 @@ def test_score_answer_picks_the_rule_by_the_kind_of_gold():
     table = score_answer(task(GOLD), markdown(GOLD.rows[:2]))
     assert table.value == table.parts["item_f1"] == pytest.approx(2 / 3)
     exact = score_answer(task(Gold(kind="exact", answers=("a b",))), "A b")
-    assert (exact.value, exact.success, exact.parts) == (1.0, True, {"item_f1": 1.0, "row_f1": 1.0})
+    assert (exact.value, exact.success, exact.parts) == (1.0, True, dict.fromkeys(ANSWERS, 1.0))
     with pytest.raises(ValueError, match="gold of kind 'poem' is not scored"):
         score_answer(task(Gold(kind="poem")), "")
 
@@ -217,3 +218,58 @@ def test_gold_that_no_answer_reaches_is_named_by_its_field(gold: Gold, field: st
 
 def task_of(gold: Gold) -> Task:
     return Task(key="k", family="user", split="test", prompt="q", gold=gold)
+
+
+MASSES = Gold(
+    kind="table",
+    columns=("name", "mass", "color"),
+    rows=(("Ann", "1", "red"), ("Bob", "2", "red"), ("Cleo", "3", "blue")),
+)
+
+
+def found(rows, question):
+    score = item_f1(markdown(rows, MASSES.columns), MASSES, question)
+    return score.found_f1, score.values_f1
+
+
+def test_cells_of_the_question_earn_nothing_and_names_that_were_searched_do():
+    asked, listed = "Give mass and color of Ann, Bob and Cleo.", "Give mass and color of all in the club."
+    blank = [(name, "", "") for name, _, _ in MASSES.rows]
+    assert found(blank, asked) == (0.0, 0.0)
+    assert found(blank, listed) == (pytest.approx(1 / 3), 0.0)
+    assert found(MASSES.rows, asked) == found(MASSES.rows, listed) == (1.0, 1.0)
+    assert found([("Ann", "1", "blue")], asked)[0] == pytest.approx(2 * (1 / 2) * (1 / 6) / (1 / 2 + 1 / 6))
+
+
+def test_a_name_counts_where_only_another_row_is_named_in_the_question():
+    blank = [(name, "", "") for name, _, _ in MASSES.rows]
+    # Cleo's name counts; six values are wrong: 1 of 7 cells
+    assert found(blank, "Ann, Bob and who else?")[0] == pytest.approx(1 / 7)
+    assert found(blank, "Annabel, Bobby and who else?")[0] == pytest.approx(1 / 3)  # whole words alone
+
+
+def test_a_column_counts_unless_the_question_holds_all_of_it():
+    colors = [("Ann", "", "red"), ("Bob", "", "red"), ("Cleo", "", "blue")]
+    assert found(colors, "Ann, Bob, Cleo: mass? They are red or blue.")[0] == 0.0
+    assert found(colors, "Ann, Bob, Cleo: mass? Some are red.")[0] == pytest.approx(0.5)
+
+
+def test_rows_of_nonsense_cost_as_much_as_a_whole_row():
+    asked = "Give mass and color of Ann, Bob and Cleo."
+    padded = [*MASSES.rows, ("Dan", "4", "red"), ("Eve", "5", "red"), ("Fay", "6", "red")]
+    assert found(padded, asked) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+
+
+def test_where_no_cell_would_count_the_item_f1_does():
+    names = Gold(kind="table", columns=("name",), rows=(("Ann",), ("Bob",)))
+    score = item_f1("| name |\n| --- |\n| Ann |\n| x |", names, "Which of Ann and Bob?")
+    assert score.values_f1 == score.found_f1 == score.f1 == 0.5
+
+
+def test_the_official_score_does_not_depend_on_the_question():
+    rows = [("Ann", "1", ""), ("Bob", "", "red")]
+    plain, asked = (
+        item_f1(markdown(rows, MASSES.columns), MASSES),
+        item_f1(markdown(rows, MASSES.columns), MASSES, "Ann"),
+    )
+    assert (plain.f1, plain.row_f1, plain.success) == (asked.f1, asked.row_f1, asked.success)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from envs.base import ErrorKind, Gold, Oracle, Role, Task, TaskGroup, ToolCall, ToolResult
+from envs.base import ErrorKind, Gold, Oracle, Role, Score, Task, TaskGroup, ToolCall, ToolResult
 from envs.world.groups import GROUPS
 from rewards.aggregate import aggregate, duplicate_rate, evaluation_table
 from rewards.base import Reward
 from rewards.group import note_groups
-from rewards.parl_reward import SHORTEST, Parl, annealed, critical_share
+from rewards.parl_reward import SHORTEST, Parl, annealed
 from rewards.score import score_episode
 from rollouts.config import BudgetConfig
 from rollouts.costs import LatencyModel
@@ -38,21 +38,24 @@ def make_task(family="wide", width=4, oracle=ORACLE, key="k"):
 
 
 def make_episode(task=None, finished=(), turns=2, answer="yes", status=EpisodeStatus.ANSWERED, budget=0, index=0):
-    """Sub-agents take one turn each and start in the first turn; ``finished``: which returned a message."""
+    """Sub-agents take one turn with one call each and start in the first turn; ``finished``: which returned news."""
     spawned = [f"0/{i}" for i in range(len(finished))]
     root = [Turn(start=i, end=i + 1) for i in range(turns)]
     if spawned:
         root[0].spawned = spawned
     traces = [Trace(agent_id="0", role=Role.ORCHESTRATOR, turns=root, mask=[False, True, True], trainable=True)]
     for agent_id, done in zip(spawned, finished, strict=True):
+        calls = [ToolCall(id="functions.look:0", name="look", arguments={})]
         traces.append(
             Trace(
                 agent_id=agent_id,
                 role=Role.SUBAGENT,
                 parent="0",
                 parent_turn=0,
+                prompt=f"mass of {agent_id}",
+                message=f"mass {agent_id} kg{agent_id[2:]}" if done else "",
                 status=TraceStatus.FINISHED if done else TraceStatus.OVER_BUDGET,
-                turns=[Turn(start=0, end=1)],
+                turns=[Turn(start=0, end=1, calls=calls)],
                 mask=[True],
             )
         )
@@ -78,10 +81,46 @@ def parts_of(*args, **kwargs):
 
 
 def test_parts_by_hand():
-    # 3 critical steps (2 turns + 1) of 8; 2 sub-agents of 4; one of two finished
+    # 3 critical steps (2 turns + 1) of 8; 2 sub-agents of 4, of which one returned news
     parts = parts_of(finished=[True, False])
-    assert parts == {"perf": 1.0, "parallel": 0.5, "finish": 0.5, "critical": 3 / 8, "total": parts["total"]}
-    assert parts["total"] == pytest.approx(1 + 0.15 + 0.05 - 0.09375)
+    assert parts == {"perf": 1.0, "parallel": 0.25, "finish": 0.5, "critical": 3 / 8, "total": parts["total"]}
+    assert parts["total"] == pytest.approx(1 + 0.075 + 0.05 - 0.09375)
+
+
+def test_counting_all_subagents_is_the_reports_plain_form():
+    episode = make_episode(finished=[True, False])
+    assert Parl(parallel_cap=4, validity="any").parts(episode, None)["parallel"] == 0.5
+
+
+def test_subagents_beyond_the_parts_of_a_task_are_not_paid():
+    episode = make_episode(make_task(width=2), finished=[True] * 4)
+    assert PARL.parts(episode, None)["parallel"] == 0.5
+    unknown = make_episode(make_task(width=1, oracle=None), finished=[True] * 4)
+    assert PARL.parts(unknown, None)["parallel"] == 1.0
+
+
+def test_a_wrong_answer_pays_as_much_as_none():
+    wrong = scored(turns=1, answer="no")
+    assert (wrong.rewards["critical"], wrong.rewards["total"]) == (2.0, -0.5)
+    assert Parl(critical_failed="cost").parts(wrong, Score(value=0.0))["critical"] == 1 / 8
+    assert PARL.parts(wrong, Score(value=-1.0, low=-1.0))["critical"] == 2.0
+    assert PARL.parts(wrong, Score(value=-0.5, low=-1.0))["critical"] == 1 / 8
+    assert PARL.parts(wrong, None)["critical"] == 1 / 8  # nothing scores it
+
+
+def test_a_table_is_paid_for_what_is_not_in_the_question_and_reported_as_a_whole():
+    gold = Gold(kind="table", columns=("name", "mass"), rows=(("Ann", "1"), ("Bob", "2")))
+    task = replace(make_task(), gold=gold, prompt="Give the mass of Ann and Bob.")
+    names, half = (
+        make_episode(task, answer=f"| name | mass |\n| Ann | {a} |\n| Bob | {b} |") for a, b in ((9, 9), (1, 9))
+    )
+    for episode in (names, half):
+        score_episode(episode, PARL, WEIGHTS)
+    assert (names.rewards["perf"], names.metrics["item_f1"], names.metrics["score"]) == (0.0, 0.5, 0.5)
+    assert names.rewards["critical"] == 2.0
+    assert (half.rewards["perf"], half.metrics["item_f1"], half.metrics["row_f1"]) == (0.5, 0.75, 0.5)
+    score_episode(half, Parl(cells="all"), WEIGHTS)
+    assert half.rewards["perf"] == 0.75
 
 
 def test_parallel_saturates_at_the_cap():
@@ -204,6 +243,11 @@ def test_without_an_oracle_the_critical_budget_is_what_one_agent_may_take_alone(
     assert critical_budget(make_task(), BudgetConfig(critical_steps=9)) == 16
 
 
+def critical_of(episode):
+    """Its part for the steps that it took, also of a wrong answer."""
+    return Parl(critical_failed="cost").parts(episode, None)["critical"]
+
+
 def test_without_an_oracle_critical_steps_are_compared_with_the_groups_shortest_success():
     free = make_task(oracle=None)
     quick, slow, wrong = (
@@ -217,8 +261,7 @@ def test_without_an_oracle_critical_steps_are_compared_with_the_groups_shortest_
         episode.critical_budget = 12
     note_groups([quick, slow, wrong, lost, known], PARL)
     assert SHORTEST not in known.metrics
-    assert [critical_share(one) for one in (quick, slow, wrong)] == [1.0, 1.5, 0.5]
-    assert critical_share(slow, group=False) == 0.5
+    assert [critical_of(one) for one in (quick, slow, wrong)] == [1.0, 1.5, 0.5]
     score_episode(slow, Parl(critical_reference="budget"), WEIGHTS)
     assert slow.rewards["critical"] == 0.5
     score_episode(slow, PARL, WEIGHTS)  # alone, from what was noted
@@ -229,7 +272,7 @@ def test_without_a_success_in_the_group_the_budget_stays_the_reference():
     wrong = make_episode(make_task(oracle=None), turns=3, answer="no")
     wrong.critical_budget = 12
     note_groups([wrong], PARL)
-    assert SHORTEST not in wrong.metrics and critical_share(wrong) == 0.25
+    assert SHORTEST not in wrong.metrics and critical_of(wrong) == 0.25
 
 
 def test_scoring_fills_rewards_and_metrics_and_may_be_repeated():
@@ -238,20 +281,23 @@ def test_scoring_fills_rewards_and_metrics_and_may_be_repeated():
     for _ in range(2):
         score_episode(episode, PARL, WEIGHTS)
     assert episode.rewards == pytest.approx(
-        {"perf": 1.0, "parallel": 0.5, "finish": 0.5, "critical": 0.375, "total": 1.10625}
+        {"perf": 1.0, "parallel": 0.25, "finish": 0.5, "critical": 0.375, "total": 1.03125}
     )
     assert episode.metrics == {
         "note": "kept",
         "item_f1": 1.0,
         "row_f1": 1.0,
+        "values_f1": 1.0,
+        "found_f1": 1.0,
+        "score": 1.0,
         "success": 1,
         "critical_steps": 3,
         "total_steps": 4,
         "path_tokens": 3,
         "total_tokens": 4,
-        "makespan_s": pytest.approx(3 * 0.016),
-        "makespan_capped_s": pytest.approx(3 * 0.016),
-        "tool_calls": 0,
+        "makespan_s": pytest.approx(1 + 3 * 0.016),
+        "makespan_capped_s": pytest.approx(1 + 3 * 0.016),
+        "tool_calls": 2,
         "subagents": 2,
         "spawned": 1,
         "finish_rate": 0.5,
@@ -314,10 +360,10 @@ def test_aggregate_by_hand():
     assert metrics["episodes/answered"] == 4 and metrics["episodes/failed"] == 1
     assert metrics["episodes/malformed"] == metrics["episodes/over_budget"] == 0
     assert metrics["reward/perf"] == pytest.approx(3 / 4)
-    assert metrics["reward/parallel"] == pytest.approx((0.5 + 0.25) / 4)
+    assert metrics["reward/parallel"] == pytest.approx((0.25 + 0.25) / 4)
     assert metrics["reward/finish"] == pytest.approx((0.5 + 1) / 4)
-    assert metrics["reward/critical"] == pytest.approx((3 / 8 + 7 / 8 + 1 + 5 / 4) / 4)
-    assert metrics["reward/total"] == pytest.approx(0.75 + 0.3 * 0.1875 + 0.1 * 0.375 - 0.25 * 0.875)
+    assert metrics["reward/critical"] == pytest.approx((3 / 8 + 2 + 1 + 5 / 4) / 4)
+    assert metrics["reward/total"] == pytest.approx(0.75 + 0.3 * 0.125 + 0.1 * 0.375 - 0.25 * 1.15625)
     assert metrics["steps/critical"] == pytest.approx(19 / 4)
     assert metrics["steps/critical_p50"] == pytest.approx(4.5)
     assert metrics["steps/critical_p95"] == pytest.approx(6.7)
@@ -339,9 +385,9 @@ def test_weighted_parts_add_up_to_the_total():
     assert weighted == pytest.approx(
         {
             "perf": 2 / 3,
-            "parallel": 0.3 * 0.5 / 3,
+            "parallel": 0.3 * 0.25 / 3,
             "finish": 0.1 * 0.5 / 3,
-            "critical": -0.25 * (3 / 8 + 7 / 8 + 1) / 3,
+            "critical": -0.25 * (3 / 8 + 2 + 1) / 3,
         }
     )
     assert sum(weighted.values()) == pytest.approx(metrics["reward/total"])
@@ -413,13 +459,15 @@ def test_the_evaluation_table_groups_by_family_and_width():
     assert list(table) == ["wide", "wide_12", "list", "swap", "chain", "single_fact", "all"]
     assert table["wide"] == {
         "item_f1": 0.5,
+        "row_f1": 0.5,
+        "values_f1": 0.5,
         "success": 0.5,
         "critical_steps": 4.0,
         "total_steps": 4.5,
         "path_tokens": 4.0,
         "total_tokens": 4.5,
-        "makespan_s": pytest.approx(4 * 0.016),
-        "makespan_capped_s": pytest.approx(4 * 0.016),
+        "makespan_s": pytest.approx(0.5 + 4 * 0.016),
+        "makespan_capped_s": pytest.approx(0.5 + 4 * 0.016),
         "subagents": 1.0,
         "spawn_rate": 0.5,
         "finish_rate": 1.0,
@@ -450,7 +498,7 @@ def test_rewards_import_without_torch():
 
 @pytest.mark.parametrize("unit", ["tokens", "seconds"])
 def test_tokens_and_seconds_are_compared_with_the_groups_cheapest_success(unit):
-    reward = Parl(critical=unit, latency=LatencyModel(decode_s=1.0, prefill_s=0.0))
+    reward = Parl(critical=unit, latency=LatencyModel(decode_s=1.0, prefill_s=0.0, tool_s=0.0))
     cheap, dear = make_episode(turns=2, finished=[True]), make_episode(turns=6)
     wrong, lost = make_episode(turns=1, answer="no"), make_episode(turns=9, status=EpisodeStatus.OVER_BUDGET)
     note_groups([cheap, dear, wrong, lost], reward)
@@ -463,7 +511,7 @@ def test_tokens_and_seconds_are_compared_with_the_groups_cheapest_success(unit):
 
 def test_where_no_episode_solved_the_task_tokens_are_compared_with_a_budget_or_the_dearest_episode():
     wrong, longer = make_episode(turns=2, answer="no"), make_episode(turns=4, answer="no")
-    plain, budget = Parl(critical="tokens"), Parl(critical="tokens", critical_budget=8)
+    plain, budget = Parl(critical="tokens"), Parl(critical="tokens", critical_budget=8)  # nothing scores them below
     note_groups([wrong, longer], plain)
     assert (plain.parts(wrong, None)["critical"], plain.parts(longer, None)["critical"]) == (0.5, 1.0)
     assert budget.parts(wrong, None)["critical"] == 0.25

@@ -187,3 +187,14 @@ def test_a_section_replaced_as_a_whole_is_that_of_the_name_in_it(write) -> None:
     assert not hasattr(load_config(path, ["objective={name: cispo}"]).objective, "tau")
     assert load_config(write("objective: {name: cispo}"), ["objective={}"]).objective == Config().objective
     assert 'objective.name = "cizpo"' in _message(write(text), "objective={name: cizpo}")
+
+
+def test_a_run_from_before_the_guards_of_rewards_is_read_as_it_was_paid(write):
+    whole = to_yaml(load_config(write("")), marked=True)
+    guards = ("validity", "cells", "critical_failed")
+    old = "\n".join(line for line in whole.splitlines() if line.split(":")[0].strip() not in guards)
+    of = lambda rewards: tuple(getattr(rewards, name) for name in guards)  # noqa: E731
+    assert of(load_config(write(old)).rewards) == ("any", "all", "cost")
+    assert of(load_config(write(old), ["rewards.validity=news"]).rewards) == ("news", "all", "cost")
+    assert of(load_config(write(whole)).rewards) == of(load_config(write("rewards: {anneal: 1}")).rewards)
+    assert of(load_config(write(whole)).rewards) == ("news", "found", "full")
