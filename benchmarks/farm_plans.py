@@ -35,8 +35,8 @@ BUDGET = BudgetConfig(
     direct_calls=1000, turn_tokens=10**6, total_tokens=10**9, orchestrator_steps=200, critical_factor=2
 )
 
-Kind = Literal["create", "search", "find", "open", "assign", "refused"]
-Move = tuple[Kind, str]  # what is done, and the name or the prompt that it is about
+# What is done (create, search, find, open, assign, or refused: assign to nobody), and the name or prompt
+Move = tuple[str, str]
 Answer = Literal["known", "blank", "guess", "junk", "header", "names", "none"]
 
 

@@ -70,7 +70,7 @@ MUTANTS = [
         "turns = [turn for trace in episode.traces for turn in trace.turns]",
         "turns = list(episode.orchestrator.turns)",
     ),
-    measures("score-with-penalty", 'score=episode.rewards.get("perf")', 'score=episode.rewards.get("total")'),
+    measures("score-with-penalty", 'score=metrics.get("score")', 'score=episode.rewards.get("total")'),
     measures("attempts-are-the-most", "return min((len(tries) for tries", "return max((len(tries) for tries"),
     measures("failed-tries-count-last", "if key not in found or not outline.episode.void:", "if True:"),
     measures("first-tries-count", "if key not in found or not outline.episode.void:", "if key not in found:"),

@@ -38,18 +38,18 @@ MUTANTS = [
     parl("no-cheapest", "reference = solved or self.critical_budget", "reference = self.critical_budget"),
     parl(
         "unanswered-pays-its-steps",
-        "CRITICAL_MAX) if episode.status is EpisodeStatus.ANSWERED else CRITICAL_MAX",
-        "CRITICAL_MAX)",
+        "episode.status is not EpisodeStatus.ANSWERED or (junk",
+        "(junk",
     ),
     parl(
         "unanswered-pays-nothing",
-        "CRITICAL_MAX) if episode.status is EpisodeStatus.ANSWERED else CRITICAL_MAX",
-        "CRITICAL_MAX) if episode.status is EpisodeStatus.ANSWERED else 0.0",
+        "return CRITICAL_MAX if wasted",
+        "return 0.0 if wasted",
     ),
     parl(
         "critical-is-not-cut",
-        "min(cost / reference, CRITICAL_MAX) if",
-        "cost / reference if",
+        "else min(cost / reference, CRITICAL_MAX)",
+        "else cost / reference",
     ),
     parl("critical-sign", 'parts.get("perf", 0.0) + bonus - weights', 'parts.get("perf", 0.0) + bonus + weights'),
     parl(
@@ -131,7 +131,7 @@ MUTANTS = [
         "spawned and oracle is not None and oracle.width >= 0",
     ),
     score("forgets-other-metrics", "        **episode.metrics,\n", ""),
-    score("parts-without-a-prefix", "return part if part in _ANSWERS else PARTS + part", "return part"),
+    score("parts-without-a-prefix", "return part if part in ANSWERS else PARTS + part", "return part"),
     score("unweighted-total", "reward.total(parts, weights)", "reward.total(parts, reward.held_out())"),
     score("parts-that-are-no-numbers", "or not math.isfinite(", "or math.isinf("),
     parl("weighted-critical-sign", '-weight if name == "critical" else weight', "weight"),
@@ -220,5 +220,7 @@ MUTANTS = [
         "fence = next(iter(list(_FENCE.finditer(answer))[::-1]), None)",
     ),
     table("aliases-are-ignored", "[aliases.get(cell, cell) for cell in cells] if aliases else cells", "cells"),
-    table("a-right-row-needs-its-key-alone", "full += right == len(target)", "full += right > 0"),
+    table(
+        "a-right-row-needs-its-key-alone", "full = sum(cells == target for cells, target in pairs)", "full = len(pairs)"
+    ),
 ]
