@@ -16,6 +16,7 @@ from parl.cli import env as cli_env
 from parl.cli import episodes as cli_episodes
 from parl.cli import models as cli_models
 from parl.cli import policies as cli_policies
+from parl.cli import sweep as cli_sweep
 from parl.cli.episodes import AsJson, Family, Kind, Step, StoreArg
 from parl.cli.errors import reported, written_to
 from parl.cli.policies import ConfigArg, ModelArg, ModelName, Overrides, PolicyNames, SingleAgent
@@ -39,6 +40,7 @@ app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_models.app, name="model")
 app.add_typer(cli_cluster.app, name="cluster")
 app.add_typer(cli_policies.app)
+app.add_typer(cli_sweep.app)
 
 FromScratch = Annotated[bool, typer.Option("--from-scratch", help="Ignore caches and shipped weights.")]
 

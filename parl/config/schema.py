@@ -346,9 +346,9 @@ class ConfigFields(_Section):
         if wrong := [name for name, given in bad.items() if given]:
             raise ValueError(f"{wrong[0]} conflicts with trainer.staleness={self.trainer.staleness}: leave one out")
 
-    def in_folder(self, folder: Path) -> Self:
-        """The same for a run that is now in ``folder``."""
-        root = self.root if (self.root / "cold_start").is_dir() else folder.parent
+    def in_folder(self, folder: Path, *, keep_root: bool = False) -> Self:
+        """The same for a run that is now in ``folder``; ``keep_root``: cold starts stay below ``root``."""
+        root = self.root if keep_root or (self.root / "cold_start").is_dir() else folder.parent
         moved = self.model_copy(update={"root": root})
         moved._folder = None if moved.run_dir == folder else folder
         return moved

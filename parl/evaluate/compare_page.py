@@ -69,8 +69,8 @@ def _card(title: str, svg: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _scatter(rows: Sequence[dict[str, Any]], name: str) -> str:
-    x_at, x_ticks = _axis([row[name] for row in rows], _LEFT, _WIDTH - _RIGHT, zero=True)
-    y_at, y_ticks = _axis([row["score"] for row in rows], _HEIGHT - _BOTTOM, _TOP)
+    x_at, x_ticks = axis([row[name] for row in rows], _LEFT, _WIDTH - _RIGHT, zero=True)
+    y_at, y_ticks = axis([row["score"] for row in rows], _HEIGHT - _BOTTOM, _TOP)
     bottom = _HEIGHT - _BOTTOM
     parts = [
         f'<line x1="{x_at(x):.1f}" x2="{x_at(x):.1f}" y1="{_TOP}" y2="{bottom}" stroke="var(--grid)"/>'
@@ -88,7 +88,7 @@ def _scatter(rows: Sequence[dict[str, Any]], name: str) -> str:
         score, cost, color = row["score"], row[name], f"var(--c{number % _COLORS})"
         x, y = x_at(cost.value), y_at(score.value)
         text = f"{row['policy']}: score {shown(score)}, {name.replace('_', ' ')} {shown(cost, 1)}"
-        ends = [f"{at(end):.1f}" for at, i in ((x_at, cost), (y_at, score)) for end in _finite(i)]
+        ends = [f"{at(end):.1f}" for at, i in ((x_at, cost), (y_at, score)) for end in finite(i)]
         parts.append(
             f'<g stroke="{color}" stroke-width="2"><title>{escape(text)}</title>'
             f'<line x1="{ends[0]}" x2="{ends[1]}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -115,7 +115,7 @@ def _forest(pair: dict[str, Any]) -> str:
         return ""
     height = _ROW * len(groups) + 34
     intervals = [row["score"]["difference"] for row in groups.values()]
-    at, ticks = _axis([*intervals, Interval(0, 0, 0)], _NAMES, _WIDTH * 2 - _RIGHT)
+    at, ticks = axis([*intervals, Interval(0, 0, 0)], _NAMES, _WIDTH * 2 - _RIGHT)
     bottom = height - 28
     parts = [
         f'<line x1="{at(x):.1f}" x2="{at(x):.1f}" y1="4" y2="{bottom}" stroke="var(--{"soft" if x == 0 else "grid"})"/>'
@@ -125,7 +125,7 @@ def _forest(pair: dict[str, Any]) -> str:
     colors = {"better": "var(--trained)", "worse": "var(--bad)", "-": "var(--soft)"}
     for number, (name, interval) in enumerate(zip(groups, intervals, strict=True)):
         y, color = 4 + _ROW * (number + 0.5), colors[verdict(interval, better=1)]
-        low, high = _finite(interval)
+        low, high = finite(interval)
         parts.append(
             f'<text class="lane" x="0" y="{y + 4:.1f}">{escape(name.replace("_", " "))}</text>'
             f'<g stroke="{color}" stroke-width="2"><title>{escape(name)}: {shown(interval)}</title>'
@@ -171,17 +171,17 @@ def _changes(pair: dict[str, Any], kind: str) -> str:
     return f"<h3>{kind.capitalize()}: {len(rows)}</h3>{table}"
 
 
-def _finite(interval: Interval) -> tuple[float, float]:
+def finite(interval: Interval) -> tuple[float, float]:
     """The ends; the value itself if one is not finite (a single task)."""
     low, high = (end if abs(end) < float("inf") else interval.value for end in (interval.low, interval.high))
     return low, high
 
 
-def _axis(
+def axis(
     intervals: Sequence[Interval], start: float, end: float, *, zero: bool = False
 ) -> tuple[Callable[[float], float], list[float]]:
-    """(value -> position between ``start`` and ``end``, tick values)."""
-    ends = [end for interval in intervals for end in _finite(interval)] + ([0.0] if zero else [])
+    """(value -> position between ``start`` and ``end``, tick values) for a plot of ``intervals``."""
+    ends = [end for interval in intervals for end in finite(interval)] + ([0.0] if zero else [])
     low, high = min(ends), max(ends)
     span = (high - low) or max(abs(high), 1.0)
     power = 10.0 ** math.floor(math.log10(span / 4))

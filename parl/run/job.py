@@ -22,8 +22,13 @@ from parl.track.progress import Progress
 from parl.track.sinks import check_sinks
 
 
-def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False) -> Path:
-    """Run ``parl train``; returns the run's folder. Raises UserError for mistakes with a fix."""
+def run_training(
+    config: Config, *, resume: bool = False, from_scratch: bool = False, evaluated: bool = True
+) -> Path:
+    """Run ``parl train``; returns the run's folder. Raises UserError for mistakes with a fix.
+
+    ``evaluated=False``: only train, without evaluation, summary and report.
+    """
     began = time.monotonic()
     use(config.cluster, data_paths(config.envs.config))
     tasks = check_tasks(config)
@@ -32,11 +37,11 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
     check_servers(config.rollouts.http)
     with claimed(config, resume=resume) as run_dir:
         began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
-        _run(config, tasks, run_dir, began, from_scratch)
+        _run(config, tasks, run_dir, began, from_scratch, evaluated)
     return run_dir
 
 
-def _run(config: Config, tasks: Tasks, run_dir: Path, began: float, from_scratch: bool) -> None:
+def _run(config: Config, tasks: Tasks, run_dir: Path, began: float, from_scratch: bool, evaluated: bool) -> None:
     with PeakMemory() as memory, local_ray():
         check = free_running(config)
         cold = shown_start(config.name, partial(starting_policy, config, from_scratch=from_scratch, check=check))
@@ -46,6 +51,8 @@ def _run(config: Config, tasks: Tasks, run_dir: Path, began: float, from_scratch
         }
         if config.baseline:
             policies["single_agent"] = (_train(single_agent(config), run_dir / "single_agent", cold), False)
+        if not evaluated:
+            return
         with Progress(len(policies), "held-out evaluation") as progress:
             summary = evaluate_policies(
                 config, run_dir, policies, tasks, cold=cold, began=began, memory=memory, progress=progress

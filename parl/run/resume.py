@@ -38,6 +38,23 @@ FREE = (
 _STEPS = "trainer.steps"
 
 
+def changes(run_dir: Path, text: str) -> dict[str, str]:
+    """By dotted key, how the configuration in ``text`` differs from that of the run in ``run_dir``."""
+    earlier, given = (yaml.safe_load(one) for one in (to_yaml(run_config(run_dir)), text))
+    before, now = dict(leaves(earlier)), dict(leaves(given))
+    return {
+        key: f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}"
+        for key in before | now
+        if before.get(key) != now.get(key)
+    }
+
+
+def other_run(said: dict[str, str], *, longer: bool = False) -> list[str]:
+    """Those of :func:`changes` that make another run; with ``longer`` its number of steps does not."""
+    free = (*ROUNDING, *FREE, *([_STEPS] if longer else []))
+    return [text for key, text in said.items() if not _within(key, free)]
+
+
 def continue_run(run_dir: Path, config: Config) -> None:
     """Check that ``config`` may continue the run in ``run_dir``, which is locked, and write the changes.
 
@@ -45,23 +62,20 @@ def continue_run(run_dir: Path, config: Config) -> None:
     longer.
     """
     earlier = run_config(run_dir)
-    before, now = (dict(leaves(yaml.safe_load(to_yaml(one)))) for one in (earlier, config))
-    changed = [key for key in before | now if before.get(key) != now.get(key)]
-    said = {key: f"{key} was {_shown(before.get(key))} and is {_shown(now.get(key))}" for key in changed}
-    other = [said[key] for key in changed if key != _STEPS and not _within(key, (*ROUNDING, *FREE))]
-    if other:
+    said = changes(run_dir, to_yaml(config))
+    if other := other_run(said, longer=True):
         free = ", ".join((*ROUNDING, *FREE))
         raise UserError(
             f"{run_dir} is another run: {'; '.join(other)}. Resume it with what it was, or start another with another"
             f" name=; free to change are {free}, and {_STEPS} may grow"
         )
-    if _STEPS in changed:
+    if _STEPS in said:
         old, new, final_lr = earlier.trainer.steps, config.trainer.steps, config.optimizer.final_lr
         _lengthen(run_dir, old, new, said[_STEPS], partial(_schedules, config.rewards, final_lr))
-    for key in changed:
+    for key in said:
         if _within(key, ROUNDING):
             echo(f"{said[key]} now: equal to rounding, not to the bit")
-    if changed:
+    if said:
         write_text(run_dir / "config.yaml", to_yaml(config, marked=True))
 
 

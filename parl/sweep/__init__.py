@@ -1,0 +1,1 @@
+"""Sweeps: grids of runs over seeds and variants, and what they show together."""
