@@ -18,6 +18,7 @@ from parl.sweep.estimate import Clock
 from parl.sweep.show import Show
 from parl.sweep.state import Folder, Order
 
+COMMAND = (sys.executable, "-m", "parl", "sweep-cell")  # with an order's file
 _POLL_S = 0.3
 _END_S = 90.0  # for a run's orderly end
 _TRACEBACK = "Traceback (most recent call last):"
@@ -60,7 +61,7 @@ class Processes:
     def _start(self, order: Order) -> Running:
         spec, log = self._folder.tell(order), self._folder.log(order.id)
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "parl", "sweep-cell", str(spec)]
+        command = [*COMMAND, str(spec)]
         with log.open("ab") as out:
             out.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} {order.id}\n".encode())
             out.flush()
