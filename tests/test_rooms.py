@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("model", "envs", "rollouts", "rewards", "parl")
-ROOMS, FILES = 14, 12
+ROOMS, FILES = 15, 12
 # Cycles still to be removed; a removed cycle must be deleted here too.
 LEFT: dict[frozenset[str], str] = {}
 Graph = Mapping[str, set[str]]

@@ -33,7 +33,7 @@ from parl.machine.cluster import local_ray
 from parl.run.checkpoints import complete, newest_state
 from parl.run.job import run_training
 from parl.sweep.file import TRAINED
-from parl.sweep.measure import mean_of, records
+from parl.sweep.results.measure import mean_of, records
 from parl.sweep.state import Folder, Order, Outcome
 
 _LOOK_S = 2.0

@@ -12,9 +12,9 @@ from parl.shown.terminal import echo
 from parl.sweep.cells import COLD, Cell, cells, cold_starts, differences, folder_of, trials
 from parl.sweep.estimate import Clock, from_earlier
 from parl.sweep.file import Overrides, Sweep, read_sweep
-from parl.sweep.page import keep_results, write_results
 from parl.sweep.processes import Processes
-from parl.sweep.result import aggregate, load_done
+from parl.sweep.results.aggregate import aggregate, load_done
+from parl.sweep.results.page import keep_results, write_results
 from parl.sweep.show import Show
 from parl.sweep.state import Folder, Order, changed, refuse
 from parl.track.progress import clock

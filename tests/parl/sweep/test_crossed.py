@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from parl.evaluate.statistics import Bootstrap
-from parl.sweep.crossed import Crossed
+from parl.sweep.results.crossed import Crossed
 
 ROUNDS = 300
 SLACK = 3 * math.sqrt(0.95 * 0.05 / ROUNDS)

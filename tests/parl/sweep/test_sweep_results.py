@@ -14,9 +14,9 @@ from parl.config.load import to_yaml
 from parl.errors import UserError
 from parl.sweep.cells import cells
 from parl.sweep.file import read_sweep
-from parl.sweep.measure import Record, mean_of
-from parl.sweep.page import keep_results, markdown, write_results
-from parl.sweep.result import Done, aggregate, task_keys
+from parl.sweep.results.aggregate import Done, aggregate, task_keys
+from parl.sweep.results.measure import Record, mean_of
+from parl.sweep.results.page import keep_results, markdown, write_results
 from parl.sweep.state import Outcome
 
 TEXT = """name: mine

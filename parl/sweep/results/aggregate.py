@@ -18,9 +18,9 @@ from parl.episodes.groups import task_groups
 from parl.errors import UserError
 from parl.evaluate.measures import plain
 from parl.sweep.cells import Cell
-from parl.sweep.crossed import Crossed
 from parl.sweep.file import TRAINED, Sweep
-from parl.sweep.measure import COLUMNS, COSTS, SHARES, Record, column, records
+from parl.sweep.results.crossed import Crossed
+from parl.sweep.results.measure import COLUMNS, COSTS, SHARES, Record, column, records
 from parl.sweep.state import Outcome, as_row
 from parl.track.tracker import train_rows
 

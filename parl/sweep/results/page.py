@@ -15,8 +15,8 @@ from typing import Any
 from model.files import write_text
 from parl import __version__
 from parl.evaluate.measures import shown
-from parl.sweep.figures import bars, curves, interval_of
-from parl.sweep.measure import COLUMNS
+from parl.sweep.results.figures import bars, curves, interval_of
+from parl.sweep.results.measure import COLUMNS
 from parl.track.progress import clock
 
 RESULTS, TABLE, PAGE, FIGURES = "results.json", "table.md", "index.html", "figures"
