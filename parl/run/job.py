@@ -22,9 +22,7 @@ from parl.track.progress import Progress
 from parl.track.sinks import check_sinks
 
 
-def run_training(
-    config: Config, *, resume: bool = False, from_scratch: bool = False, evaluated: bool = True
-) -> Path:
+def run_training(config: Config, *, resume: bool = False, from_scratch: bool = False, evaluated: bool = True) -> Path:
     """Run ``parl train``; returns the run's folder. Raises UserError for mistakes with a fix.
 
     ``evaluated=False``: only train, without evaluation, summary and report.
