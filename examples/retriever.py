@@ -1,9 +1,8 @@
 """A retriever of your own, and questions for it. In this file's folder:
 
-python retriever.py & parl train retrieve.yaml
+uvicorn retriever:app --port 8765 & parl train retrieve.yaml
 """
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -29,5 +28,4 @@ def tasks(split: str):
         yield {"prompt": f"In which year was Bridge {n} opened?", "answer": str(1800 + 3 * n)}
 
 
-if __name__ == "__main__":
-    uvicorn.run(Starlette(routes=[Route("/retrieve", retrieve, methods=["POST"])]), port=8765)
+app = Starlette(routes=[Route("/retrieve", retrieve, methods=["POST"])])

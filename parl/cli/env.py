@@ -37,12 +37,15 @@ def check(
     arguments: Annotated[
         str | None, typer.Option("--arguments", metavar="JSON", help="Its arguments; default: made up.")
     ] = None,
+    answer: Annotated[
+        str | None, typer.Option("--answer", help="The right answer, in the form that the task asks for.")
+    ] = None,
 ) -> None:
     """Open a task, list the tools, call one, score an answer, and say what is missing. Needs no model."""
     with reported():
         from parl.cli.env_check import check_environment, environment_alone
 
-        if not check_environment(environment_alone(config, overrides or []), call, arguments):
+        if not check_environment(environment_alone(config, overrides or []), call, arguments, answer):
             raise typer.Exit(2)
 
 

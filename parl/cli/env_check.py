@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from envs.base import Environment, Gold, Role, Score, Session, Task, ToolCall, ToolSpec
+from envs.base import Environment, Gold, Role, Score, Scorer, Session, Task, ToolCall, ToolSpec
 from envs.tasks_io import load_tasks
 from parl.config.runs import configuration
 from parl.config.schema import Config, EvalConfig
@@ -40,10 +40,13 @@ def environment_alone(config: Path, overrides: Sequence[str]) -> Config:
     return configuration(config, [*others, *(f"{section}={{}}" for section in _MODEL)])
 
 
-def check_environment(config: Config, call: str | None, arguments: str | None) -> bool:
+def check_environment(
+    config: Config, call: str | None = None, arguments: str | None = None, answer: str | None = None
+) -> bool:
     """Print what happens; whether nothing is missing. UserError where it cannot go on.
 
     ``call``: the tool to be called, instead of the first; with ``arguments`` (JSON), instead of made-up ones.
+    ``answer``: what is scored as the right answer, instead of the task's gold.
     """
     environment = config.envs.build()
     try:
@@ -58,7 +61,7 @@ def check_environment(config: Config, call: str | None, arguments: str | None) -
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
         checked = _Checked(environment, train, config.rollouts, Scoring(config.rewards, Path(folder)))
         try:
-            runner.run(checked.all_of_it(call, arguments))
+            runner.run(checked.all_of_it(call, arguments, answer))
         finally:
             runner.run(environment.close())
     kept = "they are repeated" if environment.repeatable else "it begins anew"
@@ -84,15 +87,16 @@ class _Checked:
         self.call_s, self.score_s = rollouts.budget.call_s, rollouts.score_deadline_s
         self.missing: list[str] = []
 
-    async def all_of_it(self, call: str | None, arguments: str | None) -> None:
+    async def all_of_it(self, call: str | None, arguments: str | None, answer: str | None) -> None:
         """Open, list, call, score."""
+        right = _right(self.task.gold) if answer is None else answer
         session = await self._open()
         try:
             found = {role: session.tools(role) for role in Role}
             for role, tools in found.items():
                 _say("tools", f"{role}: {', '.join(map(_signature, tools)) or 'none'}")
             await self._call(session, found, call, arguments)
-            first = await self._score(session, _right(self.task.gold))
+            first = await self._score(session, right)
         finally:
             await session.close()
         if first is None:
@@ -101,30 +105,33 @@ class _Checked:
                 " gold answer, name a function in rewards.function, or give the session `async def score(episode)`"
             )
             return
-        if self.task.gold.kind not in ("exact", "table"):
-            return _say(
-                "score", f"after that call, with {_short(_right(self.task.gold))!r} as the answer: {_number(first)}"
-            )
-        session = await self._open()
+        if self.task.gold.kind not in ("exact", "table") and answer is None:
+            return _say("score", f"after that call, with {_short(right)!r} as the answer: {_number(first)}")
+        if isinstance(session, Scorer):  # the call may have spoilt it
+            first = await self._alone(right)
+        wrong = await self._alone(_WRONG)
+        _say("score", f"the right answer {_short(right)!r}: {_number(first)}; {_WRONG}: {_number(wrong)}")
+        if first is not None and wrong is not None and wrong.value >= first.value:
+            form = "; --answer TEXT scores one in the form that the task asks for" if answer is None else ""
+            self.missing.append(f"a difference: a wrong answer scores as much as the right one{form}")
+
+    async def _alone(self, answer: str) -> Score | None:
+        """The score of ``answer`` without any call."""
+        session = await self._open(said=False)
         try:
-            wrong = await self._score(session, _WRONG)
+            return await self._score(session, answer)
         finally:
             await session.close()
-        _say(
-            "score",
-            f"the right answer {_short(_right(self.task.gold))!r}: {_number(first)}; {_WRONG}: {_number(wrong)}",
-        )
-        if wrong is not None and wrong.value >= first.value:
-            self.missing.append("a difference: a wrong answer scores as much as the right one")
 
-    async def _open(self) -> Session:
+    async def _open(self, *, said: bool = True) -> Session:
         began = time.perf_counter()
         try:
             async with asyncio.timeout(_OPEN_S):
                 session = await self.environment.open(self.task, seed=0, attempt=0)
         except Exception as error:
             raise UserError(f"{self._name}.open failed: {type(error).__name__}: {error}") from error
-        _say("opened", f"in {time.perf_counter() - began:.2f} s")
+        if said:
+            _say("opened", f"in {time.perf_counter() - began:.2f} s")
         return session
 
     @property

@@ -1,78 +1,31 @@
-"""NeMo-Gym's resources servers: a stand-in with their contract, and the package's own example in its own Python.
-
-PARL_TEST_NEMO_GYM names a Python of at least 3.12 with nemo-gym and a copy of its wheel's folder resources_servers.
-"""
+"""NeMo-Gym's resources servers: a stand-in with their contract, and the package's own example in its own Python."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import socket
-import subprocess
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from counting import NAMED, packages_own, stand_in
 
 from envs.base import ErrorKind, Score, Scorer, ToolCall, ToolResult
 from envs.plugs.nemo_gym import NemoGymConfig, NemoGymEnvironment
 from envs.plugs.session import ServerLost
-from envs.world.site.server import SocketServer
 
-COUNTERS: dict[str, int] = {}
 SCHEMA = {"type": "object", "properties": {"count": {"type": "integer"}}, "required": ["count"]}
 INCREMENT = {"type": "function", "name": "increment_counter", "parameters": SCHEMA, "strict": True, "description": ""}
 VALUE = INCREMENT | {"name": "get_counter_value", "parameters": {"type": "object", "properties": {}, "required": []}}
-LAUNCH = """
-import sys
-from unittest.mock import MagicMock
-import uvicorn
-from nemo_gym.server_utils import ServerClient
-from resources_servers.example_session_state_mgmt.app import (
-    StatefulCounterResourcesServer as Server, StatefulCounterResourcesServerConfig as Config)
-config = Config(host="127.0.0.1", port=int(sys.argv[1]), entrypoint="", name="counter")
-server = Server(config=config, server_client=MagicMock(spec=ServerClient))
-uvicorn.run(server.setup_webserver(), host="127.0.0.1", port=int(sys.argv[1]), log_level="error")
-"""
-
-
-async def answer(request: Request) -> Response:
-    """The example server of NeMo-Gym that counts, by session."""
-    body, session = await request.json(), request.cookies.get("session") or str(uuid.uuid4())
-    path = request.url.path
-    found: dict[str, Any] = {}
-    if path == "/seed_session":
-        COUNTERS[session] = body["initial_count"]
-    elif path == "/increment_counter":
-        if not isinstance(body.get("count"), int):
-            return JSONResponse({"detail": "count must be a whole number"}, status_code=422)
-        COUNTERS[session] += body["count"]
-        found = {"success": True}
-    elif path == "/get_counter_value":
-        found = {"count": COUNTERS[session]}
-    else:
-        assert body["response"]["object"] == "response" and body["responses_create_params"]
-        found = body | {"reward": float(COUNTERS[session] == body["expected_count"])}
-    reply = JSONResponse(found)
-    reply.set_cookie("session", session)
-    return reply
 
 
 @pytest.fixture(scope="module")
-def stand_in() -> Iterator[str]:
-    paths = ("seed_session", "increment_counter", "get_counter_value", "verify")
-    server = SocketServer(Starlette(routes=[Route(f"/{path}", answer, methods=["POST"]) for path in paths]))
-    yield server.url
-    server.close()
+def server() -> Iterator[str]:
+    with stand_in() as url:
+        yield url
 
 
 @pytest.fixture
@@ -115,8 +68,8 @@ def check(url: str, rows: Path) -> None:
     assert json.loads(results[2].text) == {"count": 5} and score.value == 0.0  # a session of its own
 
 
-def test_the_contract_with_a_stand_in(stand_in: str, rows: Path):
-    check(stand_in, rows)
+def test_the_contract_with_a_stand_in(server: str, rows: Path):
+    check(server, rows)
 
 
 def test_a_missing_server_is_the_machines_fault_and_bad_rows_are_named(rows: Path, tmp_path: Path):
@@ -131,24 +84,7 @@ def test_a_missing_server_is_the_machines_fault_and_bad_rows_are_named(rows: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(NAMED not in os.environ, reason=f"{NAMED} is not set to PYTHON:FOLDER (tests/examples/counting.py)")
 def test_the_packages_own_example(rows: Path, tmp_path: Path):
-    python, _, folder = os.environ.get("PARL_TEST_NEMO_GYM", "").partition(":")
-    if not python:
-        pytest.skip("PARL_TEST_NEMO_GYM is not set to PYTHON:FOLDER")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (tmp_path / "launch.py").write_text(LAUNCH)
-    own = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": folder}
-    process = subprocess.Popen([python, tmp_path / "launch.py", str(port)], env=own, cwd=folder)
-    try:
-        until = time.monotonic() + 200
-        while time.monotonic() < until and process.poll() is None:
-            with socket.socket() as tried:
-                if tried.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        check(f"http://127.0.0.1:{port}", rows)
-    finally:
-        process.kill()
-        process.wait()
+    with packages_own(tmp_path) as url:
+        check(url, rows)

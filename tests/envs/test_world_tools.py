@@ -14,6 +14,7 @@ from world_helpers import DEADLINE_S, call, only
 from envs.base import Environment, ErrorKind, Role, Session, ToolCall
 from envs.world.environment import World, WorldEnvironment
 from envs.world.site.documents import page_ids
+from envs.world.site.session import Http
 from envs.world.wording import read_hits
 
 
@@ -163,10 +164,11 @@ async def test_a_broken_server_is_a_server_error(world):
     _, session, _ = world
     for reply in (httpx.Response(500), httpx.Response(200, text="<html>"), httpx.Response(200, json=[])):
         transport = httpx.MockTransport(lambda _, reply=reply: reply)
-        session._client = httpx.AsyncClient(transport=transport, base_url="http://world")
+        session._client = Http(transport, "http://world")
         assert (await _result(session, "search", {"query": "x"})).error is ErrorKind.SERVER
-    session._client = httpx.AsyncClient(base_url="http://127.0.0.1:1", trust_env=False)
-    assert (await _result(session, "search", {"query": "x"})).error is ErrorKind.SERVER
+    session._client = Http(httpx.AsyncHTTPTransport(trust_env=False), "http://127.0.0.1:1")
+    result = await _result(session, "search", {"query": "x"})
+    assert result.error is ErrorKind.SERVER and result.machine
 
 
 async def test_200_concurrent_calls_give_what_serial_calls_give(world):

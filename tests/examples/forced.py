@@ -22,7 +22,7 @@ class ForcedConfig(EngineConfig):
 
     policy: list[Turn]
     frozen: list[Turn] = Field(default_factory=list)
-    other: str = ""
+    other: Turn = ""
 
 
 class Forced(PoolEngine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -36,10 +38,19 @@ class Outside:
     """A folder with nothing of this project except copies of ``examples``."""
 
     def __init__(self, folder: Path, *examples: str) -> None:
-        self.folder, self.modules = folder, folder / "their"
+        self.folder, self.modules, self.python = folder, folder / "their", sys.executable
         self.modules.mkdir()
         for name in examples:
             shutil.copy(ROOT / "examples" / f"{name}.py", self.modules)
+
+    def needs(self, package: str, extra: str) -> None:
+        """Run with an interpreter that has ``package``: this one, or that of PARL_EXTRA_PYTHON; else skip the test."""
+        if importlib.util.find_spec(package) is not None:
+            return
+        variable = f"PARL_{extra.upper()}_PYTHON"
+        if not (python := os.environ.get(variable)):
+            pytest.skip(f"{package} is not installed (extra {extra}); {variable} names an interpreter that has it")
+        self.python = python
 
     def install(self, group: str, name: str, value: str) -> None:
         """Declare an entry point, as an installed package's metadata would."""
@@ -63,8 +74,8 @@ class Outside:
         path = os.pathsep.join([str(ROOT), str(self.modules)])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         environment.pop("RAY_ADDRESS", None)
-        command = [sys.executable, "-m", "parl", *arguments]
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=280)
+        command = [self.python, "-m", "parl", *arguments]
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == code, done.stdout[-3000:] + done.stderr[-6000:]
         return done.stdout + done.stderr
 

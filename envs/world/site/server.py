@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 _START_S = 20.0
 _STOP_S = 10.0
+_KEEP_S = 600
 
 
 class SocketServer:
@@ -22,7 +23,9 @@ class SocketServer:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        settings = uvicorn.Config(app, log_level="error", lifespan="off", access_log=False)
+        # clients close idle connections, after seconds: a server that did so too would meet their next request
+        kept = {"timeout_keep_alive": _KEEP_S, "access_log": False, "lifespan": "off"}
+        settings = uvicorn.Config(app, log_level="error", **kept)
         self._server = uvicorn.Server(settings)
         target = {"sockets": [self._socket]}
         self._thread = threading.Thread(target=self._server.run, kwargs=target, name="world-server", daemon=True)

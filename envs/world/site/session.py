@@ -19,19 +19,47 @@ _JSON = {"content-type": "application/json"}
 _GONE = (502, 503, 504)  # a proxy's answers for a missing server
 
 
+class Http:
+    """Posts JSON through one of httpx's transports, without httpx's client.
+
+    Its cookies, redirects and joining of addresses cost more than the rest of a call in process.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport, base_url: str) -> None:
+        self._transport, self._base_url, self.is_closed = transport, base_url, False
+        self._urls: dict[str, httpx.URL] = {}
+
+    async def post(self, path: str, body: str) -> tuple[int, bytes]:
+        """Status and body of the reply; httpx.TransportError without one."""
+        if path not in self._urls:
+            self._urls[path] = httpx.URL(self._base_url + path)
+        request = httpx.Request("POST", self._urls[path], headers=_JSON, content=body)
+        reply = await self._transport.handle_async_request(request)
+        assert isinstance(reply.stream, httpx.AsyncByteStream)
+        try:
+            return reply.status_code, b"".join([part async for part in reply.stream])
+        finally:
+            await reply.stream.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        self.is_closed = True
+        await self._transport.aclose()
+
+
 class ToolClient:
     """Reaches the application that ``app`` makes: in process (``asgi``), or over a local ``socket``.
 
-    The application and httpx's client are made by the first :meth:`get`.
+    The application and its client are made by the first :meth:`get`.
     """
 
     def __init__(self, app: Callable[[], Starlette], transport: Literal["asgi", "socket"]) -> None:
         self._app, self._transport = app, transport
         self._server: SocketServer | None = None
-        self._client: httpx.AsyncClient | None = None
+        self._client: Http | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def get(self) -> httpx.AsyncClient:
+    def get(self) -> Http:
         """The client of the running event loop."""
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:  # a pool belongs to its event loop
@@ -47,22 +75,21 @@ class ToolClient:
         if server is not None:
             await asyncio.to_thread(server.close)
 
-    def _make(self) -> httpx.AsyncClient:
-        # The call's own deadline bounds every wait, so httpx's default of five seconds is off.
+    def _make(self) -> Http:
+        # The call's own deadline bounds every wait: a request has none without httpx's client.
         if self._transport == "asgi":
-            transport = httpx.ASGITransport(app=self._app(), raise_app_exceptions=False)
-            return httpx.AsyncClient(transport=transport, base_url="http://tools", timeout=None, trust_env=False)
+            return Http(httpx.ASGITransport(app=self._app(), raise_app_exceptions=False), "http://tools")
         if self._server is None:
             self._server = SocketServer(self._app())
         # A small pool: httpx scans every connection for each request, so a large one is slower.
         limits = httpx.Limits(max_connections=16, max_keepalive_connections=16)
-        return httpx.AsyncClient(base_url=self._server.url, timeout=None, limits=limits, trust_env=False)
+        return Http(httpx.AsyncHTTPTransport(limits=limits, trust_env=False), self._server.url)
 
 
 class ToolSession:
     """One episode's tools at ``POST /{place}/{tool}``. Nothing is written, so agents need no state of their own."""
 
-    def __init__(self, client: httpx.AsyncClient, place: str, tools: Sequence[ToolSpec]) -> None:
+    def __init__(self, client: Http, place: str, tools: Sequence[ToolSpec]) -> None:
         self._client, self._place, self._tools, self._closed = client, place, tuple(tools), False
 
     def tools(self, role: Role) -> list[ToolSpec]:
@@ -98,12 +125,12 @@ class ToolSession:
             return "error: bad JSON", ErrorKind.BAD_ARGS, ()
         try:
             async with asyncio.timeout(deadline_s):
-                reply = await self._client.post(f"/{self._place}/{call.name}", content=body, headers=_JSON)
-            if reply.status_code in _GONE:
-                raise httpx.RemoteProtocolError(f"status {reply.status_code}")
-            if reply.status_code >= 500:
+                status, said = await self._client.post(f"/{self._place}/{call.name}", body)
+            if status in _GONE:
+                raise httpx.RemoteProtocolError(f"status {status}")
+            if status >= 500:
                 return "error: server", ErrorKind.SERVER, ()
-            payload = reply.json()
+            payload = json.loads(said)
             error = payload["error"]
             images = decoded(payload.get("images") or ())
             return payload["text"], None if error is None else ErrorKind(error), images

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from starlette.applications import Starlette
-from starlette.routing import Route
 from typer.testing import CliRunner
 
 from envs.world.site.server import SocketServer
@@ -127,8 +125,7 @@ def test_every_example_is_complete(folder: Path, name: str):
     if name == "retrieve":
         import retriever  # pyright: ignore[reportMissingImports]
 
-        routes = [Route("/retrieve", retriever.retrieve, methods=["POST"])]
-        server = SocketServer(Starlette(routes=routes))
+        server = SocketServer(retriever.app)
         try:
             assert "missing  nothing" in check("retrieve.yaml", f"envs.config.url={server.url}/retrieve")
         finally:
