@@ -111,6 +111,14 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == "train"]
 
 
+def free_port() -> tuple[int, str]:
+    """A free port on loopback, and its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return port, f"http://127.0.0.1:{port}"
+
+
 # ---------------------------------------------------------------- the exported folder
 
 
@@ -184,10 +192,8 @@ class Server:
     """A vLLM server that the run starts by `rollouts.http.restart`; it is stopped at the end."""
 
     def __init__(self, python: str, place: Path, dtype: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url, self.log = f"http://127.0.0.1:{port}", place / "vllm.log"
+        port, self.url = free_port()
+        self.log = place / "vllm.log"
         self._command = [sys.executable, str(ROOT / "benchmarks" / "vllm_server.py"), "--python", python]
         self._command += ["--port", str(port), "--dtype", dtype, "--length", str(LENGTH), "--transfer"]
         self._command += ["--pid-file", str(place / "vllm.pid"), "--log", str(self.log)]

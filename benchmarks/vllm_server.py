@@ -34,6 +34,11 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
 }  # fmt: skip
+# another machine's view of the disk: an empty file system over the folder, seen by this process tree alone
+HIDDEN = [
+    "unshare", "--mount", "--propagation", "private", "sh", "-c",
+    'mount -t tmpfs none "$0" && ls -A "$0" | wc -l && exec "$@"',
+]  # fmt: skip
 _STOP_S = 60.0
 
 
@@ -91,6 +96,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--length", type=int, default=1024, help="longest stream in tokens")
     parser.add_argument("--transfer", action="store_true", help="take weights in buckets (rollouts.http.weights)")
+    parser.add_argument("--hide", type=Path, help="start it in a mount namespace in which this folder is empty (root)")
+    parser.add_argument("--shards", type=Path, help="its folder for weights that it fetches (weights=pull)")
+    parser.add_argument("--drawn", action="store_true", help="start with drawn weights: the folder needs none")
     parser.add_argument("--pid-file", type=Path)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--stop", action="store_true", help="only stop")
@@ -112,6 +120,12 @@ def main() -> None:
         transfer=given.transfer,
     )
     settings = environment(given.dtype, given.transfer)
+    if given.shards:
+        settings["PARL_WEIGHTS"] = str(given.shards.resolve())
+    if given.drawn:
+        line += ["--load-format", "dummy"]
+    if given.hide:
+        line = [*HIDDEN, str(given.hide.resolve()), *line]
     with log.open("ab") as out:
         process = subprocess.Popen(
             line, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=settings, cwd=log.parent, start_new_session=True

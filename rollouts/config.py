@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from envs.base import Role
-from rollouts.engine.address import check_address, check_key, shown
+from rollouts.engine.address import check_address, check_key, check_place, shown
 from rollouts.engine.base import EmbeddedConfig, EngineConfig
 from rollouts.prompts import PromptsConfig
 
@@ -75,8 +75,15 @@ class HttpConfig(BaseModel):
     urls: tuple[str, ...] = Field(default=(), description="servers of the policy pool, e.g. [http://127.0.0.1:8000]")
     frozen_urls: tuple[str, ...] = Field(default=(), description="servers of the frozen pool; empty: it stays embedded")
     api_key_env: str | None = Field(default=None, description="environment variable with the servers' key")
-    weights: Literal["reload", "transfer", "restart"] = Field(
-        default="reload", description="how a version reaches a server: from a folder, in buckets, or by `restart`"
+    weights: Literal["reload", "transfer", "pull", "restart"] = Field(
+        default="reload",
+        description="how a version reaches a server: from a shared folder, from there in buckets, fetched over the"
+        " network, or by `restart`",
+    )
+    publish: str | None = Field(
+        default=None,
+        description="for `weights: pull`: where versions are offered, HOST or HOST:PORT of this machine (null ="
+        " loopback), or an address of fsspec to write them to, e.g. s3://bucket/run",
     )
     restart: str | None = Field(
         default=None,
@@ -97,6 +104,24 @@ class HttpConfig(BaseModel):
         for url in urls:
             check_address(url, "name the environment variable with its key in rollouts.http.api_key_env")
         return urls
+
+    @field_validator("publish")
+    @classmethod
+    def _place(cls, publish: str | None) -> str | None:
+        if publish is not None:
+            check_place(publish)
+        return publish
+
+    @model_validator(mode="after")
+    def _check_pull(self) -> HttpConfig:
+        if self.publish is not None and self.weights != "pull":
+            raise ValueError(f"publish={shown(self.publish)} is for weights=pull, and weights={self.weights}")
+        if self.weights == "pull" and "{folder}" in (self.restart or ""):
+            raise ValueError(
+                "weights=pull is for servers that cannot read {folder}: let restart start the server from a folder of"
+                " its own with the model's config.json and tokenizer, and the weights are fetched"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_key(self) -> HttpConfig:

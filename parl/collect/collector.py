@@ -163,7 +163,11 @@ class Collector:
         return totals | {"restarts": self.restarts}
 
     def close(self) -> None:
-        """Stop all actors."""
+        """Stop all actors, and what offers weights to servers."""
+        self._stop()
+        self._weights.close()
+
+    def _stop(self) -> None:
         stop(self._actors())
         self._workers, self._engines = [], {}
 
@@ -260,4 +264,4 @@ class Collector:
         self.restarts += 1
         doubt(WATCH.silent_hosts(self._actors()))
         echo(f"{who}; rollout actors are started again ({self.restarts} of {limit})", err=True)
-        self.close()
+        self._stop()

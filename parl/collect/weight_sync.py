@@ -1,7 +1,8 @@
 """Weights from the learner to the engines: packed once per version, sent to every replica of a pool.
 
 The policy pool gets each version; the frozen pool keeps the starting policy, or a refreshed one. Embedded
-engines get arrays through Ray's store, servers a folder (``parl.serve.server_weights``).
+engines get arrays through Ray's store, servers a folder or a manifest of shards to fetch
+(``parl.serve.server_weights``).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class PoolWeights:
     def __init__(self, side: RolloutSide, tokenizer: Path, start: Weights, kept: Path | None = None) -> None:
         rollouts = side.rollouts
         self._rollouts, self._kinds = rollouts, engine_kinds(rollouts)
-        self._deliveries = Deliveries(side.served, side.model.shape, tokenizer)
+        self._deliveries = Deliveries(side.served, side.model.shape, tokenizer, rollouts.http)
         servers = any(kind.servers for kind in self._kinds.values())
         self._sync_s = SYNC_S + (rollouts.http.update_s if servers else 0)
         self._start_weights = start  # base of adapters, merged here or in the engines
@@ -45,6 +46,10 @@ class PoolWeights:
         self.subagent_model, frozen = subagents(rollouts, side.model, str(tokenizer.resolve()), start)
         self._packed = {"frozen": self._pack("frozen", 0, frozen)}
         self._refreshed = Refreshed(rollouts.refresh_every, side.back, kept)
+
+    def close(self) -> None:
+        """Servers fetch no more versions."""
+        self._deliveries.close()
 
     def forget(self) -> None:
         """Another policy is served next: refreshed sub-agents become that one's."""

@@ -184,7 +184,7 @@ class Training:
         """Busy shares of learner and engines, prefix-cache hits, and how servers took the weights."""
         counters = self._collector.statistics()
         servers = len(self.config.rollouts.http.urls)
-        names = ("probe_gap", "in_place", "server_restarts") if servers else ()
+        names = ("probe_gap", "in_place", "server_restarts", "pause_s", "pull_s", "pulled_bytes") if servers else ()
         served = {f"engine/{name}": counters[f"policy/{name}"] / servers for name in names}
         busy = {f"speed/{name}_busy": share for name, share in self._timeline.utilisation().items()}
         spared = {

@@ -37,6 +37,22 @@ def check_address(url: str, cure: str) -> None:
         raise ValueError(f"{shown(url[:_LONGEST])!r} is not an address like http://127.0.0.1:8000 or https://host/path")
 
 
+def check_place(place: str) -> None:
+    """ValueError unless ``place`` is HOST or HOST:PORT to listen at, or an address of fsspec without secrets.
+
+    Every address of a machine at once (0.0.0.0, ::) is no place: the servers must be told one.
+    """
+    if "://" in place:
+        if _USER.search(place) or re.search(r"[?#\s]", place):
+            raise ValueError(f"{shown(place)} has credentials, a query or spaces in it: give keys in the environment")
+        return
+    found = _ADDRESS.fullmatch(f"http://{place}")
+    if found is None or found["path"] or not _host_is_one(f"http://{place}"):
+        raise ValueError(f"{shown(place)!r} is neither HOST, HOST:PORT nor an address like s3://bucket/folder")
+    if found["host"] in ("0.0.0.0", "[::]"):
+        raise ValueError(f"{place}: name the one address of this machine that the servers reach, not all of them")
+
+
 def check_key(url: str, key: str | None, name: str) -> None:
     """ValueError if ``key``, from the environment variable ``name``, may not be sent to ``url``."""
     if not key:

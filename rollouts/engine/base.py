@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 if TYPE_CHECKING:
     from rollouts.config import RolloutsConfig
+    from rollouts.engine.servers.blobs import Manifest
 
 Pictures = Sequence[tuple[int, bytes]]  # (position of the first placeholder, PNG file)
 
@@ -87,12 +88,17 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One version of the weights for a server: a Hugging Face folder, and a probe to verify it."""
+    """One version of the weights for a server: a Hugging Face folder, and a probe to verify it.
+
+    ``manifest``: for servers that cannot read the folder, where its shards are
+    (:class:`rollouts.engine.servers.blobs.Manifest`).
+    """
 
     version: int
     folder: Path
     probe: list[int]  # token ids
     logprobs: list[float]  # the trainer's, of all probe tokens except the first
+    manifest: Manifest | None = None
 
     def files(self) -> list[Path]:
         """The buckets: the folder's shards."""

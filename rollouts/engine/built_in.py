@@ -46,7 +46,7 @@ class Server(PoolEngine):
 
     servers = True
     dialect: ClassVar[str]
-    buckets: ClassVar[bool] = False  # supports ``rollouts.http.weights: transfer``
+    buckets: ClassVar[bool] = False  # supports ``rollouts.http.weights: transfer`` and ``pull``
 
     @classmethod
     def open(cls, place: Place) -> PoolEngine:
@@ -67,9 +67,10 @@ class Server(PoolEngine):
             )
         if http.weights == "restart" and not http.restart:
             raise ValueError("rollouts.http.weights=restart needs the command rollouts.http.restart")
-        if http.weights == "transfer" and not cls.buckets:
+        if http.weights in ("transfer", "pull") and not cls.buckets:
             raise ValueError(
-                f"rollouts.http.weights=transfer needs rollouts.engine=vllm, not {rollouts.engine}: set it to reload"
+                f"rollouts.http.weights={http.weights} needs rollouts.engine=vllm, not {rollouts.engine}: set it to"
+                " reload"
             )
 
 

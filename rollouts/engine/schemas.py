@@ -89,6 +89,24 @@ class VllmScores(_Part):
     prompt_logprobs: list[dict[str, VllmLogprob] | None] | None = None
 
 
+class WorkerPulled(_Part):
+    """How far a worker of vLLM is with fetching a version; see ``rollouts.engine.servers.puller.Pulled``."""
+
+    version: int
+    done: bool
+    error: Annotated[str, Field(max_length=2**14)]
+    fetched: Count
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    deltas: Count
+    wholes: Count
+
+
+class VllmPulled(_Part):
+    """Answer of our worker extension's ``parl_pulled``."""
+
+    results: Annotated[list[WorkerPulled], Field(min_length=1, max_length=4096)]
+
+
 # (log-prob, id, text); JSON has no tuples, so the outermost type is not strict
 SglangToken = Annotated[tuple[Logprob | None, TokenId, Any], Strict(False)]
 

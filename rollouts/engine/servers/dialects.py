@@ -18,7 +18,17 @@ import numpy as np
 from rollouts.engine.base import Finish, Sampling
 from rollouts.engine.client import BadAnswer, check
 from rollouts.engine.client import Request as Call
-from rollouts.engine.schemas import SglangAnswer, SglangFinish, VllmAnswer, VllmScores, VllmSpan, int32s, npy
+from rollouts.engine.schemas import (
+    SglangAnswer,
+    SglangFinish,
+    VllmAnswer,
+    VllmPulled,
+    VllmScores,
+    VllmSpan,
+    int32s,
+    npy,
+)
+from rollouts.engine.servers.blobs import Manifest
 
 _MOST_ROUTES = 2**31  # numbers; the request determines the right count
 
@@ -71,6 +81,22 @@ class Dialect(Protocol):
 
     def transfer(self, files: Sequence[Path], version: str) -> list[Call]:
         """Load the weights in ``files``, one bucket each, and clear the caches."""
+        ...
+
+    def pull(self, manifest: Manifest) -> Call:
+        """Begin to fetch a version's shards to the server's own disk, while it goes on."""
+        ...
+
+    def pulled(self) -> Call:
+        """Ask how far that is."""
+        ...
+
+    def pulled_state(self, tree: dict[str, Any]) -> list[dict[str, Any]]:
+        """The answer: for each worker, the fields of :class:`rollouts.engine.servers.puller.Pulled`."""
+        ...
+
+    def load_pulled(self, manifest: Manifest, version: str) -> list[Call]:
+        """Load the fetched shards, one bucket each, and clear the caches."""
         ...
 
     def label(self, version: str) -> list[Call]:
@@ -161,7 +187,26 @@ class Vllm:
 
     def transfer(self, files: Sequence[Path], version: str) -> list[Call]:
         """vLLM's protocol with the back end of ``rollouts.engine.servers.vllm_receiver``."""
-        buckets = [Call(path="/update_weights", body={"update_info": {"path": str(file)}}) for file in files]
+        return self._buckets([{"path": str(file)} for file in files], version)
+
+    def pull(self, manifest: Manifest) -> Call:
+        """A method of our worker extension; vLLM passes strings only."""
+        return Call(path="/collective_rpc", body={"method": "parl_pull", "kwargs": {"manifest": manifest.text()}})
+
+    def pulled(self) -> Call:
+        """Another one."""
+        return Call(path="/collective_rpc", body={"method": "parl_pulled"})
+
+    def pulled_state(self, tree: dict[str, Any]) -> list[dict[str, Any]]:
+        """One of each worker."""
+        return [one.model_dump() for one in check(VllmPulled, tree, "vLLM").results]
+
+    def load_pulled(self, manifest: Manifest, version: str) -> list[Call]:
+        """As ``transfer``, by the shards' names."""
+        return self._buckets([{"sha256": shard.whole.sha256} for shard in manifest.shards], version)
+
+    def _buckets(self, infos: Sequence[dict[str, str]], version: str) -> list[Call]:
+        buckets = [Call(path="/update_weights", body={"update_info": info}) for info in infos]
         return [
             Call(path="/init_weight_transfer_engine", body={"init_info": {}}),
             Call(path="/start_weight_update"),
@@ -260,6 +305,22 @@ class Sglang:
     def transfer(self, files: Sequence[Path], version: str) -> list[Call]:
         """SGLang takes tensors only from processes on its own GPUs."""
         raise ValueError("rollouts.http.weights=transfer needs rollouts.engine=vllm; SGLang: set it to reload")
+
+    def pull(self, manifest: Manifest) -> Call:
+        """SGLang loads no extension of ours."""
+        raise ValueError("rollouts.http.weights=pull needs rollouts.engine=vllm; SGLang: set it to reload")
+
+    def pulled(self) -> Call:
+        """Never called."""
+        raise ValueError("SGLang pulls nothing")
+
+    def pulled_state(self, tree: dict[str, Any]) -> list[dict[str, Any]]:
+        """Never called."""
+        raise ValueError("SGLang pulls nothing")
+
+    def load_pulled(self, manifest: Manifest, version: str) -> list[Call]:
+        """Never called."""
+        raise ValueError("SGLang pulls nothing")
 
     def label(self, version: str) -> list[Call]:
         """Every completion returns the label."""

@@ -49,7 +49,9 @@ class ServedEngine(HttpEngine, PoolEngine):
         await self._deliverer.deliver(update.delivery)
 
     def statistics(self) -> dict[str, float]:
-        """The client's counters; the probe's mean difference, whether updates are in place, restarts so far."""
-        deliverer = self._deliverer
-        updates = {"probe_gap": deliverer.gap, "in_place": deliverer.in_place, "server_restarts": deliverer.restarts}
+        """The client's counters; of the last update the probe's mean difference, whether it was in place, the seconds
+        that the server was paused, the bytes and seconds of its pull; restarts so far."""
+        one = self._deliverer
+        updates = {"probe_gap": one.gap, "in_place": one.in_place, "server_restarts": one.restarts}
+        updates |= {"pause_s": one.pause_s, "pulled_bytes": one.pulled_bytes, "pull_s": one.pull_s}
         return {**super().statistics(), **updates}

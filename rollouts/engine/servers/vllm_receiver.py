@@ -3,10 +3,11 @@
     PYTHONPATH=... vllm serve FOLDER --worker-extension-cls rollouts.engine.servers.vllm_receiver.Receiver \
         --weight-transfer-config '{"backend": "parl_files"}'
 
-vLLM's own back ends (NCCL, CUDA IPC, RDMA) need a GPU on both sides. This one reads safetensors files from a
-folder shared by trainer and server. The protocol is vLLM's: ``/start_weight_update``, one ``/update_weights``
-per bucket with ``{"update_info": {"path": FILE}}``, ``/finish_weight_update``. Written against vLLM 0.32;
-runs inside its workers only.
+vLLM's own back ends (NCCL, CUDA IPC, RDMA) need a GPU on both sides. This one reads safetensors files, from a
+folder shared by trainer and server (``{"update_info": {"path": FILE}}``) or from the server's own disk
+(``{"update_info": {"sha256": NAME}}``), where :meth:`Receiver.parl_pull` brought them while the server went on.
+The protocol is vLLM's: ``/start_weight_update``, one ``/update_weights`` per bucket, ``/finish_weight_update``.
+Written against vLLM 0.32; runs inside its workers only.
 """
 
 from __future__ import annotations
@@ -25,7 +26,17 @@ from vllm.distributed.weight_transfer.factory import (  # pyright: ignore[report
 )
 from vllm.model_executor.model_loader import reload  # pyright: ignore[reportMissingImports]
 
+from rollouts.engine.servers.blobs import Manifest
+from rollouts.engine.servers.puller import Puller
+
 BACKEND = "parl_files"
+_pullers: list[Puller] = []  # of this process: one, from the first use on
+
+
+def _puller() -> Puller:
+    if not _pullers:
+        _pullers.append(Puller())
+    return _pullers[0]
 
 
 @dataclass
@@ -35,9 +46,13 @@ class Nothing(WeightTransferInitInfo):
 
 @dataclass
 class Bucket(WeightTransferUpdateInfo):
-    """One safetensors file with some of the checkpoint's tensors, under Hugging Face's names."""
+    """One safetensors file with some of the checkpoint's tensors, under Hugging Face's names.
 
-    path: str
+    Its ``path``, or the ``sha256`` of a shard that was pulled.
+    """
+
+    path: str = ""
+    sha256: str = ""
 
 
 class FileTransfer(WeightTransferEngine):
@@ -55,7 +70,8 @@ class FileTransfer(WeightTransferEngine):
 
     def receive_weights(self, update_info: Any) -> None:
         """Load one bucket."""
-        self.model.load_weights(load_file(update_info.path).items())
+        path = update_info.path or _puller().path(update_info.sha256)
+        self.model.load_weights(load_file(path).items())
 
     def finish_weight_update(self) -> None:
         """Convert the tensors to the kernels' layout."""
@@ -78,4 +94,12 @@ WeightTransferEngineFactory.register_engine(BACKEND, FileTransfer)
 
 
 class Receiver:
-    """Named by ``--worker-extension-cls``, so that vLLM imports this module in each worker."""
+    """Named by ``--worker-extension-cls``: vLLM imports this module in each worker, and offers these methods."""
+
+    def parl_pull(self, manifest: str) -> None:
+        """Begin to fetch a version's shards; the server goes on with its requests."""
+        _puller().begin(Manifest.read(manifest))
+
+    def parl_pulled(self) -> dict[str, Any]:
+        """:class:`rollouts.engine.servers.puller.Pulled` of the last pull."""
+        return _puller().state()

@@ -12,17 +12,19 @@ import asyncio
 import logging
 import shlex
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rollouts.config import HttpConfig
 from rollouts.engine.base import Delivery
-from rollouts.engine.client import ServerFault
+from rollouts.engine.client import Request, ServerFault
 from rollouts.engine.servers.http import EngineGone, HttpEngine
 
 _GROWTH, _FLOOR = 3.0, 1e-5  # an update in place may raise the mean difference threefold, or to this
 _CALL_S = 120.0
+_POLL_S = 0.1  # between two questions whether the server has fetched a version
 log = logging.getLogger(__name__)
 
 
@@ -60,8 +62,11 @@ class Deliverer:
         self.engine, self.config = engine, config
         self.verifier = Verifier(config.tolerance)
         self.in_place = config.weights != "restart"
+        self.pulls = config.weights == "pull"
         self.gap = 0.0
         self.restarts = 0
+        self.pause_s = self.pull_s = 0.0  # of the last update
+        self.pulled_bytes = 0
 
     async def deliver(self, delivery: Delivery) -> None:
         """The server computes with ``delivery`` on return. Raises StaleWeights, EngineGone, TimeoutError."""
@@ -77,10 +82,13 @@ class Deliverer:
 
     async def _deliver(self, delivery: Delivery) -> None:
         first = self.engine.policy_version < 0
-        wrong = "this is the first" if first and self.config.restart else ""
+        wrong = "this is the first" if first and self.config.restart and not self.pulls else ""
         if self.in_place and not wrong:
-            wrong = await self._update(delivery)
-            if wrong and self.config.restart:
+            wrong = await self._update(delivery, fresh=self.pulls and first)
+            if wrong and self.pulls and self.config.restart:
+                log.warning("%s: version %d did not get there (%s): it is restarted", self.engine.url,
+                            delivery.version, wrong)  # fmt: skip
+            elif wrong and self.config.restart:
                 self.in_place = False
                 log.warning(
                     "%s: the update to version %d in place failed (%s): from here on each version restarts it",
@@ -89,32 +97,67 @@ class Deliverer:
         if wrong or not self.in_place:
             await self._restart(delivery, wrong)
 
-    async def _update(self, delivery: Delivery) -> str:
-        """Pause, load weights, resume, probe; returns what went wrong."""
-        engine, dialect, version = self.engine, self.engine.dialect, str(delivery.version)
-        if self.config.weights == "transfer":
-            calls = dialect.transfer(delivery.files(), version)
-        else:
-            calls = dialect.reload(delivery.folder, version)
+    async def _update(self, delivery: Delivery, *, fresh: bool = False) -> str:
+        """Pause, load weights, resume, probe; with ``pull``, fetch them before. Returns what went wrong.
+
+        ``fresh``: the probe's difference is the engine's rounding.
+        """
+        engine, dialect = self.engine, self.engine.dialect
         try:
-            await engine.wait_healthy(_CALL_S)
+            await engine.wait_healthy(self.config.update_s if fresh else _CALL_S)  # the first may find it starting
+            if self.pulls:
+                await self._pull(delivery)
+            began = time.monotonic()
             await engine.call(dialect.pause(), _CALL_S)
-            for call in calls:
+            for call in self._load(delivery):
                 await engine.call(call, self.config.update_s)
             await engine.call(dialect.resume(), _CALL_S)
-            return await self._probe(delivery, fresh=False)
+            self.pause_s = time.monotonic() - began
+            return await self._probe(delivery, fresh=fresh)
         except (ServerFault, ValueError) as error:  # a restart may still help
             return str(error)
 
+    def _load(self, delivery: Delivery) -> list[Request]:
+        """The requests of a paused server."""
+        dialect, version = self.engine.dialect, str(delivery.version)
+        if self.config.weights == "transfer":
+            return dialect.transfer(delivery.files(), version)
+        if self.pulls and delivery.manifest is not None:
+            return dialect.load_pulled(delivery.manifest, version)
+        return dialect.reload(delivery.folder, version)
+
+    async def _pull(self, delivery: Delivery) -> None:
+        """The server fetches the version while it goes on; on return it has it. ServerFault: it could not."""
+        engine, dialect, manifest = self.engine, self.engine.dialect, delivery.manifest
+        assert manifest is not None
+        began = time.monotonic()
+        await engine.call(dialect.pull(manifest), _CALL_S)
+        while True:
+            workers = dialect.pulled_state(await engine.call(dialect.pulled(), _CALL_S))
+            if any(worker["version"] != manifest.version for worker in workers):
+                raise ServerFault(f"{engine.url} fetches version {workers[0]['version']}, not {manifest.version}")
+            if errors := [worker["error"] for worker in workers if worker["error"]]:
+                raise ServerFault(f"{engine.url} could not fetch version {manifest.version}: {errors[0]}")
+            if all(worker["done"] for worker in workers):
+                break
+            await asyncio.sleep(_POLL_S)
+        self.pull_s = time.monotonic() - began
+        self.pulled_bytes = sum(worker["fetched"] for worker in workers)
+
     async def _restart(self, delivery: Delivery, why: str) -> None:
         if not self.config.restart:
+            start = "starts it anew" if self.pulls else "starts it from {folder}"
             raise StaleWeights(
                 f"{self.engine.url} does not serve version {delivery.version}: {why}; set rollouts.http.restart to a"
-                " command that starts it from {folder}"
+                f" command that {start}"
             )
         self.restarts += 1
         await run_command(self.config.restart, folder=delivery.folder, url=self.engine.url)
         await self.engine.wait_healthy(self.config.update_s)
+        if self.pulls:
+            if wrong := await self._update(delivery, fresh=True):
+                raise StaleWeights(f"{self.engine.url} was restarted, and still does not serve the policy: {wrong}")
+            return
         for call in self.engine.dialect.label(str(delivery.version)):
             await self.engine.call(call, _CALL_S)
         wrong = await self._probe(delivery, fresh=True)
