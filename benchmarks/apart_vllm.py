@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a Hugging Face folder instead of the tiny models")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--steps", type=int, default=6, help="versions besides the first")
+    parser.add_argument("--steps", type=int, default=5, help="versions besides the first")
     parser.add_argument("--only", nargs="+", choices=("pull", "shared"), default=["pull", "shared"])
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

@@ -129,8 +129,11 @@ class Family(ABC):
     # ---------------------------------------------------------------- optional
 
     def blank(self, shape: Any) -> Policy:
-        """A policy of ``shape`` that weights are loaded into; until then they hold anything."""
-        return self.policy(shape)
+        """A policy of ``shape`` that weights are loaded into; until then they hold anything, in untouched memory."""
+        from model.undrawn import Undrawn
+
+        with Undrawn():
+            return self.policy(shape)
 
     def decoder(self, shape: Any, pages: int) -> Decoder:
         """The embedded engine's decoder, with ``pages`` cache pages. By default the policy itself (slow)."""

@@ -32,6 +32,12 @@ class Kimi(Family):
 
         return Transformer(shape)
 
+    def blank(self, shape: ModelConfig) -> Policy:
+        """Without what matches embedding, attention and head to one another, which would compute with anything."""
+        policy = super().blank(shape.model_copy(update={"look_back": False}))
+        policy.config = shape
+        return policy
+
     def decoder(self, shape: ModelConfig, pages: int) -> Decoder:
         """The native decoder if it can be built, else the reference one."""
         from model.kimi.decoder import make_decoder

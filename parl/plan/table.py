@@ -13,7 +13,8 @@ from parl.config.load import load_config
 from parl.errors import UserError
 from parl.learn.config import OptimizerConfig
 from parl.plan.gpus import GB, Given, Gpu, find_gpu
-from parl.plan.limits import gaps, size_of
+from parl.plan.held import Held, held
+from parl.plan.limits import gaps, parallel_of, size_of
 from parl.plan.plan import RESERVE, Layout, Plan, check, count, degrees, fits, nearest, plan
 from parl.presets import preset, presets_folder
 from parl.shown.terminal import cell, console
@@ -52,6 +53,8 @@ def print_plan(
     out.print(_model_table(model, config))
     out.print(_layout_table(made, gpu, card))
     out.print(cell(f"{gpu}: {card.source}. Assumptions: parl/plan/plan.py.", "dim"))
+    own = held(config, optimizer, parallel_of(layout), ranks=gpus, tokens=layout.micro_tokens)
+    out.print(_held_table(own, config, card))
     out.print("the learner cannot do this yet:", style="bold", markup=False)
     for gap in gaps(config, optimizer, layout):
         out.print(f"- {gap}", markup=False)
@@ -118,6 +121,19 @@ def _layout_table(made: Plan, name: str, gpu: Gpu) -> Table:
         table.add_row(f"{part}, at least", _s(seconds))
     parts = made.seconds.values()
     table.add_row("step, at least", f"{_s(max(parts))} if all overlap, {_s(sum(parts))} if nothing does", style="bold")
+    return table
+
+
+def _held_table(own: Held, config: Shape, gpu: Gpu) -> Table:
+    """What the learner's code holds, in its own dtype and with the configured optimiser (parl/plan/held.py)."""
+    title = f"the learner as it is, {config.weights_dtype} weights: at its peak on each rank"
+    table = Table("part", "", title=title, title_justify="left")
+    for part, size in own.parts.items():
+        table.add_row(part, size_of(size))
+    said = "" if own.peak <= gpu.memory else ": does not fit"
+    table.add_row("its peak", f"{size_of(own.peak)} of {size_of(gpu.memory)}{said}", style="bold")
+    if own.host:
+        table.add_row("host memory of a rank", size_of(sum(own.host.values())))
     return table
 
 

@@ -155,7 +155,19 @@ def _stage3(model: Policy) -> dict[str, Any]:
     }
     if model.layer_classes:  # gather a layer's weights together, whichever module reads them
         stage["leaf_module"] = {"classes": list(model.layer_classes)}
-    return stage
+    # by default DeepSpeed lets up to 10^9 gathered elements live on: of a smaller policy all of them
+    live = 2 * largest_layer(model)
+    stage |= {"stage3_max_live_parameters": live, "stage3_max_reuse_distance": live}
+    return stage | {"stage3_prefetch_bucket_size": live // 2}
+
+
+def largest_layer(model: Policy) -> int:
+    """Elements of the largest part that ZeRO 3 gathers at once: a layer, or what is in none (embedding, head)."""
+    kinds = model.layer_classes
+    layers = [m for m in model.modules() if f"{type(m).__module__}.{type(m).__name__}" in kinds]
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    return max([*sizes, *(p.numel() for p in model.parameters() if id(p) not in inside), 1])
 
 
 def _config(model: Policy, parallel: ParallelConfig, grad_clip: float) -> dict[str, Any]:

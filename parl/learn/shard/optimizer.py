@@ -153,23 +153,29 @@ class MuonAdamW(torch.optim.Optimizer):
                 grad.mul_(limit / self.grad_norm)
 
     def _muon(self, parameters: list[Tensor], group: dict) -> None:
-        looks_ahead = []
-        for parameter in parameters:
-            state = self.state[parameter]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(parameter)
-            grad, momentum = parameter.grad, group["momentum"]
-            assert grad is not None
-            state["momentum"].mul_(momentum).add_(grad)
-            looks_ahead.append(grad + momentum * state["momentum"])  # Nesterov
-        if self.splits:
-            for parameter, ahead in zip(parameters, looks_ahead, strict=True):
-                parameter.add_(self.splits[id(parameter)].update(ahead), alpha=-group["lr"])
+        """One tensor after the other: its look-ahead is as large as itself. Ranks that share work need all at once."""
+        if self.splits or not self._share:
+            for parameter in parameters:
+                ahead = self._look_ahead(parameter, group["momentum"])
+                if self.splits:
+                    parameter.add_(self.splits[id(parameter)].update(ahead), alpha=-group["lr"])
+                else:
+                    scale = muon_scale(*parameter.shape[-2:])
+                    parameter.add_(orthogonalise(ahead), alpha=-group["lr"] * scale)
             return
-        ranks = self._replicas if group.get("moe") else None
-        updates = orthogonalise_together(looks_ahead, ranks) if self._share else map(orthogonalise, looks_ahead)
+        looks_ahead = [self._look_ahead(parameter, group["momentum"]) for parameter in parameters]
+        updates = orthogonalise_together(looks_ahead, self._replicas if group.get("moe") else None)
         for parameter, update in zip(parameters, updates, strict=True):
             parameter.add_(update, alpha=-group["lr"] * muon_scale(*parameter.shape[-2:]))
+
+    def _look_ahead(self, parameter: Tensor, momentum: float) -> Tensor:
+        """Nesterov's; advances the momentum."""
+        state, grad = self.state[parameter], parameter.grad
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        assert grad is not None
+        state["momentum"].mul_(momentum).add_(grad)
+        return (momentum * state["momentum"]).add_(grad)
 
     @staticmethod
     def _adamw(parameter: Tensor, state: dict, group: dict) -> None:

@@ -93,15 +93,25 @@ class SplitMuon:
             self._runs.append(_Run(offset=begin, count=whole, n=n, m=m))
 
     def update(self, ahead: Tensor) -> Tensor:
-        """The update, before the learning rate, of this rank's flat tensor for its look-ahead ``ahead``."""
-        out = torch.zeros_like(ahead)
+        """The update, before the learning rate, of this rank's flat tensor for its look-ahead ``ahead``: in its place,
+        since it is as large as the rank's share of the weights; 0 where no matrix is."""
+        for start, stop in self._gaps(len(ahead)):
+            ahead[start:stop] = 0
         for run in self._runs:
             part = slice(run.offset, run.offset + run.count * run.n * run.m)
             matrices = ahead[part].view(run.count, run.n, run.m)
-            out[part] = self._orthogonal(matrices)
+            ahead[part] = self._orthogonal(matrices)
         for bucket in self._buckets():
-            self._together(bucket, ahead, out)
-        return out
+            self._together(bucket, ahead)
+        return ahead
+
+    def _gaps(self, size: int) -> list[tuple[int, int]]:
+        """The ranges of a flat tensor of ``size`` elements in which no matrix lies: padding."""
+        parts = [(run.offset, run.offset + run.count * run.n * run.m) for run in self._runs]
+        parts += [(cut.offset, cut.offset + cut.stop - cut.start) for cut in self._cuts]
+        parts = sorted(part for part in parts if part[1] > part[0])
+        ends, starts = [0, *(stop for _, stop in parts)], [*(start for start, _ in parts), size]
+        return [(end, start) for end, start in zip(ends, starts, strict=True) if start > end]
 
     def _orthogonal(self, matrices: Tensor) -> Tensor:
         """Flat, in the type of ``matrices``, scaled to AdamW's size."""
@@ -119,7 +129,7 @@ class SplitMuon:
             buckets[-1].append(cut)
         return buckets
 
-    def _together(self, bucket: list[_Cut], ahead: Tensor, out: Tensor) -> None:
+    def _together(self, bucket: list[_Cut], ahead: Tensor) -> None:
         places = [0]
         for cut in bucket:
             places.append(places[-1] + cut.n * cut.m)
@@ -136,4 +146,4 @@ class SplitMuon:
         dist.all_reduce(done, group=self._group)
         for cut, place in zip(bucket, places, strict=False):
             part = slice(cut.offset, cut.offset + cut.stop - cut.start)
-            out[part] = done[place + cut.start : place + cut.stop].to(out.device)
+            ahead[part] = done[place + cut.start : place + cut.stop].to(ahead.device)

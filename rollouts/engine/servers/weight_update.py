@@ -168,7 +168,7 @@ class Deliverer:
             )
 
     async def _probe(self, delivery: Delivery, *, fresh: bool) -> str:
-        served = await self.engine.score(delivery.probe, deadline_s=_CALL_S)
+        served = await self.engine.score(delivery.probe, deadline_s=self.config.update_s)  # the first may compile
         self.gap, wrong = self.verifier.judge(served, delivery.logprobs, fresh=fresh)
         return wrong
 

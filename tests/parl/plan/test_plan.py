@@ -22,7 +22,7 @@ from parl.errors import UserError
 from parl.learn.config import LoraConfig, OptimizerConfig, ParallelConfig
 from parl.plan import limits as learner_limits
 from parl.plan.gpus import GB, GPUS, Given, find_gpu
-from parl.plan.limits import gaps, least_bytes, machine_bytes
+from parl.plan.limits import gaps, host_bytes, machine_bytes
 from parl.plan.plan import RESERVE, Layout, check, count, degrees, fits, nearest, plan
 from parl.plan.table import read_model
 
@@ -219,7 +219,8 @@ def test_a_card_of_ones_own_is_what_was_said_of_it():
 
 
 GAPS = [
-    ({}, {}, {}, ["over nccl, never were", "float32", "builds the model whole"]),
+    ({}, {}, {}, ["over nccl, never were", "float32"]),
+    ({"zero": 3}, {}, {}, ["moves it whole to each GPU: [0-9.]+ MB"]),
     ({"gpus": 16}, {}, {}, ["16 GPUs are 2 nodes"]),
     ({"zero": 1, "offload": True}, {}, {}, ["offloading was run on one GPU only"]),
     ({"zero": 2}, {}, {"lora": LoraConfig()}, ["configuration refuses it: .*optimizer.lora"]),
@@ -242,14 +243,16 @@ def test_a_plan_that_fits_is_not_called_trainable():
 
 def test_the_least_that_a_run_holds_by_hand():
     config = load_config(ROOT / "configs" / "recipes" / "one_24gb.yaml", None, files=False)
-    n = count(config.model)
-    assert least_bytes(config.model, config.optimizer, config.trainer) == dict.fromkeys(
-        ("weights", "gradients", "optimiser states", "weights for engines"), 4.0 * n.total
-    )
-    split = config.trainer.model_copy(update={"ranks": 4, "parallel": ParallelConfig(zero=1, expert_parallel=2)})
-    parts = least_bytes(config.model, config.optimizer, split)
-    assert parts["weights"] == parts["gradients"] == 4.0 * (4 * n.rest + 2 * n.routed)
-    assert parts["optimiser states"] == parts["weights for engines"] == 4.0 * n.total
+    n, trainer = count(config.model), config.trainer
+    assert trainer.parallel.zero == 0 and config.optimizer.muon_lr
+    rest = n.ends + n.routed_layers * n.experts * n.hidden  # AdamW's, with two states each
+    parts = host_bytes(config.model, config.optimizer, trainer, gpus=False)
+    assert parts.pop("optimiser states") == pytest.approx(4.0 * (n.total + rest))
+    assert parts == dict.fromkeys(("weights", "gradients", "weights for engines"), 4.0 * n.total)
+    split = trainer.model_copy(update={"ranks": 4, "parallel": ParallelConfig(zero=1, expert_parallel=2)})
+    parts = host_bytes(config.model, config.optimizer, split, gpus=False)
+    assert parts["weights"] == 4.0 * (4 * n.rest + 2 * n.routed)
+    assert parts["masters"] == parts["gradients"] == parts["weights for engines"] == pytest.approx(4.0 * n.total)
 
 
 def test_a_container_has_no_more_than_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
