@@ -167,8 +167,8 @@ MUTANTS = [
     ranks("reference-of-the-proximal", 'reference=field == "reference")', 'reference=field == "proximal")'),
     optimizer(
         "muon-without-nesterov",
-        'looks_ahead.append(grad + momentum * state["momentum"])',
-        'looks_ahead.append(state["momentum"])',
+        'return (momentum * state["momentum"]).add_(grad)',
+        'return state["momentum"].clone()',
     ),
     optimizer(
         "muon-momentum-leaks",

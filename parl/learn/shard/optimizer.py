@@ -160,13 +160,16 @@ class MuonAdamW(torch.optim.Optimizer):
                 if self.splits:
                     parameter.add_(self.splits[id(parameter)].update(ahead), alpha=-group["lr"])
                 else:
-                    scale = muon_scale(*parameter.shape[-2:])
-                    parameter.add_(orthogonalise(ahead), alpha=-group["lr"] * scale)
+                    self._move(parameter, orthogonalise(ahead), group)
             return
         looks_ahead = [self._look_ahead(parameter, group["momentum"]) for parameter in parameters]
         updates = orthogonalise_together(looks_ahead, self._replicas if group.get("moe") else None)
         for parameter, update in zip(parameters, updates, strict=True):
-            parameter.add_(update, alpha=-group["lr"] * muon_scale(*parameter.shape[-2:]))
+            self._move(parameter, update, group)
+
+    @staticmethod
+    def _move(parameter: Tensor, update: Tensor, group: dict) -> None:
+        parameter.add_(update, alpha=-group["lr"] * muon_scale(*parameter.shape[-2:]))
 
     def _look_ahead(self, parameter: Tensor, momentum: float) -> Tensor:
         """Nesterov's; advances the momentum."""
