@@ -6,10 +6,10 @@ with measured peaks by ``benchmarks/memory.py``. Where a number comes from:
 - ZeRO 0 keeps weights, gradients and states in float32 (``settled``: a policy in bfloat16 trains at ZeRO 2 at least).
   Muon looks ahead tensor by tensor on one rank, and for all of them at once where ranks share the work.
 - ZeRO 1 and 2 keep weights in the policy's dtype and float32 masters, gradients and states of a share. Gradients are
-  reduced in a bucket; those of each further micro-batch are a second set before they are added. The update flattens
-  them once more and looks ahead for the whole share.
-- ZeRO 3 keeps a share of the weights too, and gathers two layers at most; a matrix that is cut over ranks is made
-  whole with others, in two buffers.
+  reduced in a bucket; those of each further micro-batch are a second set before they are added. The update looks ahead
+  for the whole share.
+- ZeRO 3 keeps a share of the weights too, and gathers two layers at most; the update flattens the gradients once more,
+  and a matrix that is cut over ranks is made whole with others, in two buffers.
 - Activations: with recomputation the layers' inputs and one layer's inside, else every layer's; the head works through
   chunks of logits, and its gradient is summed in float32 beside its cast.
 """
@@ -30,10 +30,9 @@ _CHUNK = 2**24  # elements of logits at a time (model.blocks.logprobs)
 _CHUNKS = 4  # of them: logits, their log-probs or softmax, the gradient, a temporary
 _ITERATES = 5  # copies of a matrix during Newton-Schulz: the iterate, Gram matrices, their product
 _ADAM, _MUON = 2, 1  # states a number
-_ALLOCATOR = 64e6  # bytes of freed memory that glibc's malloc keeps at most before it trims
 # A rank's process without a policy by ZeRO stage, measured with one of 86,000 parameters: Python, torch, DeepSpeed,
-# transformers and what their first use keeps; and the allocator's rest
-PROCESS = {stage: size + _ALLOCATOR for stage, size in {0: 386e6, 1: 442e6, 2: 442e6, 3: 447e6}.items()}
+# transformers and what their first use keeps
+PROCESS = {0: 386e6, 1: 442e6, 2: 442e6, 3: 447e6}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +83,13 @@ def held(
     else:
         bucket = wide * min(n.total, BUCKET)
         passes["bucket of gradients"] = bucket
-        update |= {"bucket of gradients": bucket, "gradients, flat": _FLOAT * split}
+        update["bucket of gradients"] = bucket
         if several and parallel.zero < 3:
             passes["gradients of a micro-batch"] = _FLOAT * split
     if parallel.zero == 3:
         gathered = wide * 2 * _gathered(n, parallel.expert_parallel)
         passes |= {"gathered layers": gathered, "gradients of a gathered layer": gathered}
+        update["gradients, flat"] = _FLOAT * split
         update["matrices of several ranks"] = 2 * _FLOAT * min(ASSEMBLED, n.total * muon) * (ranks > 1)
     host = {}
     if parallel.offload == "cpu":
