@@ -130,7 +130,7 @@ class Family(ABC):
 
     def blank(self, shape: Any) -> Policy:
         """A policy of ``shape`` that weights are loaded into; until then they hold anything, in untouched memory."""
-        from model.undrawn import Undrawn
+        from model.blocks.undrawn import Undrawn
 
         with Undrawn():
             return self.policy(shape)

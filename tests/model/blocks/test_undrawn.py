@@ -7,9 +7,9 @@ from tiny import tiny_model
 from torch import nn
 
 from model.arrays import fill
+from model.blocks.undrawn import Undrawn
 from model.decoder import export_weights
 from model.family import family_of
-from model.undrawn import Undrawn
 
 
 def resident() -> int:
