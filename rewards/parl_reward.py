@@ -28,6 +28,8 @@ from pydantic import Field
 from envs.base import Score, Task
 from rewards.base import PERF, Parts, Reward, Weights
 from rewards.outcome import FOUND
+from rewards.schedule import annealed
+from rewards.toggle import Toggle
 from rewards.valid import Rule, counts
 from rollouts.costs import LatencyModel, modelled_makespan, path_tokens
 from rollouts.critical_path import critical_steps
@@ -48,6 +50,13 @@ class Parl(Reward):
     name: str = Field(default="parl", description="the reward")
     lambda_parallel: float = Field(default=0.3, ge=0, description="λ1 at the start")
     lambda_finish: float = Field(default=0.1, ge=0, description="λ2 at the start")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="how λ1 and λ2 fall; constant: they do not, for ablations"
+    )
+    form: Literal["additive", "convex"] = Field(
+        default="additive",
+        description="additive = the report's; convex = the blog's, λ1 · parallel + (1 − λ1) · success · quality",
+    )
     anneal: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
     parallel_cap: int = Field(default=16, gt=0, description="sub-agents at which r_parallel reaches 1")
     validity: Rule = Field(
@@ -75,6 +84,7 @@ class Parl(Reward):
         description="tokens or seconds that count 1 where no episode of the group solved the task; null = those of its"
         " dearest episode",
     )
+    toggle: Toggle = Toggle()
     critical_failed: Literal["full", "cost"] = Field(
         default="full", description="what an answer of the lowest score pays: full = as no answer, or its cost"
     )
@@ -88,8 +98,11 @@ class Parl(Reward):
         cap = self.parallel_cap if self.validity != "news" else min(self.parallel_cap, parts_of(episode.task))
         junk = score is not None and (score.value if paid is None else paid) <= score.low
         wasted = episode.status is not EpisodeStatus.ANSWERED or (junk and self.critical_failed == "full")
+        value = (0.0 if score is None else score.value) if paid is None else paid
         return {
             **({} if paid is None else {PERF: paid}),
+            **({"solved": value * bool(score and score.solved)} if self.form == "convex" else {}),
+            **({"over": value * self.toggle.exceeded(episode)} if self.toggle.every else {}),
             "parallel": min(valid, cap) / self.parallel_cap,
             "finish": finished / launched if launched else 0.0,
             "critical": self._critical(episode, wasted),
@@ -110,43 +123,45 @@ class Parl(Reward):
         return CRITICAL_MAX if wasted else min(cost / reference, CRITICAL_MAX)
 
     def noted(self, group: Sequence[Episode], solved: Sequence[Episode]) -> Mapping[str, float]:
-        """Tokens or seconds of the group's cheapest solved and of its dearest episode, where they are priced."""
+        """Toggle's budget; tokens or seconds of the group's cheapest solved and of its dearest episode, if priced."""
+        facts = dict(self.toggle.noted(group, solved))
         if self.critical == "steps":
-            return {}
-        facts = {_DEAREST[self.critical]: max(cost_of(one, self.critical, self.latency) for one in group)}
+            return facts
+        facts |= {_DEAREST[self.critical]: max(cost_of(one, self.critical, self.latency) for one in group)}
         if solved:
             facts[CHEAPEST[self.critical]] = min(cost_of(one, self.critical, self.latency) for one in solved)
         return facts
 
     def weights(self, step: int, steps: int) -> Weights:
-        """λ1 and λ2 fall to 0 and stay there in an evaluation; μ stays."""
+        """λ1 and λ2 fall to 0 and stay there in an evaluation; μ stays. Toggle's weight is 1 in budgeted phases."""
         starts = (self.lambda_parallel, self.lambda_finish)
-        parallel, finish = (annealed(start, self.anneal, step, steps) for start in starts)
-        return {"parallel": parallel, "finish": finish, "critical": self.critical_penalty}
+        parallel, finish = (annealed(start, self.anneal, step, steps, self.schedule) for start in starts)
+        weights = {"parallel": parallel, "finish": finish, "critical": self.critical_penalty}
+        if self.form == "convex":
+            weights |= {PERF: 0.0, "solved": 1 - parallel}
+        return weights | ({"over": self.toggle.weight(step)} if self.toggle.every else {})
+
+    def held_out(self) -> Weights:
+        """An evaluation pays for answers and their cost alone."""
+        weights = self.weights(1, 1) | {"parallel": 0.0, "finish": 0.0}
+        weights |= {"solved": 1.0} if self.form == "convex" else {}
+        return weights | ({"over": 0.0} if self.toggle.every else {})
 
     def weighted(self, parts: Parts, weights: Weights) -> Parts:
         """The report's additive form, with our latency term."""
-        signed = {name: -weight if name == "critical" else weight for name, weight in weights.items()}
+        signed = {name: -weight if name in ("critical", "over") else weight for name, weight in weights.items()}
         return super().weighted(parts, signed)
 
     def total(self, parts: Parts, weights: Weights) -> float:
         """perf + λ1 · parallel + λ2 · finish − μ · critical, added in this order."""
+        if self.form == "convex" or self.toggle.every:
+            return super().total(parts, weights)
         bonus = weights["parallel"] * parts["parallel"] + weights["finish"] * parts["finish"]
         return parts.get("perf", 0.0) + bonus - weights["critical"] * parts["critical"]
 
     def alone(self) -> Self:
         """λ1 = λ2 = 0."""
         return self.model_copy(update={"lambda_parallel": 0.0, "lambda_finish": 0.0})
-
-
-def annealed(start: float, fraction: float, step: int, steps: int) -> float:
-    """λ at ``step`` of ``steps``: start · max(0, 1 − step / horizon), horizon = min(fraction · steps, steps − 1).
-
-    ``step`` counts from 0. The K2.5 report anneals to 0 without a schedule. The second bound makes the last step a
-    λ = 0 step even with ``fraction`` 1, against spawn farming.
-    """
-    horizon = min(fraction * steps, steps - 1)
-    return start * (1 - step / horizon) if step < horizon else 0.0
 
 
 def finish_rate(episode: Episode) -> float | None:

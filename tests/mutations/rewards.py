@@ -11,6 +11,10 @@ score = mutants_of("rewards", "rewards/score.py", REWARD)
 aggregate = mutants_of("rewards", "rewards/aggregate.py", REWARD)
 group = mutants_of("rewards", "envs/base.py", REWARD)
 valid = mutants_of("rewards", "rewards/valid.py", "tests/rewards/test_valid.py", REWARD)
+SCHEDULE = "tests/rewards/test_schedules.py"
+schedule = mutants_of("rewards", "rewards/schedule/__init__.py", REWARD, SCHEDULE)
+linear = mutants_of("rewards", "rewards/schedule/linear.py", REWARD)
+toggle = mutants_of("rewards", "rewards/toggle.py", SCHEDULE)
 costs = mutants_of("rewards", "rollouts/costs.py", "tests/rollouts/test_costs.py")
 budget = mutants_of("rewards", "rollouts/swarm/budget.py", REWARD)
 outcome = mutants_of("rewards", "rewards/outcome/__init__.py", REWARD)
@@ -18,6 +22,9 @@ exact = mutants_of("rewards", "rewards/outcome/exact.py", OUTCOME)
 table = mutants_of("rewards", "rewards/outcome/item_f1.py", OUTCOME)
 
 MUTANTS = [
+    toggle("budget-of-all", "self._cost(episode) for episode in solved", "self._cost(episode) for episode in group"),
+    toggle("phases-swapped", "% 2 == 0", "% 2 == 1"),
+    toggle("budget-whoever-solved", "len(solved) / len(group) < self.enough", "False"),
     costs("path-of-all-subagents", "own + max([beside, *(", "own + sum([beside, *("),
     costs("whole-context-is-new", "read = trace.turns[index - 1].end if index else 0", "read = 0"),
     costs("new-context-is-known", "max(read, trace.context_of(turn.start))", "read"),
@@ -101,11 +108,13 @@ MUTANTS = [
         "oracle.serial_steps if oracle else shortest or episode.critical_budget",
         "oracle.serial_steps if oracle else shortest",
     ),
-    parl("horizon-of-all-steps", "min(fraction * steps, steps - 1)", "min(fraction * steps, steps)"),
-    parl("horizon-is-the-later", "horizon = min(fraction * steps,", "horizon = max(fraction * steps,"),
-    parl("one-step-ahead", "start * (1 - step / horizon)", "start * (1 - (step + 1) / horizon)"),
-    parl("never-zero", " if step < horizon else 0.0", ""),
-    parl("falls-as-a-square", "(1 - step / horizon)", "(1 - step / horizon) ** 2"),
+    schedule(
+        "horizon-of-all-steps", "min(fraction * steps, steps - 1)\n    if", "min(fraction * steps, steps)\n    if"
+    ),
+    schedule("horizon-is-the-later", "end = min(fraction * steps,", "end = max(fraction * steps,"),
+    linear("one-step-ahead", "1 - step / end\n", "1 - (step + 1) / end\n"),
+    schedule("never-zero", " if step < end else 0.0", ""),
+    linear("falls-as-a-square", "1 - step / end\n", "(1 - step / end) ** 2\n"),
     parl(
         "finish-has-the-parallel-weight",
         "(self.lambda_parallel, self.lambda_finish)",

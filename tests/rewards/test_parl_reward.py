@@ -11,7 +11,8 @@ from envs.world.groups import GROUPS
 from rewards.aggregate import aggregate, duplicate_rate, evaluation_table
 from rewards.base import Reward
 from rewards.group import note_groups
-from rewards.parl_reward import SHORTEST, Parl, annealed
+from rewards.parl_reward import SHORTEST, Parl
+from rewards.schedule import annealed
 from rewards.score import score_episode
 from rollouts.config import BudgetConfig
 from rollouts.costs import LatencyModel
