@@ -210,7 +210,8 @@ class TaskGroup:
     """Tasks whose results are shown together: those of ``family`` (None: any) from ``least_width`` on.
 
     ``title``: its name on pages, by default ``name``. ``highlight``: its number at the top of a run's report,
-    one of ``critical_steps`` (single agent's divided by the policy's), ``item_f1`` and ``spawn_rate``.
+    the headline ``success`` or ``critical_steps`` (single agent's divided by the policy's), or beside it ``item_f1``
+    or ``spawn_rate``.
     ``always``: show its row also without such tasks.
     """
 

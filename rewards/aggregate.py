@@ -43,6 +43,7 @@ def aggregate(
         "steps/total": _mean(e.metrics["total_steps"] for e in valid),
         "swarm/subagents": _mean(e.metrics["subagents"] for e in valid),
         "swarm/spawn_rate": _mean(e.metrics["spawned"] for e in valid),
+        "swarm/direct_parallel_rate": _mean(e.metrics["direct_parallel"] for e in valid),
         "swarm/parallelism": _mean(e.metrics["total_steps"] / max(e.metrics["critical_steps"], 1) for e in valid),
     }
     named = dict.fromkeys(name for e in valid for name in e.metrics if name.startswith(PARTS))
@@ -64,6 +65,7 @@ def aggregate(
     for family in sorted({e.task.family for e in valid}):
         members = [e for e in valid if e.task.family == family]
         names = {"swarm/spawn_rate": "spawned", "perf/item_f1": "item_f1", "steps/critical": "critical_steps"}
+        names |= {"swarm/direct_parallel_rate": "direct_parallel"}
         names |= {f"cost/{name}": name for name in ("path_tokens", "makespan_s")}
         out |= _metrics(members, {f"{tracked}/{family}": name for tracked, name in names.items()})
     return out
@@ -119,7 +121,8 @@ def evaluation_table(episodes: Sequence[Episode], groups: Sequence[TaskGroup] = 
     all.
 
     Each holds the means ``item_f1``, ``row_f1``, ``values_f1`` (exact-match tasks: their exact match), ``success``,
-    ``critical_steps``, ``total_steps``, ``subagents``, ``spawn_rate`` and those of ``rollouts.costs.COSTS``;
+    ``critical_steps``, ``total_steps``, ``subagents``, ``spawn_rate``, ``direct_parallel_rate`` and those of
+    ``rollouts.costs.COSTS``;
     ``tokens_per_success``, the tokens of all episodes by solved ones; ``finish_rate``, the mean over episodes that
     spawned; and ``n_tasks``, the number of distinct tasks. What no episode has is None. A group without tasks has
     ``n_tasks`` 0 and None elsewhere, or no row (``TaskGroup.always``). FAILED episodes count with their score of 0.
@@ -136,6 +139,7 @@ def _row(episodes: list[Episode]) -> dict[str, Any]:
     means = ("item_f1", "row_f1", "values_f1", "success", "critical_steps", "total_steps", *COSTS, "subagents")
     row: dict[str, Any] = {name: _metric(episodes, name) for name in means}
     row["spawn_rate"] = _metric(episodes, "spawned")
+    row["direct_parallel_rate"] = _metric(episodes, "direct_parallel")
     row["finish_rate"] = _metric([e for e in episodes if e.metrics["spawned"]], "finish_rate")
     row["tokens_per_success"] = tokens_per_success(episodes)
     row["n_tasks"] = len({e.task.key for e in episodes})

@@ -9,7 +9,7 @@ from envs.base import Role, Score
 from rewards.base import PERF, TOTAL, Reward, Weights
 from rewards.outcome import ANSWERS, PURE, score_answer
 from rewards.parl_reward import finish_rate
-from rollouts.costs import LatencyModel, costs_of
+from rollouts.costs import LatencyModel, calls_in_parallel, costs_of
 from rollouts.critical_path import critical_steps, tool_calls, total_steps
 from rollouts.episode import Episode, EpisodeStatus
 
@@ -56,7 +56,8 @@ def measure(episode: Episode, latency: LatencyModel | None = None) -> Score | No
     Metrics, where there is a score: ``score``, ``success`` (0 or 1), and its parts: those of
     ``rewards.outcome.ANSWERS`` (exact-match tasks: 0 or 1), any other as ``score/NAME``. Metrics of all episodes:
     ``critical_steps``, ``total_steps`` in turns, ``tool_calls``, ``subagents``, ``spawned`` (0 or 1), ``finish_rate``
-    (None if nothing was launched), ``tokens_orchestrator``, ``tokens_subagent`` (sampled tokens), ``useless_spawn`` (1
+    (None if nothing was launched), ``direct_parallel`` (1 if the orchestrator made several of its own tool calls in one
+    turn), ``tokens_orchestrator``, ``tokens_subagent`` (sampled tokens), ``useless_spawn`` (1
     if it spawned on a task with oracle width 0), and ``rollouts.costs.COSTS``, the seconds under ``latency``.
     """
     score = score_of(episode)
@@ -75,6 +76,7 @@ def measure(episode: Episode, latency: LatencyModel | None = None) -> Score | No
         "subagents": len(episode.subagents),
         "spawned": spawned,
         "finish_rate": finish_rate(episode),
+        "direct_parallel": int(calls_in_parallel(episode)),
         "tokens_orchestrator": _sampled(episode, Role.ORCHESTRATOR),
         "tokens_subagent": _sampled(episode, Role.SUBAGENT),
         "useless_spawn": int(bool(spawned and oracle is not None and oracle.width == 0)),

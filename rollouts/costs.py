@@ -24,16 +24,19 @@ COSTS = ("path_tokens", "total_tokens", "makespan_s", "makespan_capped_s")  # me
 
 
 class LatencyModel(BaseModel):
-    """Seconds of a turn: ``prefill_s`` · new tokens + ``decode_s`` · sampled tokens + ``tool_s`` if it calls tools.
+    """Seconds of a turn: ``first_token_s`` + ``prefill_s`` · new tokens + ``decode_s`` · sampled tokens + ``tool_s``
+    if it calls tools.
 
     New tokens are those of the agent's context that it has not read before, as with a cache of its own prefix.
     The tool calls of a turn run at once; spawning calls take no time of their own. The defaults describe a large
-    model behind an API: Kimi K2 at 60 to 73 tokens a second (16x Eval's comparison of providers, 2025), prompts at
-    10,000 tokens a second, and a search API's answer, whose published medians lie between 0.3 and 1.2 s.
+    model behind an API: Kimi K2 at 60 to 73 tokens a second (16x Eval's comparison of providers, 2025), its first token
+    after 0.3 s (Artificial Analysis' figure for the fastest provider, Baseten 2025), prompts at 10,000 tokens a second,
+    and a search API's answer, whose published medians lie between 0.3 and 1.2 s.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    first_token_s: float = Field(default=0.3, ge=0, description="seconds of each turn before its first token")
     decode_s: float = Field(default=0.016, ge=0, description="seconds of a sampled token")
     prefill_s: float = Field(default=0.0001, ge=0, description="seconds of a new token of a prompt")
     tool_s: float = Field(default=1.0, ge=0, description="seconds of a turn's tool calls, which run at once")
@@ -44,7 +47,7 @@ class LatencyModel(BaseModel):
         turn = trace.turns[index]
         read = trace.turns[index - 1].end if index else 0
         new = turn.start - max(read, trace.context_of(turn.start))
-        model = self.prefill_s * new + self.decode_s * (turn.end - turn.start)
+        model = self.first_token_s + self.prefill_s * new + self.decode_s * (turn.end - turn.start)
         tools = self.tool_s if any(call.name not in SPAWNING_NAMES for call in turn.calls) else 0.0
         return (model, tools) if turn.spawned else (model + tools, 0.0)
 
@@ -74,6 +77,12 @@ def costs_of(episode: Episode, latency: LatencyModel) -> dict[str, float]:
         "makespan_s": modelled_makespan(episode, latency),
         "makespan_capped_s": modelled_makespan(episode, latency, capped=True),
     }
+
+
+def calls_in_parallel(episode: Episode) -> bool:
+    """Whether the orchestrator made several of its own tool calls in one turn."""
+    own = ([call for call in turn.calls if call.name not in SPAWNING_NAMES] for turn in episode.orchestrator.turns)
+    return any(len(calls) > 1 for calls in own)
 
 
 def tokens_per_success(episodes: Iterable[Episode]) -> float | None:

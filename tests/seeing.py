@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tiny import SHAPE
 
-from envs.world.pictures import draw_table
+from envs.world.site.pictures import draw_table
 from model.kimi.config import ModelConfig
 from model.kimi.transformer import Transformer
 from model.kimi.vision.picture_size import picture_tokens

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from envs.base import Section
 
-FAMILIES = ("wide", "chain", "list", "swap", "single_fact")
-PICTURE = "picture"  # only if `mix` names it, for a policy with vision (envs/world/pictures.py)
+DEEP = ("deep", "long", "deep_list", "two_phase", "trail")  # about facts that lie in dossiers
+FAMILIES = ("wide", "chain", "list", "swap", "single_fact", *DEEP)
+PICTURE = "picture"  # only if `mix` names it, for a policy with vision (envs/world/site/pictures.py)
 
 
 class WorldConfig(Section):
-    """What the world holds and which tasks it asks."""
+    """What the world holds and which tasks it asks. Keys of ``optional`` are left out of dumps at their default."""
+
+    optional: ClassVar[tuple[str, ...]] = ("deep_widths", "depth", "length", "lines", "direct")
 
     source: Path | None = Field(
         default=None,
@@ -38,6 +41,13 @@ class WorldConfig(Section):
     widths: tuple[int, int] = Field(default=(2, 16), description="smallest and largest number of rows of a wide table")
     hops: tuple[int, int] = Field(default=(2, 4), description="shortest and longest chain")
     attributes: tuple[int, int] = Field(default=(1, 1), description="fewest and most value columns of a wide table")
+    deep_widths: tuple[int, int] = Field(default=(2, 16), description="rows of a table of the families deep and long")
+    depth: tuple[int, int] = Field(default=(2, 4), description="pages of a file, each linked from the one before")
+    length: tuple[int, int] = Field(default=(1, 3), description="pages of a scan; nothing can be found in one")
+    lines: int = Field(default=8, gt=0, description="lines of a page of a dossier: the right one and facts of others")
+    direct: float = Field(
+        default=0.0, ge=0, le=1, description="share of the demonstrations without spawning that call in parallel"
+    )
     transport: Literal["asgi", "socket"] = Field(
         default="asgi", description="how httpx reaches the tools: in process or over a socket"
     )
@@ -49,7 +59,7 @@ class WorldConfig(Section):
             raise ValueError(f"mix names unknown task families {unknown}; known: {[*FAMILIES, PICTURE]}")
         if not any(weight > 0 for weight in self.mix.values()) or min(self.mix.values()) < 0:
             raise ValueError(f"mix={self.mix} needs at least one positive weight and no negative one")
-        for name in ("widths", "hops", "attributes"):
+        for name in ("widths", "hops", "attributes", "deep_widths", "depth", "length"):
             low, high = getattr(self, name)
             if not 1 <= low <= high:
                 raise ValueError(f"{name}=({low}, {high}) must be 1 <= smallest <= largest")
@@ -59,3 +69,17 @@ class WorldConfig(Section):
     def pictures(self) -> bool:
         """Whether some tasks need vision."""
         return self.mix.get(PICTURE, 0.0) > 0
+
+    @property
+    def deep(self) -> bool:
+        """Whether entities have dossiers: some family asks about them."""
+        return any(self.mix.get(family, 0.0) > 0 for family in DEEP)
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in handler(self).items()
+            if name not in self.optional or getattr(self, name) != fields[name].default
+        }

@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterator
 from random import Random
 
-from envs.world.knowledge import KINDS, Entity, Group, draw_value
+from envs.world.knowledge import DOSSIERS, KINDS, NOTES, Entity, Group, draw_value
 from envs.world.lexicon import names_of_split
 from envs.world.reference import CREATE, WORKER
 from envs.world.site.documents import group_text, page_ids, profile_lines
 from envs.world.wording import (
     ARCHIVE,
-    CONNECTORS,
     answer_table,
     asking,
     conclusion,
@@ -25,13 +24,14 @@ from envs.world.wording import (
 )
 
 
-def corpus_texts(seed: int, count: int) -> Iterator[str]:
+def corpus_texts(seed: int, count: int, *, deep: bool = False) -> Iterator[str]:
     """``count`` samples: questions, arguments, hits, pages, delegated prompts, returned lines, answer tables.
 
-    Only train wordings and names; no chat markup.
+    Only train wordings and names; no chat markup. ``deep``: also of dossiers.
     """
     rng = Random(f"corpus:{seed}")
     kinds = (_question, _question, _hits, _page, _page, _calls, _returned, _table, _table, _group)
+    kinds += (_dossier, _dossier, _dossier, _chosen) if deep else ()
     for i in range(count):
         yield kinds[i % len(kinds)](rng)
 
@@ -60,7 +60,7 @@ def _attributes(rng: Random) -> list[str]:
 
 
 def _question(rng: Random) -> str:
-    family = rng.choice(list(CONNECTORS))
+    family = rng.choice(_ASKED)
     if family == "wide":
         what = numbered(_names(rng, rng.randint(2, 12)))
     elif family == "chain":
@@ -69,6 +69,39 @@ def _question(rng: Random) -> str:
     else:
         what = _names(rng, 1)[0]
     return question(family, "train", _attributes(rng)[: None if family == "wide" else 1], what, rng)
+
+
+def _dossier(rng: Random) -> str:
+    """A question, a link, a page, a call or an answer about a fact that lies in a dossier."""
+    names = _names(rng, 12)
+    kind = rng.choice(list(DOSSIERS))
+    label, page = rng.choice(DOSSIERS[kind]), page_ids(1, rng, kind[0])[0]
+    item = rng.choice(items(names))
+    patterned = {"url": rng.choice((page, page, page_ids(1, rng)[0])), "pattern": f"{label}|{kind}"}
+    fact = fact_line(names[0], label, str(rng.randint(10, 99)))
+    lines = [fact_line(name, label, str(rng.randint(10, 99))) for name in names[:6]]
+    texts = (
+        question("deep", "train", [label], numbered(names[: rng.randint(2, 12)]), rng),
+        fact_line(names[0], kind, page),
+        json.dumps(patterned if kind == "file" else {"url": page}),
+        json.dumps(patterned),
+        json.dumps({"agent": WORKER, "prompt": asking([label], item)}),
+        json.dumps({"query": asking([label], item)}),
+        fact,
+        "\n".join(
+            lines if kind == "scan" else [fact, fact_line(names[0], rng.choice(NOTES), str(rng.randint(10, 99)))]
+        ),
+        answer_table(("name", label), [(row, str(rng.randint(10, 99))) for row in items(names[: rng.randint(2, 12)])]),
+    )
+    return rng.choice(texts)
+
+
+def _chosen(rng: Random) -> str:
+    """A question about the group of one of several, or the line that names a group."""
+    names = _names(rng, 7)
+    known, label = rng.sample(DOSSIERS["file"], 2)
+    what = f"{known} {rng.randint(10, 99)} among {numbered(names[:6])}"
+    return rng.choice((question("two_phase", "train", [label], what, rng), fact_line(names[0], "group", names[6])))
 
 
 def _hits(rng: Random) -> str:
@@ -123,6 +156,7 @@ def _table(rng: Random) -> str:
     return answer_table(("name", *attributes), rows)
 
 
+_ASKED = ("wide", "list", "swap", "chain", "single_fact")
 Piece = tuple[str, float]  # text, and its loss weight
 _FORM = 0.3  # punctuation around names and values: easy to learn
 

@@ -11,16 +11,15 @@ from starlette.applications import Starlette
 
 from envs.base import Environment, Readings, Task, ToolSpec
 from envs.world.config import WorldConfig
-from envs.world.groups import GROUPS
 from envs.world.knowledge import Knowledge, build_knowledge
 from envs.world.lexicon import SPLITS, check_split
-from envs.world.pictures import OPEN_PICTURE, draw_picture
 from envs.world.site.app import TOOLS, build_app
 from envs.world.site.documents import build_documents, profile_lines
 from envs.world.site.index import PageIndex
+from envs.world.site.pictures import OPEN_PICTURE, draw_picture
 from envs.world.site.session import ToolClient, ToolSession
 from envs.world.table import ENOUGH, read_table, smallest_split, table_knowledge
-from envs.world.tasks import TaskStream, distinct_tasks, generate_tasks
+from envs.world.tasks import GROUPS, TaskStream, distinct_tasks, generate_tasks
 from envs.world.teacher import WorldTeacher
 
 TASKS_PER_SPLIT = 512

@@ -40,11 +40,28 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, str]]] = {  # kind -> attribu
 }
 RELATIONS = tuple(sorted({relation for _, pair in KINDS.values() for relation in pair}))
 GROUP_SIZES = (2, 10)
+DOSSIERS = {"file": ("toll", "rank"), "scan": ("fee",)}  # kind -> its attributes, all 10 .. 99
+NOTES = ("note", "visit", "claim")  # what else the pages of a file say
+DOSSIER_OF = {attribute: kind for kind, attributes in DOSSIERS.items() for attribute in attributes}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dossier:
+    """Pages about an entity, each linked from the one before, the first from the profile; the last has the values.
+
+    ``pages``: their number. Only the first link is found by a search.
+    """
+
+    values: dict[str, str]
+    pages: int
 
 
 @dataclass(slots=True, kw_only=True)
 class Entity:
-    """One thing of the world. ``archive``: values of its outdated page, None without one."""
+    """One thing of the world. ``archive``: values of its outdated page, None without one.
+
+    ``dossiers``: by kind; only in worlds that ask for them. ``group``: the listed group that its profile names.
+    """
 
     name: str
     kind: str
@@ -54,6 +71,13 @@ class Entity:
     archive: dict[str, str] | None = None
     archive_first: bool = False  # the outdated page ranks before the profile
     next: str | None = None  # successor in a chained group, "none" at its end
+    dossiers: dict[str, Dossier] = field(default_factory=dict)
+    group: str | None = None
+
+    def fact(self, attribute: str) -> str:
+        """The value of ``attribute``, of the profile or of a dossier."""
+        kind = DOSSIER_OF.get(attribute)
+        return self.values[attribute] if kind is None else self.dossiers[kind].values[attribute]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +98,7 @@ class Knowledge:
     seed: int
     entities: dict[str, Entity]
     groups: list[Group] = field(default_factory=list)
+    lines: int = 8  # of a page of a dossier
 
 
 def draw_value(attribute: str, rng: Random) -> str:
@@ -108,7 +133,24 @@ def build_knowledge(split: str, config: WorldConfig) -> Knowledge:
         entities[name] = Entity(name=name, kind=kind, values={a: draw_value(a, rng) for a in KINDS[kind][0]})
     _relate(list(entities.values()), rng)
     _blur(list(entities.values()), names, config, rng)
-    return Knowledge(split=split, seed=config.seed, entities=entities, groups=_groups(entities, kinds, names, rng))
+    groups = _groups(entities, kinds, names, rng)
+    knowledge = Knowledge(split=split, seed=config.seed, entities=entities, groups=groups, lines=config.lines)
+    if config.deep:
+        _file(knowledge, config)
+    return knowledge
+
+
+def _file(knowledge: Knowledge, config: WorldConfig) -> None:
+    """Dossiers of every entity, and the group that its profile names; draws of their own, so all else stays."""
+    rng = Random(f"dossiers:{config.seed}:{knowledge.split}")
+    for entity in knowledge.entities.values():
+        for kind, attributes in DOSSIERS.items():
+            low, high = config.depth if kind == "file" else config.length
+            values = {attribute: str(rng.randint(10, 99)) for attribute in attributes}
+            entity.dossiers[kind] = Dossier(values=values, pages=rng.randint(low, high))
+    for group in knowledge.groups:
+        for member in () if group.chained else group.members:
+            knowledge.entities[member].group = knowledge.entities[member].group or group.name
 
 
 def _relate(entities: list[Entity], rng: Random) -> None:

@@ -9,96 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 from envs.base import Task
+from envs.world.notes import CREATE, WORKER, Call, Notes, Turn, pick_hit
 from envs.world.wording import (
-    ARCHIVE,
     NOT_FOUND,
     answer_table,
     asking,
     conclusion,
+    hop_query,
     items,
     read_fact,
     read_hits,
+    read_hop,
     read_members,
     split_words,
     subject,
 )
 
+__all__ = ("CREATE", "WORKER", "Action", "ReferencePolicy", "Style", "Turn", "pick_hit", "subagent_act")
+
 Style = Literal["serial", "direct", "parallel", "partial", "wrong"]
-Call = tuple[str, dict[str, Any]]
-Turn = Sequence[tuple[str, dict[str, Any], str]]  # (tool, arguments, result text), in call order
 Action = list[Call] | str  # tool calls of one turn, or the final answer
-
-WORKER = "worker"
-CREATE: Call = ("create_subagent", {"name": WORKER, "system_prompt": "Look up facts."})
-
-
-def pick_hit(query: str, result: str) -> str | None:
-    """The page to open for ``query``: its exact title, else the first page that is not outdated."""
-    hits = read_hits(result)
-    wanted = {query.casefold(), subject(query).casefold()}
-    exact = [page for title, page in hits if title.casefold() in wanted]
-    current = [page for title, page in hits if not title.endswith(ARCHIVE)]
-    return next(iter([*exact, *current, *(page for _, page in hits)]), None)
-
-
-@dataclass(slots=True)
-class _Notes:
-    """Notes on a history: search results by query, pages by url, their lines by pattern, messages by prompt."""
-
-    searches: dict[str, str]
-    pages: dict[str, str]
-    lines: dict[tuple[str, str], str]
-    returns: dict[str, str]
-    created: bool
-
-    @classmethod
-    def of(cls, history: Sequence[Turn]) -> _Notes:
-        notes = cls({}, {}, {}, {}, False)
-        for name, arguments, result in (entry for turn in history for entry in turn):
-            if name == "search":
-                notes.searches[arguments["query"]] = result
-                notes.searches.setdefault(subject(arguments["query"]), result)
-            elif name == "open_page":
-                notes.pages[arguments["url"]] = result
-            elif name == "find_in_page":
-                notes.lines[arguments["url"], arguments["pattern"]] = result
-            elif name == "assign_task":
-                notes.returns[arguments["prompt"]] = result
-            elif name == "create_subagent":
-                notes.created = True
-        return notes
-
-    def read(self, name: str, labels: Sequence[str] = ()) -> str | None:
-        """What was read of the page of ``name``; "" if it does not exist, None if not yet looked up."""
-        if name not in self.searches:
-            return None
-        url = pick_hit(name, self.searches[name])
-        if url is None:
-            return ""
-        found = self.lines.get((url, "|".join(labels)))
-        return self.pages.get(url) if found is None else found
-
-    def look_up(self, name: str, labels: Sequence[str] = (), *, query: str | None = None) -> list[Call]:
-        """The next call towards ``labels`` of ``name``: find them in its page; without labels open it.
-
-        ``query``: what to search instead of the name.
-        """
-        if name not in self.searches:
-            return [("search", {"query": query or name})]
-        url = pick_hit(name, self.searches[name])
-        if labels:
-            return [("find_in_page", {"url": url, "pattern": "|".join(labels)})]
-        return [("open_page", {"url": url})]
-
-    def assign(self, prompts: Sequence[str], *, create_first: bool = False) -> list[Call]:
-        """One turn that assigns ``prompts``, creating the sub-agent first (or, ``create_first``, only that)."""
-        calls: list[Call] = [("assign_task", {"agent": WORKER, "prompt": prompt}) for prompt in prompts]
-        if self.created:
-            return calls
-        return [CREATE] if create_first else [CREATE, *calls]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +51,15 @@ class ReferencePolicy:
         """The next turn: tool calls, or the final answer. ValueError for a task without a plan."""
         if not task.plan:
             raise ValueError(f"task {task.key} has no plan; only tasks of the embedded world can be demonstrated")
-        notes = _Notes.of(history)
+        notes = Notes.of(history)
         attributes: list[str] = task.plan["attributes"]
+        if "candidates" in task.plan:
+            return self._two_phase(task, notes, attributes)
         if "hops" in task.plan:
             return self._path(task, notes, attributes[0])
         if "names" in task.plan:
             return self._rows(task, notes, task.plan["names"], attributes)
-        return self._members(task, notes, attributes)
+        return self._members(task, notes, attributes, task.plan["group"])
 
     def creates_first(self, task: Task) -> bool:
         """Whether creating the sub-agent takes its own turn (a quarter of the seeds), one step above the
@@ -146,28 +81,48 @@ class ReferencePolicy:
         chosen = set(rng.sample(list(names), count))
         return [name for name in names if name in chosen]
 
-    def _rows(self, task: Task, notes: _Notes, names: Sequence[str], attributes: Sequence[str]) -> Action:
+    def _rows(self, task: Task, notes: Notes, names: Sequence[str], attributes: Sequence[str]) -> Action:
+        action, rows = self._gather(task, notes, names, attributes)
+        return action or answer_table(("name", *attributes), rows)
+
+    def _gather(
+        self, task: Task, notes: Notes, names: Sequence[str], attributes: Sequence[str]
+    ) -> tuple[list[Call], list[list[str]]]:
+        """(next calls, []) while something is missing, else ([], item and values of each row)."""
         item = dict(zip(names, items(names), strict=True))
         asked = {name: asking(attributes, item[name]) for name in names}
         prompts = {name: asked[name] for name in self._delegated(task, names)}
         if any(prompt not in notes.returns for prompt in prompts.values()):
-            return notes.assign(list(prompts.values()), create_first=self.creates_first(task))
+            return notes.assign(list(prompts.values()), create_first=self.creates_first(task)), []
         rows: list[list[str]] = []
         missing: list[Call] = []
         for name in names:
             source = notes.returns.get(prompts.get(name, ""), "")
             if any(read_fact(source, a) is None for a in attributes):  # not delegated, or not returned
-                page = notes.read(name, attributes)
-                if page is None:
-                    missing += notes.look_up(name, attributes, query=asked[name])
+                call, source = notes.towards(name, attributes, query=asked[name])
+                if call is not None:
+                    missing.append(call)
                     if self.style != "direct":
-                        return missing
-                source = page or ""
+                        return missing, []
             rows.append([item[name], *(read_fact(source, a) or "" for a in attributes)])
-        return missing or answer_table(("name", *attributes), rows)
+        return (missing, []) if missing else ([], rows)
 
-    def _members(self, task: Task, notes: _Notes, attributes: Sequence[str]) -> Action:
-        group = task.plan["group"]
+    def _two_phase(self, task: Task, notes: Notes, attributes: Sequence[str]) -> Action:
+        """Find the candidate that has the known fact, and then the table of its group."""
+        known, wanted = task.plan["known"], task.plan["wanted"]
+        names: list[str] = task.plan["candidates"]
+        action, rows = self._gather(task, notes, names, [known])
+        if action:
+            return action
+        chosen = next((item for item, value in rows if value == wanted), None)
+        if chosen is None:
+            return answer_table(("name", *attributes), [])
+        call, found = notes.towards(subject(chosen), ["group"], query=asking(["group"], chosen))
+        if call is not None:
+            return [call]
+        return self._members(task, notes, attributes, read_fact(found, "group") or "")
+
+    def _members(self, task: Task, notes: Notes, attributes: Sequence[str], group: str) -> Action:
         page = notes.read(group)
         if page is None:
             return notes.look_up(group)
@@ -177,17 +132,22 @@ class ReferencePolicy:
         rows: list[list[str]] = []
         name = read_fact(page, "first")
         while name not in (None, "", "none"):
-            action, text = self._visit(task, notes, name, [*attributes, "next"])
+            item = f"{len(rows) + 1}. {name}"
+            labels = [*attributes, "next"]
+            action, text = self._visit(task, notes, name, labels, asking(labels, item))
             if action is not None:
                 return action
-            rows.append([name, *(read_fact(text, a) or "" for a in attributes)])
+            rows.append([item, *(read_fact(text, a) or "" for a in attributes)])
             name = read_fact(text, "next")
         return answer_table(("name", *attributes), rows)
 
-    def _path(self, task: Task, notes: _Notes, attribute: str) -> Action:
+    def _path(self, task: Task, notes: Notes, attribute: str) -> Action:
+        """Hop by hop; the queries of a chain begin with the number that the hop has in the question."""
         name, fact, value = task.plan["names"][0], "", ""
-        for label in (*task.plan["hops"], attribute):
-            action, text = self._visit(task, notes, name, [label])
+        hops = task.plan["hops"]
+        for number, label in enumerate((*hops, attribute), 1):
+            prompt = hop_query(number, label, name) if hops else None
+            action, text = self._visit(task, notes, name, [label], prompt)
             if action is not None:
                 return action
             value = read_fact(text, label) or ""
@@ -196,38 +156,47 @@ class ReferencePolicy:
             fact, name = _report(text, label, [label]), value
         return conclusion(fact, value)
 
-    def _visit(self, task: Task, notes: _Notes, name: str, labels: Sequence[str]) -> tuple[Action | None, str]:
-        """The facts of one step that others depend on: (next action, "") while missing, else (None, text)."""
+    def _visit(
+        self, task: Task, notes: Notes, name: str, labels: Sequence[str], query: str | None
+    ) -> tuple[Action | None, str]:
+        """The facts of one step that others depend on: (next action, "") while missing, else (None, text).
+
+        ``query``: what is searched, instead of the name, or handed to a sub-agent.
+        """
         if self.style == "wrong":
-            prompt = asking(labels, name)
+            prompt = query or asking(labels, name)
             if prompt not in notes.returns:
                 return notes.assign([prompt], create_first=self.creates_first(task)), ""
             if all(read_fact(notes.returns[prompt], label) is not None for label in labels):
                 return None, notes.returns[prompt]
-        page = notes.read(name, labels)
-        return (notes.look_up(name, labels), "") if page is None else (None, page)
+        call, found = notes.towards(name, labels, query=query)
+        return ([call], "") if call is not None else (None, found)
 
 
 def subagent_act(prompt: str, history: Sequence[Turn]) -> Action:
     """The scripted sub-agent: search, look, then the lines asked for, or ``not found``."""
-    notes = _Notes.of(history)
+    notes = Notes.of(history)
     name = subject(prompt)
-    if name != prompt:  # an item of a list
+    if hop := read_hop(prompt):
+        asked, name, query = *hop, prompt
+    elif name != prompt:  # an item of a list
         asked, query = prompt[: -len(name)].rpartition(", ")[0], prompt
     else:
         asked, _, query = prompt.partition(" of ")
         name = query
     if query not in notes.searches:
         return [("search", {"query": query})] if query else NOT_FOUND
-    for title, _ in read_hits(notes.searches[query]):  # a name may contain " of "; a title shows where it begins
+    for title, _ in read_hits(
+        "" if hop else notes.searches[query]
+    ):  # a name may contain " of "; a title shows where it begins
         if prompt.endswith(f" of {title}"):
             notes.searches[title] = notes.searches[query]
             asked, name = prompt[: -len(title) - 4], title
             break
     labels = split_words(asked)
-    page = notes.read(name, labels)
-    if page is None:
-        return notes.look_up(name, labels)
+    call, page = notes.towards(name, labels)
+    if call is not None:
+        return [call]
     return _report(page, asked, labels) or NOT_FOUND
 
 

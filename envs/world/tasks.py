@@ -10,13 +10,44 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
-from envs.base import Gold, Oracle, Task, task_key
-from envs.world.config import PICTURE, WorldConfig
+from envs.base import Gold, Oracle, Task, TaskGroup, task_key
+from envs.world.config import DEEP, PICTURE, WorldConfig
+from envs.world.deep_tasks import DeepTasks
 from envs.world.knowledge import Entity, Group, Knowledge
-from envs.world.pictures import check_pillow, picture_task
+from envs.world.site.pictures import check_pillow, picture_task
 from envs.world.wording import items, numbered, path_words, question
 
 LOOKUP, FAN_OUT, ANSWER = 2, 4, 1  # critical steps
+GROUPS = (
+    TaskGroup(name="wide", family="wide", title="wide tasks", highlight="item_f1"),
+    TaskGroup(
+        name="wide_12",
+        family="wide",
+        least_width=12,
+        title="wide tasks of 12 rows and more",
+        highlight="critical_steps",
+        always=False,
+    ),
+    TaskGroup(name="list", family="list", title="lists"),
+    TaskGroup(name="swap", family="swap", title="linked lists, asked for as lists are"),
+    TaskGroup(name="chain", family="chain", highlight="spawn_rate"),
+    TaskGroup(name="single_fact", family="single_fact", title="single fact", highlight="spawn_rate"),
+    TaskGroup(name="deep", family="deep", title="deep tables", highlight="item_f1", always=False),
+    TaskGroup(
+        name="deep_8",
+        family="deep",
+        least_width=8,
+        title="deep tables of 8 rows and more",
+        highlight="success",
+        always=False,
+    ),
+    TaskGroup(name="long", family="long", title="tables of facts in scans", always=False),
+    TaskGroup(name="long_8", family="long", least_width=8, title="the same, of 8 rows and more", always=False),
+    TaskGroup(name="deep_list", family="deep_list", title="deep tables of a listed group", always=False),
+    TaskGroup(name="two_phase", family="two_phase", title="two phases", always=False),
+    TaskGroup(name="trail", family="trail", title="one deep fact", highlight="spawn_rate", always=False),
+    TaskGroup(name=PICTURE, family=PICTURE, title="pictures", always=False),
+)
 _TRIES = 50
 _REPEATS = 1000  # draws in a row without a new task, after which a small world counts as exhausted
 
@@ -41,6 +72,8 @@ class TaskStream:
             "swap": bool(self._groups[True]),
             PICTURE: True,
         }
+        self._deep = DeepTasks(knowledge, config)
+        usable |= {family: self._deep.usable(family) for family in DEEP}
         self._families = [name for name, weight in config.mix.items() if usable[name] and weight > 0]
         self._weights = [config.mix[name] for name in self._families]
         if not self._families:
@@ -58,6 +91,9 @@ class TaskStream:
             return self._wide(rng)
         if family == PICTURE:
             return picture_task(self._config.seed, self._knowledge.split, rng)
+        if family in DEEP:
+            what, attributes, gold, oracle, width, plan = self._deep.draft(family, rng)
+            return self._task(family, what, attributes, gold, oracle, width, plan, rng)
         if family in ("list", "swap"):
             return self._members(family, rng)
         return self._path(family, rng)
@@ -98,7 +134,7 @@ class TaskStream:
         parallel = serial if group.chained else LOOKUP + FAN_OUT + ANSWER
         plan = {"group": group.name, "attributes": attributes}
         oracle = _oracle(serial, parallel, width)
-        gold = _table(rows, attributes, () if group.chained else group.members)
+        gold = _table(rows, attributes, group.members)
         return self._task(family, group.name, attributes, gold, oracle, width, plan, rng)
 
     def _path(self, family: str, rng: Random) -> Task:

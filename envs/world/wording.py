@@ -28,7 +28,13 @@ ONE = (  # chain and single fact; val and test get other pairs, so that train ha
     "the {a} of {x}.", "the known {a} of {x}.", "{a} of {x}.",
     "the {a} for {x}.", "the known {a} for {x}.", "{a} for {x}.",
 )  # fmt: skip
+CHOSEN = (  # two_phase
+    "the {a} of each in the group with {x}.", "the {a} for each in the group with {x}.",
+    "the {a} of all in the group with {x}.", "the {a} for all in the group with {x}.",
+    "the {a} in the group with {x}.", "the {a} within the group with {x}.",
+)  # fmt: skip
 CONNECTORS = {"wide": EACH, "list": MEMBERS, "swap": MEMBERS, "chain": ONE, "single_fact": ONE}
+CONNECTORS |= {"deep": EACH, "long": EACH, "deep_list": MEMBERS, "two_phase": CHOSEN, "trail": ONE}
 
 
 def templates(family: str, split: str) -> list[str]:
@@ -45,8 +51,11 @@ def question(family: str, split: str, attributes: Sequence[str], what: str, rng:
 
 
 def path_words(start: str, hops: Sequence[str]) -> str:
-    """``Karona's ally's rival``: the entity reached from ``start`` over ``hops``."""
-    return "'s ".join((start, *hops))
+    """``Karona's 1. ally, 2. rival``: the entity reached from ``start`` over ``hops``; ``start`` without any.
+
+    The numbers tell the next hop, as in :func:`numbered`.
+    """
+    return f"{start}'s {numbered(hops)}" if hops else start
 
 
 def join_words(words: Sequence[str]) -> str:
@@ -93,10 +102,11 @@ def fact_line(name: str, label: str, value: str) -> str:
     return f"{label} | {name} | {value}"
 
 
-def read_fact(text: str, label: str) -> str | None:
-    """The value of ``label`` in lines of facts about one name, None if no line states it."""
+def read_fact(text: str, label: str, name: str | None = None) -> str | None:
+    """The value of ``label`` in lines of facts about one name, or about ``name``; None if no line states it."""
     records = (line.split(" | ", 2) for line in text.splitlines())
-    return next((record[2] for record in records if len(record) == 3 and record[0] == label), None)
+    told = (record for record in records if len(record) == 3 and record[0] == label and name in (None, record[1]))
+    return next((record[2] for record in told), None)
 
 
 def hit_line(title: str, page_id: str) -> str:
@@ -113,6 +123,17 @@ def read_hits(text: str) -> list[tuple[str, str]]:
 def asking(attributes: Sequence[str], item: str) -> str:
     """A sub-agent's prompt, or the query for an item: ``mass, 3. Karona``, or ``mass of Karona``."""
     return f"{join_words(attributes)}{', ' if subject(item) != item else ' of '}{item}"
+
+
+def hop_query(number: int, label: str, name: str) -> str:
+    """The query of a hop, or a sub-agent's prompt: ``2. ally of Karona``. The number comes first, to tell the label."""
+    return f"{number}. {label} of {name}"
+
+
+def read_hop(query: str) -> tuple[str, str] | None:
+    """(label, name) of :func:`hop_query`; None for another text."""
+    found = re.fullmatch(r"[0-9]+\. (\w+) of (.+)", query)
+    return (found[1], found[2]) if found else None
 
 
 def conclusion(fact: str, value: str) -> str:

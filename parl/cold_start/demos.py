@@ -17,7 +17,7 @@ from rollouts.episode import Episode, Trace
 from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 
-_ROOMY = BudgetConfig(orchestrator_steps=200, subagents=64, total_tokens=10**9, turn_tokens=10**6)
+_ROOMY = BudgetConfig(orchestrator_steps=200, subagents=64, direct_calls=64, total_tokens=10**9, turn_tokens=10**6)
 
 
 class Demonstrator:

@@ -26,7 +26,7 @@ from rewards.outcome.function import score_function
 from rewards.outcome.sections import CommandSection
 from rollouts.prompts import PromptsConfig
 
-VERSION = 1  # raised when the code makes other episodes of the same settings; test_identity.py checks
+VERSION = 2  # raised when the code makes other episodes of the same settings; test_identity.py checks
 _WEIGHTS = "model.safetensors"
 _TOKENIZERS = ("tokenizer.json", "tiktoken.model")
 
@@ -94,7 +94,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "trainer.parallel": "zero expert_parallel offload recompute",
         "eval": "tasks",  # how many, not how
         "rewards.judge": "api_key_env tries request_s concurrency price_in price_out",
-        "rewards.latency": "decode_s prefill_s tool_s concurrency",  # costs are computed when episodes are read
+        "rewards.latency": "first_token_s decode_s prefill_s tool_s concurrency",  # costs: computed when read
         "cluster": "address ports labels",
         "tracking": "wandb project tensorboard prometheus_port",
     },

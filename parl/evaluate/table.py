@@ -12,7 +12,7 @@ from parl.shown.terminal import cell
 
 _COLUMNS = (
     *("item_f1", "success", "critical_steps", "path_tokens", "makespan_s", "total_tokens"),
-    *("subagents", "spawn_rate", "n_tasks"),
+    *("subagents", "spawn_rate", "direct_parallel_rate", "n_tasks"),
 )
 
 

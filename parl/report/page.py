@@ -25,6 +25,7 @@ _COLUMNS = {
     "total_tokens": ("tokens", "{:,.0f}"),
     "subagents": ("sub-agents", "{:.2f}"),
     "spawn_rate": ("spawn rate", "{:.0%}"),
+    "direct_parallel_rate": ("calls in parallel", "{:.0%}"),
     "finish_rate": ("finish rate", "{:.0%}"),
     "n_tasks": ("tasks", "{:.0f}"),
 }
@@ -114,15 +115,24 @@ def _title(group: TaskGroup) -> str:
 
 
 def _hero(summary: dict[str, Any], groups: Sequence[TaskGroup]) -> str:
-    """The headline: critical steps of the single agent divided by the trained swarm's."""
-    for group in (group for group in groups if group.highlight == "critical_steps"):
-        trained = _number(summary, "trained", group.name, "critical_steps")
-        single = _number(summary, "single_agent", group.name, "critical_steps")
-        if trained and single:
-            return f"""<section class="hero">
-<div class="big"><strong>{single / trained:.1f}×</strong>
-<p>fewer critical steps than the single agent on {escape(_title(group))}:
-<b>{single:.1f}</b> → <b>{trained:.1f}</b></p></div>
+    """The headline of the first group that has one: whole answers beside the single agent's, or critical steps."""
+    for group in groups:
+        trained, single = (
+            _number(summary, policy, group.name, group.highlight) for policy in ("trained", "single_agent")
+        )
+        where = escape(_title(group))
+        if group.highlight == "success" and trained is not None and single is not None:
+            said = f"{trained:.0%}", f"of {where} are right in every cell; the single agent's: <b>{single:.0%}</b>"
+        elif group.highlight == "critical_steps" and trained and single:
+            said = (
+                f"{single / trained:.1f}×",
+                f"fewer critical steps than the single agent on {where}:\n<b>{single:.1f}</b> → <b>{trained:.1f}</b>",
+            )
+        else:
+            continue
+        return f"""<section class="hero">
+<div class="big"><strong>{said[0]}</strong>
+<p>{said[1]}</p></div>
 <div class="tiles">{"".join(_tiles(summary, groups))}</div></section>"""
     return ""
 

@@ -11,7 +11,8 @@ from world_helpers import call, only
 from envs.base import ErrorKind, Role, ToolCall
 from envs.world.config import PICTURE, WorldConfig
 from envs.world.environment import WorldEnvironment
-from envs.world.pictures import (
+from envs.world.site.app import TOOLS
+from envs.world.site.pictures import (
     COUNT,
     OPEN_PICTURE,
     ROWS,
@@ -22,7 +23,6 @@ from envs.world.pictures import (
     picture_table,
     read_table,
 )
-from envs.world.site.app import TOOLS
 from envs.world.tasks import TaskStream, generate_tasks
 
 image = pytest.importorskip("PIL.Image", reason="pictures: pip install -e '.[vision]'")

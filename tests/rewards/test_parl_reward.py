@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from envs.base import ErrorKind, Gold, Oracle, Role, Score, Task, TaskGroup, ToolCall, ToolResult
-from envs.world.groups import GROUPS
+from envs.world.tasks import GROUPS
 from rewards.aggregate import aggregate, duplicate_rate, evaluation_table
 from rewards.base import Reward
 from rewards.group import note_groups
@@ -296,8 +296,8 @@ def test_scoring_fills_rewards_and_metrics_and_may_be_repeated():
         "total_steps": 4,
         "path_tokens": 3,
         "total_tokens": 4,
-        "makespan_s": pytest.approx(1 + 3 * 0.016),
-        "makespan_capped_s": pytest.approx(1 + 3 * 0.016),
+        "makespan_s": pytest.approx(1 + 3 * (0.3 + 0.016)),
+        "makespan_capped_s": pytest.approx(1 + 3 * (0.3 + 0.016)),
         "tool_calls": 2,
         "subagents": 2,
         "spawned": 1,
@@ -305,6 +305,7 @@ def test_scoring_fills_rewards_and_metrics_and_may_be_repeated():
         "tokens_orchestrator": 2,
         "tokens_subagent": 2,
         "useless_spawn": 0,
+        "direct_parallel": 0,
     }
 
 
@@ -467,10 +468,11 @@ def test_the_evaluation_table_groups_by_family_and_width():
         "total_steps": 4.5,
         "path_tokens": 4.0,
         "total_tokens": 4.5,
-        "makespan_s": pytest.approx(0.5 + 4 * 0.016),
-        "makespan_capped_s": pytest.approx(0.5 + 4 * 0.016),
+        "makespan_s": pytest.approx(0.5 + 4 * (0.3 + 0.016)),
+        "makespan_capped_s": pytest.approx(0.5 + 4 * (0.3 + 0.016)),
         "subagents": 1.0,
         "spawn_rate": 0.5,
+        "direct_parallel_rate": 0.0,
         "finish_rate": 1.0,
         "tokens_per_success": 9.0,
         "n_tasks": 2,
@@ -499,7 +501,7 @@ def test_rewards_import_without_torch():
 
 @pytest.mark.parametrize("unit", ["tokens", "seconds"])
 def test_tokens_and_seconds_are_compared_with_the_groups_cheapest_success(unit):
-    reward = Parl(critical=unit, latency=LatencyModel(decode_s=1.0, prefill_s=0.0, tool_s=0.0))
+    reward = Parl(critical=unit, latency=LatencyModel(first_token_s=0.0, decode_s=1.0, prefill_s=0.0, tool_s=0.0))
     cheap, dear = make_episode(turns=2, finished=[True]), make_episode(turns=6)
     wrong, lost = make_episode(turns=1, answer="no"), make_episode(turns=9, status=EpisodeStatus.OVER_BUDGET)
     note_groups([cheap, dear, wrong, lost], reward)
@@ -532,5 +534,5 @@ def test_costs_of_a_step_and_of_each_family():
     assert metrics["cost/path_tokens"] == 3.0 and metrics["cost/path_tokens/chain"] == 2.0
     assert metrics["cost/total_tokens"] == 3.0
     assert metrics["cost/tokens_per_success"] == 6.0  # all tokens, by solved episodes
-    assert metrics["cost/makespan_s/wide"] == pytest.approx(4 * 0.016)
+    assert metrics["cost/makespan_s/wide"] == pytest.approx(4 * (0.3 + 0.016))
     assert "cost/tokens_per_success" not in aggregate(episodes[1:])

@@ -5,12 +5,20 @@ from __future__ import annotations
 import pytest
 
 from envs.base import Gold, Role, Task, ToolCall
-from rollouts.costs import COSTS, LatencyModel, costs_of, modelled_makespan, path_tokens, tokens_per_success
+from rollouts.costs import (
+    COSTS,
+    LatencyModel,
+    calls_in_parallel,
+    costs_of,
+    modelled_makespan,
+    path_tokens,
+    tokens_per_success,
+)
 from rollouts.critical_path import critical_steps
 from rollouts.episode import Episode, EpisodeStatus, Trace, Turn
 
 TASK = Task(key="t", family="wide", split="test", prompt="p", gold=Gold(kind="exact", answers=("a",)))
-LATENCY = LatencyModel(decode_s=0.1, prefill_s=0.01, tool_s=2.0, concurrency=2)
+LATENCY = LatencyModel(first_token_s=0.0, decode_s=0.1, prefill_s=0.01, tool_s=2.0, concurrency=2)
 
 
 def trace(agent_id: str, *turns: tuple[int, int, str, tuple[str, ...]], cuts: tuple[int, ...] = ()) -> Trace:
@@ -58,6 +66,11 @@ def test_path_tokens_of_a_tree():
 def test_seconds_are_new_prompt_tokens_sampled_tokens_and_tools():
     # 100 new tokens, 10 sampled, tools; then 50 new ones, 5 sampled
     assert modelled_makespan(SERIAL, LATENCY) == pytest.approx((1.0 + 1.0 + 2.0) + (0.5 + 0.5))
+
+
+def test_every_turn_waits_for_its_first_token():
+    waiting = LATENCY.model_copy(update={"first_token_s": 10.0})
+    assert modelled_makespan(SERIAL, waiting) == pytest.approx(modelled_makespan(SERIAL, LATENCY) + 2 * 10.0)
 
 
 def test_a_new_context_is_read_as_a_whole():
@@ -108,3 +121,14 @@ def test_tokens_by_success_count_the_failed_attempts_too():
     assert tokens_per_success([attempt(1, 10), attempt(0, 20), attempt(1, 30), attempt(None, 99)]) == 30.0
     assert tokens_per_success([attempt(0, 20)]) is None
     assert tokens_per_success([]) is None
+
+
+def test_only_the_orchestrators_own_calls_count_as_calls_in_parallel():
+    search = ToolCall(id="functions.search:0", name="search", arguments={})
+    assert not calls_in_parallel(SWARM) and not calls_in_parallel(SERIAL)
+    one, two = (episode(trace("0", (0, 10, "search", ()), (20, 30, "", ()))) for _ in range(2))
+    two.orchestrator.turns[0].calls.append(search)
+    assert calls_in_parallel(two) and not calls_in_parallel(one)
+    below = episode(trace("0", (0, 10, "", ("0/0",))), trace("0/0", (0, 5, "search", ())))
+    below.subagents[0].turns[0].calls.append(search)
+    assert not calls_in_parallel(below)

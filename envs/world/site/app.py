@@ -16,9 +16,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from envs.base import ErrorKind, ToolSpec
-from envs.world.pictures import OPEN_PICTURE, encoded
 from envs.world.site.index import PageIndex
-from envs.world.wording import NO_MATCH, NOT_FOUND
+from envs.world.site.pictures import OPEN_PICTURE, encoded
+from envs.world.wording import NOT_FOUND
 
 _STATUS = {None: 200, ErrorKind.NOT_FOUND: 404, ErrorKind.UNKNOWN_TOOL: 404, ErrorKind.BAD_ARGS: 422}
 Answer = tuple[str, ErrorKind | None]
@@ -88,14 +88,9 @@ def _arguments(body: bytes, spec: ToolSpec) -> dict[str, str] | str:
 def _run(index: PageIndex, tool: str, arguments: dict[str, str], search_results: int) -> Answer:
     if tool == "search":
         return index.search(arguments["query"], search_results), None
-    text = index.page(arguments["url"].strip())
-    if text is None:
-        return f"error: {NOT_FOUND}", ErrorKind.NOT_FOUND
-    if tool == "open_page":
-        return text, None
-    patterns = [part for part in arguments["pattern"].casefold().split("|") if part.strip()]
-    lines = [line for line in text.splitlines() if any(part in line.casefold() for part in patterns)]
-    return "\n".join(lines) or NO_MATCH, None
+    url = arguments["url"].strip()
+    text = index.page(url) if tool == "open_page" else index.found_in(url, arguments["pattern"])
+    return (f"error: {NOT_FOUND}", ErrorKind.NOT_FOUND) if text is None else (text, None)
 
 
 def _shown(png: bytes | None) -> Response:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from envs.world.site.documents import Document
-from envs.world.wording import NO_RESULTS, hit_line, subject
+from envs.world.wording import NO_MATCH, NO_RESULTS, hit_line, subject
 
 _SCHEMA = """
 CREATE TABLE pages(id TEXT PRIMARY KEY, title TEXT NOT NULL, text TEXT NOT NULL) WITHOUT ROWID;
@@ -37,8 +37,11 @@ class PageIndex:
         self._path, self._local = path, threading.local()
         connection = sqlite3.connect(path or ":memory:")
         connection.executescript(_SCHEMA)
-        rows = [(d.page_id, d.title, d.text, d.keywords, d.authority) for d in documents]
-        connection.executemany("INSERT INTO pages VALUES (?, ?, ?)", [row[:3] for row in rows])
+        documents = list(documents)
+        self._scans = frozenset(d.page_id for d in documents if d.scan)
+        pages = [(d.page_id, d.title, d.text) for d in documents]
+        rows = [(d.page_id, d.title, d.text, d.keywords, d.authority) for d in documents if not d.linked]
+        connection.executemany("INSERT INTO pages VALUES (?, ?, ?)", pages)
         connection.executemany("INSERT INTO hits VALUES (?, ?, ?, ?, ?)", rows)
         connection.execute("INSERT INTO hits(hits) VALUES ('optimize')")
         connection.commit()
@@ -63,6 +66,15 @@ class PageIndex:
         except UnicodeEncodeError:  # lone surrogates, which JSON allows and SQLite refuses
             return None
         return row[0] if row else None
+
+    def found_in(self, page_id: str, pattern: str) -> str | None:
+        """The lines with ``pattern``, or one of several (``a|b``), or ``no match``; None if there is no such page."""
+        text = self.page(page_id)
+        if text is None:
+            return None
+        patterns = [part for part in pattern.casefold().split("|") if part.strip()]
+        lines = [line for line in text.splitlines() if any(part in line.casefold() for part in patterns)]
+        return NO_MATCH if page_id in self._scans else "\n".join(lines) or NO_MATCH
 
     def _expression(self, query: str) -> str:
         """An FTS5 query of quoted words joined by OR, without very common words; of ``mass, 3. Karona`` the

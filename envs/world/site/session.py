@@ -12,7 +12,7 @@ import httpx
 from starlette.applications import Starlette
 
 from envs.base import ErrorKind, Role, ToolCall, ToolResult, ToolSpec
-from envs.world.pictures import decoded
+from envs.world.site.pictures import decoded
 from envs.world.site.server import SocketServer
 
 _JSON = {"content-type": "application/json"}

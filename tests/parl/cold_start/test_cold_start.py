@@ -39,8 +39,8 @@ def test_the_shipped_starter_applies_and_says_what_it_was_made_with(tmp_path: Pa
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("envs.config.widths=[2,4]", "envs.config.widths = [2, 16], not [2, 4]"),
-        ("sft.tokens=12000000", "sft.tokens = 6000000, not 12000000"),
+        ("envs.config.widths=[2,4]", "envs.config.widths = [2, 6], not [2, 4]"),
+        ("sft.tokens=12000000", "sft.tokens = 10000000, not 12000000"),
         ("model.hidden_size=96", "model.hidden_size = "),
         ("starter=absent", "no such folder"),
     ],

@@ -54,7 +54,7 @@ def test_of_a_run_and_a_preset_of_one_name_the_run_is_meant_unless_another_one_i
         ("nobody", r"no configuration file, preset or run is called nobody; there are: runs/mine"),
         ("quickstrat", "no configuration file, preset or run is called quickstrat; did you mean quickstart?"),
         ("Mine", "is called Mine; did you mean mine?"),
-        ("nobody", "presets: async, factbook, own_model, quickstart, smollm2, vision"),
+        ("nobody", "presets: factbook, own_model, quickstart, smollm2, vision"),
         ("nowhere.yaml", "no configuration file nowhere.yaml"),
         ("runs", "no run in runs: name one that parl train has begun"),
         ("runs/mine/episodes", "no run in runs/mine/episodes"),

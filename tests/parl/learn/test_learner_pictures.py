@@ -15,7 +15,7 @@ from seeing import PAD, a_picture, seeing_model, seeing_policy, with_pictures
 from tiny import random_weights, tiny_model
 from torch import Tensor
 
-from envs.world.pictures import draw_table
+from envs.world.site.pictures import draw_table
 from model.decoder import check_weights, export_weights
 from model.kimi.decoder import weight_shapes
 from model.kimi.family import Kimi

@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from envs.base import Gold, Oracle, Role, Task, ToolCall, ToolResult
-from envs.world.groups import GROUPS
+from envs.world.tasks import GROUPS
 from model.tokenizer.bpe import train_tokenizer
 from model.tokenizer.tokenizer import Tokenizer
 from parl.cli.main import app
