@@ -14,10 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from parl.cold_start.shipped import WEIGHTS, Recipe, cold_start_folder, cold_start_hash, shipped
-from parl.config.load import config_hash, load_config, to_yaml
+from parl.config.load import config_hash, load_config
 from parl.config.mistakes import leaves
 from parl.config.schema import Config
 from parl.errors import ConfigError, UserError
@@ -61,8 +59,8 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Changes when its results may."""
-        tree = dict(leaves(yaml.safe_load(to_yaml(self.config))))
+        """Changes when its results may, as far as settings say."""
+        tree = dict(leaves(self.config.model_dump(mode="json", exclude_defaults=True)))  # new keys of the code are none
         kept = {key: value for key, value in tree.items() if not key.startswith(_BESIDES)}
         return config_hash(self.cold, self.policy, self.attempts, self.trial, *(f"{k}={v}" for k, v in kept.items()))
 

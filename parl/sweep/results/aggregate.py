@@ -131,7 +131,8 @@ def _row(arm: str, group: str, own: Sequence[Done], keys: Sequence[str]) -> dict
     for name in COLUMNS:
         values_RT = _matrix(own, keys, name)
         bounds = _BOUNDS if name in SHARES else None
-        row[name] = None if values_RT is None else crossed.mean(values_RT, bounds=bounds)
+        found = None if values_RT is None else crossed.mean(values_RT, bounds=bounds)
+        row[name] = found and found._replace(low=max(found.low, 0.0))  # no column is ever negative
     row["by_run"] = {
         one.cell.id: {name: _mean(one, keys, name) for name in ("success", "item_f1", "critical_steps")} for one in own
     }

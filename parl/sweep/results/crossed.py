@@ -83,7 +83,7 @@ class Crossed:
             return np.log(np.maximum(top, tiny)) - np.log(np.maximum(bottom, tiny))
 
         found = self._interval(logarithm)
-        return Interval(*(math.exp(min(one, 700.0)) for one in found))
+        return Interval(*(math.exp(one) if one < 700 else math.inf for one in found))
 
     def _checked(self, values_RT: np.ndarray) -> np.ndarray:
         x_RT = np.asarray(values_RT, dtype=float)

@@ -88,6 +88,7 @@ def test_a_ratio_is_that_of_the_means_and_absent_without_costs():
     turned = crossed.ratio(base, 3 * base + rng.uniform(0, 9, (3, 60)))
     assert turned and turned.low < turned.value < turned.high
     assert crossed.ratio(np.zeros((3, 60)), base) is None
+    assert Crossed([0, 1], 1).ratio(np.full((2, 1), 6.0), np.full((2, 1), 3.0)) == pytest.approx((2.0, 0.0, math.inf))
 
 
 def test_values_of_another_shape_or_without_a_number_are_refused():

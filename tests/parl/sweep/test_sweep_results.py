@@ -80,6 +80,7 @@ def test_means_of_each_group_are_those_of_its_tasks_and_runs(sweep):
     single = row_of(found, "rows", arm="single", group="broad")
     assert single["tasks"] == 2 and single["critical_steps"]["value"] == pytest.approx((18 + 34) / 2 + 0.5)
     assert single["by_run"]["single-sft.seed2-seed1"]["critical_steps"] == pytest.approx(27.0)
+    assert all(row["critical_steps"]["low"] >= 0 for row in found["rows"])
     chain = row_of(found, "rows", arm="swarm", group="chain")
     assert (chain["tasks"], chain["spawn_rate"]["value"], chain["item_f1"]["value"]) == (1, 0.0, 0.25)
 
