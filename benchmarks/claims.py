@@ -2,9 +2,9 @@
 
     python benchmarks/claims.py configs/quickstart.yaml [KEY=VALUE]...   # after `make quickstart`; about two minutes
 
-Policies: the cold start; the same without spawning tools (``cold_start_no_spawn``); the single agent trained
-as long as the swarm; the trained swarm; and, without any model, a scripted single agent that asks for all
-rows of a table in one turn (``scripted``), which the rules of the run do not allow the trained one.
+Policies: the cold start; the same without spawning tools (``cold_start_no_spawn``); the single agent, which may call in
+parallel, trained as long as the swarm; the trained swarm; and, without any model and with a context without bound, one
+agent that calls in parallel (``scripted calls``), and sub-agents for every table (``scripted swarm``).
 
 ``path tokens`` are the sampled tokens on the longest path, ``seconds`` the makespan under ``rewards.latency``
 (``rollouts.costs``). ``success`` is a whole answer, every cell right.
@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.base import Environment, Role, Task
-from envs.world.reference import ReferencePolicy
+from envs.world.reference import ReferencePolicy, Style, subagent_act
 from model.chat.kimi import KimiChat
 from model.tokenizer.tokenizer import Tokenizer
 from parl.collect.tasks import run_tasks
@@ -41,23 +41,30 @@ TRAINED = ("cold_start", "cold_start_no_spawn", "single_agent", "trained")
 GROUPS: dict[str, Callable[[Task], bool]] = {
     "all": lambda task: True,
     "wide": lambda task: task.family == "wide",
-    "wide, 12 rows and more": lambda task: task.family == "wide" and task.width >= 12,
-    "chain, single fact": lambda task: task.family in ("chain", "single_fact"),
+    "list": lambda task: task.family == "list",
+    "deep": lambda task: task.family == "deep",
+    "deep, 8 rows and more": lambda task: task.family == "deep" and task.width >= 8,
+    "long": lambda task: task.family == "long",
+    "two phases": lambda task: task.family == "two_phase",
+    "nothing to split (chain, linked list, one fact)": lambda task: task.family in _WHOLE,
 }
+_WHOLE = ("chain", "swap", "trail", "single_fact")
+SCRIPTED: dict[str, Style] = {"scripted calls": "direct", "scripted swarm": "parallel"}
 _ROOMY = BudgetConfig(direct_calls=1000, turn_tokens=10**6, total_tokens=10**9, orchestrator_steps=200)
 
 
-async def scripted(environment: Environment, tokenizer: Tokenizer, tasks: list[Task]) -> list[Episode]:
-    """The scripted single agent with parallel calls, through the same swarm code and tools."""
-    policy = ReferencePolicy("direct")
+async def scripted(environment: Environment, tokenizer: Tokenizer, tasks: list[Task], style: Style) -> list[Episode]:
+    """A scripted policy, through the same swarm code and tools; nothing bounds its context."""
+    policy, chat = ReferencePolicy(style), KimiChat(tokenizer)
     episodes = []
     for task in tasks:
 
         def pool(trace: Trace, task: Task = task) -> ScriptedEngine:
-            assert trace.role is Role.ORCHESTRATOR
-            return ScriptedEngine(trace, KimiChat(tokenizer), lambda history: policy.act(task, history))
+            if trace.role is Role.SUBAGENT:
+                return ScriptedEngine(trace, chat, lambda history: subagent_act(trace.prompt, history))
+            return ScriptedEngine(trace, chat, lambda history: policy.act(task, history))
 
-        settings = SwarmSettings(chat=KimiChat(tokenizer), pool=pool, budget=_ROOMY, spawning=False)
+        settings = SwarmSettings(chat=chat, pool=pool, budget=_ROOMY, spawning=style == "parallel")
         episodes.append(await run_episode(task, environment, settings, index=0, seed=0, critical_budget=0))
     await environment.close()
     return episodes
@@ -74,6 +81,7 @@ def rows_of(episodes: dict[str, Episode]) -> dict[str, dict[str, float]]:
             "makespan_s": episode.metrics["makespan_s"],
             "tokens": episode.metrics["total_tokens"],
             "spawned": float(episode.metrics["spawned"]),
+            "in_parallel": float(episode.metrics["direct_parallel"]),
         }
         for key, episode in episodes.items()
     }
@@ -105,10 +113,11 @@ def main() -> None:
         for episode in episodes.values():
             scoring.score_held_out(episode)
         numbers[label] = rows_of(episodes)
-    played = asyncio.run(scripted(own.environment, own.context.tokenizer, tasks))
-    for episode in played:
-        scoring.score_held_out(episode)
-    numbers["scripted"] = rows_of({episode.task.key: episode for episode in played})
+    for label, style in SCRIPTED.items():
+        played = asyncio.run(scripted(own.environment, own.context.tokenizer, tasks, style))
+        for episode in played:
+            scoring.score_held_out(episode)
+        numbers[label] = rows_of({episode.task.key: episode for episode in played})
     found = report(tasks, numbers)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -121,8 +130,9 @@ def report(tasks: list[Task], numbers: dict[str, dict[str, dict[str, float]]]) -
         keys = [task.key for task in tasks if belongs(task)]
         boot = Bootstrap(len(keys))
         print(f"\n### {group} ({len(keys)})\n")
-        print("| policy | success | item-F1 | critical steps | path tokens | seconds | all tokens | spawn rate |")
-        print("|---|---|---|---|---|---|---|---|")
+        columns = ("policy", "success", "item-F1", "critical steps", "path tokens", "seconds", "all tokens")
+        print(f"| {' | '.join((*columns, 'spawn rate', 'calls in parallel'))} |")
+        print("|---|---|---|---|---|---|---|---|---|")
         for label, rows in numbers.items():
             of = {name: [rows[key][name] for key in keys] for name in next(iter(rows.values()))}
             cells = [shown(boot.mean(of[name], bounds=(0, 1)), 3) for name in ("success", "item_f1")]
@@ -142,7 +152,7 @@ def report(tasks: list[Task], numbers: dict[str, dict[str, dict[str, float]]]) -
     return found
 
 
-_DIGITS = {"critical_steps": 1, "path_tokens": 0, "makespan_s": 1, "tokens": 0, "spawned": 2}
+_DIGITS = {"critical_steps": 1, "path_tokens": 0, "makespan_s": 1, "tokens": 0, "spawned": 2, "in_parallel": 2}
 
 if __name__ == "__main__":
     main()
