@@ -16,7 +16,7 @@ from rollouts.config import RolloutsConfig
 VERSION = 10  # part of the hash: raised when the demonstrations or the recipe change in code
 WEIGHTS = "model.safetensors"
 _SHOWN = 4  # differences that are named
-_MINUTES = 23 / 6e6  # of a token: the default shape on two busy cores (docs/quickstart.md)
+_MINUTES = 26 / 10e6  # of a token: the default shape on two busy cores (docs/quickstart.md)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
