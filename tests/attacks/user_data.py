@@ -167,7 +167,7 @@ def _bad_rows() -> list[tuple[str, str, Content, list[str]]]:
         ("fifty mistakes", "tasks.jsonl", many, ["50 problems", "line 1: width", "line 20: width", "and 30 more"]),
         ("rows of a split that is not used", "t.jsonl", f"{GOOD}\n{_row(split='val', width=0)}\n", ["line 2", "width"]),
         ("only rows to train on", "t.jsonl", _row(split="train"), ["split 'test'", "1 of train"]),
-        ("prompts that no context holds", "t.jsonl", _row(prompt="word " * 9000), ["1 of 1 prompts", "line 1", "2048"]),
+        ("prompts that no context holds", "t.jsonl", _row(prompt="word " * 9000), ["1 of 1 prompts", "line 1", "1024"]),
         ("a gold that no context holds", "t.jsonl", _table(rows=[[str(i), "1"] for i in range(900)]), ["1 of 1"]),
     ]  # fmt: skip
 

@@ -52,14 +52,14 @@ def _bad_tables() -> list[tuple[str, str, Content, list[str]]]:
         (
             "long cells",
             "t.csv",
-            "name,story\n" + "".join(f"Town {i},{'word ' * 500}\n" for i in range(3)),
+            "name,story\n" + "".join(f"Town {i},{'word ' * 250}\n" for i in range(3)),
             ["demonstrations"],
         ),
         (
             "cells that no context holds",
             "t.csv",
             "name,story\n" + "".join(f"Town {i},{'word ' * 3000}\n" for i in range(3)),
-            ["3 of 3 rows", "2048"],
+            ["3 of 3 rows", "1024"],
         ),
     ]
 

@@ -143,7 +143,7 @@ MUTANTS = [
     score("parts-without-a-prefix", "return part if part in ANSWERS else PARTS + part", "return part"),
     score("unweighted-total", "reward.total(parts, weights)", "reward.total(parts, reward.held_out())"),
     score("parts-that-are-no-numbers", "or not math.isfinite(", "or math.isinf("),
-    parl("weighted-critical-sign", '-weight if name == "critical" else weight', "weight"),
+    parl("weighted-critical-sign", '-weight if name in ("critical", "over") else weight', "weight"),
     aggregate("no-duplicates", "return 1.0 - len(set(asked)) / len(asked) if asked else 0.0", "return 0.0"),
     aggregate("duplicates-by-letter", '" ".join(trace.prompt.lower().split())', "trace.prompt"),
     aggregate(

@@ -237,12 +237,12 @@ MUTANTS = [
     ),
     resume(
         "anything-is-free",
-        "other = [said[key] for key in changed if key != _STEPS and not _within(key, (*ROUNDING, *FREE))]",
-        "other = []",
+        "return [text for key, text in said.items() if not _within(key, free)]",
+        "return []",
     ),
     resume("rounding-in-silence", "if _within(key, ROUNDING):", "if _within(key, FREE):"),
     resume("runs-become-shorter", "    if new < old:\n", "    if new < 0:\n"),
-    resume("not-kept", "    if changed:\n        write_text(", "    if not changed:\n        write_text("),
+    resume("not-kept", "    if said:\n        write_text(", "    if not said:\n        write_text("),
     tasks("own-tasks-end", "return Repeated(own) if own", "return own if own"),
     tasks(
         "cursor-is-ignored",

@@ -93,7 +93,7 @@ def test_a_schedule_runs_over_the_steps_that_the_configuration_names_else_over_t
 
 
 def test_overrides_are_laid_over_the_runs_own_rewards(run: Path):
-    done = _run("rescore", run, "rewards.parallel_cap=4", "--json", "--kind", "trained")
+    done = _run("rescore", run, "rewards.parallel_cap=4", "rewards.validity=any", "--json", "--kind", "trained")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["reward/parallel"] for row in rows] == [min(row["subagents"], 4) / 4 for row in rows]
     assert _run("rescore", run, "rewards.parallel_kap=4").exit_code == 2
