@@ -27,7 +27,7 @@ NUMBERS = {
 def test_the_summary_holds_every_number_of_every_policy(finished: Path, tiny_run: Config):
     summary = json.loads((finished / "summary.json").read_text())
     for policy in ("cold_start", "trained", "single_agent"):
-        for group in ("wide", "wide_12", "chain", "single_fact", "all"):
+        for group in ("wide", "chain", "single_fact", "all"):
             assert summary[policy][group].keys() >= NUMBERS, (policy, group)
         assert summary[policy]["all"]["n_tasks"] == tiny_run.eval.tasks
     assert summary["single_agent"]["all"]["subagents"] == 0

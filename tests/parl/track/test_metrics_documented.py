@@ -26,7 +26,13 @@ from rewards.score import score_episode
 pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 FAMILIES = ("wide", "chain")
-SERVERS = dict.fromkeys(("engine/probe_gap", "engine/in_place", "engine/server_restarts"), 0.0)  # only with servers
+SERVERS = dict.fromkeys(  # only with servers
+    (
+        *("engine/probe_gap", "engine/in_place", "engine/server_restarts"),
+        *("engine/pause_s", "engine/pull_s", "engine/pulled_bytes"),
+    ),
+    0.0,
+)
 
 
 def documented() -> set[str]:
