@@ -41,7 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Two test processes with a Ray each get in each other's way, so an xdist that ignores groups is an error."""
     grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
-    if session.config.getoption("loadgroup", False) and not all(item.nodeid.endswith("@ray") for item in grouped):
+    if session.config.getoption("loadgroup", False) and not all(
+        "@" in item.nodeid.rpartition("]")[2] for item in grouped
+    ):
         raise pytest.UsageError("pytest-xdist ignores groups of tests under this pytest: install pytest<9.2")
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-import time
 
 import datasets
 import numpy as np
@@ -200,18 +199,13 @@ def test_datasets_can_load_a_shard(tmp_path):
     assert np.frombuffer(rows[0]["tokens"], "<i4")[:50].tolist() == make_episode().orchestrator.tokens
 
 
-def test_a_training_step_of_960_traces_is_written_and_read_within_a_second_each(tmp_path):
+def test_a_training_step_of_960_traces_comes_back_as_it_was_written(tmp_path):
+    """How long that takes is for ``benchmarks/store.py``."""
     traces = [make_trace("0", 800)] + [make_trace(f"0/{i}", 300, routes=False) for i in range(9)]
     episodes = [make_episode(i, traces=traces) for i in range(96)]
     store = EpisodeStore(tmp_path)
-
-    def seconds(action):
-        start = time.process_time()
-        action()
-        return time.process_time() - start
-
-    assert seconds(lambda: store.write(0, episodes, policy_version=0)) < 1
-    assert seconds(lambda: store.read(0)) < 1
+    store.write(0, episodes, policy_version=0)
+    assert plain(store.read(0)[0]) == plain(episodes)
 
 
 def test_the_store_imports_without_torch():
