@@ -33,7 +33,7 @@ def trace(agent_id: str, tokens: int, routed: bool, seed: int) -> Trace:
         message="found",
         tokens=rng.integers(0, 160_000, tokens).tolist(),
         mask=mask.tolist(),
-        logprobs=np.where(mask, -rng.exponential(size=tokens), 0).astype(np.float32),
+        logprobs=np.where(mask, -rng.exponential(size=tokens), 0).astype(np.float32).tolist(),
         versions=np.where(mask, 3, -1).tolist(),
         routes=rng.integers(0, 384, (tokens, 3, 2)).astype(np.int16) if routed else None,
         turns=[],

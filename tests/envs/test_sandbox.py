@@ -100,8 +100,8 @@ async def test_the_deadline_holds_for_a_cancelled_and_for_a_lost_worker():
         worker = await sandbox._take(None, 5)
         worker.process.kill()
         began = time.monotonic()
-        ran = await sandbox._ask(worker, "print(1)", 5, None)
-        assert ran.why == "killed" and time.monotonic() - began < 4
+        ran = await sandbox._ask(worker, "print(1)", 60, None)
+        assert ran.why == "killed" and time.monotonic() - began < 30
 
 
 async def test_names_that_lead_out_are_refused():
