@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from functools import cache, partial
@@ -29,6 +30,8 @@ def _rows(level: str, user: int) -> dict[str, dict[str, str | bool]]:
         raise NotHere(reason)
     if not own and not shutil.which(SYSTEM):
         raise NotHere(f"there is no {SYSTEM} that every user may run")
+    if not own and not os.stat("/tmp").st_mode & stat.S_IWOTH:
+        raise NotHere("other users may not write to /tmp here")
     run = subprocess.run(
         [python if own else SYSTEM, str(Path(__file__).with_name("sandbox_run.py")), level],
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
