@@ -86,6 +86,11 @@ class Reward(BaseModel):
         """The reward: the sum of the weighted parts."""
         return sum(self.weighted(parts, weights).values())
 
+    def outcome(self, episode: Episode) -> float:
+        """What a scored episode would earn in an evaluation, without what only training pays for."""
+        parts = {name: value for name, value in episode.rewards.items() if name != TOTAL}
+        return self.total(parts, self.held_out())
+
     def alone(self) -> Self:
         """The reward of a single agent, which cannot spawn."""
         return self

@@ -44,6 +44,15 @@ def groups(episodes: Iterable[Episode]) -> int:
     return len({episode.task.key for episode in episodes})
 
 
+def mixed_groups(episodes: Iterable[Episode]) -> int:
+    """Number of tasks with episodes that spawned and episodes that did not; FAILED and CANCELLED ones are ignored."""
+    kinds: dict[str, set[bool]] = defaultdict(set)
+    for episode in episodes:
+        if not episode.void:
+            kinds[episode.task.key].add(bool(episode.subagents))
+    return sum(len(found) == 2 for found in kinds.values())
+
+
 def _differ(group: list[Episode]) -> bool:
     rewards = [episode.rewards["total"] for episode in group]
     return max(rewards) - min(rewards) > _SAME

@@ -8,6 +8,14 @@ Credit for co-trained sub-agents (``objective.credit``): with ``episode`` every 
 episode's advantage. With ``agent`` a sub-agent's trace earns the episode's reward if it returned a valid
 message, else at most 0 (:func:`subagent_reward`), minus the mean over the sub-agents of its group, with equal
 weight per episode. Orchestrators keep the episode's advantage. Frozen sub-agents do not matter.
+
+Counterfactual credit (``objective.counterfactual`` = w, off by default; ours): of the K episodes of a task some
+spawned and some did not, and each kind shows what the other decision would have brought. With the outcome o_j, which is
+the reward of an evaluation, so without λ1 and λ2,
+
+    A_j + w · c_j        c_j = (K_other / K) · (o_j − mean of o over the K_other episodes of the other kind)
+
+and c_j = 0 where the group has one kind alone (:func:`counterfactual_credit`).
 """
 
 from __future__ import annotations
@@ -32,6 +40,39 @@ def group_advantages(rewards: Sequence[float], *, normalise_std: bool = False) -
         return advantages
     std = (sum(advantage**2 for advantage in advantages) / (len(rewards) - 1)) ** 0.5
     return [advantage / (std + _STD_EPS) for advantage in advantages]
+
+
+def counterfactual_credit(
+    outcomes: Sequence[float], spawned: Sequence[bool], *, normalise_std: bool = False
+) -> list[float]:
+    """c_j = (K_other / K) (o_j − mean of o over the episodes of the other kind); all 0 where one kind is missing.
+
+    K_other / K makes them sum to 0, as a baseline's do. In a group in which s episodes spawned and n did not, and with
+    the difference D = mean of o over those that did − that over those that did not, the plain baseline gives an episode
+    that spawned
+
+        o_j − mean(o) = d + (n / K) D        d = o_j − mean of o over its own kind
+
+    and this one (n / K) (d + D): what the decision changed counts in full, luck within a kind by the others' share.
+    Over the kind both sum to (s n / K) D. ``normalise_std``: divided by the deviation of the outcomes, as
+    :func:`group_advantages`.
+    """
+    kinds = [[outcome for outcome, did in zip(outcomes, spawned, strict=True) if did is kind] for kind in (False, True)]
+    if not all(kinds):
+        return [0.0] * len(outcomes)
+    means = [sum(kind) / len(kind) for kind in kinds]
+    credit = [
+        len(kinds[not did]) / len(outcomes) * (outcome - means[not did])
+        for outcome, did in zip(outcomes, spawned, strict=True)
+    ]
+    scale = _deviation(outcomes) + _STD_EPS if normalise_std else 1.0
+    return [one / scale for one in credit]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The sample's standard deviation of at least two values."""
+    mean = sum(values) / len(values)
+    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
 
 
 def subagent_reward(episode: Episode, trace: Trace) -> float:

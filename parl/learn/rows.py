@@ -13,13 +13,13 @@ Shapes: T tokens of a row, L mixture-of-experts layers, K experts per token.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from parl.learn.advantage import agent_advantages, group_advantages
+from parl.learn.advantage import agent_advantages, counterfactual_credit, group_advantages
 from rollouts.episode import Episode, Trace
 
 
@@ -49,8 +49,13 @@ def step_rows(
     routed: bool = False,
     normalise_std: bool = False,
     credit: Literal["episode", "agent"] = "episode",
+    counterfactual: float = 0.0,
+    outcome: Callable[[Episode], float] | None = None,
 ) -> list[Row]:
-    """Rows of a training step's scored episodes, in the order given: groups by task key, then :func:`episode_rows`."""
+    """Rows of a training step's scored episodes, in the order given: groups by task key, then :func:`episode_rows`.
+
+    ``counterfactual``: the weight of the credit against episodes of the other kind, by their ``outcome``.
+    """
     valid = [episode for episode in episodes if not episode.void]
     groups: dict[str, list[int]] = defaultdict(list)
     for position, episode in enumerate(valid):
@@ -61,6 +66,11 @@ def step_rows(
         rewards = [valid[i].rewards["total"] for i in members]
         for position, advantage in zip(members, group_advantages(rewards, normalise_std=normalise_std), strict=True):
             advantages[position] = advantage
+        if counterfactual and outcome is not None:
+            outcomes, spawned = zip(*((outcome(valid[i]), bool(valid[i].subagents)) for i in members), strict=True)
+            credits = counterfactual_credit(outcomes, spawned, normalise_std=normalise_std)
+            for position, one in zip(members, credits, strict=True):
+                advantages[position] += counterfactual * one
         if credit == "agent":
             found = agent_advantages([valid[i] for i in members], normalise_std=normalise_std)
             for position, agents in zip(members, found, strict=True):

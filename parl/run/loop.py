@@ -19,7 +19,7 @@ from parl.cold_start.ptx import PtxTexts
 from parl.cold_start.shipped import Recipe
 from parl.collect.collector import Collector
 from parl.collect.pools import RolloutSide, pool_sizes
-from parl.collect.sampling import draw_groups, groups, informative
+from parl.collect.sampling import draw_groups, groups, informative, mixed_groups
 from parl.collect.stream import EpisodeStream
 from parl.collect.tasks import run_tasks
 from parl.config.runs import trained_steps
@@ -124,7 +124,14 @@ class Training:
         with self._timeline.span(step, "learn"):
             kept = episodes if self.config.rollouts.dynamic_sampling is None else informative(episodes)
             routed = self.config.model.routes is not None
-            rows = step_rows(kept, routed=routed, normalise_std=objective.normalises, credit=objective.credit)
+            rows = step_rows(
+                kept,
+                routed=routed,
+                normalise_std=objective.normalises,
+                credit=objective.credit,
+                counterfactual=objective.counterfactual,
+                outcome=self.config.rewards.outcome,
+            )
             learned = self._learn(rows)
             self.weights = self._learner.weights()
         trained = time.monotonic()
@@ -143,6 +150,7 @@ class Training:
             "rollouts/tokens": tokens,
             "rollouts/groups": groups(episodes),
             "rollouts/flat_groups": groups(episodes) - groups(informative(episodes)),
+            **({"rollouts/mixed_groups": mixed_groups(episodes)} if objective.counterfactual else {}),
             "rollouts/restarts": self._collector.restarts,
             **self._engine_metrics(),
             "speed/tokens_per_s": tokens / ((time.monotonic() if self._stream else collected) - began),

@@ -63,6 +63,15 @@ MUTANTS = [
         "baseline = sum(sum(own) for own in some) / sum(len(own) for own in some)",
     ),
     advantage("agent-credit-is-not-normalised", "        scale = 1 / (spread**0.5 + _STD_EPS)\n", ""),
+    advantage("counterfactual-of-its-own-kind", "(outcome - means[not did])", "(outcome - means[did])"),
+    advantage("counterfactual-of-full-weight", "len(kinds[not did]) / len(outcomes)", "1"),
+    advantage("counterfactual-of-all", "    if not all(kinds):\n        return [0.0] * len(outcomes)\n", ""),
+    rows("counterfactual-without-weight", "+= counterfactual * one", "+= one"),
+    mutants_of("rows", "parl/run/loop.py", "tests/parl/run/test_training_step.py")(
+        "counterfactual-of-the-training-reward",
+        "outcome=self.config.rewards.outcome",
+        'outcome=lambda episode: episode.rewards["total"]',
+    ),
     rows("agent-credit-is-ignored", 'if credit == "agent":', 'if credit == "agents":'),
     rows(
         "frozen-traces-are-trained",

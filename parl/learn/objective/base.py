@@ -33,6 +33,12 @@ class Objective(BaseModel):
         default="episode",
         description="advantage of co-trained sub-agents: their episode's, or by their own outcome",
     )
+    counterfactual: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of an episode's credit against those of its group that decided otherwise: to spawn, or not"
+        " to; 0 = off",
+    )
 
     def loss(
         self, logprobs_new: Tensor, logprobs_old: Tensor, advantages: Tensor, mask: Tensor, *, denominator: float

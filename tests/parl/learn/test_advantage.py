@@ -1,11 +1,13 @@
 """Group advantages and rows, by hand."""
 
+from random import Random
+
 import numpy as np
 import pytest
 from cut_rows import split_row
 
 from envs.base import Gold, Role, Task
-from parl.learn.advantage import group_advantages
+from parl.learn.advantage import counterfactual_credit, group_advantages
 from parl.learn.rows import denominator, episode_rows, step_rows
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 
@@ -188,3 +190,67 @@ def test_a_subagent_that_failed_in_an_episode_worse_than_nothing_gains_nothing_b
     bad, good = co_trained("a", 0, -1.0, True, False), co_trained("a", 1, -0.5, True)
     own = by_key(step_rows([bad, good], credit="agent"))
     assert own["a", 0, "0/0"] == own["a", 0, "0/1"] == pytest.approx(-0.25)
+
+
+@pytest.fixture(params=range(20))
+def mixed(request) -> tuple[list[float], list[bool]]:
+    """Outcomes of a group of both kinds, and who spawned."""
+    rng = Random(request.param)
+    spawned = [True, False, *(rng.random() < rng.choice((0.2, 0.8)) for _ in range(rng.randint(0, 9)))]
+    rng.shuffle(spawned)
+    return [rng.uniform(-1, 1) for _ in spawned], spawned
+
+
+def test_counterfactual_credit_by_hand():
+    credit = counterfactual_credit([1.0, 0.5, 0.0, 0.3], [True, False, False, False])
+    assert credit == pytest.approx([0.75 * (1 - 0.8 / 3), -0.25 * 0.5, -0.25, -0.25 * 0.7])
+
+
+@pytest.mark.parametrize("normalise_std", [False, True])
+def test_counterfactual_credit_sums_to_zero_in_a_group(mixed, normalise_std):
+    outcomes, spawned = mixed
+    credit = counterfactual_credit(outcomes, spawned, normalise_std=normalise_std)
+    assert sum(credit) == pytest.approx(0, abs=1e-12) and any(credit)
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_a_group_of_one_kind_has_no_counterfactual(kind):
+    assert counterfactual_credit([1.0, 0.0, 0.5], [kind] * 3, normalise_std=True) == [0.0] * 3
+    assert counterfactual_credit([], []) == []
+
+
+def test_the_decision_is_credited_as_by_the_plain_baseline_and_luck_within_a_kind_by_the_others_share(mixed):
+    outcomes, spawned = mixed
+    plain, credit = group_advantages(outcomes), counterfactual_credit(outcomes, spawned)
+    for kind in (True, False):
+        own = [i for i, did in enumerate(spawned) if did is kind]
+        assert sum(credit[i] for i in own) == pytest.approx(sum(plain[i] for i in own))
+        mean = sum(outcomes[i] for i in own) / len(own)
+        for i in own:
+            assert plain[i] - credit[i] == pytest.approx(len(own) / len(spawned) * (outcomes[i] - mean))
+
+
+def test_counterfactual_credit_ignores_what_is_added_to_all_outcomes_and_follows_their_scale(mixed):
+    outcomes, spawned = mixed
+    credit = counterfactual_credit(outcomes, spawned)
+    moved = counterfactual_credit([3 * outcome + 5 for outcome in outcomes], spawned)
+    assert moved == pytest.approx([3 * one for one in credit])
+    unit = counterfactual_credit(outcomes, spawned, normalise_std=True)
+    assert unit == pytest.approx([one / (np.std(outcomes, ddof=1) + 1e-6) for one in credit])
+
+
+def test_rows_without_a_counterfactual_are_the_plain_ones_and_with_it_have_the_sum():
+    episodes = [make_episode("a", 0, 0.9), make_episode("a", 1, 0.4, subagents=0), make_episode("a", 2, 0.1)]
+    episodes += [make_episode("b", 0, 1.0), make_episode("b", 1, 0.0)]
+    outcomes = {("a", 0): 0.5, ("a", 1): 0.4, ("a", 2): 0.0, ("b", 0): 1.0, ("b", 1): 0.0}
+
+    def outcome(episode):
+        return outcomes[episode.task.key, episode.index]
+
+    plain = by_key(step_rows(episodes))
+    off = step_rows(episodes, counterfactual=0.0, outcome=outcome)
+    assert [row.advantages.tobytes() for row in off] == [row.advantages.tobytes() for row in step_rows(episodes)]
+    on = by_key(step_rows(episodes, counterfactual=2.0, outcome=outcome))
+    wanted = [(0.5 - 0.4) / 3, 2 / 3 * (0.4 - 0.25), (0.0 - 0.4) / 3]
+    assert [on["a", i, "0"] - plain["a", i, "0"] for i in range(3)] == pytest.approx([2 * one for one in wanted])
+    assert [on["b", i, "0"] for i in range(2)] == [plain["b", i, "0"] for i in range(2)]  # all spawned

@@ -268,6 +268,20 @@ def test_advantages_are_divided_by_their_deviation_where_the_objective_says_so(t
     assert rows["wide-0", 0] == pytest.approx(gap * scale, rel=1e-5) == -rows["wide-0", 1]
 
 
+def test_the_counterfactual_is_by_what_an_evaluation_would_pay(tmp_path: Path):
+    plain, credited = (training(config_of(tmp_path, objective={"counterfactual": w})) for w in (0.0, 1.0))
+    shown = [run._step(Quiet()) for run in (plain, credited)]
+    assert "rollouts/mixed_groups" not in shown[0] and shown[1]["rollouts/mixed_groups"] == TASKS
+    first, second = ({row.key[:2]: row.advantages.sum() / row.trained for step in run._learner.steps
+                      for row in step["rows"]} for run in (plain, credited))  # fmt: skip
+    spawned, alone = credited.store.read(1)[0][:2]
+    gap = sum(
+        sign * (e.rewards["perf"] - 0.25 * e.rewards["critical"]) for sign, e in ((1, spawned), (-1, alone))
+    )  # without λ1 and λ2, which are not 0 in this step
+    assert second["wide-0", 0] - first["wide-0", 0] == pytest.approx(gap / 2, abs=1e-6)
+    assert second["wide-0", 1] - first["wide-0", 1] == pytest.approx(-gap / 2, abs=1e-6)
+
+
 def test_with_dynamic_sampling_groups_without_a_difference_are_stored_and_counted_but_not_learned(tmp_path: Path):
     run = training(config_of(tmp_path, rollouts={"dynamic_sampling": 0}))
     collect = run._collector.collect

@@ -51,7 +51,7 @@ def logged(one_ray: None, tiny_run: Config, cold_start: Path, tmp_path_factory: 
     options on, and, as the tiny policy neither spawns nor answers, the aggregate of made-up episodes that do."""
     config = tiny_run.model_copy(
         update={
-            "objective": Grpo(correction="mis", kl=0.05, ptx=0.1),
+            "objective": Grpo(correction="mis", kl=0.05, ptx=0.1, counterfactual=0.5),
             "optimizer": OptimizerConfig(qk_clip=1e-3),
             "trainer": tiny_run.trainer.model_copy(update={"steps": 2, "staleness": 1}),
             "tracking": TrackingConfig(wandb="disabled"),
