@@ -66,13 +66,15 @@ class Shape(BaseModel):
     """The shape of a policy, as a section of the configuration. ``home``: ``module:Class`` of its family.
 
     ``optional``: fields left out of dumps at their defaults, so that hashes and files of policies without them do
-    not change. ``chosen``: fields that a configuration may set beside ``model.init``.
+    not change. ``chosen``: fields that a configuration may set beside ``model.init``; ``left_out``: those that it
+    may set to null there, to take the policy without that part.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     home: ClassVar[str]
     optional: ClassVar[tuple[str, ...]] = ()
     chosen: ClassVar[tuple[str, ...]] = ()
+    left_out: ClassVar[tuple[str, ...]] = ()
 
     if TYPE_CHECKING:  # fields of every shape
         vocab_size: int
@@ -101,8 +103,12 @@ class Shape(BaseModel):
     @model_serializer(mode="wrap")
     def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields = type(self).model_fields
-        left_out = [name for name in self.optional if getattr(self, name) == fields[name].default]
-        return {name: value for name, value in handler(self).items() if name not in left_out}
+        spared = [name for name in self.optional if getattr(self, name) == fields[name].default and self._spares(name)]
+        return {name: value for name, value in handler(self).items() if name not in spared}
+
+    def _spares(self, name: str) -> bool:
+        """Whether a dump may leave out the optional field ``name`` at its default."""
+        return True
 
 
 class Family(ABC):
@@ -169,6 +175,10 @@ class Family(ABC):
         from model.policy_read import load
 
         return load(folder, self)
+
+    def load_parts(self, folder: Path, shape: Any) -> Policy:
+        """:meth:`load`, without the parts that ``shape`` leaves out (``Shape.left_out``)."""
+        return self.load(folder)
 
     def export(self, policy: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
         """Write the policy to the empty ``folder`` for other libraries; changes ``policy`` on the way."""

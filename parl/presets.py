@@ -15,7 +15,7 @@ def presets_folder() -> Path:
 
 
 def preset_names() -> list[str]:
-    """Names that may replace a file, e.g. ``quickstart`` and ``recipes/one_h200``."""
+    """Names that may replace a file, e.g. ``quickstart`` and ``recipes/qwen3_8b_h100``."""
     folder = presets_folder()
     return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob(f"*{_SUFFIX}"))
 

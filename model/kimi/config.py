@@ -58,6 +58,7 @@ class ModelConfig(Shape):
     )
 
     chosen: ClassVar[tuple[str, ...]] = ("quantize_experts",)
+    left_out: ClassVar[tuple[str, ...]] = ("vision",)
 
     vocab_size: int = Field(default=1152, gt=0, description="rows of the embedding; the tokenizer may use fewer")
     hidden_size: int = Field(default=128, gt=0)
@@ -131,6 +132,10 @@ class ModelConfig(Shape):
         self._check_groups()
         self._check_vision()
         return self
+
+    def _spares(self, name: str) -> bool:
+        """A placeholder without a tower: the checkpoint's was left out, and a dump has to say so."""
+        return name != "vision" or self.media_placeholder_token_id is None
 
     def _check_vision(self) -> None:
         """The projector's width must be ours, and the placeholder one of our tokens."""

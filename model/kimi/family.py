@@ -70,6 +70,12 @@ class Kimi(Family):
 
         return load(folder)
 
+    def load_parts(self, folder: Path, shape: Any) -> Policy:
+        """Without tower and projector where ``shape`` has none."""
+        from model.kimi.files.checkpoint import load
+
+        return load(folder, vision=shape.vision is not None)
+
     def export(self, policy: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
         """See :func:`model.kimi.files.export.write_folder`."""
         from model.kimi.files.export import write_folder

@@ -55,7 +55,7 @@ def _take_over(init: Path, shape: Shape, folder: Path) -> None:
     try:
         tokenizer = load_tokenizer(init)
         check_tokenizer(shape, tokenizer, init)
-        model = family_of(shape).load(init)
+        model = family_of(shape).load_parts(init, shape)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"model.init: {error}") from error
     except ModuleNotFoundError as error:  # Kimi's vocabulary without its extra

@@ -19,6 +19,7 @@ from model.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from parl.cold_start.shipped import Recipe, cold_start_folder, shipped
 from parl.config.family import chat_format
 from parl.config.schema import PolicyFields
+from parl.errors import UserError
 from rewards.outcome.reach import ideal_answer
 from rollouts.config import RolloutsConfig
 
@@ -125,10 +126,13 @@ def _bytes(text: str) -> int:
 def policy_tokenizer(recipe: Recipe, *, estimate: bool = False) -> Tokenizer:
     """The tokenizer of a run's policies: of ``model.init`` or the cold start, or trained now.
 
-    ``estimate``: any starter's if the run's own does not exist yet.
+    ``estimate``: any starter's if the run's own does not exist yet. UserError: ``model.init`` has none.
     """
     if recipe.model.init is not None:
-        return load_tokenizer(recipe.model.init)
+        try:
+            return load_tokenizer(recipe.model.init)
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(f"model.init: {error}") from error
     exact = [cold_start_folder(recipe), shipped(recipe)]
     others = sorted(recipe.starter.glob("*/tokenizer.json")) if estimate and recipe.starter else []
     for folder in (*exact, *(file.parent for file in others)):

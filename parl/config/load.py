@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from envs.tasks_io import file_problem, is_there, names_file
+from model.family import Shape
 from parl.config import yaml_text
 from parl.config.fields import section, takes_text, text_of, with_texts
 from parl.config.mistakes import explain, leaves, show
@@ -222,11 +223,16 @@ def _with_shape(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
     problems = [
         f"model.{key} = {show(value)}: {folder} has {show(shape.get(key, defaults[key]))}; leave the key out"
         for key, value in given.items()
-        if key in fields and key not in family.Shape.chosen and value != shape.get(key, defaults[key])
+        if key in fields and not _free(family.Shape, key, value) and value != shape.get(key, defaults[key])
     ]
     if problems:
         raise _error(path, problems)
     return tree | {"model": shape | given | {"init": str(folder)}}
+
+
+def _free(shape: type[Shape], key: str, value: Any) -> bool:
+    """Whether ``model.KEY = value`` may differ from what ``model.init`` has."""
+    return key in shape.chosen or (value is None and key in shape.left_out)
 
 
 def _validate(path: Path, tree: dict[str, Any], chosen: type[ConfigFields]) -> Config:

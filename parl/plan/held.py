@@ -72,7 +72,7 @@ def held(
     kept |= {"masters": _FLOAT * split} if parallel.zero else {}
     kept |= {"gradients": _FLOAT * (split if parallel.zero else whole), "optimiser states": states}
     passes = _activations(n, parallel, wide, tokens)
-    matrix = _FLOAT * _largest_matrix(n)
+    matrix = _FLOAT * _largest_matrix(n, parallel.expert_parallel)
     update = {"look-ahead": _FLOAT * split * muon, "one matrix's iteration": _ITERATES * matrix * bool(muon)}
     if parallel.zero == 0:
         if ranks == 1:
@@ -111,9 +111,9 @@ def _gathered(n: Costs, degree: int) -> float:
     return max(routed + (n.rest - n.ends) / n.layers, n.embedding)
 
 
-def _largest_matrix(n: Costs) -> float:
-    """Elements orthogonalised at once: a layer's stack of one of the experts' two tensors, or a dense matrix."""
-    stack = n.routed / max(n.routed_layers, 1) * 2 / 3
+def _largest_matrix(n: Costs, degree: int) -> float:
+    """Elements orthogonalised at once: a rank's stack of one of a layer's two tensors of experts, or a dense matrix."""
+    stack = n.routed / max(n.routed_layers, 1) / degree * 2 / 3
     return max(stack, (n.rest - n.ends) / n.layers / 3)
 
 

@@ -5,7 +5,8 @@ Estimated: activations, and a lower bound of the step's time from peak rates (``
 Assumptions:
 
 - bfloat16 weights and gradients; AdamW with float32 master, mean and variance, 12 bytes per parameter;
-  offloaded, these are in host memory;
+  offloaded, these are in host memory. Adapters alone: weights, and no gradients or states of them; the adapters'
+  own are small beside the weights and are not counted;
 - expert parallelism: each routed expert is on 1 of ``ep`` GPUs and replicated gpus / ep times; all else is on
   every GPU. ZeRO 1 splits optimiser states over the replicas, 2 gradients too, 3 weights too (gathering a
   layer at a time);
@@ -45,6 +46,7 @@ class Layout:
     micro_tokens: int = 4096  # of one GPU in one pass
     step_tokens: int = 4_194_304  # of all GPUs in one optimiser step
     context: int = 32_768  # length of the rows, for attention's cost
+    adapters: bool = False  # low-rank adapters alone are trained (optimizer.lora)
 
     def __str__(self) -> str:
         offload = "optimizer" if self.offload else "none"
@@ -113,10 +115,11 @@ def degrees(config: Shape, gpus: int) -> list[int]:
 def plan(config: Shape, layout: Layout, gpu: Gpu) -> Plan:
     """What ``layout`` needs on ``gpu``s; UserError if it is invalid."""
     check(config, layout)
-    states = _ADAM * _held(config, layout, split=layout.zero >= 1)
+    trained = not layout.adapters
+    states = _ADAM * _held(config, layout, split=layout.zero >= 1) * trained
     memory = {
         "weights": _WEIGHT * _held(config, layout, split=layout.zero >= 3),
-        "gradients": _GRAD * _held(config, layout, split=layout.zero >= 2),
+        "gradients": _GRAD * _held(config, layout, split=layout.zero >= 2) * trained,
         "optimiser states": 0.0 if layout.offload else states,
         "gathered layer": _gathered_layer(config, layout),
         **_activations(config, layout),
@@ -195,6 +198,8 @@ def _collectives(config: Shape, layout: Layout) -> float:
     n, replicas = count(config), layout.gpus / layout.ep
     once = n.rest * (1 - 1 / layout.gpus) + n.routed / layout.ep * (1 - 1 / replicas)  # parameters, through a ring
     passes = layout.passes
+    if layout.adapters:
+        return 0.0
     if layout.zero == 3:  # weights gathered in each pass of each micro-batch, gradients scattered after it
         return once * (_PASSES * _WEIGHT + _GRAD) * passes
     if layout.zero == 2:
@@ -207,11 +212,13 @@ def _seconds(config: Shape, layout: Layout, gpu: Gpu, sent: float, gathered: flo
     n = count(config)
     tokens = layout.micro_tokens * layout.passes
     attention = 2 * n.heads * (layout.context / 2) * n.layers  # causal: half the rows' length on average
-    flop = tokens * (2 * n.active + attention) * (_PASSES + 1)  # the backward pass computes twice
+    products = _PASSES + (not layout.adapters)  # the backward pass computes twice, unless the weights are frozen
+    flop = tokens * (2 * n.active + attention) * products
     resident = n.routed / layout.ep + n.rest - n.unread
-    read = _WEIGHT * resident * (_PASSES + 1) * layout.passes  # each product reads, or writes, a matrix once
+    read = _WEIGHT * resident * products * layout.passes  # each product reads, or writes, a matrix once
     compute = max(flop / gpu.flops, read / gpu.copy)
-    states = 0.0 if layout.offload else 2 * _ADAM * _held(config, layout, split=layout.zero >= 1) / gpu.copy
+    states = 2 * _ADAM * _held(config, layout, split=layout.zero >= 1) / gpu.copy
+    states *= not (layout.offload or layout.adapters)
     return {
         "compute": compute,
         "optimiser": states,

@@ -46,7 +46,8 @@ def print_plan(
     if not 0 < host_gb < 1e9:
         raise UserError(f"--host-gb {host_gb:g}: must be a number above 0")
     ep = ep or max(degrees(config, max(gpus, 1)))
-    layout = Layout(gpus=gpus, zero=zero, ep=ep, offload=offload == "optimizer", **sizes)
+    adapters = optimizer.lora is not None
+    layout = Layout(gpus=gpus, zero=zero, ep=ep, offload=offload == "optimizer", adapters=adapters, **sizes)
     check(config, layout)
     made = plan(config, layout, card)
     out = console()

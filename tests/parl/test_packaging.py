@@ -90,7 +90,7 @@ def test_what_names_no_preset_is_refused_with_those_that_there_are(
 
 def test_every_file_of_configs_is_offered_and_every_shape_can_be_planned():
     assert presets_folder() == ROOT / "configs"
-    assert set(preset_names()) >= {"quickstart", "vision", "recipes/one_h200", "models/tiny"}
+    assert set(preset_names()) >= {"quickstart", "vision", "recipes/qwen3_8b_h100", "models/tiny"}
     assert (MODELS / "tiny.yaml").is_file()
 
 

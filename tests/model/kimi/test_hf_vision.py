@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_hf_config import K2_5
 from test_kimi_k25 import CONFIG, PICTURES, VISION, policy_of, random_pixels, transformers_model
 
+from model.family import family_of
 from model.kimi.config import ModelConfig
 from model.kimi.files.checkpoint import load, save
 from model.kimi.files.hf_config import from_hf, to_hf
@@ -61,6 +62,8 @@ def test_a_policy_comes_back_with_its_vision_side(policy: Transformer, shard_byt
     assert torch.equal(again.hidden(tokens, media=media), policy.hidden(tokens, media=media))
     blind = load(tmp_path, vision=False).eval()
     assert blind.vision is None and torch.equal(blind.hidden(tokens), policy.hidden(tokens))
+    without = again.config.model_copy(update={"vision": None})
+    assert same(family_of(without).load_parts(tmp_path, without), blind)  # type: ignore[arg-type]
 
 
 def test_transformers_reads_what_we_write_of_what_it_wrote_bit_by_bit(tmp_path: Path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,18 +259,6 @@ def test_a_container_has_no_more_than_its_limit(tmp_path: Path, monkeypatch: pyt
         (tmp_path / "memory.max").write_text(text)
         monkeypatch.setattr(learner_limits, "_CGROUPS", (str(tmp_path / "memory.max"), str(tmp_path / "none")))
         assert machine_bytes() == (bytes_ or psutil.virtual_memory().total)
-
-
-@pytest.mark.parametrize("recipe", ["one_h200", "eight_h200_30b_a3b", "k2_5_256_h200"])
-@pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["sft"]])
-def test_a_model_that_this_machine_cannot_hold_is_refused_at_once(recipe: str, command: list[str], monkeypatch):
-    monkeypatch.setattr(learner_limits, "machine_bytes", lambda: 24 * 2**30)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    began = time.monotonic()
-    done = CliRunner().invoke(app, [*command, f"configs/recipes/{recipe}.yaml"])
-    assert done.exit_code == 2 and time.monotonic() - began < 60
-    assert re.search(r"need at least [\d,.]+ GB of memory here \(weights .*and this machine has 25.8 GB", done.stderr)
-    assert not (ROOT / "runs" / recipe).exists()
 
 
 def test_planning_needs_no_torch():
