@@ -48,6 +48,20 @@ def test_a_recipe_says_first_that_it_was_never_run_and_then_what_parl_plan_print
     assert with_figures(text) == text, "python benchmarks/recipes.py --write"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_fits_and_is_of_the_configured_layout(name: str):
+    text, config = (RECIPES / f"{name}.yaml").read_text(), recipe(name)
+    figures = re.findall(rf"^{FIGURE}(?:memory|its peak): ([\d.]+) GB of ([\d.]+) GB$", text, re.MULTILINE)
+    assert len(figures) >= 2 and all(float(used) < float(whole) for used, whole in figures)
+    options = dict(re.findall(r"--([a-z-]+) (\S+)", text.partition(f"{COMMAND}configs/recipes/{name}.yaml ")[2]
+                              .partition("\n")[0]))  # fmt: skip
+    parallel = config.trainer.parallel
+    assert config.trainer.ranks == int(options["gpus"]) and parallel.zero == int(options["zero"])
+    assert parallel.expert_parallel == int(options.get("ep", 1)) and parallel.recompute
+    assert (parallel.offload != "none") == (options.get("offload", "none") != "none")
+    assert config.trainer.micro_tokens == int(options.get("micro-tokens", 4096))
+
+
 @pytest.mark.parametrize(("name", "parameters"), REAL.items())
 def test_a_recipe_of_a_published_model_has_its_shape_by_model_init(name: str, parameters: float):
     config = recipe(name)
