@@ -13,6 +13,30 @@ from rollouts.engine.base import EmbeddedConfig, EngineConfig
 from rollouts.prompts import PromptsConfig
 
 
+class CurriculumConfig(BaseModel):
+    """Critical budgets that begin with slack and become tight over training. Evaluations have the tight ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    slack: float = Field(default=1.0, ge=1, description="factor of the critical budget at the start; 1 = off")
+    until: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which the budget is tight")
+    stairs: int | None = Field(
+        default=None, gt=0, description="fall in so many equal stairs; null = a little with every step"
+    )
+
+    def slack_at(self, step: int, steps: int) -> float:
+        """The factor in training step ``step`` (from 0) of ``steps``: from ``slack`` down to 1.
+
+        1 + (slack − 1) · (1 − step / end), end = min(until · steps, steps − 1); with stairs step / end is rounded
+        down to a multiple of 1 / stairs.
+        """
+        end = min(self.until * steps, steps - 1)
+        if step >= end:
+            return 1.0
+        share = step / end if self.stairs is None else int(self.stairs * step / end + 1e-9) / self.stairs
+        return 1 + (self.slack - 1) * (1 - share)
+
+
 class BudgetConfig(BaseModel):
     """Limits of one episode. Reaching one ends it; ``Episode.limit`` names it."""
 
@@ -30,6 +54,7 @@ class BudgetConfig(BaseModel):
     critical_steps: int | None = Field(
         default=None, ge=0, description="the same without an oracle; null = orchestrator_steps, 0 = unlimited"
     )
+    curriculum: CurriculumConfig = CurriculumConfig()
     turn_tokens: int = Field(default=512, gt=0, description="sampled tokens of one turn")
     total_tokens: int = Field(default=20_000, gt=0, description="sampled tokens of all agents")
     episode_s: float = Field(default=300.0, gt=0, description="wall-clock deadline")

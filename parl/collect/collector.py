@@ -73,9 +73,11 @@ class Collector:
         self._weights.forget()
         self.sync(weights, 0)
 
-    def begin(self, number: int, task: Task, outcomes: list[Outcome], *, pause_s: float = 0.0) -> Any:
+    def begin(
+        self, number: int, task: Task, outcomes: list[Outcome], *, pause_s: float = 0.0, slack: float = 1.0
+    ) -> Any:
         """Start a worker on group ``number`` from ``outcomes``, after ``pause_s``; returns a reference to the
-        results.
+        results. ``slack``: of its critical budget.
         """
         return self._workers[number % len(self._workers)].advance.remote(
             number,
@@ -84,7 +86,7 @@ class Collector:
             pause_s=pause_s,
             seed=self._side.seed,
             temperature=self._rollouts.temperature,
-            critical_budget=critical_budget(task, self._rollouts.budget),
+            critical_budget=critical_budget(task, self._rollouts.budget, slack),
         )
 
     def suspend(self) -> None:
@@ -106,12 +108,14 @@ class Collector:
         temperature: float,
         top_p: float = 1.0,
         spawning: bool | None = None,
+        slack: float = 1.0,
         progress: Progress | None = None,
         attempts: Sequence[Sequence[int]] | None = None,
         arrived: Callable[[list[Episode]], None] | None = None,
     ) -> list[Episode]:
         """``group_size`` episodes of each task, in order; ``spawning`` overrides ``rollouts.swarm``.
 
+        ``slack``: factor of the tasks' critical budgets (``rollouts.budget.curriculum``).
         ``attempts``: each task's attempts by number, instead of the first ``group_size``. ``arrived`` is
         called with each finished group. Failed episodes run again (``parl.collect.rerun``). Raises StepFailed
         past trainer.step_s, if all failed, or if the machine keeps some from finishing.
@@ -129,7 +133,7 @@ class Collector:
             while waiting := [group for group in groups if group.missing]:
                 for group in waiting:
                     if group not in calls.values():
-                        calls[self._submit(group, groups.index(group), settings)] = group
+                        calls[self._submit(group, groups.index(group), settings, slack)] = group
                 left = deadline - time.monotonic()
                 ready, _ = ray.wait(list(calls), timeout=max(left, 0.0))
                 if not ready:
@@ -233,8 +237,8 @@ class Collector:
     def _serve_policy(self, in_flight: bool = False) -> None:
         self._weights.send("policy", self._engines["policy"], in_flight=in_flight)
 
-    def _submit(self, group: Group, number: int, settings: dict[str, Any]) -> Any:
-        budget = critical_budget(group.task, self._rollouts.budget)
+    def _submit(self, group: Group, number: int, settings: dict[str, Any], slack: float) -> Any:
+        budget = critical_budget(group.task, self._rollouts.budget, slack)
         worker = self._workers[number % len(self._workers)]
         more = settings | {"critical_budget": budget, "pause_s": group.pause_s}
         return worker.run.remote(group.task, group.missing, **more)

@@ -35,9 +35,13 @@ _ANSWER_S = 60.0
 
 @dataclass(slots=True, kw_only=True)
 class _Begun:
-    """An admitted group. ``outcomes``: the last known ones; ``call``: the running worker call."""
+    """An admitted group. ``outcomes``: the last known ones; ``call``: the running worker call.
+
+    ``slack``: of its critical budget, that of the version at which it was admitted.
+    """
 
     task: Task
+    slack: float
     outcomes: list[Outcome]
     call: Any = None
     tries: Tries = field(default_factory=Tries)
@@ -61,6 +65,7 @@ class EpisodeStream:
             version=version,
         )
         self._step_s, self._collector, self._tasks = trainer.step_s, collector, tasks
+        self._curriculum = rollouts.budget.curriculum
         self._begun: dict[int, _Begun] = {}
         self._restarts = collector.restarts
         self._fruitless = 0  # groups in a row without a usable episode
@@ -120,17 +125,23 @@ class EpisodeStream:
             return {"row": len(episodes) - 1, **rest}
 
         groups = {number: list(map(described, begun.outcomes)) for number, begun in self._begun.items()}
+        slack = {number: begun.slack for number, begun in self._begun.items()}
         EpisodeStore(folder).write(step, episodes, policy_version=self.scheduler.version, kind="unfinished")
-        write_text(folder / _FILE, json.dumps({"scheduler": self.scheduler.to_json(), "groups": groups}))
+        write_text(
+            folder / _FILE, json.dumps({"scheduler": self.scheduler.to_json(), "groups": groups, "slack": slack})
+        )
 
     def load(self, folder: Path, step: int) -> None:
         """Restore what :meth:`save` wrote; it continues with the next :meth:`take`."""
         data = json.loads((folder / _FILE).read_text())
         episodes, _ = EpisodeStore(folder).read(step, "unfinished") or ([], 0)
-        self.scheduler = Scheduler.from_json(data["scheduler"])
+        self.scheduler = Scheduler.from_json(
+            data["scheduler"] | {"steps": self.scheduler.steps}
+        )  # it may be longer now
+        slack = data.get("slack", {})
         for number, rows in sorted((int(number), rows) for number, rows in data["groups"].items()):
             outcomes: list[Outcome] = [None if row is None else _outcome(row, episodes) for row in rows]
-            self._begun[number] = _Begun(task=self._tasks.take(number, 1)[0], outcomes=outcomes)
+            self._begun[number] = self._group(number, outcomes, slack.get(str(number), 1.0))
         self.scheduler.check()
 
     def close(self) -> None:
@@ -140,13 +151,16 @@ class EpisodeStream:
     def _begin(self) -> None:
         """Admit groups, and start workers on all that are idle."""
         self._forget_dead_calls()
+        slack = self._curriculum.slack_at(self.scheduler.version, self.scheduler.steps)
         for number in self.scheduler.admit():
-            outcomes: list[Outcome] = [None] * self.scheduler.group_size
-            self._begun[number] = _Begun(task=self._tasks.take(number, 1)[0], outcomes=outcomes)
+            self._begun[number] = self._group(number, [None] * self.scheduler.group_size, slack)
         for number, begun in self._begun.items():  # oldest first
             if begun.call is None and not begun.finished:
-                pause_s = begun.tries.pause_s
-                begun.call = self._collector.begin(number, begun.task, begun.outcomes, pause_s=pause_s)
+                more = {"pause_s": begun.tries.pause_s, "slack": begun.slack}
+                begun.call = self._collector.begin(number, begun.task, begun.outcomes, **more)
+
+    def _group(self, number: int, outcomes: list[Outcome], slack: float) -> _Begun:
+        return _Begun(task=self._tasks.take(number, 1)[0], outcomes=outcomes, slack=slack)
 
     def _forget_dead_calls(self) -> None:
         if self._restarts != self._collector.restarts:  # the actors were replaced: restart from the last known state

@@ -86,6 +86,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "sft.lora": "rank alpha targets",
         "rollouts": "group_size tasks_per_step dynamic_sampling temperature concurrency workers policy_engines"
         " frozen_engines refresh_every rebalance placement max_restarts score_deadline_s",
+        "rollouts.budget.curriculum": "slack until stairs",  # of training: an evaluation's budgets are tight
         "rollouts.http": "urls api_key_env weights publish restart without_routes tolerance update_s",
         "optimizer": "lr muon_lr final_lr weight_decay grad_clip freeze_tower qk_clip",
         "optimizer.lora": "rank alpha targets",

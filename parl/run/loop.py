@@ -113,6 +113,8 @@ class Training:
         self._saver.check()
         step = self.state.step + 1
         lambdas = self.config.rewards.weights(self.state.step, self.config.trainer.steps)
+        curriculum = self.config.rollouts.budget.curriculum
+        slack = curriculum.slack_at(self.state.step, self.config.trainer.steps)
         with self._timeline.span(step, "collect"):
             episodes = self._collect(step, lambdas, progress)
         if self.state.step == 0:
@@ -147,6 +149,7 @@ class Training:
             **{f"policy/{name}": value for name, value in learned.items()},
             "policy/version": self.state.policy_version,
             **staleness,
+            **({"rollouts/budget_slack": slack} if curriculum.slack > 1 else {}),
             "rollouts/tokens": tokens,
             "rollouts/groups": groups(episodes),
             "rollouts/flat_groups": groups(episodes) - groups(informative(episodes)),
@@ -221,6 +224,7 @@ class Training:
     def _fresh(self, lambdas: RewardWeights, progress: Progress) -> list[Episode]:
         """New scored episodes of the step's tasks."""
         rollouts = self.config.rollouts
+        slack = rollouts.budget.curriculum.slack_at(self.state.step, self.config.trainer.steps)
 
         def draw(first: int, count: int) -> list[Episode]:
             episodes = self._collector.collect(
@@ -228,6 +232,7 @@ class Training:
                 group_size=rollouts.group_size,
                 seed=self.config.seed,
                 temperature=rollouts.temperature,
+                slack=slack,
                 progress=lambda done, total: progress.phase("rolling out", done, total),
             )
             self._score_all(episodes, lambdas)

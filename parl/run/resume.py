@@ -19,6 +19,7 @@ from parl.errors import UserError
 from parl.run.checkpoints import newest_state
 from parl.shown.terminal import echo
 from rewards.base import Reward
+from rollouts.config import CurriculumConfig
 from rollouts.store.store import EpisodeStore
 
 # Keys or sections. Episodes are functions of seeds for any number of engines and workers, unless deadlines or
@@ -71,7 +72,8 @@ def continue_run(run_dir: Path, config: Config) -> None:
         )
     if _STEPS in said:
         old, new, final_lr = earlier.trainer.steps, config.trainer.steps, config.optimizer.final_lr
-        _lengthen(run_dir, old, new, said[_STEPS], partial(_schedules, config.rewards, final_lr))
+        schedules = partial(_schedules, config.rewards, config.rollouts.budget.curriculum, final_lr)
+        _lengthen(run_dir, old, new, said[_STEPS], schedules)
     for key in said:
         if _within(key, ROUNDING):
             echo(f"{said[key]} now: equal to rounding, not to the bit")
@@ -103,10 +105,13 @@ def _lengthen(run_dir: Path, old: int, new: int, said: str, schedules: Callable[
         (run_dir / "summary.json").rename(run_dir / f"summary-{old}-steps.json")
 
 
-def _schedules(reward: Reward, final_lr: float, done: int, steps: int) -> dict[str, float]:
+def _schedules(
+    reward: Reward, curriculum: CurriculumConfig, final_lr: float, done: int, steps: int
+) -> dict[str, float]:
     """The values of the step after ``done``, of ``steps``, by name."""
     share = max(1.0 - done / steps * (1.0 - final_lr), final_lr)
-    return {"learning rate x": share, **{f"λ {name}": value for name, value in reward.weights(done, steps).items()}}
+    lambdas = {f"λ {name}": value for name, value in reward.weights(done, steps).items()}
+    return {"learning rate x": share, **lambdas, "critical budget x": curriculum.slack_at(done, steps)}
 
 
 def _within(key: str, names: tuple[str, ...]) -> bool:

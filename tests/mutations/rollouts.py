@@ -26,7 +26,12 @@ worker = mutants_of("rollouts", "rollouts/worker.py", SAMPLING, "tests/rollouts/
 noise = mutants_of("rollouts", "rollouts/noise.py", SWARM)
 episode = mutants_of("rollouts", "rollouts/episode.py", CONTEXT, "tests/rewards/test_parl_reward.py")
 
+curriculum = mutants_of("rollouts", "rollouts/config.py", "tests/rollouts/test_curriculum.py")
+
 MUTANTS = [
+    curriculum("slack-to-the-last-step", "min(self.until * steps, steps - 1)", "self.until * steps"),
+    curriculum("slack-never-ends", "return 1 + (self.slack - 1) * (1 - share)", "return self.slack"),
+    curriculum("stairs-are-a-slope", "int(self.stairs * step / end + 1e-9)", "(self.stairs * step / end)"),
     agent_sampling(
         "noise-of-the-seed-alone",
         "place = (episode.seed, episode.task.key, episode.index, self.trace.agent_id,",

@@ -26,6 +26,19 @@ resume = mutants_of("training", "parl/run/resume.py", RESUME)
 tasks = mutants_of("training", "parl/collect/tasks.py", *(f"tests/parl/run/test_evaluate.py::{name}" for name in TASKS))
 
 MUTANTS = [
+    collect(
+        "no-slack",
+        "critical_budget(group.task, self._rollouts.budget, slack)",
+        "critical_budget(group.task, self._rollouts.budget)",
+    ),
+    trainer(
+        "slack-of-the-next-step",
+        "rollouts.budget.curriculum.slack_at(self.state.step,",
+        "rollouts.budget.curriculum.slack_at(self.state.step + 1,",
+    ),
+    trainer("slack-is-not-used", "                slack=slack,\n", ""),
+    stream("slack-is-forgotten", "slack.get(str(number), 1.0)", "1.0"),
+    stream("steps-of-the-shorter-run", ' | {"steps": self.scheduler.steps}', ""),
     mutants_of("training", "parl/learn/objective/base.py", STEP)(
         "normalises-always", "return self.normalise_std", "return True"
     ),
@@ -182,8 +195,8 @@ MUTANTS = [
     ),
     collect(
         "one-budget-for-all",
-        "critical_budget(group.task, self._rollouts.budget)",
-        "critical_budget(group.task, type(self._rollouts.budget)())",
+        "critical_budget(group.task, self._rollouts.budget, slack)",
+        "critical_budget(group.task, type(self._rollouts.budget)(), slack)",
     ),
     stream(
         "singles-are-accepted",
@@ -199,8 +212,8 @@ MUTANTS = [
     stream("one-good-group-is-forgotten", "0 if use is End.ACCEPTED else self._fruitless + 1", "self._fruitless + 1"),
     stream(
         "tasks-of-the-next",
-        "task=self._tasks.take(number, 1)[0], outcomes=outcomes)\n        for number, begun",
-        "task=self._tasks.take(number + 1, 1)[0], outcomes=outcomes)\n        for number, begun",
+        "task=self._tasks.take(number, 1)[0], outcomes=outcomes, slack=slack)",
+        "task=self._tasks.take(number + 1, 1)[0], outcomes=outcomes, slack=slack)",
     ),
     pools(
         "refreshed-a-version-late",

@@ -230,13 +230,19 @@ class Beside:
 
     def __init__(self) -> None:
         self.begun: list[tuple[int, str]] = []
+        self.slack: dict[int, float] = {}
+        self.ended = True
 
     def retrying(self, act: Callable[[], None]) -> None:
         act()
 
     def begin(self, number: int, task: Task, outcomes: list, **settings: Any) -> Call:
         self.begun.append((number, task.key))
-        return Call([episode(task, index) for index in range(len(outcomes))])
+        self.slack[number] = settings["slack"]
+        return Call([episode(task, index) if self.ended else None for index in range(len(outcomes))])
+
+    def snapshots(self) -> dict[int, bytes]:
+        return {}
 
 
 class Drawn:
@@ -288,3 +294,38 @@ def test_as_many_fruitless_groups_in_a_row_as_a_step_has_end_the_run(running: Ep
         running._ends(group)
     with pytest.raises(RuntimeError, match="2 groups in a row failed"):
         running._ends(bad)
+
+
+def test_a_step_is_collected_with_the_slack_it_is_given(config: Config, monkeypatch: pytest.MonkeyPatch):
+    rollouts = collector(config, monkeypatch)
+    for slack in (1.0, 1.5):
+        rollouts.collect(TASKS[:1], group_size=2, slack=slack, **SETTINGS)
+    asked = [settings["critical_budget"] for _, _, settings in rollouts._workers[0].asked]
+    assert asked == [22, 33]  # 2 * 9 + 4, and half of it more
+
+
+def sloped(folder: Path, steps: int) -> EpisodeStream:
+    """A stream whose budgets have a slack of 3 at first, which falls over all steps."""
+    budget = {"curriculum": {"slack": 3.0, "until": 1.0}}
+    rollouts = {"tasks_per_step": 2, "group_size": 3, "budget": budget}
+    config = tiny_config(folder, rollouts=rollouts, trainer={"steps": steps, "staleness": 1})
+    return EpisodeStream(config.rollouts, config.trainer, Beside(), Drawn(), 0)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_group_keeps_the_slack_of_the_version_at_which_it_began_also_when_a_longer_run_continues_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stream, "ray", Ray)
+    first = sloped(tmp_path, 9)
+    first.take(lambda *done: None)
+    first._collector.ended = False
+    first.advance()
+    assert first._collector.slack == {0: 3.0, 1: 3.0, 2: 3.0, 3: 3.0, 4: 2.75, 5: 2.75}
+    first.save(tmp_path, 1)
+    again = sloped(tmp_path, 17)
+    again.load(tmp_path, 1)
+    assert again.scheduler.steps == 17 and {4, 5} <= set(again._begun)
+    again.take(lambda *done: None)
+    assert {number: again._collector.slack[number] for number in (4, 5)} == {4: 2.75, 5: 2.75}
+    again.advance()
+    assert [slack for number, slack in again._collector.slack.items() if number > 5] == [2.75, 2.75]  # 2 of 16 steps

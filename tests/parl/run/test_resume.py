@@ -117,6 +117,15 @@ def test_a_run_can_be_made_longer_and_what_changes_is_said(tmp_path: Path, capsy
     assert lengths(tmp_path, 200) == [[1, 50], [11, 100], [61, 200]]
 
 
+def test_a_longer_run_says_how_its_budgets_change(tmp_path: Path, capsys):
+    budget = {"budget": {"curriculum": {"slack": 2.0}}}
+    config = tiny_config(tmp_path, rollouts=budget)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    after(tmp_path, 10)
+    continue_run(tmp_path, tiny_config(tmp_path, rollouts=budget, trainer={"steps": 100}))
+    assert "at step 11: critical budget x 1.600 -> 1.800\n" in capsys.readouterr().out
+
+
 def test_a_run_cannot_be_made_shorter(tmp_path: Path):
     begun(tmp_path)
     after(tmp_path, 10)

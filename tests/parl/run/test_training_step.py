@@ -159,6 +159,19 @@ def test_the_weights_of_the_reward_are_those_of_the_step_that_is_trained(run: Tr
         assert episode.rewards == pytest.approx(again.rewards)
 
 
+@pytest.mark.parametrize(("step", "slack"), [(0, 2.0), (4, 1.5), (8, 1.0), (19, 1.0)])
+def test_a_step_is_collected_with_the_slack_of_the_curriculum(tmp_path: Path, step: int, slack: float):
+    curriculum = {"curriculum": {"slack": 2.0, "until": 0.4}}
+    run = at(training(config_of(tmp_path, rollouts={"budget": curriculum})), step)
+    metrics = run._step(Quiet())
+    assert run._collector.asked[0]["slack"] == metrics["rollouts/budget_slack"] == pytest.approx(slack)
+
+
+def test_without_a_curriculum_there_is_no_slack(run: Training):
+    metrics = run._step(Quiet())
+    assert run._collector.asked[0]["slack"] == 1.0 and "rollouts/budget_slack" not in metrics
+
+
 def test_the_single_agent_is_not_paid_for_spawning_and_cannot_spawn(tmp_path: Path):
     config = config_of(tmp_path)
     alone = single_agent(config)

@@ -22,9 +22,11 @@ from parl.track.wandb_views import charts
 from rewards.aggregate import aggregate
 from rewards.parl_reward import Parl
 from rewards.score import score_episode
+from rollouts.config import BudgetConfig, CurriculumConfig
 
 pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
+CURRICULUM = CurriculumConfig(slack=2.0)
 FAMILIES = ("wide", "chain")
 SERVERS = dict.fromkeys(  # only with servers
     (
@@ -53,6 +55,7 @@ def logged(one_ray: None, tiny_run: Config, cold_start: Path, tmp_path_factory: 
         update={
             "objective": Grpo(correction="mis", kl=0.05, ptx=0.1, counterfactual=0.5),
             "optimizer": OptimizerConfig(qk_clip=1e-3),
+            "rollouts": tiny_run.rollouts.model_copy(update={"budget": BudgetConfig(curriculum=CURRICULUM)}),
             "trainer": tiny_run.trainer.model_copy(update={"steps": 2, "staleness": 1}),
             "tracking": TrackingConfig(wandb="disabled"),
         }
