@@ -87,13 +87,14 @@ def tiny(root: Path) -> dict[str, Any]:
 
 
 def swarming(root: Path) -> dict[str, Any]:
-    """The same for faults of sub-agents: the shipped cold start, which spawns."""
-    rollouts = {"group_size": 6, "tasks_per_step": 2, "concurrency": 12}
-    return {
+    """The same for faults of sub-agents: the quickstart's shipped cold start, which spawns, in its world."""
+    tree = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
+    tree["rollouts"] |= {"group_size": 6, "tasks_per_step": 2, "concurrency": 12}
+    return tree | {
         "name": "swarming",
         "root": str(root),
+        "baseline": False,
         "starter": str(ROOT / "configs" / "starters"),
-        "rollouts": rollouts,
         "trainer": {"steps": 3, "ranks": 1, "keep_checkpoints": 4, "most_unread": 1.0},
         "eval": {"tasks": 2},
         "tracking": {"wandb": "disabled"},
