@@ -407,7 +407,7 @@ def finished(folder: Path, reference: Path) -> list[str]:
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows without values of clocks, caches and restarts."""
-    hidden = ("time/", "speed/", "latency/", "rollouts/restarts", "engine/server_restarts")
+    hidden = ("time/", "speed/", "latency/", "rollouts/restarts", "engine/server_restarts", "engine/pause_s")
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in row.items() if not k.startswith(hidden)} for row in rows]
 

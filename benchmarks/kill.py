@@ -184,7 +184,7 @@ def checkpoint(path: Path) -> dict[str, Any]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows without values of clocks, caches and restarts."""
-    hidden = ("time/", "speed/", "latency/", "rollouts/restarts")
+    hidden = ("time/", "speed/", "latency/", "rollouts/restarts", "engine/pause_s")
     return [{k: v for k, v in row.items() if not k.startswith(hidden)} for row in read_rows(folder / "metrics.jsonl")]
 
 
