@@ -100,21 +100,37 @@ def _alone() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = False  # the same switch, if Ray was imported before
         AuthenticationTokenLoader.instance().reset_cache()
         try:
-            ray.init(
-                address="local",
-                _node_ip_address=LOOPBACK,
-                _temp_dir=str(folder / "r"),
-                object_store_memory=_store_bytes(),
-                include_dashboard=False,
-                job_config=_job_config(),
-                logging_level=logging.ERROR,
-                log_to_driver=True,
-            )
+            with _start_named():
+                ray.init(
+                    address="local",
+                    _node_ip_address=LOOPBACK,
+                    _temp_dir=str(folder / "r"),
+                    object_store_memory=_store_bytes(),
+                    include_dashboard=False,
+                    job_config=_job_config(),
+                    logging_level=logging.ERROR,
+                    log_to_driver=True,
+                )
             _check_private()
             yield
         finally:
             for name in (*own, "RAY_AUTH_MODE"):
                 os.environ.pop(name, None)
+
+
+@contextmanager
+def _start_named() -> Iterator[None]:
+    """Ray's own deadline at its start, 30 s, as a MachineError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        load = os.getloadavg()[0]
+        raise MachineError(
+            f"Ray did not start within its 30 s; the load of this machine is {load:.0f} on {os.cpu_count()} cores: end"
+            " other programs, or start again when they have ended"
+        ) from error
 
 
 def _store_bytes() -> int:
