@@ -74,6 +74,25 @@ class Reward(BaseModel):
         """The weights of training step ``step`` (from 0) of ``steps`` steps. Each is tracked."""
         return {}
 
+    def observed(self, seen: Mapping[str, float], episodes: Sequence[Episode], step: int, steps: int) -> Weights:
+        """What a schedule by measurement knows after ``step`` and its scored ``episodes``; ``seen``: before.
+
+        It is in the run's checkpoints. At the start, and where weights follow from the step alone, it is empty.
+        """
+        return {}
+
+    def weights_after(self, seen: Mapping[str, float], step: int, steps: int) -> Weights:
+        """The weights of ``step``, given what :meth:`observed` returned, or an episode's metrics with :meth:`told`."""
+        return self.weights(step, steps)
+
+    def told(self, seen: Mapping[str, float]) -> Mapping[str, float]:
+        """What of ``seen`` is stored with a step's episodes as metrics, so that one alone is scored again the same."""
+        return {}
+
+    def shown(self, seen: Mapping[str, float]) -> dict[str, float]:
+        """The tracked metrics of ``seen``."""
+        return {}
+
     def held_out(self) -> Weights:
         """The weights of an evaluation: those at the end of training."""
         return self.weights(1, 1)

@@ -29,6 +29,7 @@ from envs.base import Score, Task
 from rewards.base import PERF, Parts, Reward, Weights
 from rewards.outcome import FOUND
 from rewards.schedule import annealed
+from rewards.schedule.saturation import SHARE, Saturation
 from rewards.toggle import Toggle
 from rewards.valid import Rule, counts
 from rollouts.costs import LatencyModel, modelled_makespan, path_tokens
@@ -50,9 +51,12 @@ class Parl(Reward):
     name: str = Field(default="parl", description="the reward")
     lambda_parallel: float = Field(default=0.3, ge=0, description="λ1 at the start")
     lambda_finish: float = Field(default=0.1, ge=0, description="λ2 at the start")
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        default="linear", description="how λ1 and λ2 fall; constant: they do not, for ablations"
+    schedule: Literal["linear", "cosine", "constant", "saturation"] = Field(
+        default="linear",
+        description="how λ1 and λ2 fall; saturation: when their terms have nothing left to teach; constant: they do"
+        " not, for ablations",
     )
+    saturation: Saturation = Saturation()
     form: Literal["additive", "convex"] = Field(
         default="additive",
         description="additive = the report's; convex = the blog's, λ1 · parallel + (1 − λ1) · success · quality",
@@ -62,7 +66,7 @@ class Parl(Reward):
     validity: Rule = Field(
         default="news",
         description="which sub-agents count (docs/reward.md): news = those that returned something that the"
-        " orchestrator did not have, tool = OpenPARL's rule, any = all",
+        " orchestrator did not have, needed = these where they pay by the oracle, tool = OpenPARL's rule, any = all",
     )
     cells: Literal["found", "all"] = Field(
         default="found",
@@ -95,7 +99,8 @@ class Parl(Reward):
         paid = score.parts[FOUND] if score and self.cells == "found" and FOUND in score.parts else None
         launched = len(episode.subagents)
         valid, finished = counts(episode, self.validity)
-        cap = self.parallel_cap if self.validity != "news" else min(self.parallel_cap, parts_of(episode.task))
+        plain = self.validity in ("any", "tool")
+        cap = self.parallel_cap if plain else min(self.parallel_cap, parts_of(episode.task))
         junk = score is not None and (score.value if paid is None else paid) <= score.low
         wasted = episode.status is not EpisodeStatus.ANSWERED or (junk and self.critical_failed == "full")
         value = (0.0 if score is None else score.value) if paid is None else paid
@@ -135,11 +140,38 @@ class Parl(Reward):
     def weights(self, step: int, steps: int) -> Weights:
         """λ1 and λ2 fall to 0 and stay there in an evaluation; μ stays. Toggle's weight is 1 in budgeted phases."""
         starts = (self.lambda_parallel, self.lambda_finish)
-        parallel, finish = (annealed(start, self.anneal, step, steps, self.schedule) for start in starts)
+        if self.schedule == "saturation":  # of a run that never saturates
+            bound = self.saturation.bound(self.anneal, step, steps)
+            parallel, finish = (start * bound for start in starts)
+        else:
+            parallel, finish = (annealed(start, self.anneal, step, steps, self.schedule) for start in starts)
         weights = {"parallel": parallel, "finish": finish, "critical": self.critical_penalty}
         if self.form == "convex":
             weights |= {PERF: 0.0, "solved": 1 - parallel}
         return weights | ({"over": self.toggle.weight(step)} if self.toggle.every else {})
+
+    def observed(self, seen: Mapping[str, float], episodes: Sequence[Episode], step: int, steps: int) -> Weights:
+        """See ``rewards.schedule.saturation``; empty with the other schedules and for a single agent."""
+        if self.schedule != "saturation" or not (self.lambda_parallel or self.lambda_finish):
+            return {}
+        return self.saturation.observed(seen, episodes, self.anneal, step, steps)
+
+    def weights_after(self, seen: Mapping[str, float], step: int, steps: int) -> Weights:
+        """Those of :meth:`weights`; with ``saturation`` λ1 and λ2 have at most the share in ``seen``."""
+        weights = self.weights(step, steps)
+        if self.schedule != "saturation":
+            return weights
+        share = min(seen.get(SHARE, 1.0), self.saturation.bound(self.anneal, step, steps))
+        weights |= {"parallel": self.lambda_parallel * share, "finish": self.lambda_finish * share}
+        return weights | ({"solved": 1 - weights["parallel"]} if self.form == "convex" else {})
+
+    def told(self, seen: Mapping[str, float]) -> Mapping[str, float]:
+        """The share that saturation has left of λ's start."""
+        return {SHARE: seen[SHARE]} if SHARE in seen else {}
+
+    def shown(self, seen: Mapping[str, float]) -> dict[str, float]:
+        """What saturation is judged by."""
+        return self.saturation.shown(seen) if seen else {}
 
     def held_out(self) -> Weights:
         """An evaluation pays for answers and their cost alone."""

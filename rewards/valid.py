@@ -19,6 +19,8 @@ Rules, ``rewards.validity``:
           "What it says" are the words of its message that are not in its prompt and, if it used no tool, not in the
           question either. "Not found" names nothing; who repeats what it was told says nothing.
 
+``needed``  the rule ``news``, and none counts in a task that sub-agents make no faster by its oracle (width 0).
+
 Words are runs of letters and digits, in any case. All of it is a pure function of the episode with its texts.
 """
 
@@ -30,7 +32,7 @@ from typing import Any, Literal
 
 from rollouts.episode import Episode, Trace, TraceStatus, Turn
 
-Rule = Literal["any", "tool", "news"]
+Rule = Literal["any", "tool", "news", "needed"]
 Words = frozenset[str]
 _WORD = re.compile(r"\w+")
 _LAUNCH = "assign_task"
@@ -43,7 +45,10 @@ def words(text: str) -> list[str]:
 
 def counts(episode: Episode, rule: Rule) -> tuple[int, int]:
     """(sub-agents that count in ``parallel``, those that count in ``finish``)."""
-    if rule == "news":
+    oracle = episode.task.oracle
+    if rule == "needed" and oracle is not None and oracle.width == 0:
+        return 0, 0
+    if rule in ("news", "needed"):
         valid = len(counting(episode))
         return valid, valid
     finished = [trace for trace in episode.subagents if trace.status is TraceStatus.FINISHED]

@@ -33,7 +33,9 @@ class Scoring:
         """The weights of a stored episode. The first shard is step 1, trained under the schedule's step 0."""
         reward = self._reward(single_agent)
         step, steps = outline.step - 1, self._steps(outline.step)
-        return reward.weights(step, steps) if outline.kind == TRAIN else reward.held_out()
+        if outline.kind != TRAIN:
+            return reward.held_out()
+        return reward.weights_after(outline.episode.metrics, step, steps)
 
     def score(self, outline: Outline, *, single_agent: bool = False) -> Weights:
         """Compute the episode's rewards and metrics; returns the weights used."""

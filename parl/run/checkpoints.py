@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ class State:
     episodes: int = 0  # trained so far
     wandb_id: str | None = None
     elapsed_s: float = 0.0
+    schedule: dict[str, float] = field(default_factory=dict)  # what a schedule of λ by measurement has seen
 
 
 class Checkpoints:
@@ -139,7 +140,10 @@ def _manifest(path: Path) -> dict[str, Any]:
         whole = isinstance(score, int | float | None) and all(map(_is_part, parts))
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}
+    if not isinstance(state.schedule, dict):
+        return {}
     numbers = (state.step, state.policy_version, state.tasks_drawn, state.episodes, state.elapsed_s)
+    numbers += tuple(state.schedule.values())
     return manifest if whole and all(isinstance(number, int | float) for number in numbers) else {}
 
 

@@ -112,9 +112,10 @@ class Training:
         began = time.monotonic()
         self._saver.check()
         step = self.state.step + 1
-        lambdas = self.config.rewards.weights(self.state.step, self.config.trainer.steps)
+        steps, rewards = self.config.trainer.steps, self.config.rewards
+        lambdas = rewards.weights_after(self.state.schedule, self.state.step, steps)
         curriculum = self.config.rollouts.budget.curriculum
-        slack = curriculum.slack_at(self.state.step, self.config.trainer.steps)
+        slack = curriculum.slack_at(self.state.step, steps)
         with self._timeline.span(step, "collect"):
             episodes = self._collect(step, lambdas, progress)
         if self.state.step == 0:
@@ -132,20 +133,22 @@ class Training:
                 normalise_std=objective.normalises,
                 credit=objective.credit,
                 counterfactual=objective.counterfactual,
-                outcome=self.config.rewards.outcome,
+                outcome=rewards.outcome,
             )
             learned = self._learn(rows)
             self.weights = self._learner.weights()
         trained = time.monotonic()
         with self._timeline.span(step, "sync"):
             sync_s = self._sync(len(episodes) // self.config.rollouts.group_size)
+        self.state.schedule = rewards.observed(self.state.schedule, episodes, self.state.step, steps)
         self.state.step = step
         self.state.episodes += len(episodes)
         self.state.elapsed_s += time.monotonic() - began
         tokens = sum(sum(trace.mask) for episode in episodes for trace in episode.traces)
         return {
-            **aggregate(episodes, self.config.rewards, lambdas),
+            **aggregate(episodes, rewards, lambdas),
             **{f"lambda/{name}": value for name, value in lambdas.items()},
+            **rewards.shown(self.state.schedule),
             **{f"policy/{name}": value for name, value in learned.items()},
             "policy/version": self.state.policy_version,
             **staleness,
@@ -242,7 +245,9 @@ class Training:
 
     def _score_all(self, episodes: list[Episode], lambdas: RewardWeights) -> None:
         note_groups(episodes, self.config.rewards)
+        told = self.config.rewards.told(self.state.schedule)
         for episode in episodes:
+            episode.metrics |= told
             score_episode(episode, self.config.rewards, lambdas)
 
     def _learn(self, rows: list[Row]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from parl.config.schema import Config
 from parl.errors import UserError
 from parl.run.checkpoints import newest_state
 from parl.shown.terminal import echo
-from rewards.base import Reward
+from rewards.base import Weights
 from rollouts.config import CurriculumConfig
 from rollouts.store.store import EpisodeStore
 
@@ -72,7 +72,8 @@ def continue_run(run_dir: Path, config: Config) -> None:
         )
     if _STEPS in said:
         old, new, final_lr = earlier.trainer.steps, config.trainer.steps, config.optimizer.final_lr
-        schedules = partial(_schedules, config.rewards, config.rollouts.budget.curriculum, final_lr)
+        lambdas = partial(config.rewards.weights_after, newest_state(run_dir).schedule)
+        schedules = partial(_schedules, lambdas, config.rollouts.budget.curriculum, final_lr)
         _lengthen(run_dir, old, new, said[_STEPS], schedules)
     for key in said:
         if _within(key, ROUNDING):
@@ -106,12 +107,12 @@ def _lengthen(run_dir: Path, old: int, new: int, said: str, schedules: Callable[
 
 
 def _schedules(
-    reward: Reward, curriculum: CurriculumConfig, final_lr: float, done: int, steps: int
+    lambdas: Callable[[int, int], Weights], curriculum: CurriculumConfig, final_lr: float, done: int, steps: int
 ) -> dict[str, float]:
     """The values of the step after ``done``, of ``steps``, by name."""
     share = max(1.0 - done / steps * (1.0 - final_lr), final_lr)
-    lambdas = {f"λ {name}": value for name, value in reward.weights(done, steps).items()}
-    return {"learning rate x": share, **lambdas, "critical budget x": curriculum.slack_at(done, steps)}
+    shown = {f"λ {name}": value for name, value in lambdas(done, steps).items()}
+    return {"learning rate x": share, **shown, "critical budget x": curriculum.slack_at(done, steps)}
 
 
 def _within(key: str, names: tuple[str, ...]) -> bool:

@@ -161,8 +161,8 @@ MUTANTS = [
     ),
     scoring(
         "evaluations-by-their-step",
-        "if outline.kind == TRAIN else reward",
-        "if outline.kind else reward",
+        "if outline.kind != TRAIN:",
+        "if not outline.kind:",
     ),
     scoring(
         "single-agents-are-paid",

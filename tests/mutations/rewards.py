@@ -14,6 +14,9 @@ valid = mutants_of("rewards", "rewards/valid.py", "tests/rewards/test_valid.py",
 SCHEDULE = "tests/rewards/test_schedules.py"
 schedule = mutants_of("rewards", "rewards/schedule/__init__.py", REWARD, SCHEDULE)
 linear = mutants_of("rewards", "rewards/schedule/linear.py", REWARD)
+SATURATION = "tests/rewards/test_saturation.py"
+saturation = mutants_of("rewards", "rewards/schedule/saturation.py", SATURATION)
+saturating = mutants_of("rewards", "rewards/parl_reward.py", SATURATION)
 toggle = mutants_of("rewards", "rewards/toggle.py", SCHEDULE)
 costs = mutants_of("rewards", "rollouts/costs.py", "tests/rollouts/test_costs.py")
 budget = mutants_of("rewards", "rollouts/swarm/budget.py", REWARD)
@@ -22,6 +25,24 @@ exact = mutants_of("rewards", "rewards/outcome/exact.py", OUTCOME)
 table = mutants_of("rewards", "rewards/outcome/item_f1.py", OUTCOME)
 
 MUTANTS = [
+    valid("useless-ones-are-needed", 'if rule == "needed" and oracle is not None and oracle.width == 0:', "if False:"),
+    saturation("any-family-is-enough", "rates = [*spawn, ", "rates = [max(spawn, default=0.0), "),
+    saturation("variance-does-not-matter", " and seen[_VARIANCE] <= self.variance", ""),
+    saturation("no-variance-is-enough", "min(rates) >= self.enough and ", ""),
+    saturation("at-once", " and seen[_STEPS] >= self.window", ""),
+    saturation("no-average", "before + (value - before) / self.window", "value"),
+    saturation("no-bound", "(end - step) / self._fall(anneal, steps)", "1.0"),
+    saturation("share-rises-again", "share = min(seen.get(SHARE, 1.0), ", "share = min(1.0, "),
+    saturation("useless-tasks-count", "and pays(episode.task)", ""),
+    saturation("void-episodes-count", "not episode.void and ", ""),
+    saturation("finish-of-all", "for one in group if one.subagents]", "for one in group]"),
+    saturating("share-is-not-used", "share = min(seen.get(SHARE, 1.0), ", "share = min(1.0, "),
+    mutants_of("rewards", "parl/run/loop.py", "tests/parl/run/test_training_step.py")(
+        "share-is-not-stored", "            episode.metrics |= told\n", ""
+    ),
+    mutants_of("rewards", "parl/evaluate/scoring.py", "tests/parl/run/test_training_step.py")(
+        "share-is-not-read", "reward.weights_after(outline.episode.metrics, step, steps)", "reward.weights(step, steps)"
+    ),
     toggle("budget-of-all", "self._cost(episode) for episode in solved", "self._cost(episode) for episode in group"),
     toggle("phases-swapped", "% 2 == 0", "% 2 == 1"),
     toggle("budget-whoever-solved", "len(solved) / len(group) < self.enough", "False"),

@@ -69,7 +69,7 @@ MUTANTS = [
     rows("counterfactual-without-weight", "+= counterfactual * one", "+= one"),
     mutants_of("rows", "parl/run/loop.py", "tests/parl/run/test_training_step.py")(
         "counterfactual-of-the-training-reward",
-        "outcome=self.config.rewards.outcome",
+        "outcome=rewards.outcome",
         'outcome=lambda episode: episode.rewards["total"]',
     ),
     rows("agent-credit-is-ignored", 'if credit == "agent":', 'if credit == "agents":'),

@@ -53,8 +53,8 @@ MUTANTS = [
     ),
     trainer(
         "lambda-a-step-ahead",
-        "self.config.rewards.weights(self.state.step, ",
-        "self.config.rewards.weights(self.state.step + 1, ",
+        "rewards.weights_after(self.state.schedule, self.state.step, ",
+        "rewards.weights_after(self.state.schedule, self.state.step + 1, ",
     ),
     trainer(
         "stored-episodes-of-any-version",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from envs.base import ErrorKind, Gold, Role, Task, ToolCall, ToolResult
+from envs.base import ErrorKind, Gold, Oracle, Role, Task, ToolCall, ToolResult
 from rewards.valid import counting, counts, words
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus, Turn
 
@@ -117,3 +119,11 @@ def test_openparls_rule_wants_a_result_and_a_tool():
 
 def test_words_are_runs_of_letters_and_digits_in_any_case():
     assert words("Größe, of_it: 12,5 — ÉTÉ") == ["grösse", "of_it", "12", "5", "été"]
+
+
+@pytest.mark.parametrize(("width", "found"), [(0, 0), (2, 2), (None, 2)])
+def test_by_the_rule_needed_none_counts_where_sub_agents_do_not_pay(width: int | None, found: int):
+    one = episode(agent("mass of Ann", "mass | Ann | 12"), agent("mass of Bob", "mass | Bob | 14"))
+    oracle = None if width is None else Oracle(serial_steps=5, parallel_steps=5, width=width)
+    one.task = replace(one.task, oracle=oracle)
+    assert counts(one, "needed") == (found, found) and counts(one, "news") == (2, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from parl.cold_start import ptx
 from parl.cold_start.ptx import PtxTexts
 from parl.cold_start.rows import CHUNK, DemoWorker
 from parl.cold_start.shipped import Recipe
+from parl.config.load import to_yaml
 from parl.config.schema import Config
+from parl.evaluate.rescore import rescore
 from parl.learn.rows import Row
+from parl.run.checkpoints import Checkpoints
 from parl.run.job import single_agent
 from parl.run.loop import Training
 from rewards.parl_reward import Parl
 from rewards.score import score_episode
-from rollouts.episode import Episode, EpisodeStatus, Trace
+from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
 
 STEPS, GROUP, TASKS = 20, 2, 3
 REWARDS = {"lambda_parallel": 0.4, "lambda_finish": 0.2, "anneal": 0.5, "critical_penalty": 0.25, "parallel_cap": 4}
@@ -170,6 +174,64 @@ def test_a_step_is_collected_with_the_slack_of_the_curriculum(tmp_path: Path, st
 def test_without_a_curriculum_there_is_no_slack(run: Training):
     metrics = run._step(Quiet())
     assert run._collector.asked[0]["slack"] == 1.0 and "rollouts/budget_slack" not in metrics
+
+
+def always(number: int, index: int, version: int = 0) -> Episode:
+    """An attempt whose sub-agents all returned."""
+    episode = make_episode(wide_task(number), index, spawning=True)
+    episode.status = EpisodeStatus.ANSWERED
+    for trace in episode.subagents:
+        trace.status = TraceStatus.FINISHED
+    root = episode.orchestrator
+    root.versions = [version if sampled else -1 for sampled in root.mask]
+    return episode
+
+
+SATURATING = {"schedule": "saturation", "saturation": {"window": 2, "fall": 0.2}, "validity": "any"}
+
+
+def test_a_killed_run_continues_the_fall_of_lambda_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.modules[__name__], "attempt", always)
+
+    def stepped(run: Training, count: int) -> list[dict[str, float]]:
+        rows = []
+        for _ in range(count):
+            run._collector.version = run.state.policy_version
+            rows.append(run._step(Quiet()))
+        return [{k: v for k, v in row.items() if not k.startswith(("time/", "speed/"))} for row in rows]
+
+    whole = training(config_of(tmp_path, rewards=SATURATING))
+    rows = stepped(whole, 9)
+    lambdas = [row["lambda/parallel"] for row in rows]
+    assert lambdas == pytest.approx([0.4, 0.4, 0.3, 0.2, 0.1, 0, 0, 0, 0])  # four of twenty steps, after two
+    assert [row["saturation/share"] for row in rows[:5]] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert rows[0]["saturation/spawn_rate"] == 1.0 and rows[0]["saturation/variance"] == 0.0
+    for killed_in in (1, 3, 4):  # with its episodes stored, and not trained
+        config = config_of(tmp_path / str(killed_in), rewards=SATURATING)
+        first = training(config)
+        stepped(first, killed_in)
+        kept = Checkpoints(first.folder / "checkpoints", 2)
+        kept.commit(first.state, kept.begin(first.state, 0))
+        first._collector.version = killed_in
+        first._collect(killed_in + 1, config.rewards.weights_after(first.state.schedule, killed_in, STEPS), Quiet())
+        again = training(config)
+        again.state, _ = kept.latest() or pytest.fail("no checkpoint")
+        again._learner.steps = list(first._learner.steps)
+        later = stepped(again, 9 - killed_in)
+        assert later == rows[killed_in:] and again.state.schedule == whole.state.schedule
+        assert len(again._collector.asked) == 9 - killed_in - 1
+
+
+def test_episodes_of_a_saturating_run_are_scored_again_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.modules[__name__], "attempt", always)
+    run = training(config_of(tmp_path, rewards=SATURATING))
+    for step in range(6):
+        run._collector.version = step
+        run._step(Quiet())
+    (run.folder / "config.yaml").write_text(to_yaml(run.config))
+    found = list(rescore(run.folder))
+    assert len(found) == 6 * TASKS * GROUP and all(one.same for one in found)
+    assert len({one.weights["parallel"] for one in found}) == 5
 
 
 def test_the_single_agent_is_not_paid_for_spawning_and_cannot_spawn(tmp_path: Path):

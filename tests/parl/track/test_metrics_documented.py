@@ -55,6 +55,7 @@ def logged(one_ray: None, tiny_run: Config, cold_start: Path, tmp_path_factory: 
         update={
             "objective": Grpo(correction="mis", kl=0.05, ptx=0.1, counterfactual=0.5),
             "optimizer": OptimizerConfig(qk_clip=1e-3),
+            "rewards": Parl(schedule="saturation"),
             "rollouts": tiny_run.rollouts.model_copy(update={"budget": BudgetConfig(curriculum=CURRICULUM)}),
             "trainer": tiny_run.trainer.model_copy(update={"steps": 2, "staleness": 1}),
             "tracking": TrackingConfig(wandb="disabled"),
@@ -67,10 +68,12 @@ def logged(one_ray: None, tiny_run: Config, cold_start: Path, tmp_path_factory: 
     weights = {"parallel": 0.3, "finish": 0.1, "critical": 0.25}
     for episode in episodes:
         score_episode(episode, Parl(), weights)
+    saturation = Parl(schedule="saturation")
     tracker = Tracker(folder / "run", TrackingConfig(wandb="offline"))
     for row in read_rows(folder / "real" / "metrics.jsonl"):
         numbers = {name: value for name, value in row.items() if name not in ("step", "kind") and value is not None}
-        tracker.log(row["step"], numbers | aggregate(episodes, Parl(), weights) | SERVERS)
+        numbers |= aggregate(episodes, Parl(), weights) | saturation.shown(saturation.observed({}, episodes, 0, 2))
+        tracker.log(row["step"], numbers | SERVERS)
     tracker.finish()
     [file] = wandb_files(folder / "run")
     command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(file)]
