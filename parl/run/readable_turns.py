@@ -36,7 +36,10 @@ def check_readable(episodes: Sequence[Episode], most: float, policy: Path) -> No
         told.append(f"  {episode.task.key}#{episode.index}, agent {trace.agent_id}: {line(turn.malformed)}")
         told.append(f"    wrote: {wrote}")
     if cut > unread:
-        cure = "raise rollouts.budget.turn_tokens"
+        cure = (
+            "raise rollouts.budget.turn_tokens; a model that never comes to an end, as small ones that do not know the"
+            " tools, has to see demonstrations first (sft.data, docs/cold_start.md)"
+        )
     else:
         cure = "teach the format first (sft), or set the model's own with model.chat where the parser is the wrong one"
     raise UserError("\n".join([*told, f"{cure}; trainer.most_unread=1 goes on all the same"]))
