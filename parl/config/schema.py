@@ -32,6 +32,7 @@ from parl.machine.nodes.config import ClusterConfig
 from rewards.base import Reward
 from rewards.parl_reward import Parl
 from rollouts.config import RolloutsConfig
+from rollouts.engine.address import check_place
 
 
 class _Section(BaseModel):
@@ -249,6 +250,10 @@ class ConfigFields(_Section):
         default="run", pattern=r"^[A-Za-z0-9._-]+$", max_length=200, description="the run's folder is runs/NAME"
     )
     root: Path = Field(default=Path("runs"), description="folder of all runs")
+    mirror: str | None = Field(
+        default=None,
+        description="fsspec address, e.g. s3://bucket/runs: the run's folder is copied there; --resume fetches it",
+    )
     seed: int = Field(default=1, ge=0)
     baseline: bool = Field(default=False, description="also train and evaluate the single agent")
     starter: Path | None = Field(default=None, description="shipped cold-start weights, used when their hash matches")
@@ -266,6 +271,13 @@ class ConfigFields(_Section):
     tracking: TrackingConfig = TrackingConfig()
 
     _folder: Path | None = PrivateAttr(default=None)  # of a run that was moved or renamed
+
+    @field_validator("mirror")
+    @classmethod
+    def _check_mirror(cls, mirror: str | None) -> str | None:
+        if mirror is not None:
+            check_place(mirror, store=True)
+        return mirror
 
     @field_validator("name")
     @classmethod

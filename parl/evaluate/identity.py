@@ -79,7 +79,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "rewards.command": "argv deadline_s level readable",
     },
     Effect.NONE: {
-        "": "name root seed baseline starter",  # the starter matters through the cold start's weights
+        "": "name root mirror seed baseline starter",  # the starter matters through the cold start's weights
         "model": "initializer_range embedding_range embedding_mean look_back",  # only for training
         "sft": "data best tokens copying_tokens drill_tokens batch_tokens lr muon_lr parallel wrong observation_weight"
         " enough check_tokens check_tasks",

@@ -6,6 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from parl.cold_start.shipped import Recipe, cold_start_folder
 from parl.cold_start.starting_policy import shown_start, starting_policy
 from parl.collect.free_running import free_running
 from parl.collect.tasks import Tasks, check_tasks
@@ -17,6 +18,7 @@ from parl.run.checkpoints import newest_state
 from parl.run.claim import claimed
 from parl.run.finish import evaluate_policies, track_evaluation
 from parl.run.loop import Training
+from parl.run.mirror import Mirror, fetch, mirrored
 from parl.serve.servers import check_servers
 from parl.track.progress import Progress
 from parl.track.sinks import check_sinks
@@ -33,22 +35,34 @@ def run_training(config: Config, *, resume: bool = False, from_scratch: bool = F
     check_sinks(config.tracking)
     reach_cluster()
     check_servers(config.rollouts.http)
-    with claimed(config, resume=resume) as run_dir:
+    if resume:
+        fetch(config.mirror, config.run_dir, cold_start_folder(Recipe.of(config)))
+    with claimed(config, resume=resume) as run_dir, mirrored(config.mirror, run_dir, resume=resume) as mirror:
         began -= _train_time(run_dir) + _train_time(run_dir / "single_agent")
-        _run(config, tasks, run_dir, began, from_scratch, evaluated)
+        _run(config, tasks, run_dir, began, from_scratch, evaluated, mirror)
     return run_dir
 
 
-def _run(config: Config, tasks: Tasks, run_dir: Path, began: float, from_scratch: bool, evaluated: bool) -> None:
+def _run(
+    config: Config,
+    tasks: Tasks,
+    run_dir: Path,
+    began: float,
+    from_scratch: bool,
+    evaluated: bool,
+    mirror: Mirror | None,
+) -> None:
     with PeakMemory() as memory, local_ray():
         check = free_running(config)
         cold = shown_start(config.name, partial(starting_policy, config, from_scratch=from_scratch, check=check))
+        if mirror:
+            mirror.add_cold_start(cold, copied=config.model.init is None or config.sft.data is not None)
         policies = {
             "cold_start": (cold, config.rollouts.swarm),
-            "trained": (_train(config, run_dir, cold), config.rollouts.swarm),
+            "trained": (_train(config, run_dir, cold, mirror), config.rollouts.swarm),
         }
         if config.baseline:
-            policies["single_agent"] = (_train(single_agent(config), run_dir / "single_agent", cold), False)
+            policies["single_agent"] = (_train(single_agent(config), run_dir / "single_agent", cold, mirror), False)
         if not evaluated:
             return
         with Progress(len(policies), "held-out evaluation") as progress:
@@ -64,10 +78,10 @@ def _train_time(folder: Path) -> float:
     return newest_state(folder).elapsed_s
 
 
-def _train(config: Config, folder: Path, cold: Path) -> Path:
+def _train(config: Config, folder: Path, cold: Path, mirror: Mirror | None) -> Path:
     dtype = config.model.shape.weights_dtype
     with Progress(config.trainer.steps, config.name, dtype=dtype) as progress:
-        return Training(config, folder, cold).run(progress)
+        return Training(config, folder, cold, mirror).run(progress)
 
 
 def single_agent(config: Config) -> Config:

@@ -29,6 +29,7 @@ from parl.learn.group import LearnerGroup
 from parl.learn.rows import Row, step_rows
 from parl.learn.shard.learner_state import saved_weights
 from parl.run.checkpoints import Checkpoints, State
+from parl.run.mirror import Mirror
 from parl.run.readable_turns import check_readable
 from parl.run.saver import Saver
 from parl.run.timeline import POOLS, Timeline
@@ -52,8 +53,9 @@ _MISMATCH = {  # the learner's names and the logged ones
 class Training:
     """One policy's training in one folder."""
 
-    def __init__(self, config: Config, folder: Path, cold: Path) -> None:
+    def __init__(self, config: Config, folder: Path, cold: Path, mirror: Mirror | None = None) -> None:
         self.config, self.folder, self.cold = config, folder, cold
+        self._mirror = mirror
         self.checkpoints = Checkpoints(folder / "checkpoints", config.trainer.keep_checkpoints)
         self.store = EpisodeStore(folder / "episodes")
         self.tasks = run_tasks(config)
@@ -111,6 +113,8 @@ class Training:
     def _step(self, progress: Progress) -> dict[str, float]:
         began = time.monotonic()
         self._saver.check()
+        if self._mirror:
+            self._mirror.check()
         step = self.state.step + 1
         steps, rewards = self.config.trainer.steps, self.config.rewards
         lambdas = rewards.weights_after(self.state.schedule, self.state.step, steps)
@@ -337,6 +341,9 @@ class Training:
 
     def _save(self, score: float | None = None) -> None:
         stream, step = self._stream, self.state.step
+        if self._mirror:  # the last checkpoint must be there before it may be dropped here
+            self._saver.wait()
+            self._mirror.flush()
         self._saver.save(self.state, score, beside=(lambda path: stream.save(path, step)) if stream else None)
 
     def _score(self, metrics: dict[str, float]) -> float | None:

@@ -34,7 +34,7 @@ FREE = (
         "trainer.most_unread",
     ),
     *("rollouts.workers", "rollouts.concurrency", "rollouts.policy_engines", "rollouts.frozen_engines"),
-    *("rollouts.max_restarts", "eval", "tracking", "cluster", "baseline", "root"),
+    *("rollouts.max_restarts", "eval", "tracking", "cluster", "baseline", "root", "mirror"),
 )
 _STEPS = "trainer.steps"
 

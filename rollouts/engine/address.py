@@ -37,15 +37,18 @@ def check_address(url: str, cure: str) -> None:
         raise ValueError(f"{shown(url[:_LONGEST])!r} is not an address like http://127.0.0.1:8000 or https://host/path")
 
 
-def check_place(place: str) -> None:
+def check_place(place: str, *, store: bool = False) -> None:
     """ValueError unless ``place`` is HOST or HOST:PORT to listen at, or an address of fsspec without secrets.
 
+    ``store``: only the latter.
     Every address of a machine at once (0.0.0.0, ::) is no place: the servers must be told one.
     """
     if "://" in place:
         if _USER.search(place) or re.search(r"[?#\s]", place):
             raise ValueError(f"{shown(place)} has credentials, a query or spaces in it: give keys in the environment")
         return
+    if store:
+        raise ValueError(f"{shown(place)!r} is no address of fsspec, like s3://bucket/folder or file:///mnt/folder")
     found = _ADDRESS.fullmatch(f"http://{place}")
     if found is None or found["path"] or not _host_is_one(f"http://{place}"):
         raise ValueError(f"{shown(place)!r} is neither HOST, HOST:PORT nor an address like s3://bucket/folder")
