@@ -98,6 +98,9 @@ class HttpConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     urls: tuple[str, ...] = Field(default=(), description="servers of the policy pool, e.g. [http://127.0.0.1:8000]")
+    urls_file: str | None = Field(
+        default=None, description="a file with these, one a line, read again before each version, instead of `urls`"
+    )
     frozen_urls: tuple[str, ...] = Field(default=(), description="servers of the frozen pool; empty: it stays embedded")
     api_key_env: str | None = Field(default=None, description="environment variable with the servers' key")
     weights: Literal["reload", "transfer", "pull", "restart"] = Field(

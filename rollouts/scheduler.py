@@ -99,13 +99,16 @@ class Scheduler:
             setattr(self.counts, end, getattr(self.counts, end) + 1)
         if not group.ready:
             del self.groups[number]  # another takes its place
-        self.check()
+        self._check_counts()  # the groups' order is what it was
 
     def take(self) -> list[int] | None:
         """The groups of this version's step, oldest first; None while it has to wait."""
-        chosen = [group for group in self._by_due() if group.ready][: self.batch]
-        rest = [group for group in self._by_due() if group not in chosen]
-        if self.training or len(chosen) < self.batch or not self._fits(rest):
+        if self.training or sum(group.ready for group in self.groups.values()) < self.batch:
+            return None  # asked after every group that ends: without sorting thousands
+        order = self._by_due()
+        chosen = [group for group in order if group.ready][: self.batch]
+        taken = {group.number for group in chosen}
+        if not self._fits([group for group in order if group.number not in taken]):
             return None
         for group in chosen:
             if self.version - group.version > self.staleness:
@@ -131,13 +134,16 @@ class Scheduler:
         return sum(group.running for group in self.groups.values())
 
     def check(self) -> None:
-        """Raise Imbalance unless every episode is accounted for."""
+        """Raise Imbalance unless every episode is accounted for, and every group has its place in time."""
+        self._check_counts()
+        if not self._fits(self._by_due(), first=self.version + bool(self.training)):
+            raise Imbalance(f"version {self.version}: {len(self.groups)} groups do not fit before they are due")
+
+    def _check_counts(self) -> None:
         counts = asdict(self.counts)
         submitted = counts.pop("submitted")
         if submitted != sum(counts.values()) + self.running:
             raise Imbalance(f"{submitted} episodes submitted, but {counts} and {self.running} running")
-        if not self._fits(self._by_due(), first=self.version + bool(self.training)):
-            raise Imbalance(f"version {self.version}: {len(self.groups)} groups do not fit before they are due")
 
     def to_json(self) -> dict[str, Any]:
         """The whole state, for a checkpoint."""

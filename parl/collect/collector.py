@@ -19,8 +19,9 @@ from ray.exceptions import RayError
 
 from envs.base import Task
 from model.decoder import Weights
-from parl.collect.pools import RolloutSide, change, engine_kinds, pool_sizes, servers_of
+from parl.collect.pools import RolloutSide, change, engine_kinds, pool_sizes
 from parl.collect.rerun import Group, StepFailed, whole
+from parl.collect.roster import Roster
 from parl.collect.weight_sync import SYNC_S, PoolWeights
 from parl.errors import MachineError
 from parl.machine.cluster import actor, stop
@@ -43,11 +44,14 @@ Progress = Callable[[int, int], None]  # groups done, total groups
 class Collector:
     """The rollout side of one run. Close it after use."""
 
+    _roster: Roster | None = None  # of the policy's servers
+
     def __init__(self, side: RolloutSide, tokenizer: Path, frozen: Weights, kept: Path | None = None) -> None:
         """``frozen``: the starting policy; ``kept``: folder for refreshed sub-agents' weights."""
         self._side, self._rollouts, self._tokenizer = side, side.rollouts, carried(tokenizer)
         self._kinds = engine_kinds(side.rollouts)
         self._weights = PoolWeights(side, tokenizer, frozen, kept)
+        self._roster = Roster(side.rollouts.http) if self._kinds["policy"].servers else None
         self.restarts = 0
         self._workers: list[Any] = []
         self._engines: dict[str, list[Any]] = {}
@@ -65,8 +69,20 @@ class Collector:
             self.retrying(self._serve_frozen)
         if self._rollouts.rebalance:
             self.retrying(self._rebalance)
+        self.retrying(self._change_servers)
         self.retrying(lambda: self._serve_policy(in_flight))
+        if self._roster:
+            self._roster.settle()
         return time.monotonic() - began
+
+    def servers_change(self) -> bool:
+        """Whether the next :meth:`sync` takes in or leaves out a server: no episode may run then."""
+        return self._roster is not None and self._roster.look() != self._roster.used
+
+    @property
+    def servers(self) -> int:
+        """Servers of the policy in use; 0 with other engines."""
+        return len(self._roster.used) if self._roster else 0
 
     def serve(self, weights: Weights) -> None:
         """Serve another policy for evaluation, as version 0; refreshed sub-agents are that policy, too."""
@@ -201,15 +217,33 @@ class Collector:
 
     def _replicas(self, pool: str, count: int) -> list[Any]:
         """Actors of ``pool``: one per server, or ``count`` engines."""
+        if not self._kinds[pool].servers:
+            urls: tuple[str, ...] = ("",) * count
+        elif pool == "policy" and self._roster:
+            urls = self._roster.look()
+            self._roster.take(urls)
+        else:
+            urls = self._rollouts.http.frozen_urls
+        return [self._replica(pool, number, url) for number, url in enumerate(urls)]
+
+    def _replica(self, pool: str, number: int, url: str) -> Any:
         rollouts, kind = self._rollouts, self._kinds[pool]
         model = self._side.model.shape if pool == "policy" else self._weights.subagent_model
-        urls = servers_of(rollouts, pool) if kind.servers else ("",) * count
-        made = []
-        for number, url in enumerate(urls):
-            place = Place(pool=pool, number=number, model=model, rollouts=rollouts, tokenizer=self._tokenizer, url=url)
-            label = f"{pool} client of {url}" if url else f"{pool} engine {number}"
-            made.append(actor(EngineActor, kind, place, concurrency=1000, _label=label, _role="engine"))
-        return made
+        place = Place(pool=pool, number=number, model=model, rollouts=rollouts, tokenizer=self._tokenizer, url=url)
+        label = f"{pool} client of {url}" if url else f"{pool} engine {number}"
+        return actor(EngineActor, kind, place, concurrency=1000, _label=label, _role="engine")
+
+    def _change_servers(self) -> None:
+        """Take in servers of the policy that were added or came back, and leave out those that went."""
+        roster = self._roster
+        if roster is None or (found := roster.look()) == roster.used:
+            return
+        kept = dict(zip(roster.used, self._engines["policy"], strict=True))
+        roster.take(found)
+        gone = [replica for url, replica in kept.items() if url not in found]
+        self._engines["policy"] = [kept.get(url) or self._replica("policy", n, url) for n, url in enumerate(found)]
+        self._serve_workers()
+        stop(gone)
 
     def _actors(self) -> list[Any]:
         return [*self._workers, *(replica for pool in self._engines.values() for replica in pool)]
@@ -231,6 +265,10 @@ class Collector:
         ray.get(replica.assign.remote(taker), timeout=SYNC_S)
         if taker == "frozen":
             self._serve_frozen()
+        self._serve_workers()
+
+    def _serve_workers(self) -> None:
+        """The workers use the pools as they are now; no episode may run."""
         calls = [worker.serve.remote(self._engines["policy"], self._engines["frozen"]) for worker in self._workers]
         ray.get(calls, timeout=SYNC_S)
 

@@ -86,11 +86,6 @@ def pool_sizes(rollouts: RolloutsConfig) -> dict[str, int]:
     return {"policy": rollouts.policy_engines, "frozen": frozen}
 
 
-def servers_of(rollouts: RolloutsConfig, pool: str) -> tuple[str, ...]:
-    """The addresses of the pool's servers."""
-    return rollouts.http.urls if pool == "policy" else rollouts.http.frozen_urls
-
-
 def engine_kinds(rollouts: RolloutsConfig) -> dict[str, type[PoolEngine]]:
     """The engine's class for each pool: sub-agents without their own servers use the embedded engine."""
     kind: Any = ENGINES.resolve(rollouts.engine)

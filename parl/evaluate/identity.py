@@ -87,7 +87,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "rollouts": "group_size tasks_per_step dynamic_sampling temperature concurrency workers policy_engines"
         " frozen_engines refresh_every rebalance placement max_restarts score_deadline_s",
         "rollouts.budget.curriculum": "slack until stairs",  # of training: an evaluation's budgets are tight
-        "rollouts.http": "urls api_key_env weights publish restart without_routes tolerance update_s",
+        "rollouts.http": "urls urls_file api_key_env weights publish restart without_routes tolerance update_s",
         "optimizer": "lr muon_lr final_lr weight_decay grad_clip freeze_tower qk_clip",
         "optimizer.lora": "rank alpha targets",
         "trainer": "steps epochs minibatches micro_tokens ranks threads device checkpoint_every keep_checkpoints"

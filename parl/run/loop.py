@@ -53,6 +53,8 @@ _MISMATCH = {  # the learner's names and the logged ones
 class Training:
     """One policy's training in one folder."""
 
+    _mirror: Mirror | None = None
+
     def __init__(self, config: Config, folder: Path, cold: Path, mirror: Mirror | None = None) -> None:
         self.config, self.folder, self.cold = config, folder, cold
         self._mirror = mirror
@@ -185,6 +187,8 @@ class Training:
     def _sync(self, drawn: int) -> float:
         """Serve the new weights after a step of ``drawn`` tasks, and let the stream go on. Returns seconds."""
         in_flight = self._stream is not None
+        if self._stream and self._collector.servers_change():
+            self._stream.halt()
         seconds = self._collector.sync(self.weights, self.state.policy_version + 1, in_flight=in_flight)
         self.state.policy_version += 1
         self.state.tasks_drawn += drawn
@@ -201,9 +205,10 @@ class Training:
     def _engine_metrics(self) -> dict[str, float]:
         """Busy shares of learner and engines, prefix-cache hits, and how servers took the weights."""
         counters = self._collector.statistics()
-        servers = len(self.config.rollouts.http.urls)
+        servers = self._collector.servers
         names = ("probe_gap", "in_place", "server_restarts", "pause_s", "pull_s", "pulled_bytes") if servers else ()
         served = {f"engine/{name}": counters[f"policy/{name}"] / servers for name in names}
+        served |= {"engine/servers": servers} if servers else {}
         busy = {f"speed/{name}_busy": share for name, share in self._timeline.utilisation().items()}
         spared = {
             f"speed/{pool}_prefix_hit_rate": counters[f"{pool}/prefix_hits"]

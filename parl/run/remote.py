@@ -58,7 +58,10 @@ class Remote:
             named = {path.removeprefix(root).lstrip("/"): int(told["size"] or 0) for path, told in found.items()}
             return {name: size for name, size in named.items() if name and _PART not in name}
 
-        return self._call("list", "", find)
+        found = self._call("list", "", find)
+        if strange := [name for name in found if {"..", "."} & set(name.split("/")) or "\\" in name or "\0" in name]:
+            raise MachineError(f"{self.shown} holds {strange[0]!r}, which no run writes: nothing of it is taken")
+        return found
 
     def put(self, local: Path, name: str) -> int:
         """Write the file ``local`` as ``name``; returns its bytes. FileNotFoundError if it has gone here."""

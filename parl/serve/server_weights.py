@@ -38,7 +38,7 @@ class Deliveries:
         self._folder, self._model = folder.resolve(), model
         self._tokenizer = load_tokenizer(tokenizer)
         self._written: dict[str, list[Path]] = {}
-        offered = http is not None and bool(http.urls) and http.weights == "pull"
+        offered = http is not None and bool(http.urls or http.urls_file) and http.weights == "pull"
         self._published = Published(http.publish, self._folder / "deltas") if offered and http else None
 
     def close(self) -> None:

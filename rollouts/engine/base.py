@@ -187,7 +187,7 @@ class PoolEngine:
     @classmethod
     def check(cls, rollouts: RolloutsConfig) -> None:
         """ValueError for unsupported settings, each named in full. Called before anything starts."""
-        if rollouts.http.urls or rollouts.http.frozen_urls:
+        if rollouts.http.urls or rollouts.http.frozen_urls or rollouts.http.urls_file:
             raise ValueError(
                 f"rollouts.http.urls is for servers, but rollouts.engine={rollouts.engine}: set the engine to vllm or"
                 " sglang"

@@ -44,7 +44,7 @@ class Embedded(EmbeddedTraits):
 class Server(PoolEngine):
     """The client of one HTTP server of the kind ``dialect`` (``rollouts.engine.servers.dialects``)."""
 
-    servers = True
+    servers = in_flight = True
     dialect: ClassVar[str]
     buckets: ClassVar[bool] = False  # supports ``rollouts.http.weights: transfer`` and ``pull``
 
@@ -59,7 +59,7 @@ class Server(PoolEngine):
     def check(cls, rollouts: RolloutsConfig) -> None:
         """Check addresses, and that weights can reach them."""
         http, named = rollouts.http, f"rollouts.engine={rollouts.engine}"
-        if not http.urls:
+        if not http.urls and http.urls_file is None:
             raise ValueError(f"{named} needs rollouts.http.urls, e.g. [http://127.0.0.1:8000]")
         if shared := set(http.urls) & set(http.frozen_urls):
             raise ValueError(

@@ -108,8 +108,8 @@ MUTANTS = [
     ),
     scheduler(
         "does-not-wait-for-the-due",
-        "or len(chosen) < self.batch or not self._fits(rest)",
-        "or len(chosen) < self.batch",
+        "if not self._fits([group for group in order if group.number not in taken]):",
+        "if not self._fits([]):",
     ),
     scheduler(
         "all-must-be-accepted",

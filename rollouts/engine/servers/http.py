@@ -128,6 +128,11 @@ class HttpEngine:
             raise BadAnswer(f"{self.url}{call.path}: a log-prob of the prompt is {max(scores):g}, and none is above 0")
         return scores
 
+    async def quiet(self) -> None:
+        """Before the server is paused: RuntimeError while requests run."""
+        if self.running:
+            raise RuntimeError(f"weight update of {self.url} while {self.running} requests run")
+
     async def wait_healthy(self, deadline_s: float) -> None:
         """Wait until ``/health`` answers; EngineGone at the deadline."""
         give_up = time.monotonic() + deadline_s

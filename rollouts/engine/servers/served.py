@@ -1,20 +1,47 @@
-"""An HTTP server as one replica of a pool: the client, and the delivery of weights to it."""
+"""An HTTP server as one replica of a pool: the client, and the delivery of weights to it.
+
+Weights may change while episodes run: from then on requests wait, those under way get half a minute to end, the rest is
+cut and asked for again under the new weights. So each turn is of one version, and no cached position of older weights
+is continued. An interrupted turn returns no tokens: it is sampled from its beginning later.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
+from collections.abc import Container
+from enum import Enum, auto
+from typing import Any
 
 from model.family import Routes
-from rollouts.engine.base import Place, PoolEngine, Update
-from rollouts.engine.servers.dialects import DIALECTS
+from rollouts.engine.base import Completion, Finish, Pictures, Place, PoolEngine, Sampling, Update
+from rollouts.engine.servers.dialects import DIALECTS, Dialect
 from rollouts.engine.servers.http import HttpEngine
 from rollouts.engine.servers.weight_update import Deliverer
 
+_DRAIN_S = 30.0  # for turns under way, before an update cuts them
+
+
+class _Cut(Enum):
+    """Why a request was cut."""
+
+    AGAIN = auto()  # for an update: it is sent again
+    HALT = auto()  # by the caller
+
 
 class ServedEngine(HttpEngine, PoolEngine):
-    """The client of a server that takes weights as folders; without updates in flight and interruption."""
+    """The client of a server that takes weights as folders."""
 
     _deliverer: Deliverer
+
+    def __init__(self, url: str, dialect: Dialect, **settings: Any) -> None:
+        super().__init__(url, dialect, **settings)
+        self._open = asyncio.Event()
+        self._open.set()
+        self._in_flight = False  # the current update may cut requests
+        self._sent: dict[str, asyncio.Task[Completion]] = {}  # by session
+        self._cut: dict[str, _Cut] = {}
 
     @classmethod
     def of(cls, place: Place, dialect: str) -> ServedEngine:
@@ -43,10 +70,58 @@ class ServedEngine(HttpEngine, PoolEngine):
         engine._deliverer = Deliverer(engine, http)
         return engine
 
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, *, session: str, deadline_s: float, media: Pictures = ()
+    ) -> Completion:
+        """See ``HttpEngine``; waits while weights change."""
+        until = time.monotonic() + deadline_s
+        while True:
+            await asyncio.wait_for(self._open.wait(), max(until - time.monotonic(), 0.0))
+            left = until - time.monotonic()
+            asked = super().generate(prompt, sampling, session=session, deadline_s=left, media=media)
+            sent = self._sent[session] = asyncio.create_task(asked)
+            try:
+                return await sent
+            except asyncio.CancelledError:
+                why = self._cut.pop(session, None)
+                if why is None:  # the caller has gone
+                    raise
+                if why is _Cut.HALT:
+                    return Completion(
+                        tokens=[], logprobs=[], finish=Finish.INTERRUPTED, policy_version=self.policy_version
+                    )
+            finally:
+                self._sent.pop(session, None)
+
+    async def interrupt(self, sessions: Container[str]) -> None:
+        """Running requests of ``sessions`` return at once, without tokens."""
+        for session, sent in self._sent.items():
+            if session in sessions:
+                self._cut[session] = _Cut.HALT
+                sent.cancel()
+
+    async def quiet(self) -> None:
+        """No request is under way when this returns, and none is sent before the update is over."""
+        if not self._in_flight:
+            return await super().quiet()
+        self._open.clear()
+        if self._sent:
+            await asyncio.wait(list(self._sent.values()), timeout=_DRAIN_S)
+        for session, sent in list(self._sent.items()):
+            self._cut.setdefault(session, _Cut.AGAIN)
+            sent.cancel()
+        if self._sent:
+            await asyncio.wait(list(self._sent.values()))
+        await super().quiet()
+
     async def update(self, update: Update) -> None:
         """Bring the server to ``update.delivery``. Raises StaleWeights, EngineGone, TimeoutError."""
-        assert update.delivery is not None and not update.in_flight
-        await self._deliverer.deliver(update.delivery)
+        assert update.delivery is not None
+        self._in_flight = update.in_flight
+        try:
+            await self._deliverer.deliver(update.delivery)
+        finally:
+            self._open.set()
 
     def statistics(self) -> dict[str, float]:
         """The client's counters; of the last update the probe's mean difference, whether it was in place, the seconds

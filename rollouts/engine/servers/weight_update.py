@@ -70,8 +70,6 @@ class Deliverer:
 
     async def deliver(self, delivery: Delivery) -> None:
         """The server computes with ``delivery`` on return. Raises StaleWeights, EngineGone, TimeoutError."""
-        if self.engine.running:
-            raise RuntimeError(f"weight update to version {delivery.version} while {self.engine.running} requests run")
         try:
             async with asyncio.timeout(self.config.update_s) as clock:
                 await self._deliver(delivery)
@@ -107,6 +105,7 @@ class Deliverer:
             await engine.wait_healthy(self.config.update_s if fresh else _CALL_S)  # the first may find it starting
             if self.pulls:
                 await self._pull(delivery)
+            await engine.quiet()
             began = time.monotonic()
             await engine.call(dialect.pause(), _CALL_S)
             for call in self._load(delivery):
@@ -152,6 +151,7 @@ class Deliverer:
                 f" command that {start}"
             )
         self.restarts += 1
+        await self.engine.quiet()
         await run_command(self.config.restart, folder=delivery.folder, url=self.engine.url)
         await self.engine.wait_healthy(self.config.update_s)
         if self.pulls:

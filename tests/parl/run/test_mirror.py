@@ -125,7 +125,8 @@ def save_step(run: Path, step: int, keep: int = 2) -> None:
 
 
 def tree(folder: Path, *without: str) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
+    linked = {path for path in folder.rglob("*") if path.is_symlink()}  # W&B's, to its newest files
+    files = (path for path in folder.rglob("*") if path.is_file() and not linked & {path, *path.parents})
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.name not in without}
 
 
@@ -318,6 +319,18 @@ def test_the_cold_start_comes_along_and_another_one_is_refused(tmp_path: Path):
     ):
         assert two is not None
         two.add_cold_start(cold, copied=True)
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "a\\..\\outside"])
+def test_a_name_that_leads_out_of_the_runs_folder_is_refused(tmp_path: Path, name: str, monkeypatch):
+    config = config_in(tmp_path, "one")
+    with mirrored(config, begun(config), resume=False):
+        pass
+    told = {f"{tmp_path}/store/{config.name}/{one}": {"size": 1} for one in ("config.yaml", name)}
+    monkeypatch.setattr(Flaky, "find", lambda self, path, **rest: told)
+    with pytest.raises(MachineError, match="which no run writes"):
+        fetch(config_in(tmp_path, "two"))
+    assert not (tmp_path / "two").exists()
 
 
 @pytest.mark.parametrize(

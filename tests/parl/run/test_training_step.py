@@ -55,7 +55,7 @@ class Learner:
 class Collector:
     """Returns made-up episodes of the requested tasks."""
 
-    restarts = 0
+    restarts = servers = 0
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []

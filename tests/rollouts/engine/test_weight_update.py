@@ -141,7 +141,7 @@ async def test_an_update_that_takes_too_long_says_which_setting_bounds_it(tmp_pa
 async def test_weights_do_not_change_under_a_running_request(tmp_path):
     one = deliverer(Server(tmp_path / "started"))
     one.engine.running = 2
-    with pytest.raises(RuntimeError, match="version 0 while 2 requests run"):
+    with pytest.raises(RuntimeError, match="update of http://server:1 while 2 requests run"):
         await one.deliver(delivery(0))
 
 
