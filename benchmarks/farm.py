@@ -1,8 +1,10 @@
 """Behaviours that try to be paid for nothing, and whether the reward puts them below honest work.
 
-    python benchmarks/farm.py                          # the table and the search, about five minutes on one core
+    python benchmarks/farm.py --search 600             # the table and the search
     python benchmarks/farm.py --search 0               # the table alone
     python benchmarks/farm.py rewards.validity=any     # under other settings of the reward
+
+The reward is the default one, not the quickstart's, which prices seconds (``rewards.critical=seconds``).
 
 Each behaviour is a scripted plan, played through the real swarm against the embedded world's tools, and is compared
 with another at every λ of the schedule: ``<`` it must earn less, ``<=`` it must not earn more. The search makes random
@@ -28,16 +30,19 @@ from benchmarks.farm_plans import (
     Stage,
     asked,
     direct,
+    looks,
     mixed,
     names_of,
     opening,
     parallel,
+    path,
     serial,
     waves,
 )
-from benchmarks.farm_search import print_finds, search
+from benchmarks.farm_search import DEEP, FAMILIES, print_finds, search
 from envs.base import Task
 from parl.config.load import load_config
+from rewards.group import note_groups
 from rewards.parl_reward import Parl
 from rewards.score import score_episode
 from rollouts.episode import Episode
@@ -114,14 +119,64 @@ def at_once(**answer: object) -> Make:
     return lambda task: replace(Plan(turns=()), **answer)  # pyright: ignore[reportArgumentType]
 
 
-def only(rows: int) -> Make:
-    """Serial work on the first rows alone."""
-    return lambda task: replace(serial(task), turns=serial(task).turns[: 2 * rows])
+def only(rows: int | None = None) -> Make:
+    """Serial work on the first rows alone, by default on half of them."""
+
+    def make(task: Task) -> Plan:
+        names = names_of(task)
+        calls = sum(len(looks(task, name)) for name in names[: len(names) // 2 if rows is None else rows])
+        return replace(serial(task), turns=serial(task).turns[: len(opening(task, "serial")) + calls])
+
+    return make
+
+
+def half(task: Task) -> Plan:
+    """An early answer with half of the rows."""
+    return replace(only()(task), rows=len(names_of(task)) // 2)
+
+
+def a_page_short(task: Task) -> Plan:
+    """Serial work that leaves out the last call of each row."""
+    calls = [(move,) for name in names_of(task) for move in looks(task, name)[:-1]]
+    return Plan(turns=(*opening(task, "serial"), *calls))
+
+
+def twice_asked(task: Task) -> Plan:
+    """Every row asked twice."""
+    plan = parallel(task)
+    spawns = [move for move in plan.turns[-1] if move[0] == "assign"]
+    return plan.with_moves(len(plan.turns) - 1, *spawns)
 
 
 EMPTY, NOWHERE = [""] * 16, [f"mass of Nowhere{i}" for i in range(16)]
 ECHO, LOOP = [f"say the word {i}" for i in range(16)], [f"loop {i}" for i in range(12)]
 never = at_once(answer="none")
+
+
+def about_dossiers(family: str) -> tuple[Behaviour, ...]:
+    """What is tried on a table of ``family``, whose rows take several dependent calls each."""
+    tried: list[tuple[str, Make, Make, str]] = [
+        ("16 empty sub-agents beside direct work", spawning(direct, *EMPTY), direct, "<="),
+        ("16 sub-agents about things that do not exist", spawning(direct, *NOWHERE), direct, "<="),
+        ("sub-agents asked again for what was read", again, direct, "<="),
+        ("every row asked twice", twice_asked, parallel, "<="),
+        ("one stage for each sub-agent", lambda t: waves(t, 1), parallel, "<"),
+        ("an answer without any work", at_once(answer="blank"), serial, "<"),
+        ("names without their values", lambda t: Plan(turns=opening(t), answer="blank"), serial, "<"),
+        ("junk instead of no answer", at_once(answer="junk"), never, "<="),
+        ("sub-agents for every row, then junk", answering(parallel, answer="junk"), serial, "<"),
+        ("an early answer with half of the rows", half, serial, "<"),
+        ("every row without its last page", a_page_short, serial, "<"),
+        ("serial where sub-agents pay", serial, parallel, "<"),
+        ("serial where direct calls pay", serial, direct, "<"),
+    ]
+    return tuple(
+        Behaviour(name=name, worse=worse, better=better, order=order, family=family)
+        for name, worse, better, order in tried
+    )
+
+
+TRAIL = "a sub-agent for a trail"  # paid more than no sub-agent at the start of the schedule, unless validity is needed
 
 BEHAVIOURS = (
     # sub-agents that do nothing
@@ -189,18 +244,25 @@ BEHAVIOURS = (
     # honest plans
     Behaviour(name="serial where sub-agents pay", worse=serial, better=parallel, order="<"),
     Behaviour(name="serial where direct calls pay", worse=serial, better=direct, order="<"),
+    *(one for family in DEEP if family != "trail" for one in about_dossiers(family)),
+    Behaviour(name=TRAIL, worse=lambda t: path(t, [0]), better=serial, family="trail", order="<"),
+    Behaviour(name="nonsense beside a trail", worse=spawning(serial, *NOWHERE), better=serial, family="trail",
+              order="<"),
+    Behaviour(name="a trail without its last page", worse=a_page_short, better=serial, family="trail", order="<"),
+    Behaviour(name="junk instead of a trail's end", worse=at_once(answer="junk"), better=never, family="trail"),
     Behaviour(name="half of the rows delegated", worse=lambda t: mixed(t, 6), better=parallel, order="<"),
 )  # fmt: skip
 
 
 async def table(stages: dict[str, Stage], reward: Parl) -> list[tuple[Behaviour, str]]:
-    """Each behaviour with what is wrong, or an empty text."""
+    """Each behaviour with what is wrong, or an empty text. The two plans of a comparison are each other's group."""
     found = []
     for behaviour in BEHAVIOURS:
         family, _, columns = behaviour.family.partition(", ")
-        stage = stages[columns or "one column"]
+        stage = stages["deep" if family in DEEP else columns or "one column"]
         task = stage.task(family)
         worse, better = [await stage.play(task, make(task)) for make in (behaviour.worse, behaviour.better)]
+        note_groups([worse, better], reward)
         found.append((behaviour, wrong(behaviour, worse, better, reward)))
     return found
 
@@ -223,10 +285,14 @@ def paid(episode: Episode, reward: Parl, step: int) -> float:
 
 async def run(reward: Parl, budget: int, seed: int) -> bool:
     """Print table and search; returns whether all is in order."""
-    stages = {"one column": Stage(), "two columns": Stage(attributes=2), "search": Stage(rows=5)}
+    stages = {"one column": Stage(), "two columns": Stage(attributes=2), "deep": Stage(deep=True)}
+    stages |= {"search": Stage(rows=5), "deep search": Stage(rows=5, deep=True)}
+    finds = []
     try:
         rows = await table(stages, reward)
-        finds = await search(stages["search"], reward, budget, seed) if budget else []
+        for name, families in (("search", FAMILIES), ("deep search", DEEP)) if budget else ():
+            part = -(-budget * len(families) // len(FAMILIES + DEEP))
+            finds += await search(stages[name], reward, part, seed, families)
     finally:
         for stage in stages.values():
             await stage.close()
@@ -247,7 +313,8 @@ def main() -> None:
     parser.add_argument("--search", type=int, default=1000, help="plans that the search plays; 0 = no search")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    reward = load_config(ROOT / "configs" / "quickstart.yaml", options.overrides).rewards
+    plain = ["rewards.critical=steps", *options.overrides]
+    reward = load_config(ROOT / "configs" / "quickstart.yaml", plain).rewards
     assert isinstance(reward, Parl)
     sys.exit(not asyncio.run(run(reward, options.search, options.seed)))
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.farm_deep import FEWEST_ROWS, MIX, next_call, with_calls
 from envs.base import Role, Task
 from envs.world.config import WorldConfig
 from envs.world.environment import WorldEnvironment
@@ -35,7 +36,8 @@ BUDGET = BudgetConfig(
     direct_calls=1000, turn_tokens=10**6, total_tokens=10**9, orchestrator_steps=200, critical_factor=2
 )
 
-# What is done (create, search, find, open, assign, or refused: assign to nobody), and the name or prompt
+# What is done (create, search, find, open, assign, refused: assign to nobody, or those of farm_deep), and the name or
+# prompt
 Move = tuple[str, str]
 Answer = Literal["known", "blank", "guess", "junk", "header", "names", "none"]
 
@@ -68,26 +70,35 @@ class Plan:
 class Stage:
     """A world, its tools and a tokenizer: plays plans. Close it."""
 
-    def __init__(self, tokenizer: Tokenizer | None = None, *, rows: int = 12, attributes: int = 1) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | None = None, *, rows: int = 12, attributes: int = 1, deep: bool = False
+    ) -> None:
+        """``deep``: a world of tasks about dossiers alone."""
         folder = next((ROOT / "configs" / "starters").iterdir()) if tokenizer is None else None
         self._chat = KimiChat(tokenizer or load_tokenizer(folder or ROOT))
         config = WorldConfig(entities=240, widths=(rows, rows), attributes=(attributes, attributes), hops=(3, 3))
+        if deep:
+            config = WorldConfig(entities=240, mix=MIX, deep_widths=(rows, rows))
         self.environment = WorldEnvironment(config)
 
     def task(self, family: str, number: int = 0) -> Task:
         """The ``number``-th task of ``family``; its plan also has the ``steps`` of a chain, as (label, name)."""
         stream, found = self.environment.task_stream("train", 5), []
         for index in range(10_000):
-            if stream[index].family == family:
-                found.append(stream[index])
+            task = stream[index]
+            few = task.family in ("deep_list", "two_phase") and len(task.gold.rows) < FEWEST_ROWS
+            if task.family == family and not few:
+                found.append(task)
             if len(found) > number:
                 return self._with_steps(found[number])
         raise ValueError(f"no task {number} of family {family}")
 
     def _with_steps(self, task: Task) -> Task:
+        entities = self.environment.world.knowledge(task.split).entities
+        task = with_calls(task, entities)
         if "hops" not in task.plan:
             return task
-        entities, name = self.environment.world.knowledge(task.split).entities, task.plan["names"][0]
+        name = task.plan["names"][0]
         steps: list[tuple[str, str]] = []
         for hop in task.plan["hops"]:
             steps.append((hop, name))
@@ -156,6 +167,8 @@ def _call(task: Task, move: Move, history: History) -> tuple[str, dict[str, Any]
         }
     if not knows(task, about, read(history)):
         about = "unknown"
+    if kind in ("dig", "know", "group"):
+        return next_call(task, kind, about, history, read(history))
     if kind == "search":
         return "search", {"query": about}
     hits = [
@@ -213,31 +226,56 @@ def asked(task: Task, name: str) -> str:
     return f"{' and '.join(task.plan['attributes'])} of {name}"
 
 
-def opening(task: Task) -> tuple[tuple[Move, ...], ...]:
-    """What must be read before the rows are known: the group's page, or nothing."""
+def looks(task: Task, name: str) -> tuple[Move, ...]:
+    """The calls, one after another, by which the orchestrator learns a row itself."""
+    calls = task.plan.get("calls", {}).get(("dig", name))
+    return (("search", name), ("find", name)) if calls is None else (("dig", name),) * calls
+
+
+def opening(task: Task, how: Literal["serial", "direct", "parallel"] = "direct") -> tuple[tuple[Move, ...], ...]:
+    """What must be read before the rows are known: the group's page, before it whose group it is, or nothing.
+
+    ``how`` the candidates of two_phase are looked up.
+    """
     group = task.plan.get("group")
-    return ((("search", group),), (("open", group),)) if group else ()
+    turns: list[tuple[Move, ...]] = [] if group is None else [(("search", group),), (("open", group),)]
+    if "candidates" not in task.plan:
+        return tuple(turns)
+    names, chosen = task.plan["candidates"], task.plan["chosen"]
+    each: list[tuple[Move, ...]] = [(("know", name),) * task.plan["calls"]["know", name] for name in names]
+    if how == "parallel":
+        asking = [("assign", f"{task.plan['known']} of {name}") for name in names]
+        first: list[tuple[Move, ...]] = [(("create", ""), *asking), (("group", chosen),), (("group", chosen),)]
+        return (*first, *turns)
+    looked = [(move,) for calls in each for move in calls] if how == "serial" else rounds(each)
+    return (*looked, (("group", chosen),), *turns)
+
+
+def rounds(each: Sequence[tuple[Move, ...]]) -> list[tuple[Move, ...]]:
+    """The first move of each in one turn, the second of each in the next, and so on."""
+    longest = max(map(len, each), default=0)
+    return [tuple(moves[i] for moves in each if i < len(moves)) for i in range(longest)]
 
 
 def serial(task: Task) -> Plan:
     """One call a turn."""
     if "steps" in task.plan:
-        return path(task.plan["steps"])
-    looks = [((kind, name),) for name in names_of(task) for kind in ("search", "find")]
-    return Plan(turns=(*opening(task), *looks))
+        return path(task)
+    calls = [(move,) for name in names_of(task) for move in looks(task, name)]
+    return Plan(turns=(*opening(task, "serial"), *calls))
 
 
 def direct(task: Task) -> Plan:
     """All searches in one turn, all pages in the next."""
-    return Plan(
-        turns=(*opening(task), *(tuple((kind, name) for name in names_of(task)) for kind in ("search", "find")))
-    )
+    return Plan(turns=(*opening(task), *rounds([looks(task, name) for name in names_of(task)])))
 
 
 def parallel(task: Task) -> Plan:
     """A sub-agent for each row, at once."""
     spawns = [("assign", asked(task, name)) for name in names_of(task)]
-    return Plan(turns=(*opening(task), (("create", ""), *spawns)))
+    first = opening(task, "parallel")
+    created = any(move[0] == "create" for turn in first for move in turn)
+    return Plan(turns=(*first, (*([] if created else [("create", "")]), *spawns)))
 
 
 def waves(task: Task, size: int) -> Plan:
@@ -251,30 +289,41 @@ def mixed(task: Task, delegated: int) -> Plan:
     """The first ``delegated`` rows by sub-agents, the others by direct calls beside them."""
     names = names_of(task)
     spawns = [("assign", asked(task, name)) for name in names[:delegated]]
-    first = (("create", ""), *spawns, *(("search", name) for name in names[delegated:]))
-    return Plan(turns=(*opening(task), first, tuple(("find", name) for name in names[delegated:])))
+    first, *rest = rounds([looks(task, name) for name in names[delegated:]]) or [()]
+    return Plan(turns=(*opening(task), (("create", ""), *spawns, *first), *rest))
 
 
-def path(steps: Sequence[tuple[str, str]], delegated: Sequence[int] = ()) -> Plan:
-    """A chain over ``steps`` of (label, name): those at ``delegated`` by a sub-agent each, in turn."""
+def path(task: Task, delegated: Sequence[int] = ()) -> Plan:
+    """A chain over the task's steps of (label, name): those at ``delegated`` by a sub-agent each, in turn."""
     turns: list[tuple[Move, ...]] = []
-    for number, (label, name) in enumerate(steps):
+    for number, (label, name) in enumerate(task.plan["steps"]):
         if number in delegated:
             create = (("create", ""),) if number == min(delegated) else ()
             turns.append((*create, ("assign", f"{label} of {name}")))
         else:
-            turns += [(("search", name),), (("find", name),)]
+            turns += [(move,) for move in looks(task, name)]
     return Plan(turns=tuple(turns))
 
 
 def honest(task: Task) -> dict[str, Plan]:
     """Plans without any waste, by name."""
     if task.gold.kind == "exact":
-        steps = task.plan["steps"]
-        last, all_of = len(steps) - 1, range(len(steps))
+        last, all_of = len(task.plan["steps"]) - 1, range(len(task.plan["steps"]))
         delegated = {"the last hop delegated": [last], "the first hop delegated": [0], "every hop delegated": [*all_of]}
-        return {"serial": path(steps)} | {name: path(steps, hops) for name, hops in delegated.items()}
+        return {"serial": path(task)} | {name: path(task, hops) for name, hops in delegated.items()}
     count = len(names_of(task))
     plans = {"serial": serial(task), "direct": direct(task), "parallel": parallel(task)}
     plans |= {f"{n} delegated": mixed(task, n) for n in {1, count // 2, count - 1}}
     return plans | {"two waves": waves(task, (count + 1) // 2)}
+
+
+def learned(task: Task, plan: Plan) -> list[tuple[int, str]]:
+    """(turn, name) of the rows that the orchestrator looks up itself: when it has the last call's result."""
+    found: list[tuple[int, str]] = []
+    for name in names_of(task):
+        last = looks(task, name)[-1]
+        done = [i for i, turn in enumerate(plan.turns) for move in turn if move == last]
+        needed = len(looks(task, name)) if last[0] == "dig" else 1
+        if len(done) >= needed:
+            found.append((done[needed - 1], name))
+    return found

@@ -1,28 +1,29 @@
 """Random edits of plans that look for pay without work: the search of ``benchmarks/farm.py``.
 
-From honest plans, for tasks of four families and for λ at its start, at half and at 0, a climb accepts edits that are
+From honest plans, for tasks of nine families and for λ at its start, at half and at 0, a climb accepts edits that are
 paid at least as much. Every plan that it plays is checked at all three λ. It is a find if
 
-- it is paid more than every honest plan, although its item-F1 is not higher and its critical steps are not fewer
-  than those of the honest plan that is paid best; or
+- it is paid more than every honest plan, although its item-F1 is not higher and its cost (critical steps, or what the
+  reward prices) is not lower than that of the honest plan that is paid best; or
 - the edit that made it only added what gives nothing (empty, repeated, refused, nonsensical, echoing or endless
   sub-agents, questions whose answer was read before), and it is paid more than without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from benchmarks.farm_plans import Move, Plan, Stage, asked, honest, names_of
+from benchmarks.farm_plans import Move, Plan, Stage, asked, honest, learned, looks, names_of
 from envs.base import Task
 from rewards.base import Weights
-from rewards.parl_reward import Parl
+from rewards.parl_reward import Parl, cost_of
 from rewards.score import score_episode
 from rollouts.episode import Episode
 
 FAMILIES = ("wide", "list", "chain", "single_fact")
+DEEP = ("deep", "long", "deep_list", "two_phase", "trail")  # in a world of their own
 SHARES = (1.0, 0.5, 0.0)  # of λ1 and λ2 at the start
 _EPS = 1e-9
 _PATIENCE = 25  # edits from one honest plan before the next
@@ -43,12 +44,8 @@ class Find:
 @dataclass(slots=True, kw_only=True)
 class _Played:
     episode: Episode
+    value: tuple[float, float]  # item-F1, and the cost that the reward prices
     paid: dict[float, float]  # by share of λ
-
-    @property
-    def value(self) -> tuple[float, int]:
-        """(item-F1, critical steps)."""
-        return self.episode.metrics["item_f1"], self.episode.metrics["critical_steps"]
 
 
 class Climb:
@@ -57,11 +54,15 @@ class Climb:
     def __init__(self, stage: Stage, task: Task, reward: Parl, rng: Random) -> None:
         self._stage, self._task, self._reward, self._rng = stage, task, reward, rng
         self._played: dict[Plan, _Played] = {}
+        self._facts: dict[str, float] = {}  # what the honest plans, as a group, say about costs
         self.finds: list[Find] = []
 
     async def run(self, share: float, budget: int) -> None:
         """Play ``budget`` edited plans, climbing in the pay at ``share``."""
         starts = list(honest(self._task).values())
+        if not self._played:
+            group = [await self._stage.play(self._task, plan) for plan in starts]
+            self._facts = dict(self._reward.noted(group, [one for one in group if one.metrics["success"]]))
         self._honest = [await self._play(plan) for plan in starts]
         for number in range(budget):
             if number % _PATIENCE == 0:
@@ -75,7 +76,10 @@ class Climb:
     async def _play(self, plan: Plan) -> _Played:
         if plan not in self._played:
             episode = await self._stage.play(self._task, plan)
-            self._played[plan] = _Played(episode=episode, paid={s: self._pay(episode, s) for s in SHARES})
+            episode.metrics |= self._facts
+            value = episode.metrics["item_f1"], cost_of(episode, self._reward.critical, self._reward.latency)
+            paid = {share: self._pay(episode, share) for share in SHARES}
+            self._played[plan] = _Played(episode=episode, value=value, paid=paid)
         return self._played[plan]
 
     def _pay(self, episode: Episode, share: float) -> float:
@@ -108,7 +112,7 @@ class Climb:
     def _with_nothing(self, plan: Plan) -> Plan:
         rng, tag = self._rng, self._rng.randrange(10**6)
         asked_before = [(i, move) for i, turn in enumerate(plan.turns) for move in turn if move[0] == "assign"]
-        read = [(i, move[1]) for i, turn in enumerate(plan.turns) for move in turn if move[0] == "find"]
+        read = learned(self._task, plan)
         label = self._task.plan["attributes"][0]
         kinds: list[tuple[int, str]] = [(0, text) for text in ("", f" {'.' * rng.randint(1, 3)}")]
         kinds += [
@@ -166,9 +170,7 @@ class Climb:
     def _delegated(self, plan: Plan) -> Plan:
         """A row is asked of a sub-agent instead of looked up."""
         name = self._rng.choice(names_of(self._task))
-        turns = tuple(
-            tuple(move for move in turn if move not in (("search", name), ("find", name))) for turn in plan.turns
-        )
+        turns = tuple(tuple(move for move in turn if move not in looks(self._task, name)) for turn in plan.turns)
         turns = tuple(turn for turn in turns if turn)
         moves: tuple[Move, ...] = (("create", ""), ("assign", asked(self._task, name)))
         return replace(plan, turns=turns).with_moves(0, *moves) if turns else replace(plan, turns=(moves,))
@@ -191,12 +193,12 @@ def _with_turn(plan: Plan, turn: int, moves: list[Move]) -> Plan:
     return replace(plan, turns=(*plan.turns[:turn], tuple(moves), *plan.turns[turn + 1 :]))
 
 
-async def search(stage: Stage, reward: Parl, budget: int, seed: int) -> list[Find]:
-    """``budget`` edited plans, in equal parts over families and λ; deterministic in ``seed``."""
+async def search(stage: Stage, reward: Parl, budget: int, seed: int, families: Sequence[str] = FAMILIES) -> list[Find]:
+    """``budget`` edited plans, in equal parts over ``families`` and λ; deterministic in ``seed``."""
     rng = Random(seed)
     finds: list[Find] = []
-    each = -(-budget // (len(FAMILIES) * len(SHARES)))
-    for family in FAMILIES:
+    each = -(-budget // (len(families) * len(SHARES)))
+    for family in families:
         climb = Climb(stage, stage.task(family, seed % 3), reward, rng)
         for share in SHARES:
             await climb.run(share, each)

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from benchmarks.farm import BEHAVIOURS, table
-from benchmarks.farm_plans import Stage, names_of, parallel, serial
-from benchmarks.farm_search import search
+from benchmarks.farm import BEHAVIOURS, TRAIL, table
+from benchmarks.farm_plans import Plan, Stage, honest, names_of, opening, parallel, serial
+from benchmarks.farm_search import DEEP, search
 from model.tokenizer.tokenizer import Tokenizer
 from rewards.parl_reward import Parl
 
@@ -18,21 +18,49 @@ PLAIN = Parl(validity="any", cells="all", critical_failed="cost")  # the reward 
 @pytest.fixture
 async def stages(tokenizer: Tokenizer) -> AsyncIterator[dict[str, Stage]]:
     made = {"one column": Stage(tokenizer), "two columns": Stage(tokenizer, attributes=2)}
-    yield made | {"search": Stage(tokenizer, rows=5)}
+    made |= {"deep": Stage(tokenizer, deep=True), "deep search": Stage(tokenizer, rows=5, deep=True)}
+    made |= {"search": Stage(tokenizer, rows=5)}
+    yield made
     for stage in made.values():
         await stage.close()
 
 
 @pytest.mark.slow
-async def test_every_behaviour_is_in_its_right_order_at_every_lambda(stages: dict[str, Stage]):
-    rows = await table(stages, Parl())
-    assert len(rows) == len(BEHAVIOURS) >= 25
-    assert not {behaviour.name: problem for behaviour, problem in rows if problem}
+@pytest.mark.parametrize(("rule", "wrong"), [("news", {TRAIL}), ("needed", set())])
+async def test_every_behaviour_is_in_its_right_order_at_every_lambda(stages: dict[str, Stage], rule, wrong: set[str]):
+    rows = await table(stages, Parl(validity=rule))
+    assert len(rows) == len(BEHAVIOURS) >= 90
+    assert {behaviour.name for behaviour, problem in rows if problem} == wrong
+
+
+@pytest.mark.parametrize("family", DEEP)
+async def test_honest_plans_about_dossiers_are_right_and_serial_ones_cost_what_the_oracle_says(
+    stages: dict[str, Stage], family: str
+):
+    stage = stages["deep search"]
+    task = stage.task(family)
+    for plan in honest(task).values():
+        episode = await stage.play(task, plan)
+        assert episode.metrics["success"] == 1
+        if plan == serial(task):
+            spared = int(family == "two_phase")  # the chosen candidate is not searched a second time
+            assert episode.metrics["critical_steps"] == task.oracle.serial_steps - spared
+
+
+async def test_who_has_not_found_the_candidate_cannot_ask_for_its_group(stages: dict[str, Stage]):
+    stage = stages["deep search"]
+    task = stage.task("two_phase")
+    found = await stage.play(task, Plan(turns=opening(task), answer="names"))
+    short = [tuple(move for move in turn if move != ("know", task.plan["chosen"])) for turn in opening(task)]
+    blind = await stage.play(task, Plan(turns=tuple(short), answer="names"))
+    others = [name for name in names_of(task) if name not in task.prompt]
+    assert all(name in found.answer for name in others) and not any(name in blind.answer for name in others)
 
 
 @pytest.mark.slow
 async def test_the_search_finds_nothing_against_the_default_and_much_against_the_plain_form(stages: dict[str, Stage]):
     assert await search(stages["search"], Parl(), 60, seed=3) == []
+    assert await search(stages["deep search"], Parl(), 45, seed=3, families=DEEP) == []
     reasons = {find.why for find in await search(stages["search"], PLAIN, 60, seed=3)}
     assert reasons == {"paid more than honest work", "paid for adding nothing"}
 
