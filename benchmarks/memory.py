@@ -4,8 +4,8 @@
 
 For each size (hidden size x layers of a Qwen3-like policy, vocabulary 4096) and layout, the ranks build a learner, get
 weights, and take two steps of two micro-batches, each rank a process of its own. Columns: parameters; the largest
-resident memory of a rank (VmHWM, the larger of the ranks); the same by `parl.plan.held`, with the constant for a
-process that holds nothing; their quotient; and the same without those constants, as growth over the process before it
+resident memory of a rank (VmHWM, the larger of the ranks); the same by `parl.plan.held`, with one constant for a
+process that holds nothing; their quotient; and the same without that constant, as growth over the process before it
 built the learner. Exit code 1 if a peak is off by more than 10 %.
 """
 
@@ -79,7 +79,7 @@ class Measured:
     @property
     def quotient(self) -> float:
         """Count over measurement, processes included."""
-        return (self.counted + PROCESS[int(self.layout.split("ZeRO ")[1][0])]) / self.peak
+        return (self.counted + PROCESS) / self.peak
 
 
 def shape_of(size: str, dtype: str) -> HfShape:

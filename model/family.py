@@ -141,6 +141,22 @@ class Family(ABC):
         with Undrawn():
             return self.policy(shape)
 
+    def outline(self, shape: Any) -> Policy:
+        """:meth:`blank` with parameters that have no memory (device ``meta``), for ranks that each hold a part of them.
+
+        ValueError where the model cannot be built so; override it with :meth:`blank` then.
+        """
+        from model.blocks.undrawn import outlined
+
+        with outlined():
+            policy = self.blank(shape)
+        if lost := [name for name, buffer in policy.named_buffers() if buffer.is_meta]:
+            raise ValueError(
+                f"{type(self).__name__}: the buffer {lost[0]} is computed from parameters, which have no values yet:"
+                " let the family's outline return its blank policy, or set trainer.parallel.zero below 3"
+            )
+        return policy
+
     def decoder(self, shape: Any, pages: int) -> Decoder:
         """The embedded engine's decoder, with ``pages`` cache pages. By default the policy itself (slow)."""
         from model.forward_decoder import ForwardDecoder

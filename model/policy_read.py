@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,6 +32,11 @@ def read_shape(folder: Path, kind: type[S]) -> S:
         raise ValueError(f"{file}: {error}") from None
 
 
+def is_plain(folder: Path) -> bool:
+    """Whether ``folder`` is as :func:`save_policy` writes it: one file, whose tensors have the model's names."""
+    return (folder / SINGLE).is_file() and "model_type" not in read_json(folder / "config.json", finite=False)
+
+
 def load(folder: Path, family: Family) -> Policy:
     """A policy of ``family`` as written by :func:`save_policy`."""
     policy = family.blank(family.read_shape(folder))
@@ -38,14 +44,17 @@ def load(folder: Path, family: Family) -> Policy:
     return policy
 
 
-def load_weights(policy: Policy, folder: Path) -> None:
-    """Load the weights in ``folder`` into ``policy``, one at a time; ValueError names the file and the tensor."""
+def load_weights(policy: Policy, folder: Path, beside: Mapping[str, np.ndarray] | None = None) -> None:
+    """Load the weights in ``folder`` into ``policy``, one at a time; ValueError names the file and the tensor.
+
+    ``beside``: weights that are not in the folder.
+    """
     from safetensors import SafetensorError, safe_open
 
     file = folder / SINGLE
     try:
         with safe_open(file, "np") as stored:
-            fill(policy, _Stored(stored))
+            fill(policy, ChainMap(dict(beside or {}), _Stored(stored)))  # type: ignore[arg-type]
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     except ValueError as error:

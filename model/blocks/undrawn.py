@@ -1,11 +1,12 @@
-"""A model whose weights are not drawn, because they are loaded: its memory is not touched before that."""
+"""Models whose weights are not drawn, because they are loaded: in memory that nothing touches, or in none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _DRAWING = (Tensor.normal_, Tensor.uniform_)
@@ -24,3 +25,26 @@ class Undrawn(TorchFunctionMode):
         if whole or func in _DRAWING:
             return named["tensor"] if "tensor" in named else args[0]
         return func(*args, **named)
+
+
+@contextmanager
+def outlined() -> Iterator[None]:
+    """While it is entered, modules keep their parameters without memory (device ``meta``), and buffers as they are.
+
+    One parameter at a time has memory, while its module makes it. A parameter that two modules share stays one.
+    """
+    register = nn.Module.register_parameter
+
+    def without_memory(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            known = vars(param)
+            if "outline" not in known:
+                known["outline"] = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+            param = known["outline"]
+        register(self, name, param)
+
+    nn.Module.register_parameter = without_memory
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register

@@ -93,7 +93,8 @@ def make_routed(model: nn.Module) -> list[Any]:
             raise ValueError(f"{name} ({type(block).__name__}) has no router that recorded routes can be replayed in")
         router: Any = routers[0]
         router.formula, router.routes_TK = formulas[type(router)], None
-        load = torch.zeros(len(router.weight), device=router.weight.device)
+        place = None if router.weight.is_meta else router.weight.device  # parameters may have no memory, buffers do
+        load = torch.zeros(len(router.weight), device=place)
         router.register_buffer("load_E", load, persistent=False)
         router.__class__ = type(f"Routed{type(router).__name__}", (Routed, type(router)), {})
         router.register_forward_pre_hook(_told)

@@ -167,7 +167,7 @@ def _train(
     with local_ray():
         learner = _learner(recipe.model, sft, trainer, drawn=not given)
         if start.weights is not None:
-            learner.load_weights(start.weights)
+            learner.load_weights(start.weights, start.vocabulary)
         worker = actor(*row_maker(recipe, start.vocabulary), _label="the maker of demonstrations")
         state = kept.resume(learner) if given else State()
         batches = islice(_batches(recipe, start.tokenizer, worker, fit), state.batches, None)

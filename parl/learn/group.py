@@ -18,6 +18,7 @@ import ray
 from model.arrays import Sent
 from model.decoder import Weights
 from model.family import Shape
+from model.policy_read import is_plain
 from parl.errors import UserError
 from parl.learn.batch import TextRow
 from parl.learn.config import NOT_PARALLEL, Device, OptimizerConfig, ParallelConfig, settled
@@ -117,9 +118,9 @@ class LearnerGroup:
                 rows = [replace(row, **{field: values}) for row, values in zip(rows, found, strict=True)]
         return rows
 
-    def set_reference(self, weights: Weights) -> None:
-        """Set the frozen reference policy of ``objective.kl``."""
-        self._all("set_reference", ray.put(Sent(weights)))
+    def set_reference(self, weights: Weights, folder: Path | None = None) -> None:
+        """Set the frozen reference policy of ``objective.kl``; ``folder`` as in :meth:`load_weights`."""
+        self._given("set_reference", weights, folder)
 
     def _logprobs(self, rows: list[Row], temperature: float, *, reference: bool) -> list[np.ndarray]:
         shares = deal_rows(rows, len(self._ranks))
@@ -147,9 +148,23 @@ class LearnerGroup:
             return self._all("weights")[0]
         return wait(self._ranks[0].weights.remote(), self._deadline_s, self._ranks[:1])
 
-    def load_weights(self, weights: Weights) -> None:
-        """Replace all parameters on every rank."""
-        self._all("load_weights", ray.put(Sent(weights)))
+    def load_weights(self, weights: Weights, folder: Path | None = None) -> None:
+        """Replace all parameters on every rank.
+
+        Ranks that see ``folder``, a run's policy folder with the same weights, read it themselves, each its part;
+        the others are sent ``weights`` whole.
+        """
+        self._given("load_weights", weights, folder)
+
+    def _given(self, method: str, weights: Weights, folder: Path | None) -> None:
+        plain = folder is not None and is_plain(folder)
+        apart = blind(self._ranks, folder) if folder and plain else [True] * len(self._ranks)
+        sent = ray.put(Sent(weights)) if any(apart) else None
+        calls = [
+            getattr(rank, method).remote(sent if far or folder is None else folder.resolve())
+            for rank, far in zip(self._ranks, apart, strict=True)
+        ]
+        wait(calls, self._deadline_s, self._ranks)
 
     def snapshot(self) -> int:
         """Copy the state of all ranks to host memory; its bytes."""

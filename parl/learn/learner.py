@@ -22,11 +22,12 @@ from model.decoder import Weights
 from model.family import Shape, family_of
 from model.lora import PREFIX, attach
 from model.policy import Policy
+from model.policy_read import load_weights
 from parl.learn.batch import HOST, Batch, TextRow, lay, micro_batches
 from parl.learn.config import NOT_PARALLEL, Device, OptimizerConfig, ParallelConfig, settled
 from parl.learn.objective.base import Objective
 from parl.learn.objective.loss import check_rows
-from parl.learn.process import free_port, prepare_process
+from parl.learn.process import free_port, give_back, prepare_process
 from parl.learn.qk_clip import QKClip
 from parl.learn.route_replay import RouteWatch, check_routes
 from parl.learn.rows import Row
@@ -71,7 +72,11 @@ class Learner(Apart, Beating):
         self.device = prepare_process(device, threads=threads, rank=rank, ranks=ranks, **meeting)
         torch.manual_seed(seed)
         family = family_of(model)
-        self.model = (family.policy(model) if drawn else family.blank(model)).to(self.device)
+        parallel = settled(parallel, model, optimizer)
+        if parallel.zero == 3 and not drawn:
+            self.model = family.outline(model)
+        else:
+            self.model = (family.policy(model) if drawn else family.blank(model)).to(self.device)
         self.model.freeze_tower(optimizer.freeze_tower)
         self._limits = model.pictures
         self._reference: Policy | None = None
@@ -81,7 +86,8 @@ class Learner(Apart, Beating):
         self._beneath = {n for n, p in self.model.named_parameters() if lora and not p.requires_grad}
         self.model.recompute = parallel.recompute
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
-        self._shards = Shards(self.model, optimizer, settled(parallel, model, optimizer), ranks=ranks)
+        self._shards = Shards(self.model, optimizer, parallel, ranks=ranks, device=self.device)
+        give_back()  # DeepSpeed's copies
         self.engine, self.optimizer = self._shards.engine, self._shards.optimizer
         self._lockstep = ranks > 1 and self._shards.shared  # ranks communicate in every pass, not only at its end
         self.model.train()
@@ -155,8 +161,8 @@ class Learner(Apart, Beating):
         model.train(training)
         return out
 
-    def set_reference(self, weights: Weights) -> None:
-        """Set the frozen reference policy of ``objective.kl``."""
+    def set_reference(self, weights: Weights | Path) -> None:
+        """Set the frozen reference policy of ``objective.kl``; ``weights`` as in :meth:`load_weights`."""
         self._reference = self._shards.frozen(weights)
 
     def text_step(
@@ -238,8 +244,10 @@ class Learner(Apart, Beating):
         return tokens_BT, torch.zeros_like(tokens_BT, dtype=torch.bool)
 
     def _update(self) -> dict[str, float]:
+        give_back()  # of the passes, before the update needs its own
         norm = self._shards.step()
         self.model.weights_changed()
+        give_back()
         if not np.isfinite(norm):
             if self._qk_clip:
                 self._qk_clip.forget()
@@ -259,16 +267,24 @@ class Learner(Apart, Beating):
         """
         return Sent(self._lora.export() if self._lora else self._shards.export())
 
-    def load_weights(self, weights: Weights) -> None:
-        """Replace all parameters but the optimiser's state; with LoRA the frozen ones, resetting adapters."""
+    def load_weights(self, weights: Weights | Path) -> None:
+        """Replace all parameters but the optimiser's state; with LoRA the frozen ones, resetting adapters.
+
+        ``weights``: arrays, or a run's policy folder, read tensor by tensor; where ranks share the policy, each reads
+        its part of every tensor.
+        """
         if self._shards.shared:
             self._shards.load_weights(weights)
             self.model.weights_changed()
             return
+        adapters: Weights = {}
         if self._lora:
             self._lora.reset()
-            weights = weights | {PREFIX + name: to_numpy(t) for name, t in self._lora.state_dict().items()}
-        fill(self.model, weights)
+            adapters = {PREFIX + name: to_numpy(t) for name, t in self._lora.state_dict().items()}
+        if isinstance(weights, Path):
+            load_weights(self.model, weights, adapters)
+        else:
+            fill(self.model, weights | adapters)
 
     def snapshot(self) -> int:
         """Copy this rank's part of the state to host memory; its bytes."""

@@ -6,6 +6,7 @@ over nccl.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import sys
@@ -18,6 +19,7 @@ from torch.distributed import HashStore, Store, TCPStore  # pyright: ignore[repo
 from parl.learn.config import Device
 from parl.machine.nodes.place import LOOPBACK, interface, own_address
 
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
 
@@ -59,6 +61,15 @@ def prepare_process(
             distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo")
     return torch.device(device, 0) if device == "cuda" else torch.device(device)
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system, where the C library (glibc) keeps it for later.
+
+    What a step frees lies between what it keeps; without this a rank grows to about 1.5 times what it holds.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def free_port() -> int:

@@ -36,9 +36,6 @@ def gaps(model: Shape, optimizer: OptimizerConfig, layout: Layout) -> Iterator[s
         check_parallel(layout.gpus, parallel, model, optimizer)
     except ValueError as error:
         yield f"a run's configuration refuses it: {error}"
-    if layout.zero == 3:
-        whole = (2 if model.weights_dtype == "bfloat16" else 4) * weights(model)[0]
-        yield f"before ZeRO 3 splits the model, DeepSpeed moves it whole to each GPU: {size_of(whole)}"
     if layout.offload:
         yield "offloading was run on one GPU only, with another optimiser"
 

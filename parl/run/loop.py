@@ -308,7 +308,7 @@ class Training:
             device=trainer.device,
         )
         if config.objective.kl:
-            self._learner.set_reference(weights)
+            self._learner.set_reference(weights, self.cold)
         ptx, step_s = config.objective.ptx, trainer.step_s
         self._texts = PtxTexts(Recipe.of(config), self.cold, weight=ptx, deadline_s=step_s)
         self._saver = Saver(self.checkpoints, self._learner)
@@ -328,7 +328,7 @@ class Training:
 
     def _restore(self) -> None:
         found = self.checkpoints.latest()
-        self._learner.load_weights(self.weights)
+        self._learner.load_weights(self.weights, self.cold)
         if found is not None:
             self.state, path = found
             self._learner.load(path.parent, path.name)

@@ -20,6 +20,9 @@ cold = mutants_of("learner", "parl/cold_start/imitation.py", "tests/parl/cold_st
 recipe = mutants_of("learner", "parl/cold_start/shipped.py", "tests/parl/cold_start/test_sft.py")
 clip = mutants_of("learner", "parl/learn/qk_clip.py", "tests/parl/learn/test_qk_clip.py")
 routes = mutants_of("learner", "parl/learn/route_replay.py", "tests/parl/learn/test_route_replay.py")
+loading = "tests/parl/learn/test_loading.py"
+sources = mutants_of("learner", "parl/learn/shard/sources.py", loading)
+cut = mutants_of("learner", "parl/learn/shard/ds_engine.py", loading)
 router = mutants_of("learner", "model/kimi/moe.py", "tests/model/kimi/test_transformer.py", LEARNER)
 
 MUTANTS = [
@@ -176,14 +179,23 @@ MUTANTS = [
     ranks("reference-of-the-proximal", 'reference=field == "reference")', 'reference=field == "proximal")'),
     optimizer(
         "muon-without-nesterov",
-        'return (momentum * state["momentum"]).add_(grad)',
-        'return state["momentum"].clone()',
+        "part.copy_((momentum * moved).add_(part))",
+        "part.copy_(moved)",
     ),
     optimizer(
         "muon-momentum-leaks",
         'state["momentum"].mul_(momentum).add_(grad)',
         'state["momentum"].mul_(momentum).add_(grad, alpha=1 - momentum)',
     ),
+    sources(
+        "a-share-from-the-rows-beginning",
+        "rows.reshape(-1)[start - first * row : stop - first * row]",
+        "rows.reshape(-1)[: stop - start]",
+    ),
+    sources(
+        "buffers-are-rounded", "values if name in self._exact else values.to(self._dtype)", "values.to(self._dtype)"
+    ),
+    cut("outlined-parameters-lose-marks", "vars(whole).update(vars(parameter))  # marks of experts", "pass"),
     optimizer("muon-of-the-smaller-side", "0.2 * max(n, m) ** 0.5", "0.2 * min(n, m) ** 0.5"),
     optimizer("muon-without-scale", 'alpha=-group["lr"] * muon_scale(*parameter.shape[-2:])', 'alpha=-group["lr"]'),
     optimizer(

@@ -31,7 +31,9 @@ _ZERO_3 = (
     *("_partition_all_parameters", "_reassign_or_swap_out_partitioned_parameters", "persistent_parameters"),
 )
 PERSISTENT = 10_000  # ZeRO 3 keeps smaller parameters whole: gathering them would be all latency
-_BUCKET = 50_000_000  # elements reduced at a time
+_CUTTER = ("_convert_to_deepspeed_param", "_enable_mem_efficient_linear")
+_ENGINE = ("_configure_distributed_model", "_broadcast_model", "buffered_allreduce_fallback")
+_BUCKET = 2**24  # elements reduced at a time: they are held two or three times meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +116,29 @@ def make_optimizer(
     )
 
 
-def make_engine(model: Policy, optimizer: MuonAdamW, parallel: ParallelConfig, *, grad_clip: float) -> Any:
-    """A ``DeepSpeedEngine`` over ``model``."""
+def partition(model: Policy, config: dict[str, Any], device: torch.device) -> None:
+    """Give the parameters of ``model``, which have no memory, this rank's shares, as ZeRO 3's engine would cut them.
+
+    One parameter at a time is whole, in memory of ``device`` that holds anything; buffers go there as well.
+    """
     import deepspeed
+
+    cutter: Any = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config)
+    check_parts(cutter, _CUTTER, "trainer.parallel.zero=3")
+    kind = getattr(torch, model.config.weights_dtype)
+    for parameter in model.parameters():
+        whole: Any = nn.Parameter(torch.empty(parameter.shape, dtype=kind, device=device), parameter.requires_grad)
+        vars(whole).update(vars(parameter))  # marks of experts
+        torch.utils.swap_tensors(parameter, whole)  # the optimiser knows it already
+        cutter._convert_to_deepspeed_param(parameter)
+        parameter.partition()  # type: ignore[operator]
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+def make_engine(model: Policy, optimizer: MuonAdamW, parallel: ParallelConfig, config: dict[str, Any]) -> Any:
+    """A ``DeepSpeedEngine`` over ``model``; ``config``: :func:`engine_config` of it."""
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.engine import DeepSpeedEngine
 
@@ -128,10 +150,12 @@ def make_engine(model: Policy, optimizer: MuonAdamW, parallel: ParallelConfig, *
         def _broadcast_model(self) -> None:
             """Nothing: ranks draw the same weights by the same seed, or are given the same."""
 
-    config = _config(model, parallel, grad_clip)
-    if parallel.zero == 0 and parallel.expert_parallel == 1:
-        return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
-    check_parts(DeepSpeedEngine, ("_configure_distributed_model", "_broadcast_model"), "trainer.parallel")
+        def buffered_allreduce_fallback(self, grads: Any = None, elements_per_buffer: int = 0) -> None:
+            """In buckets of our size; without peers nothing: it would copy all gradients, and back."""
+            if dist.get_world_size() > 1:
+                super().buffered_allreduce_fallback(grads, _BUCKET)
+
+    check_parts(DeepSpeedEngine, _ENGINE, "trainer.parallel")
     settings = DeepSpeedConfig(config, None)
     engine = Engine(args=None, model=model, optimizer=optimizer, config=config, config_class=settings)
     if parallel.zero:
@@ -140,11 +164,15 @@ def make_engine(model: Policy, optimizer: MuonAdamW, parallel: ParallelConfig, *
     return engine
 
 
-def make_frozen_engine(model: Policy) -> Any:
+def frozen_config(model: Policy) -> dict[str, Any]:
+    """DeepSpeed's settings of ZeRO 3 for a policy that is not trained."""
+    return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": _stage3(model)}
+
+
+def make_frozen_engine(model: Policy, config: dict[str, Any]) -> Any:
     """ZeRO 3 for a policy that is not trained: its weights are spread over the ranks and gathered on use."""
     import deepspeed
 
-    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": _stage3(model)}
     return deepspeed.initialize(model=model, config=config)[0]
 
 
@@ -170,7 +198,8 @@ def largest_layer(model: Policy) -> int:
     return max([*sizes, *(p.numel() for p in model.parameters() if id(p) not in inside), 1])
 
 
-def _config(model: Policy, parallel: ParallelConfig, grad_clip: float) -> dict[str, Any]:
+def engine_config(model: Policy, parallel: ParallelConfig, grad_clip: float) -> dict[str, Any]:
+    """DeepSpeed's settings for ``model``, whose parameters are not cut yet."""
     elements = sum(p.numel() for p in model.parameters())
     zero: dict[str, Any] = {"stage": parallel.zero}
     if parallel.zero:

@@ -18,6 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from parl.learn.shard.split_muon import SplitMuon
 
+_CHUNK = 2**20  # elements whose look-ahead is computed at a time
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz iteration of the Muon reference
 
 
@@ -69,6 +70,11 @@ def orthogonalise_together(matrices: list[Tensor], group: dist.ProcessGroup | No
             for index, values in zip(share, flat.split([matrices[i].numel() for i in share]), strict=True):
                 done[index] = values.view(matrices[index].shape)
     return done
+
+
+def _square(grad: Tensor, room: Tensor) -> Tensor:
+    """The squared norm, computed in ``room``, in float64: a copy of each gradient would fragment memory."""
+    return room[: grad.numel()].view(grad.shape).copy_(grad).square_().sum()
 
 
 class NotFiniteLoss(FloatingPointError):
@@ -140,9 +146,10 @@ class MuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             grads = [p.grad for p in group["params"] if p.grad is not None]
             (shared if group.get("moe") else found).extend(grads)
-        square = torch.stack([grad.double().square().sum() for grad in found]).sum()
+        room = torch.empty(max(grad.numel() for grad in (*found, *shared)), dtype=torch.float64, device=found[0].device)
+        square = torch.stack([_square(grad, room) for grad in found]).sum()
         if self._split_over is not None:
-            others = torch.stack([grad.double().square().sum() for grad in shared]).sum()
+            others = torch.stack([_square(grad, room) for grad in shared]).sum()
             dist.all_reduce(others, group=self._split_over)
             square = square + others
         self.grad_norm = float(square.sqrt())
@@ -153,7 +160,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 grad.mul_(limit / self.grad_norm)
 
     def _muon(self, parameters: list[Tensor], group: dict) -> None:
-        """One tensor after the other: its look-ahead is as large as itself. Ranks that share work need all at once."""
+        """One tensor after the other. Ranks that share work need all at once."""
         if self.splits or not self._share:
             for parameter in parameters:
                 ahead = self._look_ahead(parameter, group["momentum"])
@@ -172,13 +179,16 @@ class MuonAdamW(torch.optim.Optimizer):
         parameter.add_(update, alpha=-group["lr"] * muon_scale(*parameter.shape[-2:]))
 
     def _look_ahead(self, parameter: Tensor, momentum: float) -> Tensor:
-        """Nesterov's; advances the momentum."""
+        """Nesterov's, in the gradient's place, which nobody needs afterwards; advances the momentum."""
         state, grad = self.state[parameter], parameter.grad
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         assert grad is not None
         state["momentum"].mul_(momentum).add_(grad)
-        return (momentum * state["momentum"]).add_(grad)
+        rows = max(1, _CHUNK * len(grad) // grad.numel())
+        for part, moved in zip(grad.split(rows), state["momentum"].split(rows), strict=True):
+            part.copy_((momentum * moved).add_(part))
+        return grad
 
     @staticmethod
     def _adamw(parameter: Tensor, state: dict, group: dict) -> None:

@@ -10,21 +10,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.arrays import fill, to_numpy, to_tensor
+from model.arrays import fill, to_numpy
 from model.decoder import Weights, export_weights
 from model.family import family_of
 from model.policy import Policy
+from model.policy_read import load_weights
+from parl.learn.batch import HOST
 from parl.learn.config import OptimizerConfig, ParallelConfig
-from parl.learn.shard.ds_engine import expert_ranks, make_engine, make_frozen_engine, make_optimizer, mark_expert
+from parl.learn.shard.ds_engine import (
+    engine_config,
+    expert_ranks,
+    frozen_config,
+    make_engine,
+    make_frozen_engine,
+    make_optimizer,
+    mark_expert,
+    partition,
+)
 from parl.learn.shard.learner_state import check_shapes, weight_shapes
 from parl.learn.shard.parts import PartsReader, Piece
+from parl.learn.shard.sources import Arrays, Pieces, Stored
 from parl.learn.shard.split_muon import Span, SplitMuon
 
 _GATHERED = 64 * 2**20  # elements that ZeRO 3 gathers at a time when weights are read
@@ -48,21 +61,23 @@ class Flat:
         return tensor.detach().view(-1)[span.offset : span.offset + stop - start]
 
 
-class Pieces(Protocol):
-    """A source of state; ``shapes`` are those of the whole tensors."""
-
-    shapes: dict[str, tuple[int, ...]]
-
-    def range(self, name: str, start: int, stop: int) -> Tensor:
-        """Elements ``start`` to ``stop`` of the flattened ``name``."""
-        ...
-
-
 class Shards:
-    """Creates optimiser and engine over ``model`` on every rank. If ranks share, all must call each method."""
+    """Creates optimiser and engine over ``model`` on every rank. If ranks share, all must call each method.
 
-    def __init__(self, model: Policy, optimizer: OptimizerConfig, parallel: ParallelConfig, *, ranks: int) -> None:
-        self.model, self.zero = model, parallel.zero
+    At stage 3 ``model`` may be an outline: a parameter gets no more memory than this rank's share of it. ``device``:
+    where that is.
+    """
+
+    def __init__(
+        self,
+        model: Policy,
+        optimizer: OptimizerConfig,
+        parallel: ParallelConfig,
+        *,
+        ranks: int,
+        device: torch.device = HOST,
+    ) -> None:
+        self.model, self.zero, self._device = model, parallel.zero, device
         self.shared = parallel.zero > 0 or parallel.expert_parallel > 1
         self.experts = expert_ranks(parallel.expert_parallel)
         self._cut = set() if self.experts is None else set(model.split_experts(self.experts.split))
@@ -72,7 +87,10 @@ class Shards:
         self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self._names = {id(p): name for name, p in model.named_parameters()}
         self.optimizer = make_optimizer(model, optimizer, zero=parallel.zero, experts=self.experts, shared=ranks > 1)
-        self.engine = make_engine(model, self.optimizer, parallel, grad_clip=optimizer.grad_clip)
+        config = engine_config(model, parallel, optimizer.grad_clip)
+        if next(model.parameters()).is_meta:
+            partition(model, config, device)
+        self.engine = make_engine(model, self.optimizer, parallel, config)
         self._flats = self._laid_out()
 
     # ---------------------------------------------------------------- layout
@@ -81,7 +99,7 @@ class Shards:
         if self.zero == 0:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             return [Flat(tensor=p, spans=[self._whole_span(p)], group=None) for p in parameters]
-        device, kind = next(self.model.parameters()).device, getattr(torch, self.model.config.weights_dtype)
+        device, kind = self._device, getattr(torch, self.model.config.weights_dtype)
         flats = []
         for flat, muon in self._flat_ranges() if self.zero < 3 else self._slices():
             flats.append(flat)
@@ -183,23 +201,48 @@ class Shards:
         """Parts of the policy that are not parameters: the routers' correction biases."""
         return {name: b for name, b in self.model.state_dict().items() if name not in self._shapes}
 
-    def load_weights(self, weights: Weights) -> None:
-        """Replace the whole state dict; the optimiser's state stays. ValueError: another model's."""
-        check_shapes("these weights", {n: array.shape for n, array in weights.items()}, self._whole_shapes())
-        self._take(_Arrays(weights))
+    def load_weights(self, weights: Weights | Path) -> None:
+        """Replace the whole state dict, by arrays or from a run's policy folder, of which this rank reads its share;
+        the optimiser's state stays. ValueError: another model's."""
+        self._take(self._source(weights))
 
-    def frozen(self, weights: Weights) -> Policy:
+    def _source(self, weights: Weights | Path) -> Pieces:
+        kind = getattr(torch, self.model.config.weights_dtype)
+        found = Stored(weights, kind, self._buffers()) if isinstance(weights, Path) else Arrays(weights)
+        check_shapes(str(weights) if isinstance(weights, Path) else "these weights", found.shapes, self._whole_shapes())
+        return found
+
+    def frozen(self, weights: Weights | Path) -> Policy:
         """Another policy with ``weights``, never trained, shared by the ranks in the same way."""
-        device = next(self.model.parameters()).device
-        model = family_of(self.model.config).blank(self.model.config).to(device)
-        fill(model, weights)
+        family, shape = family_of(self.model.config), self.model.config
+        model = family.outline(shape) if self.zero == 3 else family.blank(shape).to(self._device)
+        if self.zero < 3:
+            load_weights(model, weights) if isinstance(weights, Path) else fill(model, weights)
         if self.experts is not None:
             for name in model.split_experts(self.experts.split):
                 mark_expert(model.get_parameter(name), self.experts)
         model.requires_grad_(False)
         if self.zero == 3:
-            self._frozen_engine = make_frozen_engine(model)  # gathers the weights on use
+            config = frozen_config(model)
+            if next(model.parameters()).is_meta:
+                partition(model, config, self._device)
+            self._frozen_engine = make_frozen_engine(model, config)  # gathers the weights on use
+            self._fill_parts(model, self._source(weights))
         return model
+
+    @torch.no_grad()
+    def _fill_parts(self, model: Policy, source: Pieces) -> None:
+        """Fill this rank's share of a policy that ZeRO 3 spreads without an optimiser."""
+        for name, parameter in model.named_parameters():
+            part: Any = parameter
+            size, held, ranks = part.ds_numel, part.partition_numel(), dist.get_rank(part.ds_process_group)
+            start, stop = min(held * ranks, size), min(held * (ranks + 1), size)
+            before = self.experts.rank * size if self.experts is not None and name in self._cut else 0
+            if stop > start:
+                part.ds_tensor[: stop - start].copy_(source.range(name, before + start, before + stop))
+        for name, buffer in model.state_dict().items():
+            if name not in self._shapes:
+                buffer.copy_(source.range(name, 0, buffer.numel()).view_as(buffer))
 
     # ---------------------------------------------------------------- state
 
@@ -307,14 +350,3 @@ class Shards:
                 zero._reassign_or_swap_out_partitioned_parameters(i)
             if zero.persistent_parameters:
                 zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-
-
-class _Arrays:
-    """Weights as a source of state."""
-
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-        self.shapes = {name: tuple(array.shape) for name, array in weights.items()}
-
-    def range(self, name: str, start: int, stop: int) -> Tensor:
-        return to_tensor(self._weights[name].reshape(-1)[start:stop])

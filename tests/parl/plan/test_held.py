@@ -36,19 +36,42 @@ def test_one_rank_in_float32_keeps_weights_gradients_and_states():
     assert one.kept["weights"] == one.kept["gradients"] == 4 * n.total
     assert one.kept["optimiser states"] == pytest.approx(4 * (n.total + n.ends))  # AdamW keeps two for the ends
     adam = held(shape("float32"), OptimizerConfig(muon_lr=None), parallel(), ranks=1, tokens=16)
-    assert adam.kept["optimiser states"] == 8 * n.total and adam.update["look-ahead"] == 0
+    assert adam.kept["optimiser states"] == 8 * n.total
+    assert one.update == {"one gradient in float64": 8 * n.embedding}
 
 
-def test_bfloat16_trains_at_zero_2_with_float32_masters():
-    n = count(shape("bfloat16"))
-    one = held(shape("bfloat16"), MUON, parallel(), ranks=1, tokens=16)
-    assert one.kept["weights"] == 2 * n.total and one.kept["masters"] == one.kept["gradients"] == 4 * n.total
+def test_ranks_at_zero_0_hold_the_updates_of_all_matrices():
+    few = HfShape(transformers=LLAMA | {"vocab_size": 10})  # type: ignore[call-arg]
+    n = count(few)
+    two = held(few, MUON, parallel(), ranks=2, tokens=16)
+    assert two.update["updates of all matrices"] == pytest.approx(4 * (n.total - n.ends) * 1.5)
+
+
+def test_zero_1_splits_states_but_not_gradients():
+    n = count(shape("float32"))
+    one, two = (held(shape("float32"), MUON, parallel(zero=zero), ranks=2, tokens=16).kept for zero in (1, 2))
+    assert one["gradients"] == 4 * n.total == 2 * two["gradients"] and one["masters"] == two["masters"] == 2 * n.total
+
+
+def test_a_second_micro_batch_of_a_float32_policy_needs_its_gradients_beside_their_sum():
+    n = count(shape("float32"))
+    several, alone, short = (
+        held(shape(dtype), MUON, parallel(zero=2), ranks=1, tokens=1, several=many)
+        for dtype, many in (("float32", True), ("float32", False), ("bfloat16", True))
+    )
+    assert several.passes["gradients of a micro-batch"] == 4 * n.total
+    assert alone.passes["gradients of a micro-batch"] == 0
+    assert short.passes["gradients of a micro-batch"] == 4 * n.embedding  # one tensor, added to the sum
+    assert short.update["gradients, flat"] == 0 < several.update["gradients, flat"]
 
 
 @pytest.mark.parametrize("ranks", [2, 8])
 def test_zero_3_keeps_a_share_of_everything(ranks: int):
     one = held(shape("bfloat16"), MUON, parallel(zero=3), ranks=1, tokens=16)
     many = held(shape("bfloat16"), MUON, parallel(zero=3), ranks=ranks, tokens=16)
+    assert many.kept.pop("bucket of gradients") == one.kept.pop(
+        "bucket of gradients"
+    )  # of all gradients, on every rank
     assert {part: size * ranks for part, size in many.kept.items()} == pytest.approx(one.kept)
 
 

@@ -219,7 +219,6 @@ def test_a_card_of_ones_own_is_what_was_said_of_it():
 
 GAPS = [
     ({}, {}, {}, ["over nccl, never were", "float32"]),
-    ({"zero": 3}, {}, {}, ["moves it whole to each GPU: [0-9.]+ MB"]),
     ({"gpus": 16}, {}, {}, ["16 GPUs are 2 nodes"]),
     ({"zero": 1, "offload": True}, {}, {}, ["offloading was run on one GPU only"]),
     ({"zero": 2}, {}, {"lora": LoraConfig()}, ["configuration refuses it: .*optimizer.lora"]),
@@ -251,7 +250,8 @@ def test_the_least_that_a_run_holds_by_hand():
     split = trainer.model_copy(update={"ranks": 4, "parallel": ParallelConfig(zero=1, expert_parallel=2)})
     parts = host_bytes(config.model, config.optimizer, split, gpus=False)
     assert parts["weights"] == 4.0 * (4 * n.rest + 2 * n.routed)
-    assert parts["masters"] == parts["gradients"] == parts["weights for engines"] == pytest.approx(4.0 * n.total)
+    assert parts["gradients"] == parts["weights"]  # ZeRO 1 splits states alone
+    assert parts["masters"] == parts["weights for engines"] == pytest.approx(4.0 * n.total)
 
 
 def test_a_container_has_no_more_than_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
