@@ -179,7 +179,7 @@ MUTANTS = [
     ranks("reference-of-the-proximal", 'reference=field == "reference")', 'reference=field == "proximal")'),
     optimizer(
         "muon-without-nesterov",
-        "part.copy_((momentum * moved).add_(part))",
+        "torch.add(momentum * moved, part, out=part)",
         "part.copy_(moved)",
     ),
     optimizer(

@@ -187,7 +187,7 @@ class MuonAdamW(torch.optim.Optimizer):
         state["momentum"].mul_(momentum).add_(grad)
         rows = max(1, _CHUNK * len(grad) // grad.numel())
         for part, moved in zip(grad.split(rows), state["momentum"].split(rows), strict=True):
-            part.copy_((momentum * moved).add_(part))
+            torch.add(momentum * moved, part, out=part)
         return grad
 
     @staticmethod
