@@ -18,10 +18,10 @@ quickstart: setup
 	$(BIN)/parl train configs/quickstart.yaml
 
 test: setup lint types
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup --max-worker-restart 0
 
 test-all: test
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --max-worker-restart 0
 
 lint: setup
 	$(BIN)/ruff check .
