@@ -41,6 +41,7 @@ class ServedEngine(HttpEngine, PoolEngine):
         self._open.set()
         self._in_flight = False  # the current update may cut requests
         self._sent: dict[str, asyncio.Task[Completion]] = {}  # by session
+        self._held: dict[str, asyncio.Task[bool]] = {}  # by session: not sent before the update is over
         self._cut: dict[str, _Cut] = {}
 
     @classmethod
@@ -76,7 +77,8 @@ class ServedEngine(HttpEngine, PoolEngine):
         """See ``HttpEngine``; waits while weights change."""
         until = time.monotonic() + deadline_s
         while True:
-            await asyncio.wait_for(self._open.wait(), max(until - time.monotonic(), 0.0))
+            if not self._open.is_set() and not await self._admitted(session, until):
+                return self._halted()
             left = until - time.monotonic()
             asked = super().generate(prompt, sampling, session=session, deadline_s=left, media=media)
             sent = self._sent[session] = asyncio.create_task(asked)
@@ -87,15 +89,31 @@ class ServedEngine(HttpEngine, PoolEngine):
                 if why is None:  # the caller has gone
                     raise
                 if why is _Cut.HALT:
-                    return Completion(
-                        tokens=[], logprobs=[], finish=Finish.INTERRUPTED, policy_version=self.policy_version
-                    )
+                    return self._halted()
             finally:
                 self._sent.pop(session, None)
 
+    async def _admitted(self, session: str, until: float) -> bool:
+        """Wait until the update is over; False if the request is interrupted before. TimeoutError at ``until``."""
+        held = self._held[session] = asyncio.create_task(self._until_open())
+        try:
+            return await asyncio.wait_for(held, max(until - time.monotonic(), 0.0))
+        except asyncio.CancelledError:
+            if self._cut.pop(session, None) is None:  # the caller has gone
+                raise
+            return False
+        finally:
+            self._held.pop(session, None)
+
+    async def _until_open(self) -> bool:
+        return await self._open.wait()
+
+    def _halted(self) -> Completion:
+        return Completion(tokens=[], logprobs=[], finish=Finish.INTERRUPTED, policy_version=self.policy_version)
+
     async def interrupt(self, sessions: Container[str]) -> None:
-        """Running requests of ``sessions`` return at once, without tokens."""
-        for session, sent in self._sent.items():
+        """Requests of ``sessions``, running or held back by an update, return at once, without tokens."""
+        for session, sent in [*self._sent.items(), *self._held.items()]:
             if session in sessions:
                 self._cut[session] = _Cut.HALT
                 sent.cancel()

@@ -155,3 +155,14 @@ async def test_between_steps_nothing_may_run():
         await engine.update(update(1, in_flight=False))
     server.go.set()
     assert (await running).policy_version == 0
+
+
+async def test_a_turn_that_waits_for_the_weights_can_be_interrupted():
+    server, engine = await begun()
+    engine._open.clear()  # an update that takes its time
+    held = asyncio.create_task(engine.generate([5], SAMPLING, session="a", deadline_s=60))
+    await asyncio.sleep(0.01)
+    await engine.interrupt({"a"})
+    done = await asyncio.wait_for(held, 5)
+    assert done.finish is Finish.INTERRUPTED and not done.tokens and not server.asked
+    assert not engine._held and not engine._cut
