@@ -1,7 +1,8 @@
-"""One of the two processes of ``test_parallel_learner``: every layout in turn, results in files."""
+"""Two processes of ranks, and what one of ``test_parallel_learner`` does: every layout in turn, results in files."""
 
 from __future__ import annotations
 
+import multiprocessing
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from parl.learn.batch import TextRow
 from parl.learn.config import OptimizerConfig, ParallelConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
+from parl.learn.process import free_port
 from parl.learn.rows import Row, denominator
 from parl.learn.shard import ds_engine
 from parl.learn.shard.parts import write_part
@@ -174,3 +176,20 @@ def refusal(step: Callable[[], object]) -> str:
     except FloatingPointError as error:
         return type(error).__name__
     return ""
+
+
+def both(target: Any, folder: Path, *more: Any, deadline_s: float) -> None:
+    """``target(rank, port, folder, *more)`` in two processes, which write their tracebacks to ``RANK.error``."""
+    spawn, port = multiprocessing.get_context("spawn"), free_port()
+    ranks = [spawn.Process(target=target, args=(rank, port, folder, *more), daemon=True) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(deadline_s)
+    hung = [process for process in ranks if process.is_alive()]
+    for process in hung:
+        process.kill()
+    errors = [path.read_text() for path in sorted(folder.glob("*.error"))]
+    assert not errors, "\n".join(errors)
+    assert not hung, f"no end after {deadline_s:.0f} s"
+    assert [process.exitcode for process in ranks] == [0, 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import traceback
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parallel_ranks import both
 
 from model.arrays import BFLOAT16, to_tensor
 from model.decoder import Weights, export_weights
 from parl.learn.config import LoraConfig, OptimizerConfig, ParallelConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
-from parl.learn.process import free_port
 from parl.learn.rows import Row, denominator
 from parl.learn.shard import ds_engine
 
@@ -98,19 +97,8 @@ def run(rank: int, port: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, port = tmp_path_factory.mktemp("ranks"), free_port()
-    spawn = multiprocessing.get_context("spawn")
-    ranks = [spawn.Process(target=run, args=(rank, port, folder), daemon=True) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(DEADLINE_S)
-    hung = [process for process in ranks if process.is_alive()]
-    for process in hung:
-        process.kill()
-    errors = [path.read_text() for path in sorted(folder.glob("*.error"))]
-    assert not errors, "\n".join(errors)
-    assert not hung, f"no end after {DEADLINE_S:.0f} s"
+    folder = tmp_path_factory.mktemp("ranks")
+    both(run, folder, deadline_s=DEADLINE_S)
     return folder
 
 

@@ -4,7 +4,6 @@ the whole policy where ranks share it."""
 from __future__ import annotations
 
 import json
-import multiprocessing
 import traceback
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parallel_ranks import both
 from safetensors.torch import save_file
 from tiny import random_policy, tiny_model
 from torch import Tensor
@@ -23,7 +23,6 @@ from model.policy_read import SINGLE, is_plain
 from parl.learn.config import LoraConfig, OptimizerConfig, ParallelConfig
 from parl.learn.learner import Learner
 from parl.learn.objective.k25 import K25
-from parl.learn.process import free_port
 from parl.learn.rows import Row
 from parl.learn.shard import ds_engine
 
@@ -203,19 +202,4 @@ def run(rank: int, port: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_two_ranks_read_their_shares_to_the_bits_of_given_arrays(tmp_path: Path):
     """Under every layout, with a reference policy beside."""
-    _both(run, tmp_path)
-
-
-def _both(target: Any, folder: Path) -> None:
-    spawn, port = multiprocessing.get_context("spawn"), free_port()
-    ranks = [spawn.Process(target=target, args=(rank, port, folder), daemon=True) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(DEADLINE_S)
-    hung = [process for process in ranks if process.is_alive()]
-    for process in hung:
-        process.kill()
-    errors = [path.read_text() for path in sorted(folder.glob("*.error"))]
-    assert not errors, "\n".join(errors)
-    assert not hung, f"no end after {DEADLINE_S:.0f} s"
+    both(run, tmp_path, deadline_s=DEADLINE_S)

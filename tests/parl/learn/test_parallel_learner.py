@@ -6,7 +6,6 @@ times: under ZeRO 3 and expert parallelism any of these can hang, so every wait 
 
 from __future__ import annotations
 
-import multiprocessing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parallel_ranks import CONFIG, FREE, MICRO_TOKENS, OPTIMIZER, STEPS, WEIGHTS, layout_name, policy_step, run, shares
+from parallel_ranks import (
+    CONFIG,
+    FREE,
+    MICRO_TOKENS,
+    OPTIMIZER,
+    STEPS,
+    WEIGHTS,
+    both,
+    layout_name,
+    policy_step,
+    run,
+    shares,
+)
 
 from parl.learn.config import ParallelConfig
 from parl.learn.learner import Learner
-from parl.learn.process import free_port
 from parl.learn.shard.parts import PartsReader
 
 pytestmark = pytest.mark.slow
@@ -32,19 +42,7 @@ each_layout = pytest.mark.parametrize("parallel", LAYOUTS, ids=layout_name)
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of two processes that run every layout in turn. They are ended at the deadline."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn, port = multiprocessing.get_context("spawn"), free_port()
-    ranks = [spawn.Process(target=run, args=(rank, port, folder, LAYOUTS), daemon=True) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(DEADLINE_S)
-    hung = [process for process in ranks if process.is_alive()]
-    for process in hung:
-        process.kill()
-    errors = [path.read_text() for path in sorted(folder.glob("*.error"))]
-    assert not errors, "\n".join(errors)
-    assert not hung, f"no end after {DEADLINE_S:.0f} s"
-    assert [process.exitcode for process in ranks] == [0, 0]
+    both(run, folder, LAYOUTS, deadline_s=DEADLINE_S)
     return folder
 
 
