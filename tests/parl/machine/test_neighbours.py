@@ -79,6 +79,7 @@ def test_a_stopped_actor_of_another_run_below_us_is_left_to_that_run(monkeypatch
 
 def test_the_end_of_our_ray_leaves_the_ray_of_another_run_below_us_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(processes, "WATCH", Watch())
+    shared = set(psutil.Process().children())  # the Ray of other tests in this process goes on
     with (
         chain("raylet", "ray::Earlier") as earlier,
         no_leftovers(own=True) as begun,
@@ -87,6 +88,6 @@ def test_the_end_of_our_ray_leaves_the_ray_of_another_run_below_us_alone(monkeyp
     ):
         begun()
         assert list(processes.WATCH._ray) == [ours[0]]
-        processes.end_leftovers({earlier[0]})
+        processes.end_leftovers({*shared, earlier[0]})
         assert all(gone(process) for process in ours)
         assert all(process.status() == psutil.STATUS_SLEEPING for process in [*theirs, *earlier])
