@@ -262,18 +262,18 @@ class Scenarios:
         run = Run(hosts, "ranks", cluster=cluster)
         run.until(2)
         apart = not hosts.hosts["beta"].exists(str(Path(_ROOT) / "ranks")) and not hosts.hosts["beta"].exists(CODE)
+        began = time.monotonic()
+        hosts.cut("gamma")  # at once: on a fast machine the run is soon over
+        code, ended = run.end(), time.monotonic() - began
         wrong = run.differing(self.reference, range(1, 3))
         self.note(
             "three nodes, ranks on two of them: the episodes and states of one node",
             not wrong and apart,
             ", ".join(wrong) or "every bit of 2 steps; code and run folder are on the first host alone",
         )
-        began = time.monotonic()
-        hosts.cut("gamma")
-        code = run.end()
         named = [line for line in run.said.splitlines() if "learner rank" in line and "gamma" in line]
         loud = code == 1 and bool(named)
-        said = f"exit {code} after {time.monotonic() - began:.0f} s: {named[-1][:160] if named else run.said[-300:]}"
+        said = f"exit {code} after {ended:.0f} s: {named[-1][:160] if named else run.said[-300:]}"
         self.note("a learner's node is lost: the run ends and names it", loud, said)
         fewer = cluster | {"labels": {}}
         resumed = Run(hosts, "ranks", "--resume", cluster=fewer)

@@ -6,9 +6,9 @@ import asyncio
 import gc
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from envs.base import Environment, Role, Session, Task
 from model.family import Shape, family_of
@@ -29,6 +29,7 @@ from rollouts.swarm.swarm import run_episode
 
 GC_THRESHOLDS = (50_000, 20, 100)  # episodes are large trees without cycles: Python's (700, 10, 10) scans them in vain
 _HALT_S = 60.0  # beyond the deadline of a tool or a scorer
+_Result = TypeVar("_Result")
 
 
 class EngineLost(Lost):
@@ -129,8 +130,7 @@ class RolloutWorker(AsyncBeating):
         await asyncio.sleep(pause_s)
         spawns = self._config.swarm if spawning is None else spawning
         settings = self._settings(temperature, top_p, spawning=spawns, switch=self._switch)
-        attempts = [self._one(task, settings, index, seed, critical_budget) for index in indices]
-        return list(await asyncio.gather(*attempts))
+        return await _together(self._one(task, settings, index, seed, critical_budget) for index in indices)
 
     async def stop(self) -> None:
         """End all episodes at once: they return CANCELLED, with their turns so far. Later ones run again."""
@@ -170,7 +170,7 @@ class RolloutWorker(AsyncBeating):
 
         unfinished = [index for index, outcome in enumerate(group) if not isinstance(outcome, Episode)]
         try:
-            await asyncio.gather(*map(attempt, unfinished))
+            await _together(map(attempt, unfinished))
         finally:
             del self._groups[number]
         return group
@@ -261,6 +261,17 @@ class RolloutWorker(AsyncBeating):
             if seconds := pool.stalled(since):
                 return f"an engine of the {name} pool was silent for {seconds:.1f} s"
         return ""
+
+
+async def _together(attempts: Iterable[Coroutine[Any, Any, _Result]]) -> list[_Result]:
+    """All results, in order. The first error ends the other attempts: left alone, they would keep their slots, and
+    :meth:`RolloutWorker.suspend` could not halt them."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(attempt) for attempt in attempts]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def _now(outcome: Outcome | Flight) -> Outcome:

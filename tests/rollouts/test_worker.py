@@ -110,3 +110,32 @@ async def test_any_other_failure_is_an_episode(environment: Counting, tokenizer_
     worker = worker_of(environment, tokenizer_path, frozen=Broken(ValueError("odd")))
     (episode,) = await worker.run(environment.task_stream("train", 0)[0], [0], **SETTINGS)
     assert (episode.status, episode.error) == (EpisodeStatus.FAILED, "ValueError: odd")
+
+
+async def test_the_attempts_beside_one_that_lost_its_engine_end_with_it(environment, tokenizer_path, monkeypatch):
+    worker = worker_of(environment, tokenizer_path, concurrency=2)
+    first, second = (environment.task_stream("train", 0)[number] for number in range(2))
+    running = 0
+
+    async def episode(task, settings, index, seed, critical_budget, flight):
+        nonlocal running
+        running += 1
+        try:
+            if (task, index) == (first, 0):
+                raise EngineLost("gone")
+            while not flight.halting:
+                await asyncio.sleep(0)
+            flight.halted = True
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(worker, "_episode", episode)
+    lost = asyncio.create_task(worker.advance(0, first, [None] * 3, **SETTINGS))
+    waits = asyncio.create_task(worker.advance(1, second, [None] * 2, **SETTINGS))
+    with pytest.raises(EngineLost):
+        await lost
+    assert running <= 2  # none of the first group keeps a slot from the second
+    async with asyncio.timeout(5):
+        await worker.suspend()
+        assert await waits == [None, None]
+    assert running == 0

@@ -92,6 +92,7 @@ class ServedEngine(HttpEngine, PoolEngine):
                     return self._halted()
             finally:
                 self._sent.pop(session, None)
+                self._cut.pop(session, None)  # cut as its answer came: that is no reason to cut the next turn
 
     async def _admitted(self, session: str, until: float) -> bool:
         """Wait until the update is over; False if the request is interrupted before. TimeoutError at ``until``."""
