@@ -30,7 +30,7 @@ PACKAGES = (
     "starlette",
 )
 LEARNERS = ("deepspeed",)
-_JOIN_S = 60.0
+_JOIN_S = 150.0  # a node that was lost just before is waited for until Ray has noticed
 _CLOCK_OFF_S = 30.0  # beyond it certificates, tokens and logs are wrong
 _CLOCK_NOTE_S = 1.0
 _SLOW = 10e6  # bytes a second between two nodes

@@ -17,6 +17,7 @@ from typing import Any
 from parl.machine.nodes import facts
 
 _ANSWER_S = 60.0
+_NOTICE_S = 5.0  # between the end of an actor and the entry that its node is lost
 _BYTES = 32 * 2**20  # sent from each node to the next
 _ASKED = 5  # times that a clock is read; the quickest answer counts
 
@@ -25,12 +26,38 @@ def probe(address: str, question: dict[str, Any]) -> list[dict[str, Any]]:
     """The nodes of the cluster at ``address``, the driver's own first, then by address."""
     import ray
     from ray import cloudpickle
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from ray.exceptions import ActorUnschedulableError, RayActorError
 
     cloudpickle.register_pickle_by_value(facts)
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     own = ray.get_runtime_context().get_node_id()
-    alive = sorted((one for one in ray.nodes() if one["Alive"]), key=lambda one: _order(one, own))
+    while True:
+        alive = sorted((one for one in ray.nodes() if one["Alive"]), key=lambda one: _order(one, own))
+        try:
+            return _answers(alive, own, question)
+        except (RayActorError, ActorUnschedulableError):
+            if not _fewer(alive):
+                raise
+
+
+def _fewer(nodes: list[dict[str, Any]]) -> bool:
+    """Whether one of ``nodes`` turns out to be lost: Ray takes it for alive up to a minute after its end."""
+    import ray
+
+    until = time.monotonic() + _NOTICE_S
+    while time.monotonic() < until:
+        left = {one["NodeID"] for one in ray.nodes() if one["Alive"]}
+        if not {one["NodeID"] for one in nodes} <= left:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _answers(alive: list[dict[str, Any]], own: str, question: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the nodes ``alive`` say. TimeoutError with those that say nothing; Ray's error if one is lost meanwhile."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     remote: Any = ray.remote
     actors = [
         remote(facts.Node)
@@ -39,6 +66,10 @@ def probe(address: str, question: dict[str, Any]) -> list[dict[str, Any]]:
         for one in alive
     ]
     asked = [actor.facts.remote(question["packages"], question["paths"], question["root"]) for actor in actors]
+    _, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S)
+    if silent:
+        names = [f"{alive[asked.index(one)]['NodeManagerHostname']}" for one in silent]
+        raise TimeoutError(f"no answer within {_ANSWER_S:g} s from {', '.join(names)}")
     found = ray.get(asked, timeout=_ANSWER_S)
     nodes = [
         answer

@@ -12,10 +12,12 @@ import types
 from pathlib import Path
 
 import pytest
+import ray
 from pydantic import ValidationError
+from ray.exceptions import ActorDiedError
 
 from parl.errors import UserError
-from parl.machine.nodes import facts, files, place
+from parl.machine.nodes import facts, files, place, probe
 from parl.machine.nodes.check import NodeFacts, data_paths, refuse, verdict
 from parl.machine.nodes.code import own_modules, pack
 from parl.machine.nodes.config import ClusterConfig
@@ -214,3 +216,38 @@ def test_the_paths_of_an_environments_section_are_those_that_exist(tmp_path: Pat
         name: str = "x"
 
     assert data_paths(Own(corpus=tmp_path, later=tmp_path / "not")) == (str(tmp_path),)
+
+
+class _Ray:
+    """Ray's list of nodes, in which a lost node stands for a while; probing it raises."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
+        self.entries, self.asked = entries, []
+        monkeypatch.setattr(ray, "init", lambda **_: None)
+        monkeypatch.setattr(ray, "nodes", self.nodes)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: types.SimpleNamespace(get_node_id=lambda: "own"))
+        monkeypatch.setattr(probe, "_answers", self.answers)
+        monkeypatch.setattr(probe, "_NOTICE_S", 0.5)
+
+    def nodes(self) -> list[dict[str, object]]:
+        self.entries -= 1
+        entry = {"NodeManagerAddress": "10.0.0.1"}
+        return [{"NodeID": "own", "Alive": True} | entry, {"NodeID": "lost", "Alive": self.entries >= 0} | entry]
+
+    def answers(self, alive: list[dict[str, object]], *_: object) -> list[object]:
+        self.asked.append([node["NodeID"] for node in alive])
+        if "lost" in self.asked[-1]:
+            raise ActorDiedError()
+        return ["answer"]
+
+
+def test_a_node_that_was_lost_just_before_is_left_out_of_the_probe(monkeypatch: pytest.MonkeyPatch):
+    cluster = _Ray(monkeypatch, entries=2)
+    assert probe.probe("10.0.0.1:6379", {}) == ["answer"]
+    assert cluster.asked == [["own", "lost"], ["own"]]
+
+
+def test_a_node_that_is_there_and_takes_no_actor_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    _Ray(monkeypatch, entries=1000)
+    with pytest.raises(ActorDiedError):
+        probe.probe("10.0.0.1:6379", {})
