@@ -14,9 +14,10 @@ trl    GRPOTrainer.train in float32 with ``loss_type=dapo``, gradient checkpoint
        returned is given, padded to the longest prompt and the longest completion, as TRL does it
 torch  our model, rows by length padded to one another, logits where tokens are trained, the same loss, torch's AdamW
 
-With ``--model`` (``benchmarks/learner_models.py``): parl in bfloat16, on one rank of two threads and on two of one, and
-in float32; transformers' model with torch's AdamW, under bfloat16 autocast and in float32. Rows of 1,024 tokens, all
-trained, and two tasks of six episodes. ``tokens_per_cpu_s`` counts the CPU seconds of all threads.
+With ``--model`` (``benchmarks/learner_models.py``): parl in bfloat16, on one rank of two threads and on two of one,
+with AdamW and with Muon, and in float32; transformers' model with torch's AdamW, under bfloat16 autocast and in
+float32. Rows of 1,024 tokens, all trained, and two tasks of six episodes. ``tokens_per_cpu_s`` counts the CPU seconds
+of all threads.
 
 tokens_per_s  tokens of the rows, without padding, over the median step
 mfu           FLOP of the step over its time and the ceiling of as many threads. FLOP: 3 (forward, 2 in backward) times
@@ -186,7 +187,7 @@ def compare_models(options: argparse.Namespace) -> list[dict[str, Any]]:
     from model.hf.family import Hf
 
     shape = Hf().read_shape(options.model)
-    wanted = [("parl-bfloat16", 1), ("parl-bfloat16", 2), ("parl-float32", 1)]
+    wanted = [("parl-bfloat16", 1), ("parl-bfloat16", 2), ("parl-bfloat16_muon", 1), ("parl-float32", 1)]
     wanted += [("transformers-autocast", 1), ("transformers-float32", 1)]
     wanted = [one for one in wanted if not options.only or one[0] in options.only]
     found: list[dict[str, Any]] = []
@@ -238,7 +239,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="of a step")
     parser.add_argument("--steps", type=int, help="that are counted")
     parser.add_argument("--micro-tokens", type=int, default=8192, help="padded tokens of one forward pass")
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--only", nargs="*", help="trainers; all of --model at once need 25 GiB")
     parser.add_argument("--model", type=Path, help="folder of a model of transformers")
     parser.add_argument("--threads", type=int, default=2, help="of all ranks of a trainer, with --model")
     parser.add_argument("--rows", nargs="*", default=["long", "episodes"], help="kinds of rows, with --model")

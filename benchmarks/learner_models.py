@@ -41,7 +41,9 @@ def rows_of(case: str, vocabulary: int) -> list[dict[str, Any]]:
 
 
 def parl(folder: Path, dtype: str, ranks: int, port: int, rank: int, micro_tokens: int) -> None:
-    """The learner as a run uses it, without Ray: objective grpo, statistics, AdamW on everything or Muon beside it."""
+    """The learner as a run uses it, without Ray: objective grpo, statistics; AdamW on everything, as recipes over given
+    weights have it, or Muon (``dtype`` ends in ``_muon``).
+    """
     from model.hf.family import Hf
     from parl.learn.config import OptimizerConfig
     from parl.learn.group import deal_rows
@@ -50,9 +52,10 @@ def parl(folder: Path, dtype: str, ranks: int, port: int, rank: int, micro_token
     from parl.learn.rows import Row, denominator
 
     family = Hf()
+    dtype, _, muon = dtype.partition("_")
     shape = family.read_shape(folder / "model").model_copy(update={"dtype": dtype})
     threads = int(os.environ["OMP_NUM_THREADS"])
-    optimizer = OptimizerConfig(grad_clip=CLIP)
+    optimizer = OptimizerConfig(grad_clip=CLIP) if muon else OptimizerConfig(grad_clip=CLIP, muon_lr=None)
     learner = Learner(shape, optimizer, seed=SEED, threads=threads, rank=rank, ranks=ranks, port=port)
     rows = [
         Row(
