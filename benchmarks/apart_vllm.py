@@ -6,8 +6,10 @@ A tiny dense model and a tiny mixture of experts (benchmarks/tiny_models.py, or 
 vLLM's CPU build, twice each. `pull`: the server runs in a mount namespace in which the run's folder is empty, starts
 with drawn weights from a copy of config.json and tokenizer, and fetches each version before it is paused. `reload`
 (`transfer` for experts, which vLLM's CPU build reloads wrongly): trainer and server share the folder. A row a version:
-bytes that the server read, seconds until it had them, seconds of its pause, the probe's mean log-prob difference.
-The last line says whether every probe of `pull` is within the tolerance; exit code 1 if not.
+bytes that the server read, seconds until it had them, seconds of its pause, the probe's mean log-prob difference, and the largest difference of a
+sampled token to the learner. vLLM's CPU build returns no experts: in bfloat16 a router's near tie may fall otherwise in
+the learner, so that this largest difference is no criterion for experts there; in float32 (--dtype) it is.
+The last line says how many versions of `pull` are within the tolerances; exit code 1 unless all are.
 Installing vLLM: benchmarks/vllm_server.py.
 """
 
@@ -106,11 +108,12 @@ def train(given: argparse.Namespace, name: str, folder: Path, weights: str, plac
         whole = sum(file.stat().st_size for file in sorted((config.run_dir / "served").glob("policy-*"))[-1].glob("*"))
         if weights == "pull" and "\n0\n" not in f"\n{server.log.read_text(errors='replace')}"[:200]:
             raise SystemExit(f"{server.log}: the run's folder is not empty in the server's namespace")
-    return [row_of(name, weights, metrics, whole, given.dtype) for metrics in steps_of(config.run_dir)]
+    live = read_shape(folder).routes is not None and given.dtype == "bfloat16"
+    return [row_of(name, weights, metrics, whole, given.dtype, live=live) for metrics in steps_of(config.run_dir)]
 
 
-def row_of(name: str, weights: str, metrics: dict[str, float], whole: int, dtype: str) -> Row:
-    """The row of one step's metrics."""
+def row_of(name: str, weights: str, metrics: dict[str, float], whole: int, dtype: str, *, live: bool) -> Row:
+    """The row of one step's metrics; ``live``: the learner's experts may be others than the server's."""
     pulls = weights == "pull"
     started = 0 if pulls else 1  # a shared server is started by the first version
     restarts, probe = int(metrics["engine/server_restarts"]) - started, metrics["engine/probe_gap"]
@@ -118,7 +121,7 @@ def row_of(name: str, weights: str, metrics: dict[str, float], whole: int, dtype
         model=name, weights=weights, version=int(metrics["step"]) + 1,
         bytes=int(metrics["engine/pulled_bytes"]) if pulls else whole, before_s=metrics["engine/pull_s"],
         pause_s=metrics["engine/pause_s"], probe=probe, restarts=restarts, gap=metrics["policy/engine_gap"],
-        ok=probe <= PROBE[dtype] and restarts == 0 and metrics["policy/engine_gap"] <= TOLERANCE[dtype],
+        ok=probe <= PROBE[dtype] and restarts == 0 and (live or metrics["policy/engine_gap"] <= TOLERANCE[dtype]),
     )  # fmt: skip
 
 
@@ -143,7 +146,7 @@ def main() -> None:
                 write(name, folder, dtype=given.dtype)
         else:
             folders = {given.model.name: given.model.resolve()}
-        print(f"{'model':10} {'weights':8} {'version':7} {'bytes':>11} {'before':>7} {'pause':>7} {'probe':>8}  ok")
+        print(f"{'model':10} {'weights':8} {'version':7} {'bytes':>11} {'before':>7} {'pause':>7} {'probe':>8} {'gap':>8}  ok")
         for name, folder in folders.items():
             shared = "reload" if read_shape(folder).routes is None else "transfer"
             for weights in [{"pull": "pull", "shared": shared}[one] for one in given.only]:
@@ -160,8 +163,8 @@ def show(rows: list[Row]) -> list[Row]:
     """Print ``rows``."""
     for row in rows:
         times = f"{row.before_s:5.2f} s {row.pause_s:5.2f} s"
-        said = "ok" if row.ok else f"BAD ({row.restarts} restarts, gap {row.gap:.1e})"
-        print(f"{row.model:10} {row.weights:8} {row.version:7} {row.bytes:11,} {times} {row.probe:8.1e}  {said}",
+        said = f"{row.gap:8.1e}  {'ok' if row.ok else f'BAD ({row.restarts} restarts)'}"
+        print(f"{row.model:10} {row.weights:8} {row.version:7} {row.bytes:11,} {times} {row.probe:8.1e} {said}",
               flush=True)  # fmt: skip
     return rows
 
