@@ -6,9 +6,10 @@ A tiny dense model and a tiny mixture of experts (benchmarks/tiny_models.py, or 
 vLLM's CPU build, twice each. `pull`: the server runs in a mount namespace in which the run's folder is empty, starts
 with drawn weights from a copy of config.json and tokenizer, and fetches each version before it is paused. `reload`
 (`transfer` for experts, which vLLM's CPU build reloads wrongly): trainer and server share the folder. A row a version:
-bytes that the server read, seconds until it had them, seconds of its pause, the probe's mean log-prob difference, and the largest difference of a
-sampled token to the learner. vLLM's CPU build returns no experts: in bfloat16 a router's near tie may fall otherwise in
-the learner, so that this largest difference is no criterion for experts there; in float32 (--dtype) it is.
+bytes that the server read, seconds until it had them, seconds of its pause, the probe's mean log-prob difference, and
+the largest difference of a sampled token to the learner. vLLM's CPU build returns no experts: in bfloat16 a router's
+near tie may fall otherwise in the learner, so that this largest difference is no criterion for experts there; in
+float32 (--dtype) it is.
 The last line says how many versions of `pull` are within the tolerances; exit code 1 unless all are.
 Installing vLLM: benchmarks/vllm_server.py.
 """
@@ -146,7 +147,8 @@ def main() -> None:
                 write(name, folder, dtype=given.dtype)
         else:
             folders = {given.model.name: given.model.resolve()}
-        print(f"{'model':10} {'weights':8} {'version':7} {'bytes':>11} {'before':>7} {'pause':>7} {'probe':>8} {'gap':>8}  ok")
+        print(f"{'model':10} {'weights':8} {'version':7} {'bytes':>11} {'before':>7} {'pause':>7} {'probe':>8}", end="")
+        print(f" {'gap':>8}  ok")
         for name, folder in folders.items():
             shared = "reload" if read_shape(folder).routes is None else "transfer"
             for weights in [{"pull": "pull", "shared": shared}[one] for one in given.only]:
