@@ -5,12 +5,15 @@
     python benchmarks/headline.py configs/sweeps/headline.yaml --freeze      # once: fixes the test's tasks
 
 The sweep has arms called as ``ARMS`` are. ``scripted`` is the best of three scripted plans for each task, without a
-model, with the sweep's own limits: serial calls, parallel calls by one agent, or sub-agents; an unsolved task counts
-as such. Shares are 0 to 1, ``makespan_s`` seconds under ``rewards.latency``, costs means over tasks and runs.
+model: serial calls, parallel calls by one agent, or sub-agents; best is what solves the task, then the lowest cost in
+the unit of ``rewards.critical``. The limits are those of the sweep's first cell, and a plan in which an agent reads
+more than the policy has positions counts as unsolved; so does an unsolved task. Shares are 0 to 1, ``makespan_s``
+seconds under ``rewards.latency``, costs means over tasks and runs.
 ``success_low`` and ``success_high``: 95 % interval over cold starts and tasks (``parl.sweep.results.crossed``); for
 ``scripted`` over tasks. A column that the episodes do not have is null.
 
-The test is frozen: its tasks' keys are in ``docs/data/frozen_test.json``, and a sweep over any others is refused.
+The test is frozen: its tasks' keys and the settings of their world are in ``docs/data/frozen_test.json``, and a sweep
+over any others is refused: other settings can make easier pages for the same questions.
 """
 
 from __future__ import annotations
@@ -42,8 +45,10 @@ from parl.sweep.results.aggregate import Done, aggregate, load_done, task_keys
 from parl.sweep.results.measure import Record
 from parl.sweep.run import choices
 from parl.sweep.state import Folder, Outcome
+from rewards.parl_reward import cost_of
 from rollouts.engine.scripted import ScriptedEngine
 from rollouts.episode import Episode, Trace
+from rollouts.swarm.budget import critical_budget
 from rollouts.swarm.settings import SwarmSettings
 from rollouts.swarm.swarm import run_episode
 
@@ -75,18 +80,18 @@ def frozen(cell: Cell, tasks: Sequence[Task]) -> dict[str, Any]:
 
 
 def check_frozen(file: Path, now: Mapping[str, Any]) -> None:
-    """UserError that says what changed, unless ``file`` holds the same tasks as ``now``."""
+    """UserError that says what changed, unless ``file`` holds the same tasks and settings as ``now``."""
     if not file.is_file():
         raise UserError(f"{file} is missing: no test is frozen yet; --freeze writes it, once")
     kept = json.loads(file.read_text(encoding="utf-8"))
-    if kept["hash"] == now["hash"]:
-        return
-    before, after = kept["settings"], now["settings"]
+    before, after = kept["settings"], json.loads(json.dumps(now["settings"]))
     said = [
         f"{key} was {json.dumps(before.get(key))} and is {json.dumps(after.get(key))}"
         for key in before | after
         if before.get(key) != after.get(key)
     ]
+    if kept["hash"] == now["hash"] and not said:
+        return
     gone = Counter(family for key, family in kept["tasks"].items() if key not in now["tasks"])
     new = Counter(family for key, family in now["tasks"].items() if key not in kept["tasks"])
     counts = [
@@ -94,45 +99,53 @@ def check_frozen(file: Path, now: Mapping[str, Any]) -> None:
         for word, counter in (("tasks gone", gone), ("tasks new", new))
         if counter
     ]
-    why = "; ".join(said) or "no setting differs, so the code makes other tasks"
-    raise UserError(f"the test is not the frozen one of {file}: {why}; {'; '.join(counts)}")
+    why = said or ["no setting differs, so the code makes other tasks"]
+    raise UserError(f"the test is not the frozen one of {file}: {'; '.join([*why, *counts])}")
+
+
+class Shortest(ReferencePolicy):
+    """A script without the turns that only demonstrate something."""
+
+    def creates_first(self, task: Task) -> bool:
+        """Sub-agents are created and asked in one turn."""
+        return False
 
 
 def scripted(cell: Cell, environment: Environment, tasks: Sequence[Task], chat: Any) -> dict[str, Episode]:
-    """By task, the episode of the best scripted plan: solved before unsolved, then fewest critical steps."""
+    """By task, the episode of the best scripted plan: solved before unsolved, then the lowest cost."""
     config = cell.config
-    budget = config.rollouts.budget.model_copy(update={"direct_calls": 1000, "turn_tokens": 10**6})
+    budget, positions = config.rollouts.budget, config.model.max_position_embeddings
     scoring = Scoring(reward=config.rewards, steps=config.trainer.steps)
 
     async def played() -> list[Episode]:
         episodes = []
         for task in tasks:
             for style in STYLES:
-                policy = ReferencePolicy(style)
+                policy = Shortest(style)
 
-                def pool(trace: Trace, task: Task = task, policy: ReferencePolicy = policy) -> ScriptedEngine:
+                def pool(trace: Trace, task: Task = task, policy: Shortest = policy) -> ScriptedEngine:
                     if trace.role is Role.ORCHESTRATOR:
                         return ScriptedEngine(trace, chat, lambda history: policy.act(task, history))
                     return ScriptedEngine(trace, chat, lambda history: subagent_act(trace.prompt, history))
 
-                settings = SwarmSettings.of(
-                    config.rollouts, chat=chat, pool=pool, budget=budget, spawning=style == "parallel"
-                )
-                episodes.append(await run_episode(task, environment, settings, index=0, seed=0, critical_budget=0))
+                settings = SwarmSettings.of(config.rollouts, chat=chat, pool=pool, spawning=style == "parallel")
+                most = critical_budget(task, budget)
+                episodes.append(await run_episode(task, environment, settings, index=0, seed=0, critical_budget=most))
         await environment.close()
         return episodes
+
+    def worth(episode: Episode) -> tuple[float, float]:
+        return episode.metrics["success"], -cost_of(episode, config.rewards.critical, config.rewards.latency)
 
     best: dict[str, Episode] = {}
     for episode in asyncio.run(played()):
         scoring.score_held_out(episode)
+        if max(len(trace.tokens) for trace in episode.traces) > positions:
+            episode.metrics |= {"success": 0.0, "item_f1": 0.0}
         key = episode.task.key
-        if key not in best or _worth(episode) > _worth(best[key]):
+        if key not in best or worth(episode) > worth(best[key]):
             best[key] = episode
     return best
-
-
-def _worth(episode: Episode) -> tuple[float, float]:
-    return episode.metrics["success"], -episode.metrics["critical_steps"]
 
 
 def as_done(cell: Cell, episodes: Mapping[str, Episode]) -> Done:

@@ -114,7 +114,7 @@ class Parl(Reward):
         }
 
     def _critical(self, episode: Episode, wasted: bool) -> float:
-        """min(cost / reference, 2), 2 if ``wasted``, 0 without a reference."""
+        """min(cost / reference, 2), 2 if ``wasted``; 0 without a reference, but for ``wasted`` in tokens and seconds."""
         group, noted = self.critical_reference == "group", episode.metrics
         if self.critical == "steps":
             oracle, shortest = episode.task.oracle, noted.get(SHORTEST, 0) if group else 0
@@ -122,10 +122,11 @@ class Parl(Reward):
         else:
             solved = noted.get(CHEAPEST[self.critical], 0.0) if group else 0.0
             reference = solved or self.critical_budget or noted.get(_DEAREST[self.critical], 0.0)
+        if wasted and (reference > 0 or self.critical != "steps"):
+            return CRITICAL_MAX
         if reference <= 0:
             return 0.0
-        cost = cost_of(episode, self.critical, self.latency)
-        return CRITICAL_MAX if wasted else min(cost / reference, CRITICAL_MAX)
+        return min(cost_of(episode, self.critical, self.latency) / reference, CRITICAL_MAX)
 
     def noted(self, group: Sequence[Episode], solved: Sequence[Episode]) -> Mapping[str, float]:
         """Toggle's budget; tokens or seconds of the group's cheapest solved and of its dearest episode, if priced."""

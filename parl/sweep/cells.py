@@ -51,6 +51,7 @@ class Cell:
     cold: str  # hash of its cold start
     attempts: int = 1
     trial: bool = False
+    judged: str = ""  # by what its checkpoint, or it itself as a trial, is judged
 
     @property
     def trains(self) -> bool:
@@ -62,7 +63,8 @@ class Cell:
         """Changes when its results may, as far as settings say."""
         tree = dict(leaves(self.config.model_dump(mode="json", exclude_defaults=True)))  # new keys of the code are none
         kept = {key: value for key, value in tree.items() if not key.startswith(_BESIDES)}
-        return config_hash(self.cold, self.policy, self.attempts, self.trial, *(f"{k}={v}" for k, v in kept.items()))
+        values = [*(f"{k}={v}" for k, v in kept.items()), *filter(None, [self.judged])]
+        return config_hash(self.cold, self.policy, self.attempts, self.trial, *values)
 
 
 def points(grid: Mapping[str, Sequence[str]]) -> list[Overrides]:
@@ -105,7 +107,7 @@ def cold_starts(needed: Sequence[Cell]) -> list[Cell]:
         if imitates and not shipped(recipe) and not (cold_start_folder(recipe) / WEIGHTS).exists():
             first.setdefault(cell.cold, cell)
     return [
-        replace(cell, id=f"cold-start-{key}", arm=COLD, at={}, policy=COLD, trial=False) for key, cell in first.items()
+        replace(cell, id=f"cold-start-{key}", arm=COLD, at={}, policy=COLD, trial=False, judged="") for key, cell in first.items()
     ]
 
 
@@ -137,6 +139,7 @@ def _cell(sweep: Sweep, arm: str, at: Overrides, tuned: Overrides, *, trial: boo
         cold=cold_start_hash(Recipe.of(config)),
         attempts=1 if trial else sweep.evaluate.attempts,
         trial=trial,
+        judged=f"{choose.metric} of {choose.tasks}" if trial or (own.policy == TRAINED and choose.checkpoint) else "",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -33,7 +34,9 @@ def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cell
     monkeypatch.chdir(tmp_path)
 
     def _first(**world: Any) -> Cell:
-        config = tiny_config(Path("runs"), envs={"config": {"entities": 120, "widths": (2, 4), **world}})
+        calls = {"budget": {"direct_calls": 32}}
+        world = {"entities": 120, "widths": (2, 4), **world}
+        config = tiny_config(Path("runs"), envs={"config": world}, rollouts=calls)
         Path("base.yaml").write_text(to_yaml(config))
         policies = {"cold_start": "{policy: cold_start}", "cold_start_no_spawn": "{policy: cold_start_no_spawn}"}
         arms = "".join(f"  {arm}: {policies.get(arm, '{}')}\n" for arm in ARMS)
@@ -54,6 +57,9 @@ def test_a_test_that_is_not_the_frozen_one_is_refused_with_what_changed(first, t
         check_frozen(file, now)
     file.write_text(json.dumps(now))
     check_frozen(file, now)
+    easier = first(distractors=0)  # the same questions over easier pages
+    with pytest.raises(UserError, match=r"envs\.config\.distractors was"):
+        check_frozen(file, frozen(easier, run_tasks(easier.config).held_out()))
     other = first(seed=5)
     with pytest.raises(UserError) as refused:
         check_frozen(file, frozen(other, run_tasks(other.config).held_out()))
@@ -84,6 +90,18 @@ def test_the_scripted_plan_solves_every_task_and_is_as_short_as_the_oracles(firs
         assert task.oracle is not None
         least = min(filter(None, (task.oracle.serial_steps, task.oracle.parallel_steps, task.oracle.direct_steps)))
         assert played[task.key].metrics["critical_steps"] <= least
+
+
+def test_a_plan_whose_agent_reads_more_than_the_policy_can_is_not_solved(first, tokenizer: Tokenizer):
+    cell = first()
+    own, limit = run_tasks(cell.config), 420
+    shape = cell.config.model.model_copy(update={"max_position_embeddings": limit})
+    bounded = dataclasses.replace(cell, config=cell.config.model_copy(update={"model": shape}))
+    chat = chat_format(cell.config.model, cell.config.rollouts, tokenizer)
+    played = scripted(bounded, own.environment, own.held_out(), chat)
+    solved = {key for key, episode in played.items() if episode.metrics["success"]}
+    assert 0 < len(solved) < len(played)
+    assert all(len(trace.tokens) <= limit for key in solved for trace in played[key].traces)
 
 
 def test_a_row_has_all_columns_and_null_for_what_is_absent():
