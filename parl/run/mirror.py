@@ -23,8 +23,9 @@ from pathlib import Path
 from model.files import file_digest, sync
 from parl.errors import MachineError, UserError
 from parl.machine.ownership import LOCK
-from parl.run.checkpoints import MANIFEST
+from parl.run.checkpoints import MANIFEST, newest_state
 from parl.run.remote import Remote
+from parl.run.resume import changes, other_run
 from parl.shown.terminal import echo
 
 _OWNER, _COLD, _CONFIG = "owner.json", "cold_start", "config.yaml"
@@ -32,6 +33,7 @@ _BY_ITSELF = ("served",)  # of this run's servers
 _LAST = (MANIFEST, "meta.json", "summary.json", _CONFIG)  # they say that what is beside them is complete
 _EVERY_S = 2.0
 _FLUSH_S = 3600.0
+_SETTLE_S, _SETTLE_LIMIT_S = 3.0, 600.0  # between two listings that must be alike before a fetch; for all of them
 _LAST_S = 120.0  # for the last files of a run that fails
 
 Stamp = tuple[int, int]  # bytes and time of change
@@ -52,11 +54,12 @@ class Mirror:
 
     def start(self) -> None:
         """Claim the address and begin."""
-        owner = {"id": self._id, "host": socket.gethostname(), "pid": os.getpid(), "since": round(time.time())}
-        self.remote.write(_OWNER, json.dumps(owner).encode())
+        _claim(self.remote, self._id)
+        for unfinished in self.remote.unfinished():  # of a process that was killed
+            self.remote.remove(unfinished)
         self._known = dict.fromkeys(name for name in self.remote.files() if not _apart(name))
         for name, stamp in self._local().items():
-            if name.endswith(f"/{MANIFEST}") and name in self._known:
+            if _manifest(name) and name in self._known:
                 self._keep_checkpoint(name, stamp)
         self._thread.start()
 
@@ -122,18 +125,36 @@ class Mirror:
         if not changed and not gone:
             return
         self._check_owner()
+        checked = time.monotonic()
         for name in changed:
-            if name.endswith(f"/{MANIFEST}") and name in self._known:  # another checkpoint of that step
+            if _manifest(name) and name in self._known:  # another checkpoint of that step
                 self.remote.remove(name)
         for name in sorted(changed, key=_order):
+            if time.monotonic() - checked > _EVERY_S:  # who takes the run over waits for this one file at most
+                self._check_owner()
+                checked = time.monotonic()
             try:
                 self.remote.put(self._folder / name, name)
             except FileNotFoundError:  # dropped meanwhile
                 continue
             self._known[name] = local[name]
+        if gone:
+            self._check_owner()
+        kept = self._without_another(gone, local)
         for name in sorted(gone, key=_order, reverse=True):
-            self.remote.remove(name)
-            del self._known[name]
+            if not name.startswith(kept):
+                self.remote.remove(name)
+                del self._known[name]
+
+    def _without_another(self, gone: list[str], local: dict[str, Stamp]) -> tuple[str, ...]:
+        """Checkpoints of ``gone`` that stay until a newer one is there: a listing that was made while one was dropped
+        may have neither."""
+        whole = {
+            Path(name).parents[1] for name, stamp in local.items() if _manifest(name) and self._known.get(name) == stamp
+        }
+        return tuple(
+            name.removesuffix(MANIFEST) for name in gone if _manifest(name) and Path(name).parents[1] not in whole
+        )
 
     def _check_owner(self) -> None:
         said = json.loads(self.remote.read(_OWNER) or b"{}")
@@ -166,21 +187,17 @@ class Mirror:
 def fetch(address: str | None, run_dir: Path, cold: Path) -> None:
     """Before the run of ``run_dir`` is resumed: its folder from the address, if it is not here, and its cold start.
 
-    UserError if the copy is ahead of the folder here.
+    A process that still writes there ends. UserError if another run is at the address, if the copy is ahead of the
+    folder here, or if that process goes on.
     """
     if address is None:
         return
     remote = _remote(address, run_dir)
-    there = {name: size for name, size in remote.files().items() if name != _OWNER}
+    there = remote.files()
     if _CONFIG not in there:
         return
     if (run_dir / _CONFIG).is_file():
-        here = {path.relative_to(run_dir).as_posix() for path in run_dir.glob(f"**/{MANIFEST}")}
-        if any(step > _steps(here).get(part, 0) for part, step in _steps(there).items()):
-            raise UserError(
-                f"{remote.shown} is ahead of {run_dir}: the run went on elsewhere. Move {run_dir} away, and --resume"
-                " fetches the newer one"
-            )
+        _check_same(remote, there, run_dir)
         return
     if run_dir.exists() and any(path.name != LOCK for path in run_dir.iterdir()):
         raise UserError(f"{run_dir} holds no run, but other files: move them away, and --resume fetches {remote.shown}")
@@ -188,11 +205,58 @@ def fetch(address: str | None, run_dir: Path, cold: Path) -> None:
     parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(parent).free < needed:
         raise MachineError(f"{parent} has no room for the {needed} bytes of {remote.shown}")
+    there = _taken_over(remote)
     _download(remote, {name: size for name, size in there.items() if not _apart(name)}, run_dir)
     files = {name: size for name, size in there.items() if name.startswith(f"{_COLD}/")}
     if files and not (cold / "model.safetensors").exists():
         _download(remote, files, cold, below=f"{_COLD}/")
-    echo(f"{len(there)} files, {needed / 1e6:.1f} MB, of {remote.shown} are in {run_dir}")
+    echo(f"{len(there)} files, {sum(there.values()) / 1e6:.1f} MB, of {remote.shown} are in {run_dir}")
+
+
+def _taken_over(remote: Remote) -> dict[str, int]:
+    """Claim the address, and wait until nobody writes there: the files, without the owner's. UserError: it goes on."""
+    _claim(remote, secrets.token_hex(8))
+    give_up, before = time.monotonic() + _SETTLE_LIMIT_S, None
+    while (now := remote.files() | remote.unfinished()) != before:
+        if time.monotonic() > give_up:
+            raise UserError(
+                f"another process is still writing to {remote.shown}, {_SETTLE_LIMIT_S:.0f} s after the run was taken"
+                " from it: end it, then --resume"
+            )
+        before = now
+        time.sleep(_SETTLE_S)
+    return {name: size for name, size in remote.files().items() if name != _OWNER}
+
+
+def _claim(remote: Remote, name: str) -> None:
+    """From here on the run's owner is ``name``, of this process: any other ends."""
+    owner = {"id": name, "host": socket.gethostname(), "pid": os.getpid(), "since": round(time.time())}
+    remote.write(_OWNER, json.dumps(owner).encode())
+
+
+def _check_same(remote: Remote, there: dict[str, int], run_dir: Path) -> None:
+    """UserError unless the copy at the address is of the run in ``run_dir``, and not ahead of it.
+
+    A run's first checkpoint gives it an identity; before that its configuration tells it from others.
+    """
+    newest = max((name for name in there if _manifest(name) and Path(name).parts[0] == "checkpoints"), default=None)
+    theirs = json.loads(remote.read(newest) or b"{}").get("state", {}).get("wandb_id") if newest else None
+    ours = newest_state(run_dir).wandb_id
+    if theirs and ours:
+        other = [] if theirs == ours else [f"its identity is {theirs}, and that of {run_dir} is {ours}"]
+    else:
+        other = other_run(changes(run_dir, (remote.read(_CONFIG) or b"").decode()), longer=True)
+    if other:
+        raise UserError(
+            f"{remote.shown} holds another run of this name ({'; '.join(other)}), which would be written over: take"
+            f" another mirror= for the run in {run_dir}, or move {run_dir} away, and --resume fetches the other"
+        )
+    here = {path.relative_to(run_dir).as_posix() for path in run_dir.glob(f"**/{MANIFEST}")}
+    if any(step > _steps(here).get(part, -1) for part, step in _steps(there).items()):
+        raise UserError(
+            f"{remote.shown} is ahead of {run_dir}: the run went on elsewhere. Move {run_dir} away, and --resume"
+            " fetches the newer one"
+        )
 
 
 @contextmanager
@@ -204,6 +268,8 @@ def mirrored(address: str | None, run_dir: Path, *, resume: bool) -> Iterator[Mi
     remote = _remote(address, run_dir)
     if not resume and remote.read(_CONFIG) is not None:
         raise UserError(f"{remote.shown} holds a run: --resume continues it; else take another name= or mirror=")
+    if resume and _CONFIG in (there := remote.files()):  # before anything there may be deleted
+        _check_same(remote, there, run_dir)
     mirror = Mirror(run_dir, remote)
     mirror.start()
     try:
@@ -243,6 +309,10 @@ def _steps(names: dict[str, int] | set[str]) -> dict[str, int]:
             part = path.parents[1].as_posix()
             found[part] = max(found.get(part, 0), int(path.parent.name[5:]))
     return found
+
+
+def _manifest(name: str) -> bool:
+    return name.endswith(f"/{MANIFEST}")
 
 
 def _counts(name: str) -> bool:

@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +48,13 @@ class Remote:
 
     def files(self) -> dict[str, int]:
         """Bytes of each complete file; empty where the address does not exist."""
+        return {name: size for name, size in self._list().items() if _PART not in name}
 
+    def unfinished(self) -> dict[str, int]:
+        """Bytes of each file that is being written, or was when its process was killed."""
+        return {name: size for name, size in self._list().items() if _PART in name}
+
+    def _list(self) -> dict[str, int]:
         def find() -> dict[str, int]:
             store, root = self._store()
             store.invalidate_cache()
@@ -56,7 +63,7 @@ class Remote:
             except FileNotFoundError:
                 return {}
             named = {path.removeprefix(root).lstrip("/"): int(told["size"] or 0) for path, told in found.items()}
-            return {name: size for name, size in named.items() if name and _PART not in name}
+            return {name: size for name, size in named.items() if name}
 
         found = self._call("list", "", find)
         if strange := [name for name in found if {"..", "."} & set(name.split("/")) or "\\" in name or "\0" in name]:
@@ -119,13 +126,19 @@ class Remote:
             path = final if protocols & _AT_ONCE else f"{final}{_PART}{secrets.token_hex(4)}"
             if path != final:
                 store.makedirs(path.rpartition("/")[0], exist_ok=True)
-            with store.open(path, "wb") as out:
-                fill(out)
-            there = int(store.info(path)["size"])
-            if there != size:
-                raise OSError(f"{there} bytes are there of {size}")
-            if path != final:
-                store.mv(path, final)
+            try:
+                with store.open(path, "wb") as out:
+                    fill(out)
+                there = int(store.info(path)["size"])
+                if there != size:
+                    raise OSError(f"{there} bytes are there of {size}")
+                if path != final:
+                    store.mv(path, final)
+            except BaseException:
+                if path != final:  # nobody would look for it again
+                    with suppress(Exception):
+                        store.rm_file(path)
+                raise
 
         self._call("write", name, write, size)
         return size

@@ -85,6 +85,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     Flaky.error = OSError("the store is down")
     monkeypatch.setattr(remote_module, "_PAUSES_S", (0.001,) * 4)
     monkeypatch.setattr(module, "_EVERY_S", 0.01)
+    monkeypatch.setattr(module, "_SETTLE_S", 0.02)
     MemoryFileSystem.store.clear()
     yield
     if Flaky.hangs:
@@ -110,9 +111,9 @@ def begun(config: Config) -> Path:
     return config.run_dir
 
 
-def save_step(run: Path, step: int, keep: int = 2) -> None:
+def save_step(run: Path, step: int, keep: int = 2, wandb_id: str | None = None) -> None:
     checkpoints = Checkpoints(run / "checkpoints", keep)
-    state = State(step=step, episodes=step)
+    state = State(step=step, episodes=step, wandb_id=wandb_id)
     path = checkpoints.begin(state, 1)
     parts = []
     for number in range(2):
@@ -265,6 +266,120 @@ def test_a_new_run_does_not_write_over_another_and_an_older_copy_here_is_not_tak
     fetch(other)  # as new as the copy
     with pytest.raises(UserError, match=r"is ahead of .*Move .* away"):
         fetch(config)
+
+
+def test_a_run_resumed_here_never_replaces_another_run_of_its_name_at_the_address(tmp_path: Path):
+    first, second = config_in(tmp_path, "one"), config_in(tmp_path, "two")
+    with mirrored(first, begun(first), resume=False):
+        save_step(first.run_dir, 30, wandb_id="aaaa")
+    before = tree(tmp_path / "store")
+    save_step(begun(second), 50, wandb_id="bbbb")
+    with pytest.raises(UserError, match=r"holds another run of this name.*aaaa.*bbbb.*another mirror="):
+        fetch(second)
+    with pytest.raises(UserError, match="holds another run"), mirrored(second, second.run_dir, resume=True):
+        pass
+    assert tree(tmp_path / "store") == before
+    third = config_in(tmp_path, "three")  # nothing trained yet
+    begun(third)
+    with pytest.raises(UserError, match="is ahead of"):
+        fetch(third)
+
+
+def test_before_the_first_checkpoint_its_settings_tell_a_run_from_another(tmp_path: Path):
+    first, same = config_in(tmp_path, "one"), config_in(tmp_path, "two")
+    with mirrored(first, begun(first), resume=False):
+        pass
+    save_step(begun(same), 1, wandb_id="bbbb")
+    fetch(same)
+    trainer = same.trainer.model_copy(update={"epochs": same.trainer.epochs + 1})
+    (same.run_dir / "config.yaml").write_text(to_yaml(same.model_copy(update={"trainer": trainer})))
+    with pytest.raises(UserError, match=r"holds another run of this name.*trainer.epochs"):
+        fetch(same)
+
+
+def test_a_run_that_still_writes_elsewhere_is_ended_before_its_files_are_fetched(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(module, "_SETTLE_S", 0.3)
+    config = config_in(tmp_path, "one")
+    run, over = begun(config), threading.Event()
+
+    def train(mirror: Mirror) -> None:
+        step = 0
+        while not over.is_set():
+            with suppress(MachineError):
+                save_step(run, step := step + 1)
+                mirror.flush()
+
+    taken = pytest.raises(MachineError, match="the run was resumed there")
+    with taken, mirrored(config, run, resume=False) as mirror:
+        assert mirror is not None
+        training = threading.Thread(target=train, args=(mirror,))
+        training.start()
+        while not (tmp_path / "store" / config.name / "checkpoints/step-000003/manifest.json").exists():
+            time.sleep(0.01)
+        try:
+            fetch(other := config_in(tmp_path, "two"))
+        finally:
+            over.set()
+            training.join()
+        mirror.check()
+    assert Checkpoints(other.run_dir / "checkpoints", 2).latest() is not None
+
+
+def test_a_process_that_does_not_stop_writing_is_told_to_the_user(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(module, "_SETTLE_LIMIT_S", 0.2)
+    config = config_in(tmp_path, "one")
+    with mirrored(config, begun(config), resume=False):
+        pass
+    log = tmp_path / "store" / config.name / "metrics.jsonl"
+    listed = Flaky.find
+
+    def find(self: Flaky, path: str, **rest: Any) -> Any:
+        with log.open("a") as file:
+            file.write("more\n")
+        return listed(self, path, **rest)
+
+    monkeypatch.setattr(Flaky, "find", find)
+    with pytest.raises(UserError, match="another process is still writing to flaky://"):
+        fetch(other := config_in(tmp_path, "two"))
+    assert not other.run_dir.exists()
+
+
+def test_a_listing_between_two_checkpoints_leaves_the_copy_with_the_one_that_it_has(tmp_path: Path, monkeypatch):
+    config = config_in(tmp_path, "one")
+    run, listed = begun(config), Mirror._local
+
+    def none(self: Mirror) -> dict[str, Any]:  # the first was dropped, and the second was not there yet
+        return {name: stamp for name, stamp in listed(self).items() if not name.startswith("checkpoints/")}
+
+    with mirrored(config, run, resume=False) as mirror:
+        assert mirror is not None
+        save_step(run, 1, keep=1)
+        mirror.flush()
+        monkeypatch.setattr(Mirror, "_local", none)
+        mirror.flush()
+        assert tree(tmp_path / "store" / config.name, "owner.json") == tree(run)
+        monkeypatch.setattr(Mirror, "_local", listed)
+        save_step(run, 2, keep=1)
+        mirror.flush()
+    assert tree(tmp_path / "store" / config.name, "owner.json") == tree(run)
+
+
+def test_what_was_written_in_part_does_not_stay_at_the_address(tmp_path: Path):
+    config = config_in(tmp_path, "one")
+    run, there = begun(config), tmp_path / "store" / config.name
+    there.mkdir(parents=True)
+    (there / "metrics.jsonl.part-0123abcd").write_text("of a process that was killed")
+    with mirrored(config, run, resume=False) as mirror:
+        assert mirror is not None
+        assert not list(there.rglob("*.part-*"))
+        moved = Flaky.mv
+        try:
+            Flaky.mv = lambda self, path1, path2, **rest: self._met("mv") or (_ for _ in ()).throw(OSError("full"))
+            with pytest.raises(MachineError, match="full"):
+                mirror.remote.write("notes", b"text")
+        finally:
+            Flaky.mv = moved
+    assert not list(there.rglob("*.part-*"))
 
 
 def test_resumed_in_place_no_checkpoint_is_written_twice(tmp_path: Path):
