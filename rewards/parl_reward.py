@@ -114,7 +114,7 @@ class Parl(Reward):
         }
 
     def _critical(self, episode: Episode, wasted: bool) -> float:
-        """min(cost / reference, 2), 2 if ``wasted``; 0 without a reference, but for ``wasted`` in tokens and seconds."""
+        """min(cost / reference, 2), 2 if ``wasted``; 0 without a reference, but for ``wasted`` in tokens or seconds."""
         group, noted = self.critical_reference == "group", episode.metrics
         if self.critical == "steps":
             oracle, shortest = episode.task.oracle, noted.get(SHORTEST, 0) if group else 0

@@ -107,7 +107,8 @@ def cold_starts(needed: Sequence[Cell]) -> list[Cell]:
         if imitates and not shipped(recipe) and not (cold_start_folder(recipe) / WEIGHTS).exists():
             first.setdefault(cell.cold, cell)
     return [
-        replace(cell, id=f"cold-start-{key}", arm=COLD, at={}, policy=COLD, trial=False, judged="") for key, cell in first.items()
+        replace(cell, id=f"cold-start-{key}", arm=COLD, at={}, policy=COLD, trial=False, judged="")
+        for key, cell in first.items()
     ]
 
 
