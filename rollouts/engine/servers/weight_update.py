@@ -21,6 +21,7 @@ from rollouts.config import HttpConfig
 from rollouts.engine.base import Delivery
 from rollouts.engine.client import Request, ServerFault
 from rollouts.engine.servers.http import EngineGone, HttpEngine
+from rollouts.faults import EngineSilent
 
 _GROWTH, _FLOOR = 3.0, 1e-5  # an update in place may raise the mean difference threefold, or to this
 _CALL_S = 120.0
@@ -69,14 +70,23 @@ class Deliverer:
         self.pulled_bytes = 0
 
     async def deliver(self, delivery: Delivery) -> None:
-        """The server computes with ``delivery`` on return. Raises StaleWeights, EngineGone, TimeoutError."""
+        """The server computes with ``delivery`` on return. Raises StaleWeights, EngineGone, TimeoutError.
+
+        EngineGone and EngineSilent, a TimeoutError, cost a restart of the rollout actors.
+        """
         try:
             async with asyncio.timeout(self.config.update_s) as clock:
                 await self._deliver(delivery)
         except TimeoutError as error:
             late = f"within rollouts.http.update_s={self.config.update_s:g}" if clock.expired() else str(error)
-            raise TimeoutError(f"{self.engine.url} did not take version {delivery.version}: {late}") from error
+            kind = EngineSilent if self._left_out else TimeoutError
+            raise kind(f"{self.engine.url} did not take version {delivery.version}: {late}") from error
         self.engine.policy_version = delivery.version
+
+    @property
+    def _left_out(self) -> bool:
+        """Whether a server that is lost now is left out: it had weights, and nothing starts it anew."""
+        return not self.config.restart and self.engine.policy_version >= 0
 
     async def _deliver(self, delivery: Delivery) -> None:
         first = self.engine.policy_version < 0
@@ -114,6 +124,8 @@ class Deliverer:
             self.pause_s = time.monotonic() - began
             return await self._probe(delivery, fresh=fresh)
         except (ServerFault, ValueError) as error:  # a restart may still help
+            if isinstance(error, EngineGone) and self._left_out:
+                raise
             return str(error)
 
     def _load(self, delivery: Delivery) -> list[Request]:

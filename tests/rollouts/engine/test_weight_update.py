@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import httpx
 import pytest
 from replay import Replay
 
+from parl.machine.faults import curable
 from rollouts.config import HttpConfig
 from rollouts.engine.base import Delivery
+from rollouts.engine.servers.blobs import Manifest
 from rollouts.engine.servers.dialects import Sglang, Vllm
 from rollouts.engine.servers.http import EngineGone, HttpEngine
 from rollouts.engine.servers.weight_update import Deliverer, StaleWeights, Verifier
+from rollouts.faults import EngineSilent
 
 PROBE = [1, 2, 3, 4]
 VALUES = {0: [-1.0, -2.0, -3.0], 1: [-1.5, -2.5, -3.5], 2: [-1.6, -2.6, -3.6]}
@@ -135,6 +139,50 @@ async def test_a_restart_command_may_leave_a_process_that_keeps_its_output_open(
 async def test_an_update_that_takes_too_long_says_which_setting_bounds_it(tmp_path):
     one = deliverer(Server(tmp_path / "started"), restart="sleep 5", weights="restart", update_s=0.05)
     with pytest.raises(TimeoutError, match=r"did not take version 0: within rollouts.http.update_s=0.05"):
+        await one.deliver(delivery(0))
+
+
+@pytest.mark.parametrize("weights", ["reload", "transfer", "pull"])
+async def test_a_server_lost_during_an_update_costs_a_restart_of_the_actors_and_not_the_run(
+    tmp_path, weights, monkeypatch
+):
+    server = Server(tmp_path / "started")
+    one = deliverer(server, weights=weights)
+    one.engine.policy_version = 0
+
+    async def lost(*_: Any, **__: Any) -> Any:
+        raise EngineGone("http://server:1 cannot be reached")
+
+    monkeypatch.setattr(one.engine, "call", lost)
+    given = delivery(1)
+    manifest = Manifest(version=1, where="http://127.0.0.1:9", shards=())
+    monkeypatch.setattr(Delivery, "files", lambda self: [])
+    with pytest.raises(EngineGone) as raised:
+        await one.deliver(replace(given, manifest=manifest))
+    assert curable(raised.value)
+
+
+async def test_a_server_that_falls_silent_in_an_update_is_lost_too(tmp_path, monkeypatch):
+    one = deliverer(Server(tmp_path / "started"), update_s=0.05)
+    one.engine.policy_version = 0
+
+    async def silent(*_: Any, **__: Any) -> Any:
+        await asyncio.sleep(5)
+
+    monkeypatch.setattr(one.engine, "call", silent)
+    with pytest.raises(EngineSilent, match=r"did not take version 1: within rollouts\.http\.update_s") as raised:
+        await one.deliver(delivery(1))
+    assert curable(raised.value)
+
+
+async def test_a_server_that_never_had_weights_ends_the_run_with_the_cure(tmp_path, monkeypatch):
+    one = deliverer(Server(tmp_path / "started"))
+
+    async def gone(*_: Any, **__: Any) -> Any:
+        raise EngineGone("http://server:1 cannot be reached")
+
+    monkeypatch.setattr(one.engine, "wait_healthy", gone)
+    with pytest.raises(StaleWeights, match=r"cannot be reached; set rollouts.http.restart"):
         await one.deliver(delivery(0))
 
 
