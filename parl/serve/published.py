@@ -41,7 +41,7 @@ class Published:
     def __init__(self, place: str | None, folder: Path) -> None:
         self._folder = folder
         self._key = secrets.token_bytes(32)
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, dict[str, Path]] = {}  # by blob and pool: pools delete their folders at different times
         self._versions: dict[str, list[set[str]]] = {}  # of each pool, oldest first: the names of its blobs
         self._before: dict[str, dict[str, Path]] = {}  # of each pool's last version: file name -> file
         self._server: uvicorn.Server | None = None
@@ -62,14 +62,14 @@ class Published:
         shards, names = [], set[str]()
         for name, file in files.items():
             data = file.read_bytes()
-            whole = self._offer(data, file)
+            whole = self._offer(pool, data, file)
             names.add(whole.sha256)
             older = before.get(name)
             old = older.read_bytes() if older is not None and older.exists() else b""
             if sha256(old) == whole.sha256 or not old or (patch := difference(old, data, word=word)) is None:
                 shards.append(Shard(whole=whole))
                 continue
-            delta = self._write(patch)
+            delta = self._write(pool, patch)
             names.add(delta.sha256)
             shards.append(Shard(whole=whole, delta=delta, base=sha256(old)))
         self._versions.setdefault(pool, []).append(names)
@@ -82,16 +82,16 @@ class Published:
             self._server.should_exit = True
             self._thread.join(_START_S)
 
-    def _write(self, data: bytes) -> Blob:
+    def _write(self, pool: str, data: bytes) -> Blob:
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f"{sha256(data)}.delta"
         file.write_bytes(data)
-        return self._offer(data, file)
+        return self._offer(pool, data, file)
 
-    def _offer(self, data: bytes, file: Path) -> Blob:
+    def _offer(self, pool: str, data: bytes, file: Path) -> Blob:
         name = sha256(data)
         known = name in self._files
-        self._files[name] = file
+        self._files.setdefault(name, {})[pool] = file
         if not self.remote:
             return Blob(sha256=name, size=len(data), sign=signature(self._key, name))
         if not known:
@@ -106,8 +106,11 @@ class Published:
         versions = self._versions[pool]
         gone = set[str]().union(*versions[:-_KEPT])
         del versions[:-_KEPT]
-        for name in gone.difference(*(names for kept in self._versions.values() for names in kept)):
-            file = self._files.pop(name)
+        for name in gone.difference(*versions):
+            file = self._files[name].pop(pool)
+            if self._files[name]:  # another pool's too
+                continue
+            del self._files[name]
             if file.suffix == ".delta":
                 file.unlink(missing_ok=True)
             if self.remote:
@@ -147,7 +150,7 @@ class Published:
         signed = bool(_NAME.fullmatch(name)) and secrets.compare_digest(
             given.encode("latin-1", "replace"), signature(self._key, name).encode()
         )
-        file = self._files.get(name)
-        if not signed or file is None or not file.is_file():
+        file = next((file for file in list(self._files.get(name, {}).values()) if file.is_file()), None)
+        if not signed or file is None:
             return PlainTextResponse("no such blob, or not signed", status_code=403)
         return FileResponse(file, media_type="application/octet-stream")

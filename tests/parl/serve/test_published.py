@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -131,6 +132,18 @@ def test_old_versions_are_withdrawn_but_another_pools_stay(tmp_path, monkeypatch
         fetch(offered.where, old.shards[1].whole)
     assert pulled(Puller(tmp_path / "cache"), frozen).wholes == SHARDS
     offered.close()
+
+
+def test_a_pools_shards_are_given_after_another_pool_with_the_same_ones_has_deleted_its_folders(offered, tmp_path):
+    """Frozen sub-agents have the policy's first weights, whose folder is deleted at its second next version."""
+    frozen = offered.publish("frozen", 0, version(tmp_path / "frozen", 0, 0), word=2)
+    folders = [version(tmp_path / "policy", number, 100 * (number > 0)) for number in range(4)]
+    for number, folder in enumerate(folders):
+        if number > 1:
+            shutil.rmtree(folders[number - 2])
+        policy = offered.publish("policy", number, folder, word=2)
+        for name, manifest in (("frozen", frozen), ("policy", policy)):
+            assert pulled(Puller(tmp_path / f"{name}-{number}"), manifest).wholes == SHARDS
 
 
 def test_a_pull_goes_on_in_the_background_and_tells_its_error(tmp_path, monkeypatch):
