@@ -57,7 +57,7 @@ class Puller:
             raise PermissionError(f"{self._folder} belongs to user {owner}: set {FOLDER} to a folder of your own")
         self._state: Pulled | None = None
         self._checked: set[str] = set()  # shards whose bytes this process has seen to be right
-        self._kept: list[set[str]] = []  # names of the last two versions
+        self._kept: list[dict[str, tuple[str, Shard]]] = []  # by name, of the last two versions: where a shard is from
 
     def begin(self, manifest: Manifest) -> None:
         """Start to fetch ``manifest`` in a thread. RuntimeError while another version is being fetched."""
@@ -73,10 +73,18 @@ class Puller:
         return asdict(self._state) if self._state is not None else {}
 
     def path(self, name: str) -> Path:
-        """The file of the shard ``name``, which was fetched before."""
-        if name not in self._checked:
+        """The file of the shard ``name``, which was fetched before; fetched again if it was deleted since.
+
+        FileNotFoundError: it was not. ConnectionError, Corrupt: it cannot be fetched again.
+        """
+        kept = next((kept[name] for kept in reversed(self._kept) if name in kept), None)
+        if name not in self._checked or kept is None:
             raise FileNotFoundError(f"shard {name} was not fetched before the update")
-        return self._folder / f"{name}.safetensors"
+        file = self._folder / f"{name}.safetensors"
+        if not file.is_file():
+            with self._turn():
+                self._bring(*kept, Pulled(version=-1))
+        return file
 
     def _run(self, manifest: Manifest, state: Pulled) -> None:
         began = time.monotonic()
@@ -88,16 +96,24 @@ class Puller:
         state.done = True
 
     def pull(self, manifest: Manifest, state: Pulled) -> None:
-        """Fetch what is missing of ``manifest``, and delete what neither it nor the one before needs."""
-        self._kept = [*self._kept[-1:], {shard.whole.sha256 for shard in manifest.shards}]
+        """Fetch what is missing of ``manifest``, and delete what was fetched for older versions than the one before.
+
+        Other files stay: they may be those of another server or run with the same folder.
+        """
+        wanted = {shard.whole.sha256: (manifest.where, shard) for shard in manifest.shards}
+        if self._kept and self._kept[-1].keys() == wanted.keys():  # asked again: the version before stays
+            self._kept[-1] = wanted
+        else:
+            self._kept.append(wanted)
         for shard in manifest.shards:
             with self._turn():
                 self._bring(manifest.where, shard, state)
-        needed = set().union(*self._kept)
+        needed = set().union(*self._kept[-2:])
+        dropped, self._kept = self._kept[:-2], self._kept[-2:]
         with self._turn():
-            for file in self._folder.glob("*.safetensors"):
-                if file.stem not in needed and len(self._kept) == 2:
-                    file.unlink(missing_ok=True)
+            for name in set().union(*dropped) - needed:
+                (self._folder / f"{name}.safetensors").unlink(missing_ok=True)
+                self._checked.discard(name)
 
     def _bring(self, where: str, shard: Shard, state: Pulled) -> None:
         name = shard.whole.sha256

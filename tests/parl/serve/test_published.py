@@ -86,6 +86,28 @@ def test_a_shard_that_was_damaged_on_the_servers_disk_is_repaired(offered, tmp_p
     assert state.wholes == SHARDS and same(puller, manifest, folder)
 
 
+def test_servers_with_one_folder_do_not_delete_each_others_shards(offered, tmp_path):
+    ours, theirs = Puller(tmp_path / "cache"), Puller(tmp_path / "cache")  # of two pools, or of two runs
+    frozen, folder = version(tmp_path / "frozen", 9, 77), tmp_path / "frozen" / "v9"
+    kept = offered.publish("frozen", 0, frozen, word=2)
+    pulled(theirs, kept)
+    for number in range(4):
+        pulled(ours, offered.publish("policy", number, version(tmp_path, number, 100), word=2))
+    assert same(theirs, kept, folder)
+    assert pulled(Puller(tmp_path / "cache"), kept).fetched == 0
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1 + (SHARDS - 1) * 3  # two versions, and theirs
+
+
+def test_a_shard_that_somebody_deleted_is_fetched_again_when_it_is_loaded(offered, tmp_path):
+    folder = version(tmp_path, 0, 0)
+    manifest = offered.publish("policy", 0, folder, word=2)
+    puller = Puller(tmp_path / "cache")
+    pulled(puller, manifest)
+    for file in (tmp_path / "cache").glob("*.safetensors"):
+        file.unlink()
+    assert same(puller, manifest, folder)
+
+
 def test_bytes_that_are_not_the_blob_never_get_its_name(offered, tmp_path, monkeypatch):
     monkeypatch.setattr("rollouts.engine.servers.puller._PAUSE_S", 0.0)
     folder = version(tmp_path, 0, 0)
