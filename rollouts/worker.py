@@ -158,10 +158,11 @@ class RolloutWorker(AsyncBeating):
 
         async def attempt(index: int) -> None:
             key = (task.key, index, seed)
-            flight = Flight(saved=group[index], session=self._sessions.pop(key, None))
+            flight = Flight(saved=group[index])
             async with self._slots:
                 if self._halting:
                     return
+                flight.session = self._sessions.pop(key, None)  # only now: a halt before keeps it
                 group[index] = flight
                 episode = await self._episode(task, settings, index, seed, critical_budget, flight)
             group[index] = flight.now() if flight.halted else episode

@@ -45,6 +45,7 @@ class Collector:
     """The rollout side of one run. Close it after use."""
 
     _roster: Roster | None = None  # of the policy's servers
+    _found: tuple[str, ...] | None = None  # the servers that the last look found, until they are in use
 
     def __init__(self, side: RolloutSide, tokenizer: Path, frozen: Weights, kept: Path | None = None) -> None:
         """``frozen``: the starting policy; ``kept``: folder for refreshed sub-agents' weights."""
@@ -69,6 +70,8 @@ class Collector:
             self.retrying(self._serve_frozen)
         if self._rollouts.rebalance:
             self.retrying(self._rebalance)
+        if not in_flight:
+            self.servers_change()
         self.retrying(self._change_servers)
         self.retrying(lambda: self._serve_policy(in_flight))
         if self._roster:
@@ -76,8 +79,12 @@ class Collector:
         return time.monotonic() - began
 
     def servers_change(self) -> bool:
-        """Whether the next :meth:`sync` takes in or leaves out a server: no episode may run then."""
-        return self._roster is not None and self._roster.look() != self._roster.used
+        """Look at the servers: whether the next :meth:`sync` takes in or leaves out one. No episode may run then.
+
+        A change that comes later waits for the next look.
+        """
+        self._found = self._roster.look() if self._roster else None
+        return self._roster is not None and self._found != self._roster.used
 
     @property
     def servers(self) -> int:
@@ -222,6 +229,7 @@ class Collector:
         elif pool == "policy" and self._roster:
             urls = self._roster.look()
             self._roster.take(urls)
+            self._found = None  # it is older
         else:
             urls = self._rollouts.http.frozen_urls
         return [self._replica(pool, number, url) for number, url in enumerate(urls)]
@@ -234,9 +242,9 @@ class Collector:
         return actor(EngineActor, kind, place, concurrency=1000, _label=label, _role="engine")
 
     def _change_servers(self) -> None:
-        """Take in servers of the policy that were added or came back, and leave out those that went."""
-        roster = self._roster
-        if roster is None or (found := roster.look()) == roster.used:
+        """Take in the policy's servers that the last look found new or back, and leave out those that went."""
+        roster, found = self._roster, self._found
+        if roster is None or found is None or found == roster.used:
             return
         kept = dict(zip(roster.used, self._engines["policy"], strict=True))
         roster.take(found)

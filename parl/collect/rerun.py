@@ -34,6 +34,7 @@ class Tries:
         """Those of ``episodes`` to run again."""
         failed = [episode for episode in episodes if episode.status is EpisodeStatus.FAILED]
         if not (again := [episode for episode in failed if self._count < TRIES.get(episode.limit, 0)]):
+            self.pause_s = 0.0  # what was to wait has waited: a group that is halted later goes on at once
             return []
         echo(f"{_of(again)}: run again ({again[0].error})", err=True)
         self._count, self.pause_s = self._count + 1, _PAUSE_S * 2**self._count

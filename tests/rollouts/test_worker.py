@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
+from stored import make_episode
 from tiny import tiny_model
 
 from envs.base import Role
@@ -139,3 +141,32 @@ async def test_the_attempts_beside_one_that_lost_its_engine_end_with_it(environm
         await worker.suspend()
         assert await waits == [None, None]
     assert running == 0
+
+
+async def test_an_attempt_halted_before_it_gets_going_keeps_its_session(environment, tokenizer_path, monkeypatch):
+    worker, task = worker_of(environment, tokenizer_path, concurrency=1), environment.task_stream("train", 0)[0]
+    kept: Any = object()
+    got: list[Any] = []
+
+    async def episode(task, settings, index, seed, critical_budget, flight):
+        got.append(flight.session)
+        while not flight.halting:
+            await asyncio.sleep(0)
+        flight.halted = True
+
+    monkeypatch.setattr(worker, "_episode", episode)
+    worker._sessions[task.key, 1, SETTINGS["seed"]] = kept  # of the halt before
+    for _ in range(2):  # the first attempt has the only slot
+        running = asyncio.create_task(worker.advance(0, task, [None] * 2, **SETTINGS))
+        async with asyncio.timeout(5):
+            while not worker._flights():
+                await asyncio.sleep(0)
+            await worker.suspend()
+            await running
+    first = asyncio.create_task(worker.advance(0, task, [make_episode(task, spawning=False), None], **SETTINGS))
+    async with asyncio.timeout(5):
+        while not worker._flights():
+            await asyncio.sleep(0)
+        await worker.suspend()
+        await first
+    assert got == [None, None, kept]

@@ -16,7 +16,7 @@ from parl.collect import collector as collect
 from parl.collect import stream, weight_sync
 from parl.collect.collector import Collector
 from parl.collect.pools import Refreshed, RolloutSide, engine_kinds
-from parl.collect.rerun import StepFailed
+from parl.collect.rerun import StepFailed, Tries
 from parl.collect.stream import EpisodeStream
 from parl.collect.weight_sync import Packed, PoolWeights
 from parl.config.schema import Config
@@ -269,6 +269,46 @@ def test_a_step_of_the_stream_takes_groups_in_order_and_each_has_its_own_task(ru
     running.advance()
     assert running.scheduler.version == 1
     assert [number for number, _ in running._collector.begun[4:]] == [4, 5]
+
+
+class Servers:
+    """A roster whose ``looks`` find one set of servers after the other."""
+
+    def __init__(self, *looks: tuple[str, ...]) -> None:
+        self.used, self.looks = looks[0], list(looks[1:])
+
+    def look(self) -> tuple[str, ...]:
+        return self.looks.pop(0)
+
+    def take(self, found: tuple[str, ...]) -> None:
+        self.used = found
+
+    def settle(self) -> None:
+        pass
+
+
+def test_a_server_that_changes_while_episodes_run_waits_for_a_halt(config: Config, monkeypatch: pytest.MonkeyPatch):
+    """Only the change that the caller was told of, and halted for, is taken."""
+    rollouts = collector(config, monkeypatch)
+    weights = {"w": np.ones(1)}
+    rollouts._roster = Servers(("a", "b"), ("a", "b"), ("a",), ("a", "b"))  # pyright: ignore
+    old = {url: Handle(update=lambda update, *_: update.version) for url in ("a", "b")}
+    rollouts._engines["policy"] = list(old.values())
+    served: list[Any] = []
+    monkeypatch.setattr(rollouts, "_serve_workers", lambda: served.append(list(rollouts._engines["policy"])))
+    monkeypatch.setattr(collect, "stop", lambda actors: None)
+    assert not rollouts.servers_change()
+    rollouts.sync(weights, 1, in_flight=True)
+    assert served == [] and rollouts.servers == 2
+    assert rollouts.servers_change()  # "b" is lost
+    rollouts.sync(weights, 2, in_flight=True)
+    assert served == [[old["a"]]] and rollouts.servers == 1  # it is back, which the next look sees
+
+
+def test_a_group_that_ran_again_goes_on_at_once_after_a_later_halt():
+    tries = Tries()
+    assert tries.again([episode(TASKS[0], 0, EpisodeStatus.FAILED)]) and tries.pause_s == 1.0
+    assert tries.again([]) == [] and tries.pause_s == 0.0
 
 
 ANSWERED, FAILED = EpisodeStatus.ANSWERED, EpisodeStatus.FAILED
