@@ -6,6 +6,7 @@ episode, and its public methods are tools that share its state.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -45,6 +46,11 @@ class Function:
     call: Callable[..., Any]
     owner: type | None  # the class of a method
     arguments: TypeAdapter[Any]
+    static: bool = False  # a method that takes no self
+
+    def of(self, made: Any) -> Callable[..., Any]:
+        """The method of the object ``made``."""
+        return self.call if self.static else self.call.__get__(made)
 
     def checked(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments with the types of the function; Refused names each that does not fit."""
@@ -61,7 +67,8 @@ _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
 def function_tool(call: Callable[..., Any], owner: type | None = None) -> Function:
     """``call``, a function or a method of ``owner``, as a tool. ValueError if agents could not call it."""
     name = call.__name__
-    bound = call.__get__(object()) if owner else call  # without self
+    static = owner is not None and isinstance(inspect.getattr_static(owner, name, None), staticmethod)
+    bound = call if static or owner is None else call.__get__(object())  # without self
 
     @wraps(bound)
     def given(*args: Any, **kwargs: Any) -> Any:
@@ -81,7 +88,7 @@ def function_tool(call: Callable[..., Any], owner: type | None = None) -> Functi
         raise ValueError(f"{_KEY}: {name}: its type hints make no JSON schema: {why}") from error
     about = inspect.cleandoc(call.__doc__ or name.replace("_", " "))
     spec = ToolSpec(name=name, description=about, parameters=schema)
-    return Function(spec=spec, call=call, owner=owner, arguments=adapter)
+    return Function(spec=spec, call=call, owner=owner, arguments=adapter, static=static)
 
 
 def _plain(schema: Any) -> Any:
@@ -158,7 +165,7 @@ class FunctionsEnvironment(PlugEnvironment):
 
 
 class FunctionsSession(PlugSession):
-    """One episode's tools. Blocking functions run in threads of their own, methods one after another."""
+    """One episode's tools. Blocking functions run in threads of their own, methods, async ones too, one by one."""
 
     def __init__(
         self,
@@ -170,19 +177,26 @@ class FunctionsSession(PlugSession):
     ) -> None:
         super().__init__(offered, result_chars)
         self._functions, self._made, self._thread = functions, made, thread
+        self._lock = asyncio.Lock()
 
     async def run(self, agent_id: str, call: ToolCall, deadline_s: float) -> ToolResult:
         """See :class:`PlugSession`."""
         function = self._functions[call.name]
         arguments = function.checked(call.arguments)
-        target = function.call
         if function.owner is not None:
-            target = target.__get__(self._made[function.owner])
-        if inspect.iscoroutinefunction(target):
-            return result_of(await target(**arguments))
-        if function.owner is not None:
-            return result_of(await self._thread.run(target, **arguments))
-        return result_of(await in_thread(target, **arguments))
+            return result_of(await self.alone(function.of(self._made[function.owner]), **arguments))
+        if inspect.iscoroutinefunction(function.call):
+            return result_of(await function.call(**arguments))
+        return result_of(await in_thread(function.call, **arguments))
+
+    async def alone(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a ``method`` of an object returns, while no other runs: async ones run in the event loop."""
+        async with self._lock:
+            if inspect.iscoroutinefunction(method):
+                await self._thread.run(lambda: None)  # a blocking method may have outlived its deadline
+                return await method(*args, **kwargs)
+            value = await self._thread.run(method, *args, **kwargs)
+            return await value if inspect.isawaitable(value) else value
 
     async def close(self) -> None:
         """Also closes the objects that have a method ``close``."""
@@ -191,9 +205,7 @@ class FunctionsSession(PlugSession):
         self.closed = True
         for made in self._made.values():
             if close := getattr(made, "close", None):
-                done = await self._thread.run(close)
-                if inspect.isawaitable(done):
-                    await done
+                await self.alone(close)
         self._thread.end()
 
 
@@ -203,8 +215,7 @@ class ScoringSession(FunctionsSession):
     async def score(self, episode: Any) -> Score:
         """What the method ``score`` of the first object that has one says."""
         found = next(made.score for made in self._made.values() if hasattr(made, "score"))
-        given = await self._thread.run(found, episode)
-        value = await given if inspect.isawaitable(given) else given
+        value = await self.alone(found, episode)
         return value if isinstance(value, Score) else Score(value=float(value))
 
 

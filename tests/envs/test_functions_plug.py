@@ -79,6 +79,27 @@ class Basket:
         return len(self.items) / 4
 
 CLOSED = []
+
+class Shop:
+    """One an episode."""
+    def __init__(self):
+        self.sold = 0
+    async def buy(self) -> int:
+        """Buy."""
+        sold = self.sold
+        await asyncio.sleep(0.01)
+        self.sold = sold + 1
+        return self.sold
+    def order(self, seconds: float = 0.01) -> int:
+        """Order."""
+        sold = self.sold
+        time.sleep(seconds)
+        self.sold = sold + 1
+        return self.sold
+    @staticmethod
+    def price(item: str, count: int = 1) -> str:
+        """Price."""
+        return f"{count} {item}"
 '''
 UNUSABLE = """
 from __future__ import annotations
@@ -187,6 +208,31 @@ def test_a_class_is_one_object_an_episode_whose_methods_never_run_together(modul
     assert sorted(int(result.text) for result in added) == list(range(1, 9))
     assert [result.text for result in calls(env, ("count", {}))] == ["0 of 7"]
     assert [basket.closed for basket in sys.modules[module].CLOSED] == [True, True]
+
+
+def test_async_methods_of_an_object_run_one_after_another_and_not_beside_blocking_ones(module: str):
+    env = environment(f"{module}:Shop")
+    sold = calls(env, *[("buy", {}), ("order", {})] * 4)
+    assert sorted(int(result.text) for result in sold) == list(range(1, 9))
+
+
+def test_an_async_method_waits_for_a_blocking_one_that_outlived_its_deadline(module: str):
+    async def run() -> list[str]:
+        session = await environment(f"{module}:Shop").open(TASK)
+        late = ToolCall(id="0", name="order", arguments={"seconds": 0.4})
+        made = [await session.call("0", late, deadline_s=0.05)]
+        made.append(await session.call("0", ToolCall(id="1", name="buy", arguments={}), deadline_s=20))
+        await session.close()
+        return [result.text for result in made]
+
+    assert asyncio.run(run()) == ["error: timeout", "2"]
+
+
+def test_a_static_method_is_a_tool_with_all_its_parameters(module: str):
+    env = environment(f"{module}:Shop")
+    [spec] = [tool for tool in env.tools() if tool.name == "price"]
+    assert list(spec.parameters["properties"]) == ["item", "count"]
+    assert [result.text for result in calls(env, ("price", {"item": "pear", "count": 2}))] == ["2 pear"]
 
 
 def test_an_object_with_a_method_score_scores_the_episode(module: str):
