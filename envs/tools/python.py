@@ -15,6 +15,7 @@ from envs.sandbox.sandbox import Session
 from envs.tools.kit import Kit, Opened, spec
 
 _INTERPRETERS = 64  # kept at once by an environment; the one that was not used for longest goes first
+_RESTARTED = "[the interpreter was restarted; variables are lost]"
 
 
 class PythonConfig(Section):
@@ -49,6 +50,7 @@ class PythonKit(Kit):
         self._sandbox: Sandbox | None = None
         self._slots: asyncio.Semaphore | None = None
         self.kept: OrderedDict[tuple[object, str], Session] = OrderedDict()
+        self.lost: set[tuple[object, str]] = set()  # ended while their agents go on: the next result says so
 
     def check(self) -> None:
         """ValueError if the machine cannot isolate as well as ``required``."""
@@ -75,23 +77,38 @@ class PythonKit(Kit):
 
     async def forget(self, keys: list[tuple[object, str]]) -> None:
         """End the interpreters of these episodes and agents."""
+        self.lost.difference_update(keys)
         sessions = [self.kept.pop(key) for key in keys if key in self.kept]
         await asyncio.gather(*(session.close() for session in sessions))
 
-    async def ran(self, key: tuple[object, str], code: str, folder: str | None, deadline_s: float) -> Ran:
-        """Run ``code`` in the interpreter of ``key``, or in a fresh one."""
+    async def ran(self, key: tuple[object, str], code: str, folder: str | None, deadline_s: float) -> tuple[Ran, bool]:
+        """Run ``code`` in the interpreter of ``key``, or in a fresh one. Also whether earlier variables were lost."""
         self._slots = self._slots or asyncio.Semaphore(self.config.at_once)
         async with self._slots:
             try:
                 if not self.config.keep:
-                    return await self._made().run(code, deadline_s=deadline_s, folder=folder)
-                session = self.kept.setdefault(key, self._made().session(folder))
-                self.kept.move_to_end(key)
-                if len(self.kept) > _INTERPRETERS:
-                    await self.forget([next(iter(self.kept))])
-                return await session.run(code, deadline_s=deadline_s)
+                    return await self._made().run(code, deadline_s=deadline_s, folder=folder), False
+                return await self._continued(key, code, folder, deadline_s)
             except SandboxError as error:
                 raise ServerLost(str(error)) from error
+
+    async def _continued(
+        self, key: tuple[object, str], code: str, folder: str | None, deadline_s: float
+    ) -> tuple[Ran, bool]:
+        session = self.kept.setdefault(key, self._made().session(folder))
+        self.kept.move_to_end(key)
+        if len(self.kept) > _INTERPRETERS:
+            oldest, evicted = self.kept.popitem(last=False)
+            self.lost.add(oldest)
+            await evicted.close()
+        try:
+            ran = await session.run(code, deadline_s=deadline_s)
+        except BaseException:  # cancelled halfway: a session ends its interpreter
+            self.lost.add(key)
+            raise
+        lost = key in self.lost
+        self.lost.discard(key)
+        return ran, lost
 
     def _made(self) -> Sandbox:
         if self._sandbox is None:
@@ -112,14 +129,15 @@ class _Python(Opened):
         if not isinstance(code, str) or not code.strip():
             raise Refused(ErrorKind.BAD_ARGS, "code must be a text")
         seconds = min(self._kit.config.call_s, deadline_s)
-        ran = await self._kit.ran((self, agent_id), code, self._folder, seconds)
-        return ToolResult(text=_shown(ran, seconds), error=ErrorKind.TIMEOUT if ran.timed_out else None)
+        ran, lost = await self._kit.ran((self, agent_id), code, self._folder, seconds)
+        text = f"{_RESTARTED}\n{_shown(ran, seconds)}" if lost else _shown(ran, seconds)
+        return ToolResult(text=text, error=ErrorKind.TIMEOUT if ran.timed_out else None)
 
     async def cancel(self, agent_id: str) -> None:
         await self._kit.forget([(self, agent_id)])
 
     async def close(self) -> None:
-        await self._kit.forget([key for key in self._kit.kept if key[0] is self])
+        await self._kit.forget([key for key in {*self._kit.kept, *self._kit.lost} if key[0] is self])
 
 
 def _shown(ran: Ran, seconds: float) -> str:

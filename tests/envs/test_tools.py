@@ -80,6 +80,25 @@ async def test_what_stops_python_is_said_and_the_next_call_works():
 
 
 @isolated
+async def test_an_agent_reads_once_that_its_interpreter_was_restarted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("envs.tools.python._INTERPRETERS", 1)
+    environment, session = await opened(python=PYTHON)
+    restarted = "[the interpreter was restarted; variables are lost]\n"
+    await call(session, "python", code="x = 1")
+    assert (await call(session, "python", agent="0/1", code="2")).text == "2"
+    first = (await call(session, "python", code="x")).text
+    assert first.startswith(restarted) and "NameError" in first
+    assert (await call(session, "python", code="x = 3")).text == "[no output]"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await call(session, "python", code="import time; time.sleep(60)")
+    assert (await call(session, "python", code="4")).text == f"{restarted}4"
+    await session.close()
+    assert not environment.kits[0].kept and not environment.kits[0].lost
+    await environment.close()
+
+
+@isolated
 async def test_without_keep_each_call_is_fresh_and_agents_may_be_apart():
     environment, session = await opened(python={**PYTHON, "keep": False})
     assert environment.stateless and environment.spreads
