@@ -126,7 +126,7 @@ def json_lines(path: Path) -> Iterator[Row]:
     if text.lstrip().startswith("["):
         yield from json.loads(text)
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() also ends lines within JSON texts
         if line.strip():
             try:
                 yield json.loads(line)

@@ -51,7 +51,8 @@ class NemoGymEnvironment(Environment):
     def rows(self) -> list[dict[str, Any]]:
         """The rows; ValueError names the line of one that is none."""
         rows = []
-        for number, line in enumerate(self.config.rows.read_text(encoding="utf-8").splitlines(), 1):
+        lines = self.config.rows.read_text(encoding="utf-8").split("\n")  # splitlines() also ends lines in JSON texts
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     row = json.loads(line)

@@ -188,7 +188,8 @@ class Corpus:
         if not path.exists():
             return []
         try:
-            return [Task.from_row(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() also ends lines within JSON texts
+            return [Task.from_row(json.loads(line)) for line in lines if line.strip()]
         except (ValueError, KeyError, TypeError) as error:
             raise CorpusError(f"{path}: {error}; build the corpus again") from None
 

@@ -191,7 +191,7 @@ def used(store: Path, tasks: Sequence[Task], n: int) -> dict[str, int]:
     sums = {field.name: 0 for field in fields(Usage)}
     wanted = {task.key for task in tasks}
     path = store / _USAGE
-    for text in path.read_text().splitlines() if path.exists() else ():
+    for text in filter(None, path.read_text(encoding="utf-8").split("\n") if path.exists() else ()):
         line: dict[str, Any] = json.loads(text)
         if line["task"] in wanted and line["index"] < n:
             sums = {name: total + line[name] for name, total in sums.items()}

@@ -33,7 +33,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``metrics.jsonl``, without an incomplete last line; none for a missing file."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     rows = []
     for number, line in enumerate(lines):
         try:

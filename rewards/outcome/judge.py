@@ -68,7 +68,8 @@ class Account:
 def account(folder: Path, section: JudgeSection) -> Account:
     """The sums of ``folder``'s requests, at the section's prices."""
     path = folder / _REQUESTS
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    rows = [json.loads(line) for line in lines if line]
     read, written = (sum(row[name] for row in rows) for name in ("prompt_tokens", "completion_tokens"))
     return Account(
         requests=len(rows),

@@ -68,6 +68,14 @@ def check(url: str, rows: Path) -> None:
     assert json.loads(results[2].text) == {"count": 5} and score.value == 0.0  # a session of its own
 
 
+def test_a_row_may_hold_every_line_end_of_unicode(tmp_path: Path):
+    asked = "add\u2028one\x85then\u2029get"
+    row = {"responses_create_params": {"input": [{"role": "user", "content": asked}], "tools": [VALUE]}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    env = NemoGymEnvironment(NemoGymConfig(url="http://127.0.0.1:9", rows=tmp_path / "rows.jsonl"))
+    assert [task.prompt for task in env.tasks("train")] == [asked]
+
+
 def test_the_contract_with_a_stand_in(server: str, rows: Path):
     check(server, rows)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -53,6 +55,44 @@ def test_the_same_folder_gives_the_same_corpus(source: Path, tmp_path: Path):
     assert first.digest == second.digest
     (source / "guide.md").write_text("Changed.")
     assert built(source, tmp_path, name="c")[1].digest != first.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "title", "kept"),
+    [
+        ("---\nweight: 3\n---\n# Flags\n\nBody.\n\n---\ntitle: Example\n---\nEnd.\n", "Flags", "Body."),
+        ("---\nweight: 3\n---\nBody.\n", "page", "Body."),
+        ("---\ntitle: Flags\n---\nBody.\n\n---\n\nEnd.\n", "Flags", "Body."),
+        ("---\ntitle: Flags\nno end\n", "page", "title: Flags"),
+    ],
+)
+def test_front_matter_ends_at_its_closing_line(tmp_path: Path, text: str, title: str, kept: str):
+    (tmp_path / "page.md").write_text(text)
+    ((found, body),) = documents(tmp_path / "page.md")
+    assert found == title and kept in body and ("End." in text) == ("End." in body)
+
+
+def test_a_pdf_that_fails_in_any_way_is_left_out_with_the_reason(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class DependencyError(Exception):  # as pypdf's, which is no PyPdfError
+        pass
+
+    def reader(path: Path) -> None:
+        raise DependencyError("cryptography>=3.1 is required for AES algorithm")
+
+    errors = SimpleNamespace(PyPdfError=ValueError)
+    monkeypatch.setitem(sys.modules, "pypdf", SimpleNamespace(PdfReader=reader, errors=errors))
+    monkeypatch.setitem(sys.modules, "pypdf.errors", errors)
+    (source / "aes.pdf").write_bytes(b"%PDF-1.7")
+    made, corpus = built(source, tmp_path)
+    assert len(corpus) == 5 and made.left_out[0][0] == "aes.pdf" and "cryptography" in made.left_out[0][1]
+
+
+def test_questions_may_hold_every_line_end_of_unicode(source: Path, tmp_path: Path):
+    asked = ASKED | {"prompt": "How tall\u2028is\x85it\u2029?"}
+    (source / "questions.jsonl").write_text(json.dumps(asked, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert built(source, tmp_path)[1].tasks("val")[0].prompt == asked["prompt"]
 
 
 @pytest.mark.parametrize(

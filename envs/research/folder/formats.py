@@ -26,6 +26,8 @@ _SAVE_AS = {
     **dict.fromkeys((".zip", ".gz", ".tar", ".bz2", ".xz", ".7z"), "unpack it"),
 }
 _TITLE_WORDS = 160  # characters of a title
+_FRONT = re.compile(r"---[ \t]*\n(?P<lines>(?:(?!---[ \t]*$).*\n)*)---[ \t]*(?:\n|\Z)", re.MULTILINE)
+_TITLE = re.compile(r"^title: *['\"]?(?P<title>.*?)['\"]? *$", re.MULTILINE)
 _HEADING = re.compile(r"^(?:#{1,3} +(?P<marked>.+?)#*|(?P<under>\S.*)\n[=~-]{3,}) *$", re.MULTILINE)
 
 
@@ -67,11 +69,12 @@ def _decoded(path: Path) -> str:
 
 def _text(path: Path) -> Iterator[Document]:
     text = _decoded(path)
-    front = re.match(r"---\n(?:.*\n)*?title: *['\"]?(?P<title>.*?)['\"]? *\n(?:.*\n)*?---\n", text)
-    if front:
-        yield front["title"], text[front.end() :]
+    front = _FRONT.match(text)
+    if front and (title := _TITLE.search(front["lines"])):
+        yield title["title"], text[front.end() :]
         return
-    heading = _HEADING.search(text[:4000])
+    start = front.end() if front else 0  # the line that closes front matter underlines no heading
+    heading = _HEADING.search(text, start, start + 4000)
     named = (heading["marked"] or heading["under"] or "") if heading else ""
     yield re.sub(r"[`*]|\]\([^)]*\)|[\[\]]", "", named), text
 
@@ -100,7 +103,6 @@ _MISSING = "needs the package {}: pip install 'parl-swarm[documents]'"
 def _pdf(path: Path) -> Iterator[Document]:
     try:
         from pypdf import PdfReader  # pyright: ignore[reportMissingImports]
-        from pypdf.errors import PyPdfError  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise Unreadable(_MISSING.format("pypdf")) from None
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of every oddity that it mends
@@ -112,7 +114,7 @@ def _pdf(path: Path) -> Iterator[Document]:
         title = (reader.metadata or {}).get("/Title")
     except Unreadable:
         raise
-    except (PyPdfError, OSError, ValueError, KeyError, TypeError, RecursionError, NotImplementedError) as error:
+    except Exception as error:  # of any kind: pypdf names none that broken files keep to
         raise Unreadable(f"is damaged or of an unknown form ({type(error).__name__}: {str(error)[:120]})") from None
     if not any(text.strip() for text in pages):
         raise Unreadable(f"its {len(pages)} pages hold pictures and no text: it needs text recognition first")

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from envs.base import Environment, Role, Section, Task, ToolCall, ToolResult, ToolSpec
-from envs.benchmarks.base import Benchmark, read_prepared, write_prepared
+from envs.benchmarks.base import Benchmark, json_lines, read_prepared, write_prepared
 from envs.benchmarks.environment import BenchmarkConfig, BenchmarkEnvironment
 from envs.benchmarks.harbor import Harbor, read_dockerfile
 from envs.benchmarks.judge import ChatJudge, JudgeConfig
@@ -110,6 +110,13 @@ def test_a_wrong_download_is_named_with_what_to_download(tmp_path: Path):
     (tmp_path / "full" / "mine.txt").write_text("keep")
     result = run("prepare", "frames", "--from", tmp_path / "x.csv", "--to", tmp_path / "full")
     assert result.exit_code == 2 and (tmp_path / "full" / "mine.txt").exists()
+
+
+def test_a_line_of_json_may_hold_every_line_end_of_unicode(tmp_path: Path):
+    rows = [{"question": "a\u2028b\x85c\u2029d"}, {"question": "e"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    assert list(json_lines(file)) == rows
 
 
 def test_a_judged_benchmark_without_a_judge_is_refused(tmp_path: Path):
