@@ -130,7 +130,8 @@ class Score:
     """How good an episode's outcome is: ``value`` in [``low``, ``high``], which may be negative.
 
     ``success``: whether it counts as solved; None: where ``value`` is ``high``. ``parts``: named numbers to be
-    tracked beside it. ValueError for a value outside its range or a number that is not finite.
+    tracked beside it. A value within a billionth of the range of one of its ends is that end: sums of rewards are
+    rounded. ValueError for a value outside its range or a number that is not finite.
     """
 
     value: float
@@ -145,6 +146,9 @@ class Score:
                 raise ValueError(f"a score's {name} = {number!r} is no finite number")
         if not self.low < self.high:
             raise ValueError(f"a score's low = {self.low} must be below its high = {self.high}")
+        for end in (self.low, self.high):  # ten rewards of 0.1 sum to 0.9999999999999999
+            if abs(self.value - end) <= 1e-9 * (self.high - self.low):
+                object.__setattr__(self, "value", end)
         if not self.low <= self.value <= self.high:
             raise ValueError(
                 f"a score of {self.value} is outside [{self.low}, {self.high}]: scale it, or declare its low and high"

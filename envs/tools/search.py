@@ -66,8 +66,11 @@ class SearchKit(Kit):
             found = self._kind.hits(reply)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise Refused(ErrorKind.SERVER, "the service's reply has another form than documented") from None
-        kept = {hit.url: hit for hit in reversed(found) if not self._blocked.holds_url(hit.url)}
-        return list(reversed(kept.values()))[: self.config.results]
+        kept: dict[str, Hit] = {}
+        for hit in found:
+            if not self._blocked.holds_url(hit.url):
+                kept.setdefault(hit.url, hit)
+        return list(kept.values())[: self.config.results]
 
 
 class _Search(Opened):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from envs.base import ErrorKind, ToolCall, ToolResult
 from envs.plugs.session import offered
 from envs.tools import hosted
 from envs.tools.environment import ToolsConfig, ToolsEnvironment, ToolsSession
+from envs.tools.search import SearchKit
 from envs.tools.service import Service
 
 KEY = "k3y-that-nobody-may-see"
@@ -182,6 +184,20 @@ async def test_equal_queries_are_asked_once_and_one_agents_end_ends_no_others(se
     await service.ask(hosted.SEARCHES["serper"].asks("another", 3), 5)
     assert len(heard) == 2
     await service.close()
+
+
+async def test_a_repeated_result_keeps_its_first_place(monkeypatch: pytest.MonkeyPatch):
+    hits = [hosted.Hit(title=name, url=f"https://{name}.org", snippet="") for name in "ABCA"]
+    server = {"search": {"backend": "serper", "results": 2}}
+
+    async def ask(*_: Any) -> None: ...
+
+    monkeypatch.setattr(Service, "ask", ask)
+    kit = ToolsEnvironment(ToolsConfig.model_validate(server)).kits[0]
+    assert isinstance(kit, SearchKit)
+    kit._kind = dataclasses.replace(kit._kind, hits=lambda reply: hits)
+    assert [hit.title for hit in await kit.hits("letters", 1.0)] == ["A", "B"]
+    await kit.close()
 
 
 async def test_a_failure_is_not_kept(server: Any, heard: list[bytes]):

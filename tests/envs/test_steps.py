@@ -106,6 +106,8 @@ def test_calls_wait_for_each_other_rewards_are_summed_and_done_ends_it():
     assert [result.done for result in results] == [False] * 9 + [True]
     assert isinstance(score, Score) and score.value == pytest.approx(1.0) and score.parts["finished"] == 1
     assert not counting().spreads and not counting().stateless and not counting().repeatable
+    _, whole = play(counting(low=0, high=1), *[("add", {"number": 1})] * 10)
+    assert isinstance(whole, Score) and whole.solved
     results, _ = play(counting(), ("add", {"number": 10}), ("add", {"number": 1}))
     assert results[1].text == "error: the episode is over" and results[1].error is ErrorKind.CANCELLED
 

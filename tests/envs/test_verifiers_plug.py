@@ -13,7 +13,6 @@ import pytest
 from envs.base import ErrorKind, Score, Scorer, ToolCall, ToolResult
 from envs.plugs.verifiers import VerifiersConfig, VerifiersEnvironment
 
-pytest.importorskip("verifiers.v1", reason="verifiers 0.4 is not installed")
 TASKSET = '''
 import verifiers.v1 as vf
 
@@ -91,6 +90,7 @@ __all__ = ["Sums"]
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    pytest.importorskip("verifiers.v1", reason="verifiers 0.4 is not installed")
     name = f"their_sums_{tmp_path.name}".lower()  # as verifiers spells modules
     (tmp_path / f"{name}.py").write_text(TASKSET)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -129,6 +129,15 @@ def test_tasks_tools_and_rewards(module: str, by: str):
     assert score.value == pytest.approx(1.0) and score.parts == {"right": 1.0, "short": 1.0, "turns": 2.0}
     _, score = play(env, "7", add, add)
     assert score.value == pytest.approx(0.0) and score.parts["short"] == 0.0
+
+
+def test_tasks_whose_long_keys_begin_alike_are_told_apart():
+    env = VerifiersEnvironment(VerifiersConfig(taskset="nowhere-at-all"))
+    data = SimpleNamespace(system_prompt=None, prompt_text="Mend it.")
+    names = [f"scikit-learn__scikit-learn-{number}" for number in (13142, 14141)]
+    env.__dict__["all_tasks"] = [SimpleNamespace(key=name, data=data) for name in names]
+    keys = [task.key for task in env.tasks("train")]
+    assert len(set(keys)) == 2 and all(len(key) == 16 for key in keys)
 
 
 def test_what_needs_a_runtime_is_refused_and_wrong_names_are_explained(module: str):

@@ -38,6 +38,7 @@ _POLICY = (
 )
 _ARMED = re.compile("http-equiv", re.IGNORECASE)
 _UNSEEN = ("script", "style", "head", "title", "template", "noscript")
+_OF_HEAD = ("html", "base", "basefont", "bgsound", "link", "meta", "noframes", *_UNSEEN)  # any other tag ends it
 
 
 class NoBrowser(RuntimeError):
@@ -103,16 +104,27 @@ class _Text(HTMLParser):
         super().__init__()
         self.parts: list[str] = []
         self._inside: list[str] = []
+        self._head_over = False
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag in _UNSEEN:
+        if tag not in _OF_HEAD and set(self._inside) <= {"head"}:
+            self._end_head()
+        if tag in _UNSEEN and not (tag == "head" and self._head_over):
             self._inside.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in self._inside:
+        if tag == "head":
+            self._end_head()
+        elif tag in self._inside:
             self._inside.remove(tag)
 
+    def _end_head(self) -> None:  # its end tag may be left out
+        self._head_over = True
+        self._inside = [tag for tag in self._inside if tag != "head"]
+
     def handle_data(self, data: str) -> None:
+        if self._inside == ["head"] and data.strip():
+            self._end_head()
         if not self._inside:
             self.parts.append(data)
 

@@ -303,6 +303,12 @@ def test_the_gold_of_a_coding_task_is_not_in_its_prompt_or_tools(tmp_path: Path)
 
 def test_visible_text():
     assert visible_text("<style>p{}</style><p>One <b>two</b></p><script>x()</script>three") == "One two three"
+    head = (
+        "<html><head><title>Hidden</title><style>p{}</style>"  # end tags of a head and a start of a body are optional
+    )
+    for start in ("<body>", "</head>", "<h1>", "<div>", ""):
+        assert visible_text(f"{head}{start}One <p>two</p><script>x()</script> three") == "One two three", start
+    assert visible_text(f"{head}<body><head>One</head> two") == "One two"
 
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium on the PATH (CHROMIUM names another one)")

@@ -183,6 +183,12 @@ def test_a_score_that_is_none_says_why(given: dict[str, Any], said: str):
         Score(**given)
 
 
+def test_a_sum_of_rewards_is_the_highest_score_in_spite_of_its_rounding():
+    assert sum([0.1] * 10) != 1.0 and Score(value=sum([0.1] * 10)).solved
+    assert Score(value=sum([0.1] * 3), high=0.3).solved and not Score(value=0.9999).solved
+    assert Score(value=sum([-0.1] * 3), low=-0.3).value == -0.3
+
+
 def test_success_is_the_highest_score_unless_it_is_said():
     assert Score(value=1.0).solved and not Score(value=0.99).solved
     assert Score(value=0.5, success=True).solved and not Score(value=1.0, success=False).solved
