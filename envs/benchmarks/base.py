@@ -85,6 +85,11 @@ class Benchmark:
         """The benchmark's own tools for one episode; its ``score(answer, ask)``, if it has one, replaces ours."""
         return NoTools()
 
+    @property
+    def scoring_s(self) -> float:
+        """Seconds that scoring one episode may take, asked only of a prepared folder."""
+        return 600.0 if self.judged else 60.0
+
     def problem(self, row: Row, prompt: str, *, width: int = 1) -> Task:
         """A task with ``prompt``; its gold stays in the row."""
         return Task(

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import os
 import re
 import shlex
-import shutil
+import subprocess
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -21,8 +23,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from envs.base import Role, Score, Task, ToolCall, ToolResult, ToolSpec
-from envs.benchmarks.base import Benchmark, Limits, Row
+from envs.benchmarks.base import Benchmark, Limits, Row, read_prepared
 from envs.plugs.session import PlugSession
+from envs.sandbox.inside import beneath
 from envs.sandbox.sandbox import Sandbox
 
 _PASSED = ("FROM", "COPY", "WORKDIR", "ENV")
@@ -32,6 +35,7 @@ _BASH = ToolSpec(
     parameters={"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]},
 )
 _TEST_S = 60.0
+_AROUND_S = 30.0  # around the tests: their files, the sandbox's start
 
 
 @dataclass
@@ -103,6 +107,11 @@ class Harbor(Benchmark):
             seconds = settings.get("verifier", {}).get("timeout_sec", _TEST_S)
             yield {"id": folder.name, "instruction": asked, "files": files, "test_s": seconds}
 
+    @property
+    def scoring_s(self) -> float:
+        """The longest time that a task gives its tests, and some."""
+        return max(float(row["test_s"]) for row in read_prepared(self.folder)) + _AROUND_S
+
     def task(self, row: Row) -> Task:
         """The instruction, and where its paths are."""
         image = read_dockerfile(row["files"]["environment/Dockerfile"])
@@ -127,7 +136,7 @@ class HarborSession(PlugSession):
         self._lock = asyncio.Lock()
         for source, target in self._image.copies:
             self._copy(source, target)
-        self._inside(self._image.workdir).mkdir(parents=True, exist_ok=True)
+        (self._folder / self._inside(self._image.workdir)).mkdir(parents=True, exist_ok=True)
         self._open_up()
 
     async def run(self, agent_id: str, call: ToolCall, deadline_s: float) -> ToolResult:
@@ -139,13 +148,7 @@ class HarborSession(PlugSession):
 
     async def grade(self, answer: str) -> Score:
         """Run the tests over the folder: their reward, clipped to [0, 1]; without one it is 0."""
-        for part in ("tests", "logs"):
-            self._clear(self._folder / part)
-        for name, content in self._row["files"].items():
-            if name.startswith("tests/"):
-                self._put(self._folder / name, self._rewritten(content))
-        (self._folder / "logs" / "verifier").mkdir(parents=True)
-        self._open_up()
+        await asyncio.to_thread(self._place_tests)
         names = ("logs/verifier/reward.txt", "logs/verifier/reward.json")
         test = ["bash", f"{self._root}/tests/test.sh"]
         place = f"cd {shlex.quote(str(self._root) + self._image.workdir)} && exec {shlex.join(test)}"
@@ -162,7 +165,7 @@ class HarborSession(PlugSession):
         """Remove the folder."""
         await super().close()
         await self._sandbox.close()
-        await asyncio.to_thread(self._room.cleanup)
+        await asyncio.to_thread(self._remove)
 
     @property
     def _root(self) -> str:
@@ -185,10 +188,11 @@ class HarborSession(PlugSession):
         top |= {PurePosixPath(target).parts[1] for _, target in self._image.copies if target != "/"}
         return re.sub(rf"(?<![\w./-])/(?={'|'.join(map(re.escape, sorted(top)))}\b)", f"{self._root}/", text)
 
-    def _inside(self, path: str) -> Path:
-        """A path of the container in the episode's folder; ValueError for one outside."""
-        found = (self._folder / path.lstrip("/")).resolve()
-        if not found.is_relative_to(self._folder.resolve()):
+    @staticmethod
+    def _inside(path: str) -> str:
+        """A path of the container, relative to the episode's folder; ValueError for one outside."""
+        found = os.path.normpath(path.lstrip("/"))
+        if found.split("/")[0] == "..":
             raise ValueError(f"environment/Dockerfile: {path} leads outside")
         return found
 
@@ -205,23 +209,37 @@ class HarborSession(PlugSession):
         else:
             raise ValueError(f"environment/Dockerfile: COPY {source}: there is no environment/{source}")
 
-    @staticmethod
-    def _put(path: Path, content: Any) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else bytes.fromhex(content["hex"]))
+    def _put(self, path: str, content: Any) -> None:
+        """Write a file of the folder, whatever an agent put in its way: a link is an error, not followed."""
+        data = content.encode() if isinstance(content, str) else bytes.fromhex(content["hex"])
+        beneath.write(str(self._folder), path, data)
 
-    @staticmethod
-    def _clear(path: Path) -> None:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.is_symlink() or path.exists():
-            path.unlink()
+    def _place_tests(self) -> None:
+        """Remove what stands where the tests and their logs go, and write the task's own tests. OSError if it stays."""
+        self._open_up()
+        self._run("rm", "-rf", "--", *(str(self._folder / part) for part in ("tests", "logs")))
+        for name, content in self._row["files"].items():
+            if name.startswith("tests/"):
+                self._put(name, self._rewritten(content))
+        (self._folder / "logs" / "verifier").mkdir(parents=True)
+        self._open_up()
+
+    def _remove(self) -> None:
+        """Remove the folder; what cannot be removed stays."""
+        subprocess.run(["chmod", "-R", "--", "u+rwX", str(self._folder)], capture_output=True, check=False)
+        subprocess.run(["rm", "-rf", "--", str(self._folder)], capture_output=True, check=False)
+        self._room.cleanup()
 
     def _open_up(self) -> None:
-        """Let the sandbox's user write everywhere; links are left alone."""
-        for path in (self._folder, *self._folder.rglob("*")):
-            if not path.is_symlink():
-                path.chmod(0o777)
+        """Let us and the sandbox's user write everywhere; links below the folder are left alone."""
+        self._run("chmod", "-R", "--", "777", str(self._folder))
+
+    @staticmethod
+    def _run(*argv: str) -> None:
+        """A program that copes with folders of any depth, which Python's own functions do not; OSError if it fails."""
+        ran = subprocess.run(argv, capture_output=True, check=False)
+        if ran.returncode:
+            raise OSError(f"{' '.join(argv)}: {ran.stderr.decode('utf-8', 'replace').strip()[-200:]}")
 
 
 def _content(file: Path) -> Any:
@@ -233,11 +251,10 @@ def _content(file: Path) -> Any:
 
 
 def _reward(text: bytes | None, document: bytes | None) -> float:
-    """What the tests wrote; 0 without a number."""
+    """What the tests wrote; 0 without a finite number."""
     try:
-        if text is not None:
-            return float(text)
-        rewards = json.loads(document or b"{}")
-        return float(rewards.get("reward", 0.0)) if isinstance(rewards, dict) else float(rewards)
-    except (ValueError, TypeError):
+        rewards = json.loads(document or b"{}") if text is None else text
+        reward = float(rewards.get("reward", 0.0)) if isinstance(rewards, dict) else float(rewards)
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return 0.0
+    return reward if math.isfinite(reward) else 0.0
