@@ -160,6 +160,10 @@ class Score:
         return self.value >= self.high if self.success is None else self.success
 
 
+class Unscored(RuntimeError):
+    """This one episode has no score, whoever asks: it is run again once, then left out and reported."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A question. ``gold``, ``oracle`` and ``plan`` never reach a prompt or an agent's log.

@@ -14,6 +14,8 @@ from concurrent.futures import BrokenExecutor
 
 import httpx
 
+from envs.base import Unscored as Unscored  # environments raise it too
+
 _PLAIN_OS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _MACHINE = (OSError, MemoryError, EOFError, BrokenExecutor, httpx.TransportError)
 STALL_S = 3.0  # an event loop or replica silent for longer is a machine fault
@@ -29,10 +31,6 @@ class Lost(MachineFault):
 
 class EngineSilent(Lost, TimeoutError):
     """A replica did not answer within its deadline plus transfer time."""
-
-
-class Unscored(RuntimeError):
-    """This one episode has no score, whoever asks: it is run again once, then left out and reported."""
 
 
 class ToolsLost(MachineFault):

@@ -83,7 +83,9 @@ def run(
         from parl.evaluate.bench.prepare import judge_settings, run_settings
 
         judge = judge_settings(judge_url, judge_model, judge_key)
-        resolved = configuration(config, [*run_settings(folder, judge), *(overrides or [])])
+        others = [text for text in overrides or [] if text.partition("=")[0].split(".")[0].strip() != "envs"]
+        settings = run_settings(folder, judge, configuration(config, others, files=False))
+        resolved = configuration(config, [*settings, *(overrides or [])])
         from parl.evaluate.evaluation import run_eval
         from parl.evaluate.table import print_evaluation
 

@@ -7,6 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
+from envs.base import Unscored
 from envs.benchmarks.base import Ask
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -88,10 +89,10 @@ def verdict_of(reply: str) -> bool | None:
 
 
 async def judged(ask: Ask, question: str, reply: str, reference: str, rule: str) -> bool:
-    """The judge's verdict; ValueError, which voids the score, if no reply of three has one."""
+    """The judge's verdict; Unscored, which voids the episode, if no reply of three has one."""
     prompt = JUDGE.format(question=question, reply=reply, reference=reference, rule=rule)
     for _ in range(_TRIES):
         verdict = verdict_of(await ask(prompt))
         if verdict is not None:
             return verdict
-    raise ValueError("the judge gives no verdict: its replies have no line 'correct: yes' or 'correct: no'")
+    raise Unscored("the judge gives no verdict: its replies have no line 'correct: yes' or 'correct: no'")

@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from envs.base import Unscored
 from envs.benchmarks.base import MANIFEST, read_prepared, write_prepared
+from envs.benchmarks.environment import BenchmarkConfig
 from envs.benchmarks.judge import ChatJudge, JudgeConfig
 from envs.benchmarks.registry import benchmark_class, prepared
 from envs.benchmarks.scoring.widesearch import Unavailable
 from model.files import replacing
+from parl.config.schema import Config
 from parl.episodes.listing import Filter, list_episodes
 from parl.errors import UserError
 
@@ -47,13 +50,19 @@ def judge_settings(url: str | None, model: str | None, key_env: str | None) -> d
     return {"url": url, "model": model, "key_env": key_env}
 
 
-def run_settings(folder: Path, judge: dict[str, Any] | None) -> list[str]:
-    """Settings of an evaluation on a prepared benchmark, with its limits."""
+def run_settings(folder: Path, judge: dict[str, Any] | None, given: Config) -> list[str]:
+    """Settings of an evaluation on a prepared benchmark, with its limits.
+
+    ``given``: the configuration as it stands. Of a benchmark's section the tools, the judge and the settings stay.
+    """
     try:
         benchmark = prepared(folder)
+        scoring_s = max(benchmark.scoring_s, given.rollouts.score_deadline_s)
     except ValueError as error:
         raise UserError(str(error)) from None
-    config = {"folder": str(folder.resolve())} | ({"judge": judge} if judge else {})
+    section = given.envs.config
+    kept = section.model_dump(mode="json", exclude_defaults=True) if isinstance(section, BenchmarkConfig) else {}
+    config = kept | {"folder": str(folder.resolve())} | ({"judge": judge} if judge else {})
     limits = benchmark.limits
     tasks = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["tasks"]
     return [
@@ -63,6 +72,7 @@ def run_settings(folder: Path, judge: dict[str, Any] | None) -> list[str]:
         f"eval.tasks={tasks}",
         f"rollouts.budget.orchestrator_steps={limits.orchestrator_steps}",
         f"rollouts.budget.subagent_steps={limits.subagent_steps}",
+        f"rollouts.score_deadline_s={scoring_s}",
     ]
 
 
@@ -91,6 +101,8 @@ async def _scored(benchmark: Any, row: dict[str, Any], answer: str, judge: dict[
         score = await benchmark.score(row, answer, ask)
     except Unavailable as error:
         raise UserError(f"{row['id']}: {error}") from None
+    except Unscored as error:  # this one is void; the others have their scores
+        return {"score": None, "success": None, "void": str(error)}
     finally:
         if ask:
             await ask.close()

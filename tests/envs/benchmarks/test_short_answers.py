@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from envs.base import Unscored
 from envs.benchmarks.scoring.short_answers import final_answer, judged, verdict_of
 from parl.cli.main import app
 from rewards.outcome.exact import normalise_answer
@@ -59,7 +60,7 @@ async def test_a_judge_without_a_verdict_voids_the_score_instead_of_making_it_0(
     async def mumble(prompt: str) -> str:
         return "I cannot say"
 
-    with pytest.raises(ValueError, match="no verdict"):
+    with pytest.raises(Unscored, match="no verdict"):
         await judged(mumble, "Who?", "Ada", "Ada Lovelace", "")
 
 
