@@ -12,7 +12,7 @@ from envs.base import Score, Task
 from envs.benchmarks.base import Ask, Benchmark, Limits, Row, json_lines
 from envs.benchmarks.scoring.widesearch import Unavailable, fenced_json
 from envs.benchmarks.scoring.widesearch_compat import compat
-from envs.benchmarks.scoring.widesearch_sane import sane
+from envs.benchmarks.scoring.widesearch_sane import check, sane
 
 _ALIGN = """Match two lists of names by meaning, not by position. For every name of the first list that means the same
 as one of the second, give the second's spelling. Leave out names without a partner.
@@ -55,6 +55,10 @@ class WideSearch(Benchmark):
             if not gold.exists():
                 raise ValueError(f"{gold} is not there; {self.download}")
             answer = gold.read_text(encoding="utf-8")
+            try:
+                check(rules, answer)
+            except ValueError as error:
+                raise ValueError(f"{gold}: task {row['instance_id']}: {error}") from None
             yield {"id": row["instance_id"], "query": row["query"], "evaluation": rules, "answer_csv": answer}
 
     def task(self, row: Row) -> Task:

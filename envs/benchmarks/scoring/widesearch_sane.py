@@ -32,8 +32,7 @@ def sane(evaluation: dict[str, Any], answer_csv: str, response: str, judge: Judg
 
     ValueError for an evaluation or a gold table that no reply could satisfy.
     """
-    required = [_column(name) for name in evaluation["required"]]
-    keys = [required.index(_column(name)) for name in evaluation["unique_columns"] or required[:1]]
+    required, keys = _columns(evaluation)
     rules = {_column(name): item for name, item in evaluation["eval_pipeline"].items()}
     wanted = _gold(answer_csv, required)
     answered = _answer(response, required, judge)
@@ -55,6 +54,21 @@ def sane(evaluation: dict[str, Any], answer_csv: str, response: str, judge: Judg
     return _totals(full, sum(map(sum, right)), len(answered), len(_once(wanted, keys)), len(required))
 
 
+def check(evaluation: dict[str, Any], answer_csv: str) -> None:
+    """ValueError for an evaluation or a gold table that no reply could satisfy."""
+    _gold(answer_csv, _columns(evaluation)[0])
+
+
+def _columns(evaluation: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """The required columns, and which of them are the key."""
+    required = [_column(name) for name in evaluation["required"]]
+    keys = [_column(name) for name in evaluation["unique_columns"] or required[:1]]
+    for name in keys:
+        if name not in required:
+            raise ValueError(f"evaluation.unique_columns: {name!r} is not in evaluation.required: {required}")
+    return required, [required.index(name) for name in keys]
+
+
 def _column(name: str) -> str:
     return "".join(name.lower().split())
 
@@ -64,7 +78,7 @@ def _text(cell: str) -> str:
 
 
 def _gold(answer_csv: str, required: list[str]) -> list[Row]:
-    header, *rows = csv.reader(io.StringIO(answer_csv.removeprefix("\ufeff")))
+    header, *rows = list(csv.reader(io.StringIO(answer_csv.removeprefix("\ufeff")))) or [[]]
     names = [_column(name) for name in header]
     for name in required:
         if name not in names:

@@ -334,3 +334,23 @@ async def test_a_page_scores_by_how_near_it_comes_to_the_mockup(tmp_path: Path):
     half = (await session.score(ended("<h1>Tea House</h1><p>Open from nine.</p>"))).value
     assert 0.4 < half < 0.9
     await session.close()
+
+
+@pytest.mark.parametrize(
+    ("rules", "gold", "why"),
+    [
+        ({"unique_columns": ["city"], "required": ["city", "area"]}, "City,Year\nRome,2001\n", "no column 'area'"),
+        ({"unique_columns": ["area"], "required": ["city"]}, "City\nRome\n", "'area' is not in"),
+        ({"unique_columns": [], "required": ["city"]}, "", "no column 'city'"),
+    ],
+)
+def test_a_table_that_no_reply_could_match_is_refused_when_it_is_read(
+    rules: dict[str, Any], gold: str, why: str, tmp_path: Path
+):
+    row = {"instance_id": "ws_7", "query": "Which?", "evaluation": rules | {"eval_pipeline": {}}}
+    (tmp_path / "widesearch.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "widesearch_gold").mkdir()
+    (tmp_path / "widesearch_gold" / "ws_7.csv").write_text(gold)
+    result = run("prepare", "widesearch", "--from", tmp_path, "--to", tmp_path / "p")
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2 and why in said and "task ws_7" in said and not (tmp_path / "p").exists()
