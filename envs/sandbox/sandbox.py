@@ -34,7 +34,8 @@ class Ran:
     """How a run ended. ``code``: its exit code, -N for signal N. ``why``: the limit that stopped it, if one did.
 
     ``why`` is ``deadline``, ``memory``, ``disk``, ``files`` or ``killed``. ``files``: those asked for by
-    ``collect`` that exist.
+    ``collect`` that exist. ``absent``: the program itself could not be started, which its code (126 or 127) alone
+    does not tell: a program may end with it too.
     """
 
     stdout: str
@@ -42,6 +43,7 @@ class Ran:
     code: int
     why: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict)
+    absent: bool = False
 
     @property
     def timed_out(self) -> bool:
@@ -269,7 +271,7 @@ class Sandbox:
             raise SandboxError(answer["failed"])
         found = {name: base64.b64decode(value) for name, value in answer["files"].items()}
         texts = {"stdout": answer["stdout"], "stderr": answer["stderr"]}
-        return Ran(**texts, code=answer["code"], why=answer["why"], files=found)
+        return Ran(**texts, code=answer["code"], why=answer["why"], files=found, absent=answer["absent"])
 
     def _later(self, ending: Any) -> None:
         task = asyncio.create_task(ending)

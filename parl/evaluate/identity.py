@@ -76,7 +76,7 @@ _TABLE: dict[Effect, dict[str, str]] = {
         "rollouts.prompts": "orchestrator create_subagent assign_task",
         "rewards": "function",
         "rewards.judge": "prompt",
-        "rewards.command": "argv deadline_s level readable",
+        "rewards.command": "argv reads deadline_s level readable",
     },
     Effect.NONE: {
         "": "name root mirror seed baseline starter",  # the starter matters through the cold start's weights
@@ -202,7 +202,8 @@ def _scoring(rewards: Reward) -> dict[str, str]:
     if rewards.judge is not None and rewards.judge.prompt is not None:
         found["rewards.judge.prompt"] = file_digest(rewards.judge.prompt)
     if rewards.command != CommandSection():
-        found["rewards.command"] = _digest(rewards.command.model_dump_json().encode())
+        newer = {"reads"} if rewards.command.reads == "file" else None  # a key that older digests do not have
+        found["rewards.command"] = _digest(rewards.command.model_dump_json(exclude=newer).encode())
     return found
 
 

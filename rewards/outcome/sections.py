@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -54,6 +55,11 @@ class CommandSection(Section):
     argv: tuple[str, ...] = Field(
         default=(),
         description=f"the program and its arguments, unless the gold names its own; it finds {ANSWER} and {TASK}",
+    )
+    reads: Literal["file", "exit"] = Field(
+        default="file",
+        description=f"what scores: {REWARD} where the command writes it, or its exit code alone. exit where the"
+        " command executes the answer in its folder, which could write the file itself",
     )
     deadline_s: float = Field(default=30.0, gt=0, description="time that it has; later is the lowest score")
     level: str = Field(default="rlimits", description="weakest isolation that will do: bubblewrap, landlock or rlimits")

@@ -34,7 +34,20 @@ async def test_code_runs_with_files_input_and_exit_code(level: str):
         assert ran.files == {"made": b"m"} and not ran.timed_out
         ran = await sandbox.run(["sh", "-c", "echo $A; exit 4"], deadline_s=30, env={"A": "b"})
         assert (ran.stdout, ran.code) == ("b\n", 4)
-        assert (await sandbox.run(["no-such-program"], deadline_s=30)).code == 127
+        assert not ran.absent
+
+
+@pytest.mark.parametrize("level", GIVEN)
+async def test_a_program_that_does_not_start_is_told_from_one_that_ends_with_the_same_code(level: str):
+    async with Sandbox(level=level) as sandbox:
+        gone = await sandbox.run(["no-such-program"], deadline_s=30)
+        assert (gone.code, gone.absent, gone.stderr) == (127, True, "no-such-program: No such file or directory\n")
+        plain = await sandbox.run(["./plain"], deadline_s=30, files={"plain": "echo"})
+        assert (plain.code, plain.absent) == (126, True)
+        assert (await sandbox.run(["echo", "a\0b"], deadline_s=30)).absent
+        for code in (126, 127):
+            ran = await sandbox.run(["sh", "-c", f"echo sh: gone >&2; exit {code}"], deadline_s=30)
+            assert (ran.code, ran.absent) == (code, False)
 
 
 @pytest.mark.parametrize("level", GIVEN)

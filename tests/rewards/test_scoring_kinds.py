@@ -274,8 +274,34 @@ async def test_a_command_scores_by_its_exit_code_or_its_reward_file():
 async def test_a_command_that_does_not_end_is_the_lowest_score_and_one_that_is_not_there_an_error():
     score = await ran("while True: pass", deadline_s=1.0)
     assert (score.value, score.success, score.parts) == (-1.0, False, {"stopped": 1.0})
-    with pytest.raises(ValueError, match=r"reward.txt"):
-        await ran("open('reward.txt', 'w').write('good')")
     gold = Gold(kind="command", command=("no-such-program",))
     with pytest.raises(ValueError, match="cannot be run"):
         await by_command(CommandSection(), episode_of(gold), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("code", [126, 127])
+async def test_an_answer_that_ends_as_an_absent_program_would_is_the_lowest_score_and_no_fault_of_the_machine(
+    code: int,
+):
+    answer = "nosuchthing" if code == 127 else "/"
+    gold = Gold(kind="command", command=("bash", "answer.txt"))
+    score = await by_command(CommandSection(), episode_of(gold, answer), 0.0, 1.0)
+    assert (score.value, score.parts) == (0.0, {})
+    score = await by_command(CommandSection(), episode_of(gold, f"echo bash: none >&2; exit {code}"), 0.0, 1.0)
+    assert (score.value, score.parts) == (0.0, {})
+
+
+@pytest.mark.parametrize(
+    "wrote",
+    ["good", "", "7", "NaN", "1" + "0" * 400, '{"style": 1}', '{"score": 0, "style": "x"}', "[" * 100_000, "\xff"],
+)
+async def test_a_reward_file_that_is_no_score_is_the_lowest_one_and_counted_as_unreadable(wrote: str):
+    score = await ran(f"open('reward.txt', 'w', encoding='latin-1').write({wrote!r})")
+    assert (score.value, score.success, score.parts) == (-1.0, False, {"unreadable": 1.0})
+
+
+async def test_with_exit_an_answer_that_is_executed_cannot_write_its_own_reward():
+    check = "import subprocess\nassert subprocess.check_output(['bash', 'answer.txt']) == b'42\\n'"
+    assert (await ran(check, "echo 1 > reward.txt; exit 0", reads="exit")).value == -1.0
+    assert (await ran(check, "echo 1 > reward.txt; echo 42", reads="exit")).value == 1.0
+    assert (await ran(check, "echo 1 > reward.txt; exit 0")).value == 1.0  # what it is for

@@ -18,14 +18,19 @@ from typing import Any
 from envs.sandbox.inside import confine
 
 _KEPT = 64  # the child's own descriptors begin here
+_ABSENT = b"\0"  # what the pipe of failures carries of a program that does not start
 NAME = "main.py"  # what tracebacks call the code
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 class Child:
-    """A running child: its streams, its process and, if it is kept, the pipes that carry code and answers."""
+    """A running child: its streams, its process and, if it is kept, the pipes that carry code and answers.
 
-    def __init__(self, pid: int, out: Any, err: Any, orders: int, replies: int) -> None:
+    ``absent``: its program could not be started; the child only says so and ends.
+    """
+
+    def __init__(self, pid: int, out: Any, err: Any, orders: int, replies: int, *, absent: bool) -> None:
+        self.absent = absent
         self.pid, self.out, self.err, self.orders, self.replies = pid, out, err, orders, replies
         self.pidfd, self.answer, self._code = os.pidfd_open(pid), 0, None
 
@@ -76,10 +81,10 @@ def start(rules: confine.Rules, order: dict[str, Any], most: int, capture: Calla
             os.close(used)
         reason = os.read(failed, 4096)
         os.close(failed)
-        if reason:
+        if reason and reason != _ABSENT:
             os.waitpid(pid, 0)
             raise OSError(reason.decode("utf-8", "replace"))
-        return Child(pid, capture(out, most), capture(err, most), orders_in, replies)
+        return Child(pid, capture(out, most), capture(err, most), orders_in, replies, absent=bool(reason))
     try:
         os.setsid()
         with tempfile.TemporaryFile(dir=rules.work) as given:
@@ -106,9 +111,10 @@ def _go(rules: confine.Rules, order: dict[str, Any], failed: int, orders: int, r
     if order["argv"]:
         try:
             os.execvpe(order["argv"][0], order["argv"], environment)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
+            os.write(failed, _ABSENT)
             os.close(failed)
-            os.write(2, f"{order['argv'][0]}: {error.strerror}\n".encode())
+            os.write(2, f"{order['argv'][0]}: {getattr(error, 'strerror', error)}\n".encode("utf-8", "replace"))
             os._exit(127 if isinstance(error, FileNotFoundError) else 126)
     os.close(failed)
     _fresh_streams()

@@ -115,6 +115,7 @@ class Worker:
             self._kill(child)
             child.drain()
         ended = {"stdout": child.out.text(), "stderr": child.err.text(), "code": code, "why": why, "fresh": fresh}
+        ended["absent"] = child.absent
         if self.kept is None:
             child.close()
         return {**ended, "files": self._collected(order["collect"])}
