@@ -136,10 +136,11 @@ class NemoGymSession(PlugSession):
             raise ServerLost(f"{self._config.url}: {type(error).__name__}: {error}") from error
         if reply.status_code in _GONE:
             raise ServerLost(f"{self._config.url}{path}: status {reply.status_code}")
+        text = reply.content.decode("utf-8", "replace")  # JSON; reply.text would take any codec that a server names
         if reply.is_error:
             kind = ErrorKind.BAD_ARGS if reply.status_code == 422 else ErrorKind.SERVER
-            raise Refused(kind, f"{reply.status_code}: {reason(reply.text)}")
-        return reply.text
+            raise Refused(kind, f"{reply.status_code}: {reason(text)}")
+        return text
 
 
 def _asked(row: dict[str, Any]) -> str:

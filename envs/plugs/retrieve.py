@@ -80,7 +80,7 @@ class RetrieveEnvironment(PlugEnvironment):
         except httpx.HTTPStatusError as error:
             code = error.response.status_code
             hint = "; it may want the other of envs.config.form: queries, query" if code == 422 else ""
-            said = f"answers {code}: {reason(error.response.text)}{hint}"
+            said = f"answers {code}: {reason(error.response.content.decode('utf-8', 'replace'))}{hint}"
             raise ValueError(f"envs.config.url = {self.config.url}: {said}") from error
         except (httpx.HTTPError, ValueError) as error:
             raise ValueError(f"envs.config.url = {self.config.url}: {type(error).__name__}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from html import unescape
@@ -10,6 +11,7 @@ from envs.named import extra
 
 EXTRACTORS = ("html", "resiliparse", "trafilatura")
 TEXTS = ("application/json", "application/xml", "application/xhtml+xml", "application/javascript", "")
+_NO_CHARSETS = ("punycode", "idna", "undefined", "unicode_escape", "raw_unicode_escape")  # punycode is quadratic
 _HIDDEN = ("title", "script", "style", "noscript", "template", "svg", "head", "iframe", "object", "select")
 _DEEPEST, _LONGEST = 64, 2 << 20  # hidden parts within each other; characters of a page
 _RAW = ("script", "style", "iframe", "noscript")
@@ -24,6 +26,8 @@ def decoded(data: bytes, charset: str) -> str:
     said = re.search(rb"<meta[^>]{0,200}charset=[\"']?\s*([\w-]{1,40})", data[:4096], re.IGNORECASE)
     for name in (charset, said[1].decode("ascii") if said else "", "utf-8"):
         try:
+            if name and codecs.lookup(name).name.replace("-", "_") in _NO_CHARSETS:
+                continue
             return data.decode(name, "replace") if name else data.decode("utf-8")
         except (LookupError, UnicodeDecodeError, ValueError):
             continue

@@ -225,3 +225,16 @@ async def test_a_machine_that_isolates_too_weakly_is_said_before_a_run(monkeypat
     environment = ToolsEnvironment(ToolsConfig.model_validate({"python": {"required": "bubblewrap"}}))
     with pytest.raises(ValueError, match=r"envs.config.python.required = bubblewrap: .*not today"):
         list(environment.notes())
+
+
+@pytest.mark.parametrize("name", ["punycode", "Punycode", "idna", "undefined", "unicode-escape", "raw_unicode_escape"])
+def test_a_page_cannot_choose_a_codec_that_is_no_charset(name: str):
+    text = "A\\u0042 \u00e9 " + "z" * (1 << 20)  # punycode would take minutes
+    began = time.monotonic()
+    assert decoded(text.encode(), name) == text
+    page = f"<meta charset={name}>{text}"
+    assert decoded(page.encode(), "") == page
+    assert time.monotonic() - began < 5
+    for other in ("hex", "rot13", "zip", "base64", "no-such"):
+        assert decoded(b"caf\xc3\xa9", other) == "caf\u00e9"
+    assert decoded(b"caf\xe9", "iso-8859-1") == decoded(b"caf\xe9", "windows-1252") == "caf\u00e9"
