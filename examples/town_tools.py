@@ -32,4 +32,4 @@ def tasks(split: str):
 def score(episode) -> float:
     """1 for the right number, less the farther the answer is from it."""
     right, said = int(episode.task.gold.answers[0]), episode.answer.replace(",", "")
-    return max(0.0, 1 - 10 * abs(int(said) / right - 1)) if said.isdigit() else 0.0
+    return max(0.0, 1 - 10 * abs(int(said) / right - 1)) if said.isdecimal() and len(said) < 16 else 0.0

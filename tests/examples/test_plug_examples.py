@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,3 +183,22 @@ def test_nemo_gym(outside: Outside, llama: Path):
     with packages_own(outside.folder) if NAMED in os.environ else stand_in() as url:
         more = (f"envs.config.url={url}", "envs.config.rows=one.jsonl")
         assert whole(outside, "nemo_gym", llama, policy=policy, more=more) == {1.0}
+
+
+ODD_ANSWERS = ("10\u00b2", "\u2460", "1" * 400, "9" * 5000, "-1", "1e999", "nan", "", "Town 4")
+
+
+@pytest.mark.parametrize("said", ODD_ANSWERS)
+async def test_scores_of_the_examples_survive_answers_that_look_like_numbers(
+    said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import quiz  # pyright: ignore[reportMissingImports]
+    import town_tools  # pyright: ignore[reportMissingImports]
+
+    task = SimpleNamespace(gold=SimpleNamespace(answers=("10548",)))
+    assert town_tools.score(SimpleNamespace(task=task, answer=said)) == 0.0
+    assert town_tools.score(SimpleNamespace(task=task, answer="10,548")) == 1.0
+    scored = quiz.Quiz(tmp_path)
+    assert (await scored.score({"number": "300"}, f"Answer: {said}", None)).value == 0.0
+    assert (await scored.score({"number": "300"}, "Answer: 301", None)).value == 1.0
