@@ -17,6 +17,7 @@ import contextlib
 import inspect
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -81,6 +82,11 @@ class HarnessEnvironment(PlugEnvironment):
         """ValueError if there is no such function or program."""
         if self.config.call is not None:
             _function(self.config.call)
+        elif not _found(self.config.command[0], self.config.folder, self.config.env):
+            raise ValueError(
+                f"envs.config.command: there is no program {self.config.command[0]}: install it, or write its whole"
+                " path or, with a slash as in ./agent, the one from envs.config.folder"
+            )
         yield from ()
 
     async def open(self, task: Task, *, seed: int = 0, attempt: int = 0) -> HarnessSession:
@@ -160,6 +166,15 @@ class HarnessSession:
             "PARL_ANSWER": str(answer),
             **self._config.env,
         }
+
+
+def _found(program: str, folder: Path | None, env: Mapping[str, str]) -> bool:
+    """Whether ``program`` can be started, as a process does that runs in ``folder``."""
+    if program == "python":
+        return True
+    if "/" in program:
+        return shutil.which((folder or Path("/nowhere")).absolute() / program) is not None
+    return shutil.which(program, path=env.get("PATH")) is not None
 
 
 def _function(name: str) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import Environment, Gold, Role, Score, Scorer, Session, Task, ToolCall, ToolSpec
+from envs.driver import Driver
 from envs.tasks_io import load_tasks
 from parl.config.runs import configuration
 from parl.config.schema import Config, EvalConfig
@@ -23,6 +24,7 @@ from rewards.score import score_of
 from rewards.scoring import Scoring, check_scoring
 from rollouts.config import RolloutsConfig
 from rollouts.episode import Episode, EpisodeStatus, Trace, TraceStatus
+from rollouts.faults import Unscored
 from rollouts.swarm.scoring import scored
 
 _OPEN_S = 180.0  # with the imports of its libraries
@@ -99,6 +101,8 @@ class _Checked:
             first = await self._score(session, right)
         finally:
             await session.close()
+        if first is None and isinstance(session, Driver):
+            return _say("score", "what the program posts: the task's gold is of kind none")
         if first is None:
             self.missing.append(
                 f"a score: gold.kind = {self.task.gold.kind}, and the session has no method score; give the tasks a"
@@ -106,7 +110,8 @@ class _Checked:
             )
             return
         if self.task.gold.kind not in ("exact", "table") and answer is None:
-            return _say("score", f"after that call, with {_short(right)!r} as the answer: {_number(first)}")
+            after = "after that call, " if any(found.values()) else ""
+            return _say("score", f"{after}with {_short(right)!r} as the answer: {_number(first)}")
         if isinstance(session, Scorer):  # the call may have spoilt it
             first = await self._alone(right)
         wrong = await self._alone(_WRONG)
@@ -142,6 +147,8 @@ class _Checked:
         self, session: Session, found: dict[Role, list[ToolSpec]], wanted: str | None, arguments: str | None
     ) -> None:
         offered = [(role, tool) for role, tools in found.items() for tool in tools]
+        if not offered and wanted is None:
+            return _say("call", "none: the agents have no tools")
         chosen = [(role, tool) for role, tool in offered if wanted in (None, tool.name)]
         if not chosen:
             names = ", ".join(dict.fromkeys(tool.name for _, tool in offered)) or "none"
@@ -165,6 +172,10 @@ class _Checked:
         episode = Episode(task=self.task, index=0, seed=0, traces=[trace], status=EpisodeStatus.ANSWERED, answer=answer)
         try:
             episode.score = await scored(self.scoring, session, episode, self.score_s)
+        except Unscored as error:
+            if self.task.gold.kind == "none" and isinstance(session, Driver):  # the program did not run
+                return None
+            raise UserError(str(error)) from error
         except Exception as error:
             raise UserError(str(error)) from error
         return score_of(episode)

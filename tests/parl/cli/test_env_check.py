@@ -155,3 +155,38 @@ def test_examples_are_short():
 )
 def test_made_up_arguments_fit_the_schema(schema: dict[str, Any], value: Any):
     assert example(schema, schema) == value
+
+
+CLOSED = """
+from envs.base import Environment, Gold, Task
+
+class Session:
+    def tools(self, role): return []
+    async def call(self, agent_id, call, *, deadline_s): raise NotImplementedError
+    async def close(self): ...
+
+class Closed(Environment):
+    def tasks(self, split):
+        return [Task(key="a", family="f", split=split, prompt="2 + 2?", gold=Gold(kind="exact", answers=("4",)))]
+    async def open(self, task, *, seed=0, attempt=0): return Session()
+"""
+
+
+def test_agents_without_tools_are_no_mistake(folder: Path):
+    (folder / "closed.py").write_text(CLOSED)
+    mine = written(folder, name="closed:Closed")
+    said = check(mine)
+    assert "call     none: the agents have no tools" in said and "missing  nothing" in said
+    assert "the right answer '4': 1 in [0, 1], solved" in said
+    assert "--call size: there is no such tool; there are: none" in check(mine, "--call", "size", code=2)
+
+
+def test_a_program_is_looked_for_and_its_posted_reward_is_not_missed(folder: Path):
+    said = check("harness.yaml", "envs.config.command=[no-such-agent]", "envs.config.call=null", code=2)
+    assert "envs.config.command: there is no program no-such-agent" in " ".join(said.split())
+    said = check("harness.yaml", "envs.config.command=[python, x.py]", "envs.config.call=null")
+    assert "call     none" in said and "score    with '10000' as the answer: 1 in [0, 1]" in said
+    (folder / "asked.jsonl").write_text('{"prompt": "Town 0?", "gold": {"kind": "none"}}\n')
+    config = {"command": ["sh", "x.sh"]}
+    said = check(written(folder, name="harness", tasks="asked.jsonl", config=config))
+    assert "score    what the program posts" in said and "missing  nothing" in said
