@@ -38,5 +38,10 @@ on_head=(srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap)
 "${on_head[@]}" "$python" -m parl cluster check "$head_ip:$port" --nodes "$nodes"
 "${on_head[@]}" "$python" -m parl train "$@" cluster.address="$head_ip:$port" &
 driver=$!
-trap 'kill -TERM "$driver"' TERM # the end of the job's time: the last step is saved, and --resume goes on
-wait "$driver"
+again=true
+trap 'again=true; kill -TERM "$driver" || true' TERM # the end of the job's time: the last step is saved; --resume goes on
+while $again; do # a signal ends wait, and the driver then needs a while to save
+  again=false code=0
+  wait "$driver" || code=$?
+done
+exit "$code"

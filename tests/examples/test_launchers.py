@@ -70,6 +70,15 @@ with open({str(said)!r}, "a") as out:
 if command[0] == "hostname":
     print("192.0.2.1 fe80::1")
 if "train" in command:
+    if "slow" in command:
+        import signal
+        told = []
+        signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+        os.kill(os.getppid(), signal.SIGTERM)  # the job's time is over, which SLURM tells the script
+        while not told:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        open({str(tmp_path / "saved")!r}, "w").close()
     sys.exit(int(os.environ["CODE"]))
 """
     programs = {"srun": record, "scontrol": '#!/bin/sh\n[ "$3" = "n[1-3]" ] && printf "n1\\nn2\\nn3\\n"\n'}
@@ -108,6 +117,11 @@ def test_slurm_starts_ray_on_every_node_checks_them_and_trains_on_the_first(slur
 
 def test_slurm_ends_with_the_runs_exit_code(slurm):
     assert slurm("configs/quickstart.yaml", code=1)[1] == 1
+
+
+def test_slurm_waits_at_the_end_of_the_jobs_time_until_the_driver_has_saved(slurm, tmp_path: Path):
+    assert slurm("configs/quickstart.yaml", "slow", code=130)[1] == 130
+    assert (tmp_path / "saved").exists()
 
 
 def test_the_cluster_for_ray_up_is_valid_for_the_installed_ray():

@@ -117,10 +117,11 @@ def verdict(nodes: Sequence[NodeFacts], cluster: ClusterConfig, paths: Sequence[
         elif abs(node.clock_off) > _CLOCK_NOTE_S:
             notes.append(f"{node.name}: its clock is {node.clock_off:+.1f} s from this one's")
         if lacking := [path for path in paths if path in own.seen and path not in node.seen]:
-            problems.append(
-                f"{node.name}: {lacking[0]} is not there, and rollout workers read it: copy it to the same place, or"
-                " leave the node out with cluster.labels"
-            )
+            lacks = f"{node.name}: {lacking[0]} is not there, and rollout workers read it"
+            if matches(node.labels, cluster.labels.get("worker", {})):
+                problems.append(f"{lacks}: copy it to the same place, or leave the node out with cluster.labels.worker")
+            else:  # they come here only if all of their own nodes are lost
+                notes.append(f"{lacks}: by cluster.labels.worker none runs there")
         if node.code != own.code:
             what = "has none of parl's code" if node.code is None else "has other code of parl"
             notes.append(f"{node.name} {what}: it is sent this one's")

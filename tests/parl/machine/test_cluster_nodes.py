@@ -98,6 +98,15 @@ def test_a_difference_that_runs_survive_is_a_note_at_most(changes, said):
     assert any(said in note for note in found.notes) if said else not found.notes
 
 
+def test_only_nodes_of_rollout_workers_must_have_their_files():
+    cluster, paths = ClusterConfig(labels={"worker": {"role": "rollout"}}), ("/data/corpus",)
+    engine, worker = other(labels={"role": "engine"}, seen=[]), other(labels={"role": "rollout"}, seen=[])
+    found = judged(engine, other(labels={"role": "rollout"}), cluster=cluster, paths=paths)
+    assert found.problems == [] and "/data/corpus is not there" in found.notes[0]
+    (problem,) = judged(worker, cluster=cluster, paths=paths).problems
+    assert "leave the node out with cluster.labels.worker" in problem
+
+
 def test_labels_that_no_node_carries_are_refused_with_those_there_are():
     cluster = ClusterConfig(labels={"engine": {"role": "engin"}, "learner": {"role": "learner"}})
     (problem,) = judged(other(labels={"role": "engine"}), cluster=cluster).problems
