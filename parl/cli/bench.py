@@ -84,7 +84,8 @@ def run(
 
         judge = judge_settings(judge_url, judge_model, judge_key)
         others = [text for text in overrides or [] if text.partition("=")[0].split(".")[0].strip() != "envs"]
-        settings = run_settings(folder, judge, configuration(config, others, files=False))
+        given = configuration(config, others, files=False)
+        settings = run_settings(folder, judge, given.envs.config, given.rollouts.score_deadline_s)
         resolved = configuration(config, [*settings, *(overrides or [])])
         from parl.evaluate.evaluation import run_eval
         from parl.evaluate.table import print_evaluation

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from envs.base import Unscored
+from envs.base import Section, Unscored
 from envs.benchmarks.base import MANIFEST, read_prepared, write_prepared
 from envs.benchmarks.environment import BenchmarkConfig
 from envs.benchmarks.judge import ChatJudge, JudgeConfig
 from envs.benchmarks.registry import benchmark_class, prepared
 from envs.benchmarks.scoring.widesearch import Unavailable
 from model.files import replacing
-from parl.config.schema import Config
 from parl.episodes.listing import Filter, list_episodes
 from parl.errors import UserError
 
@@ -50,17 +49,17 @@ def judge_settings(url: str | None, model: str | None, key_env: str | None) -> d
     return {"url": url, "model": model, "key_env": key_env}
 
 
-def run_settings(folder: Path, judge: dict[str, Any] | None, given: Config) -> list[str]:
+def run_settings(folder: Path, judge: dict[str, Any] | None, section: Section, score_deadline_s: float) -> list[str]:
     """Settings of an evaluation on a prepared benchmark, with its limits.
 
-    ``given``: the configuration as it stands. Of a benchmark's section the tools, the judge and the settings stay.
+    ``section``: the environment's as it stands; of a benchmark's the tools, the judge and the settings stay.
+    ``score_deadline_s``: the seconds for scoring as they stand, which are made longer where the benchmark needs it.
     """
     try:
         benchmark = prepared(folder)
-        scoring_s = max(benchmark.scoring_s, given.rollouts.score_deadline_s)
+        scoring_s = max(benchmark.scoring_s, score_deadline_s)
     except ValueError as error:
         raise UserError(str(error)) from None
-    section = given.envs.config
     kept = section.model_dump(mode="json", exclude_defaults=True) if isinstance(section, BenchmarkConfig) else {}
     config = kept | {"folder": str(folder.resolve())} | ({"judge": judge} if judge else {})
     limits = benchmark.limits
