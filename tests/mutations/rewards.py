@@ -71,13 +71,18 @@ MUTANTS = [
     ),
     parl(
         "unanswered-pays-nothing",
-        "return CRITICAL_MAX if wasted",
-        "return 0.0 if wasted",
+        "            return CRITICAL_MAX\n",
+        "            return 0.0\n",
+    ),
+    parl(
+        "an-evaluation-in-seconds-forgives-no-answer",
+        'if wasted and (reference > 0 or self.critical != "steps"):',
+        "if wasted and reference > 0:",
     ),
     parl(
         "critical-is-not-cut",
-        "else min(cost / reference, CRITICAL_MAX)",
-        "else cost / reference",
+        "min(cost_of(episode, self.critical, self.latency) / reference, CRITICAL_MAX)",
+        "cost_of(episode, self.critical, self.latency) / reference",
     ),
     parl("critical-sign", 'parts.get("perf", 0.0) + bonus - weights', 'parts.get("perf", 0.0) + bonus + weights'),
     parl(

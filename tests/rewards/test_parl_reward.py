@@ -519,6 +519,9 @@ def test_where_no_episode_solved_the_task_tokens_are_compared_with_a_budget_or_t
     assert (plain.parts(wrong, None)["critical"], plain.parts(longer, None)["critical"]) == (0.5, 1.0)
     assert budget.parts(wrong, None)["critical"] == 0.25
     assert plain.parts(make_episode(), None)["critical"] == 0.0  # alone, as in an evaluation: there is nothing
+    lost = make_episode(status=EpisodeStatus.OVER_BUDGET)
+    assert plain.parts(lost, None)["critical"] == 2.0  # but no answer costs what it costs everywhere
+    assert Parl().parts(replace(lost, task=replace(lost.task, oracle=None)), None)["critical"] == 0.0  # no reference
 
 
 def test_the_cheapest_success_is_no_reference_if_the_budget_is_asked_for():
