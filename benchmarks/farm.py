@@ -25,17 +25,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.farm_plans import (
     ROOT,
+    WORDY,
     Move,
     Plan,
     Stage,
     asked,
     direct,
+    in_order,
     looks,
     mixed,
     names_of,
     opening,
     parallel,
     path,
+    renumbered,
     serial,
     waves,
 )
@@ -88,6 +91,24 @@ def again(task: Task) -> Plan:
     plan = direct(task)
     spawns = tuple(("assign", asked(task, name)) for name in names_of(task))
     return replace(plan, turns=(*plan.turns, (("create", ""), *spawns)))
+
+
+def again_in_many_words(task: Task) -> Plan:
+    """Everything is looked up, then everything is asked of sub-agents in prompts of many words."""
+    plan = direct(task)
+    spawns = tuple(("assign", WORDY + asked(task, name)) for name in names_of(task))
+    return replace(plan, turns=(*plan.turns, (("create", ""), *spawns)))
+
+
+def reworded(base: Make, count: int) -> Make:
+    """``base``, whose first sub-agent is asked ``count`` times more, in other words."""
+
+    def make(task: Task) -> Plan:
+        plan = base(task)
+        turn, first = next((i, m[1]) for i, moves in enumerate(plan.turns) for m in moves if m[0] == "assign")
+        return plan.with_moves(turn, *(("assign", renumbered(first, number)) for number in range(2, 2 + count)))
+
+    return make
 
 
 def beside(task: Task) -> Plan:
@@ -176,7 +197,9 @@ def about_dossiers(family: str) -> tuple[Behaviour, ...]:
     )
 
 
-TRAIL = "a sub-agent for a trail"  # paid more than no sub-agent at the start of the schedule, unless validity is needed
+# Paid more than no sub-agent at the start of the schedule, unless validity is needed:
+TRAIL, HOP, HOPS = "a sub-agent for a trail", "a sub-agent for a hop of a chain", "a sub-agent for each hop of a chain"
+LINK, LINKS = "a sub-agent for a row of a linked list", "a sub-agent for each row of a linked list"
 
 BEHAVIOURS = (
     # sub-agents that do nothing
@@ -199,6 +222,9 @@ BEHAVIOURS = (
     Behaviour(name="16 registrations without a launch",
               worse=lambda t: direct(t).with_moves(0, *[("create", "")] * 16), better=direct),
     Behaviour(name="sub-agents asked again for what was read", worse=again, better=direct),
+    Behaviour(name="asked again in many words for what was read", worse=again_in_many_words, better=direct),
+    Behaviour(name="one row asked in four other words", worse=reworded(lambda t: mixed(t, 1), 4),
+              better=lambda t: mixed(t, 1)),
     Behaviour(name="sub-agents beside the same pages", worse=beside, better=direct),
     Behaviour(name="a known value passed through a sub-agent",
               worse=told, better=direct),
@@ -246,6 +272,11 @@ BEHAVIOURS = (
     Behaviour(name="serial where direct calls pay", worse=serial, better=direct, order="<"),
     *(one for family in DEEP if family != "trail" for one in about_dossiers(family)),
     Behaviour(name=TRAIL, worse=lambda t: path(t, [0]), better=serial, family="trail", order="<"),
+    Behaviour(name=HOP, worse=lambda t: path(t, [0]), better=serial, family="chain", order="<"),
+    Behaviour(name=HOPS, worse=lambda t: path(t, range(len(t.plan["steps"]))), better=serial, family="chain",
+              order="<"),
+    Behaviour(name=LINK, worse=lambda t: in_order(t, 1), better=serial, family="swap", order="<"),
+    Behaviour(name=LINKS, worse=lambda t: in_order(t, len(names_of(t))), better=serial, family="swap", order="<"),
     Behaviour(name="nonsense beside a trail", worse=spawning(serial, *NOWHERE), better=serial, family="trail",
               order="<"),
     Behaviour(name="a trail without its last page", worse=a_page_short, better=serial, family="trail", order="<"),

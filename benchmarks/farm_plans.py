@@ -39,6 +39,7 @@ BUDGET = BudgetConfig(
 # What is done (create, search, find, open, assign, refused: assign to nobody, or those of farm_deep), and the name or
 # prompt
 Move = tuple[str, str]
+WORDY = "Please look up and tell me what is known about the "  # before a prompt: more words than the question has
 Answer = Literal["known", "blank", "guess", "junk", "header", "names", "none"]
 
 
@@ -133,7 +134,7 @@ def worker(prompt: str, history: History) -> Action:
         return words or NOT_FOUND
     if order.casefold() == "loop":
         return [("search", {"query": words})]
-    return subagent_act(prompt, history)
+    return subagent_act(prompt.removeprefix(WORDY), history)
 
 
 def act(task: Task, plan: Plan, history: History) -> Action:
@@ -177,8 +178,13 @@ def _call(task: Task, move: Move, history: History) -> tuple[str, dict[str, Any]
     url = pick_hit(about, hits[0]) if hits else None
     if kind == "open":
         return "open_page", {"url": url or "p0"}
-    labels = (*task.plan["attributes"], *task.plan.get("hops", ()))
+    labels = (*task.plan["attributes"], *task.plan.get("hops", ()), *_link(task))
     return "find_in_page", {"url": url or "p0", "pattern": "|".join(labels)}
+
+
+def _link(task: Task) -> tuple[str, ...]:
+    """The label by which a row names the next one, in a linked list."""
+    return ("next",) if task.family == "swap" else ()
 
 
 def _spoken(task: Task, prompt: str, history: History) -> str:
@@ -223,7 +229,13 @@ def names_of(task: Task) -> list[str]:
 
 def asked(task: Task, name: str) -> str:
     """The prompt for a sub-agent that looks up one row."""
-    return f"{' and '.join(task.plan['attributes'])} of {name}"
+    return f"{' and '.join([*task.plan['attributes'], *_link(task)])} of {name}"
+
+
+def renumbered(prompt: str, number: int) -> str:
+    """``LABELS of NAME`` as ``LABELS, NUMBER. NAME``: other words for the same question."""
+    labels, _, name = prompt.partition(" of ")
+    return f"{labels}, {number}. {name}" if name else prompt
 
 
 def looks(task: Task, name: str) -> tuple[Move, ...]:
@@ -305,8 +317,16 @@ def path(task: Task, delegated: Sequence[int] = ()) -> Plan:
     return Plan(turns=tuple(turns))
 
 
+def in_order(task: Task, delegated: int) -> Plan:
+    """A linked list, row by row: the first ``delegated`` rows by a sub-agent each, in turn."""
+    names = names_of(task)
+    spawns: list[tuple[Move, ...]] = [(("assign", asked(task, name)),) for name in names[:delegated]]
+    spawns[0] = (("create", ""), *spawns[0])
+    return Plan(turns=(*opening(task), *spawns, *((move,) for name in names[delegated:] for move in looks(task, name))))
+
+
 def honest(task: Task) -> dict[str, Plan]:
-    """Plans without any waste, by name."""
+    """Plans that get all there is, by name; with sub-agents also where these save nothing (width 0 of the oracle)."""
     if task.gold.kind == "exact":
         last, all_of = len(task.plan["steps"]) - 1, range(len(task.plan["steps"]))
         delegated = {"the last hop delegated": [last], "the first hop delegated": [0], "every hop delegated": [*all_of]}

@@ -4,7 +4,8 @@ From honest plans, for tasks of nine families and for λ at its start, at half a
 paid at least as much. Every plan that it plays is checked at all three λ. It is a find if
 
 - it is paid more than every honest plan, although its item-F1 is not higher and its cost (critical steps, or what the
-  reward prices) is not lower than that of the honest plan that is paid best; or
+  reward prices) is not lower than that of the honest plan that is paid best; where sub-agents save nothing (width 0 of
+  the oracle) no plan with one is honest, so that delegated hops of a chain are finds; or
 - the edit that made it only added what gives nothing (empty, repeated, refused, nonsensical, echoing or endless
   sub-agents, questions whose answer was read before), and it is paid more than without.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from benchmarks.farm_plans import Move, Plan, Stage, asked, honest, learned, looks, names_of
+from benchmarks.farm_plans import WORDY, Move, Plan, Stage, asked, honest, learned, looks, names_of, renumbered
 from envs.base import Task
 from rewards.base import Weights
 from rewards.parl_reward import Parl, cost_of
@@ -60,10 +61,15 @@ class Climb:
     async def run(self, share: float, budget: int) -> None:
         """Play ``budget`` edited plans, climbing in the pay at ``share``."""
         starts = list(honest(self._task).values())
-        if not self._played:
+        pays = self._task.oracle is None or self._task.oracle.width > 0
+        bounds = [plan for plan in starts if pays or not spawns(plan)]
+        if first := not self._played:
             group = [await self._stage.play(self._task, plan) for plan in starts]
             self._facts = dict(self._reward.noted(group, [one for one in group if one.metrics["success"]]))
-        self._honest = [await self._play(plan) for plan in starts]
+        self._honest = [await self._play(plan) for plan in bounds]
+        for plan in starts if first else ():
+            played = await self._play(plan)
+            self._check(played, played, plan, False)
         for number in range(budget):
             if number % _PATIENCE == 0:
                 plan = self._rng.choice(starts)
@@ -121,8 +127,10 @@ class Climb:
             (0, f"say {self._task.prompt}"),
             (0, f"loop {tag}"),
         ]
-        kinds += [(i, rng.choice((move[1], move[1].upper(), f"{move[1]}."))) for i, move in asked_before]
-        kinds += [(i + 1, asked(self._task, name)) for i, name in read if self._task.gold.kind == "table"]
+        for i, (_, old) in asked_before:
+            kinds.append((i, rng.choice((old, old.upper(), f"{old}.", renumbered(old, rng.randint(2, 9))))))
+        for i, name in read if self._task.gold.kind == "table" else ():
+            kinds.append((i + 1, rng.choice(("", WORDY)) + asked(self._task, name)))
         first, prompt = rng.choice(kinds)
         moves: list[Move] = [("create", "")] + [("assign", prompt)] * rng.choice((1, 2, 16))
         if rng.random() < 0.1:
@@ -189,6 +197,11 @@ class Climb:
         return replace(plan, answer=answer, rows=rows, extra=extra, twice=twice)
 
 
+def spawns(plan: Plan) -> bool:
+    """Whether a sub-agent is launched."""
+    return any(move[0] == "assign" for turn in plan.turns for move in turn)
+
+
 def _with_turn(plan: Plan, turn: int, moves: list[Move]) -> Plan:
     return replace(plan, turns=(*plan.turns[:turn], tuple(moves), *plan.turns[turn + 1 :]))
 
@@ -208,7 +221,8 @@ async def search(stage: Stage, reward: Parl, budget: int, seed: int, families: S
 
 def print_finds(finds: list[Find], budget: int, seed: int) -> None:
     """The finds, the largest gain of each family and reason first."""
-    print(f"search: {budget} plans (seed {seed}), {len(finds)} finds")
+    where = ", ".join(sorted({find.family for find in finds}))
+    print(f"search: {budget} plans (seed {seed}), {len(finds)} finds" + (f" in {where}" if finds else ""))
     best: dict[tuple[str, str], Find] = {}
     for find in finds:
         key = find.family, find.why

@@ -12,9 +12,11 @@ Rules, ``rewards.validity``:
              sub-agent that counts;
           3. it used a tool, its message names something of its prompt, and what it says is not what an earlier
              sub-agent that counts has said; or else the orchestrator wrote something of what it says in a later call
-             or in the answer;
+             or in the answer, and the whole message, if it used a tool and names something of its prompt, is not
+             what an earlier one that counts has said: the same asked in other words;
           4. the orchestrator has not read the same itself: no result of its own calls, up to the turn that launched
-             the sub-agent, holds all words of the message and half of those of the prompt.
+             the sub-agent, holds all words of the message and, unless it used a tool and the message names something
+             of the prompt, half of those of the prompt.
 
           "What it says" are the words of its message that are not in its prompt and, if it used no tool, not in the
           question either. "Not found" names nothing; who repeats what it was told says nothing.
@@ -69,10 +71,12 @@ def counting(episode: Episode) -> list[Trace]:
         prompt, message = words(trace.prompt), frozenset(words(trace.message))
         news = message.difference(prompt) if trace.tool_calls else message.difference(prompt, question)
         turn = min(trace.parent_turn or 0, len(later) - 1)
-        known = any(place <= turn and _holds(unit, message, prompt) for place, unit in readings)
         about = bool(trace.tool_calls and news) and not message.isdisjoint(prompt)
+        core = frozenset() if about else frozenset(prompt)  # of words around the same question there is no end
+        known = any(place <= turn and _holds(unit, message, core) for place, unit in readings)
+        again = about and any(message <= other for other in said)
         repeats = not about or any(news <= other for other in said)
-        if tuple(prompt) in asked or known or (repeats and news.isdisjoint(later[turn])):
+        if tuple(prompt) in asked or known or again or (repeats and news.isdisjoint(later[turn])):
             continue
         asked.add(tuple(prompt))
         said.append(message)
@@ -80,9 +84,9 @@ def counting(episode: Episode) -> list[Trace]:
     return found
 
 
-def _holds(unit: Words, message: Words, prompt: list[str]) -> bool:
-    """Whether one result says all that ``message`` says, about what ``prompt`` asks."""
-    return message <= unit and 2 * len(unit & frozenset(prompt)) >= len(frozenset(prompt))
+def _holds(unit: Words, message: Words, core: Words) -> bool:
+    """Whether one result says all that ``message`` says, and half of the words of ``core``."""
+    return message <= unit and 2 * len(unit & core) >= len(core)
 
 
 def _readings(turns: list[Turn]) -> list[tuple[int, Words]]:

@@ -87,6 +87,15 @@ def test_rewordings_that_say_the_same_count_once_unless_used():
     assert count(*[agent(prompt, "mass | Ann | 12") for prompt in prompts]) == 1
 
 
+def test_a_row_asked_in_other_words_counts_once_although_its_value_stands_in_the_answer():
+    prompts = ("speed, 2. Ann", "speed, 3. Ann", "tell Ann's speed")
+    assert count(*[agent(prompt, "speed | Ann | 44") for prompt in prompts], answer="| Ann | 44 |") == 1
+    part = [agent("speed and mass of Ann", "speed | Ann | 44 mass | Ann | 12"), agent("mass of Ann", "mass | Ann | 12")]
+    assert count(*part, answer="| Ann | 44 | 12 |") == 1
+    rows = [agent(f"speed of {name}", f"speed | {name} | 44") for name in ("Ann", "Bob")]  # of two rows
+    assert count(*rows, answer="| Ann | 44 | | Bob | 44 |") == 2
+
+
 def test_reasoning_without_a_tool_counts_where_it_is_used_later():
     judge = agent("which is heavier, Ann or Bob", "the second", tools=0)
     assert count(judge) == 0
@@ -104,6 +113,12 @@ def test_what_the_orchestrator_had_read_itself_does_not_count():
     assert count(ann, turns=(read("Ann", "mass | Ann | 12", ErrorKind.TIMEOUT), launch)) == 1
     assert count(ann, turns=(read("Bob", "mass | Bob | 12"), launch)) == 1  # of somebody else
     assert count(ann, turns=(launch, launch, read("Ann", "mass | Ann | 12"))) == 1  # only afterwards
+    wordy = "Please look up and tell me what is known about the mass of Ann"
+    asked = agent(wordy, "mass | Ann | 12", turn=1)
+    assert count(asked, turns=(read("Ann", "mass | Ann | 12"), launch), answer="Answer: 12") == 0
+    assert count(asked, turns=(read("Bob", "mass | Bob | 12"), launch), answer="Answer: 12") == 1
+    judge = agent("which is heavier, Ann or Bob", "is the second", tools=0, turn=1)  # of a page about all
+    assert count(judge, turns=(read("Ann", "first is the second"), launch), answer="Answer: second") == 1
     beside = read("Ann", "mass | Ann | 12")
     assert count(agent("mass of Ann", "mass | Ann | 12"), turns=(beside,)) == 0  # in the same turn
 
