@@ -90,11 +90,12 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Oracle:
-    """Lowest costs of a task in critical steps, the answer's turn included.
+    """Costs of a good plan for a task in critical steps, the answer's turn included: upper bounds of the lowest.
 
-    ``serial_steps``: one agent, one call per turn. ``parallel_steps``: the best plan with sub-agents, if
-    better. ``width``: sub-agents in that plan, 0 if spawning does not pay. ``direct_steps``: one agent that may
-    make several calls in a turn (``rollouts.budget.direct_calls``); None: unknown.
+    ``serial_steps``: one agent, one call per turn. ``parallel_steps``: a plan with sub-agents, if better. ``width``:
+    sub-agents in that plan, 0 if spawning does not pay. ``direct_steps``: one agent that may make several calls in a
+    turn (``rollouts.budget.direct_calls``); None: unknown. The embedded world's are those of its scripted plans
+    (docs/world.md says which plans are shorter).
     """
 
     serial_steps: int
@@ -130,8 +131,8 @@ class Score:
     """How good an episode's outcome is: ``value`` in [``low``, ``high``], which may be negative.
 
     ``success``: whether it counts as solved; None: where ``value`` is ``high``. ``parts``: named numbers to be
-    tracked beside it. A value within a billionth of the range of one of its ends is that end: sums of rewards are
-    rounded. ValueError for a value outside its range or a number that is not finite.
+    tracked beside it. A value within a billionth of the range of one of its ends is that end: sums are rounded.
+    ValueError for a value outside its range or a number that is not finite.
     """
 
     value: float
@@ -146,9 +147,8 @@ class Score:
                 raise ValueError(f"a score's {name} = {number!r} is no finite number")
         if not self.low < self.high:
             raise ValueError(f"a score's low = {self.low} must be below its high = {self.high}")
-        for end in (self.low, self.high):  # ten rewards of 0.1 sum to 0.9999999999999999
-            if abs(self.value - end) <= 1e-9 * (self.high - self.low):
-                object.__setattr__(self, "value", end)
+        near = [end for end in (self.low, self.high) if abs(self.value - end) <= 1e-9 * (self.high - self.low)]
+        object.__setattr__(self, "value", near[0] if near else self.value)  # 0.1 ten times is 0.9999999999999999
         if not self.low <= self.value <= self.high:
             raise ValueError(
                 f"a score of {self.value} is outside [{self.low}, {self.high}]: scale it, or declare its low and high"

@@ -17,9 +17,12 @@ from parl.cold_start.shipped import Recipe
 from parl.cold_start.vocabulary import teacher_of
 from parl.collect.fit import Context, demonstrations_that_fit, policy_tokenizer
 from parl.config.schema import TEACHER, Config, EnvsFields, EvalConfig
+from parl.episodes.groups import families
 from parl.errors import UserError
 from parl.shown.terminal import echo
+from rewards.base import Reward
 from rewards.outcome.reach import unreachable
+from rewards.parl_reward import Parl
 from rewards.scoring import check_scoring
 
 _LISTED = 5
@@ -54,6 +57,11 @@ class Tasks:
     def known(self) -> list[Task]:
         """All own tasks of training and evaluation; of the environment's the first and the held-out ones."""
         return [*(self._own("train") or self.take(0, 1)), *self.held_out()]
+
+    def families(self) -> set[str] | None:
+        """The families that there are; None if an environment does not tell its own."""
+        told = () if self._file else families(self.environment.groups)
+        return {*told, *(task.family for task in self.known())} if told or self._file else None
 
     def _own(self, split: str) -> list[Task]:
         if not self._file:
@@ -133,6 +141,7 @@ def data_notes(config: Config, tasks: Tasks) -> Iterator[str]:
                 f" {evaluation.split}; the evaluation takes these"
             )
     check_scoring(config.rewards, tasks.known())
+    _check_families(config.rewards, tasks)
     if (own or environment.foreign) and scratch:
         yield (
             "the policy is trained from scratch on the generated world's words and cannot read real ones: of your own"
@@ -143,6 +152,17 @@ def data_notes(config: Config, tasks: Tasks) -> Iterator[str]:
         if taught:
             demos = Demonstrator(Recipe.of(config), tasks.context.tokenizer)
             yield from _demonstration_notes(readings.source, demos, config.model.max_position_embeddings)
+
+
+def _check_families(rewards: Reward, tasks: Tasks) -> None:
+    """UserError for a family to be measured that no task has, where all families are known."""
+    asked = rewards.saturation.families if isinstance(rewards, Parl) else ()
+    known = tasks.families() if asked else None
+    if known is not None and (unknown := [name for name in asked if name not in known]):
+        raise UserError(
+            f"rewards.saturation.families: no task is of the family {', '.join(unknown)}; there are:"
+            f" {', '.join(sorted(known))}"
+        )
 
 
 # ---------------------------------------------------------------- what agents read

@@ -1,7 +1,7 @@
 """``saturation``: λ stays at its start until training shows that its terms have nothing left to teach, then falls.
 
-After each step three numbers are taken over the tasks where sub-agents shorten the path (:func:`pays`), each as a
-moving average over about ``window`` steps, m ← m + (x − m) / window:
+After each step three numbers are taken over the tasks where sub-agents shorten the path (:func:`pays`), of ``families``
+where these are given, each as a moving average over about ``window`` steps, m ← m + (x − m) / window:
 
     spawn of a family   the share of its episodes that spawned; the family that spawns least counts
     finish              r_finish of the episodes that spawned
@@ -50,6 +50,11 @@ class Saturation(BaseModel):
     )
     window: int = Field(default=5, gt=0, description="steps of the moving averages")
     fall: float = Field(default=0.1, gt=0, le=1, description="saturated steps until λ is 0, as a share of all steps")
+    families: tuple[str, ...] = Field(
+        default=(),
+        description="families that are measured: those where sub-agents win, also against many direct calls in a turn;"
+        " empty = all where they pay by the oracle",
+    )
 
     def bound(self, anneal: float, step: int, steps: int) -> float:
         """The most that the share may be in ``step`` (from 0); 0 from min(anneal · steps, steps − 1) on."""
@@ -61,7 +66,7 @@ class Saturation(BaseModel):
     ) -> dict[str, float]:
         """The state after ``step`` and its scored ``episodes``, from that before it (empty at the start)."""
         found = dict(seen) | {_STEPS: seen.get(_STEPS, 0) + 1}
-        for name, value in _measured(episodes).items():
+        for name, value in self._measured(episodes).items():
             before = seen.get(name, value)
             found[name] = before + (value - before) / self.window
         share = min(seen.get(SHARE, 1.0), self.bound(anneal, step, steps))
@@ -83,6 +88,21 @@ class Saturation(BaseModel):
         out = {"saturation/share": seen[SHARE]} | ({"saturation/spawn_rate": min(spawn)} if spawn else {})
         return out | {f"saturation/{name}": seen[name] for name in (_FINISH, _VARIANCE) if name in seen}
 
+    def _measured(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """One step's numbers; what no episode shows is left out."""
+        groups: dict[str, list[Episode]] = defaultdict(list)
+        families: dict[str, list[Episode]] = defaultdict(list)
+        for episode in episodes:
+            task = episode.task
+            if not episode.void and pays(task) and (not self.families or task.family in self.families):
+                groups[task.key].append(episode)
+                families[task.family].append(episode)
+        finish = [one.rewards["finish"] for group in groups.values() for one in group if one.subagents]
+        spread = [pvariance([one.rewards["parallel"] for one in group]) for group in groups.values()]
+        out = {_SPAWN + name: fmean(bool(one.subagents) for one in own) for name, own in families.items()}
+        out |= {_VARIANCE: fmean(spread)} if spread else {}
+        return out | ({_FINISH: fmean(finish)} if finish else {})
+
     def _fall(self, anneal: float, steps: int) -> float:
         return max(1.0, min(self.fall * steps, anneal * steps, steps - 1))
 
@@ -92,18 +112,3 @@ def pays(task: Task) -> bool:
     if task.oracle is not None:
         return task.oracle.width > 0
     return task.gold.kind != "table" or max(task.width, len(task.gold.rows)) > 1
-
-
-def _measured(episodes: Sequence[Episode]) -> dict[str, float]:
-    """One step's numbers; what no episode shows is left out."""
-    groups: dict[str, list[Episode]] = defaultdict(list)
-    families: dict[str, list[Episode]] = defaultdict(list)
-    for episode in episodes:
-        if not episode.void and pays(episode.task):
-            groups[episode.task.key].append(episode)
-            families[episode.task.family].append(episode)
-    finish = [one.rewards["finish"] for group in groups.values() for one in group if one.subagents]
-    spread = [pvariance([one.rewards["parallel"] for one in group]) for group in groups.values()]
-    out = {_SPAWN + name: fmean(bool(one.subagents) for one in own) for name, own in families.items()}
-    out |= {_VARIANCE: fmean(spread)} if spread else {}
-    return out | ({_FINISH: fmean(finish)} if finish else {})

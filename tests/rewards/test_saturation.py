@@ -77,6 +77,14 @@ def test_every_family_in_which_sub_agents_pay_has_to_spawn():
     assert shares([other] + [LEARNED] * 20)[-1] == 1.0  # its last rate counts until the family comes again
 
 
+def test_families_where_direct_calls_win_hold_nothing_up_if_the_others_are_named():
+    shallow = group(2, False, False, family="list")
+    named = REWARD.model_copy(update={"saturation": REWARD.saturation.model_copy(update={"families": ("wide",)})})
+    assert shares([LEARNED + shallow] * 8) == [1.0] * 9
+    assert shares([LEARNED + shallow] * 8, named) == shares([LEARNED] * 8)
+    assert shares([shallow] * 8, named) == [1.0] * 9  # nothing measured
+
+
 def test_after_a_fall_it_never_rises_again():
     found = shares([LEARNED] * 5 + [NEVER] * (STEPS - 6))
     assert found[5:36] == [pytest.approx(0.25)] * 31 and found == sorted(found, reverse=True)

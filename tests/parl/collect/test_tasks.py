@@ -103,6 +103,18 @@ def test_what_a_user_should_know_is_said_on_standard_error(tmp_path: Path, capsy
         assert part in shown.err
 
 
+def test_a_family_to_be_measured_that_no_task_has_is_a_mistake(tmp_path: Path):
+    def measured(*names: str) -> dict:
+        return {"rewards": {"saturation": {"families": names}}}
+
+    check_tasks(tiny_config(tmp_path, **measured("wide", "deep")))
+    with pytest.raises(UserError, match=r"saturation\.families: no task is of the family deeep; there are: .*deep"):
+        check_tasks(tiny_config(tmp_path, **measured("wide", "deeep")))
+    check_tasks(own(tmp_path, row("one", family="mine"), **measured("mine")))
+    with pytest.raises(UserError, match=r"of the family deep; there are: mine"):
+        check_tasks(own(tmp_path, row("one", family="mine"), **measured("deep")))
+
+
 def test_a_split_without_rows_says_what_there_is(tmp_path: Path):
     with pytest.raises(UserError, match=r"no task of split 'test'.*2 of train"):
         check_tasks(own(tmp_path, row("one", split="train"), row("two", split="train")))
