@@ -72,6 +72,8 @@ def test_who_did_nothing_for_the_orchestrator_does_not_count(idle: Trace):
 def test_a_prompt_counts_once_whatever_its_case_and_punctuation():
     same = [agent(prompt, "mass | Ann | 12") for prompt in ("mass of Ann", "MASS of  Ann", "mass, of Ann.")]
     assert counting(episode(*same)) == same[:1]
+    longer = agent("mass of Ann", "mass | Ann | 12 | 13")
+    assert counting(episode(same[0], longer)) == same[:1]
     retried = agent("mass of Ann", "", status=TraceStatus.OVER_BUDGET), agent("mass of Ann", "mass | Ann | 12")
     assert counting(episode(*retried)) == [retried[1]]
 
@@ -80,6 +82,8 @@ def test_equal_values_of_two_rows_count_where_the_orchestrator_uses_them():
     twins = [agent("continent of Ann", "Europe"), agent("continent of Bob", "Europe")]
     assert count(*twins) == 0  # terse, and unused
     assert count(*twins, answer="| Ann | Europe |") == 2
+    named = [agent(f"continent of {name}", f"continent | {name} | Europe") for name in ("Ann", "Bob")]
+    assert count(*named) == 1 and count(*named, answer="| Ann | Europe |") == 2
 
 
 def test_rewordings_that_say_the_same_count_once_unless_used():
