@@ -4,8 +4,9 @@ From honest plans, for tasks of nine families and for λ at its start, at half a
 paid at least as much. Every plan that it plays is checked at all three λ. It is a find if
 
 - it is paid more than every honest plan, although its item-F1 is not higher and its cost (critical steps, or what the
-  reward prices) is not lower than that of the honest plan that is paid best; where sub-agents save nothing (width 0 of
-  the oracle) no plan with one is honest, so that delegated hops of a chain are finds; or
+  reward prices) is not lower than that of the honest plan that is paid best. Where sub-agents save nothing (width 0 of
+  the oracle) a plan with one is honest only if it takes no more critical steps than one agent, as with two rows:
+  delegated hops of a chain are finds; or
 - the edit that made it only added what gives nothing (empty, repeated, refused, nonsensical, echoing or endless
   sub-agents, questions whose answer was read before), and it is paid more than without.
 """
@@ -61,15 +62,13 @@ class Climb:
     async def run(self, share: float, budget: int) -> None:
         """Play ``budget`` edited plans, climbing in the pay at ``share``."""
         starts = list(honest(self._task).values())
-        pays = self._task.oracle is None or self._task.oracle.width > 0
-        bounds = [plan for plan in starts if pays or not spawns(plan)]
         if first := not self._played:
             group = [await self._stage.play(self._task, plan) for plan in starts]
             self._facts = dict(self._reward.noted(group, [one for one in group if one.metrics["success"]]))
-        self._honest = [await self._play(plan) for plan in bounds]
-        for plan in starts if first else ():
-            played = await self._play(plan)
-            self._check(played, played, plan, False)
+        played = [(plan, await self._play(plan)) for plan in starts]
+        self._honest = [one for plan, one in played if not spawns(plan) or self._may_spawn(one.episode)]
+        for plan, one in played if first else ():
+            self._check(one, one, plan, False)
         for number in range(budget):
             if number % _PATIENCE == 0:
                 plan = self._rng.choice(starts)
@@ -78,6 +77,10 @@ class Climb:
             self._check(before, after, edited, adds_nothing)
             if after.paid[share] >= before.paid[share] - _EPS:
                 plan = edited
+
+    def _may_spawn(self, episode: Episode) -> bool:
+        oracle = self._task.oracle
+        return oracle is None or oracle.width > 0 or episode.metrics["critical_steps"] <= oracle.serial_steps
 
     async def _play(self, plan: Plan) -> _Played:
         if plan not in self._played:

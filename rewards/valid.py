@@ -12,8 +12,8 @@ Rules, ``rewards.validity``:
              sub-agent that counts;
           3. it used a tool, its message names something of its prompt, and what it says is not what an earlier
              sub-agent that counts has said; or else the orchestrator wrote something of what it says in a later call
-             or in the answer, and the whole message, if it used a tool and names something of its prompt, is not
-             what an earlier one that counts has said: the same asked in other words;
+             or in the answer. This does not help a sub-agent that used a tool and names something of its prompt if
+             an earlier one that counts has said its whole message: it was asked the same in other words;
           4. the orchestrator has not read the same itself: no result of its own calls, up to the turn that launched
              the sub-agent, holds all words of the message and, unless it used a tool and the message names something
              of the prompt, half of those of the prompt.
