@@ -71,7 +71,8 @@ def to_yaml(config: Config, *, marked: bool = False) -> str:
 
 def config_hash(*parts: BaseModel | str | int | float | bool | None) -> str:
     """Twelve hex digits that change when, and only when, one of the given sections or values changes."""
-    dump = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    # Parts may be copies without a required value (of a path what lies there counts): no reason for a warning.
+    dump = [part.model_dump(mode="json", warnings=False) if isinstance(part, BaseModel) else part for part in parts]
     return hashlib.sha256(json.dumps(dump, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from envs.research.environment import ResearchConfig
 from parl.config.load import config_hash, load_config, to_yaml
 from parl.config.plugin_kinds import OBJECTIVES
 from parl.config.schema import Config
@@ -171,6 +172,12 @@ def test_hash_follows_the_chosen_sections_only() -> None:
     one, other = Config(), Config.model_validate({"trainer": {"steps": 3}})
     assert config_hash(one.sft, one.model) == config_hash(other.sft, other.model)
     assert config_hash(one.trainer) != config_hash(other.trainer)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_section_without_a_required_path_is_hashed_without_a_warning():
+    research = ResearchConfig(corpus=Path("corpora"))
+    assert config_hash(research.model_copy(update={"corpus": None})) != config_hash(research)
     assert len(config_hash(one.sft, 3)) == 12
 
 
