@@ -119,7 +119,7 @@ def row_of(name: str, weights: str, metrics: dict[str, float], whole: int, dtype
     started = 0 if pulls else 1  # a shared server is started by the first version
     restarts, probe = int(metrics["engine/server_restarts"]) - started, metrics["engine/probe_gap"]
     return Row(
-        model=name, weights=weights, version=int(metrics["step"]) + 1,
+        model=name, weights=weights, version=int(metrics["step"]),  # the one that the step made
         bytes=int(metrics["engine/pulled_bytes"]) if pulls else whole, before_s=metrics["engine/pull_s"],
         pause_s=metrics["engine/pause_s"], probe=probe, restarts=restarts, gap=metrics["policy/engine_gap"],
         ok=probe <= PROBE[dtype] and restarts == 0 and (live or metrics["policy/engine_gap"] <= TOLERANCE[dtype]),
