@@ -348,6 +348,11 @@ MUTANTS = [
         "places-are-never-free", "            self._placed[chosen] -= 1\n", "            self._placed[chosen] -= 0\n"
     ),
     worker(
+        "session-is-taken-before-the-halt",
+        "            flight = Flight(saved=group[index])\n",
+        "            flight = Flight(saved=group[index])\n            self._sessions.pop(key, None)\n",
+    ),
+    worker(
         "frozen-sub-agents-at-the-policys-temperature",
         "frozen = (self._config.subagent_temperature, 1.0)",
         "frozen = (temperature, 1.0)",

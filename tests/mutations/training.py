@@ -170,11 +170,21 @@ MUTANTS = [
         '"temperature": temperature, "top_p": top_p, "spawning": spawning}',
         '"temperature": temperature, "top_p": 1.0, "spawning": spawning}',
     ),
+    collect(
+        "servers-are-looked-at-twice",
+        "roster, found = self._roster, self._found",
+        "roster, found = self._roster, self._roster and self._roster.look()",
+    ),
     collect("evaluated-sub-agents-stay", "        self._weights.forget()\n", ""),
     again(
         "machine-faults-stay",
         "self._count < TRIES.get(episode.limit, 0)]",
         "self._count < TRIES.get(episode.limit, 1) - 1]",
+    ),
+    again(
+        "each-later-resume-pauses",
+        "            self.pause_s = 0.0  # what was to wait has waited: a group that is halted later goes on at once\n",
+        "",
     ),
     again("own-deadlines-are-run-again", "TRIES.get(episode.limit, 0)", "TRIES.get(episode.limit, 1)"),
     again("for-ever", "self._count < TRIES.get(episode.limit, 0)", "self._count < 100"),
