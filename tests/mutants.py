@@ -33,7 +33,18 @@ from pathlib import Path
 from mutations.base import Mutant, all_mutants
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("model", "envs", "rollouts", "rewards", "parl", "tests", "configs", "benchmarks", "examples", "pyproject.toml")
+COPIED = (
+    "model",
+    "envs",
+    "rollouts",
+    "rewards",
+    "parl",
+    "tests",
+    "configs",
+    "benchmarks",
+    "examples",
+    "pyproject.toml",
+)
 LIBRARIES = ("numpy", "pydantic", "pyarrow.parquet", "httpx", "starlette.applications", "hypothesis", "pytest_asyncio")
 HEAVY = ("torch", "ray", "deepspeed")
 FAST_S, SLOWER = 60.0, 10  # time limit of a run, at least and relative to the run without the mutant

@@ -31,7 +31,7 @@ FAMILIES = ("wide", "chain")
 SERVERS = dict.fromkeys(  # only with servers
     (
         *("engine/probe_gap", "engine/in_place", "engine/server_restarts"),
-        *("engine/pause_s", "engine/pull_s", "engine/pulled_bytes"),
+        *("engine/pause_s", "engine/pull_s", "engine/pulled_bytes", "engine/servers"),
     ),
     0.0,
 )
