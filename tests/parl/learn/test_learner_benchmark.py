@@ -52,6 +52,7 @@ def test_a_model_of_transformers_is_measured_as_a_plain_script(tmp_path: Path):
     assert found == [
         ("parl-bfloat16", 1),
         ("parl-bfloat16", 2),
+        ("parl-bfloat16_muon", 1),
         ("parl-float32", 1),
         ("transformers-autocast", 1),
         ("transformers-float32", 1),
