@@ -7,6 +7,7 @@ one turn of the event loop share a call, and one long poll returns everything th
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from contextlib import suppress
 from typing import Any
@@ -17,16 +18,22 @@ from rollouts.faults import EngineSilent, longest
 
 POLL_S = 2.0  # longest wait of a poll
 _GRACE_S = 30.0
+_NUMBERS = itertools.count()
 
 # id, prompt, sampling, session, deadline in seconds, pictures
 Request = tuple[int, list[int], Sampling, str, float, Pictures]
 
 
 class RemoteEngine:
-    """``Engine`` over the replicas of one pool; a session stays with its replica."""
+    """``Engine`` over the replicas of one pool; a session stays with its replica.
+
+    Replicas know each object by a name of its own: one that is replaced may still poll, and must not take the answers
+    of its successor.
+    """
 
     def __init__(self, replicas: list[Any], client: str) -> None:
-        self._links = [_Link(replica, client) for replica in replicas]
+        name = f"{client}/{next(_NUMBERS)}"
+        self._links = [_Link(replica, name) for replica in replicas]
         self._asking, self._area, self._since, self._changed = 0, 0.0, 0.0, 0.0
 
     async def generate(

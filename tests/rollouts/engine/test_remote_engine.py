@@ -129,3 +129,12 @@ async def test_cancelling_a_caller_leaves_the_others_their_answers():
     assert len((await kept).tokens) == 50
     with pytest.raises(asyncio.CancelledError):
         await doomed
+
+
+async def test_an_engine_that_is_replaced_takes_no_answer_of_its_successor():
+    engine, handles = await fresh()
+    await ask(engine, [1, 2, 3], "a")
+    polls = handles[0].calls["poll"]
+    successor = RemoteEngine(handles, "worker-0")  # the same worker, after a halt; the old poll may still be under way
+    answer = await asyncio.wait_for(ask(successor, [4, 5, 6], "b"), 10.0)
+    assert len(answer.tokens) == 8 and handles[0].calls["poll"] > polls
