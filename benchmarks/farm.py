@@ -197,7 +197,7 @@ def about_dossiers(family: str) -> tuple[Behaviour, ...]:
     )
 
 
-# Paid more than no sub-agent at the start of the schedule, unless validity is needed:
+# With rewards.validity=news paid more than no sub-agent at the start of the schedule:
 TRAIL, HOP, HOPS = "a sub-agent for a trail", "a sub-agent for a hop of a chain", "a sub-agent for each hop of a chain"
 LINK, LINKS = "a sub-agent for a row of a linked list", "a sub-agent for each row of a linked list"
 

@@ -64,9 +64,10 @@ class Parl(Reward):
     anneal: float = Field(default=0.5, gt=0, le=1, description="share of the steps after which λ1 = λ2 = 0")
     parallel_cap: int = Field(default=16, gt=0, description="sub-agents at which r_parallel reaches 1")
     validity: Rule = Field(
-        default="news",
+        default="needed",
         description="which sub-agents count (docs/reward.md): news = those that returned something that the"
-        " orchestrator did not have, needed = these where they pay by the oracle, tool = OpenPARL's rule, any = all",
+        " orchestrator did not have, needed = these, and none where they do not pay by the oracle, tool = OpenPARL's"
+        " rule, any = all",
     )
     cells: Literal["found", "all"] = Field(
         default="found",

@@ -5,7 +5,7 @@ Rules, ``rewards.validity``:
 ``any``   every launched sub-agent counts in ``parallel``, every one that returned a message in ``finish``.
 ``tool``  OpenPARL's (GuanxingLu/OpenPARL, 2026): a sub-agent is valid if it emitted a result and used at least one
           tool. Its r_parallel counts all of them, its r_finish the valid ones by the launched ones.
-``news``  ours, the default. In both terms a sub-agent counts if
+``news``  ours. In both terms a sub-agent counts if
 
           1. it returned a message within its budget;
           2. its prompt is not empty and, but for case, punctuation and order of blanks, is not that of an earlier
@@ -21,7 +21,8 @@ Rules, ``rewards.validity``:
           "What it says" are the words of its message that are not in its prompt and, if it used no tool, not in the
           question either. "Not found" names nothing; who repeats what it was told says nothing.
 
-``needed``  the rule ``news``, and none counts in a task that sub-agents make no faster by its oracle (width 0).
+``needed``  ours, the default: the rule ``news``, and none counts in a task that sub-agents make no faster by its oracle
+          (width 0). Without an oracle it is ``news``.
 
 Words are runs of letters and digits, in any case. All of it is a pure function of the episode with its texts.
 """

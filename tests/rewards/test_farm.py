@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from benchmarks.farm import BEHAVIOURS, HOP, LINK, LINKS, TRAIL, table
-from benchmarks.farm_plans import Plan, Stage, honest, names_of, opening, parallel, serial
+from benchmarks.farm_plans import ROOT, Plan, Stage, honest, names_of, opening, parallel, serial
 from benchmarks.farm_search import DEEP, search, spawns
 from model.tokenizer.tokenizer import Tokenizer
+from parl.config.load import load_config
 from rewards.parl_reward import Parl
 
 PLAIN = Parl(validity="any", cells="all", critical_failed="cost")  # the reward without its guards
@@ -26,9 +27,16 @@ async def stages(tokenizer: Tokenizer) -> AsyncIterator[dict[str, Stage]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rule", "wrong"), [("news", {TRAIL, HOP, LINK, LINKS}), ("needed", set())])
-async def test_every_behaviour_is_in_its_right_order_at_every_lambda(stages: dict[str, Stage], rule, wrong: set[str]):
-    rows = await table(stages, Parl(validity=rule))
+@pytest.mark.parametrize(
+    ("reward", "wrong"),
+    [
+        pytest.param(Parl(), set(), id="default"),
+        pytest.param(Parl(validity="news"), {TRAIL, HOP, LINK, LINKS}, id="news"),
+        pytest.param(load_config(ROOT / "configs" / "quickstart.yaml").rewards, set(), id="quickstart"),
+    ],
+)
+async def test_every_behaviour_is_in_its_right_order_at_every_lambda(stages: dict[str, Stage], reward, wrong: set[str]):
+    rows = await table(stages, reward)
     assert len(rows) == len(BEHAVIOURS) >= 100
     assert {behaviour.name for behaviour, problem in rows if problem} == wrong
 
@@ -58,18 +66,18 @@ async def test_who_has_not_found_the_candidate_cannot_ask_for_its_group(stages: 
 
 
 @pytest.mark.slow
-async def test_the_search_finds_delegated_hops_against_the_default_and_nothing_else(stages: dict[str, Stage]):
-    finds = await search(stages["search"], Parl(), 60, seed=3)
-    finds += await search(stages["deep search"], Parl(), 45, seed=3, families=DEEP)
+async def test_the_search_finds_delegated_hops_against_news_and_nothing_else(stages: dict[str, Stage]):
+    news = Parl(validity="news")
+    finds = await search(stages["search"], news, 60, seed=3)
+    finds += await search(stages["deep search"], news, 45, seed=3, families=DEEP)
     assert {find.family for find in finds} == {"chain", "trail"}
     assert all(find.share and spawns(find.plan) and find.why == "paid more than honest work" for find in finds)
 
 
 @pytest.mark.slow
-async def test_the_search_finds_nothing_if_validity_is_needed_and_much_against_the_plain_form(stages: dict[str, Stage]):
-    needed = Parl(validity="needed")
-    assert await search(stages["search"], needed, 60, seed=3) == []
-    assert await search(stages["deep search"], needed, 45, seed=3, families=DEEP) == []
+async def test_the_search_finds_nothing_against_the_default_and_much_against_the_plain_form(stages: dict[str, Stage]):
+    assert await search(stages["search"], Parl(), 60, seed=3) == []
+    assert await search(stages["deep search"], Parl(), 45, seed=3, families=DEEP) == []
     reasons = {find.why for find in await search(stages["search"], PLAIN, 60, seed=3)}
     assert reasons == {"paid more than honest work", "paid for adding nothing"}
 

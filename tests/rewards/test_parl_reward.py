@@ -362,10 +362,10 @@ def test_aggregate_by_hand():
     assert metrics["episodes/answered"] == 4 and metrics["episodes/failed"] == 1
     assert metrics["episodes/malformed"] == metrics["episodes/over_budget"] == 0
     assert metrics["reward/perf"] == pytest.approx(3 / 4)
-    assert metrics["reward/parallel"] == pytest.approx((0.25 + 0.25) / 4)
-    assert metrics["reward/finish"] == pytest.approx((0.5 + 1) / 4)
+    assert metrics["reward/parallel"] == pytest.approx(0.25 / 4)  # a chain's sub-agent does not count
+    assert metrics["reward/finish"] == pytest.approx(0.5 / 4)
     assert metrics["reward/critical"] == pytest.approx((3 / 8 + 2 + 1 + 5 / 4) / 4)
-    assert metrics["reward/total"] == pytest.approx(0.75 + 0.3 * 0.125 + 0.1 * 0.375 - 0.25 * 1.15625)
+    assert metrics["reward/total"] == pytest.approx(0.75 + 0.3 * 0.0625 + 0.1 * 0.125 - 0.25 * 1.15625)
     assert metrics["steps/critical"] == pytest.approx(19 / 4)
     assert metrics["steps/critical_p50"] == pytest.approx(4.5)
     assert metrics["steps/critical_p95"] == pytest.approx(6.7)

@@ -88,7 +88,7 @@ def test_toggle_on_critical_steps():
 
 
 @pytest.mark.parametrize(
-    ("name", "rule", "cap"), [("openparl", "tool", 10), ("wideseek_r1", "news", 16), ("blog", "any", 100)]
+    ("name", "rule", "cap"), [("openparl", "tool", 10), ("wideseek_r1", "needed", 16), ("blog", "any", 100)]
 )
 def test_published_settings_load(name: str, rule: str, cap: int):
     reward = load_config(ROOT / "configs" / "rewards" / f"{name}.yaml").rewards

@@ -204,4 +204,4 @@ def test_a_run_from_before_the_guards_of_rewards_is_read_as_it_was_paid(write):
     assert of(load_config(write(old)).rewards) == ("any", "all", "cost")
     assert of(load_config(write(old), ["rewards.validity=news"]).rewards) == ("news", "all", "cost")
     assert of(load_config(write(whole)).rewards) == of(load_config(write("rewards: {anneal: 1}")).rewards)
-    assert of(load_config(write(whole)).rewards) == ("news", "found", "full")
+    assert of(load_config(write(whole)).rewards) == ("needed", "found", "full")
