@@ -39,13 +39,14 @@ from parl.shown.terminal import echo
 
 Report = Callable[[int, int, dict[str, float]], None]  # tokens done, tokens in all, metrics
 Check = Callable[
-    [Weights, Path], dict[str, float]
-]  # weights and a policy's folder with their tokenizer -> "score", ...
+    [Weights, Path, int], dict[str, float]
+]  # weights, a policy's folder with their tokenizer, tokens so far -> "score", ...
 
 _AHEAD = 3  # calls under way
 _POOL = 49_152  # tokens that are shuffled together
 _ENOUGH = 480  # demonstrations of which one has to fit
 _DEADLINE_S = 300.0
+_KEEP_S = 240.0  # between two states on disk: what a kill costs at most
 
 
 def run_sft(
@@ -177,12 +178,13 @@ def _train(
             metrics |= learner.text_step(batch, lr_scale=rate(state.tokens / sft.tokens))
             state.batches, state.tokens = state.batches + 1, before + sum(len(row.tokens) for row in batch)
             report(min(state.tokens, sft.tokens), sft.tokens, metrics)
-            over = state.tokens >= sft.tokens
-            if given and (over or state.tokens // sft.check_tokens > before // sft.check_tokens):
+            due = state.tokens >= sft.tokens or state.tokens // sft.check_tokens > before // sft.check_tokens
+            if given and (due or kept.age_s > _KEEP_S):
                 kept.save(learner, state)
-                if sft.enough is not None:
-                    metrics |= _checked(sft, start, learner, state, check)
-                    enough = metrics["score"] >= sft.enough
+            if given and due and sft.enough is not None:
+                metrics |= _checked(sft, start, learner, state, check)
+                kept.note(state)
+                enough = metrics["score"] >= sft.enough
         weights = learner.weights()
         learner.close()
         stop([worker])
@@ -221,7 +223,7 @@ def _checked(
     if check is None:
         raise ValueError("sft.enough needs a check")
     echo(f"cold start after {state.tokens / 1e3:.0f} k tokens: it runs freely on {sft.check_tasks} tasks of val")
-    found = check(merged(start.weights or {}, learner.weights()), start.vocabulary)
+    found = check(merged(start.weights or {}, learner.weights()), start.vocabulary, state.tokens)
     state.scores.append((state.tokens, found["score"]))
     said = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
     left = "" if found["score"] >= (sft.enough or 0) else f", {sft.enough} is enough"

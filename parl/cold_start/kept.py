@@ -1,9 +1,10 @@
-"""Where an interrupted cold start over given weights goes on: the learner's state at its last check, on disk."""
+"""Where an interrupted cold start over given weights goes on: the learner's newest state on disk."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,12 @@ class Kept:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._saved = time.monotonic()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the last :meth:`save`, or since this was made."""
+        return time.monotonic() - self._saved
 
     def resume(self, learner: LearnerGroup) -> State:
         """The kept state, which ``learner`` takes over; that of a beginning where there is none."""
@@ -40,10 +47,15 @@ class Kept:
     def save(self, learner: LearnerGroup, state: State) -> None:
         """Keep this one, and drop the one before. OSError: a full disk."""
         learner.save(self._folder, self._tag(state))
-        write_text(self._folder / _STATE, json.dumps(asdict(state)) + "\n")
+        self.note(state)
+        self._saved = time.monotonic()
         for old in self._folder.glob("batches-*"):
             if old.name != self._tag(state):
                 shutil.rmtree(old)
+
+    def note(self, state: State) -> None:
+        """Keep the scores of ``state``, whose learner is kept already."""
+        write_text(self._folder / _STATE, json.dumps(asdict(state)) + "\n")
 
     def drop(self) -> None:
         """Forget it."""

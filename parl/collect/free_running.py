@@ -11,28 +11,32 @@ from dataclasses import replace
 from pathlib import Path
 
 from model.decoder import Weights
+from parl.cold_start.shipped import Recipe, cold_start_folder
 from parl.collect.collector import Collector
 from parl.collect.pools import RolloutSide
 from parl.collect.tasks import run_tasks
 from parl.config.schema import Config
 from rewards.score import measure
 from rollouts.episode import EpisodeStatus
+from rollouts.store.store import EpisodeStore
 
 SPLIT = "val"
+CHECK = "check"  # the kind of the kept episodes
 
 
-def free_running(config: Config) -> Callable[[Weights, Path], dict[str, float]]:
-    """A check of weights and the tokenizer in a folder: one episode per task of ``sft.check_tasks`` in val.
+def free_running(config: Config) -> Callable[[Weights, Path, int], dict[str, float]]:
+    """A check of weights, and the tokenizer in a folder, after so many tokens: ``sft.check_tasks`` of val, one episode each.
 
     Returns the mean ``score``, 0 for what nothing scores, the share of ``malformed`` episodes, and the shares that
     ``spawned``: of tasks where it may pay, and of those whose oracle says it cannot (``spawned_in_vain``).
-    Sub-agents are the same policy; sampling is that of the evaluation.
+    Sub-agents are the same policy; sampling is that of the evaluation. The episodes are kept beside the cold start, in
+    HASH.checks, by thousands of tokens.
     """
     sft, evaluation = config.sft, config.eval
     asked = evaluation.model_copy(update={"split": SPLIT, "tasks": sft.check_tasks})
     alone = config.rollouts.model_copy(update={"subagent_pool": "co_trained", "subagent_policy": None})
 
-    def check(weights: Weights, tokenizer: Path) -> dict[str, float]:
+    def check(weights: Weights, tokenizer: Path, tokens: int) -> dict[str, float]:
         tasks = run_tasks(config.model_copy(update={"eval": asked})).held_out()
         side = replace(RolloutSide.of(config), rollouts=alone, adapters=False)
         collector = Collector(side, tokenizer, weights)
@@ -43,6 +47,8 @@ def free_running(config: Config) -> Callable[[Weights, Path], dict[str, float]]:
             )
         finally:
             collector.close()
+        kept = EpisodeStore(cold_start_folder(Recipe.of(config)).with_suffix(".checks"))
+        kept.write(tokens // 1000, episodes, policy_version=0, kind=CHECK)
         parts: dict[str, list[float]] = {"score": [], "malformed": [], "spawned": [], "spawned_in_vain": []}
         for episode in episodes:
             oracle = episode.task.oracle

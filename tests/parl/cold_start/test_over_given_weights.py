@@ -25,7 +25,7 @@ from parl.cold_start.conversations import Conversation, conversation_row, read_c
 from parl.cold_start.demos import Demonstrator
 from parl.cold_start.imitation import fine_tuning_rate, run_sft
 from parl.cold_start.rows import RecordedWorker
-from parl.cold_start.shipped import Recipe, cold_start_hash
+from parl.cold_start.shipped import Recipe, cold_start_folder, cold_start_hash
 from parl.collect.free_running import free_running
 from parl.config.load import load_config
 from parl.config.schema import Config
@@ -254,15 +254,15 @@ def test_a_killed_one_goes_on_and_ends_as_if_it_had_not_been(cold_start: Path, t
         (tmp_path / name).mkdir()
     seen: list[int] = []
 
-    def check(weights: Weights, tokenizer: Path) -> dict[str, float]:
+    def check(weights: Weights, tokenizer: Path, tokens: int) -> dict[str, float]:
         assert (tokenizer / "tokenizer.json").is_file()
-        seen.append(len(weights))
+        seen.append(tokens)
         return {"score": 0.1}
 
     whole = over(tiny_yaml, cold_start, tmp_path / "a", "sft.enough=0.9")
     folder = run_sft(whole, report=lambda *_: None, check=check)
     meta = json.loads((folder / "meta.json").read_text())
-    assert len(seen) == len(meta["scores"]) >= 3 and meta["tokens"] >= 5000
+    assert meta["scores"] == [[tokens, 0.1] for tokens in seen] and len(seen) >= 3 and meta["tokens"] >= 5000
     assert not list(folder.parent.glob("*.kept"))
 
     def killed(done: int, total: int, metrics: dict[str, float]) -> None:
@@ -275,6 +275,7 @@ def test_a_killed_one_goes_on_and_ends_as_if_it_had_not_been(cold_start: Path, t
     done: list[int] = []
     again = run_sft(part, report=lambda tokens, *_: done.append(tokens), check=check)
     assert min(done) > 1500  # it did not begin again
+    assert json.loads((again / "meta.json").read_text())["scores"] == meta["scores"]  # of before the kill too
     first, second, given = weights_of(folder), weights_of(again), weights_of(cold_start)
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name])
@@ -285,7 +286,7 @@ def test_a_killed_one_goes_on_and_ends_as_if_it_had_not_been(cold_start: Path, t
 def test_it_ends_when_it_is_enough_and_adapters_are_merged(cold_start: Path, tiny_yaml: Path, tmp_path: Path):
     more = ("sft.enough=0.5", "sft.lora={rank: 2}")
     config = over(tiny_yaml, cold_start, tmp_path, *more)
-    folder = run_sft(config, report=lambda *_: None, check=lambda weights, _: {"score": 0.5})
+    folder = run_sft(config, report=lambda *_: None, check=lambda *_: {"score": 0.5})
     meta = json.loads((folder / "meta.json").read_text())
     assert len(meta["scores"]) == 1 and meta["tokens"] < 5000
     first, given = weights_of(folder), weights_of(cold_start)
@@ -297,8 +298,10 @@ def test_it_ends_when_it_is_enough_and_adapters_are_merged(cold_start: Path, tin
 @pytest.mark.slow
 def test_a_free_run_is_scored_on_val(cold_start: Path, tiny_yaml: Path, tmp_path: Path):
     config = over(tiny_yaml, cold_start, tmp_path, "sft.enough=0.5", "sft.check_tasks=3")
-    found = free_running(config)(weights_of(cold_start), cold_start)
+    found = free_running(config)(weights_of(cold_start), cold_start, 5400)
     assert found.keys() >= {"score", "malformed"} and all(0 <= value <= 1 for value in found.values())
+    kept = EpisodeStore(cold_start_folder(Recipe.of(config)).with_suffix(".checks")).read(5, "check")
+    assert kept and len(kept[0]) == 3
 
 
 @pytest.mark.slow
@@ -316,7 +319,7 @@ def test_a_decoder_of_transformers_is_taught_as_its_preset_says(one_ray: None, t
     made = run_sft(
         config,
         report=lambda done, total, metrics: losses.append(metrics["loss"]),
-        check=lambda weights, tokenizer: {"score": next(scores)},
+        check=lambda *_: {"score": next(scores)},
     )
     meta = json.loads((made / "meta.json").read_text())
     assert [score for _, score in meta["scores"]] == [0.1, 0.9] and losses[-1] < losses[0]
