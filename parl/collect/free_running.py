@@ -25,7 +25,7 @@ CHECK = "check"  # the kind of the kept episodes
 
 
 def free_running(config: Config) -> Callable[[Weights, Path, int], dict[str, float]]:
-    """A check of weights, and the tokenizer in a folder, after so many tokens: ``sft.check_tasks`` of val, one episode each.
+    """A check of weights, and a folder's tokenizer, after so many tokens: ``sft.check_tasks`` of val, an episode each.
 
     Returns the mean ``score``, 0 for what nothing scores, the share of ``malformed`` episodes, and the shares that
     ``spawned``: of tasks where it may pay, and of those whose oracle says it cannot (``spawned_in_vain``).

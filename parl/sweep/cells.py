@@ -25,6 +25,8 @@ from parl.sweep.file import TRAINED, Choose, Overrides, Sweep
 COLD = "cold start"
 _SAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _BESIDES = (
+    "root",
+    "starter",
     "tracking",
     "trainer.ranks",
     "trainer.threads",

@@ -12,6 +12,7 @@ from parl.shown.terminal import echo
 from parl.sweep.cells import COLD, Cell, cells, cold_starts, differences, folder_of, trials
 from parl.sweep.estimate import Clock, from_earlier
 from parl.sweep.file import Overrides, Sweep, read_sweep
+from parl.sweep.kept import keep_cells, take_back
 from parl.sweep.processes import Processes
 from parl.sweep.results.aggregate import aggregate, load_done
 from parl.sweep.results.page import keep_results, write_results
@@ -33,7 +34,8 @@ def run_sweep(
     """Run what is missing of the sweep in ``file``, and write its results; returns the cells that failed.
 
     ``only``: these arms. ``report``: run nothing. ``again``: run cells anew whose configuration changed. ``keep``: a
-    folder for a copy of the results. UserError for mistakes with a fix.
+    folder for a copy of the results, from which finished cells that are not here are taken. UserError for mistakes with
+    a fix.
     """
     sweep = read_sweep(file)
     if wrong := [arm for arm in only if arm not in sweep.arms]:
@@ -46,6 +48,8 @@ def run_sweep(
         _write_report(sweep, folder, file, keep)
         return []
     with owning(folder.path, "a sweep", "wait for it, or take another name in the sweep's file"):
+        if keep:
+            _take_back(sweep, folder, keep)
         stages = _Stages(sweep, folder, only, again)
         failed = stages.run(jobs)
         if any(folder.outcome(cell) for cell in cells(sweep, stages.chosen)):
@@ -182,12 +186,22 @@ def _show_plan(sweep: Sweep, folder: Folder, only: Sequence[str]) -> None:
         echo("# no earlier run tells how long they take")
 
 
+def _take_back(sweep: Sweep, folder: Folder, kept: Path) -> None:
+    tried = trials(sweep)
+    found = take_back(folder, tried, kept)
+    found += take_back(folder, cells(sweep, choices(sweep, folder, tried)), kept)
+    if found:
+        echo(f"{len(found)} finished cells are taken from {kept}")
+
+
 def _write_report(sweep: Sweep, folder: Folder, file: Path, keep: Path | None) -> None:
-    every = cells(sweep, choices(sweep, folder, trials(sweep)))
+    tried = trials(sweep)
+    every = cells(sweep, choices(sweep, folder, tried))
     finished = [(cell, outcome) for cell in every if (outcome := folder.outcome(cell))]
     results = aggregate(sweep, load_done(finished), cells=len(every)) | {"chosen": chosen_table(sweep, folder)}
     page = write_results(results, folder.path)
     echo(f"{results['done']} of {results['cells']} cells; results: {folder.path / 'results.json'}, page: {page}")
     if keep:
         keep_results(folder.path, keep, file)
+        keep_cells(folder, [*tried, *every], keep)
         echo(f"kept in {keep}")

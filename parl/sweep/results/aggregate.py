@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from envs.base import TaskGroup
-from parl.config.runs import trained_steps
 from parl.episodes.groups import task_groups
 from parl.errors import UserError
 from parl.evaluate.measures import plain
@@ -177,8 +176,8 @@ def _difference(
 
 def _curves(own: Sequence[Done]) -> dict[str, list[list[float]]]:
     """By metric, ``[step, mean, lowest, highest]`` over an arm's runs, of steps that all have."""
-    trained = [one.cell.config.run_dir for one in own if one.cell.policy == TRAINED]
-    tables = [train_rows(folder / "metrics.jsonl") for folder in trained if trained_steps(folder / "policy")]
+    files = [one.cell.config.run_dir / "metrics.jsonl" for one in own if one.cell.policy == TRAINED]
+    tables = [train_rows(file) for file in files if file.is_file()]
     found: dict[str, list[list[float]]] = {}
     for name in CURVES:
         series = [{row["step"]: row[name] for row in rows if name in row} for rows in tables]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from parl.sweep import processes, run
 from parl.sweep.cells import cells, trials
 from parl.sweep.estimate import Clock, from_earlier
 from parl.sweep.file import read_sweep
+from parl.sweep.kept import keep_cells
 from parl.sweep.processes import excerpt
 from parl.sweep.run import choices, run_sweep
 from parl.sweep.state import Folder, Order, Outcome
@@ -222,3 +224,23 @@ def test_a_dry_run_prints_every_cell_and_writes_nothing(sweep: Path, capsys):
     assert "cold_start-sft.seed1 [to do]: only evaluates cold_start, sft.seed=1, rollouts.swarm=true" in told
     assert "8 cells in runs/mine: 4 train, 8 are to do" in told
     assert not os.path.exists("runs") and started() == []
+
+
+def test_kept_cells_are_taken_back_elsewhere_and_only_as_they_are_configured_now(sweep: Path, capsys):
+    folder = Folder(Path("runs/mine"))
+    for cell in cells(read_sweep(sweep), {})[:2]:
+        store = cell.config.run_dir / "evals" / "trained-1"
+        store.mkdir(parents=True)
+        (store / "trained-000000.parquet").write_bytes(b"episodes")
+        (cell.config.run_dir / "weights").write_bytes(b"heavy")
+        folder.report(cell.id, Outcome(key=cell.key, wall_s=9.0, store="evals/trained-1", label="trained"))
+    keep_cells(folder, cells(read_sweep(sweep), {}), Path("kept"))
+    first = cells(read_sweep(sweep), {})[0]
+    assert sorted(p.name for p in (Path("kept/cells") / first.id).iterdir()) == ["evals"]
+    shutil.rmtree("runs")
+    assert run_sweep(sweep, keep=Path("kept")) == []
+    assert "2 finished cells are taken from kept" in capsys.readouterr().out
+    assert first.id not in started() and first.config.run_dir.joinpath("evals/trained-1").is_dir()
+    shutil.rmtree("runs")
+    sweep.write_text(TEXT.replace("trainer.steps: 4", "trainer.steps: 5"))
+    assert run_sweep(sweep, keep=Path("kept")) == [] and first.id in started()  # of another configuration
