@@ -16,7 +16,8 @@ from parl.collect.collector import Collector
 from parl.collect.pools import RolloutSide
 from parl.collect.tasks import run_tasks
 from parl.config.schema import Config
-from rewards.score import measure
+from rewards.base import PERF
+from rewards.score import score_episode
 from rollouts.episode import EpisodeStatus
 from rollouts.store.store import EpisodeStore
 
@@ -47,13 +48,14 @@ def free_running(config: Config) -> Callable[[Weights, Path, int], dict[str, flo
             )
         finally:
             collector.close()
+        for episode in episodes:
+            score_episode(episode, config.rewards, config.rewards.held_out())
         kept = EpisodeStore(cold_start_folder(Recipe.of(config)).with_suffix(".checks"))
         kept.write(tokens // 1000, episodes, policy_version=0, kind=CHECK)
         parts: dict[str, list[float]] = {"score": [], "malformed": [], "spawned": [], "spawned_in_vain": []}
         for episode in episodes:
             oracle = episode.task.oracle
-            score = measure(episode)
-            parts["score"].append(score.value if score else 0.0)
+            parts["score"].append(episode.rewards.get(PERF, 0.0))
             parts["malformed"].append(episode.status is EpisodeStatus.MALFORMED)
             pays = oracle is None or oracle.width > 0
             parts["spawned" if pays else "spawned_in_vain"].append(bool(episode.subagents))
