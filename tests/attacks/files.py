@@ -261,7 +261,7 @@ def _quantized(given: Any, folder: Path) -> None:
 
 
 def _tokenizer() -> dict[str, Any]:
-    found = next((ROOT / "configs" / "starters").glob("*/tokenizer.json"))
+    found = min((ROOT / "configs" / "starters").glob("*/tokenizer.json"))
     return json.loads(found.read_text())
 
 

@@ -23,7 +23,7 @@ from rollouts.episode import EpisodeStatus
 from rollouts.swarm.settings import SwarmSettings
 
 ROOT = Path(__file__).parents[3]
-(STARTER,) = (ROOT / "configs/starters").iterdir()
+STARTER = min((ROOT / "configs/starters").iterdir())
 
 
 def test_a_question_is_an_episode_whose_tree_answer_and_cost_are_shown(tokenizer):
