@@ -139,17 +139,17 @@ def test_a_wheel_that_is_installed_elsewhere_brings_its_presets(tmp_path: Path):
         if (ROOT / name).is_file() and not name.startswith(("docs/", "tests/", "benchmarks/")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", str(source), "-w", str(tmp_path)], check=True)
+    subprocess.run([*pip, "wheel", "--no-deps", str(source), "-w", str(tmp_path)], check=True, env=environment)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     (wheel,) = tmp_path.glob("parl_swarm-*.whl")
     own = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([*pip, "--python", str(own), "install", "--no-deps", str(wheel)], check=True)
+    subprocess.run([*pip, "--python", str(own), "install", "--no-deps", str(wheel)], check=True, env=environment)
     (library,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (library / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
     def parl(*arguments: str) -> str:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [str(own.with_name("parl")), *arguments]
         done = subprocess.run(command, cwd=away, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
