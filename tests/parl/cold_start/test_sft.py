@@ -85,7 +85,8 @@ def test_the_shipped_starter_is_that_of_the_quickstart():
     weights, shape, tokenizer, meta = load_policy(folder, Kimi())
     assert meta["hash"] == folder.name and shape == config.model.shape and tokenizer.vocab_size <= shape.vocab_size
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6e6 and weights
-    assert [other.name for other in config.starter.iterdir()] == [folder.name]
+    seeds = [load_config(Path(__file__).parents[3] / "configs" / "quickstart.yaml", [f"sft.seed={i}"]) for i in (1, 2)]
+    assert {one.name for one in config.starter.iterdir()} == {cold_start_hash(Recipe.of(seed)) for seed in seeds}
 
 
 class Trained(Exception):

@@ -13,6 +13,7 @@ from test_report import EVIL, serial_episode, speaking_episode, swarm_episode
 from benchmarks.viewer import Browser, chromium
 from model.tokenizer.tokenizer import Tokenizer
 from parl.report import write_report
+from parl.report.page import _COLUMNS
 from rollouts.critical_path import critical_path
 from rollouts.store.store import EpisodeStore
 
@@ -210,7 +211,7 @@ def test_a_phone_shows_every_figure_of_the_verdict(tmp_path: Path) -> None:
     with Browser(chromium() or "", 390, 844, phone=True) as browser:
         browser.open(page)
         cells = "[...document.querySelectorAll('.verdict td')].map(cell => cell.getBoundingClientRect())"
-        assert browser.run(f"{cells}.length") == 16
+        assert browser.run(f"{cells}.length") == 2 * len(_COLUMNS)
         assert browser.run(f"{cells}.every(box => box.width > 0 && box.left >= 0 && box.right <= innerWidth)")
         labels = browser.run("[...document.querySelectorAll('.verdict td')].map(cell => cell.dataset.label)")
         assert labels.count("critical steps") == 2
