@@ -24,7 +24,8 @@ def sweep(
     report: Annotated[bool, typer.Option("--report", help="Only write results and figures of what is done.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Run cells anew whose configuration changed.")] = False,
     keep: Annotated[
-        Path | None, typer.Option("--keep", metavar="FOLDER", help="Also copy the results there, with their command.")
+        Path | None,
+        typer.Option("--keep", metavar="FOLDER", help="Copy what is finished there, and take from it what is not here."),
     ] = None,
 ) -> None:
     """Run a grid of variants and seeds, and compare them: tables, figures, one page. Resumable."""

@@ -250,7 +250,7 @@ PROCESSES = (
     Abuse(
         name="deaf to signals",
         code=("for s in range(1, 65):\n    tried(signal.signal, s, signal.SIG_IGN)\ntime.sleep(60)"),
-        deadline_s=1.5,
+        deadline_s=2.0,
         want=stopped("deadline"),
     ),
 )
