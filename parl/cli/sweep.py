@@ -25,7 +25,9 @@ def sweep(
     again: Annotated[bool, typer.Option("--again", help="Run cells anew whose configuration changed.")] = False,
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="FOLDER", help="Copy what is finished there, and take from it what is not here."),
+        typer.Option(
+            "--keep", metavar="FOLDER", help="Copy what is finished there, and take from it what is not here."
+        ),
     ] = None,
 ) -> None:
     """Run a grid of variants and seeds, and compare them: tables, figures, one page. Resumable."""
