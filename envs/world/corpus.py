@@ -14,6 +14,7 @@ from envs.world.wording import (
     ARCHIVE,
     answer_table,
     asking,
+    choice_query,
     conclusion,
     fact_line,
     hit_line,
@@ -97,11 +98,15 @@ def _dossier(rng: Random) -> str:
 
 
 def _chosen(rng: Random) -> str:
-    """A question about the group of one of several, or the line that names a group."""
+    """A question about the group of one of several, the query for it, or the line that names it."""
     names = _names(rng, 7)
     known, label = rng.sample(DOSSIERS["file"], 2)
-    what = f"{known} {rng.randint(10, 99)} among {numbered(names[:6])}"
-    return rng.choice((question("two_phase", "train", [label], what, rng), fact_line(names[0], "group", names[6])))
+    value = str(rng.randint(10, 99))
+    what = f"{known} {value} among {numbered(names[:6])}"
+    asked = question("two_phase", "train", [label], what, rng)
+    listed = [(item, str(rng.randint(10, 99))) for item in items(names[: rng.randint(1, 6)])]
+    query = json.dumps({"query": choice_query(listed)})
+    return rng.choice((asked, query, fact_line(names[0], "group", names[6])))
 
 
 def _hits(rng: Random) -> str:
@@ -134,6 +139,7 @@ def _calls(rng: Random) -> str:
                 "url": page_ids(1, rng)[0],
                 "pattern": "|".join((*_attributes(rng)[:1], *rng.choice(((), (), ("next",))))),
             },
+            {"url": hit_line(rng.choice(items(names)), page_ids(1, rng)[0])},
             {"agent": WORKER, "prompt": prompt},
             {"agent": WORKER, "prompt": prompt},
             CREATE[1],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from envs.world.knowledge import DOSSIER_OF
-from envs.world.wording import ARCHIVE, fact_line, read_fact, read_hits, read_hop, subject
+from envs.world.wording import ARCHIVE, fact_line, page_of, read_choice, read_fact, read_hits, read_hop, subject
 
 Call = tuple[str, dict[str, Any]]
 Turn = Sequence[tuple[str, dict[str, Any], str]]  # (tool, arguments, result text), in call order
@@ -39,18 +39,19 @@ class Notes:
     def of(cls, history: Sequence[Turn]) -> Notes:
         """The notes on ``history``."""
         notes = cls({}, {}, {}, {}, False)
-        for name, arguments, result in (entry for turn in history for entry in turn):
-            if name == "search":
+        for tool, arguments, result in (entry for turn in history for entry in turn):
+            if tool == "search":
                 notes.searches[arguments["query"]] = result
                 hop = read_hop(arguments["query"])
-                notes.searches.setdefault(hop[1] if hop else subject(arguments["query"]), result)
-            elif name == "open_page":
-                notes.pages[arguments["url"]] = result
-            elif name == "find_in_page":
-                notes.lines[arguments["url"], arguments["pattern"]] = result
-            elif name == "assign_task":
+                name = hop[1] if hop else read_choice(arguments["query"]) or subject(arguments["query"])
+                notes.searches.setdefault(name, result)
+            elif tool == "open_page":
+                notes.pages[page_of(arguments["url"])] = result
+            elif tool == "find_in_page":
+                notes.lines[page_of(arguments["url"]), arguments["pattern"]] = result
+            elif tool == "assign_task":
                 notes.returns[arguments["prompt"]] = result
-            elif name == "create_subagent":
+            elif tool == "create_subagent":
                 notes.created = True
         return notes
 

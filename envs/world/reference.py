@@ -17,7 +17,9 @@ from envs.world.wording import (
     NOT_FOUND,
     answer_table,
     asking,
+    choice_query,
     conclusion,
+    hit_line,
     hop_query,
     items,
     read_fact,
@@ -42,10 +44,14 @@ class ReferencePolicy:
     ``rollouts.budget.direct_calls`` allows it). ``parallel``: independent rows by sub-agents at once, all
     else serial (so it meets ``Task.oracle.parallel_steps``). ``partial``: some rows by sub-agents, the rest
     itself. ``wrong``: spawns where it does not pay, for one row, or for each hop of a chain in turn.
+
+    ``named``: parallel calls say whose page they open (``3. Karona: p4217``). That costs about five tokens a call, and
+    a small policy needs the number to know which row comes next.
     """
 
     style: Style
     seed: int = 0
+    named: bool = False
 
     def act(self, task: Task, history: Sequence[Turn]) -> Action:
         """The next turn: tool calls, or the final answer. ValueError for a task without a plan."""
@@ -101,7 +107,7 @@ class ReferencePolicy:
             if any(read_fact(source, a) is None for a in attributes):  # not delegated, or not returned
                 call, source = notes.towards(name, attributes, query=asked[name])
                 if call is not None:
-                    missing.append(call)
+                    missing.append(_named(call, item[name]) if self.named and self.style == "direct" else call)
                     if self.style != "direct":
                         return missing, []
             rows.append([item[name], *(read_fact(source, a) or "" for a in attributes)])
@@ -114,10 +120,11 @@ class ReferencePolicy:
         action, rows = self._gather(task, notes, names, [known])
         if action:
             return action
-        chosen = next((item for item, value in rows if value == wanted), None)
-        if chosen is None:
+        at = next((i for i, (_, value) in enumerate(rows) if value == wanted), None)
+        if at is None:
             return answer_table(("name", *attributes), [])
-        call, found = notes.towards(subject(chosen), ["group"], query=asking(["group"], chosen))
+        query = choice_query([(item, value) for item, value in rows[: at + 1]])
+        call, found = notes.towards(subject(rows[at][0]), ["group"], query=query)
         if call is not None:
             return [call]
         return self._members(task, notes, attributes, read_fact(found, "group") or "")
@@ -171,6 +178,12 @@ class ReferencePolicy:
                 return None, notes.returns[prompt]
         call, found = notes.towards(name, labels, query=query)
         return ([call], "") if call is not None else (None, found)
+
+
+def _named(call: Call, item: str) -> Call:
+    """``call``, with the item whose page it opens."""
+    tool, arguments = call
+    return (tool, {**arguments, "url": hit_line(item, arguments["url"])}) if "url" in arguments else call
 
 
 def subagent_act(prompt: str, history: Sequence[Turn]) -> Action:

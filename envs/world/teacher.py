@@ -30,11 +30,24 @@ from envs.world.reference import CREATE, WORKER, ReferencePolicy, subagent_act
 from envs.world.site.documents import page_ids
 from envs.world.site.pictures import picture_act, picture_texts
 from envs.world.tasks import TaskStream
-from envs.world.wording import answer_table, asking, fact_line, hit_line, hop_query, numbered, path_words, question
+from envs.world.wording import (
+    ARCHIVE,
+    answer_table,
+    asking,
+    choice_query,
+    fact_line,
+    hit_line,
+    hop_query,
+    items,
+    numbered,
+    path_words,
+    question,
+)
 
 Style = Literal["serial", "direct", "parallel", "partial", "wrong"]
 FORMS = ("table", "assign", "search")  # what goes through a list, equally often
-_DEEP_FORMS = (*FORMS, "links", "links", "links", "choice", "hops", "hops")
+_DEEP_FORMS = (*FORMS, *["links", "choice"] * 3, "again", "hops", "hops")
+_LINKED = 8  # rows of a drill in links
 _CALLS = (  # recurring parts of a call that should cost one or two tokens
     {"query": ""},
     {"url": ""},
@@ -87,7 +100,7 @@ class WorldTeacher:
         style = draw_style(task, rng, parallel=parallel, wrong=wrong)
         if style == "serial" and self.config.direct and rng.random() < self.config.direct:
             style = "direct"
-        policy = ReferencePolicy(style=style, seed=rng.randrange(2**31))
+        policy = ReferencePolicy(style=style, seed=rng.randrange(2**31), named=True)
         # a demonstration without any spawning also teaches the single agent's tool list
         spawning = style not in ("serial", "direct") or rng.random() < 0.6
         act = partial(_see, task) if task.family == PICTURE else partial(_act, policy, task)
@@ -129,6 +142,8 @@ def agenda_parts(rng: Random, count: int, longest: int, form: str) -> list[Part]
         return parts + _links(rng, rows, label)
     if form == "choice":
         return _choice(rng, count)
+    if form == "again":
+        return _again(rng, count)
     if form == "hops":
         return _hops(rng)
     if form == "table":
@@ -144,23 +159,40 @@ def agenda_parts(rng: Random, count: int, longest: int, form: str) -> list[Part]
 
 
 def _links(rng: Random, rows: list[tuple[str, str, str]], label: str) -> list[Part]:
-    """Results that name a page for each row, and the calls that open or search these pages, in the same order."""
-    kind = rng.choice(list(DOSSIERS))
-    letter, index = rng.choice(("p", kind[0])), rng.randrange(24)
-    pages = page_ids(len(rows), rng, letter)
-    found = [
-        hit_line(name, p) if letter == "p" else fact_line(name, kind, p)
-        for (_, name, _), p in zip(rows, pages, strict=True)
-    ]
-    tool = "search" if letter == "p" else "find_in_page"
-    results = [(index + i, tool, line) for i, line in enumerate(found)]
-    after = index + len(rows)
-    if letter == "s":
-        calls = [(after + i, "open_page", {"url": page}) for i, page in enumerate(pages)]
-    else:
-        pattern = rng.choice((label, f"{label}|{kind}"))
-        calls = [(after + i, "find_in_page", {"url": page, "pattern": pattern}) for i, page in enumerate(pages)]
-    return [Part(results=results), Part(calls=calls, wanted=[page[1:] for page in pages])]
+    """Results that name a page for each row, and the calls that open or search these pages, in the same order.
+
+    Profiles come with outdated pages; files and scans after the profiles that link to them, and beside rows whose fact
+    is known already.
+    """
+    kind, index = rng.choice(list(DOSSIERS)), rng.randrange(12)
+    rows = rows[:_LINKED]
+    profiles = dict(zip(rows, page_ids(len(rows), rng), strict=True))
+    found = []
+    for row in rows:
+        hits = [hit_line(row[1], profiles[row])]
+        if rng.random() < 0.5:
+            hits.insert(rng.randrange(2), hit_line(row[1] + ARCHIVE, page_ids(1, rng)[0]))
+        found.append("\n".join(hits))
+    parts = [Part(results=[(index + i, "search", text) for i, text in enumerate(found)])]
+    index += len(rows)
+    if rng.random() < 0.5:
+        return [*parts, _opened(profiles, "find_in_page", rng.choice((label, f"{label}|{kind}")), index)]
+    opened = _opened(profiles, "find_in_page", f"{label}|{kind}", index)
+    linked = dict(zip(rows, page_ids(len(rows), rng, kind[0]), strict=True))
+    known = set(rows) if len(rows) > 1 and rng.random() < 0.5 else set()
+    known = {row for row in known if rng.random() < 0.3} - {rng.choice(rows)}
+    lines = [fact_line(row[1], label, row[2]) if row in known else fact_line(row[1], kind, linked[row]) for row in rows]
+    parts += [opened, Part(results=[(index + i, "find_in_page", line) for i, line in enumerate(lines)])]
+    left = {row: page for row, page in linked.items() if row not in known}
+    tool, pattern = ("open_page", None) if kind == "scan" else ("find_in_page", f"{label}|{kind}")
+    return [*parts, _opened(left, tool, pattern, index + len(rows))]
+
+
+def _opened(pages: dict[tuple[str, str, str], str], tool: str, pattern: str | None, index: int) -> Part:
+    """One turn that opens, or searches, each row's page."""
+    urls = [hit_line(item, page) for (item, _, _), page in pages.items()]
+    rest = {} if pattern is None else {"pattern": pattern}
+    return Part(calls=[(index + i, tool, {"url": url, **rest}) for i, url in enumerate(urls)], wanted=urls)
 
 
 def _choice(rng: Random, count: int) -> list[Part]:
@@ -171,11 +203,32 @@ def _choice(rng: Random, count: int) -> list[Part]:
     chosen, index = rng.randrange(len(names)), rng.randrange(12)
     what = f"{known} {values[chosen]} among {numbered(names)}"
     facts = [fact_line(name, known, value) for name, value in zip(names, values, strict=True)]
-    results = [(index + i, "assign_task", fact) for i, fact in enumerate(facts)]
-    item = f"{chosen + 1}. {names[chosen]}"
-    call = (index + len(names), "search", {"query": asking(["group"], item)})
-    question_ = question("two_phase", "train", [label], what, rng)
-    return [Part(said=question_), Part(results=results), Part(calls=[call], wanted=[item])]
+    query = choice_query(list(zip(items(names), values, strict=True))[: chosen + 1])
+    call = (index + len(names), "search", {"query": query})
+    return [
+        Part(said=question("two_phase", "train", [label], what, rng)),
+        Part(results=[(index + i, "assign_task", fact) for i, fact in enumerate(facts)]),
+        Part(calls=[call], wanted=[f'{query}"}}']),
+    ]
+
+
+def _again(rng: Random, count: int) -> list[Part]:
+    """Facts of several names, then other facts of some of these and of others, and the table of the second."""
+    names = rng.sample(names_of_split("train"), 2 * min(count, 6))
+    known, label = rng.sample(DOSSIERS["file"], 2)
+    first = names[: len(names) // 2]
+    listed = rng.sample(names, len(first))
+    values = {name: str(rng.randint(10, 99)) for name in listed}
+    index = rng.randrange(12)
+    told = [fact_line(name, known, str(rng.randint(10, 99))) for name in first]
+    asked = [fact_line(name, label, values[name]) for name in listed]
+    rows = [(item, values[name]) for item, name in zip(items(listed), listed, strict=True)]
+    return [
+        Part(results=[(index + i, "assign_task", fact) for i, fact in enumerate(told)]),
+        Part(said=question("wide", "train", [label], numbered(listed), rng)),
+        Part(results=[(index + len(told) + i, "assign_task", fact) for i, fact in enumerate(asked)]),
+        Part(said=answer_table(("name", label), rows), wanted=[f"{item} | {value}" for item, value in rows]),
+    ]
 
 
 def _hops(rng: Random) -> list[Part]:

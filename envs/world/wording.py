@@ -114,6 +114,13 @@ def hit_line(title: str, page_id: str) -> str:
     return f"{title}: {page_id}"
 
 
+def page_of(url: str) -> str:
+    """The page id in ``p4217``, or in a whole hit, ``Karona: p4217`` or ``3. Karona: p4217``: so a call may say whose
+    page it opens.
+    """
+    return url.strip().rpartition(": ")[2]
+
+
 def read_hits(text: str) -> list[tuple[str, str]]:
     """(title, page id) of every line of a search result, best first; empty for ``no results`` and errors."""
     pairs = (line.rpartition(": ") for line in text.splitlines())
@@ -134,6 +141,21 @@ def read_hop(query: str) -> tuple[str, str] | None:
     """(label, name) of :func:`hop_query`; None for another text."""
     found = re.fullmatch(r"[0-9]+\. (\w+) of (.+)", query)
     return (found[1], found[2]) if found else None
+
+
+def choice_query(seen: Sequence[tuple[str, str]]) -> str:
+    """The query for the group of a candidate that is chosen by its value: ``group, 1. Karona 47, 2. Belmo 73``.
+
+    ``seen``: items and values up to the one that has the value asked for. Going through them, a small policy only has to
+    see that the value it just wrote is that of the question; it did not learn to find a name by the value behind it.
+    """
+    return f"group, {', '.join(f'{item} {value}' for item, value in seen)}"
+
+
+def read_choice(query: str) -> str | None:
+    """The name that :func:`choice_query` ends with; None for another text."""
+    found = re.fullmatch(r"group, (?:.*, )?[0-9]+\. (.+) \S+", query)
+    return found[1] if found else None
 
 
 def conclusion(fact: str, value: str) -> str:

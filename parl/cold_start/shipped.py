@@ -13,7 +13,7 @@ from parl.config.mistakes import leaves
 from parl.config.schema import TEACHER, Config, EnvsFields, PolicyFields, SftConfig, TokenizerConfig
 from rollouts.config import RolloutsConfig
 
-VERSION = 10  # part of the hash: raised when the demonstrations or the recipe change in code
+VERSION = 11  # part of the hash: raised when the demonstrations or the recipe change in code
 WEIGHTS = "model.safetensors"
 _SHOWN = 4  # differences that are named
 _MINUTES = 26 / 10e6  # of a token: the default shape on two busy cores (docs/quickstart.md)

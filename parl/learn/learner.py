@@ -27,7 +27,7 @@ from parl.learn.batch import HOST, Batch, TextRow, lay, micro_batches
 from parl.learn.config import NOT_PARALLEL, Device, OptimizerConfig, ParallelConfig, settled
 from parl.learn.objective.base import Objective
 from parl.learn.objective.loss import check_rows
-from parl.learn.process import free_port, give_back, prepare_process
+from parl.learn.process import FreedMemory, free_port, prepare_process
 from parl.learn.qk_clip import QKClip
 from parl.learn.route_replay import RouteWatch, check_routes
 from parl.learn.rows import Row
@@ -86,8 +86,9 @@ class Learner(Apart, Beating):
         self._beneath = {n for n, p in self.model.named_parameters() if lora and not p.requires_grad}
         self.model.recompute = parallel.recompute
         self._lr = {True: optimizer.muon_lr, False: optimizer.lr}
+        self._freed = FreedMemory(sum(p.nbytes for p in self.model.parameters()))
         self._shards = Shards(self.model, optimizer, parallel, ranks=ranks, device=self.device)
-        give_back()  # DeepSpeed's copies
+        self._freed.give_back()  # DeepSpeed's copies
         self.engine, self.optimizer = self._shards.engine, self._shards.optimizer
         self._lockstep = ranks > 1 and self._shards.shared  # ranks communicate in every pass, not only at its end
         self.model.train()
@@ -244,10 +245,10 @@ class Learner(Apart, Beating):
         return tokens_BT, torch.zeros_like(tokens_BT, dtype=torch.bool)
 
     def _update(self) -> dict[str, float]:
-        give_back()  # of the passes, before the update needs its own
+        self._freed.give_back()  # of the passes, before the update needs its own
         norm = self._shards.step()
         self.model.weights_changed()
-        give_back()
+        self._freed.give_back()
         if not np.isfinite(norm):
             if self._qk_clip:
                 self._qk_clip.forget()

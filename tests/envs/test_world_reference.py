@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from world_helpers import call, only, play, right
 
 from envs.world.config import DEEP, FAMILIES
 from envs.world.environment import WorldEnvironment
-from envs.world.reference import ReferencePolicy, subagent_act
+from envs.world.reference import ReferencePolicy, pick_hit, subagent_act
 from envs.world.tasks import generate_tasks
+from envs.world.wording import choice_query, read_choice, subject
 
 COUNT = 60
 
@@ -54,6 +57,36 @@ async def test_direct_policy_asks_for_independent_rows_in_one_turn(family):
             assert played.critical_steps == task.oracle.direct_steps
         elif family != "list":
             assert played.critical_steps == task.oracle.serial_steps
+
+
+@pytest.mark.parametrize("family", ["wide", "deep", "long", "two_phase"])
+async def test_a_parallel_call_may_say_whose_page_it_opens(family):
+    async for task, policy, played in _played(family, "direct", count=12):
+        environment = WorldEnvironment(only(family))
+        named = await play(ReferencePolicy("direct", policy.seed, named=True), task, await environment.open(task))
+        assert named.answer == played.answer and named.critical_steps == played.critical_steps
+        for told, plain in zip(named.history, played.history, strict=True):
+            assert [text for _, _, text in told] == [text for _, _, text in plain]
+            several = [arguments["url"] for _, arguments, _ in told if len(told) > 1 and "url" in arguments]
+            assert all(re.fullmatch(r"[0-9]+\. \w+: [pfs][0-9]+", url) for url in several)
+            assert all(
+                subject(url.partition(": ")[0]) in text for url, (_, _, text) in zip(several, told, strict=False)
+            )
+        await environment.close()
+
+
+async def test_the_query_for_a_chosen_candidate_finds_its_profile():
+    environment = WorldEnvironment(only("two_phase"))
+    task = environment.task_stream("train", 0)[0]
+    session = await environment.open(task)
+    names = list(environment.world.knowledge("train").entities)
+    for number, name in enumerate(names, 10):
+        seen = [(f"{i}. {names[-i]}", str(90 + i)) for i in range(1, number % 5 + 1)]
+        query = choice_query([*seen, (f"{len(seen) + 1}. {name}", str(number % 90))])
+        assert read_choice(query) == name
+        found = [await call(session, "search", query=asked) for asked in (query, name)]
+        assert pick_hit(name, found[0]) == pick_hit(name, found[1])
+    assert read_choice("mass, 3. Karona") is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

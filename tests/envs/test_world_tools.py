@@ -57,6 +57,18 @@ async def test_an_alias_leads_to_the_profile(world):
     assert f"alias | {entity.name} | {entity.alias}" in await call(session, "open_page", url=hits[0][1])
 
 
+async def test_a_page_is_opened_by_its_id_or_by_the_hit_that_names_it(world):
+    _, session, knowledge = world
+    name = next(iter(knowledge.entities))
+    page = read_hits(await call(session, "search", query=name))[0][1]
+    text = await call(session, "open_page", url=page)
+    for url in (f"{name}: {page}", f"3. {name}: {page}", f"  {page} ", f"a: b: {page}"):
+        assert await call(session, "open_page", url=url) == text
+        assert await call(session, "find_in_page", url=url, pattern=name) == text
+    for url in (name, f"3. {name}", f"{page}: {name}", f"{name}:{page}", ""):
+        assert await call(session, "open_page", url=url) == "error: not found"
+
+
 async def test_pages_state_one_fact_a_line_with_the_name_on_it(world):
     _, session, knowledge = world
     entity = next(e for e in knowledge.entities.values() if e.next is None and e.alias is None)

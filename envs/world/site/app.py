@@ -18,7 +18,7 @@ from starlette.routing import Route
 from envs.base import ErrorKind, ToolSpec
 from envs.world.site.index import PageIndex
 from envs.world.site.pictures import OPEN_PICTURE, encoded
-from envs.world.wording import NOT_FOUND
+from envs.world.wording import NOT_FOUND, page_of
 
 _STATUS = {None: 200, ErrorKind.NOT_FOUND: 404, ErrorKind.UNKNOWN_TOOL: 404, ErrorKind.BAD_ARGS: 422}
 Answer = tuple[str, ErrorKind | None]
@@ -88,7 +88,7 @@ def _arguments(body: bytes, spec: ToolSpec) -> dict[str, str] | str:
 def _run(index: PageIndex, tool: str, arguments: dict[str, str], search_results: int) -> Answer:
     if tool == "search":
         return index.search(arguments["query"], search_results), None
-    url = arguments["url"].strip()
+    url = page_of(arguments["url"])
     text = index.page(url) if tool == "open_page" else index.found_in(url, arguments["pattern"])
     return (f"error: {NOT_FOUND}", ErrorKind.NOT_FOUND) if text is None else (text, None)
 
