@@ -146,8 +146,8 @@ def read_hop(query: str) -> tuple[str, str] | None:
 def choice_query(seen: Sequence[tuple[str, str]]) -> str:
     """The query for the group of a candidate that is chosen by its value: ``group, 1. Karona 47, 2. Belmo 73``.
 
-    ``seen``: items and values up to the one that has the value asked for. Going through them, a small policy only has to
-    see that the value it just wrote is that of the question; it did not learn to find a name by the value behind it.
+    ``seen``: items and values up to the one that has the value asked for. Going through them, a small policy only has
+    to see that the value it just wrote is that of the question; it did not learn to find a name by the value behind it.
     """
     return f"group, {', '.join(f'{item} {value}' for item, value in seen)}"
 
