@@ -75,8 +75,9 @@ class FreedMemory:
     """
 
     def __init__(self, weights: int) -> None:
-        self._kept = weights <= _SMALL and _MALLOPT is not None
-        if self._kept:
+        self._kept = False
+        if weights <= _SMALL and _MALLOPT is not None:
+            self._kept = True
             _MALLOPT(_M_MMAP_THRESHOLD, 2**30)
             _MALLOPT(_M_TRIM_THRESHOLD, 2**30)
             _MALLOPT(_M_TOP_PAD, 2**26)
